@@ -1,0 +1,49 @@
+"""Channels for Django on nothing but the site's own database.
+
+A *consumer* takes one message from a named *channel* and sends any number of messages to others. The names
+below are all that a site needs; everything else is machinery.
+
+``Channel``
+    ``Channel("thumbnails").send({"id": 7})`` puts a message on a channel.
+``Group``
+    ``Group("room-1").send({"text": "hi"})`` sends one message to every channel that was added.
+``Message``
+    What a consumer is given: the fields of the message, its channel, and the channel to reply on.
+``consumer``, ``route``, ``include``
+    Say which function consumes which messages: as a decorator in ``consumers.py``, or in a routing module.
+``channel_layers``
+    The configured layers by alias, ``channel_layers["default"]``, for code that wants the layer itself.
+"""
+
+from dbchannels.channel import Channel, Group
+from dbchannels.exceptions import (
+    ChannelFull,
+    DBChannelsError,
+    DenyConnection,
+    InvalidMessage,
+    InvalidName,
+    LayerUnavailable,
+    MessageTooLarge,
+)
+from dbchannels.layers import channel_layers
+from dbchannels.message import Message
+from dbchannels.routing import consumer, include, route
+
+__all__ = [
+    "Channel",
+    "ChannelFull",
+    "DBChannelsError",
+    "DenyConnection",
+    "Group",
+    "InvalidMessage",
+    "InvalidName",
+    "LayerUnavailable",
+    "Message",
+    "MessageTooLarge",
+    "channel_layers",
+    "consumer",
+    "include",
+    "route",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,99 @@
+"""``Channel`` and ``Group``: what a site's code sends to."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from dbchannels import names
+from dbchannels.exceptions import InvalidMessage
+from dbchannels.layers import channel_layers
+from dbchannels.layers.base import BaseLayer
+
+Fields = dict[str, Any]
+
+
+class Channel:
+    """A named channel. Sending is an INSERT in the caller's transaction: seen at commit, never after a rollback.
+
+    ``delay`` (a timedelta, or seconds) makes what is sent due later, on the site's own channels.
+    ``immediately`` writes at once where a consumer's sends otherwise wait for its end. Raises InvalidName.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        delay: timedelta | float = 0,
+        immediately: bool = False,
+        layer: str = "default",
+    ) -> None:
+        self.name = names.check_channel_name(name)
+        self._delay = delay
+        self._immediately = immediately
+        self._layer = layer
+
+    def send(self, message: Fields | None = None, /, **fields: Any) -> None:
+        """Send one message: ``send({"text": "hi"})``, or its fields as keywords, ``send(content="hi")``.
+
+        Raises InvalidMessage, MessageTooLarge or ChannelFull, and then nothing was sent.
+        """
+        content = _fields(message, fields)
+        _layer(self._layer).send(self.name, content, delay=self._delay, immediately=self._immediately)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"Channel({self.name!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Channel) and (self.name, self._layer) == (other.name, other._layer)
+
+    def __hash__(self) -> int:
+        return hash((self.name, self._layer))
+
+
+class Group:
+    """A named set of channels; what is sent to it goes to each that is in it when ``send`` is called.
+
+    The channel of a connection leaves all its groups when the connection ends. Raises InvalidName.
+    """
+
+    def __init__(self, name: str, *, layer: str = "default") -> None:
+        self.name = names.check_group_name(name)
+        self._layer = layer
+
+    def add(self, channel: Channel | str) -> None:
+        """Put a channel in; once, however often it is added."""
+        _layer(self._layer).group_add(self.name, str(channel))
+
+    def discard(self, channel: Channel | str) -> None:
+        """Take a channel out; no error when it is not in there."""
+        _layer(self._layer).group_discard(self.name, str(channel))
+
+    def send(self, message: Fields | None = None, /, **fields: Any) -> None:
+        """Send one message to every channel; one that is full goes without. Raises as Channel.send, never Full."""
+        _layer(self._layer).send_group(self.name, _fields(message, fields))
+
+    def channels(self) -> list[str]:
+        """Return the names of the channels in the group."""
+        return _layer(self._layer).group_channels(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+    def __repr__(self) -> str:
+        return f"Group({self.name!r})"
+
+
+def _layer(alias: str) -> BaseLayer:
+    return channel_layers[alias]
+
+
+def _fields(message: Fields | None, fields: Fields) -> Fields:
+    if message is None:
+        return fields
+    if fields:
+        raise InvalidMessage("Send a dict or keywords, not both: send({...}) or send(text=...).")
+    return message

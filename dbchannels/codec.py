@@ -1,0 +1,104 @@
+"""Messages as bytes: msgpack, checked on the way in.
+
+msgpack carries what the contract asks for (NUL in text, NaN, four-byte characters, bytes beside text) where
+PostgreSQL's ``text`` and ``jsonb`` refuse some of it, and it never runs code when it is read, as pickle does.
+See https://github.com/msgpack/msgpack/blob/master/spec.md for the format.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgpack
+
+from dbchannels.exceptions import InvalidMessage, MessageTooLarge
+
+MAX_DEPTH = 64
+_INT64 = range(-(2**63), 2**63)
+
+
+def encode(message: object, limit: int | None = None) -> bytes:
+    """Encode a message: a dict with str keys; values bytes, str, int, float, bool, None, lists and dicts.
+
+    A tuple counts as a list. Raises InvalidMessage for anything else, MessageTooLarge beyond ``limit`` bytes.
+    """
+    if not isinstance(message, dict):
+        raise InvalidMessage(f"A message is a dict, not {_kind(message)}: send {{'value': ...}} instead.")
+    _check(message, "message", MAX_DEPTH)
+    return _sized(_pack(message), limit)
+
+
+def encode_trusted(message: dict[str, Any]) -> bytes:
+    """Encode a message that dbchannels made itself, without looking at each value (the server's hot path)."""
+    return _pack(message)
+
+
+def decode(payload: bytes | memoryview) -> dict[str, Any]:
+    """Decode what ``encode`` made."""
+    # The limit of 64 levels is the encoder's; the decoder of msgpack has one of its own, 1,024.
+    return msgpack.unpackb(payload, raw=False, strict_map_key=True)  # type: ignore[no-any-return]
+
+
+def _pack(message: dict[str, Any]) -> bytes:
+    return msgpack.packb(message, use_bin_type=True)  # type: ignore[no-any-return]
+
+
+def _sized(payload: bytes, limit: int | None) -> bytes:
+    if limit is not None and len(payload) > limit:
+        raise MessageTooLarge(len(payload), limit)
+    return payload
+
+
+def _check(value: object, where: str, depth: int) -> None:
+    if value is None or isinstance(value, (bool, float, bytes)):
+        return
+    if isinstance(value, str):
+        _check_text(value, where)
+    elif isinstance(value, int):
+        if value not in _INT64:
+            raise InvalidMessage(f"{where} is beyond 64 bits with a sign: send it as a str.")
+    elif isinstance(value, (list, tuple, dict)):
+        if depth == 0:
+            raise InvalidMessage(f"{where} is nested deeper than {MAX_DEPTH} levels: send it flatter.")
+        _check_items(value, where, depth - 1)
+    else:
+        raise InvalidMessage(f"{where} holds {_kind(value)}{_advice(value)}")
+
+
+def _check_items(value: list[Any] | tuple[Any, ...] | dict[Any, Any], where: str, depth: int) -> None:
+    if not isinstance(value, dict):
+        for index, item in enumerate(value):
+            _check(item, f"{where}[{index}]", depth)
+        return
+    for key, item in value.items():
+        if not isinstance(key, str):
+            raise InvalidMessage(f"A key of {where} is {_kind(key)}: keys are str, so send str({key!r:.40}).")
+        _check_text(key, f"A key of {where}")
+        _check(item, f"{where}[{key!a:.40}]", depth)
+
+
+def _check_text(text: str, where: str) -> None:
+    if text.isascii():
+        return
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidMessage(
+            f"{where} holds half of a surrogate pair, which UTF-8 has no bytes for: send whole characters, or "
+            "the raw data as bytes."
+        ) from None
+
+
+def _kind(value: object) -> str:
+    name = type(value).__name__
+    return ("an " if name[:1].lower() in "aeiou" else "a ") + name
+
+
+def _advice(value: object) -> str:
+    if isinstance(value, (set, frozenset)):
+        return ": send sorted(...) or list(...) instead."
+    if hasattr(value, "pk"):
+        return ": send its primary key and load it in the consumer."
+    if hasattr(value, "isoformat"):
+        return ": send its isoformat() instead."
+    return ": send bytes, str, int, float, bool, None, lists or dicts of these, for example str(...)."

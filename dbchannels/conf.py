@@ -1,0 +1,94 @@
+"""The DBCHANNELS setting: its shape, its defaults, and what is said of a wrong one.
+
+None is needed. The whole of it, with the defaults::
+
+    DBCHANNELS = {
+        "default": {
+            "BACKEND": None,        # by the database: the PostgreSQL layer, or the polling one for any other
+            "DATABASE": "default",  # an alias of DATABASES
+            "ROUTING": None,        # a module with `routes`, or the dotted name of a list
+            "OPTIONS": {},          # see OPTIONS below
+        },
+    }
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any, NamedTuple
+
+from django.conf import settings
+
+from dbchannels.exceptions import InvalidConfiguration
+
+SHORT_BACKENDS = {
+    "postgresql": "dbchannels.layers.postgresql.PostgreSQLLayer",
+    "database": "dbchannels.layers.database.DatabaseLayer",
+    "memory": "dbchannels.layers.memory.MemoryLayer",
+}
+
+#: The options of a layer and their defaults; times are seconds, sizes bytes.
+OPTIONS: dict[str, Any] = {
+    "expiry": 60.0,  # an unread protocol message is dropped after this
+    "group_expiry": 86_400.0,  # a membership without a live server ends this long after the last add
+    "capacity": 10_000,  # unread messages a protocol channel may hold; None: no limit
+    "channel_capacity": {},  # {"http.request": 200, "reports.*": 1000}: by name or pattern, first match wins
+    "max_message_size": 1_048_576,  # of one encoded message
+    "poll_interval": None,  # how often a reader looks without being woken: 1 s with wakeups, 0.05 s without
+    "wakeups": True,  # PostgreSQL: NOTIFY the readers; False leaves it to the poll
+    "lease": 15.0,  # a process that has not renewed its lease for so long, and holds no lock, is dead
+    "retries": 5,  # attempts of a durable message after the first, before it becomes a dead letter
+}
+_KEYS: dict[str, Any] = {"BACKEND": None, "DATABASE": "default", "ROUTING": None, "OPTIONS": {}}
+
+
+class LayerSettings(NamedTuple):
+    """One entry of DBCHANNELS, every default filled in."""
+
+    alias: str
+    backend: str | None
+    database: str
+    routing: Any
+    options: dict[str, Any]
+
+
+def problems() -> list[str]:
+    """Return one sentence for each thing in the DBCHANNELS setting that cannot be meant."""
+    configured = getattr(settings, "DBCHANNELS", {})
+    if not isinstance(configured, dict) or not all(isinstance(one, dict) for one in configured.values()):
+        return ["DBCHANNELS is a dict of dicts, {'default': {...}}, in the manner of CACHES."]
+    found = []
+    for alias, entry in configured.items():
+        found += _unknown(entry, _KEYS, f"DBCHANNELS[{alias!r}]")
+        options = entry.get("OPTIONS", {})
+        if not entry.get("BACKEND") or entry["BACKEND"] in SHORT_BACKENDS:
+            found += _unknown(options, OPTIONS, f"DBCHANNELS[{alias!r}]['OPTIONS']")
+        database = entry.get("DATABASE", "default")
+        if database not in settings.DATABASES:
+            found.append(
+                f"DBCHANNELS[{alias!r}]['DATABASE'] names {database!r}, which DATABASES does not hold: "
+                "name one of its aliases."
+            )
+    return found
+
+
+def layer_settings(alias: str = "default") -> LayerSettings:
+    """Return the settings of one layer; raises InvalidConfiguration with the first problem's sentence."""
+    for sentence in problems():
+        raise InvalidConfiguration(sentence)
+    configured = getattr(settings, "DBCHANNELS", {})
+    if alias not in configured and alias != "default":
+        raise InvalidConfiguration(f"DBCHANNELS has no layer {alias!r}: add it, or use 'default'.")
+    entry = {**_KEYS, **configured.get(alias, {})}
+    backend = SHORT_BACKENDS.get(entry["BACKEND"], entry["BACKEND"])
+    return LayerSettings(alias, backend, entry["DATABASE"], entry["ROUTING"], {**OPTIONS, **entry["OPTIONS"]})
+
+
+def _unknown(given: dict[str, Any], known: dict[str, Any], where: str) -> list[str]:
+    return [f"{where} has the unknown key {key!r}{_nearest(key, known)}." for key in given if key not in known]
+
+
+def _nearest(key: object, known: dict[str, Any]) -> str:
+    near = difflib.get_close_matches(str(key).lower(), [name.lower() for name in known], n=1, cutoff=0.5)
+    spelled = [name for name in known if near and name.lower() == near[0]]
+    return f": did you mean {spelled[0]!r}?" if spelled else f": it takes {', '.join(known)}"

@@ -1,0 +1,228 @@
+"""The contract of a channel layer, and what all layers share: checks, buffering, capacity, batches.
+
+A layer has two sides. The **layer** object is shared by all threads; what is sent through it takes part in the
+caller's transaction. A **link** (``layer.link()``) belongs to one reader, a worker or an interface server: it
+has a way of its own into the layer, where it receives, claims, acknowledges and waits, outside any transaction
+of the site's code.
+
+A layer of your own implements the methods under "For layers to implement"; ``memory`` is the shortest example.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from fnmatch import fnmatchcase
+from typing import Any
+
+from dbchannels import codec, exceptions, names
+from dbchannels.conf import LayerSettings
+from dbchannels.layers.buffer import Buffer
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Delivery, GroupAdd, GroupDiscard, Operation, Send, SendGroup
+
+Fields = dict[str, Any]
+
+
+class BaseLayer:
+    """What every layer can do. Positional arguments as in the public channel-layer draft."""
+
+    #: Other processes receive what is sent here.
+    shared = True
+    #: A send is part of the caller's database transaction: seen at commit, never after a rollback.
+    transactional = True
+    #: Readers are woken; without it they look every ``poll_interval`` seconds.
+    wakeups = False
+    #: The draft's names for what is offered beyond ``send`` and ``receive``.
+    extensions = ("groups", "flush", "statistics")
+
+    ChannelFull = exceptions.ChannelFull
+    MessageTooLarge = exceptions.MessageTooLarge
+
+    def __init__(self, settings: LayerSettings) -> None:
+        self.alias = settings.alias
+        self.database = settings.database
+        self.options = settings.options
+        self.group_expiry: float = self.options["group_expiry"]
+        self._threads = threading.local()
+        self._spread: dict[str, deque[tuple[str, bytes]]] = {}
+        self._spreading = threading.Lock()
+
+    # Sending: into the caller's transaction, or the consumer's buffer.
+
+    def send(
+        self,
+        channel: str,
+        message: Fields,
+        *,
+        delay: float | timedelta = 0,
+        immediately: bool = False,
+    ) -> None:
+        """Put one message on a channel; never waits for a reader.
+
+        ``delay`` (seconds, durable channels only) makes it due later; ``immediately`` writes it now though a
+        consumer's sends are otherwise written together when it ends. Raises InvalidName, InvalidMessage,
+        MessageTooLarge or ChannelFull, and then nothing was sent.
+        """
+        self._submit([self.make_send(channel, message, delay)], immediately)
+
+    def send_many(self, messages: Iterable[tuple[str, Fields]], *, immediately: bool = False) -> None:
+        """Put (channel, message) pairs on their channels, in order, all of them or none."""
+        self._submit([self.make_send(channel, message) for channel, message in messages], immediately)
+
+    def group_add(self, group: str, channel: str) -> None:
+        """Put a channel into a group. Again = its membership is as new; it is there once."""
+        self._submit([GroupAdd(names.check_group_name(group), names.check_channel_name(channel))])
+
+    def group_discard(self, group: str, channel: str) -> None:
+        """Take a channel out of a group; no error when it is not in there."""
+        self._submit([GroupDiscard(names.check_group_name(group), names.check_channel_name(channel))])
+
+    def send_group(self, group: str, message: Fields) -> None:
+        """Send one message to each channel of a group; a full channel goes without, and no error is raised."""
+        payload = codec.encode(message, self.options["max_message_size"])
+        self._submit([SendGroup(names.check_group_name(group), payload)])
+
+    def make_send(self, channel: str, message: Fields, delay: float | timedelta = 0) -> Send:
+        """Check a message and encode it: what happens to the dict afterwards changes nothing."""
+        names.check_channel_name(channel)
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        if seconds and names.is_protocol(channel):
+            raise exceptions.InvalidMessage(
+                f"Messages on {channel} cannot be delayed: delay one on a channel of your own, whose consumer "
+                "sends it on."
+            )
+        payload = codec.encode(message, self.options["max_message_size"])
+        reply_channel = message.get("reply_channel")
+        reply_channel = names.check_channel_name(reply_channel) if reply_channel is not None else ""
+        return Send(channel, payload, reply_channel, self.options["expiry"], seconds)
+
+    @contextmanager
+    def buffered(self) -> Iterator[Buffer]:
+        """Hold back what this thread sends and adds outside ``atomic()``; the caller writes ``pending()``."""
+        self._threads.buffer = buffer = Buffer()
+        try:
+            yield buffer
+        finally:
+            self._threads.buffer = None
+
+    def _submit(self, operations: list[Operation], immediately: bool = False) -> None:
+        buffer: Buffer | None = getattr(self._threads, "buffer", None)
+        if buffer is None or immediately:
+            self.write(operations)
+        elif self.in_transaction():
+            self.write([*buffer.pending(), *operations])
+            buffer.written(operations, self.rollback_probe())
+        else:
+            buffer.append(operations)
+
+    # Receiving, without a link of one's own.
+
+    def new_channel(self, pattern: str) -> str:
+        """Return a name that no channel has yet; the pattern ends in ``?`` or ``!``."""
+        return names.new_name(pattern)
+
+    def receive(self, channels: Sequence[str], block: bool = False) -> tuple[str | None, Fields | None]:
+        """Take one message off one of the channels, at most once: (channel, message), or (None, None).
+
+        With ``block`` it waits up to a second for one. Of process-specific channels give the part up to and
+        with the ``!``; the full name comes back. Raises InvalidName for anything that cannot be read.
+        """
+        queues = [names.check_receivable(channel) for channel in channels]
+        if not queues:
+            return None, None
+        link = self._own_link()
+        found = self._take_one(link, queues)
+        if found is None and block:
+            link.wait(1.0)
+            found = self._take_one(link, queues)
+        return (None, None) if found is None else (found[0], codec.decode(found[1]))
+
+    def _own_link(self) -> Link:
+        link: Link | None = getattr(self._threads, "link", None)
+        if link is None:
+            link = self._threads.link = self.link()
+        return link
+
+    def _take_one(self, link: Link, queues: list[str]) -> tuple[str, bytes] | None:
+        """One row may be for several local parts: the first is given now, the others at the next calls."""
+        with self._spreading:
+            for queue in queues:
+                if self._spread.get(queue):
+                    return self._spread[queue].popleft()
+        for delivery in link.receive_many(queues, 1):
+            first, *rest = delivery.locals or ("",)
+            with self._spreading:
+                waiting = self._spread.setdefault(delivery.channel, deque())
+                waiting.extend((delivery.channel + local, delivery.payload) for local in rest)
+                if not waiting:
+                    del self._spread[delivery.channel]
+            return delivery.channel + first, delivery.payload
+        return None
+
+    def capacity(self, channel: str) -> int | None:
+        """Return how many unread messages a channel may hold; None when there is no limit.
+
+        Names and patterns of OPTIONS["channel_capacity"] come first, in their order. Durable channels have no
+        limit but one given there.
+        """
+        for pattern, capacity in self.options["channel_capacity"].items():
+            if fnmatchcase(channel, pattern):
+                return capacity  # type: ignore[no-any-return]
+        return self.options["capacity"] if names.is_protocol(channel) else None
+
+    def poll_interval(self) -> float:
+        """Return how long a reader sleeps at most before it looks, in seconds."""
+        return self.options["poll_interval"] or (1.0 if self.wakeups else 0.05)
+
+    # For layers to implement.
+
+    def link(self, name: str = "", listen: bool = True) -> Link:
+        """Return a new link; ``name`` shows in the database's list of sessions."""
+        return Link(self)
+
+    def in_transaction(self) -> bool:
+        """Whether the calling thread has a transaction open in which a send would take part."""
+        return False
+
+    def rollback_probe(self) -> Any:
+        """Return a function that says, later, whether what was just written has been rolled back."""
+        return lambda: False
+
+    def write(self, operations: Sequence[Operation]) -> None:
+        """Write operations in order, in the caller's transaction, all or none. May raise ChannelFull."""
+        raise NotImplementedError
+
+    def group_channels(self, group: str) -> list[str]:
+        """Return the full names of a group's channels."""
+        raise NotImplementedError
+
+    def pop(self, queues: Sequence[str], limit: int) -> list[Delivery]:
+        """Take up to ``limit`` messages off the queues; nobody else gets them."""
+        raise NotImplementedError
+
+    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
+        """Claim up to ``limit`` due messages of durable channels for a worker, and count the attempt."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Empty the layer for everybody: messages, groups, dead letters."""
+        raise NotImplementedError
+
+    def global_statistics(self) -> dict[str, float]:
+        """Return ``messages_count`` and ``messages_max_age`` (seconds) over all waiting messages."""
+        raise NotImplementedError
+
+    def channel_statistics(self, channel: str) -> dict[str, float]:
+        """Return the same for one channel."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise LayerUnavailable, with the sentence for the operator, when the layer cannot be used now."""
+
+    def describe(self) -> str:
+        """Return what the banner says of the layer: where it is, and how readers are woken."""
+        return f"{type(self).__name__}, readers look every {self.poll_interval():g} s"

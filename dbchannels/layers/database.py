@@ -1,0 +1,221 @@
+"""The layer on any database that Django knows, by the ORM and by polling; SQLite is the one that is tested.
+
+On SQLite set ``"transaction_mode": "IMMEDIATE"`` in the database's OPTIONS: a transaction that reads first and
+then writes fails at once when another has written in between (https://www.sqlite.org/rescode.html#busy_snapshot).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from datetime import timedelta
+from typing import Any
+
+from django.db import connections, transaction
+from django.db.models import Q
+from django.utils import timezone
+
+from dbchannels import names
+from dbchannels.exceptions import ChannelFull, LayerUnavailable
+from dbchannels.layers import operations as ops
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.database_link import DatabaseLink, unavailable
+from dbchannels.layers.rollback import rollback_probe
+from dbchannels.models import (
+    Connection,
+    DeadLetter,
+    DurableMessage,
+    Membership,
+    Process,
+    ProtocolMessage,
+)
+
+__all__ = ["DatabaseLayer"]
+
+
+class DatabaseLayer(BaseLayer):
+    """See BaseLayer for what the methods take and give."""
+
+    def link(self, name: str = "", listen: bool = True) -> DatabaseLink:
+        return DatabaseLink(self)
+
+    def in_transaction(self) -> bool:
+        return bool(connections[self.database].in_atomic_block)
+
+    def rollback_probe(self) -> Callable[[], bool]:
+        return rollback_probe(self.database)
+
+    def atomic(self) -> AbstractContextManager[None]:
+        """Return a transaction on the layer's database."""
+        return transaction.atomic(using=self.database)
+
+    def rows(self, model: Any) -> Any:
+        """Return a query set of one of our models on the layer's database."""
+        return model.objects.using(self.database)
+
+    # Sending.
+
+    def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> None:
+        with self.atomic():
+            for operation in operations:
+                _WRITERS[type(operation)](self, operation, drop)
+
+    def _send(self, send: ops.Send, drop: bool) -> None:
+        queue, local = names.split(send.channel)
+        if not self._has_room(queue):
+            if drop:
+                return
+            raise ChannelFull(queue)
+        self._insert(queue, local, send)
+
+    def _insert(self, queue: str, local: str, send: ops.Send) -> None:
+        now = timezone.now()
+        if not names.is_protocol(queue):
+            due = now + timedelta(seconds=send.delay)
+            self.rows(DurableMessage).create(channel=queue, payload=send.payload, sent_at=now, due_at=due)
+            return
+        self.rows(ProtocolMessage).create(
+            channel=queue,
+            locals=local,
+            reply_channel=send.reply_channel,
+            payload=send.payload,
+            sent_at=now,
+            expires_at=now + timedelta(seconds=send.expiry),
+        )
+
+    def _has_room(self, queue: str) -> bool:
+        capacity = self.capacity(queue)
+        if capacity is None:
+            return True
+        model = ProtocolMessage if names.is_protocol(queue) else DurableMessage
+        return self.rows(model).filter(channel=queue)[: capacity + 1].count() < capacity
+
+    def _send_group(self, send: ops.SendGroup, drop: bool) -> None:
+        members: dict[str, list[str]] = {}
+        for queue, local in self._members(send.group).values_list("channel", "local"):
+            members.setdefault(queue, []).append(local)
+        for queue, parts in members.items():
+            if self._has_room(queue):
+                body = ops.Send(queue, send.payload, "", self.options["expiry"], 0)
+                self._insert(queue, " ".join(parts), body)
+
+    # Groups and connections.
+
+    def _group_add(self, add: ops.GroupAdd, drop: bool) -> None:
+        queue, local = names.split(add.channel)
+        alive = queue.endswith("!") and self.rows(Process).filter(queue=queue).exists()
+        end = None if alive else timezone.now() + timedelta(seconds=self.group_expiry)
+        self.rows(Membership).update_or_create(
+            group=add.group, channel=queue, local=local, defaults={"expires_at": end}
+        )
+
+    def _group_discard(self, discard: ops.GroupDiscard, drop: bool) -> None:
+        queue, local = names.split(discard.channel)
+        self.rows(Membership).filter(group=discard.group, channel=queue, local=local).delete()
+
+    def _connect(self, connect: ops.Connect, drop: bool) -> None:
+        self.rows(Connection).get_or_create(
+            reply_channel=connect.reply_channel, defaults={"server": connect.server, "path": connect.path}
+        )
+
+    def _disconnect(self, disconnect: ops.Disconnect, drop: bool) -> None:
+        queue, local = names.split(disconnect.reply_channel)
+        self.rows(Membership).filter(channel=queue, local=local).delete()
+        self.rows(Connection).filter(reply_channel=disconnect.reply_channel).delete()
+
+    def _members(self, group: str) -> Any:
+        current = Q(expires_at__isnull=True) | Q(expires_at__gt=timezone.now())
+        return self.rows(Membership).filter(current, group=group).order_by("id")
+
+    def group_channels(self, group: str) -> list[str]:
+        return [queue + local for queue, local in self._members(group).values_list("channel", "local")]
+
+    # Receiving.
+
+    def pop(self, queues: Sequence[str], limit: int) -> list[ops.Delivery]:
+        now = timezone.now()
+        protocol = [queue for queue in queues if names.is_protocol(queue)]
+        waiting = self.rows(ProtocolMessage).filter(channel__in=protocol, expires_at__gt=now)
+        rows = self._locked(waiting, limit) if protocol else []
+        self.rows(ProtocolMessage).filter(id__in=[row.id for row in rows]).delete()
+        found = [
+            ops.Delivery(row.channel, bytes(row.payload), tuple(row.locals.split()), row.reply_channel)
+            for row in rows
+        ]
+        durable = [queue for queue in queues if not names.is_protocol(queue)]
+        if durable and len(found) < limit:
+            rows = self._locked(self._due(durable), limit - len(found))
+            self.rows(DurableMessage).filter(id__in=[row.id for row in rows]).delete()
+            found += [ops.Delivery(row.channel, bytes(row.payload)) for row in rows]
+        return found
+
+    def anything(self, queues: Sequence[str]) -> bool:
+        """Whether a pop or a claim would find something."""
+        waiting = self.rows(ProtocolMessage).filter(channel__in=queues, expires_at__gt=timezone.now())
+        return waiting.exists() or self._due(queues).exists()
+
+    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[ops.Delivery]:
+        rows = self._locked(self._due(channels), limit)
+        # One that was in the hands of a worker that died runs by itself, so that it alone is blamed.
+        alone = [row for row in rows if row.alone]
+        rows = alone[:1] or rows
+        for row in rows:
+            row.attempts += 1
+            row.claimed_by = worker
+        self.rows(DurableMessage).bulk_update(rows, ["attempts", "claimed_by"])
+        return [ops.Delivery(row.channel, bytes(row.payload), id=row.id, attempt=row.attempts) for row in rows]
+
+    def _due(self, channels: Iterable[str]) -> Any:
+        now = timezone.now()
+        return self.rows(DurableMessage).filter(channel__in=channels, claimed_by=None, due_at__lte=now)
+
+    def _locked(self, waiting: Any, limit: int) -> list[Any]:
+        features = connections[self.database].features
+        if features.has_select_for_update:
+            waiting = waiting.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+        return list(waiting.order_by("id")[:limit])
+
+    # The rest.
+
+    def flush(self) -> None:
+        with self.atomic():
+            for model in (ProtocolMessage, DurableMessage, DeadLetter, Membership):
+                self.rows(model).all().delete()
+        self._spread.clear()
+
+    def global_statistics(self) -> dict[str, float]:
+        return self._statistics({})
+
+    def channel_statistics(self, channel: str) -> dict[str, float]:
+        return self._statistics({"channel": channel})
+
+    def _statistics(self, only: dict[str, str]) -> dict[str, float]:
+        now = timezone.now()
+        protocol = self.rows(ProtocolMessage).filter(expires_at__gt=now, **only)
+        durable = self.rows(DurableMessage).filter(claimed_by=None, **only)
+        sent = [*protocol.values_list("sent_at", flat=True), *durable.values_list("sent_at", flat=True)]
+        oldest = min(sent, default=now)
+        return {"messages_count": len(sent), "messages_max_age": max(0.0, (now - oldest).total_seconds())}
+
+    def check(self) -> None:
+        with unavailable():
+            tables = connections[self.database].introspection.table_names()
+        if Process._meta.db_table not in tables:
+            raise LayerUnavailable(
+                f"The database {self.database!r} has no tables for the channels yet: run 'manage.py migrate'."
+            )
+
+    def describe(self) -> str:
+        connection = connections[self.database]
+        name = connection.settings_dict["NAME"]
+        return f"{connection.display_name}, database {name}; readers look every {self.poll_interval():g} s"
+
+
+_WRITERS: dict[type, Any] = {
+    ops.Send: DatabaseLayer._send,
+    ops.SendGroup: DatabaseLayer._send_group,
+    ops.GroupAdd: DatabaseLayer._group_add,
+    ops.GroupDiscard: DatabaseLayer._group_discard,
+    ops.Connect: DatabaseLayer._connect,
+    ops.Disconnect: DatabaseLayer._disconnect,
+}

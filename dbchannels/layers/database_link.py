@@ -1,0 +1,184 @@
+"""The reader's side of the layer on any database: the ORM, on the Django connection of the calling thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from django.db import DatabaseError, connections
+from django.db.models import Case, F, When
+from django.utils import timezone
+
+from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.link import Link
+from dbchannels.layers.notices import disconnect_send, notice_sends
+from dbchannels.layers.operations import Delivery, Done, Failure, Operation, held_lines, resends
+from dbchannels.models import (
+    Connection,
+    DeadLetter,
+    DurableMessage,
+    Held,
+    Membership,
+    Process,
+    ProtocolMessage,
+    parse_held,
+)
+
+if TYPE_CHECKING:
+    from dbchannels.layers.database import DatabaseLayer
+
+
+class DatabaseLink(Link):
+    """See Link for what the methods take and give."""
+
+    layer: DatabaseLayer
+
+    # Taking.
+
+    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+        with unavailable():
+            # A look costs SQLite no lock; taking costs its only write lock, so only when something is there.
+            if not self.layer.anything(queues):
+                return []
+            with self.layer.atomic():
+                found = self.layer.pop(queues, limit)
+                if holder and found:
+                    self._hold(holder, found)
+                return found
+
+    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
+        with unavailable():
+            if not self.layer.anything(channels):
+                return []
+            with self.layer.atomic():
+                return self.layer.claim(channels, limit, worker)
+
+    # Giving.
+
+    def apply(self, operations: Sequence[Operation]) -> None:
+        with unavailable():
+            if operations:
+                self.layer.write(operations, drop=True)
+
+    def finish(self, worker: str, done: Done) -> None:
+        with unavailable(), self.layer.atomic():
+            self._hold(worker, done.held)
+            for delivery in done.acknowledged:
+                self._claimed(worker, delivery).delete()
+            for failure in done.failures:
+                self._fail(worker, failure)
+            for delivery in done.returned:
+                if delivery.durable:
+                    self._claimed(worker, delivery).update(claimed_by=None, attempts=F("attempts") - 1)
+            popped = [delivery for delivery in done.returned if not delivery.durable]
+            returned = resends(popped, self.layer.options["expiry"])
+            self.layer.write([*done.operations, *returned], drop=True)
+
+    def _hold(self, worker: str, held: Sequence[Delivery]) -> None:
+        fields = {"messages": held_lines(held), "since": timezone.now()}
+        self.layer.rows(Held).update_or_create(worker=worker, defaults=fields)
+
+    def _claimed(self, worker: str, delivery: Delivery):  # type: ignore[no-untyped-def]
+        rows = self.layer.rows(DurableMessage)
+        return rows.filter(id=delivery.id, attempts=delivery.attempt, claimed_by=worker)
+
+    def _fail(self, worker: str, failure: Failure) -> None:
+        claimed = self._claimed(worker, failure.delivery)
+        if failure.retry_in is not None:
+            claimed.update(claimed_by=None, due_at=timezone.now() + timedelta(seconds=failure.retry_in))
+            return
+        for row in claimed:
+            self.layer.rows(DeadLetter).create(
+                channel=row.channel,
+                payload=row.payload,
+                attempts=row.attempts,
+                sent_at=row.sent_at,
+                failed_at=timezone.now(),
+                error=failure.error[-16_384:],
+            )
+            row.delete()
+
+    # Liveness. Without session locks the lease alone decides, so it is three times as long.
+
+    def _lease_end(self) -> datetime:
+        return timezone.now() + timedelta(seconds=3 * self.layer.options["lease"])
+
+    def register(self, name: str, kind: str, queue: str = "") -> None:
+        fields = {"kind": kind, "queue": queue, "host": socket.gethostname(), "pid": os.getpid()}
+        with unavailable():
+            self.layer.rows(Process).update_or_create(
+                name=name, defaults={**fields, "started_at": timezone.now(), "lease_until": self._lease_end()}
+            )
+
+    def renew(self, name: str) -> bool:
+        with unavailable():
+            return bool(self.layer.rows(Process).filter(name=name).update(lease_until=self._lease_end()))
+
+    def unregister(self, name: str) -> None:
+        self.bury(name)
+
+    def bury(self, name: str) -> None:
+        with unavailable(), self.layer.atomic():
+            process = self.layer.rows(Process).filter(name=name).first()
+            # Whoever deletes the process's row cleans up after it.
+            if process is None or not self.layer.rows(Process).filter(id=process.id).delete()[0]:
+                return
+            for held in self.layer.rows(Held).filter(worker=name):
+                self._notify(held.lines(), "worker died")
+                held.delete()
+            attempts = Case(When(alone=True, then=F("attempts")), default=F("attempts") - 1)
+            claims = self.layer.rows(DurableMessage).filter(claimed_by=name)
+            claims.update(attempts=attempts, claimed_by=None, alone=True)
+            if process.kind == Process.SERVER:
+                self._bury_server(process)
+
+    def _bury_server(self, process: Process) -> None:
+        self.layer.rows(Membership).filter(channel=process.queue).delete()
+        self.layer.rows(ProtocolMessage).filter(channel=process.queue).delete()
+        lost = list(self.layer.rows(Connection).filter(server=process.name))
+        self.layer.rows(Connection).filter(server=process.name).delete()
+        expiry = self.layer.options["expiry"]
+        self.layer.write([disconnect_send(one.reply_channel, one.path, expiry) for one in lost], drop=True)
+
+    def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:
+        self.layer.write(notice_sends(lost, why, self.layer.options["expiry"]), drop=True)
+
+    def sweep(self) -> None:
+        with unavailable():
+            now = timezone.now()
+            if self.layer.rows(ProtocolMessage).filter(expires_at__lt=now).exists():
+                self._expire(now)
+            if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
+                self.layer.rows(Membership).filter(expires_at__lt=now).delete()
+            dead = list(self.layer.rows(Process).filter(lease_until__lt=now).values_list("name", flat=True))
+        for name in dead:
+            self.bury(name)
+
+    def _expire(self, now: datetime) -> None:
+        with self.layer.atomic():
+            expired = list(self.layer.rows(ProtocolMessage).filter(expires_at__lt=now))
+            self.layer.rows(ProtocolMessage).filter(id__in=[row.id for row in expired]).delete()
+            self._notify([(row.channel, row.reply_channel) for row in expired], "expired")
+            for row in expired:
+                if row.channel.endswith("!"):
+                    members = self.layer.rows(Membership).filter(channel=row.channel)
+                    members.filter(local__in=row.locals.split(), expires_at__isnull=False).delete()
+
+    def close(self) -> None:
+        connections[self.layer.database].close()
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn the database's errors into LayerUnavailable, and let a broken connection go."""
+    try:
+        yield
+    except DatabaseError as error:
+        for connection in connections.all(initialized_only=True):
+            connection.close_if_unusable_or_obsolete()
+        sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise LayerUnavailable(f"The layer's database cannot be used now ({sentence}).") from error

@@ -1,0 +1,71 @@
+"""One reader's own way into a layer: the worker's, and each thread's of the interface server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dbchannels.layers.operations import Delivery, Done, Operation
+
+if TYPE_CHECKING:
+    from dbchannels.layers.base import BaseLayer
+
+
+class Link:
+    """Receive, claim, finish and wait. Every method may raise LayerUnavailable; call it again after a while.
+
+    This one asks the layer for everything, which serves where the layer lives in the process; layers on a
+    database bring a link with a connection of its own.
+    """
+
+    def __init__(self, layer: BaseLayer) -> None:
+        self.layer = layer
+
+    # Taking.
+
+    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+        """Take up to ``limit`` messages, oldest first, at most once.
+
+        With a ``holder``, a worker's name, the same statement puts on record that it holds them.
+        """
+        return self.layer.pop(queues, limit)
+
+    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
+        """Claim up to ``limit`` due messages of durable channels; the attempt is counted."""
+        return self.layer.claim(channels, limit, worker)
+
+    def wait(self, timeout: float) -> None:
+        """Return when something may have come, at the latest after ``timeout`` seconds."""
+        time.sleep(min(timeout, self.layer.poll_interval()))
+
+    # Giving.
+
+    def apply(self, operations: Sequence[Operation]) -> None:
+        """Write operations in order in one transaction of its own; what a full channel cannot hold is dropped."""
+        self.layer.write(operations)
+
+    def finish(self, worker: str, done: Done) -> None:
+        """Write what consumers did, and what became of their messages, in one transaction."""
+        raise NotImplementedError
+
+    # Liveness.
+
+    def register(self, name: str, kind: str, queue: str = "") -> None:
+        """Put this process on record as alive; ``queue`` is a server's reply queue."""
+
+    def renew(self, name: str) -> bool:
+        """Renew the lease; False when the process was declared dead and must register again."""
+        return True
+
+    def unregister(self, name: str) -> None:
+        """Take this process off the record: it has cleaned up after itself."""
+
+    def bury(self, name: str) -> None:
+        """Clean up after a process that its parent saw die: tell its clients, give back its claims."""
+
+    def sweep(self) -> None:
+        """Drop what has expired, and clean up after processes that nobody saw die."""
+
+    def close(self) -> None:
+        """Let the connection go."""

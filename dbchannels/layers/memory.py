@@ -1,0 +1,188 @@
+"""The layer in the memory of one process: for tests, and the shortest layer there is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from itertools import count
+
+from dbchannels import names
+from dbchannels.conf import LayerSettings
+from dbchannels.exceptions import ChannelFull
+from dbchannels.layers import operations as ops
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.link import Link
+
+__all__ = ["MemoryLayer"]
+
+
+class _Waiting:
+    """A message, from when it is due and until when it may be received (both by time.monotonic, in seconds)."""
+
+    def __init__(self, delivery: ops.Delivery, due: float, end: float) -> None:
+        self.delivery, self.due, self.end, self.sent = delivery, due, end, time.monotonic()
+
+
+class MemoryLayer(BaseLayer):
+    """See BaseLayer for what the methods take and give. Nothing outlives the process, and nothing leaves it."""
+
+    shared = False
+    transactional = False
+    wakeups = True
+
+    def __init__(self, settings: LayerSettings) -> None:
+        super().__init__(settings)
+        self._changed = threading.Condition(threading.RLock())
+        self._queues: dict[str, deque[_Waiting]] = {}
+        self._groups: dict[str, dict[str, float]] = {}
+        self._ids = count(1)
+        self._claims: dict[int, tuple[str, ops.Delivery]] = {}
+        self.dead_letters: list[ops.Failure] = []
+
+    def link(self, name: str = "", listen: bool = True) -> MemoryLink:
+        return MemoryLink(self)
+
+    def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> None:
+        with self._changed:
+            refused = next((one.channel for one in operations if self._is_full(one)), None)
+            if refused is not None and not drop:
+                raise ChannelFull(names.split(refused)[0])
+            for operation in operations:
+                self._write_one(operation)
+            self._changed.notify_all()
+
+    def _is_full(self, operation: ops.Operation) -> bool:
+        if not isinstance(operation, ops.Send):
+            return False
+        queue = names.split(operation.channel)[0]
+        capacity = self.capacity(queue)
+        return capacity is not None and len(self._current(queue)) >= capacity
+
+    def _write_one(self, operation: ops.Operation) -> None:
+        if isinstance(operation, ops.Send):
+            if not self._is_full(operation):
+                self._put(operation)
+        elif isinstance(operation, ops.SendGroup):
+            for channel in self.group_channels(operation.group):
+                self._write_one(ops.Send(channel, operation.payload, "", self.options["expiry"], 0))
+        elif isinstance(operation, ops.GroupAdd):
+            end = time.monotonic() + self.group_expiry
+            self._groups.setdefault(operation.group, {})[operation.channel] = end
+        elif isinstance(operation, ops.GroupDiscard):
+            self._groups.get(operation.group, {}).pop(operation.channel, None)
+        elif isinstance(operation, ops.Disconnect):
+            for members in self._groups.values():
+                members.pop(operation.reply_channel, None)
+
+    def _put(self, send: ops.Send) -> None:
+        queue, local = names.split(send.channel)
+        durable = not names.is_protocol(queue)
+        delivery = ops.Delivery(
+            queue, send.payload, (local,) if local else (), send.reply_channel, next(self._ids) if durable else None
+        )
+        now = time.monotonic()
+        end = float("inf") if durable else now + send.expiry
+        self._queues.setdefault(queue, deque()).append(_Waiting(delivery, now + send.delay, end))
+
+    def _current(self, queue: str) -> deque[_Waiting]:
+        """Drop what has expired; a process-specific channel that did not read is taken out of its groups."""
+        waiting = self._queues.get(queue, deque())
+        now = time.monotonic()
+        while waiting and waiting[0].end <= now:
+            for local in waiting.popleft().delivery.locals:
+                for members in self._groups.values():
+                    members.pop(queue + local, None)
+        return waiting
+
+    def group_channels(self, group: str) -> list[str]:
+        with self._changed:
+            for queue in list(self._queues):
+                self._current(queue)
+            now = time.monotonic()
+            return [channel for channel, end in self._groups.get(group, {}).items() if end > now]
+
+    def pop(self, queues: Sequence[str], limit: int) -> list[ops.Delivery]:
+        with self._changed:
+            found: list[ops.Delivery] = []
+            for queue in queues:
+                waiting = self._current(queue)
+                due = [one for one in waiting if one.due <= time.monotonic()][: limit - len(found)]
+                for one in due:
+                    waiting.remove(one)
+                found += [one.delivery._replace(id=None) for one in due]
+            return found
+
+    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[ops.Delivery]:
+        with self._changed:
+            claimed: list[ops.Delivery] = []
+            for channel in channels:
+                waiting = self._current(channel)
+                due = [one for one in waiting if one.due <= time.monotonic()][: limit - len(claimed)]
+                for one in due:
+                    waiting.remove(one)
+                claimed += [one.delivery._replace(attempt=one.delivery.attempt + 1) for one in due]
+            self._claims.update({one.id: (worker, one) for one in claimed if one.id is not None})
+            return claimed
+
+    def unclaim(self, worker: str, delivery: ops.Delivery) -> bool:
+        """End a claim; False when it was lost before."""
+        mine = self._claims.get(delivery.id or 0) == (worker, delivery)
+        return mine and self._claims.pop(delivery.id or 0) is not None
+
+    def requeue(self, delivery: ops.Delivery, delay: float, first: bool) -> None:
+        """Put a durable message back, in front or behind."""
+        waiting = self._queues.setdefault(delivery.channel, deque())
+        one = _Waiting(delivery, time.monotonic() + delay, float("inf"))
+        (waiting.appendleft if first else waiting.append)(one)
+
+    def wait(self, timeout: float) -> None:
+        """Return when something was written, at the latest after ``timeout`` seconds."""
+        with self._changed:
+            self._changed.wait(timeout)
+
+    def flush(self) -> None:
+        with self._changed:
+            for store in (self._queues, self._groups, self._claims, self.dead_letters, self._spread):
+                store.clear()
+
+    def global_statistics(self) -> dict[str, float]:
+        return self._statistics(list(self._queues))
+
+    def channel_statistics(self, channel: str) -> dict[str, float]:
+        return self._statistics([channel])
+
+    def _statistics(self, queues: Sequence[str]) -> dict[str, float]:
+        with self._changed:
+            sent = [one.sent for queue in queues for one in self._current(queue)]
+        now = time.monotonic()
+        return {"messages_count": len(sent), "messages_max_age": now - min(sent, default=now)}
+
+
+class MemoryLink(Link):
+    """The reader's side: the layer itself, under its lock."""
+
+    layer: MemoryLayer
+
+    def apply(self, operations: Sequence[ops.Operation]) -> None:
+        self.layer.write(operations, drop=True)
+
+    def finish(self, worker: str, done: ops.Done) -> None:
+        layer = self.layer
+        for delivery in done.acknowledged:
+            layer.unclaim(worker, delivery)
+        for failure in done.failures:
+            if layer.unclaim(worker, failure.delivery):
+                if failure.retry_in is None:
+                    layer.dead_letters.append(failure)
+                else:
+                    layer.requeue(failure.delivery, failure.retry_in, first=False)
+        for delivery in reversed(done.returned):
+            if delivery.durable and layer.unclaim(worker, delivery):
+                layer.requeue(delivery._replace(attempt=delivery.attempt - 1), 0, first=True)
+        popped = [delivery for delivery in done.returned if not delivery.durable]
+        self.apply([*done.operations, *ops.resends(popped, layer.options["expiry"])])
+
+    def wait(self, timeout: float) -> None:
+        self.layer.wait(timeout)

@@ -1,0 +1,29 @@
+"""What a layer tells an interface server of messages that nobody will answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from dbchannels import codec
+from dbchannels.layers.operations import Send
+
+#: The close code of a connection that ended without a closing handshake (RFC 6455, section 7.4.1).
+ABNORMAL_CLOSURE = 1006
+
+
+def notice_sends(lost: Iterable[tuple[str, str]], why: str, expiry: float) -> list[Send]:
+    """Return one notice for each lost message: (channel, reply channel) pairs; ``why``: "worker died", "expired".
+
+    The message on the reply channel is ``{"lost": why, "channel": channel}``.
+    """
+    return [
+        Send(reply_channel, codec.encode_trusted({"lost": why, "channel": channel}), "", expiry, 0)
+        for channel, reply_channel in lost
+        if reply_channel
+    ]
+
+
+def disconnect_send(reply_channel: str, path: str, expiry: float) -> Send:
+    """Return the ``websocket.disconnect`` of a connection whose server died."""
+    message = {"reply_channel": reply_channel, "path": path, "code": ABNORMAL_CLOSURE, "order": -1}
+    return Send("websocket.disconnect", codec.encode_trusted(message), reply_channel, expiry, 0)

@@ -1,0 +1,102 @@
+"""What a layer can be asked to write, as values: so a consumer's writes can wait, in order, until it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Union
+
+
+class Send(NamedTuple):
+    """One encoded message for one channel."""
+
+    channel: str  # the full name, local part included
+    payload: bytes
+    reply_channel: str  # "" when the message has none
+    expiry: float  # seconds, for protocol messages
+    delay: float  # seconds until it is due, for durable messages
+
+
+class GroupAdd(NamedTuple):
+    """Put a channel into a group, or make its membership new."""
+
+    group: str
+    channel: str
+
+
+class GroupDiscard(NamedTuple):
+    """Take a channel out of a group."""
+
+    group: str
+    channel: str
+
+
+class SendGroup(NamedTuple):
+    """One encoded message for every channel that is in the group when this is written."""
+
+    group: str
+    payload: bytes
+
+
+class Connect(NamedTuple):
+    """Record an open WebSocket."""
+
+    reply_channel: str
+    server: str
+    path: str
+
+
+class Disconnect(NamedTuple):
+    """Forget a WebSocket, and take its channel out of all groups."""
+
+    reply_channel: str
+
+
+Operation = Union[Send, GroupAdd, GroupDiscard, SendGroup, Connect, Disconnect]
+
+
+class Delivery(NamedTuple):
+    """One message as a reader gets it."""
+
+    channel: str  # the full name, except of a broadcast: then the queue
+    payload: bytes
+    locals: tuple[str, ...] = ()  # of a process-specific channel: each receiver's local part
+    reply_channel: str = ""
+    id: int | None = None  # of a durable message
+    attempt: int = 0  # of a durable message: 1 for the first
+
+    @property
+    def durable(self) -> bool:
+        """Whether it must be acknowledged."""
+        return self.id is not None
+
+
+class Failure(NamedTuple):
+    """A durable message whose consumer raised."""
+
+    delivery: Delivery
+    error: str  # the traceback
+    retry_in: float | None  # seconds; None: no more attempts, it becomes a dead letter
+
+
+class Done(NamedTuple):
+    """What a worker reports of its batch, written in one transaction."""
+
+    operations: Sequence[Operation] = ()  # what the consumers sent, added and discarded, in order
+    acknowledged: Sequence[Delivery] = ()  # durable messages whose consumers returned
+    failures: Sequence[Failure] = ()  # durable messages whose consumers raised
+    returned: Sequence[Delivery] = ()  # taken and not started: back they go, no attempt counted
+    held: Sequence[Delivery] = ()  # what the worker still holds
+
+
+def resends(deliveries: Sequence[Delivery], expiry: float) -> list[Send]:
+    """Return what puts protocol messages back on their channels."""
+    return [
+        Send(one.channel + local, one.payload, one.reply_channel, expiry, 0)
+        for one in deliveries
+        for local in one.locals or ("",)
+    ]
+
+
+def held_lines(deliveries: Sequence[Delivery]) -> str:
+    """Return the text of a ``Held`` row: a line ``CHANNEL REPLY_CHANNEL`` for each protocol message."""
+    return "\n".join(f"{one.channel} {one.reply_channel}" for one in deliveries if not one.durable)

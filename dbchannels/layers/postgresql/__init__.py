@@ -1,0 +1,105 @@
+"""The layer on PostgreSQL: rows, SKIP LOCKED, and NOTIFY for wakeups.
+
+``sql`` holds every statement, ``session`` the connection of the layer's own, ``link`` the reader's side, and
+this module the sender's: it runs on Django's connection, so that a send is part of the caller's transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+from django.db import connections, transaction
+
+from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.operations import Operation
+from dbchannels.layers.postgresql import sql
+from dbchannels.layers.postgresql.link import PostgreSQLLink
+from dbchannels.layers.postgresql.session import Session, session_name
+from dbchannels.layers.postgresql.statements import check_room, statements
+from dbchannels.layers.rollback import rollback_probe
+
+__all__ = ["PostgreSQLLayer"]
+
+
+class PostgreSQLLayer(BaseLayer):
+    """The product's layer. See BaseLayer for what the methods take and give."""
+
+    @property
+    def wakeups(self) -> bool:  # type: ignore[override]
+        """Whether sends NOTIFY the readers (OPTIONS["wakeups"])."""
+        return bool(self.options["wakeups"])
+
+    def link(self, name: str = "", listen: bool = True) -> PostgreSQLLink:
+        session = self.session(session_name(name or "reader"), listen and self.wakeups)
+        return PostgreSQLLink(self, session)
+
+    def session(self, name: str, listen: bool = False) -> Session:
+        """Return a new connection of the layer's own, not yet opened, to the database of the layer's alias."""
+        # Django's wrapper knows the name of the test database; settings.DATABASES would not.
+        return Session(connections[self.database].settings_dict, name, listen)
+
+    def in_transaction(self) -> bool:
+        return bool(connections[self.database].in_atomic_block)
+
+    def rollback_probe(self) -> Callable[[], bool]:
+        return rollback_probe(self.database)
+
+    def write(self, operations: Sequence[Operation], drop: bool = False) -> None:
+        several = len(operations) > 1 and not self.in_transaction()
+        with transaction.atomic(using=self.database) if several else nullcontext():
+            with connections[self.database].cursor() as cursor:
+                for statement, values, sent in statements(self, operations):
+                    cursor.execute(statement, values)
+                    if sent and not drop:
+                        check_room(sent, cursor.fetchall())
+
+    def group_channels(self, group: str) -> list[str]:
+        return [row[0] for row in self._query(sql.GROUP_CHANNELS, {"group": group})]
+
+    def flush(self) -> None:
+        with transaction.atomic(using=self.database), connections[self.database].cursor() as cursor:
+            for statement in sql.FLUSH.split(";"):
+                cursor.execute(statement)
+        self._spread.clear()
+
+    def global_statistics(self) -> dict[str, float]:
+        return self._statistics(None)
+
+    def channel_statistics(self, channel: str) -> dict[str, float]:
+        return self._statistics(channel)
+
+    def _statistics(self, channel: str | None) -> dict[str, float]:
+        ((count, age),) = self._query(sql.STATISTICS, {"channel": channel})
+        return {"messages_count": count, "messages_max_age": age}
+
+    def _query(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
+        with connections[self.database].cursor() as cursor:
+            cursor.execute(statement, values)
+            return cursor.fetchall()  # type: ignore[no-any-return]
+
+    def check(self) -> None:
+        session = self.session(session_name("check"))
+        try:
+            ((present,),) = session.run([(sql.TABLES_PRESENT, {})])
+        except LayerUnavailable as error:
+            raise LayerUnavailable(
+                f"The database {self.database!r} cannot be used ({error}): start it, or correct DATABASES."
+            ) from error
+        finally:
+            session.close()
+        if not present:
+            raise LayerUnavailable(
+                f"The database {self.database!r} has no tables for the channels yet: run 'manage.py migrate'."
+            )
+
+    def describe(self) -> str:
+        session = self.session(session_name("check"))
+        try:
+            ((version, name),) = session.run([(sql.SERVER, {})])
+        finally:
+            session.close()
+        wake = "LISTEN/NOTIFY" if self.wakeups else "polling"
+        return f"PostgreSQL {version.split()[0]}, database {name}; wakeups by {wake}"

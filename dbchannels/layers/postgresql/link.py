@@ -1,0 +1,186 @@
+"""The reader's side of the PostgreSQL layer, on a session of its own."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from dbchannels import names
+from dbchannels.layers.link import Link
+from dbchannels.layers.notices import disconnect_send, notice_sends
+from dbchannels.layers.operations import Delivery, Done, Failure, Operation, held_lines, resends
+from dbchannels.layers.postgresql import sql
+from dbchannels.layers.postgresql.session import Session, Statement
+from dbchannels.layers.postgresql.statements import statements
+from dbchannels.models import Process, parse_held
+
+if TYPE_CHECKING:
+    from dbchannels.layers.postgresql import PostgreSQLLayer
+
+
+class PostgreSQLLink(Link):
+    """See Link for what the methods take and give. One thread waits; others may use it between its waits."""
+
+    layer: PostgreSQLLayer
+
+    def __init__(self, layer: PostgreSQLLayer, session: Session) -> None:
+        super().__init__(layer)
+        self.session = session
+        self._wakeups: set[str] = set()
+        self._locked: tuple[str, int] = ("", 0)  # the registered name, and the session's generation of its lock
+        self._connected_at = time.monotonic()
+
+    # Taking.
+
+    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+        protocol = [queue for queue in queues if names.is_protocol(queue)]
+        found = self._pop_protocol(protocol, limit, holder) if protocol else []
+        durable = [queue for queue in queues if not names.is_protocol(queue)]
+        if durable and len(found) < limit:
+            values = {"queues": durable, "limit": limit - len(found)}
+            found += [Delivery(row[0], bytes(row[1])) for row in self.session.run([(sql.RECEIVE_DURABLE, values)])]
+        return found
+
+    def _pop_protocol(self, queues: Sequence[str], limit: int, holder: str) -> list[Delivery]:
+        statement = sql.RECEIVE_AND_HOLD if holder else sql.RECEIVE
+        rows = self.session.run([(statement, {"queues": list(queues), "limit": limit, "holder": holder})])
+        return [Delivery(row[0], bytes(row[1]), tuple(row[2].split()), row[3]) for row in rows]
+
+    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
+        values = {"queues": list(channels), "limit": limit, "worker": worker}
+        rows = self.session.run([(sql.CLAIM, values)])
+        claimed = [Delivery(row[1], bytes(row[2]), id=row[0], attempt=row[3]) for row in rows]
+        alone = [delivery for delivery, row in zip(claimed, rows, strict=True) if row[4]]
+        if not alone or len(claimed) == 1:
+            return claimed
+        # One of these was in the hands of a worker that died: it runs by itself, so that it alone is blamed.
+        others = [delivery for delivery in claimed if delivery is not alone[0]]
+        self.session.run([(sql.RELEASE, {"worker": worker, **_tokens(others)})])
+        return alone[:1]
+
+    def wait(self, timeout: float, *others: int) -> None:
+        if self._wakeups:
+            return
+        if self.layer.wakeups or others:
+            self._wakeups |= self.session.wait(min(timeout, self.layer.poll_interval()), *others)
+        else:
+            time.sleep(min(timeout, self.layer.poll_interval()))
+
+    def woken(self) -> set[str]:
+        """Return who was meant by the wakeups since the last call (see the payloads in ``sql``)."""
+        payloads, self._wakeups = self._wakeups, set()
+        return payloads
+
+    # Giving.
+
+    def apply(self, operations: Sequence[Operation]) -> None:
+        if operations:
+            self.session.run([(text, values) for text, values, _ in statements(self.layer, operations)])
+
+    def finish(self, worker: str, done: Done) -> None:
+        todo = [self._hold(worker, done.held)]
+        if done.acknowledged:
+            todo.append((sql.ACKNOWLEDGE, {"worker": worker, **_tokens(done.acknowledged)}))
+        todo += _failed(worker, done.failures)
+        if claims := [delivery for delivery in done.returned if delivery.durable]:
+            todo.append((sql.RELEASE, {"worker": worker, **_tokens(claims)}))
+        popped = [delivery for delivery in done.returned if not delivery.durable]
+        operations = [*done.operations, *resends(popped, self.layer.options["expiry"])]
+        todo += [(text, values) for text, values, _ in statements(self.layer, operations)]
+        self.session.run(todo)
+
+    def _hold(self, worker: str, held: Sequence[Delivery]) -> Statement:
+        return (sql.HOLD, {"worker": worker, "messages": held_lines(held)})
+
+    # Liveness.
+
+    def register(self, name: str, kind: str, queue: str = "") -> None:
+        values = {"name": name, "kind": kind, "queue": queue, "lease": self.layer.options["lease"]}
+        values |= {"host": socket.gethostname(), "pid": os.getpid()}
+        ((row_id,),) = self.session.run([(sql.REGISTER, values)])
+        self._lock(name, row_id)
+
+    def renew(self, name: str) -> bool:
+        rows = self.session.run([(sql.RENEW, {"name": name, "lease": self.layer.options["lease"]})])
+        if rows and self._locked != (name, self.session.generation):
+            self._lock(name, rows[0][0])
+        return bool(rows)
+
+    def _lock(self, name: str, row_id: int) -> None:
+        self.session.run([(sql.LOCK, {"id": row_id})])
+        if self._locked[1] != self.session.generation:
+            self._connected_at = time.monotonic()
+        self._locked = (name, self.session.generation)
+
+    def unregister(self, name: str) -> None:
+        self._clean_up(name)
+
+    def bury(self, name: str) -> None:
+        self._clean_up(name)
+
+    def sweep(self) -> None:
+        self._expire()
+        # A restart of the database frees every lock: for one lease after an own reconnect nobody is dead.
+        if time.monotonic() - self._connected_at < self.layer.options["lease"]:
+            return
+        for row_id, name in self.session.run([(sql.EXPIRED_LEASES, {})]):
+            with self.session.transaction():
+                ((free,),) = self.session.run([(sql.TRY_LOCK, {"id": row_id})])
+                if free:
+                    self._clean_up_within(name)
+
+    def _clean_up(self, name: str) -> None:
+        with self.session.transaction():
+            self._clean_up_within(name)
+
+    def _clean_up_within(self, name: str) -> None:
+        """Whoever deletes the process's row cleans up; a second sweeper waits for that and finds nothing."""
+        gone = self.session.run([(sql.UNREGISTER, {"name": name})])
+        if not gone:
+            return
+        for (messages,) in self.session.run([(sql.UNHOLD, {"name": name})]):
+            self.apply(notice_sends(parse_held(messages), "worker died", self.layer.options["expiry"]))
+        self.session.run([(sql.UNCLAIM, {"name": name})])
+        kind, queue = gone[0]
+        if kind == Process.SERVER:
+            self._clean_up_server(name, queue)
+
+    def _clean_up_server(self, name: str, queue: str) -> None:
+        self.session.run([(sql.MEMBERSHIPS_OF, {"queue": queue})])
+        self.session.run([(sql.REPLIES_OF, {"queue": queue})])
+        lost = self.session.run([(sql.CONNECTIONS_OF, {"name": name})])
+        self.apply([disconnect_send(*row, self.layer.options["expiry"]) for row in lost])
+
+    def _expire(self) -> None:
+        expired = self.session.run([(sql.EXPIRE_MESSAGES, {})])
+        self.apply(
+            notice_sends([(row[0], row[2]) for row in expired], "expired", self.layer.options["expiry"])
+        )
+        silent = [(row[0], local) for row in expired if row[0].endswith("!") for local in row[1].split()]
+        if silent:
+            channels, parts = zip(*silent, strict=True)
+            self.session.run([(sql.DROP_MEMBERS, {"channels": list(channels), "locals": list(parts)})])
+        self.session.run([(sql.EXPIRE_MEMBERSHIPS, {})])
+
+    def close(self) -> None:
+        self.session.close()
+
+
+def _tokens(deliveries: Sequence[Delivery]) -> dict[str, list[int | None]]:
+    return {"ids": [one.id for one in deliveries], "attempts": [one.attempt for one in deliveries]}
+
+
+def _failed(worker: str, failures: Sequence[Failure]) -> list[Statement]:
+    done: list[Statement] = []
+    if again := [failure for failure in failures if failure.retry_in is not None]:
+        tokens = _tokens([failure.delivery for failure in again])
+        seconds = [failure.retry_in for failure in again]
+        done.append((sql.RETRY, {"worker": worker, "seconds": seconds, **tokens}))
+    if given_up := [failure for failure in failures if failure.retry_in is None]:
+        tokens = _tokens([failure.delivery for failure in given_up])
+        errors = [failure.error.replace("\0", "\\0")[-16_384:] for failure in given_up]
+        done.append((sql.GIVE_UP, {"worker": worker, "errors": errors, **tokens}))
+    return done

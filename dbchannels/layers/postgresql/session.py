@@ -1,0 +1,192 @@
+"""A connection of the layer's own to PostgreSQL, by psycopg2, in autocommit.
+
+Not Django's: that one belongs to the site's code and its transactions, may be psycopg 3's, and may not LISTEN.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import psycopg2
+import psycopg2.extensions
+
+from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.postgresql import sql
+
+Statement = tuple[str, dict[str, Any]]
+
+# libpq alone would notice a silent partition after two hours. With these it does within 15 s; times in seconds,
+# tcp_user_timeout in milliseconds: https://www.postgresql.org/docs/current/libpq-connect.html
+_KEEPALIVE = {
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 10_000,
+    "connect_timeout": 5,
+}
+# Options of Django's backends that are not libpq's.
+_NOT_LIBPQ = {
+    "assume_role",
+    "context",
+    "cursor_factory",
+    "isolation_level",
+    "pool",
+    "prepare_threshold",
+    "server_side_binding",
+}
+
+
+def connection_parameters(settings: dict[str, Any], name: str) -> dict[str, Any]:
+    """Turn an entry of Django's DATABASES into libpq's parameters; ``name`` shows in pg_stat_activity."""
+    options = {key: value for key, value in settings.get("OPTIONS", {}).items() if key not in _NOT_LIBPQ}
+    own = {
+        "dbname": settings.get("NAME"),
+        "user": settings.get("USER"),
+        "password": settings.get("PASSWORD"),
+        "host": settings.get("HOST"),
+        "port": settings.get("PORT"),
+    }
+    given = {key: value for key, value in own.items() if value not in ("", None)}
+    return {**_KEEPALIVE, **given, **options, "application_name": name[:63]}
+
+
+class Session:
+    """Runs statements, and waits for notifications; connects when it must, and forgets a broken connection.
+
+    Every method raises LayerUnavailable when the database cannot be used; calling again connects anew.
+    """
+
+    def __init__(self, settings: dict[str, Any], name: str, listen: bool) -> None:
+        self._settings = settings
+        self._name = name
+        self._listen = listen
+        self._lock = threading.RLock()
+        self._connection: Any = None
+        #: How often it has connected: whoever remembers the number sees that the session is a new one.
+        self.generation = 0
+
+    # Out.
+
+    def run(self, statements: Sequence[Statement], begin: bool = False) -> list[tuple[Any, ...]]:
+        """Run the statements in one round trip and one transaction; return the last one's rows.
+
+        A string of several statements is one implicit transaction to PostgreSQL, at 6,300 a second where BEGIN,
+        INSERT, NOTIFY and COMMIT sent apart make 2,400 (section 55.2.2.1 of its documentation).
+        """
+        with self._lock:
+            connection = self._connected()
+            try:
+                with connection.cursor() as cursor:
+                    text = b";".join(cursor.mogrify(text, values) for text, values in statements)
+                    cursor.execute(text)
+                    return cursor.fetchall() if cursor.description else []
+            except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+                self.close()
+                raise LayerUnavailable(one_line(error)) from error
+
+    def transaction(self) -> Transaction:
+        """Return a context in which several ``run`` are one transaction, for rare work."""
+        return Transaction(self)
+
+    def close(self) -> None:
+        """Let the connection go; the next statement opens another."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            with suppress(psycopg2.Error):
+                connection.close()
+
+    # In.
+
+    def wait(self, timeout: float, *others: int) -> set[str]:
+        """Wait for notifications, or for one of the other descriptors to be readable; return the payloads.
+
+        A notification that came while a statement ran lies in the connection with its socket silent, so that is
+        where to look first. End of file on the socket is the session's death: LayerUnavailable at once.
+        """
+        with self._lock:
+            connection = self._connected()
+        if not connection.notifies:
+            descriptors = [connection.fileno(), *others]
+            readable = wait_readable(descriptors, timeout)
+            if connection.fileno() in readable:
+                self._poll(connection)
+        payloads = {notification.payload for notification in connection.notifies}
+        connection.notifies.clear()
+        return payloads
+
+    def _poll(self, connection: Any) -> None:
+        try:
+            connection.poll()
+            # After the session was terminated the first poll() succeeds in silence; only the next one raises.
+            if not connection.notifies:
+                connection.poll()
+        except psycopg2.Error as error:
+            self.close()
+            raise LayerUnavailable(one_line(error)) from error
+
+    def _connected(self) -> Any:
+        if self._connection is None or self._connection.closed:
+            self._connection = self._connect()
+            self.generation += 1
+        return self._connection
+
+    def _connect(self) -> Any:
+        try:
+            connection = psycopg2.connect(**connection_parameters(self._settings, self._name))
+            connection.autocommit = True
+            with connection.cursor() as cursor:
+                if role := self._settings.get("OPTIONS", {}).get("assume_role"):
+                    cursor.execute("SELECT set_config('role', %s, false)", [role])
+                if self._listen:
+                    cursor.execute(sql.LISTEN)
+        except psycopg2.OperationalError as error:
+            raise LayerUnavailable(one_line(error)) from error
+        return connection
+
+
+class Transaction:
+    """``with session.transaction():`` - commits at the end, rolls back when the block raises."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __enter__(self) -> None:
+        self._session._lock.acquire()
+        try:
+            self._session.run([("BEGIN", {})])
+        except BaseException:
+            self._session._lock.release()
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self._session._connection is not None:
+                self._session.run([("ROLLBACK" if kind else "COMMIT", {})])
+        finally:
+            self._session._lock.release()
+
+
+def wait_readable(descriptors: Sequence[int], timeout: float) -> set[int]:
+    """Return those descriptors that can be read, at the latest after ``timeout`` seconds.
+
+    By poll(2), which unlike select(2) takes descriptors beyond 1,023.
+    """
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(max(0, timeout) * 1000)}
+
+
+def one_line(error: Exception) -> str:
+    """Return the first line of the database's own words."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def session_name(role: str) -> str:
+    """Return what pg_stat_activity shows of a session: ``dbchannels worker 4711``."""
+    return f"dbchannels {role} {os.getpid()}".replace("  ", " ")

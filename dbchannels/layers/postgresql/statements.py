@@ -1,0 +1,134 @@
+"""Operations turned into statements: neighbours of one kind become one statement, and the order stays."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+from dbchannels import names
+from dbchannels.exceptions import ChannelFull
+from dbchannels.layers.operations import (
+    Connect,
+    Disconnect,
+    GroupAdd,
+    GroupDiscard,
+    Operation,
+    Send,
+    SendGroup,
+)
+from dbchannels.layers.postgresql import sql
+
+if TYPE_CHECKING:
+    from dbchannels.layers.base import BaseLayer
+
+Values = dict[str, Any]
+#: A statement, its values, and how many rows for each queue it should write (for sends).
+Planned = tuple[str, Values, Counter[str]]
+
+
+def statements(layer: BaseLayer, operations: Sequence[Operation]) -> Iterator[Planned]:
+    """Yield what writes the operations, in order; 100 sends in a row are one INSERT."""
+    for (kind, _), group in groupby(operations, key=_kind):
+        yield from _PLANS[kind](layer, list(group))
+
+
+def check_room(expected: Counter[str], rows: Sequence[tuple[Any, ...]]) -> None:
+    """Raise ChannelFull for the first queue that did not take its rows; ``rows`` is what the INSERT gave."""
+    written = {row[0]: row[1] for row in rows}
+    for queue, count in expected.items():
+        if written.get(queue, 0) < count:
+            raise ChannelFull(queue)
+
+
+def _kind(operation: Operation) -> tuple[type, bool]:
+    return type(operation), isinstance(operation, Send) and names.is_protocol(operation.channel)
+
+
+def _sends(layer: BaseLayer, sends: list[Send]) -> Iterator[Planned]:
+    if not names.is_protocol(sends[0].channel):
+        yield from _durable_sends(layer, sends)
+        return
+    parts = [names.split(send.channel) for send in sends]
+    expected = Counter(queue for queue, _ in parts)
+    values = {
+        "channels": [queue for queue, _ in parts],
+        "locals": [local for _, local in parts],
+        "reply_channels": [send.reply_channel for send in sends],
+        "payloads": [send.payload for send in sends],
+        "expiries": [send.expiry for send in sends],
+    }
+    yield sql.SEND, values | _room(layer, expected), expected
+
+
+def _durable_sends(layer: BaseLayer, sends: list[Send]) -> Iterator[Planned]:
+    expected = Counter(send.channel for send in sends)
+    values = {
+        "channels": [send.channel for send in sends],
+        "payloads": [send.payload for send in sends],
+        "delays": [send.delay for send in sends],
+    }
+    yield sql.SEND_DURABLE, values | _room(layer, expected), expected
+
+
+def _room(layer: BaseLayer, expected: Counter[str]) -> Values:
+    return {
+        "queues": list(expected),
+        "capacities": [layer.capacity(queue) for queue in expected],
+        "wake": layer.wakeups,
+    }
+
+
+def _group_sends(layer: BaseLayer, sends: list[SendGroup]) -> Iterator[Planned]:
+    for send in sends:
+        values = {
+            "group": send.group,
+            "payload": send.payload,
+            "expiry": layer.options["expiry"],
+            "capacity": layer.options["capacity"],
+            "wake": layer.wakeups,
+        }
+        yield sql.SEND_GROUP, values, Counter()
+
+
+def _group_adds(layer: BaseLayer, adds: list[GroupAdd]) -> Iterator[Planned]:
+    for add in adds:
+        queue, local = names.split(add.channel)
+        values = {"group": add.group, "channel": queue, "local": local, "expiry": layer.group_expiry}
+        yield sql.GROUP_ADD, values, Counter()
+
+
+def _group_discards(layer: BaseLayer, discards: list[GroupDiscard]) -> Iterator[Planned]:
+    for discard in discards:
+        queue, local = names.split(discard.channel)
+        yield sql.GROUP_DISCARD, {"group": discard.group, "channel": queue, "local": local}, Counter()
+
+
+def _connects(layer: BaseLayer, connects: list[Connect]) -> Iterator[Planned]:
+    values = {
+        "reply_channels": [connect.reply_channel for connect in connects],
+        "servers": [connect.server for connect in connects],
+        "paths": [connect.path for connect in connects],
+    }
+    yield sql.CONNECT, values, Counter()
+
+
+def _disconnects(layer: BaseLayer, disconnects: list[Disconnect]) -> Iterator[Planned]:
+    parts = [names.split(disconnect.reply_channel) for disconnect in disconnects]
+    values = {
+        "reply_channels": [disconnect.reply_channel for disconnect in disconnects],
+        "channels": [queue for queue, _ in parts],
+        "locals": [local for _, local in parts],
+    }
+    yield sql.DISCONNECT, values, Counter()
+
+
+_PLANS: dict[type, Any] = {
+    Send: _sends,
+    SendGroup: _group_sends,
+    GroupAdd: _group_adds,
+    GroupDiscard: _group_discards,
+    Connect: _connects,
+    Disconnect: _disconnects,
+}

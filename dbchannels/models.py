@@ -1,0 +1,195 @@
+"""What the layer keeps in the database, one model for each kind of row.
+
+The hot statements are raw SQL in ``layers/postgresql.py``; the models are for migrations, the admin, and the
+layer for other databases. No foreign keys: a membership may name a channel that no process has, an UNLOGGED
+table cannot be referenced by a logged one, and a key's row lock would let a user's open transaction stop the
+server that cleans up.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.db import models
+from django.db.models.functions import Now
+
+from dbchannels import codec
+from dbchannels.names import MAX_LENGTH
+
+
+class PayloadMixin:
+    """For models with a ``payload``: the encoded message."""
+
+    payload: bytes
+
+    def content(self) -> dict[str, Any]:
+        """Return the decoded message."""
+        return codec.decode(bytes(self.payload))
+
+
+class ProtocolMessage(PayloadMixin, models.Model):
+    """A message on ``http.*``, ``websocket.*`` or a reply channel: popped once, gone when it expires.
+
+    UNLOGGED on PostgreSQL: such traffic means nothing after a crash of the database, which empties the table and
+    starts its identity at 1 again. So ``id`` orders the messages of a channel and serves for nothing else.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="the part up to and with the '!'")
+    locals = models.TextField(
+        "local parts", default="", blank=True, help_text="what follows the '!', for each receiver, by spaces"
+    )
+    reply_channel = models.CharField("reply channel", max_length=MAX_LENGTH, default="", blank=True)
+    payload = models.BinaryField("payload")
+    sent_at = models.DateTimeField("sent", db_default=Now())
+    expires_at = models.DateTimeField("expires")
+
+    class Meta:
+        verbose_name = "protocol message"
+        indexes = (models.Index(fields=["channel", "id"], name="dbchannels_protocol_queue"),)
+
+    def __str__(self) -> str:
+        return f"{self.channel} #{self.pk}"
+
+
+class DurableMessage(PayloadMixin, models.Model):
+    """A message on one of the site's own channels: claimed, run at least once, then deleted."""
+
+    id = models.BigAutoField(primary_key=True)
+    channel = models.CharField("channel", max_length=MAX_LENGTH)
+    payload = models.BinaryField("payload")
+    attempts = models.PositiveSmallIntegerField("attempts", default=0, db_default=0)
+    sent_at = models.DateTimeField("sent", db_default=Now())
+    due_at = models.DateTimeField("due", db_default=Now())
+    claimed_by = models.CharField(
+        "claimed by", max_length=MAX_LENGTH, null=True, blank=True, help_text="the worker's name"
+    )
+    alone = models.BooleanField(
+        "claimed alone", default=False, db_default=False, help_text="left by a dead worker: one at a time"
+    )
+
+    class Meta:
+        verbose_name = "durable message"
+        indexes = (
+            models.Index(
+                fields=["channel", "id"],
+                condition=models.Q(claimed_by__isnull=True),
+                name="dbchannels_durable_queue",
+            ),
+            models.Index(
+                fields=["claimed_by"],
+                condition=models.Q(claimed_by__isnull=False),
+                name="dbchannels_durable_claims",
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.channel} #{self.pk}"
+
+
+class DeadLetter(PayloadMixin, models.Model):
+    """A durable message that failed each time it was tried, with the last traceback."""
+
+    id = models.BigAutoField(primary_key=True)
+    channel = models.CharField("channel", max_length=MAX_LENGTH)
+    payload = models.BinaryField("payload")
+    attempts = models.PositiveSmallIntegerField("attempts")
+    sent_at = models.DateTimeField("sent")
+    failed_at = models.DateTimeField("failed", db_default=Now())
+    error = models.TextField("traceback", help_text="the last 16 KiB of it")
+
+    class Meta:
+        verbose_name = "dead letter"
+
+    def __str__(self) -> str:
+        return f"{self.channel} #{self.pk}"
+
+
+class Membership(models.Model):
+    """One channel in one group; without an end while a live server holds the channel."""
+
+    id = models.BigAutoField(primary_key=True)
+    group = models.CharField("group", max_length=MAX_LENGTH)
+    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="the part up to and with the '!'")
+    local = models.CharField("local part", max_length=MAX_LENGTH, default="", blank=True)
+    added_at = models.DateTimeField("added", db_default=Now())
+    expires_at = models.DateTimeField("expires", null=True, blank=True)
+
+    class Meta:
+        verbose_name = "membership"
+        constraints = (
+            models.UniqueConstraint(fields=["group", "channel", "local"], name="dbchannels_membership_once"),
+        )
+        indexes = (models.Index(fields=["channel", "local"], name="dbchannels_membership_channel"),)
+
+    def __str__(self) -> str:
+        return f"{self.channel}{self.local} in {self.group}"
+
+
+class Process(models.Model):
+    """A live interface server or worker: its lease, and the number of the advisory lock that it holds."""
+
+    SERVER, WORKER = "server", "worker"
+
+    id = models.BigAutoField(primary_key=True)
+    name = models.CharField("name", max_length=MAX_LENGTH, unique=True)
+    kind = models.CharField("kind", max_length=10, choices=[(SERVER, "interface server"), (WORKER, "worker")])
+    queue = models.CharField(
+        "reply queue", max_length=MAX_LENGTH, default="", blank=True, help_text="of a server: reply.NAME!"
+    )
+    host = models.CharField("host", max_length=255)
+    pid = models.IntegerField("process id")
+    started_at = models.DateTimeField("started", db_default=Now())
+    lease_until = models.DateTimeField("lease until")
+
+    class Meta:
+        verbose_name = "process"
+        verbose_name_plural = "processes"
+        indexes = (models.Index(fields=["queue"], name="dbchannels_process_queue"),)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+
+class Held(models.Model):
+    """What one worker has popped and not finished: a line ``CHANNEL REPLY_CHANNEL`` for each message.
+
+    UNLOGGED on PostgreSQL, and written by the very statement that pops: when the worker is killed, it says
+    which clients are to be told.
+    """
+
+    worker = models.CharField("worker", max_length=MAX_LENGTH, primary_key=True)
+    messages = models.TextField("messages", default="", blank=True)
+    since = models.DateTimeField("since", db_default=Now())
+
+    class Meta:
+        verbose_name = "held"
+        verbose_name_plural = "held"
+
+    def __str__(self) -> str:
+        return f"held by {self.worker}"
+
+    def lines(self) -> list[tuple[str, str]]:
+        """Return (channel, reply channel) for each message held."""
+        return parse_held(self.messages)
+
+
+class Connection(models.Model):
+    """An open WebSocket: enough to run its disconnect consumers when its server is killed."""
+
+    reply_channel = models.CharField("reply channel", max_length=MAX_LENGTH, primary_key=True)
+    server = models.CharField("server", max_length=MAX_LENGTH, db_index=True)
+    path = models.TextField("path")
+    connected_at = models.DateTimeField("connected", db_default=Now())
+
+    class Meta:
+        verbose_name = "connection"
+
+    def __str__(self) -> str:
+        return self.reply_channel
+
+
+def parse_held(messages: str) -> list[tuple[str, str]]:
+    """Return (channel, reply channel) for each line of ``Held.messages``."""
+    pairs = [line.partition(" ") for line in messages.splitlines()]
+    return [(channel, reply_channel) for channel, _, reply_channel in pairs]
