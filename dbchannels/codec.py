@@ -14,7 +14,7 @@ import msgpack
 from dbchannels.exceptions import InvalidMessage, MessageTooLarge
 
 MAX_DEPTH = 64
-_INT64 = range(-(2**63), 2**63)
+_INT64_END = 2**63
 
 
 def encode(message: object, limit: int | None = None) -> bytes:
@@ -55,7 +55,8 @@ def _check(value: object, where: str, depth: int) -> None:
     if isinstance(value, str):
         _check_text(value, where)
     elif isinstance(value, int):
-        if value not in _INT64:
+        # Not by `in range(...)`: for an IntEnum that goes through all of its 2**64 numbers.
+        if not -_INT64_END <= value < _INT64_END:
             raise InvalidMessage(f"{where} is beyond 64 bits with a sign: send it as a str.")
     elif isinstance(value, (list, tuple, dict)):
         if depth == 0:

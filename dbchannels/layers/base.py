@@ -192,8 +192,11 @@ class BaseLayer:
         """Return a function that says, later, whether what was just written has been rolled back."""
         return lambda: False
 
-    def write(self, operations: Sequence[Operation]) -> None:
-        """Write operations in order, in the caller's transaction, all or none. May raise ChannelFull."""
+    def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
+        """Write operations in order, in the caller's transaction, all or none. May raise ChannelFull.
+
+        With ``drop`` a send that finds its channel full is left out, and returned.
+        """
         raise NotImplementedError
 
     def group_channels(self, group: str) -> list[str]:

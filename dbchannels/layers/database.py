@@ -55,18 +55,20 @@ class DatabaseLayer(BaseLayer):
 
     # Sending.
 
-    def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> None:
+    def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         with self.atomic():
-            for operation in operations:
-                _WRITERS[type(operation)](self, operation, drop)
+            refused: list[Any] = [one for one in operations if _WRITERS[type(one)](self, one) is False]
+            if refused and not drop:
+                raise ChannelFull(names.split(refused[0].channel)[0])
+        return refused
 
-    def _send(self, send: ops.Send, drop: bool) -> None:
+    def _send(self, send: ops.Send) -> bool:
+        """Write one message; False when its channel is full."""
         queue, local = names.split(send.channel)
         if not self._has_room(queue):
-            if drop:
-                return
-            raise ChannelFull(queue)
+            return False
         self._insert(queue, local, send)
+        return True
 
     def _insert(self, queue: str, local: str, send: ops.Send) -> None:
         now = timezone.now()
@@ -90,7 +92,7 @@ class DatabaseLayer(BaseLayer):
         model = ProtocolMessage if names.is_protocol(queue) else DurableMessage
         return self.rows(model).filter(channel=queue)[: capacity + 1].count() < capacity
 
-    def _send_group(self, send: ops.SendGroup, drop: bool) -> None:
+    def _send_group(self, send: ops.SendGroup) -> None:
         members: dict[str, list[str]] = {}
         for queue, local in self._members(send.group).values_list("channel", "local"):
             members.setdefault(queue, []).append(local)
@@ -101,7 +103,7 @@ class DatabaseLayer(BaseLayer):
 
     # Groups and connections.
 
-    def _group_add(self, add: ops.GroupAdd, drop: bool) -> None:
+    def _group_add(self, add: ops.GroupAdd) -> None:
         queue, local = names.split(add.channel)
         alive = queue.endswith("!") and self.rows(Process).filter(queue=queue).exists()
         end = None if alive else timezone.now() + timedelta(seconds=self.group_expiry)
@@ -109,16 +111,16 @@ class DatabaseLayer(BaseLayer):
             group=add.group, channel=queue, local=local, defaults={"expires_at": end}
         )
 
-    def _group_discard(self, discard: ops.GroupDiscard, drop: bool) -> None:
+    def _group_discard(self, discard: ops.GroupDiscard) -> None:
         queue, local = names.split(discard.channel)
         self.rows(Membership).filter(group=discard.group, channel=queue, local=local).delete()
 
-    def _connect(self, connect: ops.Connect, drop: bool) -> None:
+    def _connect(self, connect: ops.Connect) -> None:
         self.rows(Connection).get_or_create(
             reply_channel=connect.reply_channel, defaults={"server": connect.server, "path": connect.path}
         )
 
-    def _disconnect(self, disconnect: ops.Disconnect, drop: bool) -> None:
+    def _disconnect(self, disconnect: ops.Disconnect) -> None:
         queue, local = names.split(disconnect.reply_channel)
         self.rows(Membership).filter(channel=queue, local=local).delete()
         self.rows(Connection).filter(reply_channel=disconnect.reply_channel).delete()

@@ -16,7 +16,7 @@ from django.utils import timezone
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
-from dbchannels.layers.operations import Delivery, Done, Failure, Operation, held_lines, resends
+from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
 from dbchannels.models import (
     Connection,
     DeadLetter,
@@ -59,10 +59,9 @@ class DatabaseLink(Link):
 
     # Giving.
 
-    def apply(self, operations: Sequence[Operation]) -> None:
+    def apply(self, operations: Sequence[Operation]) -> list[Send]:
         with unavailable():
-            if operations:
-                self.layer.write(operations, drop=True)
+            return self.layer.write(operations, drop=True) if operations else []
 
     def finish(self, worker: str, done: Done) -> None:
         with unavailable(), self.layer.atomic():

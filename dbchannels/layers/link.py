@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dbchannels.layers.operations import Delivery, Done, Operation
+from dbchannels.layers.operations import Delivery, Done, Operation, Send
+from dbchannels.waiting import wait_readable
 
 if TYPE_CHECKING:
     from dbchannels.layers.base import BaseLayer
@@ -35,15 +35,23 @@ class Link:
         """Claim up to ``limit`` due messages of durable channels; the attempt is counted."""
         return self.layer.claim(channels, limit, worker)
 
-    def wait(self, timeout: float) -> None:
-        """Return when something may have come, at the latest after ``timeout`` seconds."""
-        time.sleep(min(timeout, self.layer.poll_interval()))
+    def wait(self, timeout: float, *others: int) -> set[str]:
+        """Return when something may have come or one of the descriptors can be read, or after ``timeout`` s.
+
+        What is returned says for whom it came, where the layer knows: a queue, ``p`` for workers that take
+        protocol messages, ``d`` for those that take durable ones.
+        """
+        wait_readable(others, min(timeout, self.layer.poll_interval()))
+        return set()
 
     # Giving.
 
-    def apply(self, operations: Sequence[Operation]) -> None:
-        """Write operations in order in one transaction of its own; what a full channel cannot hold is dropped."""
-        self.layer.write(operations)
+    def apply(self, operations: Sequence[Operation]) -> list[Send]:
+        """Write operations in order in one transaction of its own; return the sends that found a channel full.
+
+        Only those of the last unbroken run of sends need be returned; the others are dropped in silence.
+        """
+        return self.layer.write(operations, drop=True)
 
     def finish(self, worker: str, done: Done) -> None:
         """Write what consumers did, and what became of their messages, in one transaction."""

@@ -44,14 +44,15 @@ class MemoryLayer(BaseLayer):
     def link(self, name: str = "", listen: bool = True) -> MemoryLink:
         return MemoryLink(self)
 
-    def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> None:
+    def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         with self._changed:
-            refused = next((one.channel for one in operations if self._is_full(one)), None)
-            if refused is not None and not drop:
-                raise ChannelFull(names.split(refused)[0])
+            refused = [one for one in operations if isinstance(one, ops.Send) and self._is_full(one)]
+            if refused and not drop:
+                raise ChannelFull(names.split(refused[0].channel)[0])
             for operation in operations:
                 self._write_one(operation)
             self._changed.notify_all()
+            return refused
 
     def _is_full(self, operation: ops.Operation) -> bool:
         if not isinstance(operation, ops.Send):
@@ -165,9 +166,6 @@ class MemoryLink(Link):
 
     layer: MemoryLayer
 
-    def apply(self, operations: Sequence[ops.Operation]) -> None:
-        self.layer.write(operations, drop=True)
-
     def finish(self, worker: str, done: ops.Done) -> None:
         layer = self.layer
         for delivery in done.acknowledged:
@@ -184,5 +182,6 @@ class MemoryLink(Link):
         popped = [delivery for delivery in done.returned if not delivery.durable]
         self.apply([*done.operations, *ops.resends(popped, layer.options["expiry"])])
 
-    def wait(self, timeout: float) -> None:
+    def wait(self, timeout: float, *others: int) -> set[str]:
         self.layer.wait(timeout)
+        return set()

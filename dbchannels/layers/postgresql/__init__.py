@@ -12,13 +12,14 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from dbchannels.exceptions import LayerUnavailable
+from dbchannels import names
+from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.operations import Operation
+from dbchannels.layers.operations import Operation, Send
 from dbchannels.layers.postgresql import sql
 from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.session import Session, session_name
-from dbchannels.layers.postgresql.statements import check_room, statements
+from dbchannels.layers.postgresql.statements import statements, without_room
 from dbchannels.layers.rollback import rollback_probe
 
 __all__ = ["PostgreSQLLayer"]
@@ -47,14 +48,18 @@ class PostgreSQLLayer(BaseLayer):
     def rollback_probe(self) -> Callable[[], bool]:
         return rollback_probe(self.database)
 
-    def write(self, operations: Sequence[Operation], drop: bool = False) -> None:
+    def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
+        refused: list[Send] = []
         several = len(operations) > 1 and not self.in_transaction()
         with transaction.atomic(using=self.database) if several else nullcontext():
             with connections[self.database].cursor() as cursor:
                 for statement, values, sent in statements(self, operations):
                     cursor.execute(statement, values)
-                    if sent and not drop:
-                        check_room(sent, cursor.fetchall())
+                    if sent:
+                        refused += without_room(sent, cursor.fetchall())
+                        if refused and not drop:
+                            raise ChannelFull(names.split(refused[0].channel)[0])
+        return refused
 
     def group_channels(self, group: str) -> list[str]:
         return [row[0] for row in self._query(sql.GROUP_CHANNELS, {"group": group})]

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 from dbchannels import names
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
-from dbchannels.layers.operations import Delivery, Done, Failure, Operation, held_lines, resends
+from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
 from dbchannels.layers.postgresql import sql
 from dbchannels.layers.postgresql.session import Session, Statement
-from dbchannels.layers.postgresql.statements import statements
+from dbchannels.layers.postgresql.statements import statements, without_room
 from dbchannels.models import Process, parse_held
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ class PostgreSQLLink(Link):
     def __init__(self, layer: PostgreSQLLayer, session: Session) -> None:
         super().__init__(layer)
         self.session = session
-        self._wakeups: set[str] = set()
         self._locked: tuple[str, int] = ("", 0)  # the registered name, and the session's generation of its lock
         self._connected_at = time.monotonic()
 
@@ -61,24 +60,17 @@ class PostgreSQLLink(Link):
         self.session.run([(sql.RELEASE, {"worker": worker, **_tokens(others)})])
         return alone[:1]
 
-    def wait(self, timeout: float, *others: int) -> None:
-        if self._wakeups:
-            return
-        if self.layer.wakeups or others:
-            self._wakeups |= self.session.wait(min(timeout, self.layer.poll_interval()), *others)
-        else:
-            time.sleep(min(timeout, self.layer.poll_interval()))
-
-    def woken(self) -> set[str]:
-        """Return who was meant by the wakeups since the last call (see the payloads in ``sql``)."""
-        payloads, self._wakeups = self._wakeups, set()
-        return payloads
+    def wait(self, timeout: float, *others: int) -> set[str]:
+        return self.session.wait(min(timeout, self.layer.poll_interval()), *others)
 
     # Giving.
 
-    def apply(self, operations: Sequence[Operation]) -> None:
-        if operations:
-            self.session.run([(text, values) for text, values, _ in statements(self.layer, operations)])
+    def apply(self, operations: Sequence[Operation]) -> list[Send]:
+        if not operations:
+            return []
+        plan = list(statements(self.layer, operations))
+        rows = self.session.run([(text, values) for text, values, _ in plan])
+        return without_room(plan[-1][2], rows)
 
     def finish(self, worker: str, done: Done) -> None:
         todo = [self._hold(worker, done.held)]

@@ -6,7 +6,6 @@ Not Django's: that one belongs to the site's code and its transactions, may be p
 from __future__ import annotations
 
 import os
-import select
 import threading
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ import psycopg2.extensions
 
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import sql
+from dbchannels.waiting import wait_readable
 
 Statement = tuple[str, dict[str, Any]]
 
@@ -169,17 +169,6 @@ class Transaction:
                 self._session.run([("ROLLBACK" if kind else "COMMIT", {})])
         finally:
             self._session._lock.release()
-
-
-def wait_readable(descriptors: Sequence[int], timeout: float) -> set[int]:
-    """Return those descriptors that can be read, at the latest after ``timeout`` seconds.
-
-    By poll(2), which unlike select(2) takes descriptors beyond 1,023.
-    """
-    poll = select.poll()
-    for descriptor in descriptors:
-        poll.register(descriptor, select.POLLIN)
-    return {descriptor for descriptor, _ in poll.poll(max(0, timeout) * 1000)}
 
 
 def one_line(error: Exception) -> str:

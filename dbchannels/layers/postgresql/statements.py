@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from dbchannels import names
-from dbchannels.exceptions import ChannelFull
 from dbchannels.layers.operations import (
     Connect,
     Disconnect,
@@ -24,8 +22,8 @@ if TYPE_CHECKING:
     from dbchannels.layers.base import BaseLayer
 
 Values = dict[str, Any]
-#: A statement, its values, and how many rows for each queue it should write (for sends).
-Planned = tuple[str, Values, Counter[str]]
+#: A statement, its values, and the sends that it writes, if any.
+Planned = tuple[str, Values, list[Send]]
 
 
 def statements(layer: BaseLayer, operations: Sequence[Operation]) -> Iterator[Planned]:
@@ -34,12 +32,10 @@ def statements(layer: BaseLayer, operations: Sequence[Operation]) -> Iterator[Pl
         yield from _PLANS[kind](layer, list(group))
 
 
-def check_room(expected: Counter[str], rows: Sequence[tuple[Any, ...]]) -> None:
-    """Raise ChannelFull for the first queue that did not take its rows; ``rows`` is what the INSERT gave."""
-    written = {row[0]: row[1] for row in rows}
-    for queue, count in expected.items():
-        if written.get(queue, 0) < count:
-            raise ChannelFull(queue)
+def without_room(sends: Sequence[Send], rows: Sequence[tuple[Any, ...]]) -> list[Send]:
+    """Return the sends whose queue was full; ``rows`` is what their INSERT gave, (queue, rows written)."""
+    taken = {row[0] for row in rows}
+    return [send for send in sends if names.split(send.channel)[0] not in taken]
 
 
 def _kind(operation: Operation) -> tuple[type, bool]:
@@ -51,7 +47,7 @@ def _sends(layer: BaseLayer, sends: list[Send]) -> Iterator[Planned]:
         yield from _durable_sends(layer, sends)
         return
     parts = [names.split(send.channel) for send in sends]
-    expected = Counter(queue for queue, _ in parts)
+    queues = dict.fromkeys(queue for queue, _ in parts)
     values = {
         "channels": [queue for queue, _ in parts],
         "locals": [local for _, local in parts],
@@ -59,23 +55,23 @@ def _sends(layer: BaseLayer, sends: list[Send]) -> Iterator[Planned]:
         "payloads": [send.payload for send in sends],
         "expiries": [send.expiry for send in sends],
     }
-    yield sql.SEND, values | _room(layer, expected), expected
+    yield sql.SEND, values | _room(layer, queues), sends
 
 
 def _durable_sends(layer: BaseLayer, sends: list[Send]) -> Iterator[Planned]:
-    expected = Counter(send.channel for send in sends)
+    queues = dict.fromkeys(send.channel for send in sends)
     values = {
         "channels": [send.channel for send in sends],
         "payloads": [send.payload for send in sends],
         "delays": [send.delay for send in sends],
     }
-    yield sql.SEND_DURABLE, values | _room(layer, expected), expected
+    yield sql.SEND_DURABLE, values | _room(layer, queues), sends
 
 
-def _room(layer: BaseLayer, expected: Counter[str]) -> Values:
+def _room(layer: BaseLayer, queues: dict[str, None]) -> Values:
     return {
-        "queues": list(expected),
-        "capacities": [layer.capacity(queue) for queue in expected],
+        "queues": list(queues),
+        "capacities": [layer.capacity(queue) for queue in queues],
         "wake": layer.wakeups,
     }
 
@@ -89,20 +85,20 @@ def _group_sends(layer: BaseLayer, sends: list[SendGroup]) -> Iterator[Planned]:
             "capacity": layer.options["capacity"],
             "wake": layer.wakeups,
         }
-        yield sql.SEND_GROUP, values, Counter()
+        yield sql.SEND_GROUP, values, []
 
 
 def _group_adds(layer: BaseLayer, adds: list[GroupAdd]) -> Iterator[Planned]:
     for add in adds:
         queue, local = names.split(add.channel)
         values = {"group": add.group, "channel": queue, "local": local, "expiry": layer.group_expiry}
-        yield sql.GROUP_ADD, values, Counter()
+        yield sql.GROUP_ADD, values, []
 
 
 def _group_discards(layer: BaseLayer, discards: list[GroupDiscard]) -> Iterator[Planned]:
     for discard in discards:
         queue, local = names.split(discard.channel)
-        yield sql.GROUP_DISCARD, {"group": discard.group, "channel": queue, "local": local}, Counter()
+        yield sql.GROUP_DISCARD, {"group": discard.group, "channel": queue, "local": local}, []
 
 
 def _connects(layer: BaseLayer, connects: list[Connect]) -> Iterator[Planned]:
@@ -111,7 +107,7 @@ def _connects(layer: BaseLayer, connects: list[Connect]) -> Iterator[Planned]:
         "servers": [connect.server for connect in connects],
         "paths": [connect.path for connect in connects],
     }
-    yield sql.CONNECT, values, Counter()
+    yield sql.CONNECT, values, []
 
 
 def _disconnects(layer: BaseLayer, disconnects: list[Disconnect]) -> Iterator[Planned]:
@@ -121,7 +117,7 @@ def _disconnects(layer: BaseLayer, disconnects: list[Disconnect]) -> Iterator[Pl
         "channels": [queue for queue, _ in parts],
         "locals": [local for _, local in parts],
     }
-    yield sql.DISCONNECT, values, Counter()
+    yield sql.DISCONNECT, values, []
 
 
 _PLANS: dict[type, Any] = {

@@ -1,0 +1,92 @@
+"""What a worker has taken and not yet finished."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from dbchannels.layers.operations import Delivery, Done, Failure, Operation
+
+
+class Batch:
+    """Shared by the worker, which goes through it, and its watch, which hands back what waits too long."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: deque[Delivery] = deque()
+        self._running: Delivery | None = None
+        self._started_at = 0.0  # time.monotonic(), while one runs
+        self._operations: list[Operation] = []
+        self._acknowledged: list[Delivery] = []
+        self._failures: list[Failure] = []
+
+    def fill(self, deliveries: Sequence[Delivery]) -> None:
+        """Add what was taken."""
+        with self._lock:
+            self._waiting.extend(deliveries)
+
+    def start_next(self) -> Delivery | None:
+        """Return the next message, which runs from now on; None when all are done or handed back."""
+        with self._lock:
+            self._running = self._waiting.popleft() if self._waiting else None
+            self._started_at = time.monotonic()
+            return self._running
+
+    def finished(self, operations: Sequence[Operation], failure: Failure | None) -> None:
+        """Note what the running message's consumer did."""
+        with self._lock:
+            delivery, self._running = self._running, None
+            self._operations += operations
+            if failure is not None:
+                self._failures.append(failure)
+            elif delivery is not None and delivery.durable:
+                self._acknowledged.append(delivery)
+
+    def running_for(self) -> float:
+        """Return for how many seconds one consumer has run; 0 when none does."""
+        with self._lock:
+            return time.monotonic() - self._started_at if self._running else 0.0
+
+    def report(self, hand_back: bool = False) -> Done:
+        """Return what is to be written, once; with ``hand_back`` what has not started goes back."""
+        with self._lock:
+            returned = list(self._waiting) if hand_back else []
+            if hand_back:
+                self._waiting.clear()
+            held = [*([self._running] if self._running else []), *self._waiting]
+            done = Done(self._operations, self._acknowledged, self._failures, returned, held)
+            self._operations, self._acknowledged, self._failures = [], [], []
+            return done
+
+    def has_waiting(self) -> bool:
+        """Whether some have not started."""
+        return bool(self._waiting)
+
+    def clear(self) -> None:
+        """Forget everything: the worker was declared dead, and others have it now."""
+        with self._lock:
+            self._waiting.clear()
+            self._operations, self._acknowledged, self._failures = [], [], []
+
+
+class Pace:
+    """How many messages to take at once: about 20 ms of work, so that nobody waits behind a batch for long.
+
+    Consumers of 2 ms are taken ten at a time, views of 30 ms one by one.
+    """
+
+    SPAN = 0.02  # seconds of work in a batch
+    MOST = 20
+
+    def __init__(self) -> None:
+        self._mean = self.SPAN  # seconds for one message; start by taking them singly
+
+    def limit(self) -> int:
+        """Return how many to take now."""
+        return max(1, min(self.MOST, int(self.SPAN / max(self._mean, 1e-6))))
+
+    def ran(self, seconds: float) -> None:
+        """Learn from one message; the last ten or so count."""
+        self._mean += (seconds - self._mean) * 0.1

@@ -1,0 +1,142 @@
+"""Views are consumers: an ``http.request`` message becomes a Django request, and its response messages.
+
+The request is Django's own WSGIRequest, made of a WSGI environment (PEP 3333), so middleware, sessions, uploads
+and everything else find what they know.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from io import BytesIO
+from typing import Any
+
+from django.core import signals
+from django.core.handlers.base import BaseHandler
+from django.core.handlers.wsgi import WSGIRequest
+from django.http import FileResponse, HttpResponse
+from django.http.response import HttpResponseBase
+from django.urls import set_script_prefix
+
+from dbchannels import codec
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Operation, Send
+from dbchannels.message import Message
+from dbchannels.streaming import CHUNK, ChunkWriter
+
+log = logging.getLogger("dbchannels.handler")
+
+
+class ViewHandler(BaseHandler):
+    """Runs the site's middleware and views. The middleware is loaded at the first request."""
+
+    def respond(self, message: Message, link: Link, layer: BaseLayer) -> list[Operation]:
+        """Run the view; return the sending of its response. A long one is sent in chunks as it is made."""
+        if self._middleware_chain is None:
+            self.load_middleware()
+        environ = make_environ(message)
+        set_script_prefix(environ["SCRIPT_NAME"] + "/" if environ["SCRIPT_NAME"] else "/")
+        signals.request_started.send(sender=type(self), environ=environ)
+        response = self.response_to(environ)
+        try:
+            if response.streaming or len(response.content) > CHUNK:
+                return self._stream(message, response, link, layer)
+            return [_reply(layer, message, {**_head(response), "content": response.content})]
+        finally:
+            response.close()  # and with it the signal request_finished
+
+    def response_to(self, environ: dict[str, Any]) -> HttpResponseBase:
+        """Return the response to a WSGI environment."""
+        try:
+            request = WSGIRequest(environ)
+        except UnicodeDecodeError:
+            log.warning("Bad Request (UnicodeDecodeError)", exc_info=sys.exc_info())
+            return HttpResponse("The address is not UTF-8.", status=400, content_type="text/plain")
+        response = self.get_response(request)
+        response._handler_class = type(self)  # type: ignore[attr-defined]
+        return response
+
+    def _stream(
+        self, message: Message, response: HttpResponseBase, link: Link, layer: BaseLayer
+    ) -> list[Operation]:
+        writer = ChunkWriter(
+            send=lambda fields: link.apply([_reply(layer, message, fields)]),
+            receive_flow=lambda: _flow(message, link),
+        )
+        writer.run(_head(response), _pieces(response))
+        return []
+
+
+def _pieces(response: HttpResponseBase) -> Iterator[bytes]:
+    if not response.streaming:
+        content = response.content
+        return (content[start : start + CHUNK] for start in range(0, len(content), CHUNK))
+    if isinstance(response, FileResponse):
+        response.block_size = CHUNK  # Django reads it at each block
+    return iter(response)
+
+
+def _flow(message: Message, link: Link) -> list[dict[str, Any]]:
+    channel = message.get("flow_channel")
+    return [codec.decode(one.payload) for one in link.receive_many([channel], 100)] if channel else []
+
+
+def _reply(layer: BaseLayer, message: Message, fields: dict[str, Any]) -> Operation:
+    assert message.reply_channel is not None
+    return Send(message.reply_channel.name, codec.encode_trusted(fields), "", layer.options["expiry"], 0)
+
+
+def _head(response: HttpResponseBase) -> dict[str, Any]:
+    """Return the status, its words, and the headers as (name, value) bytes, cookies last."""
+    headers = [[name.encode("ascii"), value.encode("latin-1")] for name, value in response.items()]
+    headers += [[b"Set-Cookie", cookie.OutputString().encode("latin-1")] for cookie in response.cookies.values()]
+    return {"status": response.status_code, "reason": response.reason_phrase, "headers": headers}
+
+
+def make_environ(message: Message) -> dict[str, Any]:
+    """Return the WSGI environment of an ``http.request`` message (PEP 3333)."""
+    root_path = message.get("root_path", "")
+    path = message["path"]
+    path = path[len(root_path) :] if root_path and path.startswith(root_path) else path
+    body = message.get("body", b"")
+    client, server = message.get("client") or ["", 0], message.get("server") or ["localhost", 80]
+    environ = {
+        "REQUEST_METHOD": message["method"],
+        "SCRIPT_NAME": _wsgi_text(root_path),
+        "PATH_INFO": _wsgi_text(path),
+        "QUERY_STRING": message["query_string"].decode("latin-1"),
+        "SERVER_NAME": str(server[0]),
+        "SERVER_PORT": str(server[1]),
+        "SERVER_PROTOCOL": f"HTTP/{message['http_version']}",
+        "REMOTE_ADDR": str(client[0]),
+        "REMOTE_PORT": str(client[1]),
+        "CONTENT_LENGTH": str(len(body)) if body else "",
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": message.get("scheme", "http"),
+        "wsgi.input": BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.multithread": False,
+        "wsgi.multiprocess": True,
+        "wsgi.run_once": False,
+    }
+    for name, value in message["headers"]:
+        _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
+    return environ
+
+
+def _add_header(environ: dict[str, Any], name: str, value: str) -> None:
+    """Names with an underscore are dropped: ``X_A`` and ``X-A`` would be one key, so one could forge the other."""
+    if "_" in name or name == "content-length":
+        return
+    key = name.upper().replace("-", "_")
+    if key != "CONTENT_TYPE":
+        key = f"HTTP_{key}"
+    joiner = "; " if key == "HTTP_COOKIE" else ","
+    environ[key] = f"{environ[key]}{joiner}{value}" if key in environ else value
+
+
+def _wsgi_text(text: str) -> str:
+    """Return UTF-8 bytes in latin-1's clothes, as WSGI wants them; bytes that were no UTF-8 come through."""
+    return text.encode("utf-8", "surrogateescape").decode("latin-1")

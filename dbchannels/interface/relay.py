@@ -1,0 +1,258 @@
+"""Between the interface server's hub and the channel layer: three native threads with a link each.
+
+The hub never touches the database. What it sends goes to a bounded outbox; the *publisher* writes all that has
+piled up while its last statement was under way as one statement. The *receiver* takes the replies and hands
+them to the hub; it is the one that LISTENs, and rings for the workers of this process tree. The *housekeeper*
+renews the server's lease and cleans up after the dead.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+import gevent
+
+from dbchannels import codec, names
+from dbchannels.backoff import Backoff
+from dbchannels.doorbell import Doorbell
+from dbchannels.exceptions import LayerUnavailable
+from dbchannels.interface.websocket import Outgoing, outgoing
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Connect, Disconnect, Operation, Send
+from dbchannels.models import Process
+
+log = logging.getLogger("dbchannels.server")
+
+OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
+BATCH = 500  # rows in one statement
+
+
+class Reply:
+    """One message for one or many receivers; a WebSocket's frame is made once for all of them."""
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        self.message = message
+        self._outgoing: Outgoing | None = None
+
+    @property
+    def outgoing(self) -> Outgoing:
+        """The message as a WebSocket's server understands it; ValueError, one sentence, when it cannot."""
+        if self._outgoing is None:
+            self._outgoing = outgoing(self.message)
+        return self._outgoing
+
+
+class Receiver(Protocol):
+    """Who waits for replies: a WebSocket or an HTTP request. Called in the hub, so it must not block."""
+
+    def deliver(self, reply: Reply) -> None:
+        """Take one message."""
+
+
+class OutboxFull(Exception):
+    """More waits for the database than the outbox holds: answer 503, or close 1013."""
+
+
+class Relay:
+    """``open`` a reply channel for a receiver, ``send`` operations, ``close`` it."""
+
+    def __init__(self, layer: BaseLayer, bells: dict[str, Doorbell], on_dead: Callable[[], None]) -> None:
+        self.layer = layer
+        self.name = names.random_part()
+        self.queue = f"reply.{self.name}!"
+        self._bells = bells
+        self._on_dead = on_dead
+        self._receivers: dict[str, Receiver] = {}
+        self._outbox: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
+        self._chores: queue.SimpleQueue[Callable[[Link], Any] | None] = queue.SimpleQueue()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._stopping = threading.Event()
+        self._arrived: Any = gevent.get_hub().loop.async_()
+        self._threads = [
+            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
+            for target in (self._publish, self._receive, self._keep_house)
+        ]
+
+    # The hub's side.
+
+    def start(self) -> None:
+        """Register this server, then start the threads. Raises LayerUnavailable."""
+        link = self.layer.link("housekeeper", listen=False)
+        link.register(self.name, Process.SERVER, self.queue)
+        self._house_link = link
+        self._arrived.start(self._run_calls)
+        for thread in self._threads:
+            thread.start()
+
+    def open(self, receiver: Receiver) -> str:
+        """Return a new reply channel whose messages go to the receiver."""
+        local = names.random_part()
+        self._receivers[local] = receiver
+        return self.queue + local
+
+    def close(self, reply_channel: str) -> None:
+        """Stop delivering."""
+        self._receivers.pop(names.split(reply_channel)[1], None)
+
+    def waiting(self) -> int:
+        """Return how many receivers are open."""
+        return len(self._receivers)
+
+    def send(self, *operations: Operation) -> None:
+        """Hand operations to the publisher, in order. Raises OutboxFull."""
+        if self._outbox.qsize() > OUTBOX:
+            raise OutboxFull
+        for operation in operations:
+            self._outbox.put(operation)
+
+    def make_send(self, channel: str, message: dict[str, Any]) -> Send:
+        """Return the sending of a message that this server made itself."""
+        payload = codec.encode_trusted(message)
+        return Send(channel, payload, message.get("reply_channel") or "", self.layer.options["expiry"], 0)
+
+    def bury(self, worker: str) -> None:
+        """Clean up after a worker that was seen to die; from any thread."""
+        self._chores.put(lambda link: link.bury(worker))
+
+    def stop(self) -> None:
+        """Write what is left, take this server off the record, end the threads. Call it in a native thread."""
+        self._outbox.put(None)
+        self._threads[0].join(10)
+        self._stopping.set()
+        self._chores.put(None)
+        self._threads[2].join(10)
+
+    def call_in_hub(self, function: Callable[[], None]) -> None:
+        """Have the hub run a function, in the order of these calls; from any thread."""
+        self._calls.append(function)
+        self._arrived.send()
+
+    def _run_calls(self) -> None:
+        while self._calls:
+            self._calls.popleft()()
+
+    def _deliver(self, parts: Sequence[str], reply: Reply) -> None:
+        strangers = []
+        for local in parts:
+            receiver = self._receivers.get(local)
+            if receiver is not None:
+                receiver.deliver(reply)
+            else:
+                strangers.append(local)
+        self._forget(strangers)
+
+    def _forget(self, strangers: Sequence[str]) -> None:
+        """Replies for a connection that has ended may come from a group that it was added to too late."""
+        for local in strangers:
+            self._outbox.put(Disconnect(self.queue + local))
+
+    # The publisher.
+
+    def _publish(self) -> None:
+        link = self.layer.link("publisher", listen=False)
+        ended = False
+        while not ended:
+            batch = [self._outbox.get()]
+            while len(batch) < BATCH and not self._outbox.empty():
+                batch.append(self._outbox.get())
+            ended = batch[-1] is None or None in batch
+            operations = _ordered([one for one in batch if one is not None])
+            refused = self._retry(lambda link=link, operations=operations: link.apply(operations)) or []
+            for send in refused:
+                self._hand_over(send.reply_channel, {"lost": "full", "channel": send.channel})
+        link.close()
+
+    def _hand_over(self, reply_channel: str, message: dict[str, Any]) -> None:
+        queue_name, local = names.split(reply_channel)
+        if queue_name == self.queue:
+            self.call_in_hub(partial(self._deliver, (local,), Reply(message)))
+
+    def _retry(self, attempt: Callable[[], Any]) -> Any:
+        delays = Backoff()
+        while True:
+            try:
+                return attempt()
+            except LayerUnavailable as error:
+                if delays.tries == 0:
+                    log.warning("The layer cannot be used now (%s); trying again.", error)
+                if self._stopping.is_set() and delays.tries > 5:
+                    return None
+                time.sleep(delays.delay())
+
+    # The receiver.
+
+    def _receive(self) -> None:
+        link = self.layer.link("receiver")
+        delays = Backoff()
+        while not self._stopping.is_set():
+            try:
+                self._receive_all(link)
+                self._await_replies(link)
+                delays.reset()
+            except LayerUnavailable:
+                self._stopping.wait(delays.delay())
+        link.close()
+
+    def _receive_all(self, link: Link) -> None:
+        more = True
+        while more:
+            deliveries = link.receive_many([self.queue], BATCH)
+            for delivery in deliveries:
+                reply = Reply(codec.decode(delivery.payload))
+                self._calls.append(partial(self._deliver, delivery.locals, reply))
+            if deliveries:
+                self._arrived.send()
+            more = len(deliveries) == BATCH
+
+    def _await_replies(self, link: Link) -> None:
+        """Wait until something may have come for us; ring for the workers when it is for them."""
+        deadline = time.monotonic() + self.layer.poll_interval()
+        while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+            wakeups = link.wait(left)
+            for kind, bell in self._bells.items():
+                if kind in wakeups:
+                    bell.ring()
+            if self.queue in wakeups:
+                return
+
+    # The housekeeper.
+
+    def _keep_house(self) -> None:
+        link, lease = self._house_link, self.layer.options["lease"]
+        chore: Callable[[Link], Any] | None = self._look_after
+        while chore is not None:
+            self._retry(lambda chore=chore: chore(link))
+            try:
+                chore = self._chores.get(timeout=lease / 3 * random.uniform(0.8, 1.0))
+            except queue.Empty:
+                chore = self._look_after
+        self._retry(lambda: link.unregister(self.name))
+        link.close()
+
+    def _look_after(self, link: Link) -> None:
+        if not link.renew(self.name):
+            log.warning("This server was declared dead while it stood still; it closes its sockets and goes on.")
+            self.name = names.random_part()
+            self.queue = f"reply.{self.name}!"
+            link.register(self.name, Process.SERVER, self.queue)
+            self.call_in_hub(self._on_dead)
+        link.sweep()
+
+
+def _ordered(operations: list[Operation]) -> list[Operation]:
+    """Put neighbours of one kind together, so that each kind is one statement, the sends last.
+
+    For one connection this is the order anyway: its record, then its messages; and its record is dropped only
+    after its last message has been consumed.
+    """
+    rank = {Connect: 0, Disconnect: 1, Send: 2}
+    return sorted(operations, key=lambda operation: rank.get(type(operation), 1))

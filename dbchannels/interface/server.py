@@ -1,0 +1,311 @@
+"""The interface server: HTTP and WebSockets on one port, in one gevent process that runs no code of the site."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import gevent
+from gevent import socket as gevent_socket
+from gevent.pywsgi import WSGIServer
+from gevent.queue import Empty, SimpleQueue
+
+from dbchannels import names
+from dbchannels.exceptions import DBChannelsError
+from dbchannels.interface import handshake, http
+from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Accepted, Connection, Denied
+from dbchannels.interface.http import Request
+from dbchannels.interface.relay import OutboxFull, Relay, Reply
+from dbchannels.interface.upgrade import Handler
+
+access_log = logging.getLogger("dbchannels.access")
+log = logging.getLogger("dbchannels.server")
+
+REPORT_EVERY = 262_144  # bytes written to the client between two reports to the worker that streams
+
+
+class AddressInUse(DBChannelsError):
+    """The address cannot be bound; the sentence says why and what to do."""
+
+
+class Options(NamedTuple):
+    """What the operator may set; times in seconds, sizes in bytes."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    allowed_hosts: tuple[str, ...] = ()
+    http_timeout: float = 60.0  # until the first message of the response
+    handshake_timeout: float = 15.0  # until the connect consumer has decided
+    drain_timeout: float = 10.0  # for requests under way when the server stops
+    max_body: int = 1_114_112  # 1 MiB, and 64 KiB for the form around it
+
+
+#: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.
+StaticFiles = Callable[[Request], "tuple[int, list[tuple[str, str]], bytes] | None"]
+
+
+class Exchange:
+    """One HTTP request that waits for its response messages."""
+
+    def __init__(self) -> None:
+        self.replies: SimpleQueue = SimpleQueue()
+
+    def deliver(self, reply: Reply) -> None:
+        """Take one message, in the hub."""
+        self.replies.put(reply.message)
+
+
+class Listener(WSGIServer):  # type: ignore[misc]
+    """pywsgi's server with what its handler asks for. ``application`` is our own `InterfaceServer.application`."""
+
+    handler_class = Handler
+
+    def __init__(self, server: InterfaceServer, listening: Any, address: tuple[str, int]) -> None:
+        super().__init__(listening, server.application, log=None, error_log=_OneLineLog())
+        self.public_address = address
+        self.check_origin = server.check_origin
+        self.connect = server.connect
+        self.adopt = server.adopt
+        self.log_access = log_access
+
+
+class _OneLineLog:
+    """Where pywsgi writes what it says of bad requests."""
+
+    def write(self, text: str) -> None:
+        """Log the first line, made safe: it holds what a stranger sent."""
+        line = text.strip().splitlines()[0] if text.strip() else ""
+        if line:
+            log.warning("%s", ascii(line)[1:300])
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
+class InterfaceServer:
+    """Binds its address at once; ``start`` needs the layer, ``stop`` drains."""
+
+    def __init__(self, make_relay: Callable[[Callable[[], None]], Relay], options: Options) -> None:
+        self.options = options
+        self.static_files: StaticFiles | None = None
+        self.relay = make_relay(self._declared_dead)
+        self.connections: set[Connection] = set()
+        self._exchanges = 0
+        listening = bind(options.host, options.port)
+        self.address: tuple[str, int] = listening.getsockname()[:2]
+        self._listener = Listener(self, listening, self.address)
+        self._ticking: Any = None
+
+    def start(self) -> None:
+        """Register with the layer and accept connections. Raises LayerUnavailable."""
+        self.relay.start()
+        self._listener.start()
+        self._ticking = gevent.spawn(self._tick)
+
+    def stop(self, restart: bool = False) -> None:
+        """Close the listening socket, finish the requests under way, close the WebSockets, let their consumers run."""
+        self._listener.close()
+        deadline = time.monotonic() + self.options.drain_timeout
+        for connection in list(self.connections):
+            connection.close(SERVICE_RESTART if restart else GOING_AWAY, "")
+        self._wait_until(lambda: not self._exchanges, deadline)
+        self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + 6))
+        self._listener.stop(timeout=0)
+        if self._ticking is not None:
+            self._ticking.kill()
+        gevent.get_hub().threadpool.apply(self.relay.stop)
+
+    def _receivers(self) -> int:
+        return self.relay.waiting()
+
+    def _wait_until(self, done: Callable[[], bool], deadline: float) -> None:
+        while not done() and time.monotonic() < deadline:
+            gevent.sleep(0.02)
+
+    def _tick(self) -> None:
+        while True:
+            gevent.sleep(2.0)
+            now = time.monotonic()
+            for connection in list(self.connections):
+                connection.tick(now)
+                if connection.disconnected:
+                    self.connections.discard(connection)
+
+    def _declared_dead(self) -> None:
+        """Others cleaned up after this server while it stood still: its sockets belong to no record any more."""
+        for connection in list(self.connections):
+            connection.close(SERVICE_RESTART, "")
+
+    # WebSockets.
+
+    def check_origin(self, shaken: handshake.Handshake, request: Request) -> None:
+        """Raise Refused for a page of another site, and for a host that is not ours (DNS rebinding)."""
+        allowed = self.options.allowed_hosts
+        if not handshake.host_allowed(request.host(), allowed):
+            raise handshake.Refused(400, "The Host is none of this site's: add it to ALLOWED_HOSTS if it is yours.")
+        if not handshake.origin_allowed(shaken.origin, request.host(), allowed):
+            log.warning("Refused a WebSocket from the origin %s.", ascii(shaken.origin)[:200])
+            raise handshake.Refused(403, "This Origin may not connect: add its host to ALLOWED_HOSTS if it is yours.")
+
+    def connect(self, request: Request) -> tuple[Connection, Accepted]:
+        """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
+        connection = Connection(self.relay, request)
+        try:
+            connection.connect()
+            verdict = connection.verdict.get(timeout=self.options.handshake_timeout)
+        except (gevent.Timeout, OutboxFull):
+            verdict = Denied(503, http.SENTENCES[503])
+        if isinstance(verdict, Denied):
+            connection.abandon()
+            retry = [("Retry-After", "5")] if verdict.status == 503 else []
+            raise handshake.Refused(verdict.status, verdict.sentence, retry)
+        return connection, verdict
+
+    def adopt(self, connection: Connection, sock: Any, buffered: bytes) -> None:
+        """Take over an accepted connection's socket."""
+        self.connections.add(connection)
+        connection.start(sock, buffered)
+
+    # HTTP.
+
+    def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request: PEP 3333's interface, as pywsgi calls it."""
+        request: Request = environ["dbchannels.request"]
+        served = self._serve_static(request)
+        if served is not None:
+            status, headers, content = served
+            start_response(f"{status} {http.reason_phrase(status)}", headers)
+            return [content] if request.method != "HEAD" else []
+        body, failure = self._read_body(request, environ["wsgi.input"])
+        if failure:
+            return self._whole(http.failure_message(failure), request, start_response)
+        return self._exchange(request, body, start_response)
+
+    def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
+        if self.static_files is None or request.method not in ("GET", "HEAD"):
+            return None
+        return self.static_files(request)
+
+    def _read_body(self, request: Request, source: Any) -> tuple[bytes, int | None]:
+        """Return the body, or the status that refuses it."""
+        limit = self.options.max_body
+        declared = request.header(b"content-length") or b"0"
+        if declared.isdigit() and int(declared) > limit:
+            return b"", 413
+        body = source.read(limit + 1)
+        return (b"", 413) if len(body) > limit else (body, None)
+
+    def _exchange(self, request: Request, body: bytes, start_response: Callable[..., Any]) -> Iterable[bytes]:
+        exchange = Exchange()
+        reply_channel = self.relay.open(exchange)
+        flow_channel = f"http.flow?{names.split(reply_channel)[1]}"
+        self._exchanges += 1
+        answered = False
+        try:
+            message = http.request_message(request, reply_channel, body, flow_channel)
+            first = self._first_reply(exchange, message)
+            if first.get("more_content"):
+                answered = True
+                return self._streamed(first, exchange, request, reply_channel, flow_channel, start_response)
+            return self._whole(first, request, start_response)
+        finally:
+            if not answered:
+                self._close_exchange(reply_channel)
+
+    def _first_reply(self, exchange: Exchange, message: dict[str, Any]) -> dict[str, Any]:
+        """Send the request; return the head of its response, or the failure to answer with."""
+        send = self.relay.make_send("http.request", message)._replace(expiry=self.options.http_timeout)
+        try:
+            self.relay.send(send)
+            first: dict[str, Any] = exchange.replies.get(timeout=self.options.http_timeout)
+        except (Empty, OutboxFull):
+            return http.failure_message(503)
+        status = http.failure_status(first)
+        return first if status is None else http.failure_message(status)
+
+    def _whole(self, message: dict[str, Any], request: Request, start_response: Callable[..., Any]) -> list[bytes]:
+        try:
+            head = http.response_head(message, request.method)
+        except ValueError as error:
+            log.error("A response to %s could not be sent: %s", request.path, error)
+            message = http.failure_message(500)
+            head = http.response_head(message, request.method)
+        start_response(head.status, head.headers)
+        content = message.get("content", b"")
+        return [content] if head.has_body and content else []
+
+    def _streamed(
+        self,
+        first: dict[str, Any],
+        exchange: Exchange,
+        request: Request,
+        reply_channel: str,
+        flow_channel: str,
+        start_response: Callable[..., Any],
+    ) -> Iterator[bytes]:
+        """Write chunks as they come, and report what the client has taken: no more than a window is on the way."""
+        taken = reported = 0
+        finished = False
+        try:
+            head = http.response_head(first, request.method)
+            start_response(head.status, head.headers)
+            if first.get("content") and head.has_body:
+                yield first["content"]
+            while not finished:
+                chunk = exchange.replies.get(timeout=self.options.http_timeout)
+                if http.failure_status(chunk) is not None:
+                    raise BrokenOff
+                content = chunk.get("content", b"")
+                if content and head.has_body:
+                    yield content
+                taken += len(content)
+                finished = not chunk.get("more_content")
+                if taken - reported >= REPORT_EVERY and not finished:
+                    reported = taken
+                    self._report(flow_channel, {"taken": taken})
+        finally:
+            if not finished:
+                self._report(flow_channel, {"closed": True})
+            self._close_exchange(reply_channel)
+
+    def _report(self, flow_channel: str, report: dict[str, Any]) -> None:
+        with suppress(OutboxFull):
+            self.relay.send(self.relay.make_send(flow_channel, report))
+
+    def _close_exchange(self, reply_channel: str) -> None:
+        self._exchanges -= 1
+        self.relay.close(reply_channel)
+
+
+class BrokenOff(ConnectionError):
+    """The response ended in its middle: the connection is closed, so that the client sees it."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a listening socket, or raise AddressInUse."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = gevent_socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Accepted sockets inherit it. Without, a keep-alive response waits 44 ms for the client's delayed ACK.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as error:
+        listening.close()
+        raise AddressInUse(
+            f"{host}:{port} cannot be used ({error.strerror}): stop what listens there, or name another port."
+        ) from None
+    listening.listen(1024)
+    return listening  # type: ignore[no-any-return]
+
+
+def log_access(handler: Any, seconds: float) -> None:
+    """One line for each request; what the client sent is escaped and cut."""
+    line = ascii(handler.requestline or "")[1:-1][:200]
+    client = handler.client_address[0] if isinstance(handler.client_address, tuple) else "-"
+    access_log.info('%s "%s" %s %s %.0f ms', client, line, handler.code, handler.response_length, seconds * 1000)
+

@@ -1,0 +1,51 @@
+"""Static files in development, found by Django's finders, read in the hub's native thread pool."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import urlsplit
+
+import gevent
+from django.conf import settings
+from django.contrib.staticfiles import finders
+from django.http import Http404, HttpRequest
+from django.views.static import serve
+
+from dbchannels.interface.http import Request
+
+Answer = tuple[int, list[tuple[str, str]], bytes]
+
+
+class DevelopmentFiles:
+    """Answers what is below STATIC_URL, as ``runserver`` does; everything else is for the site's views."""
+
+    def __init__(self) -> None:
+        self._prefix = urlsplit(settings.STATIC_URL).path
+
+    def __call__(self, request: Request) -> Answer | None:
+        """Return (status, headers, content), or None when the path is none of a static file."""
+        if not request.path.startswith(self._prefix):
+            return None
+        answer: Answer = gevent.get_hub().threadpool.apply(self._read, (request,))
+        return answer
+
+    def _read(self, request: Request) -> Answer:
+        name = request.path[len(self._prefix) :]
+        found = finders.find(name) if name else None
+        try:
+            if not found or not isinstance(found, str):
+                raise Http404
+            response = serve(_django_request(request), found.lstrip("/"), document_root="/")
+        except (Http404, ValueError):
+            return 404, [("Content-Type", "text/plain; charset=utf-8")], b"There is no such static file.\n"
+        content = b"".join(response) if response.streaming else response.content
+        return response.status_code, [*response.items()], content
+
+
+def _django_request(request: Request) -> HttpRequest:
+    plain: Any = HttpRequest()
+    plain.method = request.method
+    since = request.header(b"if-modified-since")
+    if since is not None:
+        plain.META["HTTP_IF_MODIFIED_SINCE"] = since.decode("latin-1")
+    return plain  # type: ignore[no-any-return]

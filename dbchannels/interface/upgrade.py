@@ -1,0 +1,108 @@
+"""The handler of gevent-websocket, taught to ask first: the only module that imports that package.
+
+Its class has no hooks, so four methods are overridden: the handshake is checked strictly, the connect consumer
+decides before the 101, and the open socket goes to a Connection instead of an application of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from typing import Any
+
+import gevent
+from geventwebsocket.handler import WebSocketHandler
+
+from dbchannels.interface import handshake
+from dbchannels.interface.http import RawHeaders, Request
+
+
+class Handler(WebSocketHandler):  # type: ignore[misc]
+    """Reads one request after another from a socket; ``self.server`` is an interface.server.Listener."""
+
+    def read_whole_request(self) -> Request:
+        """Return what pywsgi has read as a Request."""
+        headers: RawHeaders = [
+            (name.lower().encode("latin-1"), value.strip().encode("latin-1")) for name, value in self.headers.items()
+        ]
+        version = self.request_version.partition("/")[2]
+        client = self.client_address if isinstance(self.client_address, tuple) else ("", 0)
+        host, port = self.server.public_address
+        return Request(self.command, self.path, version, headers, "http", client[:2], (host, port))
+
+    def upgrade_websocket(self) -> Any:
+        """Answer a handshake; None, and no status, leaves the request to the WSGI application."""
+        request = self.environ["dbchannels.request"] = self.read_whole_request()
+        if not handshake.is_upgrade(request.headers):
+            return None
+        self.close_connection = True
+        self.connection_upgraded = True
+        try:
+            self._check_and_connect(request)
+        except handshake.Refused as refused:
+            self._answer(refused.status, handshake.refuse_response(refused.status, refused.sentence, refused.headers))
+        return []
+
+    def _check_and_connect(self, request: Request) -> None:
+        shaken = handshake.read_handshake(request.method, request.http_version, request.headers)
+        self.server.check_origin(shaken, request)
+        connection, accepted = self.server.connect(request)
+        try:
+            head = handshake.accept_response(shaken, accepted.subprotocol, accepted.headers)
+        except ValueError as error:
+            connection.abandon()
+            self.server.log.error("The connect consumer of %s accepted badly: %s", request.path, error)
+            raise handshake.Refused(500, "The site's code raised an error, which is in the log.") from None
+        self._answer(101, head)
+        self.websocket = connection
+
+    def _answer(self, status: int, data: bytes) -> None:
+        self.code, self.headers_sent = status, True
+        self.status = self._orig_status = str(status)
+        self.response_length = len(data)
+        try:
+            self.socket.sendall(data)
+        except OSError:
+            self.response_length = 0
+
+    def run_application(self) -> None:
+        """As the base's, for the order of its steps; what is answered already is not answered again."""
+        self.upgrade_websocket()
+        if self.websocket is not None:
+            self.run_websocket()
+        elif not self.headers_sent:
+            # The base class would look for an upgrade again: what is left is plain pywsgi's.
+            super(WebSocketHandler, self).run_application()
+
+    def run_websocket(self) -> None:
+        """Hand the socket over. pywsgi must not touch it again, so it gets none to close."""
+        buffered = self._read_ahead()
+        # The duplicate is a plain socket: watchers read and write it in the hub, where nothing may block.
+        plain = socket.socket(fileno=os.dup(self.socket.fileno()))
+        plain.setblocking(False)
+        connection, self.websocket = self.websocket, None
+        self.socket.close()
+        self.socket = None
+        self.server.adopt(connection, plain, buffered)
+
+    def _read_ahead(self) -> bytes:
+        """Return frames that came right behind the handshake and lie in the reader's buffer."""
+        self.socket.setblocking(False)
+        try:
+            return bytes(self.rfile.peek(0) or b"")
+        except (BlockingIOError, OSError):
+            return b""
+
+    def _prepare_response(self) -> None:
+        """The base class would look for its own WebSocket here."""
+
+    def handle_one_response(self) -> None:
+        """Give others a turn before the next request of this connection, which may be here already."""
+        self.websocket = None
+        super().handle_one_response()
+        gevent.sleep(0)
+
+    def log_request(self) -> None:
+        """One line in the log for each request."""
+        self.server.log_access(self, (self.time_finish or time.time()) - self.time_start)

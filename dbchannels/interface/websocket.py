@@ -1,0 +1,296 @@
+"""A WebSocket after its handshake: bytes in, events and bytes out (RFC 6455 sections 5 to 8).
+
+``WebSocket`` is the server's side of one connection, without its socket: what the client sent goes in by
+``receive``, what must be written comes out by ``take_output``. ``outgoing`` and ``incoming`` translate
+between frames and messages on channels, and alone know what ``content`` with ``binary`` means.
+"""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+from dbchannels.interface import frames
+from dbchannels.interface.frames import BINARY, TEXT, Frame, ProtocolError, encode_frame
+
+MAX_MESSAGE_SIZE = 1024 * 1024  # bytes of payload, all fragments together
+MAX_FRAGMENTS = 4096  # frames of one message: an empty one costs its sender 6 bytes, us a call
+MAX_PONGS = 16  # unsent: of more pings than that the latest are answered, which RFC 6455 section 5.5.3 allows
+_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
+
+
+# Dataclasses and no tuples: as tuples a Ping and a Pong with the same payload would be equal.
+@dataclass(frozen=True, slots=True)
+class Text:
+    """The client sent a text message."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """The client sent a binary message."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """The client sent a ping; its pong is in the output already. Count these to limit them."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The client answered a ping, or sent a pong unasked."""
+
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The connection is over, always the last event: write the output, then close the socket.
+
+    ``code`` is for ``websocket.disconnect``: the client's, 1005 when it gave none, 1006 when it vanished, or
+    the error code with which we failed the connection.
+    """
+
+    code: int
+    reason: str = ""
+
+
+Event = Text | Binary | Ping | Pong | Closed
+
+
+class _Message:
+    """A data message under way: what its frames have brought so far."""
+
+    __slots__ = ("decoder", "fragments", "parts")
+
+    def __init__(self, opcode: int) -> None:
+        self.decoder = _Utf8Decoder() if opcode == TEXT else None  # None: a binary message
+        self.parts: list[Any] = []  # str if there is a decoder, else bytes
+        self.fragments = 0
+
+    def add(self, frame: Frame) -> None:
+        self.fragments += 1
+        if self.decoder is None:
+            self.parts.append(frame.payload)
+            return
+        try:
+            self.parts.append(self.decoder.decode(frame.payload, frame.fin))
+        except UnicodeDecodeError:
+            raise ProtocolError(1007, "A text message is not UTF-8.") from None
+
+    def event(self) -> Text | Binary:
+        return Binary(b"".join(self.parts)) if self.decoder is None else Text("".join(self.parts))
+
+
+class WebSocket:
+    """The server's side of one accepted connection. Nothing here raises for what a client sends."""
+
+    __slots__ = ("_control", "_message", "_pongs", "_reader", "max_fragments", "max_message_size", "state")
+
+    def __init__(self, max_message_size: int = MAX_MESSAGE_SIZE, max_fragments: int = MAX_FRAGMENTS) -> None:
+        self.max_message_size, self.max_fragments = max_message_size, max_fragments
+        # "open": data goes both ways. "closing": our Close is out, or in the output, and the client's is
+        # awaited. "closed": Closed was returned; whatever is in the output is the last to be written.
+        self.state = "open"
+        self._reader = frames.FrameReader(max_message_size)
+        self._message: _Message | None = None  # set from a message's first frame until its last, while open
+        self._pongs: list[bytes] = []  # payloads to answer pings with, at most MAX_PONGS
+        self._control: list[bytes] = []  # frames: our pings, and the Close as the last
+
+    def receive(self, data: bytes) -> list[Event]:
+        """Take what was read from the socket and return what it completes; ``take_output`` afterwards."""
+        events: list[Event] = []
+        if self.state == "closed":
+            return events
+        try:
+            for frame in self._reader.feed(data):
+                event = self._RECEIVERS[frame.opcode](self, frame)
+                if event is not None:
+                    events.append(event)
+                if self.state == "closed":  # what follows a Close is ignored (section 5.5.1)
+                    break
+        except ProtocolError as error:
+            events.append(self._fail(error))
+        return events
+
+    def receive_end(self) -> list[Event]:
+        """Take the end of the stream: the client vanished, unless the connection was closed before."""
+        if self.state == "closed":
+            return []
+        self.state, self._message = "closed", None
+        return [Closed(1006)]
+
+    def take_output(self) -> bytes:
+        """Return the control frames to write now, and forget them."""
+        if not (self._pongs or self._control):
+            return b""
+        pongs = [encode_frame(frames.PONG, payload) for payload in self._pongs]
+        output = b"".join(pongs + self._control)
+        self._pongs, self._control = [], []
+        return output
+
+    def ping(self, payload: bytes = b"") -> None:
+        """Put a ping in the output, if the connection is open; ValueError for more than 125 bytes."""
+        if len(payload) > frames.MAX_CONTROL_PAYLOAD:
+            raise ValueError("A ping carries 125 bytes at most: send a shorter one.")
+        if self.state == "open":
+            self._control.append(encode_frame(frames.PING, payload))
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Begin to close, if the connection is open; what the client sends until its own Close is dropped.
+
+        A ``reason`` of more than 123 bytes is cut. Raises ValueError for a code that may not be sent.
+        """
+        frame = frames.encode_close(_checked_code(code), reason)
+        if self.state == "open":
+            self._control.append(frame)
+            self.state, self._message = "closing", None
+            self._reader.max_payload = self.max_message_size
+
+    def _receive_data(self, frame: Frame) -> Text | Binary | None:
+        if self.state != "open":
+            return None
+        message = self._message or _Message(frame.opcode)
+        message.add(frame)
+        # 1009 and not 1008: too many parts is too big to handle, and the client's cure is the same.
+        if message.fragments > self.max_fragments:
+            raise ProtocolError(1009, "The message has too many fragments.")
+        if frame.fin:
+            self._message, self._reader.max_payload = None, self.max_message_size
+            return message.event()
+        self._message = message
+        self._reader.max_payload -= len(frame.payload)
+        return None
+
+    def _receive_ping(self, frame: Frame) -> Ping:
+        self._pongs.append(frame.payload)
+        del self._pongs[:-MAX_PONGS]
+        return Ping(frame.payload)
+
+    def _receive_pong(self, frame: Frame) -> Pong:
+        return Pong(frame.payload)
+
+    def _receive_close(self, frame: Frame) -> Closed:
+        code, reason = frames.decode_close(frame.payload)
+        if self.state == "open":
+            self._control.append(encode_frame(frames.CLOSE, frame.payload))
+        self.state, self._message = "closed", None
+        return Closed(code, reason)
+
+    def _fail(self, error: ProtocolError) -> Closed:
+        # Once our own Close is out, a second one would be a frame after the last.
+        if self.state == "open":
+            self._control.append(frames.encode_close(error.code, error.reason))
+        self.state, self._message = "closed", None
+        return Closed(error.code, error.reason)
+
+    _RECEIVERS: ClassVar[dict[int, Any]] = {
+        frames.CONTINUATION: _receive_data,
+        TEXT: _receive_data,
+        BINARY: _receive_data,
+        frames.CLOSE: _receive_close,
+        frames.PING: _receive_ping,
+        frames.PONG: _receive_pong,
+    }
+
+
+def encode_text(text: str) -> bytes:
+    """Return a text message as one frame: a broadcast encodes it once and writes it to each socket."""
+    return encode_frame(TEXT, text.encode("utf-8"))
+
+
+def encode_binary(data: bytes) -> bytes:
+    """Return a binary message as one frame."""
+    return encode_frame(BINARY, data)
+
+
+class Outgoing(NamedTuple):
+    """What a reply asks for; ``accept``, ``subprotocol`` and ``headers`` concern the handshake alone."""
+
+    accept: bool | None  # None: not said, so data accepts and a bare close refuses
+    frame: bytes  # b"": no data; an empty message is a frame of 2 bytes
+    close: int | None  # the code to close with after the frame; None: stay open
+    subprotocol: str | None
+    headers: list[tuple[str, str]]
+
+
+def incoming(event: Text | Binary) -> dict[str, Any]:
+    """Return the payload's keys of a ``websocket.receive`` message."""
+    return {"text": event.text} if isinstance(event, Text) else {"bytes": event.data}
+
+
+def outgoing(message: dict[str, Any]) -> Outgoing:
+    """Read a message that a consumer sent to a connection; unknown keys are left alone.
+
+    Keys: ``accept`` bool, ``text`` str, ``bytes`` bytes, ``close`` True (1000) or a code, ``subprotocol``
+    str, ``headers`` list of pairs; or, in place of text and bytes, ``content`` str or bytes with ``binary``
+    bool. Data under more than one key is left out. Raises ValueError, with one sentence to log, for anything
+    of another kind.
+    """
+    return Outgoing(
+        _typed(message, "accept", bool, "True or False"),
+        _data_frame(message),
+        _close_code(message.get("close")),
+        _typed(message, "subprotocol", str, "a str that the client offered"),
+        _pairs(_typed(message, "headers", (list, tuple), "a list of [name, value] pairs") or ()),
+    )
+
+
+def _data_frame(message: dict[str, Any]) -> bytes:
+    given = [key for key in ("text", "bytes", "content") if message.get(key) is not None]
+    if len(given) != 1:  # none, or no way to tell which is meant
+        return b""
+    if given[0] == "bytes":
+        return encode_binary(_typed(message, "bytes", bytes, "bytes, or put a str under 'text'"))
+    if given[0] == "text":
+        return encode_frame(TEXT, _utf8(_typed(message, "text", str, "a str, or put bytes under 'bytes'")))
+    content = _typed(message, "content", (str, bytes), "a str or bytes")
+    if not _typed(message, "binary", bool, "True or False"):
+        return encode_frame(TEXT, _utf8(content))
+    return encode_binary(content if isinstance(content, bytes) else _utf8(content))
+
+
+def _utf8(text: str | bytes) -> bytes:
+    try:
+        if isinstance(text, str):
+            return text.encode("utf-8")
+        text.decode("utf-8")
+    except UnicodeError:
+        raise ValueError("The text of the reply is not UTF-8: send it as bytes, or binary=True.") from None
+    return text
+
+
+def _close_code(close: object) -> int | None:
+    if close is None or close is False:
+        return None
+    return 1000 if close is True else _checked_code(close)
+
+
+def _checked_code(code: object) -> int:
+    if not isinstance(code, int) or not frames.is_close_code(code):
+        raise ValueError(f"A WebSocket cannot be closed with {code!a:.40}: use 1000, or 3000 to 4999.")
+    return code
+
+
+def _typed(message: dict[str, Any], key: str, kind: type | tuple[type, ...], wanted: str) -> Any:
+    value = message.get(key)
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"The reply's {key!r} is of type {type(value).__name__}: make it {wanted}.")
+    return value
+
+
+def _pairs(headers: list[Any] | tuple[Any, ...]) -> list[tuple[str, str]]:
+    try:
+        return [(_latin1(name), _latin1(value)) for name, value in headers]
+    except (TypeError, ValueError):
+        raise ValueError("The reply's 'headers' is a list of [name, value] pairs of str or bytes.") from None
+
+
+def _latin1(value: str | bytes) -> str:
+    return value if isinstance(value, str) else str(value, "latin-1")

@@ -1,0 +1,92 @@
+"""``manage.py runworker``: take messages and run their consumers."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
+
+from dbchannels.conf import layer_settings
+from dbchannels.doorbell import Doorbell
+from dbchannels.exceptions import DBChannelsError
+from dbchannels.layers import channel_layers
+from dbchannels.management.output import log_to_terminal
+from dbchannels.routing import load_routing
+from dbchannels.worker import Worker
+
+
+class Command(BaseCommand):
+    help = "Takes messages from the channel layer and runs their consumers, until SIGTERM or Ctrl-C."
+    requires_system_checks: list[str] = []  # noqa: RUF012  (Django's own attribute)
+
+    def add_arguments(self, parser: Any) -> None:
+        parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="read only these channels")
+        parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="read all but these")
+        parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
+        parser.add_argument(
+            "--graceful-timeout", type=float, default=30.0, metavar="S", help="seconds a consumer may finish in (30)"
+        )
+        # For runchannels, which starts its workers with these.
+        parser.add_argument("--child", default="", metavar="NAME", help="set by runchannels: this worker's name")
+        parser.add_argument("--bell", action="append", default=[], help="set by runchannels: a doorbell's descriptors")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        log_to_terminal(options["verbosity"])
+        child = options["child"]
+        try:
+            layer = channel_layers[options["layer"]]
+            if not child:
+                layer.check()
+            routing = load_routing(layer_settings(options["layer"]).routing)
+        except DBChannelsError as error:
+            raise CommandError(str(error)) from None
+        if not layer.shared:
+            raise CommandError("This layer lives in one process, so no worker can reach it: use a database layer.")
+        keep_connections()
+        worker = Worker(
+            layer,
+            routing,
+            only=options["only"],
+            exclude=options["exclude"],
+            name=child,
+            bells=[Doorbell.inherited(text) for text in options["bell"]],
+            life=sys.stdin.fileno() if child else None,
+        )
+        if not worker.channels:
+            raise CommandError("No channel with a consumer is left: change --only or --exclude.")
+        if not child:
+            self.stdout.write(f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}.")
+        stop_at_signals(worker, options["graceful_timeout"])
+        worker.run()
+
+
+def keep_connections() -> None:
+    """Let Django's connections last, whatever CONN_MAX_AGE says of a request in a server of many threads.
+
+    A worker is one thread with one connection for each database: to open it for each message anew would cost
+    3 to 5 ms, and a broken one is found by Django's health check.
+    """
+    for alias in connections:
+        settings = connections[alias].settings_dict
+        if settings["CONN_MAX_AGE"] == 0:
+            settings["CONN_MAX_AGE"], settings["CONN_HEALTH_CHECKS"] = None, True
+
+
+def stop_at_signals(worker: Worker, graceful_timeout: float) -> None:
+    """SIGTERM and SIGINT: finish what runs, within the time; a second one ends the worker now."""
+
+    def stop(number: int, frame: object) -> None:
+        if worker.stopping.is_set():
+            os._exit(128 + number)
+        worker.stop()
+        timer = threading.Timer(graceful_timeout, os._exit, [1])
+        timer.daemon = True
+        timer.start()
+
+    signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)

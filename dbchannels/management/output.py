@@ -1,0 +1,17 @@
+"""What the commands have in common: log lines on the terminal."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+
+def log_to_terminal(verbosity: int) -> None:
+    """Show the log of dbchannels on standard error, unless the site's LOGGING has a handler for it."""
+    log = logging.getLogger("dbchannels")
+    if log.handlers or logging.getLogger().handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%d/%b/%Y %H:%M:%S"))
+    log.addHandler(handler)
+    log.setLevel(logging.WARNING if verbosity == 0 else logging.INFO)

@@ -1,0 +1,113 @@
+"""A response of any size, sent in chunks no faster than the client takes them.
+
+The view's thread makes pieces; a writer thread sends what has piled up, so a burst of small pieces makes few
+messages and a lone one goes out at once. The interface server reports how much the client has taken, and no more
+than a window is ever on the way: neither the database nor the server holds a whole download.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+
+CHUNK = 131_072  # bytes in one message at the most
+WINDOW = 1_048_576  # bytes on the way: sent, and not yet taken by the client
+STALLED = 60.0  # seconds without the client taking anything: given up
+
+Fields = dict[str, Any]
+
+
+class ChunkWriter:
+    """``send`` writes one message; ``receive_flow`` returns the server's reports, ``{"taken": bytes}`` in total.
+
+    A report ``{"closed": True}`` says that the client went away.
+    """
+
+    def __init__(self, send: Callable[[Fields], None], receive_flow: Callable[[], list[Fields]]) -> None:
+        self._send = send
+        self._receive_flow = receive_flow
+        self._changed = threading.Condition()
+        self._pieces: list[bytes] = []
+        self._size = 0  # bytes in _pieces
+        self._ended = False  # the view has made its last piece
+        self._broken = False  # ... and it raised
+        self._error: BaseException | None = None  # why nothing more can be written
+        self._sent = 0
+        self._taken = 0
+
+    def run(self, head: Fields, pieces: Iterable[bytes]) -> None:
+        """Send the head and all pieces; returns early when the client goes away. Raises what the pieces raise."""
+        self._send({**head, "content": b"", "more_content": True})
+        thread = threading.Thread(target=self._write, name="chunks", daemon=True)
+        thread.start()
+        try:
+            for piece in pieces:
+                if not self._put(piece):
+                    break
+        except BaseException:
+            self._broken = True
+            raise
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+            thread.join()
+        if self._error is not None and not isinstance(self._error, ClientGone):
+            raise self._error
+
+    def _put(self, piece: bytes) -> bool:
+        """Queue a piece, and wait while a window's worth is queued; False when nobody wants more."""
+        with self._changed:
+            self._pieces.append(piece)
+            self._size += len(piece)
+            self._changed.notify_all()
+            while self._size > WINDOW and self._error is None:
+                self._changed.wait()
+            return self._error is None
+
+    def _write(self) -> None:
+        try:
+            while (content := self._next_content()) is not None:
+                for start in range(0, len(content), CHUNK):
+                    self._await_room()
+                    chunk = content[start : start + CHUNK]
+                    self._send({"content": chunk, "more_content": True})
+                    self._sent += len(chunk)
+            self._send({"error": "broken off"} if self._broken else {"content": b"", "more_content": False})
+        except Exception as error:
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
+
+    def _next_content(self) -> bytes | None:
+        """Return all that has piled up; None at the end."""
+        with self._changed:
+            while not self._pieces and not self._ended:
+                self._changed.wait()
+            if not self._pieces:
+                return None
+            content = b"".join(self._pieces)
+            self._pieces, self._size = [], 0
+            self._changed.notify_all()
+            return content
+
+    def _await_room(self) -> None:
+        """Wait until less than a window is on the way. The report is asked for every 5 to 50 ms."""
+        waited, pause = 0.0, 0.005
+        while self._sent - self._taken >= WINDOW:
+            for report in self._receive_flow():
+                if report.get("closed"):
+                    raise ClientGone
+                self._taken, waited = max(self._taken, report.get("taken", 0)), 0.0
+            if self._sent - self._taken < WINDOW:
+                return
+            if waited > STALLED:
+                raise ClientGone
+            time.sleep(pause)
+            waited, pause = waited + pause, min(0.05, pause * 2)
+
+
+class ClientGone(Exception):
+    """The client went away, or took nothing for a minute."""

@@ -1,0 +1,213 @@
+"""The layer contract, fourth part: durable channels, and what becomes of the work of a process that died."""
+
+from __future__ import annotations
+
+from dbchannels import codec
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Connect, Delivery, Disconnect, Done, Failure, GroupAdd
+from dbchannels.names import random_part
+from dbchannels.testing.layer_case import LayerCase, drain, wait_until, waiting
+from dbchannels.testing.layer_delivery import SOON
+
+
+def numbers(deliveries: list[Delivery]) -> list[int]:
+    """Return the field ``number`` of each message."""
+    return [codec.decode(one.payload)["number"] for one in deliveries]
+
+
+def claim(link: Link, worker: str = "w1", limit: int = 10) -> list[Delivery]:
+    """Claim from the channel ``own``."""
+    return link.claim(["own"], limit, worker)
+
+
+def process_name(kind: str) -> str:
+    """Return a name that no process has: the layer's ``flush`` leaves the records of processes alone."""
+    return f"{kind}-{random_part()}"
+
+
+class DurableContract(LayerCase):
+    """Claiming and finishing, and liveness."""
+
+    def test_a_claimed_message_is_nobody_elses(self) -> None:
+        layer = self.layer()
+        first, second = self.link(layer), self.link(layer)
+        layer.send_many([("own", {"number": number}) for number in range(3)])
+        claimed = claim(first, limit=2)
+        assert numbers(claimed) == [0, 1]
+        assert all(one.durable and one.attempt == 1 and one.channel == "own" for one in claimed)
+        assert numbers(claim(second, "w2")) == [2]
+        assert claim(second, "w2") == []
+        assert layer.receive(["own"]) == (None, None)
+
+    def test_a_claim_looks_at_its_channels_only(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send_many([("own", {"number": 1}), ("other", {"number": 2}), ("third", {"number": 3})])
+        claimed = link.claim(["own", "third"], 10, "w1")
+        assert sorted(numbers(claimed)) == [1, 3]
+
+    def test_what_is_acknowledged_is_gone(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send_many([("own", {"number": number}) for number in range(2)])
+        link.finish("w1", Done(acknowledged=claim(link)))
+        assert claim(link) == []
+        assert waiting(layer, "own") == 0
+
+    def test_what_failed_is_tried_again_when_it_is_due(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send_many([("own", {"number": number}) for number in range(2)])
+        soon, late = claim(link)
+        link.finish("w1", Done(failures=[Failure(soon, "traceback", SOON), Failure(late, "traceback", 3600)]))
+        (again,) = wait_until(lambda: claim(link, "w2"))
+        assert (numbers([again]), again.attempt) == ([0], 2)
+        assert claim(link) == []
+
+    def test_what_failed_for_good_is_not_tried_again(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send("own", {"number": 0})
+        # A traceback may hold what a database's text cannot.
+        failure = Failure(claim(link)[0], "nul \0, half a pair \udc80, " + "x" * 100_000, None)
+        link.finish("w1", Done(failures=[failure]))
+        assert claim(link) == []
+        assert waiting(layer, "own") == 0
+
+    def test_what_was_not_started_goes_back_unattempted(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send_many([("own", {"number": number}) for number in range(3)])
+        first, *rest = claim(link)
+        link.finish("w1", Done(acknowledged=[first], returned=rest))
+        again = claim(link, "w2")
+        assert numbers(again) == [1, 2]
+        assert [one.attempt for one in again] == [1, 1]
+
+    def test_a_lost_claim_changes_nothing(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send("own", {"number": 0})
+        (lost,) = claim(link, "w1")
+        link.finish("w1", Done(failures=[Failure(lost, "traceback", 0)]))
+        (mine,) = claim(link, "w2")
+        for late in (
+            Done(acknowledged=[lost]),
+            Done(returned=[lost]),
+            Done(failures=[Failure(lost, "traceback", 0)]),
+            Done(failures=[Failure(lost, "traceback", None)]),
+            Done(acknowledged=[mine]),
+        ):
+            link.finish("w1", late)
+            assert claim(link, "w3") == []
+        link.finish("w2", Done(returned=[mine]))
+        (again,) = claim(link, "w3")
+        assert again.attempt == 2
+
+    def test_what_consumers_did_is_written_in_order(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send("own", {"number": 0})
+        operations = [
+            layer.make_send("body?x", {"number": 1}),
+            layer.make_send("other", {"number": 2}),
+            layer.make_send("body?x", {"number": 3}),
+            GroupAdd("group", "reply.a!b"),
+        ]
+        link.finish("w1", Done(operations=operations, acknowledged=claim(link)))
+        assert drain(layer, "body?x") == [{"number": 1}, {"number": 3}]
+        assert drain(layer, "other") == [{"number": 2}]
+        assert layer.group_channels("group") == ["reply.a!b"]
+
+    def test_finishing_never_fails_for_a_full_channel(self) -> None:
+        layer = self.layer(capacity=1)
+        link = self.link(layer)
+        layer.send("http.full", {})
+        layer.send("own", {"number": 0})
+        sends = [layer.make_send(name, {}) for name in ("http.full", "http.roomy")]
+        link.finish("w1", Done(operations=sends, acknowledged=claim(link)))
+        assert [waiting(layer, name) for name in ("http.full", "http.roomy", "own")] == [1, 1, 0]
+
+    def test_popped_and_not_started_goes_back(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send_many([("http.request", {"number": number}) for number in range(3)])
+        first, *rest = link.receive_many(["http.request"], 3, "w1")
+        link.finish("w1", Done(returned=rest, held=[first]))
+        assert [one["number"] for one in drain(layer, "http.request")] == [1, 2]
+
+    # Liveness, where other processes can die.
+
+    def test_the_clients_of_a_dead_worker_are_told(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            worker = process_name("worker")
+            link.register(worker, "worker")
+            for number, local in enumerate("abc"):
+                layer.send("http.request", {"number": number, "reply_channel": f"reply.s!{local}"})
+            layer.send("http.request", {"number": 3})
+            finished, *held = link.receive_many(["http.request"], 4, worker)
+            link.finish(worker, Done(held=held))
+            self.link(layer).bury(worker)
+            told = [layer.receive(["reply.s!"]) for _ in range(3)]
+            notice = {"lost": "worker died", "channel": "http.request"}
+            assert told == [("reply.s!b", notice), ("reply.s!c", notice), (None, None)]
+            assert finished.reply_channel == "reply.s!a"
+
+    def test_the_claims_of_a_dead_worker_return_one_by_one(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            worker = process_name("worker")
+            link.register(worker, "worker")
+            layer.send_many([("own", {"number": number}) for number in range(3)])
+            assert len(claim(link, worker)) == 3
+            self.link(layer).bury(worker)
+            for number in range(3):
+                (alone,) = claim(link, "w2")
+                assert (numbers([alone]), alone.attempt) == ([number], 1)
+                link.finish("w2", Done(acknowledged=[alone]))
+            assert claim(link, "w2") == []
+
+    def test_members_of_a_live_server_stay_and_leave_with_it(self) -> None:
+        layer = self.layer(group_expiry=SOON, expiry=60)
+        link = self.link(layer)
+        if layer.shared:
+            server = process_name("server")
+            queue = f"reply.{server}!"
+            link.register(server, "server", queue)
+            layer.group_add("group", f"{queue}a")
+            layer.group_add("group", "reply.nobody!a")
+            wait_until(lambda: layer.group_channels("group") == [f"{queue}a"])
+            link.sweep()
+            link.apply([Connect(f"{queue}a", server, "/chat/"), Connect(f"{queue}b", server, "/")])
+            layer.send(f"{queue}a", {})
+            link.apply([Disconnect(f"{queue}b")])
+            self.link(layer).bury(server)
+            assert layer.group_channels("group") == []
+            assert layer.receive([queue]) == (None, None)
+            (disconnect,) = drain(layer, "websocket.disconnect")
+            assert disconnect == {"reply_channel": f"{queue}a", "path": "/chat/", "code": 1006, "order": -1}
+
+    def test_the_channel_of_an_ended_connection_leaves_its_groups(self) -> None:
+        layer = self.layer()
+        for group in ("one", "two"):
+            layer.group_add(group, "reply.a!b")
+            layer.group_add(group, "reply.a!c")
+        self.link(layer).apply([Disconnect("reply.a!b")])
+        assert layer.group_channels("one") == layer.group_channels("two") == ["reply.a!c"]
+
+    def test_the_buried_are_told_when_they_wake(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            worker = process_name("worker")
+            link.register(worker, "worker")
+            assert link.renew(worker)
+            self.link(layer).bury(worker)
+            assert not link.renew(worker)
+            link.register(worker, "worker")
+            assert link.renew(worker)
+            link.unregister(worker)
+            assert not link.renew(worker)

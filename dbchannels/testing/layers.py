@@ -1,0 +1,30 @@
+"""The contract of a channel layer as a test class: for our layers, and for yours.
+
+::
+
+    from dbchannels.testing.layers import LayerContract
+
+    class TestMine(LayerContract):
+        layer_class = MyLayer
+
+pytest collects it as it is. It uses nothing of pytest but ``setup_method`` and ``teardown_method``, and touches
+a database only inside its tests, so that fixtures can open it (``@pytest.mark.usefixtures`` on your class).
+"""
+
+from __future__ import annotations
+
+from dbchannels.testing.layer_case import LayerCase, raises, wait_until
+from dbchannels.testing.layer_delivery import DeliveryContract
+from dbchannels.testing.layer_durable import DurableContract
+from dbchannels.testing.layer_groups import GroupContract
+from dbchannels.testing.layer_messages import MessageContract
+
+__all__ = ["LayerCase", "LayerContract", "raises", "wait_until"]
+
+
+class LayerContract(MessageContract, DeliveryContract, GroupContract, DurableContract):
+    """Everything that a layer promises. Set ``layer_class``, or write ``make_layer`` yourself.
+
+    What a layer does not claim to have is not asked of it: without ``shared`` it need not survive a process,
+    without ``transactional`` it need not heed the caller's transaction.
+    """

@@ -1,0 +1,286 @@
+"""The worker: takes messages, runs one consumer for each, and writes down what they did.
+
+An ordinary synchronous process. ``Worker.run_once`` is the whole idea; the rest says what happens when something
+goes wrong. Beside the main thread there is a watch, which wakes while a consumer runs: after 50 ms it hands back
+the messages that wait behind it, and it renews the worker's lease.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from django.db import close_old_connections, reset_queries
+
+from dbchannels import codec, names
+from dbchannels.backoff import Backoff
+from dbchannels.batch import Batch, Pace
+from dbchannels.doorbell import Doorbell
+from dbchannels.exceptions import DenyConnection, InvalidMessage, LayerUnavailable
+from dbchannels.handler import ViewHandler
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.operations import Delivery, Failure, Operation, Send
+from dbchannels.message import Message
+from dbchannels.models import Process
+from dbchannels.routing import Routing
+from dbchannels.waiting import WakeupPipe, wait_readable
+
+log = logging.getLogger("dbchannels.worker")
+
+PROTOCOL_CHANNELS = ("websocket.connect", "websocket.receive", "websocket.disconnect", "http.request")
+HAND_BACK_AFTER = 0.05  # seconds that one consumer may run before those behind it go to another worker
+WRITE_AFTER = 0.002  # seconds: quick consumers' results are written together, a slower one's at once
+
+
+class Worker:
+    """Reads the channels that have consumers and match the patterns, until it is told to stop.
+
+    ``bells`` are given by a parent that LISTENs for us; without, the worker's own link does. ``life`` is a
+    descriptor that reaches its end when the parent dies.
+    """
+
+    def __init__(
+        self,
+        layer: BaseLayer,
+        routing: Routing,
+        *,
+        only: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        name: str = "",
+        bells: Sequence[Doorbell] = (),
+        life: int | None = None,
+    ) -> None:
+        self.layer = layer
+        self.routing = routing
+        self.name = name or new_worker_name()
+        self.views = ViewHandler()
+        self.channels = [
+            channel
+            for channel in dict.fromkeys([*PROTOCOL_CHANNELS, *routing.channels()])
+            if _selected(channel, only, exclude)
+        ]
+        self.link = layer.link("worker", listen=not bells)
+        self.stopping = threading.Event()
+        self.consumed = 0
+        self._bells = bells
+        self._life = life
+        self._wake = WakeupPipe()
+        self._batch = Batch()
+        self._pace = Pace()
+        self._writing = threading.Lock()  # a report is taken and written before another one is
+        self._written_at = 0.0
+        self._renewed_at = 0.0
+        self._swept_at = time.monotonic()
+        self._watch = threading.Thread(target=self._keep_watch, name="watch", daemon=True)
+
+    # The life of a worker.
+
+    def run(self) -> None:
+        """Work until ``stop``; finish what runs, hand back the rest, and leave no record behind."""
+        self._retry(self._register)
+        self._watch.start()
+        while not self.stopping.is_set():
+            try:
+                if not self.run_once():
+                    self._wait()
+            except LayerUnavailable as error:
+                log.warning("The layer cannot be used now (%s); trying again.", error)
+                self._wake.wait(random.uniform(0.05, 1.0))
+        self._retry(lambda: self.link.unregister(self.name))
+        self.link.close()
+
+    def stop(self) -> None:
+        """Take no more messages. Safe to call from a signal handler."""
+        self.stopping.set()
+        self._wake.ring()
+
+    def run_once(self) -> bool:
+        """Take a batch, run one consumer for each message, write what they did. False: nothing waited."""
+        self._keep_alive()
+        limit = self._pace.limit()
+        deliveries = self._take(limit)
+        self._batch.fill(deliveries)
+        if len(deliveries) == limit:
+            self._ring_for_others()
+        while not self.stopping.is_set() and (delivery := self._batch.start_next()):
+            started = time.monotonic()
+            operations, failure = self._consume(delivery)
+            self._batch.finished(operations, failure)
+            self._pace.ran(time.monotonic() - started)
+            if time.monotonic() - self._written_at > WRITE_AFTER and self._batch.has_waiting():
+                self._write()
+        if deliveries:
+            self._write(hand_back=True)
+        return bool(deliveries)
+
+    def _take(self, limit: int) -> list[Delivery]:
+        """Protocol messages first: somebody waits for them. The channels take turns in being first."""
+        for bell in self._bells:
+            bell.silence()
+        queues = random.sample(self.channels, len(self.channels))
+        protocol = [queue for queue in queues if names.is_protocol(queue)]
+        durable = [queue for queue in queues if not names.is_protocol(queue)]
+        taken = self.link.receive_many(protocol, limit, self.name) if protocol else []
+        if durable and len(taken) < limit:
+            taken += self.link.claim(durable, limit - len(taken), self.name)
+        return taken
+
+    def _ring_for_others(self) -> None:
+        for bell in self._bells:
+            bell.ring()
+
+    def _wait(self) -> None:
+        others = [self._wake.reader, *([] if self._life is None else [self._life])]
+        if not self._bells:
+            self.link.wait(self.layer.poll_interval(), *others)
+        else:
+            wait_readable([*others, *(bell.reader for bell in self._bells)], self.layer.poll_interval())
+        if self._life is not None and wait_readable([self._life], 0):
+            log.info("The parent has ended; so does this worker.")
+            self.stop()
+
+    # One message.
+
+    def _consume(self, delivery: Delivery) -> tuple[list[Operation], Failure | None]:
+        """Run the consumer; return what it sent and added, and its failure if it raised."""
+        reset_queries()
+        self.consumed += 1
+        with self.layer.buffered() as buffer:
+            try:
+                answers = self._run_consumer(delivery)
+                return [*buffer.pending(), *answers], None
+            except (Exception, SystemExit) as error:
+                return self._raised(delivery, error)
+            finally:
+                if delivery.channel != "http.request":
+                    close_old_connections()
+
+    def _run_consumer(self, delivery: Delivery) -> list[Operation]:
+        content = codec.decode(delivery.payload)
+        message = Message(delivery.channel, content, attempt=delivery.attempt, layer=self.layer.alias)
+        found = self.routing.match(message)
+        if found is not None:
+            route, captures = found
+            route.run(message, captures)
+        elif delivery.channel == "http.request":
+            return self.views.respond(message, self.link, self.layer)
+        elif delivery.channel == "websocket.connect" and not self.routing.match(message, "websocket.receive"):
+            return self._finished(message, {"accept": False, "status": 404})
+        elif delivery.durable:
+            raise InvalidMessage(f"No consumer on {delivery.channel} matches this message: add a route for it.")
+        return self._finished(message, {})
+
+    def _finished(self, message: Message, verdict: dict[str, Any]) -> list[Operation]:
+        """Tell the connection's server that this frame is done: it sends the next one then."""
+        order = message.get("order")
+        if order is None or order < 0 or message.reply_channel is None:
+            return []
+        return [reply(self.layer, message.reply_channel.name, {**verdict, "finished": order})]
+
+    def _raised(
+        self, delivery: Delivery, error: BaseException
+    ) -> tuple[list[Operation], Failure | None]:
+        """What the consumer had sent is dropped; its client is answered at once; a durable message is retried."""
+        text = "".join(traceback.format_exception(error))
+        if not isinstance(error, DenyConnection):
+            log.error("The consumer of a message on %s raised:\n%s", delivery.channel, text)
+        if delivery.durable:
+            retry_in = backoff(delivery.attempt) if delivery.attempt <= self.layer.options["retries"] else None
+            return [], Failure(delivery, text, retry_in)
+        return self._error_answers(delivery, error), None
+
+    def _error_answers(self, delivery: Delivery, error: BaseException) -> list[Operation]:
+        if not delivery.reply_channel:
+            return []
+        if delivery.channel == "http.request":
+            return [reply(self.layer, delivery.reply_channel, {"error": "consumer"})]
+        refused = {"accept": False, "status": 403 if isinstance(error, DenyConnection) else 500}
+        verdict = refused if delivery.channel == "websocket.connect" else {}
+        try:
+            message = Message(delivery.channel, codec.decode(delivery.payload), layer=self.layer.alias)
+        except ValueError:
+            return []
+        return self._finished(message, verdict)
+
+    # Writing.
+
+    def _write(self, hand_back: bool = False) -> None:
+        with self._writing:
+            report = self._batch.report(hand_back)
+            self._retry(lambda: self.link.finish(self.name, report))
+            self._written_at = time.monotonic()
+
+    def _retry(self, attempt: Callable[[], Any]) -> None:
+        """Try until the layer takes it: what consumers did must not be lost while the database restarts."""
+        delays = Backoff()
+        while True:
+            try:
+                attempt()
+                return
+            except LayerUnavailable as error:
+                if self.stopping.is_set() and delays.tries > 10:
+                    log.error("Giving up on the layer while stopping (%s).", error)
+                    return
+                time.sleep(delays.delay())
+
+    # The watch.
+
+    def _keep_watch(self) -> None:
+        while not self.stopping.wait(HAND_BACK_AFTER / 2):
+            if self._batch.running_for() < HAND_BACK_AFTER:
+                continue
+            if self._batch.has_waiting():
+                self._write(hand_back=True)
+                self._ring_for_others()
+            try:
+                self._keep_alive()
+            except LayerUnavailable:
+                continue  # the main thread will say so
+
+    def _register(self) -> None:
+        self._renewed_at = time.monotonic()
+        self.link.register(self.name, Process.WORKER)
+
+    def _keep_alive(self) -> None:
+        now = time.monotonic()
+        if now - self._renewed_at > self.layer.options["lease"] / 3:
+            self._renewed_at = now
+            if not self.link.renew(self.name):
+                self._declared_dead()
+        if not self._bells and now - self._swept_at > self.layer.options["lease"] / 3:
+            self._swept_at = now
+            self.link.sweep()
+
+    def _declared_dead(self) -> None:
+        """It was stopped for too long and others cleaned up after it: nothing it holds is its own any more."""
+        log.warning("This worker (%s) was declared dead while it stood still; it goes on as a new one.", self.name)
+        self._batch.clear()
+        self.name = new_worker_name()
+        self._register()
+
+
+def reply(layer: BaseLayer, channel: str, message: dict[str, Any]) -> Operation:
+    """Return the sending of a message that dbchannels made itself."""
+    return Send(channel, codec.encode_trusted(message), "", layer.options["expiry"], 0)
+
+
+def backoff(attempt: int) -> float:
+    """Return the seconds before a failed message runs again: 1, 5, 25, 125 ..., an hour at most, jittered."""
+    return min(3600.0, 5.0 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+
+
+def new_worker_name() -> str:
+    """Return a name that no other worker has or had."""
+    return f"worker-{os.getpid()}-{names.random_part()}"
+
+
+def _selected(channel: str, only: Sequence[str], exclude: Sequence[str]) -> bool:
+    wanted = not only or any(fnmatchcase(channel, pattern) for pattern in only)
+    return wanted and not any(fnmatchcase(channel, pattern) for pattern in exclude)
