@@ -1,38 +1,38 @@
 """The admin: what waits, what failed, who is in which group, and which processes live.
 
-All of it is for looking; only waiting messages, memberships and dead letters can be deleted. Nothing is looked
-up for each row and no list reads a whole payload, so a page costs the same when a million messages wait.
+All of it is for looking; only waiting messages, memberships and dead letters can be deleted. Nothing is
+looked up for each row and no list reads a long payload, so it opens when a million messages wait.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
+from pprint import pformat
 from typing import Any, ClassVar
 
 import msgpack
 from django.contrib import admin, messages
-from django.contrib.admin.views.main import ChangeList
 from django.db import connections
 from django.db.models import BinaryField, Count, Model, OuterRef, Subquery, Value
-from django.db.models.functions import Left, Length, Now, Right, Substr
+from django.db.models.functions import Length, Now, Substr
 from django.template.defaultfilters import filesizeformat
-from django.utils import timezone
-from django.utils.html import format_html
+from django.utils import html, timezone
 
 from dbchannels import codec, conf, models, names
 
 LINE = 120  # characters of a text that a list shows
 SHOWN = 4096  # characters of a message that its own page shows
-HEAD = 4096  # bytes of a payload that a list reads for its line
+HEAD = 16_384  # bytes of a payload that a list reads for its line
+PRETTY = 65_536  # characters up to which a message is laid out in lines: a message of 1 MiB can take 10 s
 SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie", "x-csrftoken"})
 BODY = frozenset({"body", "content"})
 #: A dict with one of these is a request, a response, or a part of one.
 HTTP = frozenset({"body_channel", "headers", "http_version", "more_content", "status"})
 UNREADABLE = "This payload cannot be decoded: it was not encoded by this version of dbchannels."
-DECODING_ERRORS = (ValueError, TypeError, RecursionError, msgpack.UnpackException)
-PRE = '<pre style="margin: 0; white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>{}'
+DECODING_ERRORS = (ValueError, RecursionError, msgpack.UnpackException, AttributeError)  # the last: no dict
+PRE = '<pre style="margin: 0; padding: 0; white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>{}'
 
 
 class Note(str):
@@ -41,8 +41,7 @@ class Note(str):
     __repr__ = str.__str__
 
 
-def masked(value: object) -> object:
-    """Return what is shown of a secret: its size."""
+def _masked(value: object) -> object:
     data = value.encode() if isinstance(value, str) else value
     return Note(f"(masked, {len(data)} bytes)" if isinstance(data, bytes) else "(masked)")
 
@@ -51,65 +50,42 @@ def _lower(name: object) -> str:
     return (name.decode("latin-1") if isinstance(name, bytes) else str(name)).lower()
 
 
-def _header(pair: Any) -> Any:
-    secret = isinstance(pair, list) and pair and _lower(pair[0]) in SECRET
-    return [pair[0], *map(masked, pair[1:])] if secret else pair
+def readable(value: Any, http: bool = False) -> Any:
+    """Return a copy of a message without its secrets: some headers, and the bodies of HTTP."""
+    if isinstance(value, list):
+        # A pair whose first item is the name of a secret header, wherever it stands.
+        header = value and isinstance(value[0], (str, bytes)) and _lower(value[0]) in SECRET
+        return [value[0], *map(_masked, value[1:])] if header else [readable(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    secret = SECRET | BODY if http or not HTTP.isdisjoint(value) else SECRET
+    return {
+        key: _masked(item) if item is not None and _lower(key) in secret else readable(item)
+        for key, item in value.items()
+    }
 
 
-def _fields(message: dict[Any, Any], http: bool) -> Iterator[tuple[str, Any]]:
-    secret = SECRET | BODY if http or not HTTP.isdisjoint(message) else SECRET
-    for key, value in message.items():
-        name = _lower(key)
-        if name == "headers" and isinstance(value, list):
-            yield f"{key!r}: ", [_header(pair) for pair in value]
-        else:
-            yield f"{key!r}: ", masked(value) if name in secret and value is not None else value
-
-
-def pieces(value: Any, lead: str, http: bool = False, depth: int = codec.MAX_DEPTH) -> Iterator[str]:
-    """Yield the text of a value bit by bit, in Python's notation: an entry to a line with "\\n" as ``lead``."""
-    if not isinstance(value, (dict, list)) or not value or depth == 0:
-        yield "(more levels)" if value and depth == 0 else repr(value)
-        return
-    if isinstance(value, dict):
-        brackets, entries = "{}", _fields(value, http)
-    else:
-        brackets, entries = "[]", (("", item) for item in value)
-        # A header, or an address with its port, is easier to read on one line.
-        lead = "" if len(value) <= 4 and not any(isinstance(one, (dict, list)) for one in value) else lead
-    inner = lead and lead + "    "
-    gap = brackets[0] + inner
-    for label, item in entries:
-        yield gap + label
-        yield from pieces(item, inner, depth=depth - 1)
-        gap = "," + (inner or " ")
-    yield lead + brackets[1]
-
-
-def message_text(channel: str, payload: bytes, lead: str, limit: int) -> tuple[str, int]:
-    """Return the text of an encoded message, masked, up to ``limit`` characters, and the number of those left out."""
+def message_text(channel: str, payload: bytes, pretty: bool = True) -> str:
+    """Return an encoded message in Python's notation, its secrets masked; or why that is not possible."""
     try:
         message = codec.decode(payload)
-        # The last part of a body may have ``content`` alone; a ``binary`` beside it says that it is a WebSocket's.
-        http = names.is_protocol(channel) and "binary" not in message
-        shown, size = "", 0
-        for piece in pieces(message, lead, http) if isinstance(message, dict) else (UNREADABLE,):
-            shown += piece[: limit - len(shown)]
-            size += len(piece)
+        # The last part of a body may have ``content`` alone; ``binary`` beside it makes it a WebSocket's.
+        shown = readable(message, http=message.get("binary") is None and names.is_protocol(channel))
+        if not pretty:
+            shown.pop("reply_channel", None)  # long, and of no use in a list
+        text = repr(shown)
+        return pformat(shown, width=100, sort_dicts=False) if pretty and len(text) <= PRETTY else text
     except DECODING_ERRORS:
-        return UNREADABLE, 0
-    return shown, size - len(shown)
+        return UNREADABLE
 
 
 def duration(delta: timedelta) -> str:
-    """Return a time as people say it: 3.2 s, 42 s, 4 min, 5 h, 3 days."""
+    """Return a time as people say it: 3.2 s, 42 s, 4 min, 5 h, 3 d."""
     seconds = abs(delta.total_seconds())
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    for unit, size, limit in (("min", 60, 3600), ("h", 3600, 172_800)):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86_400:.0f} days"
+    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.0f}\xa0{unit}"  # a space where no line of a table breaks
+    return f"{seconds:.1f}\xa0s" if seconds < 10 else f"{seconds:.0f}\xa0s"
 
 
 def moment(field: str, description: str) -> Callable[..., str | None]:
@@ -117,10 +93,9 @@ def moment(field: str, description: str) -> Callable[..., str | None]:
 
     @admin.display(description=description)
     def column(self: LookingAdmin, row: Any) -> str | None:
-        at = getattr(row, field)
-        if at is None:
+        if (at := getattr(row, field)) is None:
             return None
-        return f"in {duration(at - row.clock)}" if at > row.clock else f"{duration(row.clock - at)} ago"
+        return f"in\xa0{duration(at - row.clock)}" if at > row.clock else f"{duration(at - row.clock)}\xa0ago"
 
     return column
 
@@ -133,7 +108,7 @@ class ByChannel(admin.SimpleListFilter):
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
         counted = model_admin.rows().values_list(self.parameter_name).annotate(rows=Count("pk"))
         most = counted.order_by("-rows", self.parameter_name)[:30]
-        return [(value, f"{value} ({rows:,})") for value, rows in most]
+        return [(value, f"{value} ({number:,})") for value, number in most]
 
     def queryset(self, request: Any, queryset: Any) -> Any:
         value = (self.value() or "").replace("\0", "")  # PostgreSQL has no NUL in text
@@ -144,17 +119,11 @@ class ByGroup(ByChannel):
     title = parameter_name = "group"
 
 
-class ByServer(ByChannel):
-    title = parameter_name = "server"
-
-
 class LookingAdmin(admin.ModelAdmin):
     """Rows of the layer's database: seen by those who may view them, changed by nobody."""
 
-    #: Which rows can be deleted, as a filter; None: none of them.
-    deletable: ClassVar[dict[str, Any] | None] = None
-    #: Columns that a list leaves in the database.
-    long_columns: ClassVar[tuple[str, ...]] = ()
+    deletable: ClassVar[dict[str, Any] | None] = None  # which rows can be deleted, as a filter
+    long_columns: ClassVar[tuple[str, ...]] = ()  # what a list leaves in the database
     list_per_page = 50
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -176,7 +145,7 @@ class LookingAdmin(admin.ModelAdmin):
     def get_readonly_fields(self, request: Any, obj: Any = None) -> Any:
         return self.fields
 
-    def lookup_allowed(self, lookup: str, *args: Any) -> bool:
+    def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
         """Allow our filters alone: by ``?payload__startswith=...`` one could guess what is masked."""
         return lookup in {one.parameter_name for one in self.list_filter}
 
@@ -221,14 +190,14 @@ class MessageAdmin(LookingAdmin):
 
     @admin.display(description="message")
     def line(self, row: Any) -> str:
-        if row.octets > HEAD:
-            return f"(open it to read {row.octets:,} bytes)"
-        text, rest = message_text(row.channel, row.head, "", LINE)
-        return text + " ..." if rest else text
+        whole = row.octets <= HEAD
+        text = message_text(row.channel, row.head or b"", pretty=False) if whole else "(open it to read it)"
+        return html.format_html(PRE, text if len(text) <= LINE else text[:LINE] + " ...", "")
 
     def message(self, row: Any) -> str:
-        text, rest = message_text(row.channel, row.payload, "\n", SHOWN)
-        return format_html(PRE, text, f"... and {rest:,} characters more, left out here." if rest else "")
+        text = message_text(row.channel, row.payload)
+        rest = f"The other {len(text) - SHOWN:,} characters are left out." if len(text) > SHOWN else ""
+        return html.format_html(PRE, text[:SHOWN], rest)
 
 
 @admin.register(models.ProtocolMessage)
@@ -238,43 +207,40 @@ class ProtocolMessageAdmin(MessageAdmin):
     fields = ("channel", "receivers", "reply_channel", "sent_at", "age", "expires", "size", "message")
     expires = moment("expires_at", "expires")
 
-    def receivers(self, row: Any) -> str | None:
+    def receivers(self, row: Any) -> str:
         parts = row.locals.split()
-        return f"{len(parts):,}: {' '.join(parts[:100])}{' ...' if len(parts) > 100 else ''}" if parts else None
+        return f"{len(parts):,}: {' '.join(parts[:100])}{' ...' * (len(parts) > 100)}" if parts else "none"
 
 
 @admin.register(models.DurableMessage)
 class DurableMessageAdmin(MessageAdmin):
     deletable: ClassVar[dict[str, Any]] = {"claimed_by": None}
     list_display = ("id", "channel", "age", "due", "attempts", "claimed_by", "size", "line")
-    fields = ("channel", "sent_at", "age", "due_at", "due", "attempts", "claimed_by", "alone", "size", "message")
+    fields = ("channel", "sent_at", "age", "due_at", "attempts", "claimed_by", "alone", "size", "message")
+    search_fields = ("channel", "claimed_by")
     due = moment("due_at", "due")
 
 
 @admin.register(models.DeadLetter)
 class DeadLetterAdmin(MessageAdmin):
-    long_columns = ("payload", "error")
     list_display = ("id", "channel", "failed", "attempts", "last_line", "size", "line")
-    fields = ("channel", "sent_at", "failed_at", "failed", "attempts", "size", "message", "traceback")
+    fields = ("channel", "sent_at", "failed_at", "attempts", "size", "message", "traceback")
     ordering = ("-id",)
     failed = moment("failed_at", "failed")
 
-    def get_queryset(self, request: Any) -> Any:
-        return super().get_queryset(request).annotate(tail=Right("error", 1000))
-
     @admin.display(description="error")
     def last_line(self, row: Any) -> str:
-        return row.tail.strip().rpartition("\n")[2][:LINE]
+        return html.format_html(PRE, row.error.strip().rpartition("\n")[2][:LINE], "")
 
     def traceback(self, row: Any) -> str:
-        return format_html(PRE, row.error, "")
+        return html.format_html(PRE, row.error[-16_384:], "")
 
 
 @admin.register(models.Membership)
 class MembershipAdmin(LookingAdmin):
     deletable: ClassVar[dict[str, Any]] = {}
     list_display = ("group", "member", "added", "ends")
-    fields = ("group", "member", "added_at", "added", "expires_at", "ends")
+    fields = ("group", "member", "added_at", "expires_at")
     list_filter = (ByGroup,)
     search_fields = ("group", "channel", "local")
     ordering = ("group", "channel", "local")  # as the unique index has them
@@ -288,44 +254,47 @@ class MembershipAdmin(LookingAdmin):
 @admin.register(models.Connection)
 class ConnectionAdmin(LookingAdmin):
     list_display = ("short_path", "server", "connected", "reply_channel")
-    fields = ("path", "server", "connected_at", "connected", "reply_channel")
-    list_filter = (ByServer,)
-    search_fields = ("path", "reply_channel")
+    fields = ("path", "server", "connected_at", "reply_channel")
+    search_fields = ("path", "server", "reply_channel")
     ordering = ("-connected_at",)
     connected = moment("connected_at", "connected")
 
-    @admin.display(description="path", ordering="path")
+    @admin.display(description="path")
     def short_path(self, row: Any) -> str:
         return row.path[:LINE]
+
+
+def _count(model: type[Model], column: str) -> Subquery:
+    """Return the number of a model's rows that name the process in this column."""
+    rows = model.objects.filter(**{column: OuterRef("name")}).order_by().values(column)
+    return Subquery(rows.annotate(count=Count("pk")).values("count"))
 
 
 @admin.register(models.Process)
 class ProcessAdmin(LookingAdmin):
     list_display = ("name", "kind", "host", "pid", "started", "state", "holds")
-    fields = ("name", "kind", "host", "pid", "queue", "started_at", "started", "lease_until", "state", "holds")
+    fields = ("name", "kind", "host", "pid", "queue", "started_at", "lease_until", "state", "holds")
     ordering = ("kind", "name")
     started = moment("started_at", "started")
 
     def get_queryset(self, request: Any) -> Any:
         held = models.Held.objects.filter(worker=OuterRef("name"))
-        return super().get_queryset(request).annotate(
+        rows = super().get_queryset(request)
+        return rows.annotate(
             popped=Subquery(held.values("messages")),
             since=Subquery(held.values("since")),
-            claims=_number(models.DurableMessage, "claimed_by"),
-            sockets=_number(models.Connection, "server"),
+            claims=_count(models.DurableMessage, "claimed_by"),
+            sockets=_count(models.Connection, "server"),
         )
 
     def state(self, row: Any) -> str:
         return "alive" if row.lease_until > row.clock else "lease expired"
 
-    def holds(self, row: Any) -> str | None:
+    def holds(self, row: Any) -> str:
         """Say what would be lost, or come back, if the process was killed now."""
-        channels = Counter(channel for channel, _ in models.parse_held(row.popped or ""))
-        popped = ", ".join(f"{number} of {channel}" for channel, number in channels.items())
-        ...
-
-
-def _number(model: type[Model], column: str) -> Subquery:
-    """Return the number of a model's rows that name the process in this column."""
-    rows = model.objects.filter(**{column: OuterRef("name")}).order_by().values(column)
-    return Subquery(rows.annotate(number=Count("pk")).values("number"))
+        popped = Counter(channel for channel, _ in models.parse_held(row.popped or ""))
+        parts = [f"{channel}: {number}" for channel, number in popped.items()]
+        parts += [f"taken {duration(row.clock - row.since)} ago"] if popped else []
+        parts += [f"durable messages: {row.claims:,}"] if row.claims else []
+        parts += [f"connections: {row.sockets:,}"] if row.sockets else []
+        return ", ".join(parts) or "nothing"

@@ -66,11 +66,11 @@ class Group:
 
     def add(self, channel: Channel | str) -> None:
         """Put a channel in; once, however often it is added."""
-        _layer(self._layer).group_add(self.name, str(channel))
+        _layer(self._layer).group_add(self.name, _name(channel))
 
     def discard(self, channel: Channel | str) -> None:
         """Take a channel out; no error when it is not in there."""
-        _layer(self._layer).group_discard(self.name, str(channel))
+        _layer(self._layer).group_discard(self.name, _name(channel))
 
     def send(self, message: Fields | None = None, /, **fields: Any) -> None:
         """Send one message to every channel; one that is full goes without. Raises as Channel.send, never Full."""
@@ -89,6 +89,11 @@ class Group:
 
 def _layer(alias: str) -> BaseLayer:
     return channel_layers[alias]
+
+
+def _name(channel: Channel | str) -> str:
+    # Not str(channel): of a message without a reply channel that would be a channel called "None".
+    return channel.name if isinstance(channel, Channel) else channel
 
 
 def _fields(message: Fields | None, fields: Fields) -> Fields:

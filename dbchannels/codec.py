@@ -92,7 +92,7 @@ def _check_text(text: str, where: str) -> None:
 
 def _kind(value: object) -> str:
     name = type(value).__name__
-    return ("an " if name[:1].lower() in "aeiou" else "a ") + name
+    return ("an " if name[:1].lower() in "aeio" else "a ") + name
 
 
 def _advice(value: object) -> str:

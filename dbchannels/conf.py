@@ -61,7 +61,9 @@ def problems() -> list[str]:
     for alias, entry in configured.items():
         found += _unknown(entry, _KEYS, f"DBCHANNELS[{alias!r}]")
         options = entry.get("OPTIONS", {})
-        if not entry.get("BACKEND") or entry["BACKEND"] in SHORT_BACKENDS:
+        if not isinstance(options, dict):
+            found.append(f"DBCHANNELS[{alias!r}]['OPTIONS'] is a dict, such as {{'capacity': 1000}}.")
+        elif not entry.get("BACKEND") or entry["BACKEND"] in SHORT_BACKENDS:
             found += _unknown(options, OPTIONS, f"DBCHANNELS[{alias!r}]['OPTIONS']")
         database = entry.get("DATABASE", "default")
         if database not in settings.DATABASES:
@@ -85,10 +87,12 @@ def layer_settings(alias: str = "default") -> LayerSettings:
 
 
 def _unknown(given: dict[str, Any], known: dict[str, Any], where: str) -> list[str]:
-    return [f"{where} has the unknown key {key!r}{_nearest(key, known)}." for key in given if key not in known]
+    return [
+        f"{where} has the unknown key {key!r}{_nearest(key, known)}." for key in given if key not in known
+    ]
 
 
 def _nearest(key: object, known: dict[str, Any]) -> str:
     near = difflib.get_close_matches(str(key).lower(), [name.lower() for name in known], n=1, cutoff=0.5)
     spelled = [name for name in known if near and name.lower() == near[0]]
-    return f": did you mean {spelled[0]!r}?" if spelled else f": it takes {', '.join(known)}"
+    return f": write {spelled[0]!r}" if spelled else f": it takes {', '.join(known)}"

@@ -91,7 +91,9 @@ def _reply(layer: BaseLayer, message: Message, fields: dict[str, Any]) -> Operat
 def _head(response: HttpResponseBase) -> dict[str, Any]:
     """Return the status, its words, and the headers as (name, value) bytes, cookies last."""
     headers = [[name.encode("ascii"), value.encode("latin-1")] for name, value in response.items()]
-    headers += [[b"Set-Cookie", cookie.OutputString().encode("latin-1")] for cookie in response.cookies.values()]
+    headers += [
+        [b"Set-Cookie", cookie.OutputString().encode("latin-1")] for cookie in response.cookies.values()
+    ]
     return {"status": response.status_code, "reason": response.reason_phrase, "headers": headers}
 
 

@@ -14,7 +14,9 @@ class Message:
     ``attempt`` counts from 1 for messages on the site's own channels, and is 0 for protocol messages.
     """
 
-    def __init__(self, channel: str, content: dict[str, Any], *, attempt: int = 0, layer: str = "default") -> None:
+    def __init__(
+        self, channel: str, content: dict[str, Any], *, attempt: int = 0, layer: str = "default"
+    ) -> None:
         self.channel = Channel(channel, layer=layer)
         self.content = content
         self.attempt = attempt

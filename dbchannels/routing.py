@@ -45,6 +45,10 @@ class Filters:
             rest[key] = found.string[found.end() :]
         return captures, rest
 
+    def key(self) -> tuple[tuple[str, str], ...]:
+        """Return what makes two of these the same."""
+        return tuple(sorted(self.patterns.items()))
+
 
 def _compiled(key: str, pattern: str) -> re.Pattern[str]:
     try:
@@ -71,9 +75,9 @@ class Route:
         """The consumer's dotted name, for logs and checks."""
         return f"{self.consumer.__module__}.{getattr(self.consumer, '__qualname__', repr(self.consumer))}"
 
-    def key(self) -> tuple[str, str, tuple[tuple[str, str], ...]]:
-        """What makes two routes the same one."""
-        return self.channel, self.name, tuple(sorted(self.filters.patterns.items()))
+    def keyed(self, outer: tuple[Any, ...] = ()) -> list[tuple[Any, Route]]:
+        """Return this route with what makes two the same one; the filters of the includes around it count too."""
+        return [((self.channel, id(self.consumer), *outer, self.filters.key()), self)]
 
     def routes(self) -> Iterable[Route]:
         """Return the routes in here: this one."""
@@ -118,6 +122,10 @@ class Include:
         """Return all routes in here, in order."""
         return [route for entry in self._routes for route in entry.routes()]
 
+    def keyed(self, outer: tuple[Any, ...] = ()) -> list[tuple[Any, Route]]:
+        """Return all routes in here, each with what makes it the same as another."""
+        return [one for entry in self._routes for one in entry.keyed((*outer, self._filters.key()))]
+
     def match(self, channel: str, values: Callable[[str], Any]) -> tuple[Route, Captures] | None:
         """Return the first matching route and its captures with ours."""
         found = self._filters.match(values)
@@ -142,7 +150,10 @@ def route(channel: str, consumer: Consumer | str, **filters: str) -> Route:
 
 
 def include(routes: str | Sequence[Route | Include], **filters: str) -> Include:
-    """Put in the routes of another module, under filters that take a prefix off: ``include("chat.routing", path=r"^/chat")``."""
+    """Put in the routes of another module, under filters that take a prefix off.
+
+    ``include("chat.routing", path=r"^/chat")`` gives what follows ``/chat`` to the routes in there as their path.
+    """
     return Include(load_routes(routes) if isinstance(routes, str) else routes, filters)
 
 
@@ -187,8 +198,13 @@ class Routing:
 
     def duplicates(self) -> list[Route]:
         """Return the routes that stand there a second time, word for word."""
-        seen: set[Any] = set()
-        return [route for route in self.routes() if route.key() in seen or seen.add(route.key())]  # type: ignore[func-returns-value]
+        keyed = [one for entry in self._entries for one in entry.keyed()]
+        first: dict[Any, int] = {}
+        return [
+            route
+            for position, (key, route) in enumerate(keyed)
+            if first.setdefault(key, position) != position
+        ]
 
 
 def load_routing(setting: Any = None) -> Routing:
@@ -207,7 +223,7 @@ def load_routing(setting: Any = None) -> Routing:
 def load_routes(dotted: str) -> Sequence[Route | Include]:
     """Import a module's ``routes``, or the list that the dotted name itself names."""
     try:
-        return import_string(dotted + ".routes")  # type: ignore[no-any-return]
+        routes = import_string(dotted + ".routes")
     except ImportError as error:
         routes = _imported(dotted, error)
     if not isinstance(routes, (list, tuple)):

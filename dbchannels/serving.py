@@ -51,7 +51,9 @@ class Plan(NamedTuple):
         if workers < 0:
             raise InvalidConfiguration("--workers takes a number from 0.")
         passed_on = [f"--pythonpath={options['pythonpath']}"] if options.get("pythonpath") else []
-        static = settings.DEBUG and not options["nostatic"] and apps.is_installed("django.contrib.staticfiles")
+        static = (
+            settings.DEBUG and not options["nostatic"] and apps.is_installed("django.contrib.staticfiles")
+        )
         return cls(
             host,
             port,

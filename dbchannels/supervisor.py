@@ -35,7 +35,9 @@ class Task(NamedTuple):
 class Supervisor:
     """One thread for each worker. ``on_death`` is told the name of a worker that ended before it was asked to."""
 
-    def __init__(self, tasks: Sequence[Task], on_death: Callable[[str], None], graceful_timeout: float) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], on_death: Callable[[str], None], graceful_timeout: float
+    ) -> None:
         self._on_death = on_death
         self._graceful_timeout = graceful_timeout
         self._stopping = threading.Event()

@@ -174,7 +174,9 @@ class Worker:
         elif delivery.channel == "websocket.connect" and not self.routing.match(message, "websocket.receive"):
             return self._finished(message, {"accept": False, "status": 404})
         elif delivery.durable:
-            raise InvalidMessage(f"No consumer on {delivery.channel} matches this message: add a route for it.")
+            raise InvalidMessage(
+                f"No consumer on {delivery.channel} matches this message: add a route for it."
+            )
         return self._finished(message, {})
 
     def _finished(self, message: Message, verdict: dict[str, Any]) -> list[Operation]:
@@ -184,15 +186,15 @@ class Worker:
             return []
         return [reply(self.layer, message.reply_channel.name, {**verdict, "finished": order})]
 
-    def _raised(
-        self, delivery: Delivery, error: BaseException
-    ) -> tuple[list[Operation], Failure | None]:
+    def _raised(self, delivery: Delivery, error: BaseException) -> tuple[list[Operation], Failure | None]:
         """What the consumer had sent is dropped; its client is answered at once; a durable message is retried."""
         text = "".join(traceback.format_exception(error))
         if not isinstance(error, DenyConnection):
             log.error("The consumer of a message on %s raised:\n%s", delivery.channel, text)
         if delivery.durable:
-            retry_in = backoff(delivery.attempt) if delivery.attempt <= self.layer.options["retries"] else None
+            retry_in = (
+                backoff(delivery.attempt) if delivery.attempt <= self.layer.options["retries"] else None
+            )
             return [], Failure(delivery, text, retry_in)
         return self._error_answers(delivery, error), None
 
@@ -260,7 +262,9 @@ class Worker:
 
     def _declared_dead(self) -> None:
         """It was stopped for too long and others cleaned up after it: nothing it holds is its own any more."""
-        log.warning("This worker (%s) was declared dead while it stood still; it goes on as a new one.", self.name)
+        log.warning(
+            "This worker (%s) was declared dead while it stood still; it goes on as a new one.", self.name
+        )
         self._batch.clear()
         self.name = new_worker_name()
         self._register()

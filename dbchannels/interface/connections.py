@@ -137,7 +137,9 @@ class Connection:
         """Before the 101: an ``accept``, or a close without data, decides at once; data waits for the verdict."""
         if self.verdict.ready() and not isinstance(self.verdict.value, Denied):
             self._early.append(out)
-        elif out.accept is False or (out.accept is None and out.close is not None and not (out.frame or self._early)):
+        elif out.accept is False or (
+            out.accept is None and out.close is not None and not (out.frame or self._early)
+        ):
             status = message.get("status", 403)
             self._decide(Denied(status, _DENIED.get(status, _DENIED[403])))
         else:
@@ -166,7 +168,9 @@ class Connection:
             return
         if channel == "websocket.connect":
             self._in_flight = None
-            self._decide(Denied(502 if why == "worker died" else 503, _DENIED[502 if why == "worker died" else 503]))
+            self._decide(
+                Denied(502 if why == "worker died" else 503, _DENIED[502 if why == "worker died" else 503])
+            )
             if self._abandoned:
                 self._end()
         elif channel == "websocket.disconnect" and why == "worker died":
@@ -226,7 +230,12 @@ class Connection:
 
     def _queue(self, channel: str, fields: dict[str, Any]) -> None:
         self._order += 1
-        fields = {"reply_channel": self.reply_channel, "path": self.request.path, "order": self._order, **fields}
+        fields = {
+            "reply_channel": self.reply_channel,
+            "path": self.request.path,
+            "order": self._order,
+            **fields,
+        }
         self._inbox.append((channel, fields))
         self._pump()
 

@@ -62,7 +62,7 @@ def decode_close(payload: bytes) -> tuple[int, str]:
     if not payload:
         return 1005, ""
     code = int.from_bytes(payload[:2], "big")
-    if len(payload) == 1 or not is_close_code(code):
+    if not is_close_code(code):  # one byte is half a code, and as a number below 256 refused here too
         raise ProtocolError(1002, "The close code is not valid.")
     try:
         return code, payload[2:].decode("utf-8")

@@ -158,7 +158,7 @@ def _plain_host(host: str) -> str:
 
 def accept_response(handshake: Handshake, subprotocol: str | None = None, headers: Headers = ()) -> bytes:
     """Return the head of the 101; ValueError, with one sentence to log, for what it may not carry."""
-    digest = hashlib.sha1(handshake.key.encode("ascii") + _GUID).digest()
+    digest = hashlib.sha1(handshake.key.encode("ascii") + _GUID, usedforsecurity=False).digest()
     accept = base64.b64encode(digest).decode("ascii")
     own = [("Upgrade", "websocket"), ("Connection", "Upgrade"), ("Sec-WebSocket-Accept", accept)]
     if subprotocol is not None:

@@ -16,7 +16,9 @@ RawHeaders = list[tuple[bytes, bytes]]
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _UNSAFE_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 # The connection is ours, not the view's (RFC 9110, section 7.6.1).
-_HOP_BY_HOP = frozenset({b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"te"})
+_HOP_BY_HOP = frozenset(
+    {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"te"}
+)
 
 SENTENCES = {
     413: "The request's body is larger than this server takes.",
@@ -105,7 +107,9 @@ def response_head(message: dict[str, Any], method: str) -> Head:
     status = message.get("status")
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")
-    headers = [pair for pair in map(_checked, message.get("headers", [])) if pair[0].lower() not in _HOP_BY_HOP]
+    headers = [
+        pair for pair in map(_checked, message.get("headers", [])) if pair[0].lower() not in _HOP_BY_HOP
+    ]
     has_body = method != "HEAD" and status not in (204, 304)
     names = {name.lower() for name, _ in headers}
     if status == 204 or (status == 304 and method != "HEAD"):

@@ -240,7 +240,9 @@ class Relay:
 
     def _look_after(self, link: Link) -> None:
         if not link.renew(self.name):
-            log.warning("This server was declared dead while it stood still; it closes its sockets and goes on.")
+            log.warning(
+                "This server was declared dead while it stood still; it closes its sockets and goes on."
+            )
             self.name = names.random_part()
             self.queue = f"reply.{self.name}!"
             link.register(self.name, Process.SERVER, self.queue)

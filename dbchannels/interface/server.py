@@ -146,10 +146,14 @@ class InterfaceServer:
         """Raise Refused for a page of another site, and for a host that is not ours (DNS rebinding)."""
         allowed = self.options.allowed_hosts
         if not handshake.host_allowed(request.host(), allowed):
-            raise handshake.Refused(400, "The Host is none of this site's: add it to ALLOWED_HOSTS if it is yours.")
+            raise handshake.Refused(
+                400, "The Host is none of this site's: add it to ALLOWED_HOSTS if it is yours."
+            )
         if not handshake.origin_allowed(shaken.origin, request.host(), allowed):
             log.warning("Refused a WebSocket from the origin %s.", ascii(shaken.origin)[:200])
-            raise handshake.Refused(403, "This Origin may not connect: add its host to ALLOWED_HOSTS if it is yours.")
+            raise handshake.Refused(
+                403, "This Origin may not connect: add its host to ALLOWED_HOSTS if it is yours."
+            )
 
     def connect(self, request: Request) -> tuple[Connection, Accepted]:
         """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
@@ -227,7 +231,9 @@ class InterfaceServer:
         status = http.failure_status(first)
         return first if status is None else http.failure_message(status)
 
-    def _whole(self, message: dict[str, Any], request: Request, start_response: Callable[..., Any]) -> list[bytes]:
+    def _whole(
+        self, message: dict[str, Any], request: Request, start_response: Callable[..., Any]
+    ) -> list[bytes]:
         try:
             head = http.response_head(message, request.method)
         except ValueError as error:
@@ -307,5 +313,6 @@ def log_access(handler: Any, seconds: float) -> None:
     """One line for each request; what the client sent is escaped and cut."""
     line = ascii(handler.requestline or "")[1:-1][:200]
     client = handler.client_address[0] if isinstance(handler.client_address, tuple) else "-"
-    access_log.info('%s "%s" %s %s %.0f ms', client, line, handler.code, handler.response_length, seconds * 1000)
-
+    access_log.info(
+        '%s "%s" %s %s %.0f ms', client, line, handler.code, handler.response_length, seconds * 1000
+    )

@@ -24,7 +24,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     def read_whole_request(self) -> Request:
         """Return what pywsgi has read as a Request."""
         headers: RawHeaders = [
-            (name.lower().encode("latin-1"), value.strip().encode("latin-1")) for name, value in self.headers.items()
+            (name.lower().encode("latin-1"), value.strip().encode("latin-1"))
+            for name, value in self.headers.items()
         ]
         version = self.request_version.partition("/")[2]
         client = self.client_address if isinstance(self.client_address, tuple) else ("", 0)
@@ -41,7 +42,9 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         try:
             self._check_and_connect(request)
         except handshake.Refused as refused:
-            self._answer(refused.status, handshake.refuse_response(refused.status, refused.sentence, refused.headers))
+            self._answer(
+                refused.status, handshake.refuse_response(refused.status, refused.sentence, refused.headers)
+            )
         return []
 
     def _check_and_connect(self, request: Request) -> None:

@@ -10,6 +10,7 @@ A layer of your own implements the methods under "For layers to implement"; ``me
 
 from __future__ import annotations
 
+import random
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -132,6 +133,7 @@ class BaseLayer:
         with the ``!``; the full name comes back. Raises InvalidName for anything that cannot be read.
         """
         queues = [names.check_receivable(channel) for channel in channels]
+        random.shuffle(queues)  # so that no channel, however busy, is always the first
         if not queues:
             return None, None
         link = self._own_link()
@@ -146,6 +148,12 @@ class BaseLayer:
         if link is None:
             link = self._threads.link = self.link()
         return link
+
+    def close(self) -> None:
+        """Let go of what ``receive`` opened for the calling thread; the next call opens it again."""
+        link, self._threads.link = getattr(self._threads, "link", None), None
+        if link is not None:
+            link.close()
 
     def _take_one(self, link: Link, queues: list[str]) -> tuple[str, bytes] | None:
         """One row may be for several local parts: the first is given now, the others at the next calls."""

@@ -90,7 +90,7 @@ class DatabaseLayer(BaseLayer):
         if capacity is None:
             return True
         model = ProtocolMessage if names.is_protocol(queue) else DurableMessage
-        return self.rows(model).filter(channel=queue)[: capacity + 1].count() < capacity
+        return bool(self.rows(model).filter(channel=queue)[: capacity + 1].count() < capacity)
 
     def _send_group(self, send: ops.SendGroup) -> None:
         members: dict[str, list[str]] = {}
@@ -117,7 +117,8 @@ class DatabaseLayer(BaseLayer):
 
     def _connect(self, connect: ops.Connect) -> None:
         self.rows(Connection).get_or_create(
-            reply_channel=connect.reply_channel, defaults={"server": connect.server, "path": connect.path}
+            reply_channel=connect.reply_channel,
+            defaults={"server": connect.server, "path": ops.storable(connect.path)},
         )
 
     def _disconnect(self, disconnect: ops.Disconnect) -> None:
@@ -154,7 +155,7 @@ class DatabaseLayer(BaseLayer):
     def anything(self, queues: Sequence[str]) -> bool:
         """Whether a pop or a claim would find something."""
         waiting = self.rows(ProtocolMessage).filter(channel__in=queues, expires_at__gt=timezone.now())
-        return waiting.exists() or self._due(queues).exists()
+        return bool(waiting.exists() or self._due(queues).exists())
 
     def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[ops.Delivery]:
         rows = self._locked(self._due(channels), limit)
@@ -165,7 +166,9 @@ class DatabaseLayer(BaseLayer):
             row.attempts += 1
             row.claimed_by = worker
         self.rows(DurableMessage).bulk_update(rows, ["attempts", "claimed_by"])
-        return [ops.Delivery(row.channel, bytes(row.payload), id=row.id, attempt=row.attempts) for row in rows]
+        return [
+            ops.Delivery(row.channel, bytes(row.payload), id=row.id, attempt=row.attempts) for row in rows
+        ]
 
     def _due(self, channels: Iterable[str]) -> Any:
         now = timezone.now()

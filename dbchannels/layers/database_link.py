@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from django.db import DatabaseError, connections
+from django.db import Error, connections
 from django.db.models import Case, F, When
 from django.utils import timezone
 
@@ -25,7 +25,6 @@ from dbchannels.models import (
     Membership,
     Process,
     ProtocolMessage,
-    parse_held,
 )
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ class DatabaseLink(Link):
                 attempts=row.attempts,
                 sent_at=row.sent_at,
                 failed_at=timezone.now(),
-                error=failure.error[-16_384:],
+                error=failure.stored_error(),
             )
             row.delete()
 
@@ -176,7 +175,7 @@ def unavailable() -> Iterator[None]:
     """Turn the database's errors into LayerUnavailable, and let a broken connection go."""
     try:
         yield
-    except DatabaseError as error:
+    except Error as error:
         for connection in connections.all(initialized_only=True):
             connection.close_if_unusable_or_obsolete()
         sentence = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -39,6 +39,7 @@ class MemoryLayer(BaseLayer):
         self._groups: dict[str, dict[str, float]] = {}
         self._ids = count(1)
         self._claims: dict[int, tuple[str, ops.Delivery]] = {}
+        self._writes = 0
         self.dead_letters: list[ops.Failure] = []
 
     def link(self, name: str = "", listen: bool = True) -> MemoryLink:
@@ -50,24 +51,25 @@ class MemoryLayer(BaseLayer):
             if refused and not drop:
                 raise ChannelFull(names.split(refused[0].channel)[0])
             for operation in operations:
-                self._write_one(operation)
+                if operation not in refused:
+                    self._write_one(operation)
+            self._writes += 1
             self._changed.notify_all()
             return refused
 
-    def _is_full(self, operation: ops.Operation) -> bool:
-        if not isinstance(operation, ops.Send):
-            return False
-        queue = names.split(operation.channel)[0]
+    def _is_full(self, send: ops.Send) -> bool:
+        queue = names.split(send.channel)[0]
         capacity = self.capacity(queue)
         return capacity is not None and len(self._current(queue)) >= capacity
 
     def _write_one(self, operation: ops.Operation) -> None:
         if isinstance(operation, ops.Send):
-            if not self._is_full(operation):
-                self._put(operation)
+            self._put(operation)
         elif isinstance(operation, ops.SendGroup):
             for channel in self.group_channels(operation.group):
-                self._write_one(ops.Send(channel, operation.payload, "", self.options["expiry"], 0))
+                send = ops.Send(channel, operation.payload, "", self.options["expiry"], 0)
+                if not self._is_full(send):
+                    self._put(send)
         elif isinstance(operation, ops.GroupAdd):
             end = time.monotonic() + self.group_expiry
             self._groups.setdefault(operation.group, {})[operation.channel] = end
@@ -81,7 +83,11 @@ class MemoryLayer(BaseLayer):
         queue, local = names.split(send.channel)
         durable = not names.is_protocol(queue)
         delivery = ops.Delivery(
-            queue, send.payload, (local,) if local else (), send.reply_channel, next(self._ids) if durable else None
+            queue,
+            send.payload,
+            (local,) if local else (),
+            send.reply_channel,
+            next(self._ids) if durable else None,
         )
         now = time.monotonic()
         end = float("inf") if durable else now + send.expiry
@@ -138,10 +144,11 @@ class MemoryLayer(BaseLayer):
         one = _Waiting(delivery, time.monotonic() + delay, float("inf"))
         (waiting.appendleft if first else waiting.append)(one)
 
-    def wait(self, timeout: float) -> None:
-        """Return when something was written, at the latest after ``timeout`` seconds."""
+    def wait(self, timeout: float, seen: int) -> int:
+        """Return the number of writes as soon as it is not ``seen``, at the latest after ``timeout`` seconds."""
         with self._changed:
-            self._changed.wait(timeout)
+            self._changed.wait_for(lambda: self._writes != seen, timeout)
+            return self._writes
 
     def flush(self) -> None:
         with self._changed:
@@ -165,6 +172,7 @@ class MemoryLink(Link):
     """The reader's side: the layer itself, under its lock."""
 
     layer: MemoryLayer
+    _seen = 0  # of the layer's writes, when the last wait ended
 
     def finish(self, worker: str, done: ops.Done) -> None:
         layer = self.layer
@@ -183,5 +191,5 @@ class MemoryLink(Link):
         self.apply([*done.operations, *ops.resends(popped, layer.options["expiry"])])
 
     def wait(self, timeout: float, *others: int) -> set[str]:
-        self.layer.wait(timeout)
+        self._seen = self.layer.wait(timeout, self._seen)
         return set()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 
 class Send(NamedTuple):
@@ -51,7 +51,7 @@ class Disconnect(NamedTuple):
     reply_channel: str
 
 
-Operation = Union[Send, GroupAdd, GroupDiscard, SendGroup, Connect, Disconnect]
+Operation = Send | GroupAdd | GroupDiscard | SendGroup | Connect | Disconnect
 
 
 class Delivery(NamedTuple):
@@ -77,6 +77,10 @@ class Failure(NamedTuple):
     error: str  # the traceback
     retry_in: float | None  # seconds; None: no more attempts, it becomes a dead letter
 
+    def stored_error(self) -> str:
+        """Return the last 16 KiB of the traceback, as a database takes it."""
+        return storable(self.error[-16_384:])
+
 
 class Done(NamedTuple):
     """What a worker reports of its batch, written in one transaction."""
@@ -86,6 +90,11 @@ class Done(NamedTuple):
     failures: Sequence[Failure] = ()  # durable messages whose consumers raised
     returned: Sequence[Delivery] = ()  # taken and not started: back they go, no attempt counted
     held: Sequence[Delivery] = ()  # what the worker still holds
+
+
+def storable(text: str) -> str:
+    """Return a text as every database takes it: NUL, and halves of surrogate pairs, are written out."""
+    return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def resends(deliveries: Sequence[Delivery], expiry: float) -> list[Send]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from django.db import connections
 
 from dbchannels.conf import OPTIONS, LayerSettings
 from dbchannels.layers.base import BaseLayer
@@ -13,6 +16,7 @@ from dbchannels.layers.link import Link
 
 DEADLINE = 10.0  # seconds after which what has not happened is a failure
 PAUSE = 0.005  # seconds between two looks
+SOON = 0.05  # seconds: what is set to end or to come so soon does so while a test waits
 
 
 class LayerCase:
@@ -46,6 +50,21 @@ class LayerCase:
         link = layer.link()
         self._opened.append(link)
         return link
+
+
+def in_thread(layer: BaseLayer, call: Callable[[], Any]) -> threading.Thread:
+    """Start a thread that does this, and closes its connections of Django's."""
+
+    def run() -> None:
+        try:
+            call()
+        finally:
+            layer.close()
+            connections.close_all()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
 def drain(layer: BaseLayer, *channels: str) -> list[Any]:

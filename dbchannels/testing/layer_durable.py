@@ -6,8 +6,7 @@ from dbchannels import codec
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Delivery, Disconnect, Done, Failure, GroupAdd
 from dbchannels.names import random_part
-from dbchannels.testing.layer_case import LayerCase, drain, wait_until, waiting
-from dbchannels.testing.layer_delivery import SOON
+from dbchannels.testing.layer_case import SOON, LayerCase, drain, wait_until, waiting
 
 
 def numbers(deliveries: list[Delivery]) -> list[int]:
@@ -69,7 +68,7 @@ class DurableContract(LayerCase):
         link = self.link(layer)
         layer.send("own", {"number": 0})
         # A traceback may hold what a database's text cannot.
-        failure = Failure(claim(link)[0], "nul \0, half a pair \udc80, " + "x" * 100_000, None)
+        failure = Failure(claim(link)[0], "x" * 100_000 + "NUL \0, half a pair \udc80", None)
         link.finish("w1", Done(failures=[failure]))
         assert claim(link) == []
         assert waiting(layer, "own") == 0
@@ -197,6 +196,14 @@ class DurableContract(LayerCase):
             layer.group_add(group, "reply.a!c")
         self.link(layer).apply([Disconnect("reply.a!b")])
         assert layer.group_channels("one") == layer.group_channels("two") == ["reply.a!c"]
+
+    def test_any_path_of_a_connection_is_taken(self) -> None:
+        layer = self.layer()
+        connects = [
+            Connect(f"reply.a!{number}", "server", path) for number, path in enumerate(["", "/\0", "/\udc80"])
+        ]
+        self.link(layer).apply([*connects, *connects, layer.make_send("http.request", {})])
+        assert waiting(layer, "http.request") == 1
 
     def test_the_buried_are_told_when_they_wake(self) -> None:
         layer = self.layer()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dbchannels.testing.layer_case import LayerCase, drain, raises, wait_until, waiting
-from dbchannels.testing.layer_delivery import SOON
+from dbchannels.testing.layer_case import SOON, LayerCase, drain, raises, wait_until, waiting
 
 
 class GroupContract(LayerCase):
@@ -95,7 +94,9 @@ class GroupContract(LayerCase):
         assert drain(layer, "reply.roomy!") == [{"number": 2}]
 
     def test_a_member_that_is_full_by_its_own_capacity_goes_without(self) -> None:
-        layer = self.layer(channel_capacity={"http.few": 1, "reply.full*": 1, "reply.roomy*": None, "mail": 1})
+        layer = self.layer(
+            channel_capacity={"http.few": 1, "reply.full*": 1, "reply.roomy*": None, "mail": 1}
+        )
         for member in ("http.few", "reply.full!a", "reply.roomy!a", "mail"):
             layer.group_add("group", member)
         for _ in range(3):

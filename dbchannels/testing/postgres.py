@@ -59,7 +59,7 @@ def _hold(folder, kind):
         if kind:
             raise
         if not isinstance(problem, PostgresMissing):
-            say(f"{problem} (SQLite is used instead)")
+            say(f"SQLite is used, for this reason: {problem}")
         return None
     os.environ[JOIN] = os.pathsep.join([*filter(None, joined), folder])
     return _held[folder]

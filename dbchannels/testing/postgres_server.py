@@ -139,14 +139,12 @@ class EmbeddedPostgres:
     def outage(self, mode="fast"):
         """The server is down for the block, and takes connections again after it; `mode` as for `restart`."""
         with start_lock(self.folder):  # the supervisor starts nothing without it
-            old = self.pid
-            if old:
+            old = self._running()
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(old, MODES[mode])
-            _wait_until(lambda: not old or not _exists(old))
+            _wait_until(lambda: not _exists(old))
             yield
-        _wait_until(lambda: self.pid != old)
-        if self.pid is None:
-            raise PostgresUnavailable(f"The supervisor of {self.folder} has gone: start the server again.")
+        _wait_until(lambda: self._running() != old)
 
     def restart(self, mode="fast"):
         """Ends the postmaster and waits for the next one on the same data and the same socket.
@@ -156,6 +154,11 @@ class EmbeddedPostgres:
         """
         with self.outage(mode):
             pass
+
+    def _running(self):
+        if (pid := self.pid) is None:
+            raise PostgresUnavailable(f"The supervisor of {self.folder} has gone: start the server again.")
+        return pid
 
     def stop(self):
         """Lets go; if nobody else uses the server, returns when it has stopped."""

@@ -50,15 +50,15 @@ class PostgreSQLLayer(BaseLayer):
 
     def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
         refused: list[Send] = []
-        several = len(operations) > 1 and not self.in_transaction()
-        with transaction.atomic(using=self.database) if several else nullcontext():
-            with connections[self.database].cursor() as cursor:
-                for statement, values, sent in statements(self, operations):
-                    cursor.execute(statement, values)
-                    if sent:
-                        refused += without_room(sent, cursor.fetchall())
-                        if refused and not drop:
-                            raise ChannelFull(names.split(refused[0].channel)[0])
+        # Inside the caller's transaction this is a savepoint: who catches ChannelFull there has sent nothing.
+        together = transaction.atomic(using=self.database) if len(operations) > 1 else nullcontext()
+        with together, connections[self.database].cursor() as cursor:
+            for statement, values, sent in statements(self, operations):
+                cursor.execute(statement, values)
+                if sent:
+                    refused += without_room(sent, cursor.fetchall())
+                    if refused and not drop:
+                        raise ChannelFull(names.split(refused[0].channel)[0])
         return refused
 
     def group_channels(self, group: str) -> list[str]:

@@ -29,8 +29,10 @@ class PostgreSQLLink(Link):
     def __init__(self, layer: PostgreSQLLayer, session: Session) -> None:
         super().__init__(layer)
         self.session = session
-        self._locked: tuple[str, int] = ("", 0)  # the registered name, and the session's generation of its lock
-        self._connected_at = time.monotonic()
+        self._locked: tuple[str, int] = (
+            "",
+            0,
+        )  # the registered name, and the session's generation of its lock
 
     # Taking.
 
@@ -40,7 +42,9 @@ class PostgreSQLLink(Link):
         durable = [queue for queue in queues if not names.is_protocol(queue)]
         if durable and len(found) < limit:
             values = {"queues": durable, "limit": limit - len(found)}
-            found += [Delivery(row[0], bytes(row[1])) for row in self.session.run([(sql.RECEIVE_DURABLE, values)])]
+            found += [
+                Delivery(row[0], bytes(row[1])) for row in self.session.run([(sql.RECEIVE_DURABLE, values)])
+            ]
         return found
 
     def _pop_protocol(self, queues: Sequence[str], limit: int, holder: str) -> list[Delivery]:
@@ -102,10 +106,9 @@ class PostgreSQLLink(Link):
         return bool(rows)
 
     def _lock(self, name: str, row_id: int) -> None:
-        self.session.run([(sql.LOCK, {"id": row_id})])
-        if self._locked[1] != self.session.generation:
-            self._connected_at = time.monotonic()
-        self._locked = (name, self.session.generation)
+        ((granted,),) = self.session.run([(sql.LOCK, {"id": row_id})])
+        if granted:  # else a sweeper has it for a moment: the next renewal asks again
+            self._locked = (name, self.session.generation)
 
     def unregister(self, name: str) -> None:
         self._clean_up(name)
@@ -116,7 +119,7 @@ class PostgreSQLLink(Link):
     def sweep(self) -> None:
         self._expire()
         # A restart of the database frees every lock: for one lease after an own reconnect nobody is dead.
-        if time.monotonic() - self._connected_at < self.layer.options["lease"]:
+        if time.monotonic() - self.session.connected_at < self.layer.options["lease"]:
             return
         for row_id, name in self.session.run([(sql.EXPIRED_LEASES, {})]):
             with self.session.transaction():
@@ -144,7 +147,8 @@ class PostgreSQLLink(Link):
         self.session.run([(sql.MEMBERSHIPS_OF, {"queue": queue})])
         self.session.run([(sql.REPLIES_OF, {"queue": queue})])
         lost = self.session.run([(sql.CONNECTIONS_OF, {"name": name})])
-        self.apply([disconnect_send(*row, self.layer.options["expiry"]) for row in lost])
+        expiry = self.layer.options["expiry"]
+        self.apply([disconnect_send(reply_channel, path, expiry) for reply_channel, path in lost])
 
     def _expire(self) -> None:
         expired = self.session.run([(sql.EXPIRE_MESSAGES, {})])
@@ -173,6 +177,6 @@ def _failed(worker: str, failures: Sequence[Failure]) -> list[Statement]:
         done.append((sql.RETRY, {"worker": worker, "seconds": seconds, **tokens}))
     if given_up := [failure for failure in failures if failure.retry_in is None]:
         tokens = _tokens([failure.delivery for failure in given_up])
-        errors = [failure.error.replace("\0", "\\0")[-16_384:] for failure in given_up]
+        errors = [failure.stored_error() for failure in given_up]
         done.append((sql.GIVE_UP, {"worker": worker, "errors": errors, **tokens}))
     return done

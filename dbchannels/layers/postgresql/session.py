@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -69,10 +70,11 @@ class Session:
         self._connection: Any = None
         #: How often it has connected: whoever remembers the number sees that the session is a new one.
         self.generation = 0
+        self.connected_at = 0.0  # time.monotonic() of the last time
 
     # Out.
 
-    def run(self, statements: Sequence[Statement], begin: bool = False) -> list[tuple[Any, ...]]:
+    def run(self, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
         """Run the statements in one round trip and one transaction; return the last one's rows.
 
         A string of several statements is one implicit transaction to PostgreSQL, at 6,300 a second where BEGIN,
@@ -133,6 +135,7 @@ class Session:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
             self.generation += 1
+            self.connected_at = time.monotonic()
         return self._connection
 
     def _connect(self) -> Any:

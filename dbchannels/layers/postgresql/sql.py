@@ -21,10 +21,8 @@ SEND = f"""
 WITH room AS MATERIALIZED (
     SELECT channel FROM unnest(%(queues)s::text[], %(capacities)s::int[]) AS queue(channel, capacity)
     WHERE capacity IS NULL OR (
-        SELECT count(*) FROM (
-            SELECT FROM dbchannels_protocolmessage AS waiting
-            WHERE waiting.channel = queue.channel LIMIT queue.capacity
-        ) AS counted
+        SELECT count(*) FROM (SELECT FROM dbchannels_protocolmessage AS waiting
+            WHERE waiting.channel = queue.channel LIMIT queue.capacity) AS counted
     ) < capacity
 ), sent AS (
     INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
@@ -44,10 +42,8 @@ SEND_DURABLE = """
 WITH room AS MATERIALIZED (
     SELECT channel FROM unnest(%(queues)s::text[], %(capacities)s::int[]) AS queue(channel, capacity)
     WHERE capacity IS NULL OR (
-        SELECT count(*) FROM (
-            SELECT FROM dbchannels_durablemessage AS waiting
-            WHERE waiting.channel = queue.channel AND claimed_by IS NULL LIMIT queue.capacity
-        ) AS counted
+        SELECT count(*) FROM (SELECT FROM dbchannels_durablemessage AS waiting
+            WHERE waiting.channel = queue.channel AND claimed_by IS NULL LIMIT queue.capacity) AS counted
     ) < capacity
 ), sent AS (
     INSERT INTO dbchannels_durablemessage (channel, payload, attempts, alone, sent_at, due_at)
@@ -63,27 +59,32 @@ SELECT channel, count(*), CASE WHEN %(wake)s THEN pg_notify('dbchannels', 'd') E
 """
 
 # One row for each queue that has members, however many they are: the body is stored once. Members are those
-# that this statement's snapshot sees.
+# that this statement's snapshot sees; the first pattern that fits a queue says its capacity.
 SEND_GROUP = f"""
 WITH member AS MATERIALIZED (
-    SELECT channel, string_agg(local, ' ') AS locals FROM dbchannels_membership
+    SELECT channel, string_agg(local, ' ') AS locals, (
+        SELECT entry.capacity FROM unnest(%(patterns)s::text[], %(capacities)s::int[])
+            WITH ORDINALITY AS entry(pattern, capacity, position)
+        WHERE channel ~ entry.pattern ORDER BY position LIMIT 1
+    ) AS capacity FROM dbchannels_membership
     WHERE "group" = %(group)s AND (expires_at IS NULL OR expires_at > statement_timestamp())
     GROUP BY channel
 ), durable AS (
     INSERT INTO dbchannels_durablemessage (channel, payload, attempts, alone, sent_at, due_at)
     SELECT channel, %(payload)s, 0, false, statement_timestamp(), statement_timestamp()
-    FROM member WHERE NOT {_IS_PROTOCOL.format("channel")}
+    FROM member WHERE NOT {_IS_PROTOCOL.format("channel")} AND (capacity IS NULL OR (
+        SELECT count(*) FROM (SELECT FROM dbchannels_durablemessage AS waiting
+            WHERE waiting.channel = member.channel AND claimed_by IS NULL LIMIT member.capacity) AS counted
+    ) < capacity)
     RETURNING 1
 ), sent AS (
     INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
     SELECT channel, locals, '', %(payload)s, statement_timestamp(),
            statement_timestamp() + %(expiry)s * interval '1 second'
-    FROM member WHERE {_IS_PROTOCOL.format("channel")} AND (%(capacity)s::int IS NULL OR (
-        SELECT count(*) FROM (
-            SELECT FROM dbchannels_protocolmessage AS waiting
-            WHERE waiting.channel = member.channel LIMIT %(capacity)s
-        ) AS counted
-    ) < %(capacity)s)
+    FROM member WHERE {_IS_PROTOCOL.format("channel")} AND (capacity IS NULL OR (
+        SELECT count(*) FROM (SELECT FROM dbchannels_protocolmessage AS waiting
+            WHERE waiting.channel = member.channel LIMIT member.capacity) AS counted
+    ) < capacity)
     RETURNING channel
 )
 SELECT channel, 1, CASE WHEN %(wake)s THEN {_WAKE} END FROM sent
@@ -109,8 +110,7 @@ DELETE FROM dbchannels_membership WHERE "group" = %(group)s AND channel = %(chan
 
 GROUP_CHANNELS = """
 SELECT channel || local FROM dbchannels_membership
-WHERE "group" = %(group)s AND (expires_at IS NULL OR expires_at > statement_timestamp())
-ORDER BY id
+WHERE "group" = %(group)s AND (expires_at IS NULL OR expires_at > statement_timestamp()) ORDER BY id
 """
 
 CONNECT = """

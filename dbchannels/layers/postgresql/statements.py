@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from dbchannels.layers.operations import (
     Operation,
     Send,
     SendGroup,
+    storable,
 )
 from dbchannels.layers.postgresql import sql
 
@@ -77,15 +79,38 @@ def _room(layer: BaseLayer, queues: dict[str, None]) -> Values:
 
 
 def _group_sends(layer: BaseLayer, sends: list[SendGroup]) -> Iterator[Planned]:
+    capacities = _capacities(layer)
     for send in sends:
         values = {
             "group": send.group,
             "payload": send.payload,
             "expiry": layer.options["expiry"],
-            "capacity": layer.options["capacity"],
+            "patterns": list(capacities),
+            "capacities": list(capacities.values()),
             "wake": layer.wakeups,
         }
         yield sql.SEND_GROUP, values, []
+
+
+def _capacities(layer: BaseLayer) -> dict[str, int | None]:
+    """Return what ``layer.capacity`` goes by as regular expressions of PostgreSQL's; one fits every channel."""
+    own = {sql_pattern(key): capacity for key, capacity in layer.options["channel_capacity"].items()}
+    return own | {r"[!?]|^http\.|^websocket\.": layer.options["capacity"], "": None}
+
+
+def sql_pattern(pattern: str) -> str:
+    """Turn a pattern as fnmatch reads it into a regular expression of PostgreSQL's; Python's own has more syntax."""
+    parts = re.findall(r"\[!?\]?[^]]*\]|.", pattern, re.DOTALL)
+    return "^" + "".join(_sql_part(part) for part in parts) + "$"
+
+
+def _sql_part(part: str) -> str:
+    if part in "*?":
+        return ".*" if part == "*" else "."
+    if len(part) == 1:
+        return re.escape(part)
+    inside = part[1:-1].replace("\\", r"\\")
+    return "[^" + inside[1:] + "]" if inside[0] == "!" else "[" + inside.replace("^", r"\^") + "]"
 
 
 def _group_adds(layer: BaseLayer, adds: list[GroupAdd]) -> Iterator[Planned]:
@@ -105,7 +130,7 @@ def _connects(layer: BaseLayer, connects: list[Connect]) -> Iterator[Planned]:
     values = {
         "reply_channels": [connect.reply_channel for connect in connects],
         "servers": [connect.server for connect in connects],
-        "paths": [connect.path for connect in connects],
+        "paths": [storable(connect.path) for connect in connects],
     }
     yield sql.CONNECT, values, []
 

@@ -29,12 +29,22 @@ class Command(BaseCommand):
         )
         parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
         parser.add_argument(
-            "--http-timeout", type=float, default=60.0, metavar="S", help="seconds until a request is given up (60)"
+            "--http-timeout",
+            type=float,
+            default=60.0,
+            metavar="S",
+            help="seconds until a request is given up (60)",
         )
         parser.add_argument(
-            "--graceful-timeout", type=float, default=10.0, metavar="S", help="seconds to finish in at the end (10)"
+            "--graceful-timeout",
+            type=float,
+            default=10.0,
+            metavar="S",
+            help="seconds to finish in at the end (10)",
         )
-        parser.add_argument("--nostatic", action="store_true", help="do not serve static files when DEBUG is on")
+        parser.add_argument(
+            "--nostatic", action="store_true", help="do not serve static files when DEBUG is on"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         log_to_terminal(options["verbosity"])
@@ -49,5 +59,7 @@ def parse_address(text: str) -> tuple[str, int]:
     """Return (host, port) of ``8000``, ``0.0.0.0:8000`` or ``[::1]:8000``."""
     found = ADDRESS.match(text)
     if found is None or int(found["port"]) > 65_535:
-        raise CommandError(f"{text!r} is no address: give a port, as 8000, or an address and a port, as 0.0.0.0:8000.")
+        raise CommandError(
+            f"{text!r} is no address: give a port, as 8000, or an address and a port, as 0.0.0.0:8000."
+        )
     return (found["host"] or "127.0.0.1").strip("[]"), int(found["port"])

@@ -25,15 +25,27 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []  # noqa: RUF012  (Django's own attribute)
 
     def add_arguments(self, parser: Any) -> None:
-        parser.add_argument("--only", action="append", default=[], metavar="PATTERN", help="read only these channels")
-        parser.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="read all but these")
+        parser.add_argument(
+            "--only", action="append", default=[], metavar="PATTERN", help="read only these channels"
+        )
+        parser.add_argument(
+            "--exclude", action="append", default=[], metavar="PATTERN", help="read all but these"
+        )
         parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
         parser.add_argument(
-            "--graceful-timeout", type=float, default=30.0, metavar="S", help="seconds a consumer may finish in (30)"
+            "--graceful-timeout",
+            type=float,
+            default=30.0,
+            metavar="S",
+            help="seconds a consumer may finish in (30)",
         )
         # For runchannels, which starts its workers with these.
-        parser.add_argument("--child", default="", metavar="NAME", help="set by runchannels: this worker's name")
-        parser.add_argument("--bell", action="append", default=[], help="set by runchannels: a doorbell's descriptors")
+        parser.add_argument(
+            "--child", default="", metavar="NAME", help="set by runchannels: this worker's name"
+        )
+        parser.add_argument(
+            "--bell", action="append", default=[], help="set by runchannels: a doorbell's descriptors"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         log_to_terminal(options["verbosity"])
@@ -46,7 +58,9 @@ class Command(BaseCommand):
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
         if not layer.shared:
-            raise CommandError("This layer lives in one process, so no worker can reach it: use a database layer.")
+            raise CommandError(
+                "This layer lives in one process, so no worker can reach it: use a database layer."
+            )
         keep_connections()
         worker = Worker(
             layer,
@@ -60,7 +74,9 @@ class Command(BaseCommand):
         if not worker.channels:
             raise CommandError("No channel with a consumer is left: change --only or --exclude.")
         if not child:
-            self.stdout.write(f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}.")
+            self.stdout.write(
+                f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}."
+            )
         stop_at_signals(worker, options["graceful_timeout"])
         worker.run()
 
