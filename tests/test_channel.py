@@ -1,0 +1,107 @@
+"""``Channel`` and ``Group``, on a layer in memory."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from dbchannels import Channel, Group, InvalidMessage, InvalidName, channel_layers, conf
+from dbchannels.layers import make_layer
+from dbchannels.testing.layer_case import raises
+
+
+@pytest.fixture
+def layer():
+    """The site's layer: one in memory."""
+    backend = conf.SHORT_BACKENDS["memory"]
+    channel_layers["default"] = make_layer(
+        conf.LayerSettings("default", backend, "default", None, conf.OPTIONS)
+    )
+    yield channel_layers["default"]
+    channel_layers.reset()
+
+
+def test_a_dict_and_keywords_send_the_same(layer):
+    Channel("own").send({"content": "hi", "binary": False})
+    Channel("own").send(content="hi", binary=False)
+    assert layer.receive(["own"]) == layer.receive(["own"]) == ("own", {"content": "hi", "binary": False})
+
+
+def test_any_field_can_be_a_keyword(layer):
+    Channel("own").send(message=1, self=2, fields=3)
+    assert layer.receive(["own"])[1] == {"message": 1, "self": 2, "fields": 3}
+
+
+def test_an_empty_message_is_a_message(layer):
+    Channel("own").send()
+    Channel("own").send({})
+    assert layer.receive(["own"]) == layer.receive(["own"]) == ("own", {})
+
+
+def test_a_dict_with_keywords_is_refused(layer):
+    for target in (Channel("own"), Group("group")):
+        with raises(InvalidMessage) as refused:
+            target.send({"id": 7}, text="hi")
+        assert "not both" in refused.sentence
+    assert layer.receive(["own"]) == (None, None)
+
+
+def test_a_delay_belongs_to_the_channel(layer):
+    for delay in (3600, 3600.0, timedelta(hours=1)):
+        Channel("own", delay=delay).send({"id": 7})
+    assert layer.receive(["own"]) == (None, None)
+    assert layer.channel_statistics("own")["messages_count"] == 3
+    with raises(InvalidMessage):
+        Channel("http.request", delay=1).send({})
+
+
+def test_immediately_does_not_wait_for_the_consumers_end(layer):
+    with layer.buffered():
+        Channel("own").send({"id": 1})
+        Channel("own", immediately=True).send({"id": 2})
+        assert layer.receive(["own"])[1] == {"id": 2}
+        assert layer.receive(["own"]) == (None, None)
+
+
+def test_a_group_is_sent_to_add_by_add(layer):
+    Group("room").add(Channel("reply.a!b"))
+    Group("room").add("reply.a!c")
+    Group("room").add("reply.a!c")
+    Group("room").discard(Channel("reply.a!b"))
+    Group("room").discard("stranger")
+    assert Group("room").channels() == ["reply.a!c"]
+    Group("room").send({"text": "hi"})
+    Group("room").send(text="hi")
+    assert [layer.receive(["reply.a!"]) for _ in range(3)] == [("reply.a!c", {"text": "hi"})] * 2 + [
+        (None, None)
+    ]
+
+
+@pytest.mark.parametrize("nothing", [None, 7, b"own", ""])
+def test_nothing_is_no_member(layer, nothing):
+    """``Group.add(message.reply_channel)`` where the message has none must not make a member called "None"."""
+    for call in (Group("room").add, Group("room").discard):
+        with raises(InvalidName):
+            call(nothing)
+    assert Group("room").channels() == []
+
+
+def test_names_are_checked_at_once():
+    for make in (Channel, Group):
+        with raises(InvalidName):
+            make("two words")
+    with raises(InvalidName):
+        Group("reply.a!b")
+
+
+def test_channels_are_equal_by_name_and_layer():
+    assert Channel("own") == Channel("own", delay=5)
+    assert Channel("own") != Channel("own", layer="other")
+    assert Channel("own") != "own"
+    assert len({Channel("own"), Channel("own"), Channel("other")}) == 2
+
+
+def test_they_show_their_names():
+    assert (str(Channel("own")), repr(Channel("own"))) == ("own", "Channel('own')")
+    assert (str(Group("room")), repr(Group("room"))) == ("room", "Group('room')")

@@ -1,0 +1,101 @@
+"""The DBCHANNELS setting."""
+
+from __future__ import annotations
+
+import pytest
+
+from dbchannels import conf
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.testing.layer_case import raises
+
+
+def problems(settings, value):
+    """Return what is said of a setting."""
+    settings.DBCHANNELS = value
+    return conf.problems()
+
+
+def test_none_is_needed(settings):
+    del settings.DBCHANNELS
+    assert conf.problems() == []
+    layer = conf.layer_settings()
+    assert layer == ("default", None, "default", None, conf.OPTIONS)
+    assert layer.options is not conf.OPTIONS
+
+
+def test_what_is_not_given_has_its_default(settings):
+    settings.DBCHANNELS = {"default": {"ROUTING": "site.routing", "OPTIONS": {"capacity": 5}}}
+    layer = conf.layer_settings()
+    assert (layer.backend, layer.database, layer.routing) == (None, "default", "site.routing")
+    assert layer.options == {**conf.OPTIONS, "capacity": 5}
+
+
+def test_defaults_are_what_the_documentation_says():
+    assert conf.OPTIONS == {
+        "expiry": 60,
+        "group_expiry": 86_400,
+        "capacity": 10_000,
+        "channel_capacity": {},
+        "max_message_size": 2**20,
+        "poll_interval": None,
+        "wakeups": True,
+        "lease": 15,
+        "retries": 5,
+    }
+
+
+@pytest.mark.parametrize("short", conf.SHORT_BACKENDS)
+def test_short_names_of_backends(settings, short):
+    settings.DBCHANNELS = {"default": {"BACKEND": short}}
+    assert conf.problems() == []
+    assert conf.layer_settings().backend == conf.SHORT_BACKENDS[short]
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ({"BACKENDS": "memory"}, ["DBCHANNELS['default']", "'BACKENDS'", "'BACKEND'"]),
+        ({"routing": "x"}, ["'routing'", "'ROUTING'"]),
+        ({"OPTION": {}}, ["'OPTION'", "'OPTIONS'"]),
+        ({"zzz": 1}, ["'zzz'", "BACKEND, DATABASE, ROUTING, OPTIONS"]),
+        ({7: 1}, ["7", "BACKEND, DATABASE, ROUTING, OPTIONS"]),
+        ({"OPTIONS": {"expire": 1}}, ["['OPTIONS']", "'expire'", "'expiry'"]),
+        ({"OPTIONS": {"Capacity": 1}}, ["'Capacity'", "'capacity'"]),
+        ({"OPTIONS": {"channel_capacities": {}}}, ["'channel_capacities'", "'channel_capacity'"]),
+        ({"OPTIONS": {"pol_interval": 1}, "BACKEND": "database"}, ["'pol_interval'", "'poll_interval'"]),
+        ({"OPTIONS": None}, ["['OPTIONS'] is a dict"]),
+        ({"OPTIONS": [("expiry", 1)]}, ["['OPTIONS'] is a dict"]),
+        ({"DATABASE": "elsewhere"}, ["['DATABASE']", "'elsewhere'", "DATABASES"]),
+    ],
+)
+def test_what_cannot_be_meant_is_one_sentence(settings, entry, words):
+    (sentence,) = problems(settings, {"default": entry})
+    assert all(word in sentence for word in words), sentence
+    assert sentence.endswith(".")
+    with raises(InvalidConfiguration) as refused:
+        conf.layer_settings()
+    assert refused.sentence == sentence
+
+
+def test_every_problem_is_found(settings):
+    found = problems(settings, {"default": {"A": 1, "B": 2}, "other": {"OPTIONS": {"C": 3}, "DATABASE": "x"}})
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize("value", [None, [], "memory", {"default": None}, {"BACKEND": "memory"}])
+def test_another_shape_is_one_sentence(settings, value):
+    assert problems(settings, value) == [
+        "DBCHANNELS is a dict of dicts, {'default': {...}}, in the manner of CACHES."
+    ]
+
+
+def test_a_layer_of_your_own_has_options_of_its_own(settings):
+    assert problems(settings, {"default": {"BACKEND": "site.Layer", "OPTIONS": {"shards": 3}}}) == []
+    assert conf.layer_settings().options["shards"] == 3
+
+
+def test_an_alias_that_is_not_there(settings):
+    settings.DBCHANNELS = {"default": {}}
+    with raises(InvalidConfiguration) as refused:
+        conf.layer_settings("other")
+    assert "no layer 'other'" in refused.sentence

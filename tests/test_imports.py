@@ -1,0 +1,120 @@
+"""Imports point down only. Read from the source: what is imported while typing is checked does not count."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from pathlib import Path
+
+import pytest
+
+import dbchannels
+
+ROOT = Path(dbchannels.__file__).parent
+#: From the bottom up. What is not named is a part of those that import it, and bound by their rules.
+LEVELS = (
+    ("exceptions", "names", "codec", "conf", "signals"),
+    ("models",),
+    ("layers",),
+    ("channel",),
+    ("message",),
+    ("routing", "consumers", "handler"),
+    ("worker", "interface"),
+    ("management", "admin", "checks", "serving", "testing"),
+)
+RANKS = {name: rank for rank, names in enumerate(LEVELS) for name in names}
+PURE = ("gevent", "django.db", "models")
+#: No way leads from one to the others, not even through modules between them.
+NEVER = {
+    "interface": ("routing", "consumers", "handler", "worker", "admin", "checks"),
+    "worker": ("gevent", "geventwebsocket", "interface"),
+    **{f"interface.{name}": PURE for name in ("http", "websocket", "frames", "handshake")},
+}
+#: Imports inside functions, except of models: the registry of apps must be ready first.
+LATE = {("apps", "checks"), ("layers", "django.db")}
+
+FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip("."): path
+    for path in ROOT.rglob("*.py")
+    if "migrations" not in path.parts and path.parent != ROOT / "testing"
+}
+del FILES[""]
+
+
+def imports(nodes):
+    """Yield the modules that these nodes import: ours by their name inside the package, others by their own."""
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            ours = node.module.removeprefix("dbchannels").strip(".")
+            for name in [f"{ours}.{alias.name}".strip(".") for alias in node.names]:
+                yield name if name in FILES else ours
+
+
+def walk(node):
+    """Yield a node and all below it, without blocks under ``if TYPE_CHECKING``."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        if not (isinstance(child, ast.If) and getattr(child.test, "id", "") == "TYPE_CHECKING"):
+            yield from walk(child)
+
+
+TREES = {name: ast.parse(path.read_text()) for name, path in FILES.items()}
+GRAPH = {name: set(imports(walk(tree))) - {name} for name, tree in TREES.items()}
+
+
+def reached(name):
+    """Return everything that importing a module imports."""
+    found: set[str] = set()
+    todo = [name]
+    while todo:
+        for one in GRAPH.get(todo.pop(), set()) - found:
+            found.add(one)
+            todo.append(one)
+    return found
+
+
+def within(names, parts):
+    """Return those names that are, or are inside of, one of the parts."""
+    return sorted(
+        name for name in names if any(name == part or name.startswith(part + ".") for part in parts)
+    )
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_imports_point_down(name):
+    rank = RANKS.get(name.partition(".")[0], len(LEVELS))
+    assert [one for one in reached(name) if RANKS.get(one.partition(".")[0], 0) > rank] == []
+
+
+@pytest.mark.parametrize("part", NEVER)
+def test_what_must_not_be_reached_is_not(part):
+    for name in within(FILES, [part]):
+        assert within(reached(name), NEVER[part]) == [], name
+
+
+def test_one_module_knows_the_websocket_package():
+    assert len([name for name in GRAPH if within(GRAPH[name], ["geventwebsocket"])]) <= 1
+
+
+def test_there_is_no_cycle():
+    list(graphlib.TopologicalSorter(GRAPH).static_order())
+
+
+def test_imports_stand_at_the_top():
+    functions = [
+        (name, node)
+        for name, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.FunctionDef)
+    ]
+    late = {(name, one) for name, function in functions for one in imports(walk(function))}
+    assert {(name, one) for name, one in late if one != "models"} <= LATE
+
+
+def test_the_reader_of_imports_sees_them():
+    assert "message" in GRAPH["routing"]
+    assert "layers.operations" in GRAPH["layers.database"]
+    assert "layers.base" not in GRAPH["layers.link"]
+    assert "django.db" in reached("channel")
