@@ -1,0 +1,41 @@
+"""The pages of the chat: the lobby, a room, and what is said of a name that no room can have."""
+
+from __future__ import annotations
+
+import re
+
+from django.db.models import Count
+from django.shortcuts import redirect, render
+from django.utils.text import slugify
+
+from chat.models import NAME_LIMIT, ROOM_NAME, ROOM_RULE, TEXT_LIMIT, Room
+
+SHOWN = 100  # rooms in the lobby, the fullest first
+
+
+def lobby(request):
+    """Show the rooms; ``?room=Any Words`` goes to the room of that name."""
+    asked = request.GET.get("room", "")
+    if name := room_name(asked):
+        return redirect("chat:room", name)
+    rooms = Room.objects.annotate(here=Count("people")).order_by("-here", "name")[:SHOWN]
+    problem = ROOM_RULE if asked else ""
+    return render(request, "chat/lobby.html", {"rooms": rooms, "asked": asked, "problem": problem})
+
+
+def room(request, name):
+    """Show one room. It is made when somebody joins, not when somebody looks."""
+    limits = {"name_limit": NAME_LIMIT, "text_limit": TEXT_LIMIT}
+    return render(request, "chat/room.html", {"room": name, **limits})
+
+
+def no_room(request, name):
+    """Say what rooms can be called, and offer the nearest such name."""
+    context = {"name": name, "rule": ROOM_RULE, "nearest": room_name(name)}
+    return render(request, "chat/no_room.html", context, status=404)
+
+
+def room_name(words: str) -> str:
+    """Return the room's name that comes closest: ``my-room`` for ``My Room!``, nothing for nothing."""
+    name = slugify(words.replace("_", " "))[:40].strip("-")
+    return name if re.fullmatch(ROOM_NAME, name) else ""

@@ -1,0 +1,1 @@
+"""The project that the examples run in: settings, the front page, and the command ``demo``."""

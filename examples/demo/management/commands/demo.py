@@ -1,0 +1,57 @@
+"""``manage.py demo [addr:port]``: everything that the examples need, then ``runchannels``."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from django.conf import settings
+from django.contrib.auth import get_user_model
+from django.core.management import call_command
+from django.core.management.base import BaseCommand, CommandError
+from django.db import connections
+
+from dbchannels.management.commands.runchannels import parse_address
+
+NAME = PASSWORD = "admin"
+
+
+class Command(BaseCommand):
+    help = "Prepares the database and starts the examples."
+    # This process becomes the interface server, which imports no URLconf; runchannels checks in a child.
+    requires_system_checks = ()
+
+    def add_arguments(self, parser):
+        parser.add_argument("address", nargs="?", default="127.0.0.1:8000", metavar="[ADDR:]PORT")
+        parser.add_argument("--workers", type=int, metavar="N", help="as for runchannels")
+
+    def handle(self, *, address, workers, **options):
+        host, port = parse_address(address)
+        call_command("migrate", verbosity=0, interactive=False)
+        self.prepare_admin(host)
+        connections.close_all()  # the interface server has connections of its own
+        shown = f"[{host}]" if ":" in host else host
+        self.stdout.write(f"The examples will be at http://{shown}:{port}/")
+        self.stdout.flush()
+        call_command("runchannels", f"{shown}:{port}", workers=workers)
+
+    def prepare_admin(self, host):
+        """Create a first user whose password everybody knows, but never where others can reach it."""
+        users = get_user_model().objects
+        if not is_loopback(host):
+            admin = users.filter(username=NAME).first()
+            if admin and admin.check_password(PASSWORD):
+                raise CommandError(
+                    f"The user {NAME} still has the password {PASSWORD}, and others can reach this address: "
+                    f"run 'manage.py changepassword {NAME}' first, or use 127.0.0.1."
+                )
+        elif settings.DEBUG and not users.exists():
+            users.create_superuser(NAME, password=PASSWORD)
+            self.stdout.write(f"Created the user {NAME} with the password {PASSWORD} for /admin/.")
+
+
+def is_loopback(host):
+    """Whether only this machine reaches the address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

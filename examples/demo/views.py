@@ -1,0 +1,37 @@
+"""The front page, and the list of examples on it: a new example adds one line here and one in ``urls.py``."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from django.shortcuts import render
+
+
+class Example(NamedTuple):
+    """What the front page says of one example; ``url`` is the name of its first page."""
+
+    title: str
+    url: str
+    sentence: str
+    shows: str
+
+
+EXAMPLES = [
+    Example(
+        "Chat",
+        "chat:lobby",
+        "Rooms, names, history, and who is here.",
+        "Decorated consumers, a group for each room, models and transactions as in any view.",
+    ),
+    Example(
+        "The chat of 2015",
+        "post2015:page",
+        "The chat server of the blog post that began it, with its own function signatures.",
+        "Consumers that take keywords, a routing module, and a group where the post had a set in Redis.",
+    ),
+]
+
+
+def index(request):
+    """Show the examples."""
+    return render(request, "demo/index.html", {"examples": EXAMPLES})

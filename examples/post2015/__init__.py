@@ -1,0 +1,1 @@
+"""The chat server of the 2015 post "Beyond Request-Response", on dbchannels."""
