@@ -13,13 +13,14 @@ import random
 import time
 from collections import deque
 from contextlib import suppress
+from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import gevent
 from gevent.event import AsyncResult
 
 from dbchannels.interface.http import Request, connect_message
-from dbchannels.interface.relay import OutboxFull, Relay, Reply
+from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay, Reply
 from dbchannels.interface.websocket import Binary, Closed, Outgoing, Pong, Text, WebSocket, incoming
 from dbchannels.layers.operations import Connect, Disconnect
 
@@ -86,14 +87,26 @@ class Connection:
         """Record the connection and send its connect message. Raises OutboxFull."""
         fields = connect_message(self.request, self.reply_channel)
         record = Connect(self.reply_channel, self._relay.name, self.request.path[:2000])
-        self._in_flight = ("websocket.connect", fields)
         self._relay.send(record, self._relay.make_send("websocket.connect", fields))
+        self._in_flight = ("websocket.connect", fields)  # not before: what was refused will not be answered
 
     def abandon(self) -> None:
         """Give up a connection that never opened; if its connect consumer accepts all the same, it is told."""
         self._abandoned = True
-        if self._in_flight is None:
+        if self._in_flight is not None:
+            return
+        if isinstance(self.verdict.value, Accepted):  # it is known already that the consumer accepted
+            self._disconnect(1006)
+        else:
             self._end()
+
+    def _forget(self) -> None:
+        """Close a connection that others have cleaned up after: its disconnect consumer runs by their doing."""
+        self.disconnected = True
+        self._in_flight = None
+        self._inbox.clear()
+        self._relay.close(self.reply_channel)
+        self.close(SERVICE_RESTART, "")
 
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
@@ -104,10 +117,17 @@ class Connection:
         for out in self._early:
             self._write_out(out)
         self._early = []
+        if self.disconnected:  # the server was declared dead since the verdict
+            self.close(SERVICE_RESTART, "")
         if buffered:
             self._received(buffered)
-        if self._socket is not None:
+        if self._socket is not None and len(self._inbox) < INBOX and not self._reader.active:
             self._reader.start(self._readable)
+
+    @property
+    def closed(self) -> bool:
+        """Whether its socket is gone, and with it the deadlines that ``tick`` looks after."""
+        return self._socket is None
 
     # From the layer.
 
@@ -125,7 +145,7 @@ class Connection:
         if out is not None:
             self._take(out, message)
         if "finished" in message:
-            self._finished()
+            self._finished(message["finished"])
 
     def _take(self, out: Outgoing, message: dict[str, Any]) -> None:
         if self._socket is not None:
@@ -140,8 +160,7 @@ class Connection:
         elif out.accept is False or (
             out.accept is None and out.close is not None and not (out.frame or self._early)
         ):
-            status = message.get("status", 403)
-            self._decide(Denied(status, _DENIED.get(status, _DENIED[403])))
+            self._decide(_denied(message.get("status")))
         else:
             if out.frame or out.close is not None:
                 self._early.append(out)
@@ -152,10 +171,16 @@ class Connection:
         if not self.verdict.ready():
             self.verdict.set(verdict)
 
-    def _finished(self) -> None:
+    def _finished(self, order: object) -> None:
+        """The message in the layer was consumed; word of another one is left alone.
+
+        A batch that the database took just before it went away is written again, and so finished twice.
+        """
+        if self._in_flight is None or self._in_flight[1]["order"] != order:
+            return
         finished, self._in_flight, self._refused_at = self._in_flight, None, None
         denied = self._abandoned and isinstance(self.verdict.value, Denied)
-        if denied or (finished is not None and finished[0] == "websocket.disconnect"):
+        if denied or finished[0] == "websocket.disconnect":
             self._end()
         elif self._abandoned:
             self._disconnect(1006)
@@ -163,14 +188,16 @@ class Connection:
             self._pump()
 
     def _lost(self, why: str, channel: str | None) -> None:
-        """The message in the layer will not be consumed."""
-        if self._in_flight is None or channel != self._in_flight[0]:
+        """The message in the layer will not be consumed; without a channel it is whichever is there."""
+        if why == DECLARED_DEAD and (self._abandoned or isinstance(self.verdict.value, Accepted)):
+            self._forget()
             return
+        if self._in_flight is None or channel not in (None, self._in_flight[0]):
+            return
+        channel = self._in_flight[0]
         if channel == "websocket.connect":
             self._in_flight = None
-            self._decide(
-                Denied(502 if why == "worker died" else 503, _DENIED[502 if why == "worker died" else 503])
-            )
+            self._decide(_denied(502 if why == "worker died" else 503))
             if self._abandoned:
                 self._end()
         elif channel == "websocket.disconnect" and why == "worker died":
@@ -364,6 +391,13 @@ class Connection:
             self._pinged_at = now + random.uniform(-2, 2)
             self._protocol.ping()
             self._flush_protocol()
+
+
+def _denied(status: object) -> Denied:
+    """Return a refusal. A consumer may name any error's status; for whatever else it names, it is 403."""
+    if not isinstance(status, int) or not 400 <= status <= 599 or status not in set(HTTPStatus):
+        status = 403
+    return Denied(status, _DENIED.get(status, _DENIED[403]))
 
 
 _DENIED = {

@@ -15,6 +15,7 @@ RawHeaders = list[tuple[bytes, bytes]]
 
 _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
 _UNSAFE_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_REASON = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 # The connection is ours, not the view's (RFC 9110, section 7.6.1).
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"te"}
@@ -102,26 +103,54 @@ class Head(NamedTuple):
 def response_head(message: dict[str, Any], method: str) -> Head:
     """Return the head of a response from its first message; ValueError, one sentence, for a bad one.
 
-    A response that is whole gets its Content-Length when the view gave none.
+    A response that is whole has the Content-Length of its content, whatever the view said: what a client reads
+    beyond or short of it would be taken for the next response. One to HEAD has none of its content, so there the
+    view's counts.
     """
     status = message.get("status")
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")
-    headers = [
-        pair for pair in map(_checked, message.get("headers", [])) if pair[0].lower() not in _HOP_BY_HOP
-    ]
-    has_body = method != "HEAD" and status not in (204, 304)
-    names = {name.lower() for name, _ in headers}
-    if status == 204 or (status == 304 and method != "HEAD"):
+    headers = [pair for pair in map(_checked, _pairs(message)) if pair[0].lower() not in _HOP_BY_HOP]
+    content, whole = checked_content(message), not message.get("more_content")
+    bodiless = status in (204, 304)
+    given = [value for name, value in headers if name.lower() == b"content-length"]
+    if bodiless or whole or len(given) > 1:
         headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
-    elif b"content-length" not in names and not message.get("more_content") and status != 304:
-        headers.append((b"Content-Length", str(len(message.get("content", b""))).encode()))
+    if whole and not bodiless:
+        length = given[0] if method == "HEAD" and given and not content else str(len(content)).encode()
+        headers.append((b"Content-Length", length))
     text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-    return Head(f"{status} {message.get('reason') or reason_phrase(status)}", text, has_body)
+    has_body = method != "HEAD" and not bodiless
+    return Head(f"{status} {_checked_reason(message.get('reason')) or reason_phrase(status)}", text, has_body)
 
 
-def _checked(pair: Sequence[bytes]) -> tuple[bytes, bytes]:
-    name, value = bytes(pair[0]), bytes(pair[1])
+def checked_content(message: dict[str, Any]) -> bytes:
+    """Return the content of a response message; ValueError, one sentence, when it is no bytes."""
+    content = message.get("content", b"")
+    if not isinstance(content, bytes):
+        raise ValueError(
+            f"The content of a response is bytes, not {type(content).__name__}: encode it first."
+        )
+    return content
+
+
+def _pairs(message: dict[str, Any]) -> Sequence[Any]:
+    headers = message.get("headers", [])
+    if not isinstance(headers, (list, tuple)):
+        raise ValueError(f"The headers of a response are a list, not {type(headers).__name__}.")
+    return headers
+
+
+def _checked_reason(reason: object) -> str:
+    if reason is not None and (not isinstance(reason, str) or not _REASON.match(reason)):
+        raise ValueError(f"The reason {reason!a:.60} cannot be sent: it is one line of latin-1 text.")
+    return reason or ""
+
+
+def _checked(pair: object) -> tuple[bytes, bytes]:
+    if not isinstance(pair, (list, tuple)) or [type(part) for part in pair] != [bytes, bytes]:
+        raise ValueError(f"A header of a response is a pair of bytes, not {pair!a:.60}.")
+    name, value = pair
     if not _NAME.match(name) or _UNSAFE_VALUE.search(value):
         raise ValueError(f"The header {name!r:.60} cannot be sent: it holds a control character.")
     return name, value

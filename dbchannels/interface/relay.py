@@ -14,7 +14,7 @@ import random
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,13 +27,15 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.interface.websocket import Outgoing, outgoing
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Connect, Disconnect, Operation, Send
+from dbchannels.layers.operations import Connect, Delivery, Disconnect, Operation, Send
 from dbchannels.models import Process
+from dbchannels.waiting import WakeupPipe
 
 log = logging.getLogger("dbchannels.server")
 
 OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
 BATCH = 500  # rows in one statement
+DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
 
 
 class Reply:
@@ -76,6 +78,7 @@ class Relay:
         self._chores: queue.SimpleQueue[Callable[[Link], Any] | None] = queue.SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
+        self._wake = WakeupPipe()  # ends the receiver's wait
         self._arrived: Any = gevent.get_hub().loop.async_()
         self._threads = [
             threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
@@ -128,8 +131,10 @@ class Relay:
         self._outbox.put(None)
         self._threads[0].join(10)
         self._stopping.set()
+        self._wake.ring()
         self._chores.put(None)
-        self._threads[2].join(10)
+        for thread in self._threads[1:]:
+            thread.join(10)
 
     def call_in_hub(self, function: Callable[[], None]) -> None:
         """Have the hub run a function, in the order of these calls; from any thread."""
@@ -138,7 +143,10 @@ class Relay:
 
     def _run_calls(self) -> None:
         while self._calls:
-            self._calls.popleft()()
+            try:
+                self._calls.popleft()()
+            except Exception:
+                log.exception("One reply could not be delivered and was left out.")
 
     def _deliver(self, parts: Sequence[str], reply: Reply) -> None:
         strangers = []
@@ -149,6 +157,11 @@ class Relay:
             else:
                 strangers.append(local)
         self._forget(strangers)
+
+    def lose_all(self) -> None:
+        """Tell everybody that no reply will come: they wait on a queue that is read no more."""
+        for local in list(self._receivers):
+            self._deliver((local,), Reply({"lost": DECLARED_DEAD}))
 
     def _forget(self, strangers: Sequence[str]) -> None:
         """Replies for a connection that has ended may come from a group that it was added to too late."""
@@ -166,10 +179,33 @@ class Relay:
                 batch.append(self._outbox.get())
             ended = batch[-1] is None or None in batch
             operations = _ordered([one for one in batch if one is not None])
-            refused = self._retry(lambda link=link, operations=operations: link.apply(operations)) or []
-            for send in refused:
-                self._hand_over(send.reply_channel, {"lost": "full", "channel": send.channel})
+            try:
+                self._write(link, operations)
+            except Exception:
+                self._write_singly(link, operations)
         link.close()
+
+    def _write(self, link: Link, operations: Sequence[Operation]) -> None:
+        for send in self._retry(lambda: link.apply(operations)) or []:
+            self._hand_over(send.reply_channel, {"lost": "full", "channel": send.channel})
+
+    def _write_singly(self, link: Link, operations: Sequence[Operation]) -> None:
+        """Write what can be written of a batch that cannot: of 500 clients only the culprit is lost."""
+        lost = 0
+        for operation in operations:
+            try:
+                self._write(link, [operation])
+            except Exception:
+                if not lost:
+                    log.exception(
+                        "The layer cannot take this (%s); it was left out.", type(operation).__name__
+                    )
+                lost += 1
+                if isinstance(operation, Send):
+                    notice = {"lost": "worker died", "channel": operation.channel}
+                    self._hand_over(operation.reply_channel, notice)
+        if lost > 1:
+            log.error("%d operations of a batch of %d were left out.", lost, len(operations))
 
     def _hand_over(self, reply_channel: str, message: dict[str, Any]) -> None:
         queue_name, local = names.split(reply_channel)
@@ -192,13 +228,21 @@ class Relay:
 
     def _receive(self) -> None:
         link = self.layer.link("receiver")
-        delays = Backoff()
+        delays, failing, deaf = Backoff(), False, False
         while not self._stopping.is_set():
             try:
                 self._receive_all(link)
+                if deaf:  # what was told in between was told to nobody: the workers look by themselves
+                    self._ring(self._bells)
+                    deaf = False
                 self._await_replies(link)
                 delays.reset()
-            except LayerUnavailable:
+                failing = False
+            except Exception as error:
+                deaf = True
+                if not isinstance(error, LayerUnavailable) and not failing:
+                    log.exception("The replies could not be read; trying again.")
+                    failing = True
                 self._stopping.wait(delays.delay())
         link.close()
 
@@ -207,8 +251,7 @@ class Relay:
         while more:
             deliveries = link.receive_many([self.queue], BATCH)
             for delivery in deliveries:
-                reply = Reply(codec.decode(delivery.payload))
-                self._calls.append(partial(self._deliver, delivery.locals, reply))
+                self._calls.append(partial(self._deliver, delivery.locals, _reply(delivery)))
             if deliveries:
                 self._arrived.send()
             more = len(deliveries) == BATCH
@@ -217,12 +260,15 @@ class Relay:
         """Wait until something may have come for us; ring for the workers when it is for them."""
         deadline = time.monotonic() + self.layer.poll_interval()
         while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-            wakeups = link.wait(left)
-            for kind, bell in self._bells.items():
-                if kind in wakeups:
-                    bell.ring()
+            wakeups = link.wait(left, self._wake.reader)
+            self._ring(wakeups)
             if self.queue in wakeups:
                 return
+
+    def _ring(self, kinds: Container[str]) -> None:
+        for kind, bell in self._bells.items():
+            if kind in kinds:
+                bell.ring()
 
     # The housekeeper.
 
@@ -230,13 +276,18 @@ class Relay:
         link, lease = self._house_link, self.layer.options["lease"]
         chore: Callable[[Link], Any] | None = self._look_after
         while chore is not None:
-            self._retry(lambda chore=chore: chore(link))
+            try:
+                self._retry(lambda chore=chore: chore(link))
+            except Exception:
+                log.exception("A chore of this server failed and was left out.")
             try:
                 chore = self._chores.get(timeout=lease / 3 * random.uniform(0.8, 1.0))
             except queue.Empty:
                 chore = self._look_after
-        self._retry(lambda: link.unregister(self.name))
-        link.close()
+        try:
+            self._retry(lambda: link.unregister(self.name))
+        finally:
+            link.close()
 
     def _look_after(self, link: Link) -> None:
         if not link.renew(self.name):
@@ -248,6 +299,18 @@ class Relay:
             link.register(self.name, Process.SERVER, self.queue)
             self.call_in_hub(self._on_dead)
         link.sweep()
+
+
+def _reply(delivery: Delivery) -> Reply:
+    """Return what was received; of a row that is no message only that it is lost, and with it the answer it held."""
+    try:
+        message = codec.decode(delivery.payload)
+        if not isinstance(message, dict):
+            raise ValueError("it is no dict")
+    except Exception as error:
+        log.error("A reply could not be read and was left out: %s", ascii(str(error))[1:-1][:200])
+        message = {"lost": "worker died"}
+    return Reply(message)
 
 
 def _ordered(operations: list[Operation]) -> list[Operation]:

@@ -5,27 +5,24 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, NamedTuple
 
 import gevent
 from gevent import socket as gevent_socket
 from gevent.pywsgi import WSGIServer
-from gevent.queue import Empty, SimpleQueue
 
-from dbchannels import names
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.interface import handshake, http
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Accepted, Connection, Denied
+from dbchannels.interface.exchange import Exchange, Stream, declared_length
 from dbchannels.interface.http import Request
-from dbchannels.interface.relay import OutboxFull, Relay, Reply
+from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.interface.upgrade import Handler
 
 access_log = logging.getLogger("dbchannels.access")
 log = logging.getLogger("dbchannels.server")
-
-REPORT_EVERY = 262_144  # bytes written to the client between two reports to the worker that streams
 
 
 class AddressInUse(DBChannelsError):
@@ -46,17 +43,6 @@ class Options(NamedTuple):
 
 #: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.
 StaticFiles = Callable[[Request], "tuple[int, list[tuple[str, str]], bytes] | None"]
-
-
-class Exchange:
-    """One HTTP request that waits for its response messages."""
-
-    def __init__(self) -> None:
-        self.replies: SimpleQueue = SimpleQueue()
-
-    def deliver(self, reply: Reply) -> None:
-        """Take one message, in the hub."""
-        self.replies.put(reply.message)
 
 
 class Listener(WSGIServer):  # type: ignore[misc]
@@ -80,7 +66,7 @@ class _OneLineLog:
         """Log the first line, made safe: it holds what a stranger sent."""
         line = text.strip().splitlines()[0] if text.strip() else ""
         if line:
-            log.warning("%s", ascii(line)[1:300])
+            log.warning("%s", ascii(line)[1:-1][:300])
 
     def flush(self) -> None:
         """Nothing is held back."""
@@ -95,6 +81,7 @@ class InterfaceServer:
         self.relay = make_relay(self._declared_dead)
         self.connections: set[Connection] = set()
         self._exchanges = 0
+        self._closing: int | None = None  # the close code, once the server stops
         listening = bind(options.host, options.port)
         self.address: tuple[str, int] = listening.getsockname()[:2]
         self._listener = Listener(self, listening, self.address)
@@ -109,9 +96,10 @@ class InterfaceServer:
     def stop(self, restart: bool = False) -> None:
         """Close the listening socket, finish the requests under way, close the WebSockets, let their consumers run."""
         self._listener.close()
+        self._closing = SERVICE_RESTART if restart else GOING_AWAY
         deadline = time.monotonic() + self.options.drain_timeout
         for connection in list(self.connections):
-            connection.close(SERVICE_RESTART if restart else GOING_AWAY, "")
+            connection.close(self._closing, "")
         self._wait_until(lambda: not self._exchanges, deadline)
         self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + 6))
         self._listener.stop(timeout=0)
@@ -132,13 +120,15 @@ class InterfaceServer:
             now = time.monotonic()
             for connection in list(self.connections):
                 connection.tick(now)
-                if connection.disconnected:
+                if connection.closed:
                     self.connections.discard(connection)
 
     def _declared_dead(self) -> None:
-        """Others cleaned up after this server while it stood still: its sockets belong to no record any more."""
-        for connection in list(self.connections):
-            connection.close(SERVICE_RESTART, "")
+        """Others cleaned up after this server while it stood still: its sockets belong to no record any more.
+
+        What anybody waits for would come on the old queue: sockets are closed 1012, requests and handshakes get 503.
+        """
+        self.relay.lose_all()
 
     # WebSockets.
 
@@ -173,6 +163,8 @@ class InterfaceServer:
         """Take over an accepted connection's socket."""
         self.connections.add(connection)
         connection.start(sock, buffered)
+        if self._closing is not None:  # it was in its handshake when the others were closed
+            connection.close(self._closing, "")
 
     # HTTP.
 
@@ -186,7 +178,7 @@ class InterfaceServer:
             return [content] if request.method != "HEAD" else []
         body, failure = self._read_body(request, environ["wsgi.input"])
         if failure:
-            return self._whole(http.failure_message(failure), request, start_response)
+            return self._fail(failure, request, start_response)
         return self._exchange(request, body, start_response)
 
     def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
@@ -200,95 +192,61 @@ class InterfaceServer:
         declared = request.header(b"content-length") or b"0"
         if declared.isdigit() and int(declared) > limit:
             return b"", 413
-        body = source.read(limit + 1)
+        try:
+            body = source.read(limit + 1)
+        except OSError:  # pywsgi's, for chunks that are none, and for a client that went away
+            return b"", 400
         return (b"", 413) if len(body) > limit else (body, None)
 
     def _exchange(self, request: Request, body: bytes, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        exchange = Exchange()
-        reply_channel = self.relay.open(exchange)
-        flow_channel = f"http.flow?{names.split(reply_channel)[1]}"
+        exchange = Exchange(self.relay)
         self._exchanges += 1
-        answered = False
+        streaming = False
         try:
-            message = http.request_message(request, reply_channel, body, flow_channel)
-            first = self._first_reply(exchange, message)
-            if first.get("more_content"):
-                answered = True
-                return self._streamed(first, exchange, request, reply_channel, flow_channel, start_response)
-            return self._whole(first, request, start_response)
+            message = http.request_message(request, exchange.reply_channel, body, exchange.flow_channel)
+            first, head = self._checked(exchange.request(message, self.options.http_timeout), request)
+            if not first.get("more_content"):
+                return self._write_whole(first, head, start_response)
+            self._start_stream(head, request, start_response)
+            streaming = True
+            ended = partial(self._end_exchange, exchange)
+            return Stream(exchange, first, head, self.options.http_timeout, ended)
         finally:
-            if not answered:
-                self._close_exchange(reply_channel)
+            if not streaming:
+                self._end_exchange(exchange)
 
-    def _first_reply(self, exchange: Exchange, message: dict[str, Any]) -> dict[str, Any]:
-        """Send the request; return the head of its response, or the failure to answer with."""
-        send = self.relay.make_send("http.request", message)._replace(expiry=self.options.http_timeout)
-        try:
-            self.relay.send(send)
-            first: dict[str, Any] = exchange.replies.get(timeout=self.options.http_timeout)
-        except (Empty, OutboxFull):
-            return http.failure_message(503)
-        status = http.failure_status(first)
-        return first if status is None else http.failure_message(status)
+    def _end_exchange(self, exchange: Exchange) -> None:
+        self._exchanges -= 1
+        exchange.close()
 
-    def _whole(
-        self, message: dict[str, Any], request: Request, start_response: Callable[..., Any]
-    ) -> list[bytes]:
+    def _fail(self, status: int, request: Request, start_response: Callable[..., Any]) -> list[bytes]:
+        """Refuse a body that was not read to its end: what follows it is no request."""
+        message = http.failure_message(status)
+        head = http.response_head(message, request.method)
+        head.headers.append(("Connection", "close"))
+        return self._write_whole(message, head, start_response)
+
+    def _checked(self, message: dict[str, Any], request: Request) -> tuple[dict[str, Any], http.Head]:
+        """Return a response's first message with its head; one that cannot be sent becomes a 500."""
         try:
-            head = http.response_head(message, request.method)
+            return message, http.response_head(message, request.method)
         except ValueError as error:
-            log.error("A response to %s could not be sent: %s", request.path, error)
+            log.error("A response to %s could not be sent: %s", ascii(request.path)[1:-1][:200], error)
             message = http.failure_message(500)
-            head = http.response_head(message, request.method)
+            return message, http.response_head(message, request.method)
+
+    def _write_whole(
+        self, message: dict[str, Any], head: http.Head, start_response: Callable[..., Any]
+    ) -> list[bytes]:
         start_response(head.status, head.headers)
         content = message.get("content", b"")
         return [content] if head.has_body and content else []
 
-    def _streamed(
-        self,
-        first: dict[str, Any],
-        exchange: Exchange,
-        request: Request,
-        reply_channel: str,
-        flow_channel: str,
-        start_response: Callable[..., Any],
-    ) -> Iterator[bytes]:
-        """Write chunks as they come, and report what the client has taken: no more than a window is on the way."""
-        taken = reported = 0
-        finished = False
-        try:
-            head = http.response_head(first, request.method)
-            start_response(head.status, head.headers)
-            if first.get("content") and head.has_body:
-                yield first["content"]
-            while not finished:
-                chunk = exchange.replies.get(timeout=self.options.http_timeout)
-                if http.failure_status(chunk) is not None:
-                    raise BrokenOff
-                content = chunk.get("content", b"")
-                if content and head.has_body:
-                    yield content
-                taken += len(content)
-                finished = not chunk.get("more_content")
-                if taken - reported >= REPORT_EVERY and not finished:
-                    reported = taken
-                    self._report(flow_channel, {"taken": taken})
-        finally:
-            if not finished:
-                self._report(flow_channel, {"closed": True})
-            self._close_exchange(reply_channel)
-
-    def _report(self, flow_channel: str, report: dict[str, Any]) -> None:
-        with suppress(OutboxFull):
-            self.relay.send(self.relay.make_send(flow_channel, report))
-
-    def _close_exchange(self, reply_channel: str) -> None:
-        self._exchanges -= 1
-        self.relay.close(reply_channel)
-
-
-class BrokenOff(ConnectionError):
-    """The response ended in its middle: the connection is closed, so that the client sees it."""
+    def _start_stream(self, head: http.Head, request: Request, start_response: Callable[..., Any]) -> None:
+        """HTTP/1.0 has no chunks: without a length the end of the connection is the response's end."""
+        if request.http_version == "1.0" and declared_length(head) is None:
+            head.headers.append(("Connection", "close"))
+        start_response(head.status, head.headers)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -312,7 +270,6 @@ def bind(host: str, port: int) -> socket.socket:
 def log_access(handler: Any, seconds: float) -> None:
     """One line for each request; what the client sent is escaped and cut."""
     line = ascii(handler.requestline or "")[1:-1][:200]
+    status = handler.code or handler.status  # pywsgi answers what is no HTTP with the latter alone
     client = handler.client_address[0] if isinstance(handler.client_address, tuple) else "-"
-    access_log.info(
-        '%s "%s" %s %s %.0f ms', client, line, handler.code, handler.response_length, seconds * 1000
-    )
+    access_log.info('%s "%s" %s %s %.0f ms', client, line, status, handler.response_length, seconds * 1000)

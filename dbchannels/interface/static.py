@@ -8,11 +8,13 @@ from urllib.parse import urlsplit
 import gevent
 from django.conf import settings
 from django.contrib.staticfiles import finders
+from django.core.exceptions import SuspiciousOperation
 from django.http import Http404, HttpRequest
 from django.views.static import serve
 
 from dbchannels.interface.http import Request
 
+_NONE = b"There is no such static file.\n"
 Answer = tuple[int, list[tuple[str, str]], bytes]
 
 
@@ -31,14 +33,18 @@ class DevelopmentFiles:
 
     def _read(self, request: Request) -> Answer:
         name = request.path[len(self._prefix) :]
-        found = finders.find(name) if name else None
         try:
+            found = finders.find(name) if name else None
             if not found or not isinstance(found, str):
                 raise Http404
             response = serve(_django_request(request), found.lstrip("/"), document_root="/")
-        except (Http404, ValueError):
-            return 404, [("Content-Type", "text/plain; charset=utf-8")], b"There is no such static file.\n"
-        content = b"".join(response) if response.streaming else response.content
+        except (Http404, SuspiciousOperation, OSError, ValueError):  # ../ too, which leads out of the folder
+            headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(_NONE)))]
+            return 404, headers, _NONE
+        if not response.streaming:
+            return response.status_code, [*response.items()], response.content
+        content = b"".join(response)
+        response.file_to_stream.close()  # and no response.close(): its signal would run the site's code here
         return response.status_code, [*response.items()], content
 
 

@@ -6,6 +6,7 @@ decides before the 101, and the open socket goes to a Connection instead of an a
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -16,6 +17,8 @@ from geventwebsocket.handler import WebSocketHandler
 
 from dbchannels.interface import handshake
 from dbchannels.interface.http import RawHeaders, Request
+
+log = logging.getLogger("dbchannels.server")
 
 
 class Handler(WebSocketHandler):  # type: ignore[misc]
@@ -31,6 +34,12 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         client = self.client_address if isinstance(self.client_address, tuple) else ("", 0)
         host, port = self.server.public_address
         return Request(self.command, self.path, version, headers, "http", client[:2], (host, port))
+
+    def get_environ(self) -> dict[str, Any]:
+        """Read every body by its length: to ``Connection: Upgrade``, h2c's too, the base gives the bare socket."""
+        environ: dict[str, Any] = super().get_environ()
+        environ["wsgi.input"] = self.wsgi_input
+        return environ
 
     def upgrade_websocket(self) -> Any:
         """Answer a handshake; None, and no status, leaves the request to the WSGI application."""
@@ -55,7 +64,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             head = handshake.accept_response(shaken, accepted.subprotocol, accepted.headers)
         except ValueError as error:
             connection.abandon()
-            self.server.log.error("The connect consumer of %s accepted badly: %s", request.path, error)
+            log.error("The connect consumer of %s accepted badly: %s", request.path, error)
             raise handshake.Refused(500, "The site's code raised an error, which is in the log.") from None
         self._answer(101, head)
         self.websocket = connection
@@ -96,6 +105,12 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             return bytes(self.rfile.peek(0) or b"")
         except (BlockingIOError, OSError):
             return b""
+
+    def finalize_headers(self) -> None:
+        """The base class would end the chunks of a response to HEAD, though it has none: its end is the head's."""
+        super().finalize_headers()
+        if self.command == "HEAD":
+            self.response_use_chunked = False
 
     def _prepare_response(self) -> None:
         """The base class would look for its own WebSocket here."""

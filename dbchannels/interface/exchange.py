@@ -1,0 +1,141 @@
+"""One HTTP request between its client and the layer: what it waits for, and a response that comes in chunks."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from typing import Any
+
+from gevent.queue import Empty, SimpleQueue
+
+from dbchannels import names
+from dbchannels.interface import http
+from dbchannels.interface.relay import OutboxFull, Relay, Reply
+
+log = logging.getLogger("dbchannels.server")
+
+REPORT_EVERY = 262_144  # bytes written to the client between two reports to the worker that streams
+
+Message = dict[str, Any]
+
+
+class BrokenOff(ConnectionError):
+    """The response ended in its middle: the connection is closed, so that the client sees it."""
+
+    def __init__(self) -> None:
+        # The number is for pywsgi, which then closes without a word: what there is to say was logged.
+        super().__init__(errno.ECONNRESET, "The response was broken off.")
+
+
+class Exchange:
+    """Waits for the response messages of one request. ``close`` it when the last one was written."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._replies: SimpleQueue = SimpleQueue()
+        self.reply_channel = relay.open(self)
+        self.flow_channel = f"http.flow?{names.split(self.reply_channel)[1]}"
+
+    def request(self, message: Message, timeout: float) -> Message:
+        """Send the request; return the head of its response, or the failure to answer with."""
+        send = self._relay.make_send("http.request", message)._replace(expiry=timeout)
+        try:
+            self._relay.send(send)
+            first: Message = self._replies.get(timeout=timeout)
+        except (Empty, OutboxFull):
+            return http.failure_message(503)
+        status = http.failure_status(first)
+        return first if status is None else http.failure_message(status)
+
+    def deliver(self, reply: Reply) -> None:
+        """Take one message, in the hub."""
+        self._replies.put(reply.message)
+
+    def next_chunk(self, timeout: float) -> Message:
+        """Return the next message of the response; raises BrokenOff when there will be none."""
+        try:
+            chunk: Message = self._replies.get(timeout=timeout)
+        except Empty:
+            raise BrokenOff from None
+        if http.failure_status(chunk) is not None:
+            raise BrokenOff
+        return chunk
+
+    def report(self, report: Message) -> None:
+        """Tell the worker that streams how far its client is."""
+        with suppress(OutboxFull):
+            self._relay.send(self._relay.make_send(self.flow_channel, report))
+
+    def close(self) -> None:
+        """Wait for nothing more."""
+        self._relay.close(self.reply_channel)
+
+
+class Stream:
+    """Chunks as they come, and reports of what the client has taken: no more than a window is on the way.
+
+    Whoever iterates must ``close`` it, as PEP 3333 asks; only then is it over, also if it was never begun.
+    """
+
+    def __init__(
+        self, exchange: Exchange, first: Message, head: http.Head, timeout: float, ended: Callable[[], None]
+    ) -> None:
+        self._exchange, self._timeout, self._ended = exchange, timeout, ended
+        self._finished = False
+        self._has_body = head.has_body
+        self._left = declared_length(head) if head.has_body else None  # bytes; None: any number
+        self._chunks = self._run(http.checked_content(first))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        """Tell the worker if the client left early, and wait for nothing more."""
+        self._chunks.close()
+        if not self._finished:
+            self._exchange.report({"closed": True})
+        self._ended()
+
+    def _run(self, content: bytes) -> Generator[bytes, None, None]:
+        yield self._counted(content)
+        taken = reported = 0
+        while not self._finished:
+            chunk = self._exchange.next_chunk(self._timeout)
+            content = self._content(chunk)
+            yield self._counted(content)
+            taken += len(content)
+            self._finished = not chunk.get("more_content")
+            if taken - reported >= REPORT_EVERY and not self._finished:
+                reported = taken
+                self._exchange.report({"taken": taken})
+        if self._left:
+            log.error("A response ended %d bytes before the Content-Length that its view gave.", self._left)
+            raise BrokenOff
+
+    def _content(self, chunk: Message) -> bytes:
+        try:
+            return http.checked_content(chunk)
+        except ValueError as error:
+            log.error("A response was broken off: %s", error)
+            raise BrokenOff from None
+
+    def _counted(self, content: bytes) -> bytes:
+        """Return what to write of a chunk. Beyond its length a response would be taken for the next one."""
+        if not self._has_body:
+            return b""
+        if self._left is not None:
+            if len(content) > self._left:
+                log.error("A response went beyond the Content-Length that its view gave.")
+                raise BrokenOff
+            self._left -= len(content)
+        return content
+
+
+def declared_length(head: http.Head) -> int | None:
+    """Return the Content-Length that a response promises, if it does."""
+    for name, value in head.headers:
+        if name.lower() == "content-length" and value.isdecimal():
+            return int(value)
+    return None
