@@ -22,3 +22,4 @@ class Backoff:
     def reset(self) -> None:
         """Start from the first delay again: it has worked."""
         self._next = self._first
+        self.tries = 0

@@ -62,7 +62,7 @@ class ViewHandler(BaseHandler):
         self, message: Message, response: HttpResponseBase, link: Link, layer: BaseLayer
     ) -> list[Operation]:
         writer = ChunkWriter(
-            send=lambda fields: link.apply([_reply(layer, message, fields)]),
+            send=lambda fields: not link.apply([_reply(layer, message, fields)]),
             receive_flow=lambda: _flow(message, link),
         )
         writer.run(_head(response), _pieces(response))
@@ -101,7 +101,7 @@ def make_environ(message: Message) -> dict[str, Any]:
     """Return the WSGI environment of an ``http.request`` message (PEP 3333)."""
     root_path = message.get("root_path", "")
     path = message["path"]
-    path = path[len(root_path) :] if root_path and path.startswith(root_path) else path
+    path = path[len(root_path) :] if f"{path}/".startswith(f"{root_path}/") else path
     body = message.get("body", b"")
     client, server = message.get("client") or ["", 0], message.get("server") or ["localhost", 80]
     environ = {

@@ -24,6 +24,7 @@ from dbchannels.interface.static import DevelopmentFiles
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.supervisor import Supervisor, Task, manage_command
+from dbchannels.waiting import check_timeout
 
 log = logging.getLogger("dbchannels.server")
 
@@ -59,8 +60,8 @@ class Plan(NamedTuple):
             port,
             workers,
             options["layer"],
-            options["http_timeout"],
-            options["graceful_timeout"],
+            check_timeout("--http-timeout", options["http_timeout"]),
+            check_timeout("--graceful-timeout", options["graceful_timeout"]),
             static,
             tuple(passed_on),
         )

@@ -12,20 +12,25 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from django.db import connections
+
 CHUNK = 131_072  # bytes in one message at the most
 WINDOW = 1_048_576  # bytes on the way: sent, and not yet taken by the client
 STALLED = 60.0  # seconds without the client taking anything: given up
+LOOK_EVERY = 1.0  # seconds between two looks for a client that left, while it takes all that comes
+FULL_PAUSE = 0.05  # seconds until a chunk is tried again that found its reply channel full
 
 Fields = dict[str, Any]
 
 
 class ChunkWriter:
-    """``send`` writes one message; ``receive_flow`` returns the server's reports, ``{"taken": bytes}`` in total.
+    """``send`` writes one message, and returns False when the reply channel is full.
 
-    A report ``{"closed": True}`` says that the client went away.
+    ``receive_flow`` returns the server's reports, ``{"taken": bytes}`` in total; ``{"closed": True}`` says that
+    the client went away.
     """
 
-    def __init__(self, send: Callable[[Fields], None], receive_flow: Callable[[], list[Fields]]) -> None:
+    def __init__(self, send: Callable[[Fields], bool], receive_flow: Callable[[], list[Fields]]) -> None:
         self._send = send
         self._receive_flow = receive_flow
         self._changed = threading.Condition()
@@ -36,10 +41,11 @@ class ChunkWriter:
         self._error: BaseException | None = None  # why nothing more can be written
         self._sent = 0
         self._taken = 0
+        self._looked_at = time.monotonic()
 
     def run(self, head: Fields, pieces: Iterable[bytes]) -> None:
         """Send the head and all pieces; returns early when the client goes away. Raises what the pieces raise."""
-        self._send({**head, "content": b"", "more_content": True})
+        self._deliver({**head, "content": b"", "more_content": True})
         thread = threading.Thread(target=self._write, name="chunks", daemon=True)
         thread.start()
         try:
@@ -73,13 +79,17 @@ class ChunkWriter:
                 for start in range(0, len(content), CHUNK):
                     self._await_room()
                     chunk = content[start : start + CHUNK]
-                    self._send({"content": chunk, "more_content": True})
+                    self._deliver({"content": chunk, "more_content": True})
                     self._sent += len(chunk)
-            self._send({"error": "broken off"} if self._broken else {"content": b"", "more_content": False})
+            self._deliver(
+                {"error": "broken off"} if self._broken else {"content": b"", "more_content": False}
+            )
         except Exception as error:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
+        finally:
+            connections.close_all()  # this thread's: a layer on any database uses Django's
 
     def _next_content(self) -> bytes | None:
         """Return all that has piled up; None at the end."""
@@ -93,20 +103,38 @@ class ChunkWriter:
             self._changed.notify_all()
             return content
 
-    def _await_room(self) -> None:
-        """Wait until less than a window is on the way. The report is asked for every 5 to 50 ms."""
-        waited, pause = 0.0, 0.005
-        while self._sent - self._taken >= WINDOW:
-            for report in self._receive_flow():
-                if report.get("closed"):
-                    raise ClientGone
-                self._taken, waited = max(self._taken, report.get("taken", 0)), 0.0
-            if self._sent - self._taken < WINDOW:
-                return
+    def _deliver(self, fields: Fields) -> None:
+        """Send one message, once there is room for it: a chunk left out would spoil the whole download."""
+        waited = 0.0
+        while not self._send(fields):
             if waited > STALLED:
                 raise ClientGone
-            time.sleep(pause)
-            waited, pause = waited + pause, min(0.05, pause * 2)
+            time.sleep(FULL_PAUSE)
+            waited += FULL_PAUSE
+
+    def _await_room(self) -> None:
+        """Wait until less than a window is on the way. The report is asked for every 5 to 50 ms."""
+        if time.monotonic() - self._looked_at > LOOK_EVERY:
+            self._look()
+        waited, pause = 0.0, 0.005
+        while self._sent - self._taken >= WINDOW:
+            if self._look():
+                waited = 0.0
+            elif waited > STALLED:
+                raise ClientGone
+            else:
+                time.sleep(pause)
+                waited, pause = waited + pause, min(0.05, pause * 2)
+
+    def _look(self) -> bool:
+        """Read the server's reports; False when there was none."""
+        self._looked_at = time.monotonic()
+        reports = self._receive_flow()
+        for report in reports:
+            if report.get("closed"):
+                raise ClientGone
+            self._taken = max(self._taken, report.get("taken", 0))
+        return bool(reports)
 
 
 class ClientGone(Exception):

@@ -79,7 +79,12 @@ class Supervisor:
         while not self._stopping.is_set():
             name = f"worker-{number}-{names.random_part()}"
             started = time.monotonic()
-            status = self._run(name, task)
+            try:
+                status = self._run(name, task)
+            except OSError as error:  # no memory, or too many processes: later there may be room
+                log.error("Worker %d cannot be started (%s); trying again.", number, error)
+                self._stopping.wait(delays.delay())
+                continue
             if self._stopping.is_set() and status == 0:
                 return
             self._on_death(name)
@@ -129,5 +134,6 @@ def manage_command() -> list[str]:
 
 def _ending(status: int) -> str:
     if status < 0:
-        return f"was killed by {signal.Signals(-status).name}"
+        known = -status in list(signal.Signals)  # not all of the real-time ones have a name
+        return f"was killed by {signal.Signals(-status).name if known else f'signal {-status}'}"
     return f"ended with status {status}"

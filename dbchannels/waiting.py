@@ -1,4 +1,4 @@
-"""Waiting for descriptors."""
+"""Waiting for descriptors, and for how long."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 import select
 from collections.abc import Sequence
 from contextlib import suppress
+
+from dbchannels.exceptions import InvalidConfiguration
+
+LONGEST_TIMEOUT = 86_400.0  # seconds: a day
 
 
 def wait_readable(descriptors: Sequence[int], timeout: float) -> set[int]:
@@ -17,6 +21,13 @@ def wait_readable(descriptors: Sequence[int], timeout: float) -> set[int]:
     for descriptor in descriptors:
         poll.register(descriptor, select.POLLIN)
     return {descriptor for descriptor, _ in poll.poll(max(0.0, timeout) * 1000)}
+
+
+def check_timeout(option: str, seconds: float) -> float:
+    """Return a time-out of the command line; a timer takes NaN or infinity too, and fails when it is set off."""
+    if not 0 <= seconds <= LONGEST_TIMEOUT:
+        raise InvalidConfiguration(f"{option} takes a number of seconds from 0 to {LONGEST_TIMEOUT:.0f}.")
+    return seconds
 
 
 class WakeupPipe:

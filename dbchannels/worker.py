@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from django.db import close_old_connections, reset_queries
+from django.db import close_old_connections, connections, reset_queries
 
 from dbchannels import codec, names
 from dbchannels.backoff import Backoff
@@ -93,6 +93,8 @@ class Worker:
             except LayerUnavailable as error:
                 log.warning("The layer cannot be used now (%s); trying again.", error)
                 self._wake.wait(random.uniform(0.05, 1.0))
+            self._end_with_parent()
+        self._watch.join()  # or it could put the worker on record again
         self._retry(lambda: self.link.unregister(self.name))
         self.link.close()
 
@@ -129,7 +131,11 @@ class Worker:
         durable = [queue for queue in queues if not names.is_protocol(queue)]
         taken = self.link.receive_many(protocol, limit, self.name) if protocol else []
         if durable and len(taken) < limit:
-            taken += self.link.claim(durable, limit - len(taken), self.name)
+            try:
+                taken += self.link.claim(durable, limit - len(taken), self.name)
+            except LayerUnavailable:
+                if not taken:  # what was popped is nowhere else, so it runs; the next batch meets the trouble
+                    raise
         return taken
 
     def _ring_for_others(self) -> None:
@@ -142,7 +148,9 @@ class Worker:
             self.link.wait(self.layer.poll_interval(), *others)
         else:
             wait_readable([*others, *(bell.reader for bell in self._bells)], self.layer.poll_interval())
-        if self._life is not None and wait_readable([self._life], 0):
+
+    def _end_with_parent(self) -> None:
+        if self._life is not None and not self.stopping.is_set() and wait_readable([self._life], 0):
             log.info("The parent has ended; so does this worker.")
             self.stop()
 
@@ -156,11 +164,10 @@ class Worker:
             try:
                 answers = self._run_consumer(delivery)
                 return [*buffer.pending(), *answers], None
-            except (Exception, SystemExit) as error:
+            except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 return self._raised(delivery, error)
             finally:
-                if delivery.channel != "http.request":
-                    close_old_connections()
+                close_old_connections()
 
     def _run_consumer(self, delivery: Delivery) -> list[Operation]:
         content = codec.decode(delivery.payload)
@@ -182,7 +189,7 @@ class Worker:
     def _finished(self, message: Message, verdict: dict[str, Any]) -> list[Operation]:
         """Tell the connection's server that this frame is done: it sends the next one then."""
         order = message.get("order")
-        if order is None or order < 0 or message.reply_channel is None:
+        if not isinstance(order, int) or order < 0 or message.reply_channel is None:
             return []
         return [reply(self.layer, message.reply_channel.name, {**verdict, "finished": order})]
 
@@ -207,7 +214,7 @@ class Worker:
         verdict = refused if delivery.channel == "websocket.connect" else {}
         try:
             message = Message(delivery.channel, codec.decode(delivery.payload), layer=self.layer.alias)
-        except ValueError:
+        except Exception:  # it raised this already, and was logged
             return []
         return self._finished(message, verdict)
 
@@ -231,6 +238,7 @@ class Worker:
                     log.error("Giving up on the layer while stopping (%s).", error)
                     return
                 time.sleep(delays.delay())
+                self._end_with_parent()
 
     # The watch.
 
@@ -245,6 +253,7 @@ class Worker:
                 self._keep_alive()
             except LayerUnavailable:
                 continue  # the main thread will say so
+        connections.close_all()  # this thread's: a layer on any database uses Django's
 
     def _register(self) -> None:
         self._renewed_at = time.monotonic()
@@ -277,7 +286,7 @@ def reply(layer: BaseLayer, channel: str, message: dict[str, Any]) -> Operation:
 
 def backoff(attempt: int) -> float:
     """Return the seconds before a failed message runs again: 1, 5, 25, 125 ..., an hour at most, jittered."""
-    return min(3600.0, 5.0 ** (attempt - 1)) * random.uniform(0.75, 1.25)
+    return min(3600.0, 5.0 ** min(attempt - 1, 6)) * random.uniform(0.75, 1.25)
 
 
 def new_worker_name() -> str:

@@ -17,6 +17,7 @@ from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.management.output import log_to_terminal
 from dbchannels.routing import load_routing
+from dbchannels.waiting import check_timeout
 from dbchannels.worker import Worker
 
 
@@ -51,6 +52,7 @@ class Command(BaseCommand):
         log_to_terminal(options["verbosity"])
         child = options["child"]
         try:
+            graceful_timeout = check_timeout("--graceful-timeout", options["graceful_timeout"])
             layer = channel_layers[options["layer"]]
             if not child:
                 layer.check()
@@ -77,7 +79,7 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}."
             )
-        stop_at_signals(worker, options["graceful_timeout"])
+        stop_at_signals(worker, graceful_timeout)
         worker.run()
 
 
