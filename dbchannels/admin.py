@@ -127,8 +127,6 @@ class LookingAdmin(admin.ModelAdmin):
     list_per_page = 50
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
-    # No "Select all 1,000,000": the question "Are you sure?" would load and list each of them.
-    actions_selection_counter = False
     empty_value_display = "none"
 
     def rows(self) -> Any:

@@ -27,6 +27,8 @@ from dbchannels.layers.operations import Delivery, GroupAdd, GroupDiscard, Opera
 
 Fields = dict[str, Any]
 
+LONGEST_DELAY = 315_360_000.0  # seconds: ten years
+
 
 class BaseLayer:
     """What every layer can do. Positional arguments as in the public channel-layer draft."""
@@ -90,7 +92,7 @@ class BaseLayer:
     def make_send(self, channel: str, message: Fields, delay: float | timedelta = 0) -> Send:
         """Check a message and encode it: what happens to the dict afterwards changes nothing."""
         names.check_channel_name(channel)
-        seconds = delay.total_seconds() if isinstance(delay, timedelta) else float(delay)
+        seconds = _delay_seconds(delay)
         if seconds and names.is_protocol(channel):
             raise exceptions.InvalidMessage(
                 f"Messages on {channel} cannot be delayed: delay one on a channel of your own, whose consumer "
@@ -237,3 +239,14 @@ class BaseLayer:
     def describe(self) -> str:
         """Return what the banner says of the layer: where it is, and how readers are woken."""
         return f"{type(self).__name__}, readers look every {self.poll_interval():g} s"
+
+
+def _delay_seconds(delay: object) -> float:
+    """Return a delay in seconds; a database would refuse NaN or 1e300 only when a worker writes a whole batch."""
+    if isinstance(delay, timedelta):
+        delay = delay.total_seconds()
+    if isinstance(delay, (int, float)) and 0 <= delay <= LONGEST_DELAY:
+        return float(delay)
+    raise exceptions.InvalidMessage(
+        f"A delay is a timedelta or a number of seconds from 0 to ten years, not {delay!r:.40}: correct it."
+    )

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from django.db import Error, connections
+from django.db import InterfaceError, OperationalError, connections
 from django.db.models import Case, F, When
 from django.utils import timezone
 
@@ -172,10 +172,10 @@ class DatabaseLink(Link):
 
 @contextmanager
 def unavailable() -> Iterator[None]:
-    """Turn the database's errors into LayerUnavailable, and let a broken connection go."""
+    """Turn an outage into LayerUnavailable, and let a broken connection go; what cannot be written stays an error."""
     try:
         yield
-    except Error as error:
+    except (InterfaceError, OperationalError) as error:
         for connection in connections.all(initialized_only=True):
             connection.close_if_unusable_or_obsolete()
         sentence = (str(error).strip() or type(error).__name__).splitlines()[0]

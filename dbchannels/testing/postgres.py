@@ -72,10 +72,14 @@ def _from_url(url):
         reason = "DATABASE_URL needs dj-database-url: run pip install dj-database-url, or unset DATABASE_URL."
         raise PostgresUnavailable(reason) from None
     try:
-        return dj_database_url.parse(url)
+        entry = dj_database_url.parse(url)
     except ValueError as error:
         reason = str(error).partition(". ")[0]
         raise PostgresUnavailable(f"DATABASE_URL names no database ({reason}): correct it.") from None
+    if entry["ENGINE"].endswith("sqlite3"):
+        # What the URL says of an option goes first.
+        return {**entry, "OPTIONS": {**_sqlite(entry["NAME"])["OPTIONS"], **entry.get("OPTIONS", {})}}
+    return entry
 
 
 def _sqlite(path):

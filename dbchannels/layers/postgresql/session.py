@@ -87,7 +87,9 @@ class Session:
                     text = b";".join(cursor.mogrify(text, values) for text, values in statements)
                     cursor.execute(text)
                     return cursor.fetchall() if cursor.description else []
-            except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            except psycopg2.Error as error:
+                if not is_unavailable(error):
+                    raise
                 self.close()
                 raise LayerUnavailable(one_line(error)) from error
 
@@ -147,7 +149,9 @@ class Session:
                     cursor.execute("SELECT set_config('role', %s, false)", [role])
                 if self._listen:
                     cursor.execute(sql.LISTEN)
-        except psycopg2.OperationalError as error:
+        except psycopg2.Error as error:
+            if not is_unavailable(error):
+                raise
             raise LayerUnavailable(one_line(error)) from error
         return connection
 
@@ -172,6 +176,15 @@ class Transaction:
                 self._session.run([("ROLLBACK" if kind else "COMMIT", {})])
         finally:
             self._session._lock.release()
+
+
+def is_unavailable(error: psycopg2.Error) -> bool:
+    """Whether an error means that the database cannot be used now, and not that a statement is wrong.
+
+    Of a server that ended without a word psycopg2 says no more than DatabaseError, the base of them all.
+    """
+    gone = (psycopg2.OperationalError, psycopg2.InterfaceError)
+    return isinstance(error, gone) or type(error) is psycopg2.DatabaseError
 
 
 def one_line(error: Exception) -> str:
