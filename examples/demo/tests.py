@@ -27,6 +27,10 @@ class FrontPage(SimpleTestCase):
             self.assertContains(page, example.title)
             self.assertContains(page, f'href="{reverse(example.url)}"')
 
+    def test_a_browser_that_looks_for_an_icon_by_itself_finds_it(self):
+        icon = self.client.get("/favicon.ico")
+        self.assertRedirects(icon, "/static/demo/icon.svg", fetch_redirect_response=False)
+
 
 class SecretKey(SimpleTestCase):
     def setUp(self):

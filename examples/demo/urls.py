@@ -1,7 +1,9 @@
 """The front page, the examples, and the admin."""
 
 from django.contrib import admin
+from django.templatetags.static import static
 from django.urls import include, path
+from django.views.generic import RedirectView
 
 from demo import views
 
@@ -10,4 +12,6 @@ urlpatterns = [
     path("chat/", include("chat.urls")),
     path("post-2015/", include("post2015.urls")),
     path("admin/", admin.site.urls),
+    # The admin's pages name no icon, so browsers ask for this one.
+    path("favicon.ico", RedirectView.as_view(url=static("demo/icon.svg"))),
 ]
