@@ -1,0 +1,48 @@
+"""A live site on a PostgreSQL server of its own, which a test may break."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from django.conf import settings
+
+from dbchannels.testing.postgres import EmbeddedPostgres
+from tests.endtoend.conftest import _close_sockets, migrated, postgresql_database, quiet
+from tests.harness import LiveSite
+
+__all__ = ["_close_sockets"]
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[EmbeddedPostgres]:
+    """The server: its data is lost by nothing that a test does, but by a crash of the machine."""
+    with EmbeddedPostgres.start(settings={"fsync": "off"}) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def fragile_site(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFactory) -> LiveSite:
+    """A site on that server."""
+    return migrated(server.settings(), tmp_path_factory.mktemp("fragile"))
+
+
+@pytest.fixture
+def site(fragile_site: LiveSite) -> Iterator[LiveSite]:
+    """That site, all quiet, its tables empty."""
+    yield from quiet(fragile_site)
+
+
+@pytest.fixture
+def silent_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
+    """A site on a database that takes every NOTIFY and tells nobody."""
+    name = str(postgresql_database("dbchannels_silent")["NAME"])
+    entry = {**settings.DATABASES["default"], "NAME": name}
+    keys = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT")
+    site = migrated({key: entry.get(key, "") for key in keys}, tmp_path_factory.mktemp("silent"))
+    # A name without a schema is looked for along the path, and ours comes first.
+    site.rows(
+        "CREATE FUNCTION public.pg_notify(text, text) RETURNS void LANGUAGE sql AS 'SELECT'; "
+        f"ALTER DATABASE {name} SET search_path = public, pg_catalog"
+    )
+    yield from quiet(site)

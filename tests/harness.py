@@ -1,0 +1,454 @@
+"""Real processes for the end-to-end tests: a site served by ``runchannels``, and clients on raw sockets."""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import os
+import re
+import secrets
+import selectors
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psycopg2
+
+MANAGE = Path(__file__).parent / "live" / "manage.py"
+HOST = "127.0.0.1"
+TEXT, BINARY, CLOSE = 1, 2, 8
+TABLES = (
+    "dbchannels_protocolmessage",
+    "dbchannels_durablemessage",
+    "dbchannels_deadletter",
+    "dbchannels_membership",
+    "dbchannels_process",
+    "dbchannels_held",
+    "dbchannels_connection",
+    "livesite_entry",
+)
+
+OPENED: list[socket.socket] = []
+
+
+def until(condition: Callable[[], Any], what: str | Callable[[], str], deadline: float = 20.0) -> Any:
+    """Return what the condition gives as soon as it is true; fail with ``what`` after the deadline, in seconds."""
+    end = time.monotonic() + deadline
+    while not (result := condition()):
+        if time.monotonic() > end:
+            raise AssertionError(
+                f"After {deadline:g} s still not: {what if isinstance(what, str) else what()}"
+            )
+        time.sleep(0.01)
+    return result
+
+
+def children(pid: int) -> list[int]:
+    """Return the process ids of a process's children."""
+    return [int(stat.parent.name) for stat in Path("/proc").glob("[0-9]*/stat") if _state(stat)[1] == pid]
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, and not only what it left for its parent to read."""
+    return _state(Path(f"/proc/{pid}/stat"))[0] not in ("", "Z")
+
+
+def _state(stat: Path) -> tuple[str, int]:
+    """Return (state, parent's process id); the name before them is in brackets and may hold anything."""
+    try:
+        state, parent = stat.read_text(errors="replace").rpartition(")")[2].split()[:2]
+    except OSError:  # it has ended
+        return "", 0
+    return state, int(parent)
+
+
+class LiveSite:
+    """The site under tests/live on one database, and the processes that serve it."""
+
+    def __init__(self, database: dict[str, Any], folder: Path) -> None:
+        self.database = {key: str(value) if key == "NAME" else value for key, value in database.items()}
+        self.folder = folder
+        self.processes: list[Served] = []
+
+    def environment(self, settings: dict[str, Any] | None = None) -> dict[str, str]:
+        """Return what the site's processes find in their environment."""
+        return {
+            **{
+                key: value
+                for key, value in os.environ.items()
+                if not key.startswith(("DBCHANNELS", "DJANGO"))
+            },
+            "LIVESITE_DATABASE": json.dumps(self.database, default=str),
+            "LIVESITE_SETTINGS": json.dumps(settings or {}),
+            "LIVESITE_FOLDER": str(self.folder),
+            "PYTHONUNBUFFERED": "1",
+        }
+
+    def manage(
+        self, *arguments: str, settings: dict[str, Any] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command of manage.py to its end."""
+        return subprocess.run(
+            [sys.executable, str(MANAGE), *arguments],
+            env=self.environment(settings),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    def shell(self, code: str) -> str:
+        """Run a line of Python in the site's shell; return what it printed."""
+        done = self.manage("shell", "--verbosity", "0", "-c", code)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Run a statement on the site's database; return its rows, of an UPDATE or DELETE none."""
+        with closing(self._connect()) as connection:
+            cursor = connection.cursor()
+            cursor.execute(query)
+            return list(cursor.fetchall()) if cursor.description else []
+
+    def _connect(self) -> Any:
+        if self.database["ENGINE"].endswith("sqlite3"):
+            return sqlite3.connect(self.database["NAME"], timeout=20, isolation_level=None)
+        keys = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+        given = {name: self.database[key] for key, name in keys.items() if self.database.get(key)}
+        connection = psycopg2.connect(**given)
+        connection.autocommit = True
+        return connection
+
+    def count(self, table: str, where: str = "true") -> int:
+        """Return the number of rows of one of our tables: ``count("membership")``."""
+        ((number,),) = self.rows(f"SELECT count(*) FROM dbchannels_{table} WHERE {where}")
+        return int(number)
+
+    def entries(self) -> list[str]:
+        """Return what consumers wrote down, in order."""
+        return [text for (text,) in self.rows("SELECT text FROM livesite_entry ORDER BY id")]
+
+    def importers(self, module: str) -> set[int]:
+        """Return the ids of the processes that have imported a module of the site."""
+        lines = (self.folder / "imported").read_text().splitlines()
+        return {int(pid) for pid, name in map(str.split, lines) if name == module}
+
+    def note(self, text: str) -> None:
+        """Write an entry: a view may wait for it."""
+        self.rows(f"INSERT INTO livesite_entry (text, pid) VALUES ('{text}', 0)")
+
+    def empty(self) -> None:
+        """Delete what tests leave."""
+        for table in TABLES:
+            self.rows(f"DELETE FROM {table}")
+
+    def send(self, channel: str, *messages: dict[str, Any]) -> None:
+        """Send messages from a process of its own, which ends."""
+        self.shell(f"from dbchannels import Channel\nfor one in {messages!r}: Channel({channel!r}).send(one)")
+
+    def serve(self, *arguments: str, settings: dict[str, Any] | None = None, ready: bool = True) -> Served:
+        """Start ``runchannels`` on a free port; wait until it serves."""
+        served = Served(self, ["runchannels", f"{HOST}:0", *arguments], settings)
+        self.processes.append(served)
+        if ready:
+            served.wait_ready()
+        return served
+
+    def work(self, *arguments: str, settings: dict[str, Any] | None = None) -> Served:
+        """Start ``runworker``; wait until it reads."""
+        served = Served(self, ["runworker", *arguments], settings)
+        self.processes.append(served)
+        served.wait_for_line("reads")
+        return served
+
+    def end(self) -> None:
+        """End what still runs."""
+        for served in self.processes:
+            served.end()
+        self.processes.clear()
+
+
+class Served:
+    """One process of ``manage.py`` with all that it starts."""
+
+    def __init__(self, site: LiveSite, arguments: list[str], settings: dict[str, Any] | None) -> None:
+        self.site = site
+        self.log = site.folder / f"{arguments[0]}-{secrets.token_hex(4)}.log"
+        self.port = 0
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, str(MANAGE), *arguments],
+                env=site.environment(settings),
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+
+    def output(self) -> str:
+        """Return everything that it has printed."""
+        return self.log.read_text(errors="replace")
+
+    def wait_for_line(self, text: str, deadline: float = 20.0) -> None:
+        """Wait until a text was printed."""
+        until(
+            lambda: text in self.output() or self.process.poll() is not None,
+            lambda: f"{text!r} in {self.output()}",
+            deadline,
+        )
+        assert text in self.output(), self.output()
+
+    def wait_ready(self, text: str = "quit with CONTROL-C") -> None:
+        """Wait for the banner, and learn the port from it."""
+        self.wait_for_line(text)
+        found = re.search(r"http://127\.0\.0\.1:(\d+)/", self.output())
+        assert found, self.output()
+        self.port = int(found[1])
+
+    def workers(self) -> list[int]:
+        """Return the process ids of its children that are workers."""
+        found = []
+        for pid in children(self.process.pid):
+            with suppress(OSError):  # it has ended
+                if b"runworker" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.append(pid)
+        return found
+
+    def terminate(self, number: int = signal.SIGTERM, deadline: float = 30.0) -> int:
+        """Send a signal, and return the exit status."""
+        self.process.send_signal(number)
+        return self.process.wait(deadline)
+
+    def end(self) -> None:
+        """Kill it and its workers."""
+        workers = self.workers()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(10)
+        for pid in workers:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+    # Clients.
+
+    def request(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Send one HTTP request; return its answer."""
+        with self.connection() as connection:
+            return ask(connection, method, path, body, headers)
+
+    @contextmanager
+    def connection(self) -> Iterator[http.client.HTTPConnection]:
+        """Open a connection for one request after another."""
+        with closing(http.client.HTTPConnection(HOST, self.port, timeout=30)) as connection:
+            yield connection
+
+    def exchange(self, data: bytes) -> bytes:
+        """Send bytes as they are; return all that comes until the server closes."""
+        raw = connect(self.port)
+        raw.sendall(data)
+        return b"".join(iter(lambda: raw.recv(65_536), b""))
+
+    def get(self, path: str, **headers: str) -> Answer:
+        """GET a path."""
+        return self.request("GET", path, headers=headers)
+
+    def socket(self, path: str, **headers: str) -> Socket:
+        """Open a WebSocket; its ``status`` says whether it was accepted."""
+        return Socket(self.port, path, headers).handshake()
+
+
+def connect(port: int) -> socket.socket:
+    """Open a connection that is closed when the test has ended."""
+    raw = socket.create_connection((HOST, port), timeout=20)
+    OPENED.append(raw)
+    return raw
+
+
+def close_all() -> None:
+    """Close what `connect` opened."""
+    while OPENED:
+        OPENED.pop().close()
+
+
+def ask(
+    connection: http.client.HTTPConnection,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: dict[str, str] | None = None,
+) -> Answer:
+    """Send a request on an open connection; return its answer."""
+    connection.request(method, path, body, headers or {})
+    response = connection.getresponse()
+    return Answer(response.status, response.getheaders(), response.read())
+
+
+class Answer:
+    """The answer to an HTTP request."""
+
+    def __init__(self, status: int, headers: list[tuple[str, str]], content: bytes) -> None:
+        self.status, self.headers, self.content = status, headers, content
+
+    @property
+    def text(self) -> str:
+        """The content as text."""
+        return self.content.decode()
+
+    def json(self) -> Any:
+        """Return the content decoded."""
+        return json.loads(self.content)
+
+    def header(self, name: str) -> str | None:
+        """Return a header's first value."""
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
+    def cookies(self) -> dict[str, str]:
+        """Return the cookies that it sets."""
+        pairs = [value.partition(";")[0].partition("=") for key, value in self.headers if key == "Set-Cookie"]
+        return {name: value for name, _, value in pairs}
+
+
+class Socket:
+    """A WebSocket client on a raw socket: as good, or as bad, as a test wants it."""
+
+    def __init__(self, port: int, path: str, headers: dict[str, str]) -> None:
+        self.raw = connect(port)
+        self.status = 0
+        self.head = b""
+        self.close_code: int | None = None
+        self.frames: list[Any] = []
+        self._buffer = b""
+        self._after_head = b""
+        given = {"Host": f"{HOST}:{port}", "Upgrade": "websocket", "Connection": "Upgrade"}
+        given |= {"Sec-WebSocket-Key": base64.b64encode(secrets.token_bytes(16)).decode()}
+        given |= {"Sec-WebSocket-Version": "13"} | {
+            key.replace("_", "-"): value for key, value in headers.items()
+        }
+        lines = [f"GET {path} HTTP/1.1", *(f"{key}: {value}" for key, value in given.items()), "", ""]
+        self.raw.sendall("\r\n".join(lines).encode("latin-1"))
+
+    def handshake(self) -> Socket:
+        """Read the answer's head."""
+        data = b""
+        while b"\r\n\r\n" not in data:
+            more = self.raw.recv(65_536)
+            assert more, f"The server closed in the handshake, after {data!r}."
+            data += more
+        self.head, _, self._after_head = data.partition(b"\r\n\r\n")
+        self.status = int(self.head.split()[1])
+        if self.status == 101:
+            self.feed(self._after_head)
+        return self
+
+    def rest(self) -> str:
+        """Return the body of a refusal."""
+        return b"".join([self._after_head, *iter(lambda: self.raw.recv(65_536), b"")]).decode()
+
+    def send(self, text: str | bytes) -> None:
+        """Send one message."""
+        opcode = 1 if isinstance(text, str) else 2
+        self.raw.sendall(client_frame(opcode, text.encode() if isinstance(text, str) else text))
+
+    def close(self, code: int = 1000) -> None:
+        """Send a close frame."""
+        self.raw.sendall(client_frame(CLOSE, code.to_bytes(2, "big")))
+
+    def ask(self, text: str | bytes) -> str | bytes | None:
+        """Send one message and return the next one that comes."""
+        self.send(text)
+        return self.receive()
+
+    def closed(self) -> int | None:
+        """Wait until the server closes, whatever it still says; return the code."""
+        while self.receive() is not None:
+            continue
+        return self.close_code
+
+    def receive(self, timeout: float = 20.0) -> str | bytes | None:
+        """Return the next message; None when the connection was closed, see ``close_code``."""
+        self.raw.settimeout(timeout)
+        while not self.frames and self.close_code is None:
+            try:
+                data = self.raw.recv(65_536)
+            except ConnectionResetError:
+                data = b""
+            if not data:
+                self.close_code = 1006
+            self.feed(data)
+        return self.frames.pop(0) if self.frames else None
+
+    def nothing_for(self, seconds: float) -> bool:
+        """Whether no message comes for so long."""
+        try:
+            self.receive(seconds)
+        except TimeoutError:
+            return True
+        return False
+
+    def is_open(self) -> bool:
+        """Whether the server has neither closed it nor sent anything."""
+        return self.nothing_for(0.05)
+
+    def feed(self, data: bytes) -> None:
+        """Take bytes of the server."""
+        self._buffer += data
+        while (frame := server_frame(self._buffer)) is not None:
+            opcode, payload, self._buffer = frame
+            if opcode == CLOSE:
+                self.close_code = int.from_bytes(payload[:2], "big") if payload else 1005
+                with suppress(OSError):
+                    self.raw.sendall(client_frame(CLOSE, payload))
+            elif opcode in (TEXT, BINARY):
+                self.frames.append(payload.decode() if opcode == TEXT else payload)
+
+
+def client_frame(opcode: int, payload: bytes) -> bytes:
+    """Return a masked frame; the mask is zero, which is a mask all the same."""
+    size = len(payload)
+    if size < 126:
+        length = bytes([0x80 | size])
+    elif size < 65_536:
+        length = bytes([0x80 | 126]) + size.to_bytes(2, "big")
+    else:
+        length = bytes([0x80 | 127]) + size.to_bytes(8, "big")
+    return bytes([0x80 | opcode]) + length + bytes(4) + payload
+
+
+def server_frame(data: bytes) -> tuple[int, bytes, bytes] | None:
+    """Take one whole, unmasked frame off the front: (opcode, payload, what follows)."""
+    if len(data) < 2:
+        return None
+    assert data[0] & 0x80, "The server fragments nothing."
+    assert not data[1] & 0x80, "The server masks nothing."
+    extra = {126: 2, 127: 8}.get(data[1], 0)
+    start = 2 + extra
+    size = int.from_bytes(data[2:start], "big") if extra else data[1]
+    if len(data) < start + size:
+        return None
+    return data[0] & 0x0F, data[start : start + size], data[start + size :]
+
+
+def gather(sockets: Sequence[Socket], count: int, deadline: float = 60.0) -> list[list[Any]]:
+    """Read all sockets at once until each has so many messages; return the messages of each."""
+    end = time.monotonic() + deadline
+    with selectors.DefaultSelector() as selector:
+        for one in sockets:
+            selector.register(one.raw, selectors.EVENT_READ, one)
+        while (missing := sum(len(one.frames) < count for one in sockets)) and time.monotonic() < end:
+            for key, _ in selector.select(1.0):
+                data = key.fileobj.recv(262_144)  # type: ignore[union-attr]
+                assert data, f"The server closed one of {len(sockets)} sockets."
+                key.data.feed(data)
+    assert not missing, f"After {deadline:g} s, {missing} of {len(sockets)} lack messages."
+    return [one.frames for one in sockets]

@@ -1,0 +1,14 @@
+"""The command line of the site that the end-to-end tests run in processes of its own."""
+
+import os
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":
+    here = Path(__file__).resolve().parent
+    # This tree's dbchannels, whether or not it is installed.
+    sys.path[:0] = [str(here), str(here.parents[1])]
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "livesite.settings")
+    from django.core.management import execute_from_command_line
+
+    execute_from_command_line(sys.argv)
