@@ -56,6 +56,42 @@ def test_a_delay_belongs_to_the_channel(layer):
         Channel("http.request", delay=1).send({})
 
 
+@pytest.mark.parametrize(
+    "delay",
+    [
+        float("nan"),
+        float("inf"),
+        -1,
+        -0.001,
+        1e300,
+        10**400,
+        315_360_000.1,
+        timedelta(seconds=-1),
+        timedelta(days=3651),
+        timedelta.max,
+        "5",
+        None,
+    ],
+    ids=repr,
+)
+def test_a_delay_is_from_nothing_to_ten_years(layer, delay):
+    """The database refuses others only when a worker writes what its whole batch has sent."""
+    for channel in ("own", "http.request"):
+        with raises(InvalidMessage) as refused:
+            Channel(channel, delay=delay).send({"id": 7})
+        assert "from 0 to ten years" in refused.sentence
+    with layer.buffered() as buffer, raises(InvalidMessage):
+        Channel("own", delay=delay).send({"id": 7})
+    assert buffer.pending() == []
+    assert layer.channel_statistics("own")["messages_count"] == 0
+
+
+@pytest.mark.parametrize("delay", [315_360_000, timedelta(days=3650), 0.001, 0, -0.0, False, timedelta(0)])
+def test_the_shortest_delay_and_the_longest_are_good(layer, delay):
+    Channel("own", delay=delay).send({"id": 7})
+    assert layer.channel_statistics("own")["messages_count"] == 1
+
+
 def test_immediately_does_not_wait_for_the_consumers_end(layer):
     with layer.buffered():
         Channel("own").send({"id": 1})

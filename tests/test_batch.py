@@ -1,0 +1,173 @@
+"""What a worker has taken and not yet finished, and how much it takes at once."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from dbchannels.batch import Batch, Pace
+from dbchannels.layers.operations import Delivery, Done, Failure, GroupAdd
+from dbchannels.testing.layer_case import wait_until
+
+
+def frame(number):
+    """A protocol message."""
+    return Delivery("websocket.receive", b"", reply_channel=f"reply.s1!c{number}")
+
+
+def task(number, attempt=1):
+    """A durable message."""
+    return Delivery("own", b"", id=number, attempt=attempt)
+
+
+def did(name):
+    """Something that a consumer did."""
+    return GroupAdd(name, "own")
+
+
+@pytest.fixture
+def batch():
+    """One with three messages, of which none has started."""
+    made = Batch()
+    made.fill([frame(1), task(2), task(3)])
+    return made
+
+
+def start(batch, number):
+    """Start and finish some; return the last one that started."""
+    for _ in range(number):
+        delivery = batch.start_next()
+        batch.finished([], None)
+    return delivery
+
+
+# Going through it.
+
+
+def test_messages_start_in_the_order_in_which_they_were_taken(batch):
+    assert [start(batch, 1) for _ in range(3)] == [frame(1), task(2), task(3)]
+    assert batch.start_next() is None
+
+
+def test_what_is_added_comes_last(batch):
+    start(batch, 1)
+    batch.fill([frame(4)])
+    assert [start(batch, 1) for _ in range(3)] == [task(2), task(3), frame(4)]
+
+
+def test_it_says_whether_some_have_not_started(batch):
+    assert batch.has_waiting()
+    start(batch, 2)
+    assert batch.has_waiting()
+    batch.start_next()
+    assert not batch.has_waiting()
+
+
+def test_it_says_how_long_one_has_run(batch):
+    assert batch.running_for() == 0.0
+    before = time.monotonic()
+    batch.start_next()
+    assert wait_until(batch.running_for) <= time.monotonic() - before
+    batch.finished([], None)
+    assert batch.running_for() == 0.0
+    Batch().start_next()
+    assert Batch().running_for() == 0.0
+
+
+# Reporting.
+
+
+def test_a_report_holds_what_consumers_did_in_order_and_once(batch):
+    for name in ("a", "b"):
+        batch.start_next()
+        batch.finished([did(name), did(name * 2)], None)
+    assert list(batch.report().operations) == [did("a"), did("aa"), did("b"), did("bb")]
+    assert list(batch.report().operations) == []
+
+
+def test_durable_messages_alone_are_acknowledged_and_once(batch):
+    start(batch, 2)
+    assert list(batch.report().acknowledged) == [task(2)]
+    start(batch, 1)
+    assert list(batch.report().acknowledged) == [task(3)]
+    assert list(batch.report().acknowledged) == []
+
+
+def test_one_that_failed_is_not_acknowledged(batch):
+    start(batch, 1)
+    failure = Failure(batch.start_next(), "traceback", 1.0)
+    batch.finished([], failure)
+    done = batch.report()
+    assert (list(done.acknowledged), list(done.failures)) == ([], [failure])
+    assert list(batch.report().failures) == []
+
+
+def test_what_it_holds_runs_or_waits(batch):
+    assert list(batch.report().held) == [frame(1), task(2), task(3)]
+    batch.start_next()
+    assert list(batch.report().held) == [frame(1), task(2), task(3)]
+    batch.finished([], None)
+    assert list(batch.report().held) == [task(2), task(3)]
+
+
+def test_without_handing_back_nothing_returns(batch):
+    assert list(batch.report().returned) == []
+    assert start(batch, 1) == frame(1)
+
+
+def test_what_has_not_started_is_handed_back_and_what_runs_is_not(batch):
+    batch.start_next()
+    done = batch.report(hand_back=True)
+    assert (list(done.returned), list(done.held)) == ([task(2), task(3)], [frame(1)])
+    assert batch.start_next() is None
+
+
+def test_one_whose_neighbours_were_handed_back_is_still_acknowledged():
+    batch = Batch()
+    batch.fill([task(1), task(2)])
+    batch.start_next()
+    batch.report(hand_back=True)
+    batch.finished([did("a")], None)
+    assert batch.report(hand_back=True) == Done([did("a")], [task(1)], [], [], [])
+
+
+def test_a_report_of_nothing_is_empty():
+    assert Batch().report(hand_back=True) == Done([], [], [], [], [])
+
+
+def test_one_that_was_declared_dead_reports_nothing(batch):
+    start(batch, 1)
+    batch.start_next()
+    batch.finished([did("a")], Failure(task(2), "traceback", None))
+    batch.clear()
+    assert batch.report(hand_back=True) == Done([], [], [], [], [])
+    assert batch.start_next() is None
+
+
+# Pace.
+
+
+def pace_of(*seconds):
+    """Return a pace that has seen messages that took so long."""
+    pace = Pace()
+    for one in seconds:
+        pace.ran(one)
+    return pace
+
+
+def test_the_first_message_is_taken_by_itself():
+    assert pace_of().limit() == 1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit"), [(0.0, 20), (0.0005, 20), (0.003, 6), (0.009, 2), (0.03, 1), (10.0, 1)]
+)
+def test_a_batch_is_20_ms_of_work_and_20_messages_at_most(seconds, limit):
+    assert pace_of(*[seconds] * 100).limit() == limit
+
+
+def test_a_long_one_slows_it_down_at_once_and_quick_ones_speed_it_up_again():
+    quick = [0.0] * 100
+    assert pace_of(*quick, 1.0).limit() == 1
+    assert pace_of(*quick, 1.0, *quick).limit() == 20

@@ -1,0 +1,488 @@
+"""The commands' arguments, and what they say of bad ones; whole runs are among the end-to-end tests."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from django.core.management import CommandError, call_command
+from django.db import connections
+
+from dbchannels import conf, consumer, routing, serving
+from dbchannels.doorbell import Doorbell
+from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
+from dbchannels.interface.server import InterfaceServer
+from dbchannels.layers import channel_layers, make_layer
+from dbchannels.management import output
+from dbchannels.management.commands import runchannels, runworker
+from dbchannels.management.commands.runchannels import parse_address
+from dbchannels.serving import Plan
+from dbchannels.testing.layer_case import raises
+from tests import kinds
+
+OPTIONS = {
+    "workers": None,
+    "layer": "default",
+    "http_timeout": 60.0,
+    "graceful_timeout": 10.0,
+    "nostatic": False,
+    "pythonpath": None,
+}
+
+
+@pytest.fixture(autouse=True)
+def decorated(monkeypatch):
+    """The decorators' list, empty, for this test alone."""
+    monkeypatch.setattr(routing, "_decorated", [])
+
+
+@pytest.fixture(autouse=True)
+def log():
+    """The log of dbchannels as it is when a process starts, and put back after the test."""
+    log = logging.getLogger("dbchannels")
+    level, handlers = log.level, list(log.handlers)
+    yield log
+    log.setLevel(level)
+    log.handlers[:] = handlers
+
+
+@pytest.fixture
+def memory():
+    """The site's layer: one in memory."""
+    settings = conf.LayerSettings("default", conf.SHORT_BACKENDS["memory"], "default", None, conf.OPTIONS)
+    channel_layers["default"] = make_layer(settings)
+    yield channel_layers["default"]
+    channel_layers.reset()
+
+
+def refused(command, *arguments):
+    """Run a command that refuses; return its one sentence."""
+    with raises(CommandError) as error:
+        call_command(command, *arguments)
+    return error.sentence
+
+
+# An address.
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("8000", ("127.0.0.1", 8000)),
+        ("0", ("127.0.0.1", 0)),
+        ("65535", ("127.0.0.1", 65_535)),
+        ("0.0.0.0:80", ("0.0.0.0", 80)),
+        ("localhost:8000", ("localhost", 8000)),
+        ("my-host.example:8000", ("my-host.example", 8000)),
+        ("[::1]:8000", ("::1", 8000)),
+        ("[::]:8000", ("::", 8000)),
+    ],
+)
+def test_an_address_is_a_port_or_a_host_with_one(text, address):
+    assert parse_address(text) == address
+
+
+NO_PORT = ["", "localhost", "localhost:", "[::1]", "localhost:8000/", "http://localhost:8000"]
+NO_NUMBER = ["65536", "99999", "123456", "-1", "8e3", "80 00", "8000\n"]
+NO_HOST = [":8000", "::1:8000", "1:2:3", "[localhost]:8000"]
+
+
+@pytest.mark.parametrize("text", [*NO_PORT, *NO_NUMBER, *NO_HOST])
+def test_anything_else_is_refused_in_a_sentence(text):
+    with raises(CommandError) as error:
+        parse_address(text)
+    assert error.sentence.startswith(f"{text!r} is no address: give a port, as 8000")
+
+
+def test_the_command_says_it_too():
+    assert "'nowhere' is no address" in refused("runchannels", "nowhere")
+
+
+# The plan of runchannels.
+
+
+def plan(**options):
+    """Return the plan of a command line."""
+    return Plan.of("127.0.0.1", 8000, {**OPTIONS, **options})
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(None, 2), (1, 2), (2, 2), (8, 8)])
+def test_there_are_as_many_workers_as_cores_and_two_at_least(monkeypatch, cores, workers):
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert plan().workers == workers
+
+
+@pytest.mark.parametrize("workers", [0, 1, 7])
+def test_a_number_of_workers_is_taken_as_it_is(workers):
+    assert plan(workers=workers).workers == workers
+
+
+def test_a_negative_number_of_workers_is_refused():
+    with raises(InvalidConfiguration):
+        plan(workers=-1)
+    assert "--workers takes a number from 0" in refused("runchannels", "--workers=-1")
+
+
+@pytest.mark.parametrize("option", ["http_timeout", "graceful_timeout"])
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e10])
+def test_a_timeout_that_is_none_is_refused(option, seconds):
+    with raises(InvalidConfiguration) as error:
+        plan(**{option: seconds})
+    assert "--" + option.replace("_", "-") in error.sentence
+
+
+@pytest.mark.parametrize(
+    ("debug", "nostatic", "static"), [(True, False, True), (True, True, False), (False, False, False)]
+)
+def test_static_files_are_served_in_development(settings, debug, nostatic, static):
+    settings.DEBUG = debug
+    assert plan(nostatic=nostatic).static is static
+
+
+def test_static_files_are_not_served_without_their_app(settings):
+    settings.DEBUG = True
+    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if not app.endswith("staticfiles")]
+    assert plan().static is False
+
+
+def tasks(**options):
+    """Return (arguments, bells) of each worker of a plan."""
+    return [(task.arguments, task.bells) for task in serving.tasks(plan(**options), {"p": "P", "d": "D"})]
+
+
+def test_one_of_several_workers_is_kept_for_clients():
+    kept, *others = tasks(workers=3)
+    assert kept[0][-4:] == ("--only", "http.*", "--only", "websocket.*")
+    assert kept[1] == ("P",)
+    assert [("--only" in arguments, bells) for arguments, bells in others] == [(False, ("P", "D"))] * 2
+
+
+def test_a_single_worker_does_everything():
+    ((arguments, bells),) = tasks(workers=1)
+    assert "--only" not in arguments
+    assert bells == ("P", "D")
+    assert tasks(workers=0) == []
+
+
+def test_workers_are_told_what_the_server_was_told():
+    ((arguments, _),) = tasks(workers=1, layer="other", graceful_timeout=7.0, pythonpath="/site")
+    assert arguments == ("--layer", "other", "--graceful-timeout", "7.0", "--pythonpath=/site")
+
+
+@pytest.mark.parametrize("number", [0, 1, 3])
+def test_runworker_takes_what_runchannels_passes_on(number):
+    parser = runworker.Command().create_parser("manage.py", "runworker")
+    for arguments, _ in tasks(workers=number, pythonpath="/site"):
+        taken = parser.parse_args(["--child", "worker-1-x", "--bell", "3,4", *arguments])
+        assert (taken.child, taken.bell, taken.layer, taken.graceful_timeout) == (
+            "worker-1-x",
+            ["3,4"],
+            "default",
+            10.0,
+        )
+        assert taken.pythonpath == "/site"
+
+
+@pytest.mark.parametrize(
+    ("debug", "configured", "allowed"),
+    [
+        (True, [], (".localhost", "127.0.0.1", "[::1]")),
+        (False, [], ()),
+        (True, ["example.org"], ("example.org",)),
+        (False, ["example.org"], ("example.org",)),
+    ],
+)
+def test_hosts_are_allowed_as_django_does(settings, debug, configured, allowed):
+    settings.DEBUG, settings.ALLOWED_HOSTS = debug, configured
+    assert serving.allowed_hosts() == allowed
+
+
+# Before runchannels serves.
+
+
+class Checks:
+    """``manage.py check`` in a child: a line of Python instead."""
+
+    def __init__(self, code):
+        command = [sys.executable, "-c", code]
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def checked(code):
+    """Return what is shown of what the checks print."""
+    shown = []
+    with Checks(code).process as process:
+        serving.await_checks(process, shown.append)
+    return shown
+
+
+def test_checks_that_found_nothing_say_nothing():
+    assert checked("print('System check identified no issues (0 silenced).')") == []
+
+
+def test_warnings_are_shown():
+    assert checked("print('WARNINGS: one')") == ["WARNINGS: one"]
+
+
+def test_errors_are_shown_and_end_it():
+    with pytest.raises(InvalidConfiguration, match=r"(?s)ERRORS: one.*correct them, and start again\."):
+        checked("print('ERRORS: one'); raise SystemExit(1)")
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Return the checks that were started: they take a minute unless they are ended."""
+    processes = []
+
+    def start(plan):
+        processes.append(Checks("import time; time.sleep(60)").process)
+        return processes[-1]
+
+    monkeypatch.setattr(serving, "start_checks", start)
+    yield processes
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_a_layer_in_memory_cannot_be_served(memory, started):
+    assert "runchannels needs one on a database" in refused("runchannels", "0")
+    assert started[0].wait(10) == -signal.SIGKILL  # nothing is left running
+
+
+def test_a_layer_that_cannot_be_used_is_one_sentence(memory, started, monkeypatch):
+    def check():
+        raise LayerUnavailable(
+            "The database 'default' cannot be used (gone): start it, or correct DATABASES."
+        )
+
+    monkeypatch.setattr(memory, "shared", True)
+    monkeypatch.setattr(memory, "check", check)
+    assert "start it, or correct DATABASES" in refused("runchannels", "0")
+    assert started[0].wait(10) == -signal.SIGKILL
+
+
+def test_an_unknown_layer_is_one_sentence(started):
+    assert "DBCHANNELS has no layer 'other'" in refused("runchannels", "0", "--layer=other")
+    assert "DBCHANNELS has no layer 'other'" in refused("runworker", "--layer=other")
+
+
+@pytest.mark.parametrize(
+    ("workers", "line"),
+    [
+        (0, "Workers: none here: start them with runworker"),
+        (1, "Workers: 1 process"),
+        (3, "Workers: 3 processes, one kept for http.* and websocket.*"),
+    ],
+)
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
+def test_the_banner_says_where_and_how(memory, workers, line, host, shown):
+    class Server(InterfaceServer):
+        address = (host, 8000)
+
+        def __init__(self):
+            pass
+
+    lines = serving.banner(plan(workers=workers), Server(), memory).splitlines()
+    assert lines[0].startswith("dbchannels ") and ", Django " in lines[0]
+    assert lines[1] == f"Layer:   {memory.describe()}"
+    assert lines[2] == line
+    assert lines[3].startswith(f"Serving http://{shown}:8000/ ") and lines[3].endswith("quit with CONTROL-C.")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--workers=x"], ["--http-timeout=x"], ["8000", "8001"], ["--no-such-option"]]
+)
+def test_what_is_no_argument_is_refused(arguments):
+    with pytest.raises(CommandError):
+        call_command("runchannels", *arguments)
+
+
+# runworker.
+
+
+@pytest.fixture
+def workers(monkeypatch):
+    """The workers that the command made; none of them runs."""
+    made = []
+    monkeypatch.setattr(runworker.Worker, "run", lambda worker: made.append(worker))
+    monkeypatch.setattr(runworker, "stop_at_signals", lambda worker, seconds: made.append(seconds))
+    yield made
+    for one in made[1::2]:
+        one.link.close()
+
+
+def run(*arguments):
+    """Run runworker; return what it wrote."""
+    out = io.StringIO()
+    call_command("runworker", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def test_a_layer_in_memory_has_no_workers(memory):
+    assert "This layer lives in one process" in refused("runworker")
+
+
+@kinds.on_databases
+def test_it_says_what_it_reads_and_where(layer, workers):
+    consumer("thumbnails")(lambda message: None)
+    said = run("--exclude", "websocket.*")
+    seconds, one = workers
+    assert said == f"Worker {one.name} reads http.request, thumbnails from {layer.describe()}.\n"
+    assert seconds == 30.0
+
+
+@kinds.only("sqlite")
+def test_patterns_can_be_given_again_and_again(layer, workers):
+    consumer("thumbs.large")(lambda message: None)
+    consumer("thumbs.small")(lambda message: None)
+    run("--only", "http.*", "--only", "thumbs.*", "--exclude", "*.large", "--exclude", "*.request")
+    assert workers[1].channels == ["thumbs.small"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--only", "no.*"], ["--exclude", "*"], ["--only", "http.*", "--exclude", "h*"]]
+)
+@kinds.only("sqlite")
+def test_a_worker_without_a_channel_is_refused(layer, workers, arguments):
+    assert (
+        refused("runworker", *arguments) == "No channel with a consumer is left: change --only or --exclude."
+    )
+    assert workers == []
+
+
+@kinds.only("sqlite")
+def test_a_child_has_its_name_bells_and_life_from_its_parent(layer, workers, monkeypatch):
+    reader, writer = os.pipe()
+    bell = Doorbell.new()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
+    assert run("--child", "worker-1-x", "--bell", str(bell), "--graceful-timeout", "7") == ""
+    seconds, one = workers
+    assert (one.name, list(one._bells), one._life, seconds) == ("worker-1-x", [bell], reader, 7.0)
+    sys.stdin.close()
+    for descriptor in (writer, *bell):
+        os.close(descriptor)
+
+
+@kinds.only("sqlite")
+def test_a_routing_that_cannot_be_made_is_one_sentence(layer, settings):
+    settings.DBCHANNELS = {"default": {"ROUTING": "no.such.routing"}}
+    assert "cannot be imported" in refused("runworker")
+
+
+@kinds.only("sqlite")
+def test_a_setting_that_cannot_be_meant_is_one_sentence(layer, settings):
+    channel_layers.reset()
+    settings.DBCHANNELS = {"default": {"ROUTNG": "x"}}
+    assert "write 'ROUTING'" in refused("runworker")
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "-1", "1e10"])
+@kinds.only("sqlite")
+def test_a_graceful_timeout_that_is_none_is_refused(layer, workers, seconds):
+    assert "--graceful-timeout" in refused("runworker", f"--graceful-timeout={seconds}")
+    assert workers == []
+
+
+def test_connections_last_where_the_site_did_not_say_otherwise(monkeypatch):
+    for alias, age in (("default", 0), ("sqlite", 60)):
+        monkeypatch.setitem(connections[alias].settings_dict, "CONN_MAX_AGE", age)
+        monkeypatch.setitem(connections[alias].settings_dict, "CONN_HEALTH_CHECKS", False)
+    runworker.keep_connections()
+    kept = [connections[alias].settings_dict for alias in ("default", "sqlite")]
+    assert [(one["CONN_MAX_AGE"], one["CONN_HEALTH_CHECKS"]) for one in kept] == [(None, True), (60, False)]
+
+
+# Signals.
+
+
+class Stoppable:
+    """What a signal stops."""
+
+    def __init__(self):
+        self.stopping = threading.Event()
+        self.stops = 0
+
+    def stop(self):
+        """Count."""
+        self.stops += 1
+        self.stopping.set()
+
+
+class Ended(Exception):
+    """The process has ended."""
+
+
+@pytest.fixture
+def exits(monkeypatch):
+    """The codes with which the process would have ended; its signals are its own again after the test."""
+    codes = queue.SimpleQueue()
+
+    def end(code):
+        codes.put(code)
+        if threading.current_thread() is threading.main_thread():
+            raise Ended
+
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr(os, "_exit", end)
+    yield codes
+    for number, handler in kept.items():
+        signal.signal(number, handler)
+    for thread in threading.enumerate():
+        if isinstance(thread, threading.Timer):
+            thread.cancel()
+            thread.join()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_first_signal_stops_it_and_the_second_ends_it(exits, number):
+    one = Stoppable()
+    runworker.stop_at_signals(one, 60.0)
+    signal.raise_signal(number)
+    assert (one.stops, exits.empty()) == (1, True)
+    with pytest.raises(Ended):
+        signal.raise_signal(number)
+    assert (one.stops, exits.get(timeout=10)) == (1, 128 + number)
+
+
+def test_one_that_does_not_end_in_time_is_ended(exits):
+    one = Stoppable()
+    runworker.stop_at_signals(one, 0.001)
+    signal.raise_signal(signal.SIGTERM)
+    assert (one.stops, exits.get(timeout=10)) == (1, 1)
+
+
+# The log.
+
+
+@pytest.mark.parametrize(
+    ("verbosity", "level"), [(0, logging.WARNING), (1, logging.INFO), (2, logging.INFO), (3, logging.INFO)]
+)
+def test_the_log_is_shown_as_verbosely_as_asked(log, monkeypatch, capsys, verbosity, level):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log.handlers.clear()
+    output.log_to_terminal(verbosity)
+    output.log_to_terminal(verbosity)
+    assert log.level == level
+    logging.getLogger("dbchannels.worker").warning("Something of note.")
+    assert capsys.readouterr().err.count("Something of note.") == 1
+
+
+def test_a_sites_own_handler_is_enough(log, monkeypatch):
+    own = logging.NullHandler()
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    log.handlers[:] = [own]
+    output.log_to_terminal(1)
+    assert log.handlers == [own]
+
+
+def test_no_command_runs_the_checks_in_its_own_process():
+    """They import the site's URLs and views, which the interface server must never do."""
+    assert runchannels.Command.requires_system_checks == runworker.Command.requires_system_checks == []

@@ -1,0 +1,967 @@
+"""The worker: which consumer runs, what it sent and when that is written, and what no message can do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+
+import pytest
+from django.db import transaction
+from django.http import HttpResponse
+from django.urls import path
+
+from dbchannels import Channel, DenyConnection, Group, channel_layers, codec, route, worker
+from dbchannels.batch import Pace
+from dbchannels.doorbell import Doorbell
+from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
+from dbchannels.layers.operations import Send
+from dbchannels.models import DeadLetter, DurableMessage, Held, Process
+from dbchannels.routing import Routing
+from dbchannels.streaming import CHUNK
+from dbchannels.testing.layer_case import drain, in_thread, wait_until, waiting
+from dbchannels.waiting import wait_readable
+from dbchannels.worker import PROTOCOL_CHANNELS, Worker, backoff, new_worker_name
+from tests import kinds
+
+REPLIES = "reply.s1!"
+CLIENT = "reply.s1!c1"
+BOOM = "The consumer's own words."
+
+
+@pytest.fixture
+def new_worker(new_layer):
+    """Make workers, on record, whose sessions are closed at the end: ``new_worker(route(...), only=[...])``."""
+    made = []
+
+    def new(*routes, registered=True, **options):
+        made.append(Worker(channel_layers["default"], Routing(routes), **options))
+        if registered:
+            made[-1]._register()
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.link.close()
+
+
+@pytest.fixture
+def run(new_layer):
+    """Run a worker in a thread of its own, as a process would; it is stopped at the end of the test."""
+    started = []
+
+    def start(one):
+        started.append((one, in_thread(one.layer, one.run)))
+        return started[-1][1]
+
+    yield start
+    for one, thread in started:
+        one.stop()
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def batches_of(monkeypatch):
+    """Let workers take so many messages at once, whatever their consumers' pace."""
+
+    def take(number):
+        monkeypatch.setattr(Pace, "limit", lambda self: number)
+
+    return take
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Let failed messages run again at once, and return the attempts after which they failed."""
+    attempts = []
+
+    def backoff(attempt):
+        attempts.append(attempt)
+        return 0.0
+
+    monkeypatch.setattr(worker, "backoff", backoff)
+    return attempts
+
+
+def frame(layer, channel="websocket.receive", order=1, client=CLIENT, **fields):
+    """Send what an interface server sends of a WebSocket."""
+    layer.send(channel, {"reply_channel": client, "path": "/chat/", "order": order, **fields})
+
+
+def request(layer, path="/", **fields):
+    """Send what an interface server sends of an HTTP request."""
+    content = {
+        "method": "GET",
+        "http_version": "1.1",
+        "query_string": b"",
+        "headers": [[b"host", b"testserver"]],
+    }
+    layer.send("http.request", {"reply_channel": CLIENT, "path": path, **content, **fields})
+
+
+def replies(layer):
+    """Return what the interface server is told, in order."""
+    return drain(layer, REPLIES)
+
+
+def work(one):
+    """Run batches until nothing waits; return how many there were."""
+    batches = 0
+    while one.run_once():
+        batches += 1
+        assert batches < 50, "The worker finds more and more."
+    return batches
+
+
+def rows(layer, model):
+    """Return a query set on the layer's database."""
+    return model.objects.using(layer.database)
+
+
+def boom(message, **captures):
+    """A consumer that fails."""
+    raise RuntimeError(BOOM)
+
+
+def quiet(message, **captures):
+    """A consumer that does nothing."""
+
+
+def raising(error):
+    """Return a consumer that sends, and then raises this."""
+
+    def consume(message):
+        Channel("out").send({"from": "the one that raised"})
+        raise error
+
+    return consume
+
+
+# Channels.
+
+
+def test_it_reads_the_protocol_and_each_channel_with_a_consumer_once(new_worker):
+    one = new_worker(route("thumbnails", quiet), route("websocket.receive", quiet), route("thumbnails", boom))
+    assert one.channels == [*PROTOCOL_CHANNELS, "thumbnails"]
+
+
+@pytest.mark.parametrize(
+    ("options", "channels"),
+    [
+        ({"only": ["http.*"]}, ["http.request"]),
+        ({"only": ["http.*", "thumb*"]}, ["http.request", "thumbs.large", "thumbs.small"]),
+        ({"exclude": ["*.*"]}, []),
+        ({"only": ["thumbs.*"], "exclude": ["*.large"]}, ["thumbs.small"]),
+        ({"exclude": ["websocket.*", "thumbs.?mall"]}, ["http.request", "thumbs.large"]),
+        ({"only": ["HTTP.*"]}, []),
+    ],
+)
+@kinds.only("memory")
+def test_patterns_choose_its_channels(new_worker, options, channels):
+    one = new_worker(route("thumbs.large", quiet), route("thumbs.small", quiet), **options)
+    assert one.channels == channels
+
+
+def test_what_is_not_its_own_is_left(layer, new_worker):
+    frame(layer)
+    layer.send("own", {})
+    layer.send("other", {})
+    assert work(new_worker(route("own", quiet), route("other", quiet), only=["other"])) == 1
+    assert [waiting(layer, channel) for channel in ("websocket.receive", "own", "other")] == [1, 1, 0]
+
+
+def test_nothing_waits_nothing_is_done(layer, new_worker):
+    assert new_worker(route("own", quiet)).run_once() is False
+    assert new_worker(route("own", quiet), only=["own"]).run_once() is False
+
+
+def test_messages_that_somebody_waits_for_go_first(layer, new_worker, batches_of):
+    seen = []
+    batches_of(2)
+    layer.send_many([("own", {}), ("own", {})])
+    frame(layer)
+    frame(layer, client="reply.s1!c2")
+    one = new_worker(
+        route("own", lambda message: seen.append("own")),
+        route("websocket.receive", lambda message: seen.append("frame")),
+    )
+    assert one.run_once()
+    assert seen == ["frame", "frame"]
+    assert work(one) == 1
+    assert seen == ["frame", "frame", "own", "own"]
+    assert one.consumed == 4
+
+
+# What a consumer sends.
+
+
+def test_sends_are_written_in_order_when_the_consumer_has_ended(layer, new_worker):
+    seen = []
+
+    def consume(message):
+        for number in range(3):
+            Channel("out").send({"number": number})
+        Group("room").add(message.reply_channel)
+        Group("room").send({"text": "hi"})
+        Group("room").discard(message.reply_channel)
+        seen.append((waiting(layer, "out"), Group("room").channels()))
+
+    frame(layer, order=7)
+    assert new_worker(route("websocket.receive", consume)).run_once()
+    assert seen == [(0, [])]
+    assert [one["number"] for one in drain(layer, "out")] == [0, 1, 2]
+    assert replies(layer) == [{"text": "hi"}, {"finished": 7}]
+    assert layer.group_channels("room") == []
+
+
+def test_sends_of_one_that_raises_are_dropped_and_those_of_its_neighbours_are_not(
+    layer, new_worker, batches_of
+):
+    def consume(message):
+        Channel("out").send({"number": message["number"]})
+        if message["number"] == 1:
+            raise RuntimeError(BOOM)
+
+    batches_of(3)
+    for number in range(3):
+        frame(layer, client=f"reply.s1!c{number}", number=number)
+    assert work(new_worker(route("websocket.receive", consume))) == 1
+    assert [one["number"] for one in drain(layer, "out")] == [0, 2]
+    assert replies(layer) == [{"finished": 1}] * 3
+
+
+@kinds.on_databases
+def test_sends_and_acknowledgement_are_written_together_or_not_at_all(layer, new_worker):
+    layer.send("own", {})
+    one = new_worker(route("own", lambda message: Channel("out").send({})))
+    finish = one.link.finish
+    impossible = Send("out", b"", "", 60.0, "no number")
+    one.link.finish = lambda name, done: finish(
+        name, done._replace(operations=[*done.operations, impossible])
+    )
+    with pytest.raises(Exception):  # noqa: B017, PT011  (each database has its own words)
+        one.run_once()
+    assert waiting(layer, "out") == 0
+    assert rows(layer, DurableMessage).get().channel == "own"
+
+
+def test_immediately_is_written_while_the_consumer_runs(layer, new_worker):
+    seen = []
+
+    def consume(message):
+        Channel("out").send({"number": 1})
+        Channel("out", immediately=True).send({"number": 2})
+        seen.extend(drain(layer, "out"))
+
+    frame(layer)
+    assert new_worker(route("websocket.receive", consume)).run_once()
+    assert seen == [{"number": 2}]
+    assert drain(layer, "out") == [{"number": 1}]
+
+
+@kinds.on_databases
+def test_a_send_inside_atomic_takes_along_what_was_buffered(layer, new_worker):
+    seen = []
+
+    def consume(message):
+        Channel("out").send({"number": 1})
+        with transaction.atomic(using=layer.database):
+            Channel("out").send({"number": 2})
+        seen.append(waiting(layer, "out"))
+        Channel("out").send({"number": 3})
+
+    layer.send("own", {})
+    assert new_worker(route("own", consume)).run_once()
+    assert seen == [2]
+    assert [one["number"] for one in drain(layer, "out")] == [1, 2, 3]
+
+
+@kinds.on_databases
+def test_what_a_transaction_rolled_back_was_never_sent(layer, new_worker):
+    def consume(message):
+        Channel("out").send({"number": 1})
+        with transaction.atomic(using=layer.database):
+            Channel("out").send({"number": 2})
+            transaction.set_rollback(True, using=layer.database)
+        Channel("out").send({"number": 3})
+
+    layer.send("own", {})
+    assert new_worker(route("own", consume)).run_once()
+    assert [one["number"] for one in drain(layer, "out")] == [1, 3]
+
+
+@kinds.on_databases
+def test_what_was_committed_before_the_consumer_raised_stands(layer, new_worker, at_once):
+    def consume(message):
+        with transaction.atomic(using=layer.database):
+            Channel("out").send({"number": 1})
+        Channel("out").send({"number": 2})
+        raise RuntimeError(BOOM)
+
+    frame(layer)
+    assert new_worker(route("websocket.receive", consume)).run_once()
+    assert [one["number"] for one in drain(layer, "out")] == [1]
+
+
+def test_a_group_reaches_who_is_in_it_when_the_consumer_ends(layer, new_worker):
+    layer.group_add("room", "reply.s1!c2")
+
+    def consume(message):
+        Group("room").add(message.reply_channel)
+        Group("room").send({"text": "hi"})
+
+    frame(layer)
+    assert new_worker(route("websocket.receive", consume)).run_once()
+    assert sorted(map(str, replies(layer))) == ["{'finished': 1}", "{'text': 'hi'}", "{'text': 'hi'}"]
+
+
+# WebSockets.
+
+
+@pytest.mark.parametrize("channel", ["websocket.connect", "websocket.receive", "websocket.disconnect"])
+def test_a_consumer_that_returns_has_finished_its_frame(layer, new_worker, channel):
+    frame(layer, channel, order=3)
+    assert new_worker(route(channel, quiet)).run_once()
+    assert replies(layer) == [{"finished": 3}]
+
+
+def test_its_replies_go_before_the_word_that_it_has_finished(layer, new_worker):
+    def consume(message):
+        message.reply_channel.send({"text": "a"})
+        message.reply_channel.send({"text": "b"})
+
+    frame(layer, order=0, channel="websocket.connect")
+    assert new_worker(route("websocket.connect", consume)).run_once()
+    assert replies(layer) == [{"text": "a"}, {"text": "b"}, {"finished": 0}]
+
+
+def test_captures_reach_the_consumer(layer, new_worker):
+    seen = []
+    frame(layer, path="/chat/tea/")
+    join = route("websocket.receive", lambda message, room: seen.append(room), path=r"^/chat/(?P<room>\w+)/$")
+    assert new_worker(join).run_once()
+    assert seen == ["tea"]
+
+
+def test_no_route_at_all_is_404(layer, new_worker):
+    frame(layer, "websocket.connect", order=0)
+    assert new_worker(route("websocket.receive", quiet, path="^/other/$")).run_once()
+    assert replies(layer) == [{"accept": False, "status": 404, "finished": 0}]
+
+
+def test_a_receive_route_alone_accepts(layer, new_worker):
+    frame(layer, "websocket.connect", order=0)
+    assert new_worker(route("websocket.receive", quiet, path="^/chat/$")).run_once()
+    assert replies(layer) == [{"finished": 0}]
+
+
+@pytest.mark.parametrize("channel", ["websocket.receive", "websocket.disconnect"])
+def test_a_frame_without_a_route_is_finished_without_a_word(layer, new_worker, channel):
+    frame(layer, channel, order=2)
+    assert new_worker().run_once()
+    assert replies(layer) == [{"finished": 2}]
+
+
+def test_a_connection_can_be_denied(layer, new_worker, caplog):
+    frame(layer, "websocket.connect", order=0)
+    assert new_worker(route("websocket.connect", raising(DenyConnection()))).run_once()
+    assert replies(layer) == [{"accept": False, "status": 403, "finished": 0}]
+    assert waiting(layer, "out") == 0
+    assert not caplog.records
+
+
+def test_a_connect_that_fails_is_500_and_its_traceback_is_logged(layer, new_worker, caplog):
+    frame(layer, "websocket.connect", order=0)
+    assert new_worker(route("websocket.connect", raising(RuntimeError(BOOM)))).run_once()
+    assert replies(layer) == [{"accept": False, "status": 500, "finished": 0}]
+    assert waiting(layer, "out") == 0
+    assert "websocket.connect" in caplog.text and BOOM in caplog.text
+
+
+@pytest.mark.parametrize("channel", ["websocket.receive", "websocket.disconnect"])
+def test_a_frame_that_fails_does_not_hold_up_the_next(layer, new_worker, channel):
+    frame(layer, channel, order=5)
+    assert new_worker(route(channel, boom)).run_once()
+    assert replies(layer) == [{"finished": 5}]
+
+
+def test_the_disconnect_of_a_dead_servers_client_is_answered_to_nobody(layer, new_worker):
+    seen = []
+    frame(layer, "websocket.disconnect", order=-1)
+    assert new_worker(route("websocket.disconnect", lambda message: seen.append(message["path"]))).run_once()
+    assert seen == ["/chat/"]
+    assert replies(layer) == []
+
+
+# HTTP.
+
+
+def test_a_view_answers(layer, new_worker):
+    request(layer)
+    assert new_worker().run_once()
+    (response,) = replies(layer)
+    assert (response["status"], response["content"]) == (200, b"hello")
+    assert not response.get("more_content")
+
+
+def test_a_consumer_may_take_requests_before_the_views(layer, new_worker):
+    request(layer, path="/api/")
+    request(layer, path="/")
+    answer = route("http.request", lambda message: message.reply_channel.send({"status": 204}), path="^/api/")
+    assert work(new_worker(answer))
+    assert sorted(one["status"] for one in replies(layer)) == [200, 204]
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError(BOOM), SystemExit(1), DenyConnection(), asyncio.CancelledError()]
+)
+@kinds.only("postgresql", "memory")
+def test_a_request_whose_consumer_fails_is_answered_at_once(layer, new_worker, error):
+    request(layer)
+    assert new_worker(route("http.request", raising(error))).run_once()
+    assert replies(layer) == [{"error": "consumer"}]
+    assert waiting(layer, "out") == 0
+
+
+def test_a_request_that_is_none_is_answered_at_once(layer, new_worker):
+    layer.send("http.request", {"reply_channel": CLIENT})
+    assert new_worker().run_once()
+    assert replies(layer) == [{"error": "consumer"}]
+
+
+def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monkeypatch):
+    def respond(self, message, link, its_layer):
+        Channel("out").send({"number": 1})
+        return [worker.reply(its_layer, message.reply_channel.name, {"status": 200})]
+
+    monkeypatch.setattr(worker.ViewHandler, "respond", respond)
+    request(layer)
+    assert new_worker().run_once()
+    assert drain(layer, "out") == [{"number": 1}]
+    assert replies(layer) == [{"status": 200}]
+
+
+@pytest.mark.parametrize("channel", ["own", "http.request"])
+@kinds.on_databases
+def test_a_consumers_broken_connection_is_let_go(layer, new_worker, channel, at_once, monkeypatch):
+    closed = []
+    monkeypatch.setattr(worker, "close_old_connections", lambda: closed.append(channel))
+    layer.send(channel, {"reply_channel": CLIENT})
+    assert new_worker(route(channel, boom)).run_once()
+    assert closed == [channel]
+
+
+def large(request):
+    """A view whose response takes several chunks."""
+    return HttpResponse(b"x" * (2 * CHUNK + 1))
+
+
+urlpatterns = [path("large/", large)]
+
+
+def test_a_large_response_goes_out_while_it_is_made(layer, new_worker, settings):
+    settings.ROOT_URLCONF = __name__
+    request(layer, path="/large/")
+    assert new_worker().run_once()
+    head, *chunks, end = replies(layer)
+    assert (head["status"], head["more_content"], end["more_content"]) == (200, True, False)
+    assert b"".join(chunk["content"] for chunk in chunks) == b"x" * (2 * CHUNK + 1)
+
+
+# Durable messages.
+
+
+def test_a_durable_message_is_done_once(layer, new_worker):
+    seen = []
+    layer.send("own", {"number": 7})
+    one = new_worker(route("own", lambda message: seen.append((message["number"], message.attempt))))
+    assert work(one) == 1
+    assert seen == [(7, 1)]
+    assert waiting(layer, "own") == 0
+
+
+@kinds.on_databases
+def test_the_attempt_is_counted_before_the_consumer_runs(layer, new_worker):
+    seen = []
+
+    def consume(message):
+        row = rows(layer, DurableMessage).get()
+        seen.append((row.attempts, row.claimed_by, message.attempt))
+
+    layer.send("own", {})
+    one = new_worker(route("own", consume), name="w1")
+    assert one.run_once()
+    assert seen == [(1, "w1", 1)]
+    assert not rows(layer, DurableMessage).exists()
+
+
+def test_one_that_fails_is_tried_again_later(layer, new_worker):
+    seen = []
+
+    def consume(message):
+        seen.append(message.attempt)
+        raise RuntimeError(BOOM)
+
+    layer.send("own", {})
+    assert work(new_worker(route("own", consume))) == 1  # it is due again in 0.75 s at the earliest
+    assert seen == [1]
+    assert waiting(layer, "own") == 1
+
+
+def test_after_the_retries_it_is_a_dead_letter_with_its_traceback(new_layer, new_worker, at_once):
+    layer = new_layer(retries=2)
+    seen = []
+
+    def consume(message):
+        seen.append(message.attempt)
+        Channel("out").send({})
+        boom(message)
+
+    layer.send("own", {"number": 7})
+    assert work(new_worker(route("own", consume))) == 3
+    assert (seen, at_once) == ([1, 2, 3], [1, 2])
+    assert (waiting(layer, "own"), waiting(layer, "out")) == (0, 0)
+    attempts, content, error = dead_letter(layer)
+    assert (attempts, content) == (3, {"number": 7})
+    assert "Traceback" in error and "in boom" in error and error.endswith(f"RuntimeError: {BOOM}\n")
+
+
+def dead_letter(layer):
+    """Return (attempts, content, error) of the only one."""
+    if hasattr(layer, "dead_letters"):
+        (failure,) = layer.dead_letters
+        return failure.delivery.attempt, codec.decode(failure.delivery.payload), failure.error
+    letter = rows(layer, DeadLetter).get()
+    return letter.attempts, letter.content(), letter.error
+
+
+def test_without_retries_the_first_failure_is_the_last(new_layer, new_worker):
+    layer = new_layer(retries=0)
+    layer.send("own", {})
+    assert work(new_worker(route("own", boom))) == 1
+    assert dead_letter(layer)[0] == 1
+
+
+def test_one_that_no_route_matches_becomes_a_dead_letter_that_says_so(new_layer, new_worker):
+    layer = new_layer(retries=0)
+    layer.send("own", {"kind": "b"})
+    assert work(new_worker(route("own", quiet, kind="^a$"))) == 1
+    assert "No consumer on own matches this message: add a route for it." in dead_letter(layer)[2]
+
+
+def test_a_success_after_a_failure_leaves_nothing(layer, new_worker, at_once):
+    seen = []
+
+    def consume(message):
+        seen.append(message.attempt)
+        Channel("out").send({"attempt": message.attempt})
+        if message.attempt == 1:
+            boom(message)
+
+    layer.send("own", {})
+    assert work(new_worker(route("own", consume))) == 2
+    assert seen == [1, 2]
+    assert drain(layer, "out") == [{"attempt": 2}]
+    assert waiting(layer, "own") == 0
+
+
+def test_one_that_fails_does_not_take_its_batch_along(layer, new_worker, batches_of):
+    seen = []
+
+    def consume(message):
+        seen.append(message["number"])
+        if message["number"] == 1:
+            boom(message)
+
+    batches_of(3)
+    layer.send_many([("own", {"number": number}) for number in range(3)])
+    assert work(new_worker(route("own", consume))) == 1
+    assert seen == [0, 1, 2]
+    assert waiting(layer, "own") == 1
+
+
+def test_delays_between_attempts_grow_to_an_hour(monkeypatch):
+    monkeypatch.setattr(worker.random, "uniform", lambda low, high: 1.0)
+    assert [backoff(attempt) for attempt in range(1, 7)] == [1, 5, 25, 125, 625, 3125]
+    assert backoff(7) == backoff(30_000) == 3600
+
+
+def test_each_delay_is_jittered_by_a_quarter():
+    delays = {backoff(2) for _ in range(50)}
+    assert len(delays) > 1
+    assert all(3.75 <= delay <= 6.25 for delay in delays)
+
+
+# It never dies.
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError(BOOM),
+        SystemExit(3),
+        asyncio.CancelledError(),
+        KeyboardInterrupt(),
+        GeneratorExit(),
+        RecursionError(),
+        InvalidConfiguration(BOOM),
+        LayerUnavailable(BOOM),
+        UnicodeDecodeError("utf-8", b"\xff", 0, 1, "half a \udc80 pair"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_no_exception_of_a_consumer_ends_it(layer, new_worker, error):
+    seen = []
+    frame(layer, text="bad")
+    layer.send("own", {})
+    frame(layer, order=2, text="good", client="reply.s1!c2")
+    one = new_worker(
+        route("websocket.receive", raising(error), text="bad"),
+        route("websocket.receive", lambda message: seen.append(message["text"])),
+        route("own", raising(error)),
+    )
+    work(one)
+    assert seen == ["good"]
+    assert sorted(answer["finished"] for answer in replies(layer)) == [1, 2]
+    assert (waiting(layer, "own"), waiting(layer, "out")) == (1, 0)
+
+
+def test_an_exception_that_cannot_be_shown_does_not_end_it(layer, new_worker):
+    class Unspeakable(Exception):
+        def __str__(self):
+            raise RuntimeError(BOOM)
+
+    frame(layer)
+    layer.send("own", {})
+    assert work(
+        new_worker(route("websocket.receive", raising(Unspeakable())), route("own", raising(Unspeakable())))
+    )
+    assert replies(layer) == [{"finished": 1}]
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"\xc1", b"\x01", b"\x90", b"\xc0", b"\x81\xa1a", b"\x81\x01\x02", b"\x80\x80"]
+)
+@pytest.mark.parametrize("channel", ["websocket.connect", "websocket.receive", "http.request", "own"])
+@kinds.only("postgresql", "memory")
+def test_a_payload_that_is_no_message_does_not_end_it(layer, new_worker, channel, payload):
+    layer.write([Send(channel, payload, CLIENT, 60.0, 0)])
+    frame(layer, order=9)
+    work(new_worker(route("websocket.receive", quiet), route("own", quiet)))
+    assert {"finished": 9} in replies(layer)
+    assert waiting(layer, channel) == (1 if channel == "own" else 0)  # the durable one waits for its retry
+
+
+@pytest.mark.parametrize("order", ["x", 1.5, [], None, -7])
+@pytest.mark.parametrize("consume", [quiet, boom])
+def test_an_order_that_is_none_is_answered_to_nobody(layer, new_worker, order, consume):
+    """A site may send on a protocol channel itself, whatever it means by that."""
+    frame(layer, order=order)
+    assert work(new_worker(route("websocket.receive", consume))) == 1
+    assert replies(layer) == []
+
+
+def test_it_outlives_an_outage_of_the_layer(layer, new_worker, run, monkeypatch):
+    seen = threading.Event()
+    one = new_worker(route("own", lambda message: seen.set()))
+    claim, failures = one.link.claim, []
+
+    def broken(*arguments):
+        if len(failures) < 2:
+            failures.append(1)
+            raise LayerUnavailable("The database has gone for a walk.")
+        return claim(*arguments)
+
+    monkeypatch.setattr(one.link, "claim", broken)
+    run(one)
+    layer.send("own", {})
+    assert seen.wait(10)
+    assert len(failures) == 2
+
+
+def test_what_consumers_did_is_written_after_an_outage(layer, new_worker, monkeypatch):
+    layer.send("own", {})
+    one = new_worker(route("own", lambda message: Channel("out").send({"number": 1})))
+    finish, tries = one.link.finish, []
+
+    def broken(*arguments):
+        tries.append(1)
+        if len(tries) < 3:
+            raise LayerUnavailable("The database has gone for a walk.")
+        finish(*arguments)
+
+    monkeypatch.setattr(one.link, "finish", broken)
+    assert work(one) == 1
+    assert len(tries) == 3
+    assert drain(layer, "out") == [{"number": 1}]
+
+
+def test_what_was_popped_runs_though_the_claim_after_it_fails(layer, new_worker, batches_of, monkeypatch):
+    batches_of(5)
+    frame(layer)
+    one = new_worker(route("websocket.receive", quiet), route("own", quiet))
+
+    def broken(*arguments):
+        raise LayerUnavailable("The database has gone for a walk.")
+
+    monkeypatch.setattr(one.link, "claim", broken)
+    assert one.run_once()
+    assert replies(layer) == [{"finished": 1}]
+    with pytest.raises(LayerUnavailable):
+        one.run_once()
+
+
+# Long work.
+
+
+def test_what_waits_behind_a_long_consumer_is_handed_back_unattempted(layer, new_worker, run, batches_of):
+    released, seen = threading.Event(), []
+
+    def consume(message):
+        seen.append((message.get("number"), message.attempt))
+        released.wait(10)
+
+    batches_of(4)
+    layer.send_many([("own", {"number": number}) for number in range(3)])
+    frame(layer, number="frame")
+    one = new_worker(route("own", consume), route("websocket.receive", consume), name="w1")
+    run(one)
+    # The frame runs first; three durable ones wait behind it until they are back.
+    wait_until(lambda: seen and waiting(layer, "own") == 3)
+    assert seen == [("frame", 0)]
+    other = new_worker(route("own", lambda message: seen.append((message["number"], message.attempt))))
+    assert work(other) == 1
+    assert seen[1:] == [(0, 1), (1, 1), (2, 1)]
+    released.set()
+    wait_until(lambda: waiting(layer, REPLIES) == 1)
+    assert replies(layer) == [{"finished": 1}]
+
+
+@kinds.on_databases
+def test_what_runs_stays_on_record_while_the_rest_goes_back(layer, new_worker, run, batches_of):
+    released = threading.Event()
+    batches_of(2)
+    for client in ("reply.s1!c1", "reply.s1!c2"):
+        frame(layer, client=client)
+    run(new_worker(route("websocket.receive", lambda message: released.wait(10)), name="w1"))
+    wait_until(lambda: waiting(layer, "websocket.receive") == 1)
+    (lines,) = [held.lines() for held in rows(layer, Held)]
+    assert lines == [("websocket.receive", "reply.s1!c1")]
+    released.set()
+    wait_until(lambda: waiting(layer, REPLIES) == 2)
+    wait_until(lambda: rows(layer, Held).get().lines() == [])
+
+
+def test_the_lease_is_renewed_while_a_consumer_runs(new_layer, new_worker, run):
+    new_layer(lease=0.15)
+    released, renewals = threading.Event(), []
+    one = new_worker(route("own", lambda message: released.wait(10)))
+    renew = one.link.renew
+    one.link.renew = lambda name: renewals.append(threading.current_thread().name) or renew(name)
+    one.layer.send("own", {})
+    run(one)
+    wait_until(lambda: renewals.count("watch") >= 2)
+    released.set()
+
+
+def test_a_batch_that_is_full_rings_for_another_worker(layer, new_worker, batches_of):
+    bell = Doorbell.new()
+    batches_of(2)
+    layer.send_many([("own", {})] * 3)
+    one = new_worker(route("own", quiet), only=["own"], bells=[bell])
+    bell.ring()
+    bell.ring()
+    assert one.run_once()
+    assert wait_readable([bell.reader], 0) == {bell.reader}
+    assert one.run_once()  # takes all rings, finds the third, and rings for nobody
+    assert not wait_readable([bell.reader], 0)
+    for descriptor in bell:
+        os.close(descriptor)
+
+
+# The end.
+
+
+def test_stop_finishes_what_runs_and_hands_back_the_rest_unattempted(layer, new_worker, batches_of):
+    seen = []
+    one = new_worker(
+        route(
+            "own",
+            lambda message: (seen.append(message["number"]), one.stop(), Channel("out").send({"done": 1})),
+        )
+    )
+    batches_of(3)
+    layer.send_many([("own", {"number": number}) for number in range(3)])
+    assert one.run_once()
+    assert (seen, drain(layer, "out")) == ([0], [{"done": 1}])
+    assert waiting(layer, "own") == 2
+    again = new_worker(route("own", lambda message: seen.append((message["number"], message.attempt))))
+    assert work(again) == 1
+    assert seen == [0, (1, 1), (2, 1)]
+
+
+def test_stop_hands_frames_back_too(layer, new_worker, batches_of):
+    one = new_worker(route("websocket.receive", lambda message: one.stop()))
+    batches_of(3)
+    for order in range(1, 4):
+        frame(layer, order=order, client=f"reply.s1!c{order}")
+    assert one.run_once()
+    assert replies(layer) == [{"finished": 1}]
+    assert [message["order"] for message in drain(layer, "websocket.receive")] == [2, 3]
+
+
+@kinds.on_databases
+def test_it_is_on_record_while_it_runs_and_leaves_nothing_behind(layer, new_worker, run):
+    one = new_worker(route("own", quiet), name="w1", registered=False)
+    thread = run(one)
+    process = wait_until(lambda: rows(layer, Process).first())
+    assert (process.name, process.kind, process.pid) == ("w1", "worker", os.getpid())
+    layer.send("own", {})
+    wait_until(lambda: not rows(layer, DurableMessage).exists())
+    one.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert not rows(layer, Process).exists()
+    assert not rows(layer, Held).exists()
+
+
+@kinds.only("sqlite", "memory")
+def test_it_takes_itself_off_the_record_after_its_watch_has_ended(layer, new_worker, run):
+    """A watch that is late would find no record, take the worker for declared dead, and make a new one."""
+    watching, unregistered, order = threading.Event(), threading.Event(), []
+
+    def keep_alive():
+        if threading.current_thread().name == "watch":
+            watching.set()
+            unregistered.wait(0.2)
+            order.append("watch")
+
+    def consume(message):
+        watching.wait(10)
+        one.stop()
+
+    one = new_worker(route("own", consume))
+    one._keep_alive = keep_alive
+    one.link.unregister = lambda name: (order.append("unregister"), unregistered.set())
+    layer.send("own", {})
+    run(one).join(10)
+    assert order == ["watch", "unregister"]
+
+
+def test_stop_ends_one_that_is_idle(layer, new_worker, run):
+    one = new_worker(route("own", quiet))
+    looked, wait = threading.Event(), one.link.wait
+    one.link.wait = lambda *arguments: looked.set() or wait(*arguments)
+    thread = run(one)
+    assert looked.wait(10)
+    one.stop()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+@pytest.fixture
+def parent():
+    """A pipe as a parent holds it: ``parent.life`` for the worker, ``parent.end()`` is its death."""
+
+    class Parent:
+        life, _held = os.pipe()
+
+        def end(self):
+            if self._held is not None:
+                os.close(self._held)
+                self._held = None
+
+    one = Parent()
+    yield one
+    one.end()
+    os.close(one.life)
+
+
+def test_it_ends_with_its_parent(layer, new_worker, run, parent):
+    thread = run(new_worker(route("own", quiet), life=parent.life))
+    parent.end()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+def test_it_ends_with_its_parent_however_much_is_to_do(layer, new_worker, run, parent):
+    layer.send("own", {})
+    busy = route("own", lambda message: Channel("own").send({}))
+    thread = run(new_worker(busy, life=parent.life))
+    parent.end()
+    thread.join(10)
+    assert not thread.is_alive()
+    assert waiting(layer, "own") == 1
+
+
+@kinds.only("memory")
+def test_it_ends_with_its_parent_though_the_layer_is_away(layer, new_worker, run, parent, monkeypatch):
+    def broken(*arguments):
+        raise LayerUnavailable("The database has gone for a walk.")
+
+    one = new_worker(route("own", quiet), life=parent.life)
+    monkeypatch.setattr(one.link, "register", broken)
+    monkeypatch.setattr(one.link, "unregister", broken)
+    monkeypatch.setattr(worker, "Backoff", lambda: Instant())
+    thread = run(one)
+    parent.end()
+    thread.join(10)
+    assert not thread.is_alive()
+
+
+class Instant:
+    """A Backoff without delays."""
+
+    tries = 0
+
+    def delay(self):
+        """Count, and wait for nothing."""
+        self.tries += 1
+        return 0.0
+
+
+# Declared dead.
+
+
+@kinds.on_databases
+def test_one_that_was_declared_dead_goes_on_as_a_new_one(layer, new_worker, new_link):
+    seen = []
+    one = new_worker(route("own", lambda message: seen.append(1)), name="w1")
+    new_link(layer).bury("w1")
+    layer.send("own", {})
+    one._renewed_at = 0.0  # long ago
+    assert one.run_once()
+    assert seen == [1]
+    assert one.name != "w1"
+    assert [process.name for process in rows(layer, Process)] == [one.name]
+    assert waiting(layer, "own") == 0
+
+
+@kinds.on_databases
+def test_what_it_held_when_it_was_declared_dead_is_not_its_own(layer, new_worker, new_link, batches_of):
+    seen = []
+
+    def consume(message):
+        seen.append((message["number"], message.attempt))
+        if len(seen) == 1:
+            new_link(layer).bury("w1")  # it stands still here for a long time
+            one._renewed_at = 0.0
+            one._keep_alive()  # and its watch finds out
+
+    one = new_worker(route("own", consume), name="w1")
+    batches_of(3)
+    layer.send_many([("own", {"number": number}) for number in range(3)])
+    assert one.run_once()
+    assert seen == [(0, 1)]
+    # The acknowledgement came too late: all three run again, one by one, and none is blamed.
+    left = rows(layer, DurableMessage).values_list("attempts", "claimed_by", "alone")
+    assert sorted(left) == [(0, None, True)] * 3
+    assert work(one) == 3
+    assert seen[1:] == [(0, 1), (1, 1), (2, 1)]
+
+
+def test_names_of_workers_are_new():
+    names = {new_worker_name() for _ in range(100)}
+    assert len(names) == 100
+    assert all(name.startswith(f"worker-{os.getpid()}-") for name in names)
