@@ -16,6 +16,7 @@ EXAMPLES = [
 ]
 TESTS = [
     *EXAMPLES,
+    "django-stubs>=5.2",
     "hypothesis>=6",
     "mypy>=1.15",
     "playwright>=1.50",

@@ -83,7 +83,8 @@ def test_the_two_commands_name_what_is_there():
     examples, tests = commands
     extras = (ROOT / "setup.py").read_text()
     for command in commands:
-        assert f'"{re.search(r"-e [^ ]+[[]([a-z]+)]", command)[1]}": ' in extras
+        extra = re.search(r"-e [^ ]+\[([a-z]+)\]", command)[1]
+        assert f'"{extra}": ' in extras
     assert examples.endswith(" examples/manage.py demo")
     assert (ROOT / "examples" / "manage.py").exists()
     assert tests.endswith(" -m pytest")

@@ -1,9 +1,8 @@
-"""One WebSocket connection: between its socket and its reply channel.
+"""One WebSocket connection: between its wire and its reply channel.
 
-It has no greenlet. A watcher reads the socket; writing is done at once, without blocking, by whoever has a
-frame, and a second watcher goes on when the socket is full. At most one of the connection's messages is in the
-layer; the next goes there when the worker's reply says that the last one is finished. That one rule keeps the
-frames in order whatever the number of workers, and stops reading a client that is faster than they are.
+At most one of its messages is in the layer; the next goes there when the worker's reply says that the last one is
+finished. That one rule keeps the frames in order whatever the number of workers, and stops reading a client that is
+faster than they are.
 """
 
 from __future__ import annotations
@@ -21,18 +20,13 @@ from gevent.event import AsyncResult
 
 from dbchannels.interface.http import Request, connect_message
 from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay, Reply
-from dbchannels.interface.websocket import Binary, Closed, Outgoing, Pong, Text, WebSocket, incoming
+from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text, incoming
+from dbchannels.interface.wire import Wire
 from dbchannels.layers.operations import Connect, Disconnect
 
 log = logging.getLogger("dbchannels.server")
 
-READ = 65_536  # bytes read at once
 INBOX = 32  # frames that wait for their turn before the socket is not read any more
-WAITING_FRAMES, WAITING_BYTES = 64, 1_048_576  # what may wait for a slow reader
-SEND_DEADLINE = 20.0  # seconds in which a full socket must take something
-CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
-PING_INTERVAL = 20.0  # seconds, with jitter
-SILENCE = 60.0  # seconds without a byte from the client, pongs included: it is gone
 FULL_DEADLINE = 20.0  # seconds in which a full channel must take a frame
 
 GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN = 1001, 1011, 1012, 1013
@@ -61,23 +55,15 @@ class Connection:
         self.verdict: AsyncResult = AsyncResult()
         self.reply_channel = relay.open(self)
         self._relay = relay
-        self._protocol = WebSocket()
         # Towards the layer.
         self._inbox: deque[tuple[str, dict[str, Any]]] = deque()  # (channel, fields) that wait for their turn
         self._in_flight: tuple[str, dict[str, Any]] | None = None  # what the layer has
         self._order = 0
         self._abandoned = False
         self._refused_at: float | None = None  # since when the channel is full
-        # Towards the client. Valid from `start` on.
-        self._socket: Any = None
-        self._reader: Any = None
-        self._writer: Any = None
-        self._frames: deque[bytes | memoryview] = deque()  # what the socket has not taken
-        self._waiting = 0  # bytes in _frames
+        # Towards the client.
+        self._wire: Wire | None = None  # from `start` on
         self._early: list[Outgoing] = []  # data that came before the 101 was written
-        self._blocked_at: float | None = None
-        self._heard_at = self._pinged_at = time.monotonic()
-        self._closing_at: float | None = None
         self._code: int | None = None  # what websocket.disconnect will say
         self.disconnected = False  # its last message has been put in the inbox
 
@@ -110,24 +96,31 @@ class Connection:
 
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
-        self._socket = sock
-        loop = gevent.get_hub().loop
-        self._reader = loop.io(sock.fileno(), 1)
-        self._writer = loop.io(sock.fileno(), 2)
+        self._wire = Wire(sock, self._received, self._gone)
         for out in self._early:
-            self._write_out(out)
+            self._wire.send(out)
         self._early = []
         if self.disconnected:  # the server was declared dead since the verdict
             self.close(SERVICE_RESTART, "")
         if buffered:
-            self._received(buffered)
-        if self._socket is not None and len(self._inbox) < INBOX and not self._reader.active:
-            self._reader.start(self._readable)
+            self._wire.received(buffered)
+        if len(self._inbox) < INBOX:
+            self._wire.read()
 
     @property
     def closed(self) -> bool:
         """Whether its socket is gone, and with it the deadlines that ``tick`` looks after."""
-        return self._socket is None
+        return self._wire is None or self._wire.closed
+
+    def close(self, code: int, reason: str) -> None:
+        """Start the closing handshake; the client has five seconds for its half."""
+        if self._wire is not None:
+            self._wire.close(code, reason)
+
+    def tick(self, now: float) -> None:
+        """Look after deadlines and pings; called every few seconds."""
+        if self._wire is not None:
+            self._wire.tick(now)
 
     # From the layer.
 
@@ -148,8 +141,8 @@ class Connection:
             self._finished(message["finished"])
 
     def _take(self, out: Outgoing, message: dict[str, Any]) -> None:
-        if self._socket is not None:
-            self._write_out(out)
+        if self._wire is not None:
+            self._wire.send(out)
         elif not self.disconnected:
             self._judge(out, message)
 
@@ -226,34 +219,17 @@ class Connection:
 
     # From the client.
 
-    def _readable(self) -> None:
-        try:
-            data = self._socket.recv(READ)
-        except (BlockingIOError, InterruptedError):
-            return
-        except OSError:
-            data = b""
-        if data:
-            self._received(data)
-        else:
-            self._handle(self._protocol.receive_end())
-            self._drop()
-
-    def _received(self, data: bytes) -> None:
-        self._heard_at = time.monotonic()
-        self._handle(self._protocol.receive(data))
-        self._flush_protocol()
-        if len(self._inbox) >= INBOX and self._socket is not None:
-            self._reader.stop()
-
-    def _handle(self, events: list[Any]) -> None:
+    def _received(self, events: list[Event]) -> None:
         for event in events:
             if isinstance(event, (Text, Binary)):
                 self._queue("websocket.receive", incoming(event))
             elif isinstance(event, Closed):
                 self._disconnect(event.code)
-            elif isinstance(event, Pong):
-                continue
+        if len(self._inbox) >= INBOX and self._wire is not None:
+            self._wire.pause()
+
+    def _gone(self, code: int) -> None:
+        self._disconnect(self._code if self._code is not None else code)
 
     def _queue(self, channel: str, fields: dict[str, Any]) -> None:
         self._order += 1
@@ -271,8 +247,8 @@ class Connection:
         if self._in_flight is None and self._inbox:
             self._in_flight = self._inbox.popleft()
             self._send_in_flight()
-        if len(self._inbox) < INBOX // 2 and self._socket is not None and not self._reader.active:
-            self._reader.start(self._readable)
+        if len(self._inbox) < INBOX // 2 and self._wire is not None:
+            self._wire.read()
 
     def _send_in_flight(self) -> None:
         if self._in_flight is None:
@@ -294,103 +270,6 @@ class Connection:
         self._relay.close(self.reply_channel)
         with suppress(OutboxFull):
             self._relay.send(Disconnect(self.reply_channel))
-
-    # To the client.
-
-    def _write_out(self, out: Outgoing) -> None:
-        if out.frame and self._protocol.state == "open":
-            self._write(out.frame)
-        if out.close is not None:
-            self.close(out.close, "")
-
-    def close(self, code: int, reason: str) -> None:
-        """Start the closing handshake; the client has five seconds for its half."""
-        if self._socket is None or self._closing_at is not None:
-            return
-        self._closing_at = time.monotonic()
-        self._protocol.close(code, reason)
-        self._flush_protocol()
-
-    def _flush_protocol(self) -> None:
-        output = self._protocol.take_output()
-        if output:
-            self._write(output)
-        if self._protocol.state == "closed" and not self._frames:
-            self._drop()
-
-    def _write(self, data: bytes) -> None:
-        if self._socket is None:
-            return
-        if not self._frames:
-            data = self._send_now(data)
-        if data and self._socket is not None:
-            self._wait_for_room(data)
-
-    def _send_now(self, data: bytes | memoryview) -> Any:
-        """Write without blocking; return what the socket did not take."""
-        try:
-            sent = self._socket.send(data)
-        except (BlockingIOError, InterruptedError):
-            return data
-        except OSError:
-            self._drop()
-            return b""
-        return memoryview(data)[sent:] if sent < len(data) else b""
-
-    def _wait_for_room(self, data: bytes | memoryview) -> None:
-        if not self._frames:
-            self._blocked_at = time.monotonic()
-            self._writer.start(self._writable)
-        self._frames.append(data)
-        self._waiting += len(data)
-        if len(self._frames) > WAITING_FRAMES or self._waiting > WAITING_BYTES:
-            self._drop(TRY_AGAIN)
-
-    def _writable(self) -> None:
-        while self._frames:
-            data = self._frames.popleft()
-            rest = self._send_now(data)
-            if self._socket is None:
-                return
-            self._waiting -= len(data) - len(rest)
-            if len(rest) < len(data):
-                self._blocked_at = time.monotonic()
-            if rest:
-                self._frames.appendleft(rest)
-                return
-        self._blocked_at = None
-        self._writer.stop()
-        self._flush_protocol()
-
-    def _drop(self, code: int = 1006) -> None:
-        """Close the socket, whatever its state."""
-        sock, self._socket = self._socket, None
-        if sock is None:
-            return
-        for watcher in (self._reader, self._writer):
-            watcher.stop()
-            watcher.close()
-        sock.close()
-        self._frames.clear()
-        self._disconnect(self._code if self._code is not None else code)
-
-    # Time.
-
-    def tick(self, now: float) -> None:
-        """Look after deadlines and pings; called every few seconds."""
-        if self._socket is None:
-            return
-        if self._blocked_at is not None and now - self._blocked_at > SEND_DEADLINE:
-            self._drop(TRY_AGAIN)
-        elif self._closing_at is not None:
-            if now - self._closing_at > CLOSE_DEADLINE:
-                self._drop(self._code or 1006)
-        elif now - self._heard_at > SILENCE and self._reader.active:
-            self._drop()
-        elif now - self._pinged_at > PING_INTERVAL:
-            self._pinged_at = now + random.uniform(-2, 2)
-            self._protocol.ping()
-            self._flush_protocol()
 
 
 def _denied(status: object) -> Denied:

@@ -12,7 +12,7 @@ import gevent
 import pytest
 
 from dbchannels import codec
-from dbchannels.interface import connections
+from dbchannels.interface import connections, wire
 from dbchannels.interface.connections import INBOX, Accepted, Connection, Denied
 from dbchannels.interface.http import Request
 from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Reply
@@ -171,8 +171,13 @@ class Line:
         drops = [one for one in self.relay.operations if isinstance(one, Disconnect)]
         return self.relay.waiting() == 0 and self.connection.closed and drops == [Disconnect("reply.s1!c1")]
 
+    def drop(self, code=1006):
+        """Let the socket end; before the 101 there is none of the connection's."""
+        if self.connection._wire is not None:
+            self.connection._wire.drop(code)
+
     def end(self):
-        self.connection._drop()
+        self.drop()
         self._server.close()
         self.client.close()
 
@@ -607,7 +612,7 @@ def test_the_disconnect_is_sent_once_whatever_happens(line):
     line.open(close_frame(1000))
     line.connection.close(1001, "")
     line.connection.tick(time.monotonic() + 1_000)
-    line.connection._drop(1013)
+    line.drop(1013)
     line.connection.abandon()
     assert line.codes() == [1000]
     line.finish()
@@ -725,9 +730,9 @@ def test_a_client_that_is_silent_for_a_minute_is_gone(line):
 
 def test_a_pong_breaks_the_silence(line):
     line.open()
-    line.connection._heard_at -= 59
+    line.connection._wire._heard_at -= 59
     line.client.sendall(frame(PONG))
-    until(lambda: line.connection._heard_at > time.monotonic() - 30)
+    until(lambda: line.connection._wire._heard_at > time.monotonic() - 30)
     line.connection.tick(time.monotonic() + 3)
     assert not line.connection.closed
 
@@ -756,7 +761,7 @@ def test_sixty_four_frames_wait_for_a_slow_reader(line):
     line.open()
     delivered = clog(line, 1_000, 500)
     assert line.codes() == [1013]
-    assert delivered - len(line.received()) == connections.WAITING_FRAMES + 1 and line.ended
+    assert delivered - len(line.received()) == wire.WAITING_FRAMES + 1 and line.ended
 
 
 def test_one_mebibyte_waits_for_a_slow_reader(line):
@@ -764,7 +769,7 @@ def test_one_mebibyte_waits_for_a_slow_reader(line):
     delivered = clog(line, 100_000, 60)
     line.received()
     waiting = delivered * 100_010 - len(line._read)
-    assert connections.WAITING_BYTES < waiting <= connections.WAITING_BYTES + 100_010
+    assert wire.WAITING_BYTES < waiting <= wire.WAITING_BYTES + 100_010
     assert line.codes() == [1013]
 
 
@@ -776,7 +781,7 @@ def test_what_waited_is_written_in_order_when_there_is_room(line):
     assert len(line.received()) < 50
     until(lambda: len(line.received()) == 50)
     assert [int(payload[:5]) for _, payload in line.received()] == list(range(50))
-    assert not line.connection._writer.active and not line.connection.closed
+    assert not line.connection._wire._writer.active and not line.connection.closed
 
 
 def test_what_was_written_does_not_count_any_more(line):

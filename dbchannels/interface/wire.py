@@ -1,0 +1,194 @@
+"""The socket of one open WebSocket, without a greenlet.
+
+A watcher reads it. Writing is done at once, without blocking, by whoever has a frame; what the socket does not take
+waits in one bounded queue, and a second watcher goes on when there is room. So there is one writer at a time, an idle
+socket costs no stack, and a client that does not read holds up nobody.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from dbchannels.interface.websocket import Event, Outgoing, WebSocket
+
+READ = 65_536  # bytes read at once
+WAITING_FRAMES, WAITING_BYTES = 64, 1_048_576  # what may wait for a slow reader
+SEND_DEADLINE = 20.0  # seconds in which a full socket must take something
+CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
+PING_INTERVAL = 20.0  # seconds, with jitter
+SILENCE = 60.0  # seconds without a byte from the client, pongs included: it is gone
+
+ABNORMAL, TRY_AGAIN = 1006, 1013
+
+
+class Wire:
+    """Gives what the client sends to ``on_events``, and says ``on_gone`` once, with a code, when the socket ends."""
+
+    __slots__ = (
+        "_blocked_at",
+        "_closing_at",
+        "_frames",
+        "_heard_at",
+        "_on_events",
+        "_on_gone",
+        "_pinged_at",
+        "_protocol",
+        "_reader",
+        "_socket",
+        "_waiting",
+        "_writer",
+    )
+
+    def __init__(
+        self, sock: Any, on_events: Callable[[list[Event]], None], on_gone: Callable[[int], None]
+    ) -> None:
+        loop = gevent.get_hub().loop
+        self._on_events, self._on_gone = on_events, on_gone
+        self._protocol = WebSocket()
+        self._frames: deque[bytes | memoryview] = deque()  # what the socket has not taken
+        self._waiting = 0  # bytes in _frames
+        self._blocked_at: float | None = None  # since when the socket takes nothing
+        self._closing_at: float | None = None
+        self._heard_at = self._pinged_at = time.monotonic()
+        self._socket = sock  # None: gone
+        self._reader, self._writer = loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is gone."""
+        return self._socket is None
+
+    # In.
+
+    def read(self) -> None:
+        """Read from now on."""
+        if self._socket is not None and not self._reader.active:
+            self._reader.start(self._readable)
+
+    def pause(self) -> None:
+        """Do not read until ``read``: the client's frames pile up."""
+        if self._socket is not None:
+            self._reader.stop()
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(READ)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError:
+            data = b""
+        if data:
+            self.received(data)
+        else:
+            self._on_events(self._protocol.receive_end())
+            self.drop()
+
+    def received(self, data: bytes) -> None:
+        """Take what was read of the socket."""
+        self._heard_at = time.monotonic()
+        self._on_events(self._protocol.receive(data))
+        self._flush_protocol()
+
+    # Out.
+
+    def send(self, out: Outgoing) -> None:
+        """Write what a reply asks for: a frame, a close, or both."""
+        if out.frame and self._protocol.state == "open":
+            self._write(out.frame)
+        if out.close is not None:
+            self.close(out.close, "")
+
+    def close(self, code: int, reason: str) -> None:
+        """Start the closing handshake; the client has five seconds for its half."""
+        if self._socket is None or self._closing_at is not None:
+            return
+        self._closing_at = time.monotonic()
+        self._protocol.close(code, reason)
+        self._flush_protocol()
+
+    def _flush_protocol(self) -> None:
+        output = self._protocol.take_output()
+        if output:
+            self._write(output)
+        if self._protocol.state == "closed" and not self._frames:
+            self.drop()
+
+    def _write(self, data: bytes) -> None:
+        if self._socket is None:
+            return
+        if not self._frames:
+            data = self._send_now(data)
+        if data and self._socket is not None:
+            self._wait_for_room(data)
+
+    def _send_now(self, data: bytes | memoryview) -> Any:
+        """Write without blocking; return what the socket did not take."""
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return data
+        except OSError:
+            self.drop()
+            return b""
+        return memoryview(data)[sent:] if sent < len(data) else b""
+
+    def _wait_for_room(self, data: bytes | memoryview) -> None:
+        if not self._frames:
+            self._blocked_at = time.monotonic()
+            self._writer.start(self._writable)
+        self._frames.append(data)
+        self._waiting += len(data)
+        if len(self._frames) > WAITING_FRAMES or self._waiting > WAITING_BYTES:
+            self.drop(TRY_AGAIN)
+
+    def _writable(self) -> None:
+        while self._frames:
+            data = self._frames.popleft()
+            rest = self._send_now(data)
+            if self._socket is None:
+                return
+            self._waiting -= len(data) - len(rest)
+            if len(rest) < len(data):
+                self._blocked_at = time.monotonic()
+            if rest:
+                self._frames.appendleft(rest)
+                return
+        self._blocked_at = None
+        self._writer.stop()
+        self._flush_protocol()
+
+    def drop(self, code: int = ABNORMAL) -> None:
+        """Close the socket, whatever its state."""
+        sock, self._socket = self._socket, None
+        if sock is None:
+            return
+        for watcher in (self._reader, self._writer):
+            watcher.stop()
+            watcher.close()
+        sock.close()
+        self._frames.clear()
+        self._on_gone(code)
+
+    # Time.
+
+    def tick(self, now: float) -> None:
+        """Look after deadlines and pings; called every few seconds."""
+        if self._socket is None:
+            return
+        if self._blocked_at is not None and now - self._blocked_at > SEND_DEADLINE:
+            self.drop(TRY_AGAIN)
+        elif self._closing_at is not None:
+            if now - self._closing_at > CLOSE_DEADLINE:
+                self.drop()
+        elif now - self._heard_at > SILENCE and self._reader.active:
+            self.drop()
+        elif now - self._pinged_at > PING_INTERVAL:
+            self._pinged_at = now + random.uniform(-2, 2)
+            self._protocol.ping()
+            self._flush_protocol()
