@@ -213,8 +213,11 @@ class ProtocolMessageAdmin(MessageAdmin):
 @admin.register(models.DurableMessage)
 class DurableMessageAdmin(MessageAdmin):
     deletable: ClassVar[dict[str, Any]] = {"claimed_by": None}
-    list_display = ("id", "channel", "age", "due", "attempts", "claimed_by", "size", "line")
-    fields = ("channel", "sent_at", "age", "due_at", "attempts", "claimed_by", "alone", "size", "message")
+    list_display = ("id", "channel", "priority", "age", "due", "attempts", "claimed_by", "line")
+    fields = (
+        *("channel", "priority", "unique_key", "sent_at", "age", "due_at", "attempts", "claimed_by", "alone"),
+        *("size", "message"),
+    )
     search_fields = ("channel", "claimed_by")
     due = moment("due_at", "due")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from dbchannels import names
@@ -12,12 +12,16 @@ from dbchannels.layers.base import BaseLayer
 
 Fields = dict[str, Any]
 
+_DEFAULTS: Fields = {"delay": 0, "deliver_at": None, "priority": 0, "unique": ""}
+
 
 class Channel:
     """A named channel. Sending is an INSERT in the caller's transaction: seen at commit, never after a rollback.
 
-    ``delay`` (a timedelta, or seconds) makes what is sent due later, on the site's own channels.
-    ``immediately`` writes at once where a consumer's sends otherwise wait for its end. Raises InvalidName.
+    On the site's own channels ``delay`` (a timedelta, or seconds) or ``deliver_at`` (a datetime) makes what is sent
+    due later, the highest ``priority`` is taken first, and with ``unique``, a key, nothing is queued while a message
+    with that key waits. ``immediately`` writes at once where a consumer's sends otherwise wait for its end. Raises
+    InvalidName; ``send`` raises InvalidMessage for an option that cannot be used.
     """
 
     def __init__(
@@ -25,11 +29,15 @@ class Channel:
         name: str,
         *,
         delay: timedelta | float = 0,
+        deliver_at: datetime | None = None,
+        priority: int = 0,
+        unique: str = "",
         immediately: bool = False,
         layer: str = "default",
     ) -> None:
         self.name = names.check_channel_name(name)
-        self._delay = delay
+        given = {"delay": delay, "deliver_at": deliver_at, "priority": priority, "unique": unique}
+        self._delivery = {key: value for key, value in given.items() if value != _DEFAULTS[key]}
         self._immediately = immediately
         self._layer = layer
 
@@ -39,7 +47,7 @@ class Channel:
         Raises InvalidMessage, MessageTooLarge or ChannelFull, and then nothing was sent.
         """
         content = _fields(message, fields)
-        _layer(self._layer).send(self.name, content, delay=self._delay, immediately=self._immediately)
+        _layer(self._layer).send(self.name, content, immediately=self._immediately, **self._delivery)
 
     def __str__(self) -> str:
         return self.name
@@ -76,9 +84,17 @@ class Group:
         """Send one message to every channel; one that is full goes without. Raises as Channel.send, never Full."""
         _layer(self._layer).send_group(self.name, _fields(message, fields))
 
+    def clear(self) -> None:
+        """Take every channel out."""
+        _layer(self._layer).group_clear(self.name)
+
     def channels(self) -> list[str]:
         """Return the names of the channels in the group."""
         return _layer(self._layer).group_channels(self.name)
+
+    def count(self) -> int:
+        """Return how many channels are in the group."""
+        return _layer(self._layer).group_count(self.name)
 
     def __str__(self) -> str:
         return self.name

@@ -15,6 +15,7 @@ from dbchannels.exceptions import InvalidMessage, MessageTooLarge
 
 MAX_DEPTH = 64
 _INT64_END = 2**63
+_PLAIN = frozenset({str, bytes, float, bool, type(None)})
 
 
 def encode(message: object, limit: int | None = None) -> bytes:
@@ -24,8 +25,14 @@ def encode(message: object, limit: int | None = None) -> bytes:
     """
     if not isinstance(message, dict):
         raise InvalidMessage(f"A message is a dict, not {_kind(message)}: send {{'value': ...}} instead.")
-    _check(message, "message", MAX_DEPTH)
-    return _sized(_pack(message), limit)
+    if not _is_plain(message):
+        _check(message, "message", MAX_DEPTH)
+    try:
+        payload = _pack(message)
+    except UnicodeEncodeError:
+        _check(message, "message", MAX_DEPTH)  # says where
+        raise
+    return _sized(payload, limit)
 
 
 def encode_trusted(message: dict[str, Any]) -> bytes:
@@ -37,6 +44,17 @@ def decode(payload: bytes | memoryview) -> dict[str, Any]:
     """Decode what ``encode`` made."""
     # The limit of 64 levels is the encoder's; the decoder of msgpack has one of its own, 1,024.
     return msgpack.unpackb(payload, raw=False, strict_map_key=True)  # type: ignore[no-any-return]
+
+
+def _is_plain(message: dict[Any, Any]) -> bool:
+    """Whether a message is flat and its values are of the usual types: most are, and this costs a tenth."""
+    for key, value in message.items():
+        kind = type(value)
+        if type(key) is not str or not (
+            kind in _PLAIN or (kind is int and -_INT64_END <= value < _INT64_END)
+        ):
+            return False
+    return True
 
 
 def _pack(message: dict[str, Any]) -> bytes:

@@ -53,14 +53,20 @@ class ProtocolMessage(PayloadMixin, models.Model):
 
 
 class DurableMessage(PayloadMixin, models.Model):
-    """A message on one of the site's own channels: claimed, run at least once, then deleted."""
+    """A message on one of the site's own channels: claimed, run at least once, then deleted.
+
+    Readers look at those with neither ``claimed_by`` nor ``due_at``: whatever waits for its time is in another
+    index, so that a million delayed messages in front cost nobody anything.
+    """
 
     id = models.BigAutoField(primary_key=True)
     channel = models.CharField("channel", max_length=MAX_LENGTH)
     payload = models.BinaryField("payload")
     attempts = models.PositiveSmallIntegerField("attempts", default=0, db_default=0)
     sent_at = models.DateTimeField("sent", db_default=Now())
-    due_at = models.DateTimeField("due", db_default=Now())
+    due_at = models.DateTimeField("due", null=True, blank=True, help_text="none: now")
+    priority = models.SmallIntegerField("priority", default=0, db_default=0, help_text="the highest first")
+    unique_key = models.CharField("unique key", max_length=MAX_LENGTH, default="", db_default="", blank=True)
     claimed_by = models.CharField(
         "claimed by", max_length=MAX_LENGTH, null=True, blank=True, help_text="the worker's name"
     )
@@ -72,12 +78,20 @@ class DurableMessage(PayloadMixin, models.Model):
         verbose_name = "durable message"
         indexes = (
             models.Index(
-                fields=["channel", "id"],
-                condition=models.Q(claimed_by__isnull=True),
+                fields=["channel", "-priority", "id"],
+                condition=models.Q(claimed_by__isnull=True, due_at__isnull=True),
                 name="dbchannels_durable_queue",
             ),
             models.Index(
-                fields=["claimed_by"],
+                fields=["due_at"], condition=models.Q(due_at__isnull=False), name="dbchannels_durable_due"
+            ),
+            models.Index(
+                fields=["channel", "unique_key", "id"],
+                condition=models.Q(claimed_by__isnull=True) & ~models.Q(unique_key=""),
+                name="dbchannels_durable_unique",
+            ),
+            models.Index(
+                fields=["claimed_by", "channel"],
                 condition=models.Q(claimed_by__isnull=False),
                 name="dbchannels_durable_claims",
             ),

@@ -153,8 +153,10 @@ def test_the_hot_statements_have_their_indexes(layer):
         }
     assert found >= {
         ("dbchannels_protocolmessage", ("channel", "id")),
-        ("dbchannels_durablemessage", ("channel", "id")),
-        ("dbchannels_durablemessage", ("claimed_by",)),
+        ("dbchannels_durablemessage", ("channel", "priority", "id")),
+        ("dbchannels_durablemessage", ("channel", "unique_key", "id")),
+        ("dbchannels_durablemessage", ("due_at",)),
+        ("dbchannels_durablemessage", ("claimed_by", "channel")),
         ("dbchannels_membership", ("group", "channel", "local")),
         ("dbchannels_membership", ("channel", "local")),
         ("dbchannels_process", ("name",)),

@@ -120,7 +120,7 @@ class Relay:
     def make_send(self, channel: str, message: dict[str, Any]) -> Send:
         """Return the sending of a message that this server made itself."""
         payload = codec.encode_trusted(message)
-        return Send(channel, payload, message.get("reply_channel") or "", self.layer.options["expiry"], 0)
+        return Send(channel, payload, message.get("reply_channel") or "", self.layer.options["expiry"])
 
     def bury(self, worker: str) -> None:
         """Clean up after a worker that was seen to die; from any thread."""

@@ -15,7 +15,6 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,11 +22,18 @@ from dbchannels import codec, exceptions, names
 from dbchannels.conf import LayerSettings
 from dbchannels.layers.buffer import Buffer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, GroupAdd, GroupDiscard, Operation, Send, SendGroup
+from dbchannels.layers.operations import (
+    Delivery,
+    GroupAdd,
+    GroupClear,
+    GroupDiscard,
+    Operation,
+    Send,
+    SendGroup,
+)
+from dbchannels.layers.options import delivery_options
 
 Fields = dict[str, Any]
-
-LONGEST_DELAY = 315_360_000.0  # seconds: ten years
 
 
 class BaseLayer:
@@ -56,21 +62,15 @@ class BaseLayer:
 
     # Sending: into the caller's transaction, or the consumer's buffer.
 
-    def send(
-        self,
-        channel: str,
-        message: Fields,
-        *,
-        delay: float | timedelta = 0,
-        immediately: bool = False,
-    ) -> None:
+    def send(self, channel: str, message: Fields, *, immediately: bool = False, **delivery: Any) -> None:
         """Put one message on a channel; never waits for a reader.
 
-        ``delay`` (seconds, durable channels only) makes it due later; ``immediately`` writes it now though a
-        consumer's sends are otherwise written together when it ends. Raises InvalidName, InvalidMessage,
-        MessageTooLarge or ChannelFull, and then nothing was sent.
+        ``delivery`` is for durable channels, see ``options.delivery_options``: ``delay``, ``deliver_at``, ``priority``,
+        ``unique``. ``immediately`` writes the message now though a consumer's sends are otherwise written
+        together when it ends. Raises InvalidName, InvalidMessage, MessageTooLarge or ChannelFull, and then
+        nothing was sent.
         """
-        self._submit([self.make_send(channel, message, delay)], immediately)
+        self._submit([self.make_send(channel, message, **delivery)], immediately)
 
     def send_many(self, messages: Iterable[tuple[str, Fields]], *, immediately: bool = False) -> None:
         """Put (channel, message) pairs on their channels, in order, all of them or none."""
@@ -84,24 +84,23 @@ class BaseLayer:
         """Take a channel out of a group; no error when it is not in there."""
         self._submit([GroupDiscard(names.check_group_name(group), names.check_channel_name(channel))])
 
+    def group_clear(self, group: str) -> None:
+        """Take every channel out of a group."""
+        self._submit([GroupClear(names.check_group_name(group))])
+
     def send_group(self, group: str, message: Fields) -> None:
         """Send one message to each channel of a group; a full channel goes without, and no error is raised."""
         payload = codec.encode(message, self.options["max_message_size"])
         self._submit([SendGroup(names.check_group_name(group), payload)])
 
-    def make_send(self, channel: str, message: Fields, delay: float | timedelta = 0) -> Send:
+    def make_send(self, channel: str, message: Fields, **delivery: Any) -> Send:
         """Check a message and encode it: what happens to the dict afterwards changes nothing."""
         names.check_channel_name(channel)
-        seconds = _delay_seconds(delay)
-        if seconds and names.is_protocol(channel):
-            raise exceptions.InvalidMessage(
-                f"Messages on {channel} cannot be delayed: delay one on a channel of your own, whose consumer "
-                "sends it on."
-            )
+        options = delivery_options(channel, **delivery) if delivery else {}
         payload = codec.encode(message, self.options["max_message_size"])
         reply_channel = message.get("reply_channel")
         reply_channel = names.check_channel_name(reply_channel) if reply_channel is not None else ""
-        return Send(channel, payload, reply_channel, self.options["expiry"], seconds)
+        return Send(channel, payload, reply_channel, self.options["expiry"], **options)
 
     @contextmanager
     def buffered(self) -> Iterator[Buffer]:
@@ -213,12 +212,20 @@ class BaseLayer:
         """Return the full names of a group's channels."""
         raise NotImplementedError
 
+    def group_count(self, group: str) -> int:
+        """Return how many channels a group has."""
+        return len(self.group_channels(group))
+
     def pop(self, queues: Sequence[str], limit: int) -> list[Delivery]:
         """Take up to ``limit`` messages off the queues; nobody else gets them."""
         raise NotImplementedError
 
     def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
         """Claim up to ``limit`` due messages of durable channels for a worker, and count the attempt."""
+        raise NotImplementedError
+
+    def acknowledge(self, worker: str, delivery: Delivery) -> bool:
+        """End a claim in the caller's transaction; False when it was lost, so that the caller can roll back."""
         raise NotImplementedError
 
     def flush(self) -> None:
@@ -239,14 +246,3 @@ class BaseLayer:
     def describe(self) -> str:
         """Return what the banner says of the layer: where it is, and how readers are woken."""
         return f"{type(self).__name__}, readers look every {self.poll_interval():g} s"
-
-
-def _delay_seconds(delay: object) -> float:
-    """Return a delay in seconds; a database would refuse NaN or 1e300 only when a worker writes a whole batch."""
-    if isinstance(delay, timedelta):
-        delay = delay.total_seconds()
-    if isinstance(delay, (int, float)) and 0 <= delay <= LONGEST_DELAY:
-        return float(delay)
-    raise exceptions.InvalidMessage(
-        f"A delay is a timedelta or a number of seconds from 0 to ten years, not {delay!r:.40}: correct it."
-    )

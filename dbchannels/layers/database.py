@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from django.db import connections, transaction
@@ -73,8 +73,7 @@ class DatabaseLayer(BaseLayer):
     def _insert(self, queue: str, local: str, send: ops.Send) -> None:
         now = timezone.now()
         if not names.is_protocol(queue):
-            due = now + timedelta(seconds=send.delay)
-            self.rows(DurableMessage).create(channel=queue, payload=send.payload, sent_at=now, due_at=due)
+            self._insert_durable(queue, send, now)
             return
         self.rows(ProtocolMessage).create(
             channel=queue,
@@ -83,6 +82,16 @@ class DatabaseLayer(BaseLayer):
             payload=send.payload,
             sent_at=now,
             expires_at=now + timedelta(seconds=send.expiry),
+        )
+
+    def _insert_durable(self, channel: str, send: ops.Send, now: datetime) -> None:
+        waiting = self.rows(DurableMessage).filter(channel=channel, claimed_by=None)
+        if send.unique and waiting.filter(unique_key=send.unique).exists():
+            return
+        due = send.due_at or (now + timedelta(seconds=send.delay) if send.delay else None)
+        fields = {"priority": send.priority, "unique_key": send.unique}
+        self.rows(DurableMessage).create(
+            channel=channel, payload=send.payload, sent_at=now, due_at=due, **fields
         )
 
     def _has_room(self, queue: str) -> bool:
@@ -98,7 +107,7 @@ class DatabaseLayer(BaseLayer):
             members.setdefault(queue, []).append(local)
         for queue, parts in members.items():
             if self._has_room(queue):
-                body = ops.Send(queue, send.payload, "", self.options["expiry"], 0)
+                body = ops.Send(queue, send.payload, "", self.options["expiry"])
                 self._insert(queue, " ".join(parts), body)
 
     # Groups and connections.
@@ -126,12 +135,18 @@ class DatabaseLayer(BaseLayer):
         self.rows(Membership).filter(channel=queue, local=local).delete()
         self.rows(Connection).filter(reply_channel=disconnect.reply_channel).delete()
 
+    def _group_clear(self, clear: ops.GroupClear) -> None:
+        self.rows(Membership).filter(group=clear.group).delete()
+
     def _members(self, group: str) -> Any:
         current = Q(expires_at__isnull=True) | Q(expires_at__gt=timezone.now())
         return self.rows(Membership).filter(current, group=group).order_by("id")
 
     def group_channels(self, group: str) -> list[str]:
         return [queue + local for queue, local in self._members(group).values_list("channel", "local")]
+
+    def group_count(self, group: str) -> int:
+        return int(self._members(group).count())
 
     # Receiving.
 
@@ -164,21 +179,30 @@ class DatabaseLayer(BaseLayer):
         rows = alone[:1] or rows
         for row in rows:
             row.attempts += 1
-            row.claimed_by = worker
-        self.rows(DurableMessage).bulk_update(rows, ["attempts", "claimed_by"])
+            row.claimed_by, row.due_at = worker, None
+        self.rows(DurableMessage).bulk_update(rows, ["attempts", "claimed_by", "due_at"])
         return [
             ops.Delivery(row.channel, bytes(row.payload), id=row.id, attempt=row.attempts) for row in rows
         ]
 
+    def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
+        claimed = self.rows(DurableMessage).filter(
+            id=delivery.id, attempts=delivery.attempt, claimed_by=worker
+        )
+        return bool(claimed.delete()[0])
+
     def _due(self, channels: Iterable[str]) -> Any:
         now = timezone.now()
-        return self.rows(DurableMessage).filter(channel__in=channels, claimed_by=None, due_at__lte=now)
+        due = Q(due_at__isnull=True) | Q(due_at__lte=now)
+        return (
+            self.rows(DurableMessage).filter(due, channel__in=channels, claimed_by=None).order_by("-priority")
+        )
 
     def _locked(self, waiting: Any, limit: int) -> list[Any]:
         features = connections[self.database].features
         if features.has_select_for_update:
             waiting = waiting.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
-        return list(waiting.order_by("id")[:limit])
+        return list(waiting.order_by(*waiting.query.order_by, "id")[:limit])
 
     # The rest.
 
@@ -221,6 +245,7 @@ _WRITERS: dict[type, Any] = {
     ops.SendGroup: DatabaseLayer._send_group,
     ops.GroupAdd: DatabaseLayer._group_add,
     ops.GroupDiscard: DatabaseLayer._group_discard,
+    ops.GroupClear: DatabaseLayer._group_clear,
     ops.Connect: DatabaseLayer._connect,
     ops.Disconnect: DatabaseLayer._disconnect,
 }

@@ -128,8 +128,9 @@ class DatabaseLink(Link):
             for held in self.layer.rows(Held).filter(worker=name):
                 self._notify(held.lines(), "worker died")
                 held.delete()
-            attempts = Case(When(alone=True, then=F("attempts")), default=F("attempts") - 1)
             claims = self.layer.rows(DurableMessage).filter(claimed_by=name)
+            uncounted = F("attempts") - (0 if claims.count() == 1 else 1)
+            attempts = Case(When(alone=True, then=F("attempts")), default=uncounted)
             claims.update(attempts=attempts, claimed_by=None, alone=True)
             if process.kind == Process.SERVER:
                 self._bury_server(process)

@@ -35,6 +35,10 @@ class Link:
         """Claim up to ``limit`` due messages of durable channels; the attempt is counted."""
         return self.layer.claim(channels, limit, worker)
 
+    def next_due(self) -> float | None:
+        """Return in how many seconds the next delayed message is due; None: no reader has to wake for one."""
+        return None
+
     def wait(self, timeout: float, *others: int) -> set[str]:
         """Return when something may have come or one of the descriptors can be read, or after ``timeout`` s.
 

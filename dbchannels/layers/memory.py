@@ -8,6 +8,8 @@ from collections import deque
 from collections.abc import Sequence
 from itertools import count
 
+from django.utils import timezone
+
 from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull
@@ -21,8 +23,11 @@ __all__ = ["MemoryLayer"]
 class _Waiting:
     """A message, from when it is due and until when it may be received (both by time.monotonic, in seconds)."""
 
-    def __init__(self, delivery: ops.Delivery, due: float, end: float) -> None:
+    def __init__(
+        self, delivery: ops.Delivery, due: float, end: float, priority: int = 0, unique: str = ""
+    ) -> None:
         self.delivery, self.due, self.end, self.sent = delivery, due, end, time.monotonic()
+        self.priority, self.unique = priority, unique
 
 
 class MemoryLayer(BaseLayer):
@@ -67,7 +72,7 @@ class MemoryLayer(BaseLayer):
             self._put(operation)
         elif isinstance(operation, ops.SendGroup):
             for channel in self.group_channels(operation.group):
-                send = ops.Send(channel, operation.payload, "", self.options["expiry"], 0)
+                send = ops.Send(channel, operation.payload, "", self.options["expiry"])
                 if not self._is_full(send):
                     self._put(send)
         elif isinstance(operation, ops.GroupAdd):
@@ -75,6 +80,8 @@ class MemoryLayer(BaseLayer):
             self._groups.setdefault(operation.group, {})[operation.channel] = end
         elif isinstance(operation, ops.GroupDiscard):
             self._groups.get(operation.group, {}).pop(operation.channel, None)
+        elif isinstance(operation, ops.GroupClear):
+            self._groups.pop(operation.group, None)
         elif isinstance(operation, ops.Disconnect):
             for members in self._groups.values():
                 members.pop(operation.reply_channel, None)
@@ -90,8 +97,20 @@ class MemoryLayer(BaseLayer):
             next(self._ids) if durable else None,
         )
         now = time.monotonic()
+        delay = (send.due_at - timezone.now()).total_seconds() if send.due_at else send.delay
         end = float("inf") if durable else now + send.expiry
-        self._queues.setdefault(queue, deque()).append(_Waiting(delivery, now + send.delay, end))
+        waiting = self._queues.setdefault(queue, deque())
+        if not send.unique or all(one.unique != send.unique for one in waiting):
+            waiting.append(_Waiting(delivery, now + delay, end, send.priority, send.unique))
+
+    def _due(self, queue: str, limit: int) -> list[_Waiting]:
+        """Take up to ``limit`` messages off a queue, the highest priority first."""
+        waiting = self._current(queue)
+        due = [one for one in waiting if one.due <= time.monotonic()]
+        due = sorted(due, key=lambda one: -one.priority)[:limit]
+        for one in due:
+            waiting.remove(one)
+        return due
 
     def _current(self, queue: str) -> deque[_Waiting]:
         """Drop what has expired; a process-specific channel that did not read is taken out of its groups."""
@@ -114,10 +133,7 @@ class MemoryLayer(BaseLayer):
         with self._changed:
             found: list[ops.Delivery] = []
             for queue in queues:
-                waiting = self._current(queue)
-                due = [one for one in waiting if one.due <= time.monotonic()][: limit - len(found)]
-                for one in due:
-                    waiting.remove(one)
+                due = self._due(queue, limit - len(found))
                 found += [one.delivery._replace(id=None) for one in due]
             return found
 
@@ -125,13 +141,13 @@ class MemoryLayer(BaseLayer):
         with self._changed:
             claimed: list[ops.Delivery] = []
             for channel in channels:
-                waiting = self._current(channel)
-                due = [one for one in waiting if one.due <= time.monotonic()][: limit - len(claimed)]
-                for one in due:
-                    waiting.remove(one)
+                due = self._due(channel, limit - len(claimed))
                 claimed += [one.delivery._replace(attempt=one.delivery.attempt + 1) for one in due]
             self._claims.update({one.id: (worker, one) for one in claimed if one.id is not None})
             return claimed
+
+    def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
+        return self.unclaim(worker, delivery)
 
     def unclaim(self, worker: str, delivery: ops.Delivery) -> bool:
         """End a claim; False when it was lost before."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 
@@ -13,7 +14,11 @@ class Send(NamedTuple):
     payload: bytes
     reply_channel: str  # "" when the message has none
     expiry: float  # seconds, for protocol messages
-    delay: float  # seconds until it is due, for durable messages
+    # Of durable messages:
+    delay: float = 0.0  # seconds until it is due
+    due_at: datetime | None = None  # or the moment itself
+    priority: int = 0
+    unique: str = ""  # not queued while one with this key waits on the channel
 
 
 class GroupAdd(NamedTuple):
@@ -28,6 +33,12 @@ class GroupDiscard(NamedTuple):
 
     group: str
     channel: str
+
+
+class GroupClear(NamedTuple):
+    """Take every channel out of a group."""
+
+    group: str
 
 
 class SendGroup(NamedTuple):
@@ -51,7 +62,7 @@ class Disconnect(NamedTuple):
     reply_channel: str
 
 
-Operation = Send | GroupAdd | GroupDiscard | SendGroup | Connect | Disconnect
+Operation = Send | GroupAdd | GroupDiscard | GroupClear | SendGroup | Connect | Disconnect
 
 
 class Delivery(NamedTuple):
@@ -100,7 +111,7 @@ def storable(text: str) -> str:
 def resends(deliveries: Sequence[Delivery], expiry: float) -> list[Send]:
     """Return what puts protocol messages back on their channels."""
     return [
-        Send(one.channel + local, one.payload, one.reply_channel, expiry, 0)
+        Send(one.channel + local, one.payload, one.reply_channel, expiry)
         for one in deliveries
         for local in one.locals or ("",)
     ]

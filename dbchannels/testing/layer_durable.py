@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
+from django.utils import timezone
+
 from dbchannels import codec
+from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Delivery, Disconnect, Done, Failure, GroupAdd
 from dbchannels.names import random_part
-from dbchannels.testing.layer_case import SOON, LayerCase, drain, wait_until, waiting
+from dbchannels.testing.layer_case import SOON, LayerCase, drain, raises, wait_until, waiting
 
 
 def numbers(deliveries: list[Delivery]) -> list[int]:
@@ -126,6 +131,81 @@ class DurableContract(LayerCase):
         sends = [layer.make_send(name, {}) for name in ("http.full", "http.roomy")]
         link.finish("w1", Done(operations=sends, acknowledged=claim(link)))
         assert [waiting(layer, name) for name in ("http.full", "http.roomy", "own")] == [1, 1, 0]
+
+    # Options of a send.
+
+    def test_a_delayed_message_waits_for_its_time(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send("own", {"number": 0}, delay=3600)
+        layer.send("own", {"number": 1}, delay=timedelta(seconds=SOON))
+        layer.send("own", {"number": 2}, deliver_at=timezone.now() + timedelta(hours=1))
+        layer.send("own", {"number": 3}, deliver_at=timezone.now() - timedelta(hours=1))
+        assert numbers(wait_until(lambda: claim(link))) == [3]
+        assert numbers(wait_until(lambda: claim(link))) == [1]
+        assert claim(link) == []
+        assert waiting(layer, "own") == 2
+
+    def test_the_highest_priority_is_taken_first(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        for number, priority in enumerate((0, 5, -5, 5)):
+            layer.send("own", {"number": number}, priority=priority)
+        assert numbers(claim(link, limit=3)) == [1, 3, 0]
+        assert numbers(claim(link)) == [2]
+
+    def test_a_unique_message_is_not_queued_twice(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        for number, key in enumerate(("a", "a", "b", "")):
+            layer.send("own", {"number": number}, unique=key)
+        layer.send("other", {"number": 4}, unique="a")
+        assert numbers(claim(link)) == [0, 2, 3]
+        assert waiting(layer, "other") == 1
+
+    def test_a_unique_key_is_free_when_its_message_starts_to_run(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send("own", {"number": 0}, unique="a")
+        running = claim(link)
+        layer.send("own", {"number": 1}, unique="a")
+        layer.send("own", {"number": 2}, unique="a")
+        assert numbers(claim(link)) == [1]
+        link.finish("w1", Done(acknowledged=running))
+
+    def test_options_that_cannot_be_used_are_refused(self) -> None:
+        layer = self.layer()
+        bad: list[dict[str, object]] = [
+            {"delay": -1},
+            {"delay": float("nan")},
+            {"delay": "1"},
+            {"deliver_at": 7},
+            {"deliver_at": timezone.now() + timedelta(days=4000)},
+            {"delay": 1, "deliver_at": timezone.now()},
+            {"priority": 1.5},
+            {"priority": True},
+            {"priority": 32_768},
+            {"unique": 7},
+            {"unique": "x" * 101},
+            {"unique": "\0"},
+        ]
+        for options in bad:
+            with raises(InvalidMessage):
+                layer.send("own", {}, **options)
+        for one in ({"delay": 1}, {"priority": 1}, {"unique": "a"}, {"deliver_at": timezone.now()}):
+            with raises(InvalidMessage):
+                layer.send("http.request", {}, **one)
+        assert waiting(layer, "own") == waiting(layer, "http.request") == 0
+
+    def test_a_claim_can_be_acknowledged_once_by_its_worker(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send("own", {"number": 0})
+        (mine,) = claim(link, "w1")
+        assert not layer.acknowledge("w2", mine)
+        assert not layer.acknowledge("w1", mine._replace(attempt=2))
+        assert layer.acknowledge("w1", mine)
+        assert not layer.acknowledge("w1", mine)
 
     def test_popped_and_not_started_goes_back(self) -> None:
         layer = self.layer()

@@ -138,3 +138,14 @@ class GroupContract(LayerCase):
         layer = self.layer(max_message_size=100)
         with raises(layer.MessageTooLarge):
             layer.send_group("group", {"text": "x" * 100})
+
+    def test_a_group_can_be_counted_and_cleared(self) -> None:
+        layer = self.layer()
+        for channel in ("own", "reply.a!b", "reply.a!c", "reply.a!c"):
+            layer.group_add("group", channel)
+        layer.group_add("other", "own")
+        assert layer.group_count("group") == 3
+        layer.group_clear("group")
+        assert (layer.group_count("group"), layer.group_channels("group")) == (0, [])
+        assert layer.group_channels("other") == ["own"]
+        layer.group_clear("group")

@@ -11,8 +11,10 @@ import psycopg2
 import pytest
 from django.db import connection, connections, transaction
 
-from dbchannels.exceptions import LayerUnavailable
+from dbchannels import channel_layers
+from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.operations import Done
+from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import sql_pattern
 from dbchannels.testing.layer_case import DEADLINE, raises, wait_until
@@ -378,3 +380,124 @@ NAMES = [
 def test_patterns_mean_the_same_in_sql(layer, pattern):
     rows = query("SELECT name FROM unnest(%s) AS given(name) WHERE name ~ %s", NAMES, sql_pattern(pattern))
     assert [row[0] for row in rows] == [name for name in NAMES if fnmatchcase(name, pattern)]
+
+
+# Unique keys, when two send at once.
+
+
+@contextmanager
+def another_sender():
+    """Give a second connection of Django's, in a transaction that is open until the block ends."""
+    thread_ready, thread_done = threading.Event(), threading.Event()
+    sent = []
+
+    def send():
+        with transaction.atomic():
+            channel_layers["default"].send("own", {"number": 2}, unique="a")
+            thread_ready.set()
+            thread_done.wait(DEADLINE)
+        sent.append(True)
+        connections.close_all()
+
+    thread = threading.Thread(target=send, daemon=True)
+    thread.start()
+    assert thread_ready.wait(DEADLINE), "The second sender was made to wait."
+    yield
+    thread_done.set()
+    thread.join(DEADLINE)
+    assert sent
+
+
+def test_a_second_sender_of_a_unique_key_does_not_wait_and_loses_nothing(layer, new_link):
+    link = new_link(layer)
+    with another_sender():
+        layer.send("own", {"number": 1}, unique="a")  # the other's row is not committed
+    assert layer.channel_statistics("own")["messages_count"] == 2
+    assert len(link.claim(["own"], 10, "w1")) == 1
+    assert link.claim(["own"], 10, "w1") == []
+    assert layer.channel_statistics("own")["messages_count"] == 0
+
+
+def test_a_message_that_a_sender_relies_on_is_not_claimed_before_its_commit(layer, new_link):
+    link = new_link(layer)
+    layer.send("own", {"number": 1}, unique="a")
+    with another_sender():
+        assert link.claim(["own"], 10, "w1") == []
+    assert len(link.claim(["own"], 10, "w1")) == 1
+    assert layer.channel_statistics("own")["messages_count"] == 0
+
+
+# Plans.
+
+ROWS = 100_000
+
+
+def plan_of(statement, values):
+    """Return the plan of a statement as text, after the tables were filled."""
+    with connection.cursor() as cursor:
+        cursor.execute("EXPLAIN (COSTS OFF) " + statement, values)
+        return "\n".join(row[0] for row in cursor.fetchall())
+
+
+@pytest.fixture
+def full_tables(layer):
+    """Fill the tables with many messages on 1,000 channels."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO dbchannels_durablemessage (channel, payload, attempts, sent_at, due_at)"
+            " SELECT 'own' || g % 1000, '', 0, now(), CASE WHEN g % 2 = 0 THEN now() + interval '1 h' END"
+            f" FROM generate_series(1, {ROWS}) AS g"
+        )
+        cursor.execute(
+            "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, expires_at)"
+            f" SELECT 'http.' || g % 1000, '', '', '', now() + interval '1 h' FROM generate_series(1, {ROWS}) AS g"
+        )
+        cursor.execute("ANALYZE dbchannels_durablemessage")
+        cursor.execute("ANALYZE dbchannels_protocolmessage")
+
+
+TAKING = [
+    (sql.RECEIVE, "http.", "dbchannels_protocol_queue"),
+    (sql.RECEIVE_AND_HOLD, "http.", "dbchannels_protocol_queue"),
+    (sql_durable.CLAIM, "own", "dbchannels_durable_queue"),
+    (sql_durable.RECEIVE_DURABLE, "own", "dbchannels_durable_queue"),
+]
+
+
+@pytest.mark.usefixtures("full_tables")
+def test_what_is_taken_is_found_by_its_index_on_one_channel_and_on_many():
+    for statement, channel, index in TAKING:
+        for number in (1, 50, 1000):
+            queues = [f"{channel}{one}" for one in range(number)]
+            plan = plan_of(statement, {"queues": queues, "limit": 20, "holder": "w", "worker": "w"})
+            assert index in plan, plan
+            assert "Seq Scan on" not in plan, plan
+            assert "Sort Key: dbchannels" not in plan, plan  # of what was taken, and never of the table
+
+
+@pytest.mark.usefixtures("full_tables")
+def test_what_becomes_due_is_found_by_its_time():
+    plan = plan_of(sql_durable.PROMOTE, {})
+    assert "dbchannels_durable_due" in plan
+    assert "Seq Scan on" not in plan
+
+
+# Room.
+
+
+def test_a_capacity_is_counted_once_for_many_sends(new_layer, django_assert_num_queries):
+    layer = new_layer(capacity=1000)
+    layer.send("http.request", {})
+    with django_assert_num_queries(100):  # one statement each, the counting ones would be two
+        for _ in range(100):
+            layer.send("http.request", {})
+
+
+def test_a_sender_never_exceeds_a_capacity(new_layer):
+    layer = new_layer(capacity=50)
+    sent = 0
+    with pytest.raises(ChannelFull):
+        while True:
+            layer.send("http.request", {})
+            sent += 1
+    assert sent == layer.channel_statistics("http.request")["messages_count"] == 50

@@ -13,11 +13,13 @@ from typing import Any
 from django.db import connections, transaction
 
 from dbchannels import names
+from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.operations import Operation, Send
-from dbchannels.layers.postgresql import sql
+from dbchannels.layers.operations import Delivery, Operation, Send
+from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.link import PostgreSQLLink
+from dbchannels.layers.postgresql.room import Room
 from dbchannels.layers.postgresql.session import Session, session_name
 from dbchannels.layers.postgresql.statements import statements, without_room
 from dbchannels.layers.rollback import rollback_probe
@@ -27,6 +29,10 @@ __all__ = ["PostgreSQLLayer"]
 
 class PostgreSQLLayer(BaseLayer):
     """The product's layer. See BaseLayer for what the methods take and give."""
+
+    def __init__(self, settings: LayerSettings) -> None:
+        super().__init__(settings)
+        self.room = Room()
 
     @property
     def wakeups(self) -> bool:  # type: ignore[override]
@@ -50,25 +56,49 @@ class PostgreSQLLayer(BaseLayer):
 
     def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
         refused: list[Send] = []
+        plan = list(statements(self, operations))
         # Inside the caller's transaction this is a savepoint: who catches ChannelFull there has sent nothing.
-        together = transaction.atomic(using=self.database) if len(operations) > 1 else nullcontext()
+        several = len(plan) > 1 or bool(plan and plan[0][2]) or self._one_by_one
+        together = transaction.atomic(using=self.database) if several else nullcontext()
         with together, connections[self.database].cursor() as cursor:
-            for statement, values, sent in statements(self, operations):
-                cursor.execute(statement, values)
+            for text, values, sent in plan:
+                # One string of several statements is one round trip and one transaction; but psycopg 3 would
+                # give the first one's rows, where the last one's are wanted.
+                for statement in text.split(";") if sent or self._one_by_one else [text]:
+                    cursor.execute(statement, values)
                 if sent:
-                    refused += without_room(sent, cursor.fetchall())
+                    refused += without_room(self, sent, cursor.fetchall())
                     if refused and not drop:
                         raise ChannelFull(names.split(refused[0].channel)[0])
         return refused
 
+    def has_room(self, queue: str) -> bool:
+        """Whether one more message may go to a queue without a count; if so, it is taken off the room."""
+        return self.capacity(queue) is None or self.room.take({queue: 1})
+
+    @property
+    def _one_by_one(self) -> bool:
+        """Whether the site's connections take no string of several statements: psycopg 3's prepared ones."""
+        return bool(connections[self.database].settings_dict["OPTIONS"].get("server_side_binding"))
+
+    def group_count(self, group: str) -> int:
+        return int(self._query(sql.GROUP_COUNT, {"group": group})[0][0])
+
     def group_channels(self, group: str) -> list[str]:
         return [row[0] for row in self._query(sql.GROUP_CHANNELS, {"group": group})]
+
+    def acknowledge(self, worker: str, delivery: Delivery) -> bool:
+        token = {"worker": worker, "ids": [delivery.id], "attempts": [delivery.attempt]}
+        with connections[self.database].cursor() as cursor:
+            cursor.execute(sql_durable.ACKNOWLEDGE, token)
+            return bool(cursor.rowcount)
 
     def flush(self) -> None:
         with transaction.atomic(using=self.database), connections[self.database].cursor() as cursor:
             for statement in sql.FLUSH.split(";"):
                 cursor.execute(statement)
         self._spread.clear()
+        self.room.forget()
 
     def global_statistics(self) -> dict[str, float]:
         return self._statistics(None)

@@ -12,7 +12,7 @@ from dbchannels import names
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
-from dbchannels.layers.postgresql import sql
+from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
 from dbchannels.models import Process, parse_held
@@ -42,9 +42,8 @@ class PostgreSQLLink(Link):
         durable = [queue for queue in queues if not names.is_protocol(queue)]
         if durable and len(found) < limit:
             values = {"queues": durable, "limit": limit - len(found)}
-            found += [
-                Delivery(row[0], bytes(row[1])) for row in self.session.run([(sql.RECEIVE_DURABLE, values)])
-            ]
+            rows = self.session.run([(sql_durable.PROMOTE, {}), (sql_durable.RECEIVE_DURABLE, values)])
+            found += [Delivery(row[0], bytes(row[1])) for row in rows]
         return found
 
     def _pop_protocol(self, queues: Sequence[str], limit: int, holder: str) -> list[Delivery]:
@@ -54,15 +53,19 @@ class PostgreSQLLink(Link):
 
     def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
         values = {"queues": list(channels), "limit": limit, "worker": worker}
-        rows = self.session.run([(sql.CLAIM, values)])
+        rows = self.session.run([(sql_durable.PROMOTE, {}), (sql_durable.CLAIM, values)])
         claimed = [Delivery(row[1], bytes(row[2]), id=row[0], attempt=row[3]) for row in rows]
         alone = [delivery for delivery, row in zip(claimed, rows, strict=True) if row[4]]
         if not alone or len(claimed) == 1:
             return claimed
         # One of these was in the hands of a worker that died: it runs by itself, so that it alone is blamed.
         others = [delivery for delivery in claimed if delivery is not alone[0]]
-        self.session.run([(sql.RELEASE, {"worker": worker, **_tokens(others)})])
+        self.session.run([(sql_durable.RELEASE, {"worker": worker, **_tokens(others)})])
         return alone[:1]
+
+    def next_due(self) -> float | None:
+        ((seconds,),) = self.session.run([(sql_durable.NEXT_DUE, {})])
+        return None if seconds is None else max(0.0, seconds)
 
     def wait(self, timeout: float, *others: int) -> set[str]:
         return self.session.wait(min(timeout, self.layer.poll_interval()), *others)
@@ -74,15 +77,15 @@ class PostgreSQLLink(Link):
             return []
         plan = list(statements(self.layer, operations))
         rows = self.session.run([(text, values) for text, values, _ in plan])
-        return without_room(plan[-1][2], rows)
+        return without_room(self.layer, plan[-1][2], rows) if plan[-1][2] else []
 
     def finish(self, worker: str, done: Done) -> None:
         todo = [self._hold(worker, done.held)]
         if done.acknowledged:
-            todo.append((sql.ACKNOWLEDGE, {"worker": worker, **_tokens(done.acknowledged)}))
+            todo.append((sql_durable.ACKNOWLEDGE, {"worker": worker, **_tokens(done.acknowledged)}))
         todo += _failed(worker, done.failures)
         if claims := [delivery for delivery in done.returned if delivery.durable]:
-            todo.append((sql.RELEASE, {"worker": worker, **_tokens(claims)}))
+            todo.append((sql_durable.RELEASE, {"worker": worker, **_tokens(claims)}))
         popped = [delivery for delivery in done.returned if not delivery.durable]
         operations = [*done.operations, *resends(popped, self.layer.options["expiry"])]
         todo += [(text, values) for text, values, _ in statements(self.layer, operations)]
@@ -138,7 +141,7 @@ class PostgreSQLLink(Link):
             return
         for (messages,) in self.session.run([(sql.UNHOLD, {"name": name})]):
             self.apply(notice_sends(parse_held(messages), "worker died", self.layer.options["expiry"]))
-        self.session.run([(sql.UNCLAIM, {"name": name})])
+        self.session.run([(sql_durable.UNCLAIM, {"name": name})])
         kind, queue = gone[0]
         if kind == Process.SERVER:
             self._clean_up_server(name, queue)
@@ -174,9 +177,9 @@ def _failed(worker: str, failures: Sequence[Failure]) -> list[Statement]:
     if again := [failure for failure in failures if failure.retry_in is not None]:
         tokens = _tokens([failure.delivery for failure in again])
         seconds = [failure.retry_in for failure in again]
-        done.append((sql.RETRY, {"worker": worker, "seconds": seconds, **tokens}))
+        done.append((sql_durable.RETRY, {"worker": worker, "seconds": seconds, **tokens}))
     if given_up := [failure for failure in failures if failure.retry_in is None]:
         tokens = _tokens([failure.delivery for failure in given_up])
         errors = [failure.stored_error() for failure in given_up]
-        done.append((sql.GIVE_UP, {"worker": worker, "errors": errors, **tokens}))
+        done.append((sql_durable.GIVE_UP, {"worker": worker, "errors": errors, **tokens}))
     return done

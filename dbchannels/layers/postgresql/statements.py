@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -12,44 +13,62 @@ from dbchannels.layers.operations import (
     Connect,
     Disconnect,
     GroupAdd,
+    GroupClear,
     GroupDiscard,
     Operation,
     Send,
     SendGroup,
     storable,
 )
-from dbchannels.layers.postgresql import sql
+from dbchannels.layers.postgresql import sql, sql_durable
 
 if TYPE_CHECKING:
-    from dbchannels.layers.base import BaseLayer
+    from dbchannels.layers.postgresql import PostgreSQLLayer
 
 Values = dict[str, Any]
 #: A statement, its values, and the sends that it writes, if any.
 Planned = tuple[str, Values, list[Send]]
 
 
-def statements(layer: BaseLayer, operations: Sequence[Operation]) -> Iterator[Planned]:
+def statements(layer: PostgreSQLLayer, operations: Sequence[Operation]) -> Iterator[Planned]:
     """Yield what writes the operations, in order; 100 sends in a row are one INSERT."""
     for (kind, _), group in groupby(operations, key=_kind):
         yield from _PLANS[kind](layer, list(group))
 
 
-def without_room(sends: Sequence[Send], rows: Sequence[tuple[Any, ...]]) -> list[Send]:
-    """Return the sends whose queue was full; ``rows`` is what their INSERT gave, (queue, rows written)."""
-    taken = {row[0] for row in rows}
-    return [send for send in sends if names.split(send.channel)[0] not in taken]
+def without_room(
+    layer: PostgreSQLLayer, sends: Sequence[Send], rows: Sequence[tuple[Any, ...]]
+) -> list[Send]:
+    """Return the sends whose queue was full, and note how much room the others have left.
+
+    ``rows`` is what their statement gave: (queue, messages that waited before, whether the sends went in).
+    """
+    full = set()
+    for queue, waited, taken in rows:
+        if not taken:
+            full.add(queue)
+        if waited is not None:
+            sent = sum(names.split(send.channel)[0] == queue for send in sends) if taken else 0
+            layer.room.learn(queue, layer.capacity(queue) or 0, waited + sent)
+    return [send for send in sends if names.split(send.channel)[0] in full]
 
 
-def _kind(operation: Operation) -> tuple[type, bool]:
-    return type(operation), isinstance(operation, Send) and names.is_protocol(operation.channel)
+def _kind(operation: Operation) -> tuple[type, Any]:
+    """Neighbours of one kind go into one statement; a send with a unique key has its own."""
+    if not isinstance(operation, Send):
+        return type(operation), None
+    return Send, (names.is_protocol(operation.channel), operation.unique and id(operation))
 
 
-def _sends(layer: BaseLayer, sends: list[Send]) -> Iterator[Planned]:
+def _sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
+    if len(sends) == 1 and not sends[0].unique and layer.has_room(names.split(sends[0].channel)[0]):
+        yield _one(layer, sends[0])
+        return
     if not names.is_protocol(sends[0].channel):
         yield from _durable_sends(layer, sends)
         return
     parts = [names.split(send.channel) for send in sends]
-    queues = dict.fromkeys(queue for queue, _ in parts)
+    queues = Counter(queue for queue, _ in parts)
     values = {
         "channels": [queue for queue, _ in parts],
         "locals": [local for _, local in parts],
@@ -57,28 +76,71 @@ def _sends(layer: BaseLayer, sends: list[Send]) -> Iterator[Planned]:
         "payloads": [send.payload for send in sends],
         "expiries": [send.expiry for send in sends],
     }
-    yield sql.SEND, values | _room(layer, queues), sends
+    yield _waking(
+        layer, set(map(_woken, queues)), _into(layer, queues, values, sends, sql.SEND, sql.SEND_IF_ROOM)
+    )
 
 
-def _durable_sends(layer: BaseLayer, sends: list[Send]) -> Iterator[Planned]:
-    queues = dict.fromkeys(send.channel for send in sends)
+def _one(layer: PostgreSQLLayer, send: Send) -> Planned:
+    queue, local = names.split(send.channel)
+    values: Values = {"channel": queue, "payload": send.payload}
+    if names.is_protocol(queue):
+        values |= {"local": local, "reply_channel": send.reply_channel, "expiry": send.expiry}
+        text, wake = sql.SEND_ONE, _woken(queue)
+    else:
+        values |= {"priority": send.priority, "delay": send.delay, "due_at": send.due_at}
+        text, wake = sql_durable.SEND_DURABLE_ONE, "d"
+    if not layer.wakeups:
+        return text, values, []
+    return f"{text} RETURNING {sql.WAKE_ONE}", {**values, "wake": wake}, []
+
+
+def _woken(queue: str) -> str:
+    """Return what a wakeup for a protocol queue says."""
+    return queue if queue[-1:] == "!" or "?" in queue else "p"
+
+
+def _durable_sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
     values = {
         "channels": [send.channel for send in sends],
         "payloads": [send.payload for send in sends],
+        "priorities": [send.priority for send in sends],
+        "unique_keys": [send.unique for send in sends],
         "delays": [send.delay for send in sends],
+        "due_ats": [send.due_at for send in sends],
     }
-    yield sql.SEND_DURABLE, values | _room(layer, queues), sends
+    planned: Planned = (sql_durable.SEND_UNIQUE, values, [])
+    if not sends[0].unique:
+        queues = Counter(send.channel for send in sends)
+        usual = not any(send.delay or send.due_at or send.priority for send in sends)
+        plain = sql_durable.SEND_DURABLE_NOW if usual else sql_durable.SEND_DURABLE
+        planned = _into(layer, queues, values, sends, plain, sql_durable.SEND_DURABLE_IF_ROOM)
+    yield _waking(layer, {"d"}, planned)
 
 
-def _room(layer: BaseLayer, queues: dict[str, None]) -> Values:
-    return {
-        "queues": list(queues),
-        "capacities": [layer.capacity(queue) for queue in queues],
-        "wake": layer.wakeups,
-    }
+def _into(
+    layer: PostgreSQLLayer,
+    queues: Mapping[str, int],
+    values: Values,
+    sends: list[Send],
+    plain: str,
+    careful: str,
+) -> Planned:
+    """Return the statement that sends; the one that counts first where the queues may be full."""
+    capacities = {queue: layer.capacity(queue) for queue in queues}
+    limited = {queue: number for queue, number in queues.items() if capacities[queue] is not None}
+    if layer.room.take(limited):
+        return plain, values, []
+    return careful, values | {"queues": list(capacities), "capacities": list(capacities.values())}, sends
 
 
-def _group_sends(layer: BaseLayer, sends: list[SendGroup]) -> Iterator[Planned]:
+def _waking(layer: PostgreSQLLayer, payloads: set[str], planned: Planned) -> Planned:
+    """Put the wakeup in front, in the same string: what the last statement gives is what is looked at."""
+    text, values, sent = planned
+    return (f"{sql.WAKE};{text}", {**values, "wake": sorted(payloads)}, sent) if layer.wakeups else planned
+
+
+def _group_sends(layer: PostgreSQLLayer, sends: list[SendGroup]) -> Iterator[Planned]:
     capacities = _capacities(layer)
     for send in sends:
         values = {
@@ -87,12 +149,12 @@ def _group_sends(layer: BaseLayer, sends: list[SendGroup]) -> Iterator[Planned]:
             "expiry": layer.options["expiry"],
             "patterns": list(capacities),
             "capacities": list(capacities.values()),
-            "wake": layer.wakeups,
+            "wakes": layer.wakeups,
         }
         yield sql.SEND_GROUP, values, []
 
 
-def _capacities(layer: BaseLayer) -> dict[str, int | None]:
+def _capacities(layer: PostgreSQLLayer) -> dict[str, int | None]:
     """Return what ``layer.capacity`` goes by as regular expressions of PostgreSQL's; one fits every channel."""
     own = {sql_pattern(key): capacity for key, capacity in layer.options["channel_capacity"].items()}
     return own | {r"[!?]|^http\.|^websocket\.": layer.options["capacity"], "": None}
@@ -113,20 +175,25 @@ def _sql_part(part: str) -> str:
     return "[^" + inside[1:] + "]" if inside[0] == "!" else "[" + inside.replace("^", r"\^") + "]"
 
 
-def _group_adds(layer: BaseLayer, adds: list[GroupAdd]) -> Iterator[Planned]:
+def _group_adds(layer: PostgreSQLLayer, adds: list[GroupAdd]) -> Iterator[Planned]:
     for add in adds:
         queue, local = names.split(add.channel)
         values = {"group": add.group, "channel": queue, "local": local, "expiry": layer.group_expiry}
         yield sql.GROUP_ADD, values, []
 
 
-def _group_discards(layer: BaseLayer, discards: list[GroupDiscard]) -> Iterator[Planned]:
+def _group_discards(layer: PostgreSQLLayer, discards: list[GroupDiscard]) -> Iterator[Planned]:
     for discard in discards:
         queue, local = names.split(discard.channel)
         yield sql.GROUP_DISCARD, {"group": discard.group, "channel": queue, "local": local}, []
 
 
-def _connects(layer: BaseLayer, connects: list[Connect]) -> Iterator[Planned]:
+def _group_clears(layer: PostgreSQLLayer, clears: list[GroupClear]) -> Iterator[Planned]:
+    for clear in clears:
+        yield sql.GROUP_CLEAR, {"group": clear.group}, []
+
+
+def _connects(layer: PostgreSQLLayer, connects: list[Connect]) -> Iterator[Planned]:
     values = {
         "reply_channels": [connect.reply_channel for connect in connects],
         "servers": [connect.server for connect in connects],
@@ -135,7 +202,7 @@ def _connects(layer: BaseLayer, connects: list[Connect]) -> Iterator[Planned]:
     yield sql.CONNECT, values, []
 
 
-def _disconnects(layer: BaseLayer, disconnects: list[Disconnect]) -> Iterator[Planned]:
+def _disconnects(layer: PostgreSQLLayer, disconnects: list[Disconnect]) -> Iterator[Planned]:
     parts = [names.split(disconnect.reply_channel) for disconnect in disconnects]
     values = {
         "reply_channels": [disconnect.reply_channel for disconnect in disconnects],
@@ -150,6 +217,7 @@ _PLANS: dict[type, Any] = {
     SendGroup: _group_sends,
     GroupAdd: _group_adds,
     GroupDiscard: _group_discards,
+    GroupClear: _group_clears,
     Connect: _connects,
     Disconnect: _disconnects,
 }
