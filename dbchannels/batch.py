@@ -34,14 +34,16 @@ class Batch:
             self._started_at = time.monotonic()
             return self._running
 
-    def finished(self, operations: Sequence[Operation], failure: Failure | None) -> None:
-        """Note what the running message's consumer did."""
+    def finished(
+        self, operations: Sequence[Operation], failure: Failure | None, acknowledge: bool = True
+    ) -> None:
+        """Note what the running message's consumer did; not to ``acknowledge`` what it has ended, or lost, itself."""
         with self._lock:
             delivery, self._running = self._running, None
             self._operations += operations
             if failure is not None:
                 self._failures.append(failure)
-            elif delivery is not None and delivery.durable:
+            elif delivery is not None and delivery.durable and acknowledge:
                 self._acknowledged.append(delivery)
 
     def running_for(self) -> float:

@@ -41,6 +41,16 @@ class LayerUnavailable(DBChannelsError):
     """The layer's database cannot be used now; the sentence carries the database's own words."""
 
 
+class WorkerKilled(DBChannelsError):
+    """Each attempt to run a durable message ended its worker; it is not tried again."""
+
+    def __init__(self, attempts: int) -> None:
+        super().__init__(
+            f"Each of {attempts} attempts to run this message ended its worker, by a kill, a crash or os._exit: see "
+            "the logs of that time, mend the consumer, and send the message again."
+        )
+
+
 class InvalidConfiguration(DBChannelsError):
     """The DBCHANNELS setting or the routing cannot be used as it stands; the sentence says what to change."""
 

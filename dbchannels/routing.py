@@ -60,15 +60,46 @@ def _compiled(key: str, pattern: str) -> re.Pattern[str]:
 
 
 class Route:
-    """One consumer for the messages of one channel whose fields match the filters."""
+    """One consumer for the messages of one channel whose fields match the filters.
 
-    def __init__(self, channel: str, consumer: Consumer, filters: dict[str, str]) -> None:
+    ``retries``, ``backoff`` and ``atomic`` are as ``consumer`` explains them.
+    """
+
+    def __init__(
+        self,
+        channel: str,
+        consumer: Consumer,
+        filters: dict[str, str],
+        *,
+        retries: int | None = None,
+        backoff: float | Callable[[int], float] | None = None,
+        atomic: bool = False,
+    ) -> None:
         self.channel = names.check_channel_name(channel)
+        self.retries, self.backoff, self.atomic = retries, backoff, atomic
+        self._check_options()
         if not callable(consumer):
             raise InvalidConfiguration(f"The consumer of a route on {channel} is not callable: {consumer!r}.")
         self.consumer = consumer
         self.filters = Filters(filters)
         self._takes = _keywords_taken(consumer)
+
+    def _check_options(self) -> None:
+        if self.retries is not None and (not isinstance(self.retries, int) or self.retries < 0):
+            raise InvalidConfiguration(
+                f"The retries of a route on {self.channel} are a number from 0, not {self.retries!r}."
+            )
+        if self.backoff is not None and not (
+            callable(self.backoff) or isinstance(self.backoff, (int, float))
+        ):
+            raise InvalidConfiguration(
+                f"The backoff of a route on {self.channel} is seconds, or a function that takes the number of the "
+                f"attempt and returns seconds, not {self.backoff!r}."
+            )
+        if (self.retries, self.backoff) != (None, None) and names.is_protocol(self.channel):
+            raise InvalidConfiguration(
+                f"Messages on {self.channel} are delivered at most once: take retries and backoff off its route."
+            )
 
     @property
     def name(self) -> str:
@@ -139,14 +170,23 @@ class Include:
         return None
 
 
-def route(channel: str, consumer: Consumer | str, **filters: str) -> Route:
+def route(
+    channel: str,
+    consumer: Consumer | str,
+    *,
+    retries: int | None = None,
+    backoff: float | Callable[[int], float] | None = None,
+    atomic: bool = False,
+    **filters: str,
+) -> Route:
     """Say in a routing module that ``consumer`` (a callable, or its dotted name) takes messages of a channel.
 
     Filters are regular expressions on fields; their named groups become arguments of the consumer::
 
         routes = [route("websocket.connect", join, path=r"^/chat/(?P<room>\\w+)/$")]
     """
-    return Route(channel, _imported(consumer) if isinstance(consumer, str) else consumer, filters)
+    function = _imported(consumer) if isinstance(consumer, str) else consumer
+    return Route(channel, function, filters, retries=retries, backoff=backoff, atomic=atomic)
 
 
 def include(routes: str | Sequence[Route | Include], **filters: str) -> Include:
@@ -160,15 +200,27 @@ def include(routes: str | Sequence[Route | Include], **filters: str) -> Include:
 _decorated: list[Route] = []
 
 
-def consumer(channel: str, **filters: str) -> Callable[[Consumer], Consumer]:
+def consumer(
+    channel: str,
+    *,
+    retries: int | None = None,
+    backoff: float | Callable[[int], float] | None = None,
+    atomic: bool = False,
+    **filters: str,
+) -> Callable[[Consumer], Consumer]:
     """Say in an app's ``consumers.py`` that the function takes messages of a channel::
 
-    @consumer("websocket.receive", path=r"^/chat/(?P<room>\\w+)/$")
-    def say(message, room): ...
+        @consumer("websocket.receive", path=r"^/chat/(?P<room>\\w+)/$")
+        def say(message, room): ...
+
+    On the site's own channels a message whose consumer raised is tried again ``retries`` times (OPTIONS["retries"]
+    by default) after ``backoff`` seconds, a number or a function of the attempt's number (by default 1, 5, 25 ...,
+    an hour at most), and is a dead letter then. With ``atomic`` the consumer runs in a transaction of the layer's
+    database, together with its sends and the end of its message: it takes effect exactly once.
     """
 
     def register(function: Consumer) -> Consumer:
-        _decorated.append(Route(channel, function, filters))
+        _decorated.append(Route(channel, function, filters, retries=retries, backoff=backoff, atomic=atomic))
         return function
 
     return register

@@ -12,22 +12,20 @@ import os
 import random
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from django.db import close_old_connections, connections, reset_queries
+from django.db import connections
 
-from dbchannels import codec, names
+from dbchannels import names
 from dbchannels.backoff import Backoff
 from dbchannels.batch import Batch, Pace
+from dbchannels.consuming import Consumption
 from dbchannels.doorbell import Doorbell
-from dbchannels.exceptions import DenyConnection, InvalidMessage, LayerUnavailable
-from dbchannels.handler import ViewHandler
+from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.operations import Delivery, Failure, Operation, Send
-from dbchannels.message import Message
+from dbchannels.layers.operations import Delivery
 from dbchannels.models import Process
 from dbchannels.routing import Routing
 from dbchannels.waiting import WakeupPipe, wait_readable
@@ -60,13 +58,15 @@ class Worker:
         self.layer = layer
         self.routing = routing
         self.name = name or new_worker_name()
-        self.views = ViewHandler()
         self.channels = [
             channel
             for channel in dict.fromkeys([*PROTOCOL_CHANNELS, *routing.channels()])
             if _selected(channel, only, exclude)
         ]
+        self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]
+        self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
         self.link = layer.link("worker", listen=not bells)
+        self._consumption = Consumption(layer, routing, self.link)
         self.stopping = threading.Event()
         self.consumed = 0
         self._bells = bells
@@ -113,8 +113,8 @@ class Worker:
             self._ring_for_others()
         while not self.stopping.is_set() and (delivery := self._batch.start_next()):
             started = time.monotonic()
-            operations, failure = self._consume(delivery)
-            self._batch.finished(operations, failure)
+            self._batch.finished(*self._consumption.consume(delivery, self.name))
+            self.consumed += 1
             self._pace.ran(time.monotonic() - started)
             if time.monotonic() - self._written_at > WRITE_AFTER and self._batch.has_waiting():
                 self._write()
@@ -126,13 +126,10 @@ class Worker:
         """Protocol messages first: somebody waits for them. The channels take turns in being first."""
         for bell in self._bells:
             bell.silence()
-        queues = random.sample(self.channels, len(self.channels))
-        protocol = [queue for queue in queues if names.is_protocol(queue)]
-        durable = [queue for queue in queues if not names.is_protocol(queue)]
-        taken = self.link.receive_many(protocol, limit, self.name) if protocol else []
-        if durable and len(taken) < limit:
+        taken = self.link.receive_many(_turned(self._protocol), limit, self.name) if self._protocol else []
+        if self._durable and len(taken) < limit:
             try:
-                taken += self.link.claim(durable, limit - len(taken), self.name)
+                taken += self.link.claim(_turned(self._durable), limit - len(taken), self.name)
             except LayerUnavailable:
                 if not taken:  # what was popped is nowhere else, so it runs; the next batch meets the trouble
                     raise
@@ -143,80 +140,20 @@ class Worker:
             bell.ring()
 
     def _wait(self) -> None:
+        """Wait for a wakeup, for the next delayed message to be due, or for the poll."""
+        timeout = self.layer.poll_interval()
+        if self._durable and (due := self.link.next_due()) is not None:
+            timeout = min(timeout, due)
         others = [self._wake.reader, *([] if self._life is None else [self._life])]
         if not self._bells:
-            self.link.wait(self.layer.poll_interval(), *others)
+            self.link.wait(timeout, *others)
         else:
-            wait_readable([*others, *(bell.reader for bell in self._bells)], self.layer.poll_interval())
+            wait_readable([*others, *(bell.reader for bell in self._bells)], timeout)
 
     def _end_with_parent(self) -> None:
         if self._life is not None and not self.stopping.is_set() and wait_readable([self._life], 0):
             log.info("The parent has ended; so does this worker.")
             self.stop()
-
-    # One message.
-
-    def _consume(self, delivery: Delivery) -> tuple[list[Operation], Failure | None]:
-        """Run the consumer; return what it sent and added, and its failure if it raised."""
-        reset_queries()
-        self.consumed += 1
-        with self.layer.buffered() as buffer:
-            try:
-                answers = self._run_consumer(delivery)
-                return [*buffer.pending(), *answers], None
-            except BaseException as error:  # SystemExit and asyncio's CancelledError too
-                return self._raised(delivery, error)
-            finally:
-                close_old_connections()
-
-    def _run_consumer(self, delivery: Delivery) -> list[Operation]:
-        content = codec.decode(delivery.payload)
-        message = Message(delivery.channel, content, attempt=delivery.attempt, layer=self.layer.alias)
-        found = self.routing.match(message)
-        if found is not None:
-            route, captures = found
-            route.run(message, captures)
-        elif delivery.channel == "http.request":
-            return self.views.respond(message, self.link, self.layer)
-        elif delivery.channel == "websocket.connect" and not self.routing.match(message, "websocket.receive"):
-            return self._finished(message, {"accept": False, "status": 404})
-        elif delivery.durable:
-            raise InvalidMessage(
-                f"No consumer on {delivery.channel} matches this message: add a route for it."
-            )
-        return self._finished(message, {})
-
-    def _finished(self, message: Message, verdict: dict[str, Any]) -> list[Operation]:
-        """Tell the connection's server that this frame is done: it sends the next one then."""
-        order = message.get("order")
-        if not isinstance(order, int) or order < 0 or message.reply_channel is None:
-            return []
-        return [reply(self.layer, message.reply_channel.name, {**verdict, "finished": order})]
-
-    def _raised(self, delivery: Delivery, error: BaseException) -> tuple[list[Operation], Failure | None]:
-        """What the consumer had sent is dropped; its client is answered at once; a durable message is retried."""
-        text = "".join(traceback.format_exception(error))
-        if not isinstance(error, DenyConnection):
-            log.error("The consumer of a message on %s raised:\n%s", delivery.channel, text)
-        if delivery.durable:
-            retry_in = (
-                backoff(delivery.attempt) if delivery.attempt <= self.layer.options["retries"] else None
-            )
-            return [], Failure(delivery, text, retry_in)
-        return self._error_answers(delivery, error), None
-
-    def _error_answers(self, delivery: Delivery, error: BaseException) -> list[Operation]:
-        if not delivery.reply_channel:
-            return []
-        if delivery.channel == "http.request":
-            return [reply(self.layer, delivery.reply_channel, {"error": "consumer"})]
-        refused = {"accept": False, "status": 403 if isinstance(error, DenyConnection) else 500}
-        verdict = refused if delivery.channel == "websocket.connect" else {}
-        try:
-            message = Message(delivery.channel, codec.decode(delivery.payload), layer=self.layer.alias)
-        except Exception:  # it raised this already, and was logged
-            return []
-        return self._finished(message, verdict)
 
     # Writing.
 
@@ -279,19 +216,15 @@ class Worker:
         self._register()
 
 
-def reply(layer: BaseLayer, channel: str, message: dict[str, Any]) -> Operation:
-    """Return the sending of a message that dbchannels made itself."""
-    return Send(channel, codec.encode_trusted(message), "", layer.options["expiry"], 0)
-
-
-def backoff(attempt: int) -> float:
-    """Return the seconds before a failed message runs again: 1, 5, 25, 125 ..., an hour at most, jittered."""
-    return min(3600.0, 5.0 ** min(attempt - 1, 6)) * random.uniform(0.75, 1.25)
-
-
 def new_worker_name() -> str:
     """Return a name that no other worker has or had."""
     return f"worker-{os.getpid()}-{names.random_part()}"
+
+
+def _turned(channels: list[str]) -> list[str]:
+    """Return the channels from a random one on: none of them, however busy, is always the first."""
+    start = random.randrange(len(channels))
+    return channels[start:] + channels[:start]
 
 
 def _selected(channel: str, only: Sequence[str], exclude: Sequence[str]) -> bool:

@@ -19,6 +19,7 @@ LEVELS = (
     ("channel",),
     ("message",),
     ("routing", "consumers", "handler"),
+    ("consuming",),
     ("worker", "interface"),
     ("management", "admin", "checks", "serving", "testing"),
 )
@@ -26,7 +27,7 @@ RANKS = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 PURE = ("gevent", "django.db", "models")
 #: No way leads from one to the others, not even through modules between them.
 NEVER = {
-    "interface": ("routing", "consumers", "handler", "worker", "admin", "checks"),
+    "interface": ("routing", "consumers", "consuming", "handler", "worker", "admin", "checks"),
     "worker": ("gevent", "geventwebsocket", "interface"),
     **{f"interface.{name}": PURE for name in ("http", "websocket", "frames", "handshake")},
 }

@@ -326,3 +326,19 @@ def test_the_same_routes_under_other_prefixes_are_none():
 
 def test_two_functions_of_one_name_are_none():
     assert Routing([route("own", lambda message: 1), route("own", lambda message: 2)]).duplicates() == []
+
+
+# Options.
+
+
+@pytest.mark.parametrize("options", [{"retries": -1}, {"retries": "2"}, {"backoff": "soon"}])
+def test_an_option_that_cannot_be_used_is_one_sentence(options):
+    with raises(InvalidConfiguration) as refused:
+        route("own", one, **options)
+    assert "a route on own" in refused.sentence
+
+
+def test_protocol_messages_are_not_tried_again():
+    with raises(InvalidConfiguration) as refused:
+        route("websocket.receive", one, retries=2)
+    assert "at most once" in refused.sentence

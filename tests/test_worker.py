@@ -11,8 +11,9 @@ from django.db import transaction
 from django.http import HttpResponse
 from django.urls import path
 
-from dbchannels import Channel, DenyConnection, Group, channel_layers, codec, route, worker
+from dbchannels import Channel, DenyConnection, Group, channel_layers, codec, consuming, route, worker
 from dbchannels.batch import Pace
+from dbchannels.consuming import backoff
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers.operations import Send
@@ -21,7 +22,7 @@ from dbchannels.routing import Routing
 from dbchannels.streaming import CHUNK
 from dbchannels.testing.layer_case import drain, in_thread, wait_until, waiting
 from dbchannels.waiting import wait_readable
-from dbchannels.worker import PROTOCOL_CHANNELS, Worker, backoff, new_worker_name
+from dbchannels.worker import PROTOCOL_CHANNELS, Worker, new_worker_name
 from tests import kinds
 
 REPLIES = "reply.s1!"
@@ -80,7 +81,7 @@ def at_once(monkeypatch):
         attempts.append(attempt)
         return 0.0
 
-    monkeypatch.setattr(worker, "backoff", backoff)
+    monkeypatch.setattr(consuming, "backoff", backoff)
     return attempts
 
 
@@ -433,9 +434,9 @@ def test_a_request_that_is_none_is_answered_at_once(layer, new_worker):
 def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monkeypatch):
     def respond(self, message, link, its_layer):
         Channel("out").send({"number": 1})
-        return [worker.reply(its_layer, message.reply_channel.name, {"status": 200})]
+        return [consuming.reply(its_layer, message.reply_channel.name, {"status": 200})]
 
-    monkeypatch.setattr(worker.ViewHandler, "respond", respond)
+    monkeypatch.setattr(consuming.ViewHandler, "respond", respond)
     request(layer)
     assert new_worker().run_once()
     assert drain(layer, "out") == [{"number": 1}]
@@ -446,7 +447,7 @@ def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monke
 @kinds.on_databases
 def test_a_consumers_broken_connection_is_let_go(layer, new_worker, channel, at_once, monkeypatch):
     closed = []
-    monkeypatch.setattr(worker, "close_old_connections", lambda: closed.append(channel))
+    monkeypatch.setattr(consuming, "close_old_connections", lambda: closed.append(channel))
     layer.send(channel, {"reply_channel": CLIENT})
     assert new_worker(route(channel, boom)).run_once()
     assert closed == [channel]
@@ -582,7 +583,7 @@ def test_one_that_fails_does_not_take_its_batch_along(layer, new_worker, batches
 
 
 def test_delays_between_attempts_grow_to_an_hour(monkeypatch):
-    monkeypatch.setattr(worker.random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(consuming.random, "uniform", lambda low, high: 1.0)
     assert [backoff(attempt) for attempt in range(1, 7)] == [1, 5, 25, 125, 625, 3125]
     assert backoff(7) == backoff(30_000) == 3600
 

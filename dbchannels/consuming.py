@@ -1,0 +1,150 @@
+"""One message: which consumer it is for, what running that gives, and what is answered when it raises."""
+
+from __future__ import annotations
+
+import logging
+import random
+import traceback
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+from django.db import close_old_connections, reset_queries, transaction
+
+from dbchannels import codec
+from dbchannels.exceptions import DenyConnection, InvalidMessage, WorkerKilled
+from dbchannels.handler import ViewHandler
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Delivery, Failure, Operation, Send
+from dbchannels.layers.options import LONGEST_DELAY
+from dbchannels.message import Message
+from dbchannels.routing import Captures, Route, Routing
+
+log = logging.getLogger("dbchannels.worker")
+
+
+class Outcome(NamedTuple):
+    """What came of one message; see ``Batch.finished``."""
+
+    operations: list[Operation]
+    failure: Failure | None
+    acknowledge: bool
+
+
+class ClaimLost(Exception):
+    """The message was claimed by another worker meanwhile: everything that this one did is rolled back."""
+
+
+class Consumption:
+    """Runs consumers for one worker, one message at a time."""
+
+    def __init__(self, layer: BaseLayer, routing: Routing, link: Link) -> None:
+        self.layer = layer
+        self.routing = routing
+        self.views = ViewHandler()
+        self._link = link
+        self._route: Route | None = None  # of the message under way
+
+    def consume(self, delivery: Delivery, worker: str) -> Outcome:
+        """Run the consumer; return what it sent and added, its failure if it raised, and whether to acknowledge."""
+        reset_queries()
+        self._route = None
+        with self.layer.buffered() as buffer:
+            try:
+                answers = self._run(delivery, worker)
+                atomic = self._route is not None and self._route.atomic
+                return Outcome([*buffer.pending(), *answers], None, not atomic)
+            except BaseException as error:  # SystemExit and asyncio's CancelledError too
+                return self._raised(delivery, error)
+            finally:
+                close_old_connections()
+
+    def _run(self, delivery: Delivery, worker: str) -> list[Operation]:
+        content = codec.decode(delivery.payload)
+        message = Message(delivery.channel, content, attempt=delivery.attempt, layer=self.layer.alias)
+        found = self.routing.match(message)
+        if found is not None:
+            self._run_route(*found, message, delivery, worker)
+        elif delivery.channel == "http.request":
+            return self.views.respond(message, self._link, self.layer)
+        elif delivery.channel == "websocket.connect" and not self.routing.match(message, "websocket.receive"):
+            return self._finished(message, {"accept": False, "status": 404})
+        elif delivery.durable:
+            raise InvalidMessage(
+                f"No consumer on {delivery.channel} matches this message: add a route for it."
+            )
+        return self._finished(message, {})
+
+    def _run_route(
+        self, route: Route, captures: Captures, message: Message, delivery: Delivery, worker: str
+    ) -> None:
+        self._route = route
+        if delivery.durable and delivery.attempt > self._retries() + 1:
+            raise WorkerKilled(delivery.attempt - 1)
+        together = transaction.atomic(using=self.layer.database) if route.atomic else nullcontext()
+        with together:
+            route.run(message, captures)
+            # In the consumer's own transaction: its effect and the end of its message are one, or neither is.
+            if route.atomic and delivery.durable and not self.layer.acknowledge(worker, delivery):
+                raise ClaimLost
+
+    def _finished(self, message: Message, verdict: dict[str, Any]) -> list[Operation]:
+        """Tell the connection's server that this frame is done: it sends the next one then."""
+        order = message.get("order")
+        if not isinstance(order, int) or order < 0 or message.reply_channel is None:
+            return []
+        return [reply(self.layer, message.reply_channel.name, {**verdict, "finished": order})]
+
+    def _raised(self, delivery: Delivery, error: BaseException) -> Outcome:
+        """What the consumer had sent is dropped; its client is answered at once; a durable message is retried."""
+        if isinstance(error, ClaimLost):
+            log.warning("A message on %s was claimed by another worker meanwhile.", delivery.channel)
+            return Outcome([], None, False)
+        text = "".join(traceback.format_exception(error))
+        if not isinstance(error, DenyConnection):
+            log.error("The consumer of a message on %s raised:\n%s", delivery.channel, text)
+        if delivery.durable:
+            retry_in = self._retry_in(delivery.attempt) if delivery.attempt <= self._retries() else None
+            return Outcome([], Failure(delivery, text, retry_in), False)
+        return Outcome(self._error_answers(delivery, error), None, False)
+
+    def _retries(self) -> int:
+        retries = None if self._route is None else self._route.retries
+        return int(self.layer.options["retries"] if retries is None else retries)
+
+    def _retry_in(self, attempt: int) -> float:
+        """Return the seconds until the next attempt: by the consumer's own ``backoff``, if it gives a usable one."""
+        own = None if self._route is None else self._route.backoff
+        if own is None:
+            return backoff(attempt)
+        try:
+            seconds = float(own(attempt) if callable(own) else own)
+        except Exception:
+            log.exception(
+                "The backoff of %s raised; the usual one is taken.", self._route.name if self._route else ""
+            )
+            return backoff(attempt)
+        return seconds if 0 <= seconds <= LONGEST_DELAY else backoff(attempt)
+
+    def _error_answers(self, delivery: Delivery, error: BaseException) -> list[Operation]:
+        if not delivery.reply_channel:
+            return []
+        if delivery.channel == "http.request":
+            return [reply(self.layer, delivery.reply_channel, {"error": "consumer"})]
+        refused = {"accept": False, "status": 403 if isinstance(error, DenyConnection) else 500}
+        verdict = refused if delivery.channel == "websocket.connect" else {}
+        try:
+            message = Message(delivery.channel, codec.decode(delivery.payload), layer=self.layer.alias)
+        except Exception:  # it raised this already, and was logged
+            return []
+        return self._finished(message, verdict)
+
+
+def reply(layer: BaseLayer, channel: str, message: dict[str, Any]) -> Operation:
+    """Return the sending of a message that dbchannels made itself."""
+    return Send(channel, codec.encode_trusted(message), "", layer.options["expiry"])
+
+
+def backoff(attempt: int) -> float:
+    """Return the seconds before a failed message runs again: 1, 5, 25, 125 ..., an hour at most, jittered."""
+    return min(3600.0, 5.0 ** min(attempt - 1, 6)) * random.uniform(0.75, 1.25)
