@@ -1,0 +1,241 @@
+"""The PostgreSQL layer beside bare psycopg2 on the same tables."""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from dbchannels import codec
+from dbchannels.layers import channel_layers
+from dbchannels.layers.operations import GroupAdd
+from dbchannels.routing import Routing, route
+from dbchannels.worker import Worker
+from tests.benchmarks.measure import Figure, compare, rate
+
+MESSAGE = {"text": "x" * 100, "number": 1}
+PAYLOAD = codec.encode(MESSAGE)
+DURABLE = "dbchannels_durablemessage"
+PROTOCOL = "dbchannels_protocolmessage"
+ROWS = {
+    DURABLE: (
+        "channel, payload, priority, unique_key, attempts, alone, sent_at",
+        "('own0', %(payload)s, 0, '', 0, false, statement_timestamp())",
+    ),
+    PROTOCOL: (
+        "channel, locals, reply_channel, payload, sent_at, expires_at",
+        "('http.request', '', '', %(payload)s, statement_timestamp(), statement_timestamp() + interval '60 s')",
+    ),
+}
+BARE_CLAIM = f"""
+UPDATE {DURABLE} SET claimed_by = 'bare', attempts = attempts + 1 WHERE id = ANY(ARRAY(
+    SELECT id FROM {DURABLE} WHERE channel = 'own0' AND claimed_by IS NULL AND due_at IS NULL
+    ORDER BY priority DESC, id LIMIT 10 FOR UPDATE SKIP LOCKED
+)) RETURNING id, payload
+"""
+
+
+class Bare:
+    """A psycopg2 connection, and what a program without us would do with it."""
+
+    def __init__(self) -> None:
+        self.layer: Any = channel_layers["default"]
+        self.session = self.layer.session("dbchannels benchmark")
+        self.session.run([("SELECT 1", {})])
+        self.connection = self.session._connection
+
+    def run(self, text: str, values: Any = None) -> list[Any]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(text, values)
+            return cursor.fetchall() if cursor.description else []  # type: ignore[no-any-return]
+
+    def empty(self) -> None:
+        self.run(f"TRUNCATE {DURABLE}, {PROTOCOL}")
+        self.layer.room.forget()
+
+    def insert(self, table: str, rows: int) -> Callable[[], object]:
+        """Return an action: so many rows, and a NOTIFY, in one string."""
+        columns, row = ROWS[table]
+        text = f"INSERT INTO {table} ({columns}) VALUES {', '.join([row] * rows)}; NOTIFY dbchannels, 'x'"
+        return lambda: self.run(text, {"payload": PAYLOAD})
+
+    def drain(self, count: int) -> float:
+        start, done = time.perf_counter(), 0
+        while done < count:
+            rows = self.run(BARE_CLAIM)
+            self.run(f"DELETE FROM {DURABLE} WHERE id = ANY(%(ids)s)", {"ids": [row[0] for row in rows]})
+            done += len(rows)
+        return done / (time.perf_counter() - start)
+
+
+def figures(quick: bool) -> Iterator[Figure]:
+    """Yield all figures."""
+    bare = Bare()
+    for table, channel in ((DURABLE, "own0"), (PROTOCOL, "http.request")):
+        yield from sending(bare, table, channel)
+    yield from draining(bare, 1_000 if quick else 5_000)
+    if not quick:
+        yield from draining_much(bare)
+    yield from broadcasting(bare)
+    yield waking(bare, 50 if quick else 300)
+    bare.empty()
+    bare.session.close()
+
+
+def after(empty: Callable[[], None], measure: Callable[[], float]) -> Callable[[], float]:
+    """Return a measurement that begins with empty tables."""
+
+    def run() -> float:
+        empty()
+        return measure()
+
+    return run
+
+
+def sending(bare: Bare, table: str, channel: str) -> Iterator[Figure]:
+    layer = bare.layer
+    many = [(channel, MESSAGE)] * 100
+    kind = "durable" if table == DURABLE else "protocol"
+    for name, action, rows in (
+        (f"send, one {kind} message", lambda: layer.send(channel, MESSAGE), 1),
+        (f"send_many, 100 {kind} messages", lambda: layer.send_many(many), 100),
+    ):
+        seconds = 0.5 if rows == 1 else 0.15
+        yield compare(
+            name,
+            after(bare.empty, lambda action=action, rows=rows, s=seconds: rate(action, rows, s)),
+            after(bare.empty, lambda rows=rows, s=seconds: rate(bare.insert(table, rows), rows, s)),
+            ">= 0.70",
+        )
+
+
+def empty_consumer(message: object) -> None:
+    """Do nothing."""
+
+
+def drained(bare: Bare, channels: int, count: int) -> float:
+    """Let one worker, here in this process, consume so many; return how many a second."""
+    routes = [route(f"own{number}", empty_consumer) for number in range(channels)]
+    worker = Worker(bare.layer, Routing(routes), only=["own*"])
+    worker._register()
+    start = time.perf_counter()
+    while worker.consumed < count and worker.run_once():
+        pass
+    spent = time.perf_counter() - start
+    worker.link.unregister(worker.name)
+    worker.link.close()
+    return worker.consumed / spent
+
+
+def fill(bare: Bare, channels: int, count: int) -> None:
+    bare.empty()
+    for start in range(0, count, 100):
+        numbers = range(start, start + 100)
+        bare.layer.send_many([(f"own{number % channels}", MESSAGE) for number in numbers])
+
+
+def draining(bare: Bare, count: int) -> Iterator[Figure]:
+    for channels in (1, 100):
+
+        def ours(channels: int = channels) -> float:
+            fill(bare, channels, count)
+            return drained(bare, channels, count)
+
+        def plain() -> float:
+            fill(bare, 1, count)
+            return bare.drain(count)
+
+        yield compare(
+            f"drain, 1 worker, {channels} channel{'s' * (channels > 1)}", ours, plain, ">= 0.33", rounds=3
+        )
+
+
+def draining_much(bare: Bare) -> Iterator[Figure]:
+    """With a million waiting, beside the same worker with a few."""
+    for channels in (1, 100):
+
+        def few(channels: int = channels) -> float:
+            fill(bare, channels, 3_000)
+            return drained(bare, channels, 3_000)
+
+        few()
+        usual = statistics.median(few() for _ in range(3))
+        bare.empty()
+        columns, _ = ROWS[DURABLE]
+        bare.run(
+            f"INSERT INTO {DURABLE} ({columns}) SELECT 'own' || (CASE WHEN g % 2 = 0 THEN g % {channels} "
+            "ELSE g % 10000 END), %(payload)s, 0, '', 0, false, statement_timestamp() "
+            f"FROM generate_series(1, 1000000) AS g; ANALYZE {DURABLE}",
+            {"payload": PAYLOAD},
+        )
+        name = f"the same with 1,000,000 waiting on 10,000 channels, {channels} read"
+        yield compare(
+            name,
+            lambda channels=channels: drained(bare, channels, 3_000),
+            lambda u=usual: u,
+            ">= 0.77",
+            rounds=3,
+        )
+
+
+def broadcasting(bare: Bare) -> Iterator[Figure]:
+    layer = bare.layer
+    link = layer.link("benchmark", listen=False)
+    layer.group_clear("benchmark")
+    members = [f"reply.benchmark!{number:022}" for number in range(1000)]
+    link.apply([GroupAdd("benchmark", member) for member in members])
+    bare.run("ANALYZE dbchannels_membership")
+    yield compare(
+        "send to a group of 1,000 on one server",
+        after(bare.empty, lambda: rate(lambda: layer.send_group("benchmark", MESSAGE))),
+        after(bare.empty, lambda: rate(bare.insert(PROTOCOL, 1))),
+        ">= 0.33",
+    )
+    layer.group_clear("benchmark")
+    link.close()
+
+
+def waking(bare: Bare, count: int) -> Figure:
+    """An idle reader in a thread of its own: from before the send until it has the message, in microseconds."""
+    return compare(
+        "wake an idle reader, p50 until it has the message",
+        after(bare.empty, lambda: median_wake(bare, count, lambda: bare.layer.send("own0", MESSAGE))),
+        after(bare.empty, lambda: median_wake(bare, count, bare.insert(DURABLE, 1), plain=True)),
+        "<= 1.3",
+        unit="us",
+        rounds=3,
+    )
+
+
+def median_wake(bare: Bare, count: int, send: Callable[[], object], plain: bool = False) -> float:
+    link = bare.layer.link("benchmark")
+    arrived: list[float] = []
+    ready = threading.Semaphore(0)
+
+    def claim() -> list[Any]:
+        return link.session.run([(BARE_CLAIM, {})]) if plain else link.claim(["own0"], 10, "benchmark")  # type: ignore[no-any-return]
+
+    def read() -> None:
+        while len(arrived) < count:
+            link.wait(0)
+            ready.release()
+            while not (found := claim()):
+                link.wait(1.0)
+            arrived.extend(time.perf_counter() for _ in found)
+
+    reader = threading.Thread(target=read)
+    link.wait(0)
+    reader.start()
+    sent = []
+    for number in range(count):
+        ready.acquire()
+        time.sleep(0.002)
+        sent.append(time.perf_counter())
+        send()
+        while len(arrived) <= number:
+            time.sleep(0.0005)
+    reader.join()
+    link.close()
+    return 1e6 * statistics.median(one - other for one, other in zip(arrived, sent, strict=True))

@@ -1,0 +1,57 @@
+"""Rounds, medians, and the table."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+ROUNDS = 5
+
+
+class Figure(NamedTuple):
+    """One scenario: ours and the bare one's medians, the ratio's median and spread, and the target for it."""
+
+    name: str
+    unit: str
+    ours: float
+    bare: float
+    ratio: float
+    least: float
+    most: float
+    target: str
+
+    def line(self) -> str:
+        """Return the row of the table."""
+        spread = f"{self.least:.2f} to {self.most:.2f}"
+        ours, bare = f"{self.ours:,.0f}", f"{self.bare:,.0f}"
+        return f"{self.name:<54} {ours:>9} {bare:>9} {self.unit:<6} {self.ratio:>6.2f}  {spread:<14} {self.target}"
+
+
+HEAD = f"{'':<54} {'ours':>9} {'bare':>9} {'':<6} {'ratio':>6}  {'spread':<14} target"
+
+
+def compare(
+    name: str,
+    ours: Callable[[], float],
+    bare: Callable[[], float],
+    target: str,
+    unit: str = "/s",
+    rounds: int = ROUNDS,
+) -> Figure:
+    """Measure both in turn; each returns its figure. The first round of each is thrown away."""
+    ours(), bare()
+    pairs = [(ours(), bare()) for _ in range(rounds)]
+    ratios = [one / other for one, other in pairs]
+    first, second = (statistics.median(values) for values in zip(*pairs, strict=True))
+    return Figure(name, unit, first, second, statistics.median(ratios), min(ratios), max(ratios), target)
+
+
+def rate(action: Callable[[], object], each: int = 1, seconds: float = 0.5) -> float:
+    """Repeat an action for some time; return how many things a second, ``each`` of them at a time."""
+    done, start = 0, time.perf_counter()
+    while (spent := time.perf_counter() - start) < seconds:
+        action()
+        done += each
+    return done / spent
