@@ -64,6 +64,17 @@ def test_anywhere_a_message_can_be_sent(layer, consumers, capsys):
     assert capsys.readouterr().out == "a thumbnail of 7\n"
 
 
+@kinds.only("postgresql", "memory")
+def test_its_options_can_be_given_so(layer, monkeypatch):
+    found = []
+    monkeypatch.setattr("dbchannels.routing._decorated", found)
+    exec(block("options of a send"), {"__name__": "consumers"})
+    assert [(one.retries, one.backoff, one.atomic) for one in found] == [(3, 60, False), (None, None, True)]
+    names = ("digest", "thumbnails", "reindex")
+    assert [layer.channel_statistics(name)["messages_count"] for name in names] == [1, 1, 1]
+    assert layer.receive(["digest"]) == (None, None)
+
+
 def test_its_setting_is_a_list_of_apps():
     names = {}
     exec(block("settings.py"), names)
