@@ -19,7 +19,8 @@ import gevent
 from gevent.event import AsyncResult
 
 from dbchannels.interface.http import Request, connect_message
-from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay, Reply
+from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay
+from dbchannels.interface.reply import Reply
 from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text, incoming
 from dbchannels.interface.wire import Wire
 from dbchannels.layers.operations import Connect, Disconnect

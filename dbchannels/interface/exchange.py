@@ -12,7 +12,8 @@ from gevent.queue import Empty, SimpleQueue
 
 from dbchannels import names
 from dbchannels.interface import http
-from dbchannels.interface.relay import OutboxFull, Relay, Reply
+from dbchannels.interface.relay import OutboxFull, Relay
+from dbchannels.interface.reply import Reply
 
 log = logging.getLogger("dbchannels.server")
 

@@ -16,7 +16,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 
@@ -24,7 +24,7 @@ from dbchannels import codec, names
 from dbchannels.backoff import Backoff
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.interface.websocket import Outgoing, outgoing
+from dbchannels.interface.reply import Receiver, Reply
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Delivery, Disconnect, Operation, Send
@@ -36,28 +36,6 @@ log = logging.getLogger("dbchannels.server")
 OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
 BATCH = 500  # rows in one statement
 DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
-
-
-class Reply:
-    """One message for one or many receivers; a WebSocket's frame is made once for all of them."""
-
-    def __init__(self, message: dict[str, Any]) -> None:
-        self.message = message
-        self._outgoing: Outgoing | None = None
-
-    @property
-    def outgoing(self) -> Outgoing:
-        """The message as a WebSocket's server understands it; ValueError, one sentence, when it cannot."""
-        if self._outgoing is None:
-            self._outgoing = outgoing(self.message)
-        return self._outgoing
-
-
-class Receiver(Protocol):
-    """Who waits for replies: a WebSocket or an HTTP request. Called in the hub, so it must not block."""
-
-    def deliver(self, reply: Reply) -> None:
-        """Take one message."""
 
 
 class OutboxFull(Exception):

@@ -15,7 +15,8 @@ from dbchannels import codec
 from dbchannels.interface import connections, wire
 from dbchannels.interface.connections import INBOX, Accepted, Connection, Denied
 from dbchannels.interface.http import Request
-from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Reply
+from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull
+from dbchannels.interface.reply import Reply
 from dbchannels.layers.operations import Connect, Disconnect, Send
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10

@@ -1,0 +1,29 @@
+"""A message that came on a reply channel, and who waits for it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from dbchannels.interface.websocket import Outgoing, outgoing
+
+
+class Reply:
+    """One message for one or many receivers; a WebSocket's frame is made once for all of them."""
+
+    def __init__(self, message: dict[str, Any]) -> None:
+        self.message = message
+        self._outgoing: Outgoing | None = None
+
+    @property
+    def outgoing(self) -> Outgoing:
+        """The message as a WebSocket's server understands it; ValueError, one sentence, when it cannot."""
+        if self._outgoing is None:
+            self._outgoing = outgoing(self.message)
+        return self._outgoing
+
+
+class Receiver(Protocol):
+    """Who waits for replies: a WebSocket or an HTTP request. Called in the hub, so it must not block."""
+
+    def deliver(self, reply: Reply) -> None:
+        """Take one message."""
