@@ -16,6 +16,7 @@ from django.conf import settings
 from gevent.event import Event
 
 import dbchannels
+from dbchannels.conf import layer_settings
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface.relay import Relay
@@ -109,7 +110,9 @@ def usable_layer(alias: str) -> BaseLayer:
 
 def start_checks(plan: Plan) -> subprocess.Popen[str]:
     """Start ``manage.py check`` in a child: it imports the site's URLs and views, and this process must not."""
-    command = [*manage_command(), "check", *plan.passed_on]
+    # With the database, or the check that warns of SQLite's deferred transactions would not run.
+    database = layer_settings(plan.layer).database
+    command = [*manage_command(), "check", "--database", database, *plan.passed_on]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

@@ -1,7 +1,8 @@
 """Settings for trying things out on one machine. Nothing in here has to be changed first.
 
 From the environment: DJANGO_SECRET_KEY, DEBUG (0 turns it off), ALLOWED_HOSTS (by commas, beside this
-machine's own names), DATABASE_URL (instead of the PostgreSQL that the examples start themselves).
+machine's own names), DATABASE_URL (instead of the PostgreSQL that the examples start themselves), and
+DBCHANNELS_POSTGRES (system, wheel or sqlite: that one and no other, before DATABASE_URL).
 """
 
 import os

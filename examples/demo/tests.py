@@ -10,6 +10,7 @@ from unittest import mock
 from django.contrib.auth import authenticate, get_user_model
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
+from django.db import OperationalError
 from django.test import SimpleTestCase, TestCase, override_settings
 from django.urls import reverse
 
@@ -110,6 +111,16 @@ class Demo(TestCase):
         self.demo()
         with self.assertRaisesMessage(CommandError, "changepassword admin"):
             self.demo("0.0.0.0:8000")
+
+    def test_a_database_that_is_down_is_one_sentence(self):
+        down = OperationalError("connection refused\nIs the server running?")
+        with (
+            mock.patch(f"{COMMAND}.call_command", side_effect=down),
+            self.assertRaisesMessage(
+                CommandError, "(connection refused): start it, or correct DATABASE_URL."
+            ),
+        ):
+            call_command("demo")
 
     def test_what_is_no_address_is_refused_before_anything_is_done(self):
         with self.assertRaisesMessage(CommandError, "is no address"):

@@ -165,8 +165,8 @@ def draining_much(bare: Bare) -> Iterator[Figure]:
         bare.empty()
         columns, _ = ROWS[DURABLE]
         bare.run(
-            f"INSERT INTO {DURABLE} ({columns}) SELECT 'own' || (CASE WHEN g % 2 = 0 THEN g % {channels} "
-            "ELSE g % 10000 END), %(payload)s, 0, '', 0, false, statement_timestamp() "
+            f"INSERT INTO {DURABLE} ({columns}) SELECT 'own' || (CASE WHEN mod(g, 2) = 0 THEN mod(g, {channels}) "
+            "ELSE mod(g, 10000) END), %(payload)s, 0, '', 0, false, statement_timestamp() "
             f"FROM generate_series(1, 1000000) AS g; ANALYZE {DURABLE}",
             {"payload": PAYLOAD},
         )

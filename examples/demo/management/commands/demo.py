@@ -8,7 +8,7 @@ from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
-from django.db import connections
+from django.db import OperationalError, connections
 
 from dbchannels.management.commands.runchannels import parse_address
 
@@ -26,7 +26,13 @@ class Command(BaseCommand):
 
     def handle(self, *, address, workers, **options):
         host, port = parse_address(address)
-        call_command("migrate", verbosity=0, interactive=False)
+        try:
+            call_command("migrate", verbosity=0, interactive=False)
+        except OperationalError as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise CommandError(
+                f"The database cannot be used ({reason}): start it, or correct DATABASE_URL."
+            ) from None
         self.prepare_admin(host)
         connections.close_all()  # the interface server has connections of its own
         shown = f"[{host}]" if ":" in host else host
