@@ -47,7 +47,7 @@ def decode(payload: bytes | memoryview) -> dict[str, Any]:
 
 
 def _is_plain(message: dict[Any, Any]) -> bool:
-    """Whether a message is flat and its values are of the usual types: most are, and this costs a tenth."""
+    """Whether a message is flat, with values of the usual types, as most are: 0.6 us where the walk takes 4."""
     for key, value in message.items():
         kind = type(value)
         if type(key) is not str or not (

@@ -22,7 +22,7 @@ _CHARACTERS = "ASCII letters, digits, hyphens, underscores and dots"
 
 def check_channel_name(name: object) -> str:
     """Return ``name`` when a channel can be called so; raise InvalidName with the broken rule otherwise."""
-    if name.__class__ is str and name in _known:  # a regular expression for each of 100 messages takes 60 us
+    if name.__class__ is str and name in _known:  # a regular expression for each of 100 messages takes 80 us
         return name
     checked = _check(name, _CHANNEL, "channel", " and at most one '?' or '!'")
     if len(_known) < MOST_KNOWN and not checked.partition("!")[2]:  # names of connections are not seen again

@@ -30,8 +30,8 @@ FROM unnest(%(channels)s::text[], %(locals)s::text[], %(reply_channels)s::text[]
      AS message(channel, locals, reply_channel, payload, expiry, position)
 """
 
-# For queues that are known to have room; see room.py. A scan of unnest gives its rows in order: to sort them once
-# more takes a tenth of the time. A single row goes twice as fast without the arrays.
+# For queues that are known to have room; see room.py. A scan of unnest gives its rows in order, so nothing is sorted.
+# A single row goes 1.4 times as fast without the arrays.
 SEND = _INSERT
 SEND_ONE = """
 INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)

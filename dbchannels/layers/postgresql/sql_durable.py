@@ -18,7 +18,7 @@ FROM unnest(%(channels)s::text[], %(payloads)s::bytea[], %(priorities)s::int[], 
      AS message(channel, payload, priority, unique_key, delay, due_at, position)
 """
 SEND_DURABLE = _INSERT_DURABLE
-# What is usual: now, and no priority. The other four arrays take a third of the time.
+# What is usual: now, and no priority. So four arrays need not be read and planned for.
 SEND_DURABLE_NOW = """
 INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
 SELECT channel, payload, 0, '', 0, false, statement_timestamp()
