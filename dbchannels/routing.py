@@ -15,8 +15,10 @@ from django.apps import apps
 from django.utils.module_loading import autodiscover_modules, import_string
 
 from dbchannels import names
+from dbchannels.consumer_options import ConsumerOptions
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.message import Message
+from dbchannels.periodic import Entry
 
 Consumer = Callable[..., Any]
 Captures = dict[str, Any]
@@ -60,46 +62,22 @@ def _compiled(key: str, pattern: str) -> re.Pattern[str]:
 
 
 class Route:
-    """One consumer for the messages of one channel whose fields match the filters.
-
-    ``retries``, ``backoff`` and ``atomic`` are as ``consumer`` explains them.
-    """
+    """One consumer for the messages of one channel whose fields match the filters, and how they are run."""
 
     def __init__(
         self,
         channel: str,
         consumer: Consumer,
         filters: dict[str, str],
-        *,
-        retries: int | None = None,
-        backoff: float | Callable[[int], float] | None = None,
-        atomic: bool = False,
+        options: ConsumerOptions | None = None,
     ) -> None:
         self.channel = names.check_channel_name(channel)
-        self.retries, self.backoff, self.atomic = retries, backoff, atomic
-        self._check_options()
+        self.options = options or ConsumerOptions(channel)
         if not callable(consumer):
             raise InvalidConfiguration(f"The consumer of a route on {channel} is not callable: {consumer!r}.")
         self.consumer = consumer
         self.filters = Filters(filters)
         self._takes = _keywords_taken(consumer)
-
-    def _check_options(self) -> None:
-        if self.retries is not None and (not isinstance(self.retries, int) or self.retries < 0):
-            raise InvalidConfiguration(
-                f"The retries of a route on {self.channel} are a number from 0, not {self.retries!r}."
-            )
-        if self.backoff is not None and not (
-            callable(self.backoff) or isinstance(self.backoff, (int, float))
-        ):
-            raise InvalidConfiguration(
-                f"The backoff of a route on {self.channel} is seconds, or a function that takes the number of the "
-                f"attempt and returns seconds, not {self.backoff!r}."
-            )
-        if (self.retries, self.backoff) != (None, None) and names.is_protocol(self.channel):
-            raise InvalidConfiguration(
-                f"Messages on {self.channel} are delivered at most once: take retries and backoff off its route."
-            )
 
     @property
     def name(self) -> str:
@@ -170,23 +148,17 @@ class Include:
         return None
 
 
-def route(
-    channel: str,
-    consumer: Consumer | str,
-    *,
-    retries: int | None = None,
-    backoff: float | Callable[[int], float] | None = None,
-    atomic: bool = False,
-    **filters: str,
-) -> Route:
+def route(channel: str, consumer: Consumer | str, **options_and_filters: Any) -> Route:
     """Say in a routing module that ``consumer`` (a callable, or its dotted name) takes messages of a channel.
 
-    Filters are regular expressions on fields; their named groups become arguments of the consumer::
+    Filters are regular expressions on fields; their named groups become arguments of the consumer. The options are
+    those of ``consumer``::
 
         routes = [route("websocket.connect", join, path=r"^/chat/(?P<room>\\w+)/$")]
     """
     function = _imported(consumer) if isinstance(consumer, str) else consumer
-    return Route(channel, function, filters, retries=retries, backoff=backoff, atomic=atomic)
+    options = ConsumerOptions.take_from(channel, options_and_filters)
+    return Route(channel, function, options_and_filters, options)
 
 
 def include(routes: str | Sequence[Route | Include], **filters: str) -> Include:
@@ -200,27 +172,20 @@ def include(routes: str | Sequence[Route | Include], **filters: str) -> Include:
 _decorated: list[Route] = []
 
 
-def consumer(
-    channel: str,
-    *,
-    retries: int | None = None,
-    backoff: float | Callable[[int], float] | None = None,
-    atomic: bool = False,
-    **filters: str,
-) -> Callable[[Consumer], Consumer]:
+def consumer(channel: str, **options_and_filters: Any) -> Callable[[Consumer], Consumer]:
     """Say in an app's ``consumers.py`` that the function takes messages of a channel::
 
         @consumer("websocket.receive", path=r"^/chat/(?P<room>\\w+)/$")
         def say(message, room): ...
 
-    On the site's own channels a message whose consumer raised is tried again ``retries`` times (OPTIONS["retries"]
-    by default) after ``backoff`` seconds, a number or a function of the attempt's number (by default 1, 5, 25 ...,
-    an hour at most), and is a dead letter then. With ``atomic`` the consumer runs in a transaction of the layer's
-    database, together with its sends and the end of its message: it takes effect exactly once.
+    The options, each explained in ``ConsumerOptions``: on the site's own channels ``retries``, ``backoff``,
+    ``concurrency`` and ``every``; on all of them ``atomic``, ``soft_timeout`` and ``hard_timeout``. Every other
+    keyword is a filter, as in ``route``.
     """
 
     def register(function: Consumer) -> Consumer:
-        _decorated.append(Route(channel, function, filters, retries=retries, backoff=backoff, atomic=atomic))
+        filters = dict(options_and_filters)
+        _decorated.append(Route(channel, function, filters, ConsumerOptions.take_from(channel, filters)))
         return function
 
     return register
@@ -239,6 +204,19 @@ class Routing:
     def channels(self) -> list[str]:
         """Return the channels that have a route, each once, in order."""
         return list(dict.fromkeys(route.channel for route in self.routes()))
+
+    def concurrency(self) -> dict[str, int]:
+        """Return how many messages may run at a time, of each channel that says so; of several routes the least."""
+        limits: dict[str, int] = {}
+        for route in self.routes():
+            if (limit := route.options.concurrency) is not None:
+                limits[route.channel] = min(limit, limits.get(route.channel, limit))
+        return limits
+
+    def timetable(self) -> list[Entry]:
+        """Return what is sent every so often, each once."""
+        entries = [(route.channel, route.options.interval()) for route in self.routes()]
+        return list({(name, str(every)): Entry(name, every) for name, every in entries if every}.values())
 
     def match(self, message: Message, channel: str = "") -> tuple[Route, Captures] | None:
         """Return the first route for a message, with its captures, or None."""

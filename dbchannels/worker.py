@@ -13,10 +13,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
-
-from django.db import connections
 
 from dbchannels import names
 from dbchannels.backoff import Backoff
@@ -27,13 +26,14 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.operations import Delivery
 from dbchannels.models import Process
+from dbchannels.periodic import Timetable
 from dbchannels.routing import Routing
 from dbchannels.waiting import WakeupPipe, wait_readable
+from dbchannels.watch import Watch
 
 log = logging.getLogger("dbchannels.worker")
 
 PROTOCOL_CHANNELS = ("websocket.connect", "websocket.receive", "websocket.disconnect", "http.request")
-HAND_BACK_AFTER = 0.05  # seconds that one consumer may run before those behind it go to another worker
 WRITE_AFTER = 0.002  # seconds: quick consumers' results are written together, a slower one's at once
 
 
@@ -41,7 +41,7 @@ class Worker:
     """Reads the channels that have consumers and match the patterns, until it is told to stop.
 
     ``bells`` are given by a parent that LISTENs for us; without, the worker's own link does. ``life`` is a
-    descriptor that reaches its end when the parent dies.
+    descriptor that reaches its end when the parent dies. ``replace`` ends this process when a consumer hangs.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Worker:
         name: str = "",
         bells: Sequence[Doorbell] = (),
         life: int | None = None,
+        replace: Callable[[], None] = lambda: os._exit(1),
     ) -> None:
         self.layer = layer
         self.routing = routing
@@ -63,10 +64,13 @@ class Worker:
             for channel in dict.fromkeys([*PROTOCOL_CHANNELS, *routing.channels()])
             if _selected(channel, only, exclude)
         ]
+        self._concurrency = routing.concurrency()
         self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
         self.link = layer.link("worker", listen=not bells)
         self._consumption = Consumption(layer, routing, self.link)
+        periodic = [entry for entry in routing.timetable() if entry.channel in self.channels]
+        self._timetable = Timetable(periodic, self.link)
         self.stopping = threading.Event()
         self.consumed = 0
         self._bells = bells
@@ -78,7 +82,13 @@ class Worker:
         self._written_at = 0.0
         self._renewed_at = 0.0
         self._swept_at = time.monotonic()
-        self._watch = threading.Thread(target=self._keep_watch, name="watch", daemon=True)
+        self._watch = Watch(
+            self._batch,
+            self._consumption,
+            hand_back=self._hand_back,
+            keep_alive=self._keep_alive_beside,
+            replace=replace,
+        )
 
     # The life of a worker.
 
@@ -94,7 +104,7 @@ class Worker:
                 log.warning("The layer cannot be used now (%s); trying again.", error)
                 self._wake.wait(random.uniform(0.05, 1.0))
             self._end_with_parent()
-        self._watch.join()  # or it could put the worker on record again
+        self._watch.stop()  # or it could put the worker on record again
         self._retry(lambda: self.link.unregister(self.name))
         self.link.close()
 
@@ -106,6 +116,7 @@ class Worker:
     def run_once(self) -> bool:
         """Take a batch, run one consumer for each message, write what they did. False: nothing waited."""
         self._keep_alive()
+        self._timetable.send_due()
         limit = self._pace.limit()
         deliveries = self._take(limit)
         self._batch.fill(deliveries)
@@ -113,7 +124,7 @@ class Worker:
             self._ring_for_others()
         while not self.stopping.is_set() and (delivery := self._batch.start_next()):
             started = time.monotonic()
-            self._batch.finished(*self._consumption.consume(delivery, self.name))
+            self._batch.finished(self._consumption.consume(delivery, self.name))
             self.consumed += 1
             self._pace.ran(time.monotonic() - started)
             if time.monotonic() - self._written_at > WRITE_AFTER and self._batch.has_waiting():
@@ -129,11 +140,14 @@ class Worker:
         taken = self.link.receive_many(_turned(self._protocol), limit, self.name) if self._protocol else []
         if self._durable and len(taken) < limit:
             try:
-                taken += self.link.claim(_turned(self._durable), limit - len(taken), self.name)
+                taken += self._claim(limit - len(taken))
             except LayerUnavailable:
                 if not taken:  # what was popped is nowhere else, so it runs; the next batch meets the trouble
                     raise
         return taken
+
+    def _claim(self, limit: int) -> list[Delivery]:
+        return self.link.claim(_turned(self._durable), limit, self.name, self._concurrency)
 
     def _ring_for_others(self) -> None:
         for bell in self._bells:
@@ -141,7 +155,7 @@ class Worker:
 
     def _wait(self) -> None:
         """Wait for a wakeup, for the next delayed message to be due, or for the poll."""
-        timeout = self.layer.poll_interval()
+        timeout = min(self.layer.poll_interval(), self._timetable.seconds_left())
         if self._durable and (due := self.link.next_due()) is not None:
             timeout = min(timeout, due)
         others = [self._wake.reader, *([] if self._life is None else [self._life])]
@@ -177,20 +191,17 @@ class Worker:
                 time.sleep(delays.delay())
                 self._end_with_parent()
 
-    # The watch.
+    # What the watch does, in its thread.
 
-    def _keep_watch(self) -> None:
-        while not self.stopping.wait(HAND_BACK_AFTER / 2):
-            if self._batch.running_for() < HAND_BACK_AFTER:
-                continue
-            if self._batch.has_waiting():
-                self._write(hand_back=True)
-                self._ring_for_others()
-            try:
-                self._keep_alive()
-            except LayerUnavailable:
-                continue  # the main thread will say so
-        connections.close_all()  # this thread's: a layer on any database uses Django's
+    def _hand_back(self) -> None:
+        self._write(hand_back=True)
+        self._ring_for_others()
+
+    def _keep_alive_beside(self) -> None:
+        with suppress(LayerUnavailable):  # the main thread will say so
+            self._keep_alive()
+
+    # Liveness.
 
     def _register(self) -> None:
         self._renewed_at = time.monotonic()

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from dbchannels.batch import Batch, Pace
-from dbchannels.layers.operations import Delivery, Done, Failure, GroupAdd
+from dbchannels.layers.operations import Delivery, Done, Failure, GroupAdd, Outcome
 from dbchannels.testing.layer_case import wait_until
 
 
@@ -38,7 +38,7 @@ def start(batch, number):
     """Start and finish some; return the last one that started."""
     for _ in range(number):
         delivery = batch.start_next()
-        batch.finished([], None)
+        batch.finished(Outcome([], None, True))
     return delivery
 
 
@@ -69,7 +69,7 @@ def test_it_says_how_long_one_has_run(batch):
     before = time.monotonic()
     batch.start_next()
     assert wait_until(batch.running_for) <= time.monotonic() - before
-    batch.finished([], None)
+    batch.finished(Outcome([], None, True))
     assert batch.running_for() == 0.0
     Batch().start_next()
     assert Batch().running_for() == 0.0
@@ -81,7 +81,7 @@ def test_it_says_how_long_one_has_run(batch):
 def test_a_report_holds_what_consumers_did_in_order_and_once(batch):
     for name in ("a", "b"):
         batch.start_next()
-        batch.finished([did(name), did(name * 2)], None)
+        batch.finished(Outcome([did(name), did(name * 2)], None, True))
     assert list(batch.report().operations) == [did("a"), did("aa"), did("b"), did("bb")]
     assert list(batch.report().operations) == []
 
@@ -97,7 +97,7 @@ def test_durable_messages_alone_are_acknowledged_and_once(batch):
 def test_one_that_failed_is_not_acknowledged(batch):
     start(batch, 1)
     failure = Failure(batch.start_next(), "traceback", 1.0)
-    batch.finished([], failure)
+    batch.finished(Outcome([], failure, True))
     done = batch.report()
     assert (list(done.acknowledged), list(done.failures)) == ([], [failure])
     assert list(batch.report().failures) == []
@@ -107,7 +107,7 @@ def test_what_it_holds_runs_or_waits(batch):
     assert list(batch.report().held) == [frame(1), task(2), task(3)]
     batch.start_next()
     assert list(batch.report().held) == [frame(1), task(2), task(3)]
-    batch.finished([], None)
+    batch.finished(Outcome([], None, True))
     assert list(batch.report().held) == [task(2), task(3)]
 
 
@@ -128,7 +128,7 @@ def test_one_whose_neighbours_were_handed_back_is_still_acknowledged():
     batch.fill([task(1), task(2)])
     batch.start_next()
     batch.report(hand_back=True)
-    batch.finished([did("a")], None)
+    batch.finished(Outcome([did("a")], None, True))
     assert batch.report(hand_back=True) == Done([did("a")], [task(1)], [], [], [])
 
 
@@ -139,7 +139,7 @@ def test_a_report_of_nothing_is_empty():
 def test_one_that_was_declared_dead_reports_nothing(batch):
     start(batch, 1)
     batch.start_next()
-    batch.finished([did("a")], Failure(task(2), "traceback", None))
+    batch.finished(Outcome([did("a")], Failure(task(2), "traceback", None), True))
     batch.clear()
     assert batch.report(hand_back=True) == Done([], [], [], [], [])
     assert batch.start_next() is None
@@ -171,3 +171,24 @@ def test_a_long_one_slows_it_down_at_once_and_quick_ones_speed_it_up_again():
     quick = [0.0] * 100
     assert pace_of(*quick, 1.0).limit() == 1
     assert pace_of(*quick, 1.0, *quick).limit() == 20
+
+
+# A consumer that hangs.
+
+
+def test_what_is_given_up_ends_once_and_nothing_starts_after_it(batch):
+    hung = batch.start_next()
+    failed = Outcome([did("told")], None, False)
+    assert batch.give_up(hung, failed)
+    assert not batch.give_up(hung, failed)
+    batch.finished(Outcome([did("too late")], None, True))
+    assert batch.start_next() is None
+    done = batch.report(hand_back=True)
+    assert (done.operations, done.acknowledged, done.returned) == ([did("told")], [], [task(2), task(3)])
+
+
+def test_what_has_ended_cannot_be_given_up(batch):
+    ended = batch.start_next()
+    batch.finished(Outcome([did("a")], None, True))
+    assert not batch.give_up(ended, Outcome([did("b")], None, False))
+    assert batch.report().operations == [did("a")]

@@ -41,6 +41,8 @@ def test_defaults_are_what_the_documentation_says():
         "wakeups": True,
         "lease": 15,
         "retries": 5,
+        "soft_timeout": 30,
+        "hard_timeout": 600,
     }
 
 

@@ -18,8 +18,11 @@ LEVELS = (
     ("layers",),
     ("channel",),
     ("message",),
+    ("periodic",),
+    ("consumer_options",),
     ("routing", "consumers", "handler"),
     ("consuming",),
+    ("watch",),
     ("worker", "interface"),
     ("management", "admin", "checks", "serving", "testing"),
 )
@@ -32,7 +35,7 @@ NEVER = {
     **{f"interface.{name}": PURE for name in ("http", "websocket", "frames", "handshake")},
 }
 #: Imports inside functions, except of models: the registry of apps must be ready first.
-LATE = {("apps", "checks"), ("layers", "django.db")}
+LATE = {("periodic", "cronsim"), ("apps", "checks"), ("layers", "django.db")}
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip("."): path

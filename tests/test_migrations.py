@@ -21,9 +21,10 @@ TABLES = {
     "dbchannels_process",
     "dbchannels_held",
     "dbchannels_connection",
+    "dbchannels_schedule",
 }
 UNLOGGED = {"dbchannels_protocolmessage", "dbchannels_held"}
-BUSY = TABLES - {"dbchannels_deadletter"}
+BUSY = TABLES - {"dbchannels_deadletter", "dbchannels_schedule"}
 EARLY_VACUUM = {
     "autovacuum_vacuum_scale_factor=0.0",
     "autovacuum_vacuum_threshold=1000",
@@ -120,7 +121,7 @@ def test_identities_are_bigint(layer):
         SELECT table_name, data_type, is_identity FROM information_schema.columns
         WHERE table_name LIKE 'dbchannels_%%' AND column_name = 'id'
     """
-    numbered = {"protocolmessage", "durablemessage", "deadletter", "membership", "process"}
+    numbered = {"protocolmessage", "durablemessage", "deadletter", "membership", "process", "schedule"}
     assert sorted(query(layer, statement)) == sorted(
         (f"dbchannels_{name}", "bigint", "YES") for name in numbered
     )

@@ -69,7 +69,15 @@ def test_its_options_can_be_given_so(layer, monkeypatch):
     found = []
     monkeypatch.setattr("dbchannels.routing._decorated", found)
     exec(block("options of a send"), {"__name__": "consumers"})
-    assert [(one.retries, one.backoff, one.atomic) for one in found] == [(3, 60, False), (None, None, True)]
+    options = [one.options for one in found]
+    assert [(one.retries, one.backoff, one.atomic) for one in options] == [
+        (3, 60, False),
+        (None, None, True),
+        (None, None, False),
+        (None, None, False),
+    ]
+    assert (options[2].concurrency, options[2].hard_timeout) == (1, 3600)
+    assert str(options[3].interval()) == "0 7 * * 1"
     names = ("digest", "thumbnails", "reindex")
     assert [layer.channel_statistics(name)["messages_count"] for name in names] == [1, 1, 1]
     assert layer.receive(["digest"]) == (None, None)

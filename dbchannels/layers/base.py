@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from typing import Any
@@ -220,8 +220,10 @@ class BaseLayer:
         """Take up to ``limit`` messages off the queues; nobody else gets them."""
         raise NotImplementedError
 
-    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
-        """Claim up to ``limit`` due messages of durable channels for a worker, and count the attempt."""
+    def claim(
+        self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
+    ) -> list[Delivery]:
+        """Claim due messages of durable channels for a worker, and count the attempt; see ``Link.claim``."""
         raise NotImplementedError
 
     def acknowledge(self, worker: str, delivery: Delivery) -> bool:

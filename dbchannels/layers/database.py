@@ -6,7 +6,7 @@ then writes fails at once when another has written in between (https://www.sqlit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any
@@ -28,6 +28,7 @@ from dbchannels.models import (
     Membership,
     Process,
     ProtocolMessage,
+    Schedule,
 )
 
 __all__ = ["DatabaseLayer"]
@@ -172,8 +173,13 @@ class DatabaseLayer(BaseLayer):
         waiting = self.rows(ProtocolMessage).filter(channel__in=queues, expires_at__gt=timezone.now())
         return bool(waiting.exists() or self._due(queues).exists())
 
-    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[ops.Delivery]:
-        rows = self._locked(self._due(channels), limit)
+    def claim(
+        self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
+    ) -> list[ops.Delivery]:
+        limits = at_most or {}
+        rows = self._claimable([channel for channel in channels if channel not in limits], limit)
+        for channel in [channel for channel in channels if channel in limits]:
+            rows += self._claimable_within(channel, limits[channel], limit - len(rows))
         # One that was in the hands of a worker that died runs by itself, so that it alone is blamed.
         alone = [row for row in rows if row.alone]
         rows = alone[:1] or rows
@@ -184,6 +190,15 @@ class DatabaseLayer(BaseLayer):
         return [
             ops.Delivery(row.channel, bytes(row.payload), id=row.id, attempt=row.attempts) for row in rows
         ]
+
+    def _claimable_within(self, channel: str, at_most: int, limit: int) -> list[Any]:
+        """Lock the next one first, then count: others wait for the lock, on SQLite for that of the whole database."""
+        found = self._locked(self._due([channel]), min(1, limit), skip=False)
+        held = self.rows(DurableMessage).filter(channel=channel, claimed_by__isnull=False).count()
+        return found if held < at_most else []
+
+    def _claimable(self, channels: Sequence[str], limit: int) -> list[Any]:
+        return self._locked(self._due(channels), limit) if channels and limit else []
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
         claimed = self.rows(DurableMessage).filter(
@@ -198,17 +213,19 @@ class DatabaseLayer(BaseLayer):
             self.rows(DurableMessage).filter(due, channel__in=channels, claimed_by=None).order_by("-priority")
         )
 
-    def _locked(self, waiting: Any, limit: int) -> list[Any]:
+    def _locked(self, waiting: Any, limit: int, skip: bool = True) -> list[Any]:
         features = connections[self.database].features
         if features.has_select_for_update:
-            waiting = waiting.select_for_update(skip_locked=features.has_select_for_update_skip_locked)
+            waiting = waiting.select_for_update(
+                skip_locked=skip and features.has_select_for_update_skip_locked
+            )
         return list(waiting.order_by(*waiting.query.order_by, "id")[:limit])
 
     # The rest.
 
     def flush(self) -> None:
         with self.atomic():
-            for model in (ProtocolMessage, DurableMessage, DeadLetter, Membership):
+            for model in (ProtocolMessage, DurableMessage, DeadLetter, Membership, Schedule):
                 self.rows(model).all().delete()
         self._spread.clear()
 

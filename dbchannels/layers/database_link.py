@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from dbchannels.models import (
     Membership,
     Process,
     ProtocolMessage,
+    Schedule,
 )
 
 if TYPE_CHECKING:
@@ -49,12 +50,14 @@ class DatabaseLink(Link):
                     self._hold(holder, found)
                 return found
 
-    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
+    def claim(
+        self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
+    ) -> list[Delivery]:
         with unavailable():
             if not self.layer.anything(channels):
                 return []
             with self.layer.atomic():
-                return self.layer.claim(channels, limit, worker)
+                return self.layer.claim(channels, limit, worker, at_most)
 
     # Giving.
 
@@ -99,6 +102,25 @@ class DatabaseLink(Link):
                 error=failure.stored_error(),
             )
             row.delete()
+
+    # Periodic messages.
+
+    def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
+        with unavailable():
+            entry = self.layer.rows(Schedule).filter(channel=channel, every=every).first()
+        return entry and entry.next_at, timezone.now()
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
+    ) -> bool:
+        with unavailable(), self.layer.atomic():
+            rows = self.layer.rows(Schedule)
+            if due is None:
+                return bool(rows.get_or_create({"next_at": following}, channel=channel, every=every)[1])
+            moved = rows.filter(channel=channel, every=every, next_at=due).update(next_at=following)
+            if moved:
+                self.layer.write(sends, drop=True)
+            return bool(moved)
 
     # Liveness. Without session locks the lease alone decides, so it is three times as long.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dbchannels.layers.operations import Delivery, Done, Operation, Send
@@ -31,9 +32,14 @@ class Link:
         """
         return self.layer.pop(queues, limit)
 
-    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
-        """Claim up to ``limit`` due messages of durable channels; the attempt is counted."""
-        return self.layer.claim(channels, limit, worker)
+    def claim(
+        self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
+    ) -> list[Delivery]:
+        """Claim up to ``limit`` due messages of durable channels; the attempt is counted.
+
+        Of a channel in ``at_most`` one at a time, and only while all workers together hold fewer of it than that.
+        """
+        return self.layer.claim(channels, limit, worker, at_most)
 
     def next_due(self) -> float | None:
         """Return in how many seconds the next delayed message is due; None: no reader has to wake for one."""
@@ -59,6 +65,18 @@ class Link:
 
     def finish(self, worker: str, done: Done) -> None:
         """Write what consumers did, and what became of their messages, in one transaction."""
+        raise NotImplementedError
+
+    # Periodic messages.
+
+    def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
+        """Return when a periodic message is due next, None when it is not on record; and the layer's own time."""
+        raise NotImplementedError
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
+    ) -> bool:
+        """Move that moment on and send, in one transaction; False, and nothing, when it is not ``due`` any more."""
         raise NotImplementedError
 
     # Liveness.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from itertools import count
 
 from django.utils import timezone
@@ -45,6 +46,7 @@ class MemoryLayer(BaseLayer):
         self._ids = count(1)
         self._claims: dict[int, tuple[str, ops.Delivery]] = {}
         self._writes = 0
+        self._schedule: dict[tuple[str, str], datetime] = {}
         self.dead_letters: list[ops.Failure] = []
 
     def link(self, name: str = "", listen: bool = True) -> MemoryLink:
@@ -137,11 +139,17 @@ class MemoryLayer(BaseLayer):
                 found += [one.delivery._replace(id=None) for one in due]
             return found
 
-    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[ops.Delivery]:
+    def claim(
+        self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
+    ) -> list[ops.Delivery]:
         with self._changed:
             claimed: list[ops.Delivery] = []
             for channel in channels:
-                due = self._due(channel, limit - len(claimed))
+                room = limit - len(claimed)
+                if at_most and channel in at_most:
+                    held = sum(one.channel == channel for _, one in self._claims.values())
+                    room = min(room, 1, at_most[channel] - held)
+                due = self._due(channel, max(0, room))
                 claimed += [one.delivery._replace(attempt=one.delivery.attempt + 1) for one in due]
             self._claims.update({one.id: (worker, one) for one in claimed if one.id is not None})
             return claimed
@@ -153,6 +161,21 @@ class MemoryLayer(BaseLayer):
         """End a claim; False when it was lost before."""
         mine = self._claims.get(delivery.id or 0) == (worker, delivery)
         return mine and self._claims.pop(delivery.id or 0) is not None
+
+    def next_time(self, channel: str, every: str) -> datetime | None:
+        """Return when a periodic message is due."""
+        return self._schedule.get((channel, every))
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[ops.Send]
+    ) -> bool:
+        """Move that on, and send."""
+        with self._changed:
+            still = self._schedule.get((channel, every)) == due
+            if still:
+                self._schedule[channel, every] = following
+                self.write(sends, drop=True)
+            return still
 
     def requeue(self, delivery: ops.Delivery, delay: float, first: bool) -> None:
         """Put a durable message back, in front or behind."""
@@ -168,8 +191,9 @@ class MemoryLayer(BaseLayer):
 
     def flush(self) -> None:
         with self._changed:
-            for store in (self._queues, self._groups, self._claims, self.dead_letters, self._spread):
+            for store in (self._queues, self._groups, self._claims, self._spread, self._schedule):
                 store.clear()
+            self.dead_letters.clear()
 
     def global_statistics(self) -> dict[str, float]:
         return self._statistics(list(self._queues))
@@ -205,6 +229,14 @@ class MemoryLink(Link):
                 layer.requeue(delivery._replace(attempt=delivery.attempt - 1), 0, first=True)
         popped = [delivery for delivery in done.returned if not delivery.durable]
         self.apply([*done.operations, *ops.resends(popped, layer.options["expiry"])])
+
+    def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
+        return self.layer.next_time(channel, every), timezone.now()
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[ops.Send]
+    ) -> bool:
+        return self.layer.move_time(channel, every, due, following, sends)
 
     def wait(self, timeout: float, *others: int) -> set[str]:
         self._seen = self.layer.wait(timeout, self._seen)

@@ -93,6 +93,14 @@ class Failure(NamedTuple):
         return storable(self.error[-16_384:])
 
 
+class Outcome(NamedTuple):
+    """What came of one message."""
+
+    operations: Sequence[Operation]  # what its consumer sent, added and discarded, in order
+    failure: Failure | None  # of a durable message whose consumer raised
+    acknowledge: bool  # False: the consumer's own transaction has ended the claim, or it is lost
+
+
 class Done(NamedTuple):
     """What a worker reports of its batch, written in one transaction."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 
 from django.utils import timezone
 
@@ -11,7 +12,7 @@ from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Delivery, Disconnect, Done, Failure, GroupAdd
 from dbchannels.names import random_part
-from dbchannels.testing.layer_case import SOON, LayerCase, drain, raises, wait_until, waiting
+from dbchannels.testing.layer_case import SOON, LayerCase, drain, in_thread, raises, wait_until, waiting
 
 
 def numbers(deliveries: list[Delivery]) -> list[int]:
@@ -131,6 +132,56 @@ class DurableContract(LayerCase):
         sends = [layer.make_send(name, {}) for name in ("http.full", "http.roomy")]
         link.finish("w1", Done(operations=sends, acknowledged=claim(link)))
         assert [waiting(layer, name) for name in ("http.full", "http.roomy", "own")] == [1, 1, 0]
+
+    # At most so many at a time.
+
+    def test_of_a_limited_channel_no_more_are_claimed_than_may_run(self) -> None:
+        layer = self.layer()
+        link, other = self.link(layer), self.link(layer)
+        layer.send_many([("own", {"number": number}) for number in range(4)])
+        layer.send_many([("other", {"number": number}) for number in range(4, 6)])
+        limits = {"own": 2}
+        first = link.claim(["own"], 10, "w1", limits)
+        assert numbers(first) == [0]
+        assert sorted(numbers(other.claim(["own", "other"], 10, "w2", limits))) == [1, 4, 5]
+        assert link.claim(["own"], 10, "w1", limits) == []
+        link.finish("w1", Done(acknowledged=first))
+        assert numbers(other.claim(["own"], 10, "w2", limits)) == [2]
+        assert other.claim(["own"], 10, "w2", limits) == []
+
+    def test_two_who_claim_at_once_do_not_exceed_the_limit(self) -> None:
+        layer = self.layer()
+        layer.send_many([("own", {"number": number}) for number in range(40)])
+        claimed: list[Delivery] = []
+
+        def take(worker: str) -> None:
+            link = layer.link()
+            for _ in range(10):
+                claimed.extend(link.claim(["own"], 10, worker, {"own": 3}))
+            link.close()
+
+        threads = [in_thread(layer, partial(take, f"w{number}")) for number in range(4)]
+        for thread in threads:
+            thread.join()
+        assert sorted(numbers(claimed)) == [0, 1, 2]
+
+    # Periodic messages.
+
+    def test_a_moment_is_moved_on_by_one_who_then_sends(self) -> None:
+        layer = self.layer()
+        first, second = self.link(layer), self.link(layer)
+        due, now = first.next_time("own", "1 s")
+        assert due is None and abs((now - timezone.now()).total_seconds()) < 60
+        one, two = now + timedelta(seconds=1), now + timedelta(seconds=2)
+        sends = [layer.make_send("own", {"number": 0})]
+        assert first.move_time("own", "1 s", None, one, [])
+        assert not second.move_time("own", "1 s", None, two, sends)
+        assert second.next_time("own", "1 s")[0] == one
+        assert second.move_time("own", "1 s", one, two, sends)
+        assert not first.move_time("own", "1 s", one, two, sends)
+        assert first.next_time("own", "1 s")[0] == two
+        assert first.next_time("own", "other")[0] is None
+        assert drain(layer, "own") == [{"number": 0}]
 
     # Options of a send.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from dbchannels import names
@@ -51,9 +52,27 @@ class PostgreSQLLink(Link):
         rows = self.session.run([(statement, {"queues": list(queues), "limit": limit, "holder": holder})])
         return [Delivery(row[0], bytes(row[1]), tuple(row[2].split()), row[3]) for row in rows]
 
-    def claim(self, channels: Sequence[str], limit: int, worker: str) -> list[Delivery]:
+    def claim(
+        self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
+    ) -> list[Delivery]:
+        limits = at_most or {}
+        found = self._claim([one for one in channels if one not in limits], limit, worker)
+        limited = [one for one in channels if one in limits]
+        if limited and len(found) < limit:
+            found += self._claim(limited, limit - len(found), worker, limits)
+        return found
+
+    def _claim(
+        self, channels: Sequence[str], limit: int, worker: str, limits: Mapping[str, int] | None = None
+    ) -> list[Delivery]:
+        if not channels:
+            return []
         values = {"queues": list(channels), "limit": limit, "worker": worker}
-        rows = self.session.run([(sql_durable.PROMOTE, {}), (sql_durable.CLAIM, values)])
+        claim = [(sql_durable.CLAIM, values)]
+        if limits:
+            values["at_most"] = [limits[channel] for channel in channels]
+            claim = [(sql_durable.LOCK_LIMITED, values), (sql_durable.CLAIM_LIMITED, values)]
+        rows = self.session.run([(sql_durable.PROMOTE, {}), *claim])
         claimed = [Delivery(row[1], bytes(row[2]), id=row[0], attempt=row[3]) for row in rows]
         alone = [delivery for delivery, row in zip(claimed, rows, strict=True) if row[4]]
         if not alone or len(claimed) == 1:
@@ -93,6 +112,23 @@ class PostgreSQLLink(Link):
 
     def _hold(self, worker: str, held: Sequence[Delivery]) -> Statement:
         return (sql.HOLD, {"worker": worker, "messages": held_lines(held)})
+
+    # Periodic messages.
+
+    def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
+        ((due, now),) = self.session.run([(sql_durable.NEXT_TIME, {"channel": channel, "every": every})])
+        return due, now
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
+    ) -> bool:
+        values = {"channel": channel, "every": every, "due": due, "following": following}
+        statement = sql_durable.FIRST_TIME if due is None else sql_durable.MOVE_TIME
+        with self.session.transaction():
+            moved = bool(self.session.run([(statement, values)]))
+            if moved:
+                self.apply(sends)
+        return moved
 
     # Liveness.
 

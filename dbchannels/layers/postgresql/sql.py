@@ -219,7 +219,8 @@ FLUSH = """
 DELETE FROM dbchannels_protocolmessage;
 DELETE FROM dbchannels_durablemessage;
 DELETE FROM dbchannels_deadletter;
-DELETE FROM dbchannels_membership
+DELETE FROM dbchannels_membership;
+DELETE FROM dbchannels_schedule
 """
 
 # Waiting messages that a reader could take now, and the age of the oldest, in seconds.

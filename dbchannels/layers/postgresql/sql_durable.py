@@ -106,6 +106,31 @@ WITH claimed AS (
 SELECT id, channel, payload, attempts, alone FROM claimed ORDER BY priority DESC, id
 """
 
+# Of a channel whose consumer says `concurrency`: one at a time, and only while fewer than that are claimed. The lock
+# is held for this one round trip, and each statement sees what was committed when it begins: so two workers
+# cannot both count before either claims (https://www.postgresql.org/docs/current/transaction-iso.html).
+LOCK_LIMITED = """
+SELECT pg_advisory_xact_lock(number) FROM (
+    SELECT hashtextextended('dbchannels ' || queue.name, 0) AS number FROM unnest(%(queues)s::text[]) AS queue(name)
+    WHERE EXISTS (
+        SELECT FROM dbchannels_durablemessage
+        WHERE channel = queue.name AND claimed_by IS NULL AND due_at IS NULL
+    )
+    ORDER BY number
+) AS busy
+"""
+_READY_LIMITED = _READY.replace(
+    "unnest(%(queues)s::text[]) AS queue(name)",
+    "unnest(%(queues)s::text[], %(at_most)s::int[]) AS queue(name, at_most)",
+).replace(
+    "ORDER BY priority DESC, id LIMIT %(limit)s FOR UPDATE",
+    """ORDER BY priority DESC, id LIMIT CASE WHEN (
+            SELECT count(*) FROM dbchannels_durablemessage AS held
+            WHERE held.channel = queue.name AND held.claimed_by IS NOT NULL
+        ) < queue.at_most THEN 1 ELSE 0 END FOR UPDATE""",
+)
+CLAIM_LIMITED = CLAIM.replace(_READY, _READY_LIMITED)
+
 # The worker's name and the attempt's number are the claim's token: whoever claimed it since has another.
 ACKNOWLEDGE = """
 DELETE FROM dbchannels_durablemessage AS message
@@ -147,4 +172,18 @@ UPDATE dbchannels_durablemessage AS message
 SET claimed_by = NULL, alone = true,
     attempts = CASE WHEN alone OR claims.number = 1 THEN attempts ELSE attempts - 1 END
 FROM claims WHERE message.id = claims.id AND message.claimed_by = %(name)s
+"""
+
+# Periodic messages. NULL for the moment: it is not on record yet.
+NEXT_TIME = """
+SELECT (SELECT next_at FROM dbchannels_schedule WHERE channel = %(channel)s AND every = %(every)s),
+       statement_timestamp()
+"""
+FIRST_TIME = """
+INSERT INTO dbchannels_schedule (channel, every, next_at) VALUES (%(channel)s, %(every)s, %(following)s)
+ON CONFLICT (channel, every) DO NOTHING RETURNING id
+"""
+MOVE_TIME = """
+UPDATE dbchannels_schedule SET next_at = %(following)s
+WHERE channel = %(channel)s AND every = %(every)s AND next_at = %(due)s RETURNING id
 """

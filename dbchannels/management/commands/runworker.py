@@ -20,6 +20,8 @@ from dbchannels.routing import load_routing
 from dbchannels.waiting import check_timeout
 from dbchannels.worker import Worker
 
+HUNG = 75  # the exit status of a worker whose consumer hangs: EX_TEMPFAIL of sysexits.h
+
 
 class Command(BaseCommand):
     help = "Takes messages from the channel layer and runs their consumers, until SIGTERM or Ctrl-C."
@@ -72,6 +74,7 @@ class Command(BaseCommand):
             name=child,
             bells=[Doorbell.inherited(text) for text in options["bell"]],
             life=sys.stdin.fileno() if child else None,
+            replace=end_child if child else start_anew,
         )
         if not worker.channels:
             raise CommandError("No channel with a consumer is left: change --only or --exclude.")
@@ -93,6 +96,16 @@ def keep_connections() -> None:
         settings = connections[alias].settings_dict
         if settings["CONN_MAX_AGE"] == 0:
             settings["CONN_MAX_AGE"], settings["CONN_HEALTH_CHECKS"] = None, True
+
+
+def end_child() -> None:
+    """End this process, whatever its main thread does; ``runchannels`` starts another."""
+    os._exit(HUNG)
+
+
+def start_anew() -> None:
+    """Become a new process with the same command line: nobody else would start one."""
+    os.execv(sys.executable, sys.orig_argv)
 
 
 def stop_at_signals(worker: Worker, graceful_timeout: float) -> None:

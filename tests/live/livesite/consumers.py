@@ -100,6 +100,9 @@ def ledger(message):
         Entry.objects.create(text=f"started {message['text']}")
     if message.get("sleep"):
         time.sleep(message["sleep"])
+    end = time.monotonic() + message.get("busy", 0)
+    while time.monotonic() < end:
+        pass
     if message.get("die-once") and not Entry.objects.filter(text=f"died of {message['text']}").exists():
         Entry.objects.create(text=f"died of {message['text']}")
         os.kill(os.getpid(), signal.SIGKILL)

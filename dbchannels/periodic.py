@@ -1,0 +1,130 @@
+"""Messages that are sent every so often, once however many workers there are.
+
+A row says when the next one is due. Whoever moves it on sends the message, in the same transaction; all others find
+it moved. What was missed while no worker ran is sent once, not as often as it was missed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+
+from django.utils import timezone
+
+from dbchannels import codec
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Send
+
+LOOK_EVERY = 60.0  # seconds: a clock may be set, and another worker may have moved the row on
+
+
+class Interval(Protocol):
+    """How often; ``str`` of it is the name that it has in the database."""
+
+    def following(self, due: datetime, now: datetime) -> datetime:
+        """Return the first moment after ``now``, in step with the one that was due."""
+
+
+class Period:
+    """Every so many seconds."""
+
+    def __init__(self, length: timedelta) -> None:
+        self._length = length
+
+    def __str__(self) -> str:
+        return f"{self._length.total_seconds():g} s"
+
+    def following(self, due: datetime, now: datetime) -> datetime:
+        return due + self._length * max(1, (now - due) // self._length + 1)
+
+
+class CronLine:
+    """Five fields as in crontab(5), in the site's TIME_ZONE."""
+
+    def __init__(self, text: str, parse: Any) -> None:
+        self._text, self._parse = text, parse
+
+    def __str__(self) -> str:
+        return self._text
+
+    def following(self, due: datetime, now: datetime) -> datetime:
+        local = now.astimezone(timezone.get_default_timezone())
+        return next(self._parse(self._text, local))  # type: ignore[no-any-return]
+
+
+def parse_interval(every: object, channel: str) -> Interval:
+    """Return a timedelta of a second or more, or a crontab line, as an Interval; raises InvalidConfiguration."""
+    if isinstance(every, timedelta) and every >= timedelta(seconds=1):
+        return Period(every)
+    if isinstance(every, str):
+        return _parse_line(every, channel)
+    raise InvalidConfiguration(
+        f"The every of a route on {channel} is a timedelta of at least a second, or five fields as in crontab, such as "
+        f"'0 7 * * *', not {every!r:.60}: correct it."
+    )
+
+
+def _parse_line(text: str, channel: str) -> CronLine:
+    try:
+        from cronsim import CronSim, CronSimError
+    except ImportError:
+        raise InvalidConfiguration(
+            f"The every of a route on {channel} is a crontab line, which the package cronsim reads: "
+            "pip install 'dbchannels[cron]', or give a timedelta."
+        ) from None
+    line = CronLine(" ".join(text.split()), CronSim)
+    try:
+        line.following(timezone.now(), timezone.now())
+    except (CronSimError, StopIteration):
+        raise InvalidConfiguration(
+            f"The every of a route on {channel} is not a crontab line that ever comes: {text!r:.60}; give five fields, "
+            "minute, hour, day, month and weekday, such as '0 7 * * *'."
+        ) from None
+    return line
+
+
+class Entry(NamedTuple):
+    """One thing that is sent every so often."""
+
+    channel: str
+    interval: Interval
+
+
+class Timetable:
+    """The periodic messages of one worker's channels."""
+
+    def __init__(self, entries: Sequence[Entry], link: Link) -> None:
+        self._entries = entries
+        self._link = link
+        self._look_at = 0.0  # time.monotonic()
+
+    def seconds_left(self) -> float:
+        """Return for how long a worker may sleep."""
+        return max(0.0, self._look_at - time.monotonic()) if self._entries else LOOK_EVERY
+
+    def send_due(self) -> None:
+        """Send what is due, unless another worker does. Raises LayerUnavailable; then call it again."""
+        if not self._entries or time.monotonic() < self._look_at:
+            return
+        left = [self._send_if_due(entry) for entry in self._entries]
+        self._look_at = time.monotonic() + min(LOOK_EVERY, *left)
+
+    def _send_if_due(self, entry: Entry) -> float:
+        """Return in how many seconds to look again."""
+        due, now = self._link.next_time(entry.channel, str(entry.interval))
+        if due is not None and due > now:
+            return (due - now).total_seconds()
+        following = entry.interval.following(due or now, now)
+        self._link.move_time(entry.channel, str(entry.interval), due, following, _message(entry, due))
+        return (following - now).total_seconds()
+
+
+def _message(entry: Entry, due: datetime | None) -> list[Send]:
+    """Return what is sent: not queued while the one before still waits, or a slow consumer would never catch up."""
+    if due is None:  # it is put on the timetable now, and due for the first time later
+        return []
+    payload = codec.encode_trusted({"scheduled_at": due.isoformat()})
+    return [Send(entry.channel, payload, "", 0.0, unique=f"every {entry.interval}"[:100])]

@@ -1,0 +1,158 @@
+"""Consumers that hang: the log says where, and their worker is replaced, its message failed and nobody kept waiting."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import pytest
+
+from dbchannels import Channel, channel_layers, route
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.models import DeadLetter, DurableMessage
+from dbchannels.routing import Routing
+from dbchannels.testing.layer_case import drain, in_thread, wait_until, waiting
+from dbchannels.worker import Worker
+from tests import kinds
+
+
+class Site:
+    """One worker in a thread, whose consumers hang until the test has ended."""
+
+    def __init__(self, layer):
+        self.layer, self.replaced, self.release, self.ran = layer, threading.Event(), threading.Event(), []
+
+    def hang(self, message, **captures):
+        Channel("out").send({"from": "the one that hung"})
+        self.ran.append(message.channel.name)
+        self.release.wait(20)
+
+    def start(self, *routes, **options):
+        self.worker = Worker(channel_layers["default"], Routing(routes), replace=self.replaced.set, **options)
+        self.thread = in_thread(self.layer, self.worker.run)
+
+    def end(self):
+        self.release.set()
+        self.worker.stop()
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def site(layer):
+    made = Site(layer)
+    yield made
+    made.end()
+
+
+def failed(layer, model):
+    """Return the one row."""
+    return model.objects.using(layer.database).get()
+
+
+@kinds.on_databases
+def test_the_log_says_once_where_a_consumer_stands(layer, site, caplog):
+    site.start(route("own", site.hang, soft_timeout=0.05))
+    with caplog.at_level(logging.WARNING, "dbchannels.worker"):
+        layer.send("own", {})
+        wait_until(lambda: "self.release.wait(20)" in caplog.text)
+        wait_until(lambda: site.worker._watch._logged)
+    assert caplog.text.count("has run for 0.05 s (soft_timeout)") == 1
+    assert not site.replaced.is_set()
+
+
+@kinds.on_databases
+def test_a_hung_message_has_failed_and_its_worker_is_replaced(layer, site):
+    site.start(route("own", site.hang, hard_timeout=0.1, retries=1, backoff=3600))
+    layer.send("own", {})
+    assert site.replaced.wait(10)
+    message = failed(layer, DurableMessage)
+    assert (message.claimed_by, message.attempts, message.due_at is None) == (None, 1, False)
+    site.release.set()  # it comes to itself after all: nothing of it counts
+    site.end()
+    assert (site.ran, waiting(layer, "own"), drain(layer, "out")) == (["own"], 1, [])
+
+
+@kinds.on_databases
+def test_one_that_hangs_at_its_last_attempt_is_a_dead_letter_that_says_where(layer, site):
+    site.start(route("own", site.hang, hard_timeout=0.1, retries=0))
+    layer.send("own", {})
+    assert site.replaced.wait(10)
+    error = failed(layer, DeadLetter).error
+    assert "had not ended after 0.1 s (hard_timeout)" in error and "self.release.wait(20)" in error
+
+
+@kinds.on_databases
+def test_those_behind_it_go_to_another_worker(layer, site, monkeypatch):
+    monkeypatch.setattr("dbchannels.batch.Pace.limit", lambda self: 10)
+    layer.send_many([("own", {"number": number}) for number in range(3)])
+    site.start(route("own", site.hang, hard_timeout=0.2, retries=0))
+    assert site.replaced.wait(10)
+    assert waiting(layer, "own") == 2
+
+
+@pytest.mark.parametrize(
+    ("channel", "answer"),
+    [
+        ("http.request", {"error": "consumer"}),
+        ("websocket.connect", {"accept": False, "status": 500, "finished": 0}),
+        ("websocket.receive", {"finished": 0}),
+    ],
+)
+@kinds.on_databases
+def test_the_client_of_a_hung_consumer_is_answered(layer, site, channel, answer):
+    site.start(route(channel, site.hang, hard_timeout=0.1))
+    layer.send(channel, {"reply_channel": "reply.s!c", "path": "/", "order": 0})
+    assert site.replaced.wait(10)
+    assert drain(layer, "reply.s!") == [answer]
+
+
+@kinds.on_databases
+def test_without_time_outs_a_consumer_may_run_for_ever(layer, site):
+    site.start(route("own", site.hang, soft_timeout=0, hard_timeout=0))
+    layer.send("own", {})
+    wait_until(lambda: site.ran and site.worker._batch.running_for() > 0.2)
+    assert site.worker._consumption.timeouts() == (0, 0)
+    assert not site.replaced.is_set()
+
+
+@kinds.on_databases
+def test_the_settings_hold_where_the_consumer_says_nothing(layer, site):
+    site.start(route("own", site.hang))
+    assert site.worker._consumption.timeouts() == (30, 600)
+
+
+@pytest.mark.parametrize("value", [-1, "10", float("nan"), float("inf"), True])
+def test_a_time_out_is_seconds(value):
+    for name in ("soft_timeout", "hard_timeout"):
+        with pytest.raises(InvalidConfiguration, match=f"The {name} of a route on own is seconds"):
+            route("own", print, **{name: value})
+
+
+@pytest.mark.parametrize("value", [0, -1, 1.5, True, "2"])
+def test_a_concurrency_is_a_number_from_1(value):
+    with pytest.raises(InvalidConfiguration, match="The concurrency of a route on own is a number from 1"):
+        route("own", print, concurrency=value)
+
+
+def test_of_two_routes_the_smaller_concurrency_counts():
+    routes = [
+        route("own", print, concurrency=3),
+        route("own", print, concurrency=2, kind="a"),
+        route("b", print),
+    ]
+    assert Routing(routes).concurrency() == {"own": 2}
+
+
+@kinds.on_databases
+def test_workers_run_no_more_of_a_limited_channel_at_a_time(layer, site):
+    site.start(route("own", site.hang, concurrency=1), route("free", site.hang))
+    other = Worker(channel_layers["default"], site.worker.routing)
+    layer.send_many([("own", {}), ("own", {}), ("free", {})])
+    wait_until(lambda: site.ran)
+    taken = other._claim(10)
+    assert sorted([*site.ran, *(one.channel for one in taken)]) in (
+        ["free", "own"],
+        ["free", "free", "own"][:2],
+    )
+    other.link.close()
