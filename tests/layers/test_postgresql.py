@@ -10,11 +10,12 @@ from fnmatch import fnmatchcase
 import psycopg2
 import pytest
 from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
 
 from dbchannels import channel_layers
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.operations import Done
-from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql import notify_queue, sql, sql_durable
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import sql_pattern
 from dbchannels.testing.layer_case import DEADLINE, raises, wait_until
@@ -131,6 +132,53 @@ def test_without_wakeups_nobody_is_notified(new_layer, new_link):
     assert listening.wait(0.05) == set()
     assert silent.poll_interval() == 0.05
     assert not silent.wakeups
+
+
+@pytest.mark.parametrize("channel", ["own", "http.request"])
+def test_nobody_is_notified_while_the_queue_of_notifications_is_full(patient, new_link, monkeypatch, channel):
+    monkeypatch.setattr(sql, "WAKE_ONE", sql.WAKE_ONE.replace("< 0.5", "< 0"))
+    patient.send(channel, {})  # counts, and learns the channel's room
+    patient.notify_queue.learn(has_room=False)
+    listening = new_link(patient)
+    listening.wait(0)
+    patient.send(channel, {})
+    patient.send(channel, {})
+    assert listening.wait(0.05) == set()
+    assert not patient.notify_queue.has_room()
+    assert patient.channel_statistics(channel)["messages_count"] == 3
+
+
+@pytest.mark.parametrize("channel", ["own", "http.request"])
+def test_the_queue_of_notifications_is_asked_once_for_many_sends(patient, monkeypatch, channel):
+    monkeypatch.setattr(notify_queue, "VALID", 3600)
+    with CaptureQueriesContext(connection) as queries:
+        for _ in range(20):
+            patient.send(channel, {})
+    asking = [one for one in queries if "NOTIFY" not in one["sql"] and "VALUES" in one["sql"]]
+    assert len(asking) == 1
+    assert len([one for one in queries if "; NOTIFY dbchannels" in one["sql"]]) >= 18
+
+
+def test_what_was_learned_of_the_queue_of_notifications_is_forgotten(patient, monkeypatch):
+    patient.notify_queue.learn(has_room=True)
+    assert patient.notify_queue.has_room()
+    monkeypatch.setattr(notify_queue, "VALID", 0)
+    patient.notify_queue.learn(has_room=True)
+    assert not patient.notify_queue.has_room()
+
+
+def test_a_connection_that_binds_on_the_server_is_given_single_statements(patient, new_link, monkeypatch):
+    monkeypatch.setitem(connection.settings_dict["OPTIONS"], "server_side_binding", True)
+    link = new_link(patient)
+    link.wait(0)
+    with CaptureQueriesContext(connection) as queries:
+        for channel in ("own", "own", "http.request", "http.request"):
+            patient.send(channel, {})
+            wait_until(lambda: link.wait(DEADLINE))
+        patient.send("own", {}, priority=1)
+        patient.send_many([("own", {}), ("reply.a!b", {})])
+    assert len(queries) > 4
+    assert [one["sql"] for one in queries if ";" in one["sql"]] == []
 
 
 def test_a_waiting_link_notices_its_sessions_end_at_once(patient, new_link):

@@ -19,9 +19,10 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.operations import Delivery, Operation, Send
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.link import PostgreSQLLink
+from dbchannels.layers.postgresql.notify_queue import NotifyQueue
 from dbchannels.layers.postgresql.room import Room
 from dbchannels.layers.postgresql.session import Session, session_name
-from dbchannels.layers.postgresql.statements import statements, without_room
+from dbchannels.layers.postgresql.statements import single, statements, without_room
 from dbchannels.layers.rollback import rollback_probe
 
 __all__ = ["PostgreSQLLayer"]
@@ -33,6 +34,7 @@ class PostgreSQLLayer(BaseLayer):
     def __init__(self, settings: LayerSettings) -> None:
         super().__init__(settings)
         self.room = Room()
+        self.notify_queue = NotifyQueue()
 
     @property
     def wakeups(self) -> bool:  # type: ignore[override]
@@ -55,16 +57,19 @@ class PostgreSQLLayer(BaseLayer):
         return rollback_probe(self.database)
 
     def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
+        if len(operations) == 1 and isinstance(operations[0], Send) and self._send_single(operations[0]):
+            return []
         refused: list[Send] = []
         plan = list(statements(self, operations))
         # Inside the caller's transaction this is a savepoint: who catches ChannelFull there has sent nothing.
-        several = len(plan) > 1 or bool(plan and plan[0][2]) or self._one_by_one
+        one_by_one = self._is_one_by_one(connections[self.database])
+        several = len(plan) > 1 or bool(plan and plan[0][2]) or one_by_one
         together = transaction.atomic(using=self.database) if several else nullcontext()
         with together, connections[self.database].cursor() as cursor:
             for text, values, sent in plan:
                 # One string of several statements is one round trip and one transaction; but psycopg 3 would
                 # give the first one's rows, where the last one's are wanted.
-                for statement in text.split(";") if sent or self._one_by_one else [text]:
+                for statement in text.split(";") if sent or one_by_one else [text]:
                     cursor.execute(statement, values)
                 if sent:
                     refused += without_room(self, sent, cursor.fetchall())
@@ -72,14 +77,27 @@ class PostgreSQLLayer(BaseLayer):
                         raise ChannelFull(names.split(refused[0].channel)[0])
         return refused
 
+    def _send_single(self, send: Send) -> bool:
+        """Write one usual message by the shortest way; False where it has to go the other."""
+        connection = connections[self.database]
+        asks = not self.notify_queue.has_room() or self._is_one_by_one(connection)
+        statement = single(self, send, asks)
+        if statement is None:
+            return False
+        with connection.cursor() as cursor:
+            cursor.execute(*statement)
+            if asks and self.wakeups:
+                self.notify_queue.learn(cursor.fetchone()[0] is not None)
+        return True
+
     def has_room(self, queue: str) -> bool:
         """Whether one more message may go to a queue without a count; if so, it is taken off the room."""
         return self.capacity(queue) is None or self.room.take({queue: 1})
 
-    @property
-    def _one_by_one(self) -> bool:
-        """Whether the site's connections take no string of several statements: psycopg 3's prepared ones."""
-        return bool(connections[self.database].settings_dict["OPTIONS"].get("server_side_binding"))
+    @staticmethod
+    def _is_one_by_one(connection: Any) -> bool:
+        """Whether a connection takes no string of several statements: psycopg 3's, with binding by the server."""
+        return bool(connection.settings_dict["OPTIONS"].get("server_side_binding"))
 
     def group_count(self, group: str) -> int:
         return int(self._query(sql.GROUP_COUNT, {"group": group})[0][0])

@@ -19,7 +19,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import sql
 from dbchannels.waiting import wait_readable
 
-Statement = tuple[str, dict[str, Any]]
+Statement = tuple[str, dict[str, Any] | tuple[Any, ...]]
 
 # libpq alone would notice a silent partition after two hours. With these it does within 15 s; times in seconds,
 # tcp_user_timeout in milliseconds: https://www.postgresql.org/docs/current/libpq-connect.html

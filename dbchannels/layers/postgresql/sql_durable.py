@@ -25,12 +25,8 @@ SELECT channel, payload, 0, '', 0, false, statement_timestamp()
 FROM unnest(%(channels)s::text[], %(payloads)s::bytea[]) AS message(channel, payload)
 """
 SEND_DURABLE_ONE = """
-INSERT INTO dbchannels_durablemessage
-    (channel, payload, priority, unique_key, attempts, alone, sent_at, due_at)
-VALUES (%(channel)s, %(payload)s, %(priority)s, '', 0, false, statement_timestamp(),
-        coalesce(%(due_at)s, CASE WHEN %(delay)s > 0
-                                  THEN statement_timestamp() + %(delay)s * interval '1 second' END))
-"""
+INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
+VALUES (%s, %s, 0, '', 0, false, statement_timestamp())"""
 SEND_DURABLE_IF_ROOM = f"""
 WITH {ROOM.format("dbchannels_durablemessage", "AND waiting.claimed_by IS NULL")}, sent AS (
     {_INSERT_DURABLE} WHERE channel IN (SELECT channel FROM room WHERE has_room) ORDER BY position

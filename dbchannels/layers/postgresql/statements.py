@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
 
 Values = dict[str, Any]
+#: By name, or by position.
+Parameters = Values | tuple[Any, ...]
 #: A statement, its values, and the sends that it writes, if any.
-Planned = tuple[str, Values, list[Send]]
+Planned = tuple[str, Parameters, list[Send]]
 
 
 def statements(layer: PostgreSQLLayer, operations: Sequence[Operation]) -> Iterator[Planned]:
@@ -57,12 +59,13 @@ def _kind(operation: Operation) -> tuple[type, Any]:
     """Neighbours of one kind go into one statement; a send with a unique key has its own."""
     if not isinstance(operation, Send):
         return type(operation), None
-    return Send, (names.is_protocol(operation.channel), operation.unique and id(operation))
+    protocol = names.is_protocol(operation.channel)
+    return Send, (operation.expiry if protocol else None, operation.unique and id(operation))
 
 
 def _sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
-    if len(sends) == 1 and not sends[0].unique and layer.has_room(names.split(sends[0].channel)[0]):
-        yield _one(layer, sends[0])
+    if len(sends) == 1 and (statement := single(layer, sends[0], asks=True)):
+        yield (*statement, [])
         return
     if not names.is_protocol(sends[0].channel):
         yield from _durable_sends(layer, sends)
@@ -74,25 +77,32 @@ def _sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
         "locals": [local for _, local in parts],
         "reply_channels": [send.reply_channel for send in sends],
         "payloads": [send.payload for send in sends],
-        "expiries": [send.expiry for send in sends],
+        "expiry": sends[0].expiry,
     }
     yield _waking(
         layer, set(map(_woken, queues)), _into(layer, queues, values, sends, sql.SEND, sql.SEND_IF_ROOM)
     )
 
 
-def _one(layer: PostgreSQLLayer, send: Send) -> Planned:
+def single(layer: PostgreSQLLayer, send: Send, asks: bool) -> tuple[str, tuple[Any, ...]] | None:
+    """Return the short statement for one usual message, with its values; None when it cannot be had.
+
+    With ``asks`` it asks the queue of notifications whether there is room, and gives NULL where there was none.
+    """
+    if send.unique or send.delay or send.priority or send.due_at:
+        return None
     queue, local = names.split(send.channel)
-    values: Values = {"channel": queue, "payload": send.payload}
+    if not layer.has_room(queue):
+        return None
+    values: tuple[Any, ...]
     if names.is_protocol(queue):
-        values |= {"local": local, "reply_channel": send.reply_channel, "expiry": send.expiry}
+        values = (queue, local, send.reply_channel, send.payload, f"{send.expiry} s")
         text, wake = sql.SEND_ONE, _woken(queue)
     else:
-        values |= {"priority": send.priority, "delay": send.delay, "due_at": send.due_at}
-        text, wake = sql_durable.SEND_DURABLE_ONE, "d"
+        text, values, wake = sql_durable.SEND_DURABLE_ONE, (queue, send.payload), "d"
     if not layer.wakeups:
-        return text, values, []
-    return f"{text} RETURNING {sql.WAKE_ONE}", {**values, "wake": wake}, []
+        return text, values
+    return text + (sql.WAKE_ONE if asks else sql.WAKE_ONE_UNASKED), (*values, wake)
 
 
 def _woken(queue: str) -> str:
@@ -109,7 +119,7 @@ def _durable_sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planne
         "delays": [send.delay for send in sends],
         "due_ats": [send.due_at for send in sends],
     }
-    planned: Planned = (sql_durable.SEND_UNIQUE, values, [])
+    planned: tuple[str, Values, list[Send]] = (sql_durable.SEND_UNIQUE, values, [])
     if not sends[0].unique:
         queues = Counter(send.channel for send in sends)
         usual = not any(send.delay or send.due_at or send.priority for send in sends)
@@ -125,7 +135,7 @@ def _into(
     sends: list[Send],
     plain: str,
     careful: str,
-) -> Planned:
+) -> tuple[str, Values, list[Send]]:
     """Return the statement that sends; the one that counts first where the queues may be full."""
     capacities = {queue: layer.capacity(queue) for queue in queues}
     limited = {queue: number for queue, number in queues.items() if capacities[queue] is not None}
@@ -134,7 +144,7 @@ def _into(
     return careful, values | {"queues": list(capacities), "capacities": list(capacities.values())}, sends
 
 
-def _waking(layer: PostgreSQLLayer, payloads: set[str], planned: Planned) -> Planned:
+def _waking(layer: PostgreSQLLayer, payloads: set[str], planned: tuple[str, Values, list[Send]]) -> Planned:
     """Put the wakeup in front, in the same string: what the last statement gives is what is looked at."""
     text, values, sent = planned
     return (f"{sql.WAKE};{text}", {**values, "wake": sorted(payloads)}, sent) if layer.wakeups else planned
