@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from dbchannels import channel_layers
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.operations import Done
-from dbchannels.layers.postgresql import notify_queue, sql, sql_durable
+from dbchannels.layers.postgresql import notify_queue, prepared, sql, sql_durable
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import sql_pattern
 from dbchannels.testing.layer_case import DEADLINE, raises, wait_until
@@ -475,6 +475,43 @@ def test_a_message_that_a_sender_relies_on_is_not_claimed_before_its_commit(laye
     assert layer.channel_statistics("own")["messages_count"] == 0
 
 
+# Prepared statements.
+
+
+def prepared_names(link):
+    return {name for (name,) in link.session.run([("SELECT name FROM pg_prepared_statements", {})])}
+
+
+def test_the_claim_is_planned_once_for_each_session(layer, new_link):
+    link = new_link(layer)
+    for number in range(2):
+        layer.send("own", {})
+        assert len(link.claim(["own"], 1, f"w{number}")) == 1
+        assert prepared_names(link) == {"dbchannels_promote", "dbchannels_claim"}
+        ((generic, custom),) = link.session.run(
+            [("SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements", {})]
+        )
+        assert (generic, custom) == (2, 0)
+        terminate(link.session)
+        with pytest.raises(LayerUnavailable):
+            link.claim(["own"], 1, "w")
+
+
+@pytest.mark.parametrize("loss", ["DEALLOCATE ALL", "PREPARE dbchannels_claim AS SELECT 1"])
+def test_a_connection_that_keeps_no_prepared_statements_is_served_without(layer, new_link, loss):
+    """As behind a pooler that gives each transaction another connection: lost, or there already."""
+    link = new_link(layer)
+    layer.send_many([("own", {})] * 2)
+    if loss.startswith("DEALLOCATE"):
+        link.claim(["own"], 1, "w")
+    link.session.run([(loss, {})])
+    while link.claim(["own"], 1, "w"):
+        pass
+    assert query("SELECT sum(attempts), count(*) FROM dbchannels_durablemessage WHERE claimed_by = 'w'") == [
+        (2, 2)
+    ]
+
+
 # Plans.
 
 ROWS = 100_000
@@ -521,6 +558,45 @@ def test_what_is_taken_is_found_by_its_index_on_one_channel_and_on_many():
             assert index in plan, plan
             assert "Seq Scan on" not in plan, plan
             assert "Sort Key: dbchannels" not in plan, plan  # of what was taken, and never of the table
+
+
+def prepared_plan(link, costs="OFF"):
+    values = {"queues": ["own0"], "limit": 20, "worker": "w"}
+    rows = link.session.run([(f"EXPLAIN (COSTS {costs}) " + prepared.CLAIM.execute(), values)])
+    return "\n".join(row[0] for row in rows)
+
+
+@pytest.mark.parametrize(("seconds", "anew"), [(0, True), (3600, False)])
+def test_a_claim_is_planned_anew_after_a_second(layer, new_link, monkeypatch, seconds, anew):
+    link = new_link(layer)
+    link.claim(["own0"], 1, "w")
+    before = prepared_plan(link, "ON")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO dbchannels_durablemessage (channel, payload, attempts, unique_key)"
+            " SELECT 'own' || g % 2, '', 0, g::text FROM generate_series(1, 2000) AS g"
+        )
+    monkeypatch.setattr(prepared, "REPLAN_AFTER", seconds)
+    link.claim(["own0"], 1, "w")
+    assert (prepared_plan(link, "ON") != before) == anew
+
+
+def test_a_claim_that_was_planned_on_empty_tables_stays_with_the_index(layer, new_link):
+    link = new_link(layer)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "VACUUM ANALYZE dbchannels_durablemessage"
+        )  # so that its size is known, and is nothing
+    link.claim(["own0"], 1, "w")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO dbchannels_durablemessage (channel, payload, attempts)"
+            " SELECT 'own' || g % 2, '', 0 FROM generate_series(1, 2000) AS g"
+        )
+    plan = prepared_plan(link)
+    assert "dbchannels_durable_queue" in plan, plan
+    assert "Seq Scan on" not in plan, plan
+    assert "Bitmap" not in plan, plan
 
 
 @pytest.mark.usefixtures("full_tables")

@@ -92,7 +92,7 @@ class PostgreSQLLayer(BaseLayer):
 
     def has_room(self, queue: str) -> bool:
         """Whether one more message may go to a queue without a count; if so, it is taken off the room."""
-        return self.capacity(queue) is None or self.room.take({queue: 1})
+        return self.capacity(queue) is None or self.room.take_one(queue)
 
     @staticmethod
     def _is_one_by_one(connection: Any) -> bool:

@@ -13,7 +13,7 @@ from dbchannels import names
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
-from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql import prepared, sql, sql_durable
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
 from dbchannels.models import Process, parse_held
@@ -68,11 +68,12 @@ class PostgreSQLLink(Link):
         if not channels:
             return []
         values = {"queues": list(channels), "limit": limit, "worker": worker}
-        claim = [(sql_durable.CLAIM, values)]
         if limits:
             values["at_most"] = [limits[channel] for channel in channels]
-            claim = [(sql_durable.LOCK_LIMITED, values), (sql_durable.CLAIM_LIMITED, values)]
-        rows = self.session.run([(sql_durable.PROMOTE, {}), *claim])
+            limited = [(sql_durable.LOCK_LIMITED, values), (sql_durable.CLAIM_LIMITED, values)]
+            rows = self.session.run([(sql_durable.PROMOTE, {}), *limited])
+        else:
+            rows = self.session.run_prepared([(prepared.PROMOTE, {}), (prepared.CLAIM, values)])
         claimed = [Delivery(row[1], bytes(row[2]), id=row[0], attempt=row[3]) for row in rows]
         alone = [delivery for delivery, row in zip(claimed, rows, strict=True) if row[4]]
         if not alone or len(claimed) == 1:

@@ -16,7 +16,8 @@ import psycopg2
 import psycopg2.extensions
 
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.layers.postgresql import sql
+from dbchannels.layers.postgresql import prepared, sql
+from dbchannels.layers.postgresql.prepared import LOST, SETTINGS, Prepared
 from dbchannels.waiting import wait_readable
 
 Statement = tuple[str, dict[str, Any] | tuple[Any, ...]]
@@ -68,6 +69,8 @@ class Session:
         self._listen = listen
         self._lock = threading.RLock()
         self._connection: Any = None
+        self._prepared: set[str] | None = set()  # names in this connection; None: it does not keep them
+        self._planned_at = 0.0  # time.monotonic()
         #: How often it has connected: whoever remembers the number sees that the session is a new one.
         self.generation = 0
         self.connected_at = 0.0  # time.monotonic() of the last time
@@ -88,10 +91,37 @@ class Session:
                     cursor.execute(text)
                     return cursor.fetchall() if cursor.description else []
             except psycopg2.Error as error:
-                if not is_unavailable(error):
+                if isinstance(error, LOST) or not is_unavailable(error):
                     raise
                 self.close()
                 raise LayerUnavailable(one_line(error)) from error
+
+    def run_prepared(self, statements: Sequence[tuple[Prepared, dict[str, Any]]]) -> list[tuple[Any, ...]]:
+        """Do what ``run`` does, with statements that are planned once for each connection, where it keeps them."""
+        with self._lock:
+            self._connected()
+            if self._prepared is not None:
+                try:
+                    self._prepare([one for one, _ in statements if one.name not in self._prepared])
+                    return self.run(
+                        [*self._replan(), *((one.execute(), values) for one, values in statements)]
+                    )
+                except LOST:
+                    self._prepared = None
+            return self.run([(one.text, values) for one, values in statements])
+
+    def _prepare(self, statements: Sequence[Prepared]) -> None:
+        if statements and self._prepared is not None:
+            self.run([(SETTINGS, {}), *[(one.prepare().replace("%", "%%"), {}) for one in statements]])
+            self._prepared.update(one.name for one in statements)
+
+    def _replan(self) -> list[Statement]:
+        """Let a plan be made anew for what the tables hold now; an idle reader's poll does it, no wakeup waits."""
+        now = time.monotonic()
+        if now - self._planned_at < prepared.REPLAN_AFTER:
+            return []
+        self._planned_at = now
+        return [("DISCARD PLANS", {})]
 
     def transaction(self) -> Transaction:
         """Return a context in which several ``run`` are one transaction, for rare work."""
@@ -136,6 +166,7 @@ class Session:
     def _connected(self) -> Any:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
+            self._prepared = set()
             self.generation += 1
             self.connected_at = time.monotonic()
         return self._connection
