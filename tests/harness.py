@@ -39,7 +39,9 @@ TABLES = (
 OPENED: list[socket.socket] = []
 
 
-def until(condition: Callable[[], Any], what: str | Callable[[], str], deadline: float = 20.0) -> Any:
+def until(
+    condition: Callable[[], Any], what: str | Callable[[], str], deadline: float = 20.0, every: float = 0.01
+) -> Any:
     """Return what the condition gives as soon as it is true; fail with ``what`` after the deadline, in seconds."""
     end = time.monotonic() + deadline
     while not (result := condition()):
@@ -47,7 +49,7 @@ def until(condition: Callable[[], Any], what: str | Callable[[], str], deadline:
             raise AssertionError(
                 f"After {deadline:g} s still not: {what if isinstance(what, str) else what()}"
             )
-        time.sleep(0.01)
+        time.sleep(every)
     return result
 
 
@@ -163,10 +165,15 @@ class LiveSite:
 
     def work(self, *arguments: str, settings: dict[str, Any] | None = None) -> Served:
         """Start ``runworker``; wait until it reads."""
-        served = Served(self, ["runworker", *arguments], settings)
-        self.processes.append(served)
-        served.wait_for_line("reads")
-        return served
+        return self.crew(1, *arguments, settings=settings)[0]
+
+    def crew(self, number: int, *arguments: str, settings: dict[str, Any] | None = None) -> list[Served]:
+        """Start several ``runworker`` at once; wait until all read."""
+        started = [Served(self, ["runworker", *arguments], settings) for _ in range(number)]
+        self.processes += started
+        for served in started:
+            served.wait_for_line("reads", 60)
+        return started
 
     def end(self) -> None:
         """End what still runs."""

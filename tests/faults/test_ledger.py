@@ -1,0 +1,25 @@
+"""Many processes on one queue, and each message takes effect exactly once."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.endtoend.conftest import quiet
+from tests.harness import LiveSite
+from tests.soak import ledger
+
+
+def exactly_once(found: ledger.Ledger, messages: int, workers: int) -> None:
+    """Nothing is missing, nothing is there twice, and no worker stood idle."""
+    assert found.tally == (messages, 0, 0)
+    assert found.workers == workers
+
+
+@pytest.mark.postgresql
+def test_eight_workers_book_each_message_once(site: LiveSite) -> None:
+    exactly_once(ledger.ledger(site, 8, 20_000), 20_000, 8)
+
+
+def test_four_workers_on_sqlite_book_each_message_once(sqlite_site: LiveSite) -> None:
+    for site in quiet(sqlite_site):
+        exactly_once(ledger.ledger(site, 4, 2000), 2000, 4)

@@ -1,0 +1,72 @@
+"""Consumers for the scenarios of the faults; ``consumers`` imports them."""
+
+import os
+import time
+
+from dbchannels import Group, consumer
+from livesite.models import Entry
+
+
+@consumer("booked", atomic=True)
+def booked(message):
+    """Write it into the ledger, together with the end of the message."""
+    Entry.objects.create(text=message["text"], pid=os.getpid())
+
+
+@consumer("stream")
+def stream(message):
+    """Write down that it ran, and stay under way for some milliseconds."""
+    Entry.objects.create(text=message["text"], pid=os.getpid())
+    time.sleep(message.get("sleep", 0))
+
+
+@consumer("timed")
+def timed(message):
+    """Write down how many seconds it took to arrive, by the clock of this machine."""
+    Entry.objects.create(text=f"{message['text']} {time.time() - message['sent']:.4f}", pid=os.getpid())
+
+
+@consumer("poison")
+def poison(message):
+    """One that raises, or takes its process along, each time; the others are written down."""
+    if kind := message.get("poison"):
+        Entry.objects.create(text=f"tried {time.time():.3f}", pid=os.getpid())
+        if kind == "exit":
+            os._exit(9)
+        raise ValueError(f"as asked for, {'at length ' * 2000}")
+    Entry.objects.create(text=message["text"], pid=os.getpid())
+
+
+MEMBER = r"^/member/(?P<group>\w+)/(?P<client>\w+)/$"
+
+
+@consumer("websocket.connect", path=MEMBER)
+def enrol(message, group, client):
+    """Everybody is in a group."""
+    Group(f"members-{group}").add(message.reply_channel)
+
+
+@consumer("websocket.receive", path=MEMBER)
+def answer(message, group, client):
+    """Say back what came; a worker that is asked to linger does so before."""
+    word, _, seconds = message["text"].partition(" ")
+    if word == "linger":
+        Entry.objects.create(text=f"lingers {client}", pid=os.getpid())
+        time.sleep(float(seconds))
+    message.reply_channel.send({"text": message["text"]})
+
+
+@consumer("websocket.disconnect", path=MEMBER)
+def resign(message, group, client):
+    """Write down who left, how, and where that was consumed."""
+    Entry.objects.create(text=f"resigned {client} {message['code']}", pid=os.getpid())
+
+
+ORDERED = r"^/ordered/(?P<client>[\w.]+)/$"
+
+
+@consumer("websocket.receive", path=ORDERED)
+def ordered(message, client):
+    """Write down whose frame it was, and say it back."""
+    Entry.objects.create(text=f"{client} {message['text']}", pid=os.getpid())
+    message.reply_channel.send({"text": message["text"]})
