@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from django.conf import settings
 
 from dbchannels.testing.postgres import EmbeddedPostgres
-from tests.endtoend.conftest import _close_sockets, migrated, postgresql_database, quiet
+from tests.endtoend.conftest import (
+    _close_sockets,
+    migrated,
+    postgresql_database,
+    quiet,
+    sqlite_database,
+)
 from tests.harness import LiveSite
 
 __all__ = ["_close_sockets"]
@@ -31,6 +38,12 @@ def fragile_site(server: EmbeddedPostgres, tmp_path_factory: pytest.TempPathFact
 def site(fragile_site: LiveSite) -> Iterator[LiveSite]:
     """That site, all quiet, its tables empty."""
     yield from quiet(fragile_site)
+
+
+@pytest.fixture
+def sqlite_site(tmp_path: Path) -> Iterator[LiveSite]:
+    """A site on a SQLite file."""
+    yield from quiet(migrated(sqlite_database(tmp_path), tmp_path))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from tests.endtoend.conftest import quiet
 from tests.harness import LiveSite
 from tests.soak import ledger
 
@@ -21,5 +20,4 @@ def test_eight_workers_book_each_message_once(site: LiveSite) -> None:
 
 
 def test_four_workers_on_sqlite_book_each_message_once(sqlite_site: LiveSite) -> None:
-    for site in quiet(sqlite_site):
-        exactly_once(ledger.ledger(site, 4, 2000), 2000, 4)
+    exactly_once(ledger.ledger(sqlite_site, 4, 2000), 2000, 4)
