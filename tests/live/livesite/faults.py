@@ -11,6 +11,7 @@ from livesite.models import Entry
 def booked(message):
     """Write it into the ledger, together with the end of the message."""
     Entry.objects.create(text=message["text"], pid=os.getpid())
+    time.sleep(message.get("sleep", 0))
 
 
 @consumer("stream")
@@ -48,11 +49,8 @@ def enrol(message, group, client):
 
 @consumer("websocket.receive", path=MEMBER)
 def answer(message, group, client):
-    """Say back what came; a worker that is asked to linger does so before."""
-    word, _, seconds = message["text"].partition(" ")
-    if word == "linger":
-        Entry.objects.create(text=f"lingers {client}", pid=os.getpid())
-        time.sleep(float(seconds))
+    """Write down what came, and say it back."""
+    Entry.objects.create(text=f"{message['text']} {client}", pid=os.getpid())
     message.reply_channel.send({"text": message["text"]})
 
 
