@@ -15,14 +15,14 @@ from tests.harness import MANAGE, LiveSite
 # an outage refuses is sent again, as a site's own code would: a send that was not acknowledged may be there twice.
 LOOP = """
 import json, sys, time
-from django.db import InterfaceError, OperationalError, connection
+from django.db import DatabaseError, InterfaceError, connection
 from dbchannels import channel_layers
 
 def send(channel, messages):
     while True:
         try:
             return channel_layers["default"].send_many([(channel, one) for one in messages])
-        except (InterfaceError, OperationalError):
+        except (DatabaseError, InterfaceError):  # of a server that was killed psycopg2 says no more
             connection.close()
             time.sleep(0.02)
 

@@ -33,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(HEAD, flush=True)
     try:
-        return 0 if all([_measured(row, given.scale) for row in rows]) else 1
+        reached = [_measured(row, given.scale) for row in rows]
+        return 0 if all(reached) else 1
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         return 130
@@ -61,9 +62,7 @@ def all_rows() -> list[Row]:
     """Return the rows of all modules in here, ordered by fault."""
     modules = sorted(module.name for module in pkgutil.iter_modules(soak.__path__))
     found = [importlib.import_module(f"{soak.__name__}.{name}") for name in modules if name != "__main__"]
-    return sorted(
-        (row for module in found for row in getattr(module, "ROWS", [])), key=lambda row: row.fault
-    )
+    return sorted((row for module in found for row in getattr(module, "ROWS", [])), key=lambda row: row.fault)
 
 
 def chosen(rows: Sequence[Row], faults: Sequence[int]) -> list[Row]:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from contextlib import suppress
+from itertools import pairwise
 from typing import NamedTuple
 
 from tests.harness import LiveSite, Served, Socket, until
@@ -67,7 +68,8 @@ def order(site: LiveSite, clients: int, frames: int, workers: int, kills: int) -
         client.start()
     killed = 0
     while killed < kills and _answered(crowd) < clients * frames:
-        until(lambda: _answered(crowd) >= (killed + 1) * clients * frames / (kills + 1), "they go on", 900)
+        share = (killed + 1) * clients * frames // (kills + 1)
+        until(lambda share=share: _answered(crowd) >= share, "they go on", 900)
         killed += kill_one(served)
     for client in crowd:
         client.join(900)
@@ -96,7 +98,7 @@ def disorder(entries: list[str]) -> tuple[int, int, int]:
     for text in entries:
         connection, number = text.split()
         consumed[connection].append(int(number))
-    pairs = [pair for one in consumed.values() for pair in zip(one, one[1:], strict=False)]
+    pairs = [pair for one in consumed.values() for pair in pairwise(one)]
     inversions = sum(later <= earlier for earlier, later in pairs)
     gaps = sum(later > earlier + 1 for earlier, later in pairs)
     return len(entries), inversions, gaps

@@ -131,7 +131,9 @@ def _end_listener(site: LiveSite) -> float:
 def _restarts(scale: float) -> Seen:
     with on_postgresql() as (site, server):
         found = restarts(site, server, scaled(100, scale, 3), 50)
-    text = f"{found.tally}; {found.dropped} sockets dropped; delivery again after {found.slowest:.2f} s at most"
+    text = (
+        f"{found.tally}; {found.dropped} sockets dropped; delivery again after {found.slowest:.2f} s at most"
+    )
     return Seen(text, found.tally.lost == found.dropped == 0 and found.slowest < 2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from tests.harness import LiveSite, until
@@ -37,7 +38,7 @@ def poison(site: LiveSite, kind: str, messages: int, retries: int) -> Poison:
     until(lambda: site.count("deadletter"), "a dead letter", 900)
     ((attempts, error),) = site.rows("SELECT attempts, error FROM dbchannels_deadletter")
     tried = [float(text.split()[1]) for text in site.entries() if text.startswith("tried")]
-    waits = [later - earlier for earlier, later in zip(tried, tried[1:], strict=False)]
+    waits = [later - earlier for earlier, later in pairwise(tried)]
     others = tally(site, numbered(0, 2 * messages))
     return Poison(others, len(tried), waits, attempts, error, seconds, without)
 
@@ -55,7 +56,9 @@ def _raising(scale: float) -> Seen:
     with on_postgresql() as (site, _):
         found = poison(site, "raise", scaled(1000, scale, 100), retries)
     waits = ", ".join(f"{seconds:.1f}" for seconds in found.waits)
-    text = f"{found.others}, {found.seconds:.1f} s (without {found.without:.1f} s); tried again after {waits} s"
+    text = (
+        f"{found.others}, {found.seconds:.1f} s (without {found.without:.1f} s); tried again after {waits} s"
+    )
     backed_off = all(
         0.7 * 5**number <= seconds <= 1.3 * 5**number + 1 for number, seconds in enumerate(found.waits)
     )

@@ -45,7 +45,7 @@ def kill_server(site: LiveSite, clients: int, groups: int, lease: float) -> Kill
     served.process.kill()
     served.process.wait()
     started = time.monotonic()
-    until(lambda: site.rows(ORPHANS) == [(0,)], lambda: f"{site.rows(ORPHANS)} rows are gone", 120, every=0.05)
+    until(lambda: site.rows(ORPHANS) == [(0,)], "all its rows are gone", 120, every=0.05)
     until(lambda: not site.count("held", "messages <> ''"), "the last consumer has run")
     seconds = time.monotonic() - started
     return Killed(seconds, *resigned(site, clients), by_others=writers(site) == {other.process.pid})
@@ -135,7 +135,9 @@ def stop_worker(site: LiveSite, lease: float) -> WokenWorker:
         one.send("booked", [{"text": text} for text in numbered(1, 50)])
         drained(site)
     works = site.rows(f"SELECT count(*) FROM livesite_entry WHERE pid = {pid}") == [(50,)]
-    return WokenWorker(tally(site, numbered(0, 51)), new != old, "goes on as a new one" in worker.output(), works)
+    return WokenWorker(
+        tally(site, numbered(0, 51)), new != old, "goes on as a new one" in worker.output(), works
+    )
 
 
 def _killed(scale: float) -> Seen:
@@ -163,7 +165,7 @@ def _stopped_worker(scale: float) -> Seen:
 
 
 ROWS = [
-    Row(4, "server SIGKILL, 500 clients in 50 groups", "0 orphan rows after 20 s, each disconnect once", _killed),
+    Row(4, "server SIGKILL, 500 clients in 50 groups", "0 orphans after 20 s, each disconnect once", _killed),
     Row(5, "server SIGSTOP, SIGCONT", "1012, another name, nothing under the old one", _stopped_server),
     Row(5, "worker SIGSTOP, SIGCONT", "another name, nothing lost, nothing twice", _stopped_worker),
 ]

@@ -20,9 +20,12 @@ def options(**given: Any) -> dict[str, Any]:
 @contextmanager
 def on_postgresql() -> Iterator[tuple[LiveSite, EmbeddedPostgres]]:
     """Lend a site on a PostgreSQL server of its own, which keeps what it has acknowledged."""
-    with tempfile.TemporaryDirectory(prefix="dbchannels-soak-") as folder, EmbeddedPostgres.start() as server:
-        with _migrated(LiveSite(server.settings(), Path(folder))) as site:
-            yield site, server
+    with (
+        tempfile.TemporaryDirectory(prefix="dbchannels-soak-") as folder,
+        EmbeddedPostgres.start() as server,
+        _migrated(LiveSite(server.settings(), Path(folder))) as site,
+    ):
+        yield site, server
 
 
 @contextmanager

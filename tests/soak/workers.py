@@ -27,7 +27,9 @@ GROUP BY 1, 2 ORDER BY count(*) DESC
 """
 CLAIMED_BY = "SELECT id FROM dbchannels_durablemessage WHERE claimed_by = '{}'"
 # Of some messages those that nobody has taken again yet.
-UNTOUCHED = "SELECT id FROM dbchannels_durablemessage WHERE id IN ({}) AND (claimed_by IS NULL OR claimed_by = '{}')"
+UNTOUCHED = (
+    "SELECT id FROM dbchannels_durablemessage WHERE id IN ({}) AND (claimed_by IS NULL OR claimed_by = '{}')"
+)
 
 
 class Kills(NamedTuple):
