@@ -49,6 +49,7 @@ class Relay:
         self.layer = layer
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
+        self._past: set[str] = set()  # queues that were given up
         self._bells = bells
         self._on_dead = on_dead
         self._receivers: dict[str, Receiver] = {}
@@ -56,6 +57,7 @@ class Relay:
         self._chores: queue.SimpleQueue[Callable[[Link], Any] | None] = queue.SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
+        self._renewed_at = time.monotonic()
         self._wake = WakeupPipe()  # ends the receiver's wait
         self._arrived: Any = gevent.get_hub().loop.async_()
         self._threads = [
@@ -156,12 +158,31 @@ class Relay:
             while len(batch) < BATCH and not self._outbox.empty():
                 batch.append(self._outbox.get())
             ended = batch[-1] is None or None in batch
-            operations = _ordered([one for one in batch if one is not None])
+            self._await_renewal(link)
+            operations = _ordered([one for one in batch if one is not None and not self._is_past(one)])
             try:
                 self._write(link, operations)
             except Exception:
                 self._write_singly(link, operations)
         link.close()
+
+    def _await_renewal(self, link: Link) -> None:
+        """Say nothing once the lease may have ended: who stood still learns first whether it was declared dead."""
+        lease, delays = self.layer.options["lease"], Backoff()
+        while time.monotonic() - self._renewed_at > lease and not self._stopping.is_set():
+            asked_at = time.monotonic()
+            try:
+                alive = link.renew(self.name)  # the housekeeper may be at a long chore
+            except Exception:
+                alive = False  # it will say so
+            if alive:
+                self._renewed_at = asked_at
+            else:
+                self._stopping.wait(delays.delay())
+
+    def _is_past(self, operation: Operation) -> bool:
+        """Whether it speaks for a connection of a name that was given up; others ran its disconnect consumer."""
+        return names.split(getattr(operation, "reply_channel", ""))[0] in self._past
 
     def _write(self, link: Link, operations: Sequence[Operation]) -> None:
         for send in self._retry(lambda: link.apply(operations)) or []:
@@ -268,14 +289,17 @@ class Relay:
             link.close()
 
     def _look_after(self, link: Link) -> None:
+        asked_at = time.monotonic()
         if not link.renew(self.name):
             log.warning(
                 "This server was declared dead while it stood still; it closes its sockets and goes on."
             )
+            self._past.add(self.queue)
             self.name = names.random_part()
             self.queue = f"reply.{self.name}!"
             link.register(self.name, Process.SERVER, self.queue)
             self.call_in_hub(self._on_dead)
+        self._renewed_at = asked_at
         link.sweep()
 
 

@@ -489,6 +489,32 @@ def test_one_that_was_declared_dead_gets_a_new_name_and_goes_on(new_relay, new_l
     assert receiver.channel.startswith(relay.queue) and len(relay.deaths) == 1
 
 
+@on_postgresql
+def test_one_that_stood_still_says_nothing_under_the_name_that_it_lost(new_relay, new_link):
+    relay = new_relay(lease=3600)
+    until(lambda: "sweep" in relay.harness.asked)  # the housekeeper's first look is over
+    new_link(relay.layer).bury(relay.name)
+    relay._renewed_at -= 7200
+    send(relay, 1, Receiver(relay).channel)
+    until(lambda: relay.harness.asked.count("renew") > 2)
+    relay._chores.put(relay._look_after)
+    until(lambda: relay.deaths)
+    send(relay, 2, Receiver(relay).channel)
+    until(lambda: relay.harness.operations(Send))
+    assert [one.reply_channel.startswith(relay.queue) for one in relay.harness.operations(Send)] == [True]
+
+
+@on_postgresql
+def test_one_whose_housekeeper_is_busy_renews_before_it_speaks(new_relay):
+    relay = new_relay(lease=3600)
+    until(lambda: "sweep" in relay.harness.asked)
+    relay.harness.outage("renew", RuntimeError("unheard of"))
+    relay._renewed_at -= 7200
+    send(relay, 1, Receiver(relay).channel)
+    until(lambda: relay.harness.operations(Send))
+    assert relay.deaths == []
+
+
 @on_both
 def test_stopping_writes_what_is_left_and_ends_the_threads(relay):
     relay.harness.gate.clear()

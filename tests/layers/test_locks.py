@@ -1,48 +1,78 @@
-"""On PostgreSQL a process is dead when its lease is over and its lock is free; one of them proves nothing."""
+"""On PostgreSQL a process is dead when its lease is over and its lock is free; one of them proves nothing.
+
+But a lock that is held for half a lease longer is that of a process which stands still.
+"""
 
 from __future__ import annotations
-
-import time
 
 import pytest
 from django.db import connection
 
+from dbchannels.layers.postgresql import sql
 from dbchannels.models import Process
 from dbchannels.testing.layer_case import wait_until
 from tests import kinds
 
 pytestmark = kinds.only("postgresql")
 
-LEASE = 0.05  # seconds
+LEASE = 3600  # seconds: nothing ends while a test runs, but by `end_leases`
 
 
 @pytest.fixture
-def quick(new_layer):
-    """A layer whose leases are over soon."""
+def long(new_layer):
+    """A layer whose leases end when the test says so."""
     return new_layer(lease=LEASE)
 
 
-def end_leases():
-    """Let all leases be over, as if nobody had renewed for a day."""
+def end_leases(ago="1 second"):
+    """Let all leases be over for some time."""
     with connection.cursor() as cursor:
-        cursor.execute("UPDATE dbchannels_process SET lease_until = now() - interval '1 day'")
+        cursor.execute("UPDATE dbchannels_process SET lease_until = now() - %s::interval", [ago])
 
 
 def ready_sweeper(link):
-    """Return the link once it has been connected for longer than a lease."""
+    """Return the link as one that has been connected for longer than a lease."""
     link.session.run([("SELECT 1", {})])
-    wait_until(lambda: time.monotonic() - link.session.connected_at > LEASE)
+    link.session.connected_at -= 2 * LEASE
     return link
 
 
-def test_a_held_lock_outlives_the_lease(quick, new_link):
-    worker, sweeper = new_link(quick), ready_sweeper(new_link(quick))
+def test_a_held_lock_outlives_the_lease(long, new_link):
+    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
     worker.register("w1", "worker")
     end_leases()
     sweeper.sweep()
     assert Process.objects.count() == 1
     worker.close()
     wait_until(lambda: sweeper.sweep() or not Process.objects.exists())
+
+
+def test_a_held_lock_speaks_for_half_a_lease(long, new_link):
+    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
+    worker.register("w1", "worker")
+    end_leases("29 minutes")
+    sweeper.sweep()
+    assert Process.objects.count() == 1
+    end_leases("31 minutes")
+    sweeper.sweep()
+    assert not Process.objects.exists()
+    assert not worker.renew("w1")
+
+
+def test_who_renews_before_the_sweeper_comes_to_it_lives(long, new_link, monkeypatch):
+    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
+    worker.register("w1", "worker")
+    end_leases("1 day")
+    run = sweeper.session.run
+
+    def wake_first(statements):
+        if statements[0][0] == sql.UNREGISTER_EXPIRED:
+            assert worker.renew("w1")
+        return run(statements)
+
+    monkeypatch.setattr(sweeper.session, "run", wake_first)
+    sweeper.sweep()
+    assert Process.objects.count() == 1
 
 
 def test_a_lease_outlives_the_lock(layer, new_link):
@@ -55,8 +85,8 @@ def test_a_lease_outlives_the_lock(layer, new_link):
     assert Process.objects.count() == 1
 
 
-def test_a_lock_lost_with_its_session_is_taken_again(quick, new_link):
-    worker, sweeper = new_link(quick), ready_sweeper(new_link(quick))
+def test_a_lock_lost_with_its_session_is_taken_again(long, new_link):
+    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
     worker.register("w1", "worker")
     worker.session.close()
     assert worker.renew("w1")
@@ -65,8 +95,8 @@ def test_a_lock_lost_with_its_session_is_taken_again(quick, new_link):
     assert Process.objects.count() == 1
 
 
-def test_a_lock_that_a_sweeper_held_for_a_moment_is_taken_later(quick, new_link):
-    worker, sweeper = new_link(quick), ready_sweeper(new_link(quick))
+def test_a_lock_that_a_sweeper_held_for_a_moment_is_taken_later(long, new_link):
+    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
     worker.register("w1", "worker")
     worker.session.close()
     key = "(1684169832::bigint << 32) | (SELECT id FROM dbchannels_process)"

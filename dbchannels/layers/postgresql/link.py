@@ -161,19 +161,20 @@ class PostgreSQLLink(Link):
         # A restart of the database frees every lock: for one lease after an own reconnect nobody is dead.
         if time.monotonic() - self.session.connected_at < self.layer.options["lease"]:
             return
-        for row_id, name in self.session.run([(sql.EXPIRED_LEASES, {})]):
+        values = {"lease": self.layer.options["lease"]}
+        for row_id, name, silent in self.session.run([(sql.EXPIRED_LEASES, values)]):
             with self.session.transaction():
                 ((free,),) = self.session.run([(sql.TRY_LOCK, {"id": row_id})])
-                if free:
-                    self._clean_up_within(name)
+                if free or silent:
+                    self._clean_up_within(name, sql.UNREGISTER_EXPIRED)
 
     def _clean_up(self, name: str) -> None:
         with self.session.transaction():
             self._clean_up_within(name)
 
-    def _clean_up_within(self, name: str) -> None:
+    def _clean_up_within(self, name: str, unregister: str = sql.UNREGISTER) -> None:
         """Whoever deletes the process's row cleans up; a second sweeper waits for that and finds nothing."""
-        gone = self.session.run([(sql.UNREGISTER, {"name": name})])
+        gone = self.session.run([(unregister, {"name": name})])
         if not gone:
             return
         for (messages,) in self.session.run([(sql.UNHOLD, {"name": name})]):

@@ -194,8 +194,17 @@ UPDATE dbchannels_process SET lease_until = statement_timestamp() + %(lease)s * 
 WHERE name = %(name)s RETURNING id
 """
 
-EXPIRED_LEASES = "SELECT id, name FROM dbchannels_process WHERE lease_until < statement_timestamp()"
+# A held lock speaks for a process whose lease has ended, for half a lease: one that was stopped, or whose host
+# hangs, keeps its session, and what it holds would wait for ever.
+EXPIRED_LEASES = """
+SELECT id, name, lease_until < statement_timestamp() - %(lease)s * interval '0.5 second' AS silent
+FROM dbchannels_process WHERE lease_until < statement_timestamp()
+"""
 UNREGISTER = "DELETE FROM dbchannels_process WHERE name = %(name)s RETURNING kind, queue"
+# It may have woken and renewed meanwhile: whoever has the row first is right.
+UNREGISTER_EXPIRED = """
+DELETE FROM dbchannels_process WHERE name = %(name)s AND lease_until < statement_timestamp() RETURNING kind, queue
+"""
 UNHOLD = "DELETE FROM dbchannels_held WHERE worker = %(name)s RETURNING messages"
 
 CONNECTIONS_OF = "DELETE FROM dbchannels_connection WHERE server = %(name)s RETURNING reply_channel, path"
