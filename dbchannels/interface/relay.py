@@ -231,11 +231,11 @@ class Relay:
         while not self._stopping.is_set():
             try:
                 self._receive_all(link)
+                delays.reset()  # it answers: should only the wait fail, the session was ended, not the database
                 if deaf:  # what was told in between was told to nobody: the workers look by themselves
                     self._ring(self._bells)
                     deaf = False
                 self._await_replies(link)
-                delays.reset()
                 failing = False
             except Exception as error:
                 deaf = True

@@ -423,10 +423,22 @@ def test_many_that_cannot_be_written_are_two_lines_in_the_log(relay, told):
     send(relay, 1)
     relay.harness.gate.set()
     assert numbers(relay, 2) == [0, 1]
+    until(lambda: len(told()) > 1)
     assert told() == [
         "The layer cannot take this (Send); it was left out.",
         "9 operations of a batch of 10 were left out.",
     ]
+
+
+@on_both
+def test_a_listener_that_is_ended_again_and_again_is_back_as_soon_each_time(new_relay, monkeypatch):
+    tries = []
+    delay = relay_module.Backoff.delay
+    monkeypatch.setattr(relay_module.Backoff, "delay", lambda self: tries.append(self.tries) or delay(self))
+    relay = new_relay()
+    relay.harness.outage("wait", LayerUnavailable("ended"), times=5)
+    until(lambda: len(tries) == 5)
+    assert tries == [0] * 5
 
 
 @on_both
