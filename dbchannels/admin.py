@@ -207,6 +207,9 @@ class ProtocolMessageAdmin(MessageAdmin):
 
     def receivers(self, row: Any) -> str:
         parts = row.locals.split()
+        if row.audience:
+            audiences = models.Audience.objects.using(row._state.db).filter(key=row.audience)
+            parts = (audiences.exclude(locals="").values_list("locals", flat=True).first() or "").split()
         return f"{len(parts):,}: {' '.join(parts[:100])}{' ...' * (len(parts) > 100)}" if parts else "none"
 
 

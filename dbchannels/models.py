@@ -39,6 +39,9 @@ class ProtocolMessage(PayloadMixin, models.Model):
     locals = models.TextField(
         "local parts", default="", blank=True, help_text="what follows the '!', for each receiver, by spaces"
     )
+    audience = models.UUIDField(
+        "audience", null=True, blank=True, help_text="key of the Audience that has the local parts, of many"
+    )
     reply_channel = models.CharField("reply channel", max_length=MAX_LENGTH, default="", blank=True)
     payload = models.BinaryField("payload")
     sent_at = models.DateTimeField("sent", db_default=Now())
@@ -50,6 +53,31 @@ class ProtocolMessage(PayloadMixin, models.Model):
 
     def __str__(self) -> str:
         return f"{self.channel} #{self.pk}"
+
+
+class Audience(models.Model):
+    """The members of a group on one server, written once for all broadcasts to just these.
+
+    UNLOGGED on PostgreSQL, as the messages that name it. The key is a hash of the local parts, so that it can never
+    stand for others: not after a crash, which empties the table, and not in what a reader remembers. Nothing is
+    unique, because one sender's open transaction would make the others wait; two equal rows do no harm. A row
+    without local parts says that these members were seen once, and is no audience yet.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    key = models.UUIDField("key", help_text="the first half of the SHA-256 of the local parts")
+    locals = models.TextField("local parts", default="", blank=True, help_text="by spaces")
+    expires_at = models.DateTimeField("expires", help_text="later than any message that names it")
+
+    class Meta:
+        verbose_name = "audience"
+        indexes = (
+            models.Index(fields=["key"], name="dbchannels_audience_key"),
+            models.Index(fields=["expires_at"], name="dbchannels_audience_expires"),
+        )
+
+    def __str__(self) -> str:
+        return f"audience {self.key}"
 
 
 class DurableMessage(PayloadMixin, models.Model):

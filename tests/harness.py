@@ -27,6 +27,7 @@ HOST = "127.0.0.1"
 TEXT, BINARY, CLOSE = 1, 2, 8
 TABLES = (
     "dbchannels_protocolmessage",
+    "dbchannels_audience",
     "dbchannels_durablemessage",
     "dbchannels_deadletter",
     "dbchannels_membership",

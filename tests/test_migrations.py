@@ -15,6 +15,7 @@ from tests import kinds
 
 TABLES = {
     "dbchannels_protocolmessage",
+    "dbchannels_audience",
     "dbchannels_durablemessage",
     "dbchannels_deadletter",
     "dbchannels_membership",
@@ -23,7 +24,7 @@ TABLES = {
     "dbchannels_connection",
     "dbchannels_schedule",
 }
-UNLOGGED = {"dbchannels_protocolmessage", "dbchannels_held"}
+UNLOGGED = {"dbchannels_protocolmessage", "dbchannels_held", "dbchannels_audience"}
 BUSY = TABLES - {"dbchannels_deadletter", "dbchannels_schedule"}
 EARLY_VACUUM = {
     "autovacuum_vacuum_scale_factor=0.0",
@@ -121,7 +122,7 @@ def test_identities_are_bigint(layer):
         SELECT table_name, data_type, is_identity FROM information_schema.columns
         WHERE table_name LIKE 'dbchannels_%%' AND column_name = 'id'
     """
-    numbered = {"protocolmessage", "durablemessage", "deadletter", "membership", "process", "schedule"}
+    numbered = {"protocolmessage", "audience", "durablemessage", "deadletter", "membership", "process", "schedule"}
     assert sorted(query(layer, statement)) == sorted(
         (f"dbchannels_{name}", "bigint", "YES") for name in numbered
     )
@@ -154,6 +155,8 @@ def test_the_hot_statements_have_their_indexes(layer):
         }
     assert found >= {
         ("dbchannels_protocolmessage", ("channel", "id")),
+        ("dbchannels_audience", ("key",)),
+        ("dbchannels_audience", ("expires_at",)),
         ("dbchannels_durablemessage", ("channel", "priority", "id")),
         ("dbchannels_durablemessage", ("channel", "unique_key", "id")),
         ("dbchannels_durablemessage", ("due_at",)),

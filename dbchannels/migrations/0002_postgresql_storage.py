@@ -8,9 +8,10 @@ See https://www.postgresql.org/docs/current/sql-createtable.html.
 
 from django.db import migrations
 
-UNLOGGED = ("dbchannels_protocolmessage", "dbchannels_held")
+UNLOGGED = ("dbchannels_protocolmessage", "dbchannels_held", "dbchannels_audience")
 BUSY = (
     "dbchannels_protocolmessage",
+    "dbchannels_audience",
     "dbchannels_durablemessage",
     "dbchannels_held",
     "dbchannels_process",

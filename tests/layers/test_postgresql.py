@@ -364,6 +364,7 @@ def test_protocol_messages_are_unlogged_and_nothing_else(layer):
     )
     assert {name for name, persistence in rows if persistence == "u"} == {
         "dbchannels_protocolmessage",
+        "dbchannels_audience",
         "dbchannels_held",
     }
     assert {persistence for _, persistence in rows} == {"u", "p"}

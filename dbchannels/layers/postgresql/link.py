@@ -14,6 +14,7 @@ from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
 from dbchannels.layers.postgresql import prepared, sql, sql_durable
+from dbchannels.layers.postgresql.audiences import Audiences
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
 from dbchannels.models import Process, parse_held
@@ -30,6 +31,7 @@ class PostgreSQLLink(Link):
     def __init__(self, layer: PostgreSQLLayer, session: Session) -> None:
         super().__init__(layer)
         self.session = session
+        self._audiences = Audiences()
         self._locked: tuple[str, int] = (
             "",
             0,
@@ -49,8 +51,17 @@ class PostgreSQLLink(Link):
 
     def _pop_protocol(self, queues: Sequence[str], limit: int, holder: str) -> list[Delivery]:
         statement = sql.RECEIVE_AND_HOLD if holder else sql.RECEIVE
-        rows = self.session.run([(statement, {"queues": list(queues), "limit": limit, "holder": holder})])
-        return [Delivery(row[0], bytes(row[1]), tuple(row[2].split()), row[3]) for row in rows]
+        known = self._audiences.known
+        # Only an interface server's queue has broadcasts to many.
+        keys = list(known) if any(queue.endswith("!") for queue in queues) else []
+        values = {"queues": list(queues), "limit": limit, "holder": holder, "known": keys}
+        rows = self.session.run([(statement, values)])
+        found = []
+        for channel, payload, text, reply_channel, key in rows:
+            parts = self._audiences.parts(known, key, text) if key else tuple(text.split())
+            if parts is not None:
+                found.append(Delivery(channel, bytes(payload), parts, reply_channel))
+        return found
 
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
@@ -200,7 +211,7 @@ class PostgreSQLLink(Link):
         if silent:
             channels, parts = zip(*silent, strict=True)
             self.session.run([(sql.DROP_MEMBERS, {"channels": list(channels), "locals": list(parts)})])
-        self.session.run([(sql.EXPIRE_MEMBERSHIPS, {})])
+        self.session.run([(sql.EXPIRE_MEMBERSHIPS, {}), (sql.EXPIRE_AUDIENCES, {})])
 
     def close(self) -> None:
         self.session.close()

@@ -60,8 +60,20 @@ WITH {ROOM.format("dbchannels_protocolmessage", "")}, sent AS (
 SELECT channel, waited, has_room FROM room
 """
 
+# An audience serves for 60 s; a message that names it has ended 60 s before it is swept, so that no lock is needed.
+_SERVES = "interval '60 s'"
+_SPARE = "interval '60 s'"
+# Bytes of local parts, about 40 members: with more, a row of PostgreSQL's soon has to put them out of line (2 kB).
+_MANY = 1000
+
 # One row for each queue that has members, however many they are: the body is stored once. Members are those
 # that this statement's snapshot sees; the first pattern that fits a queue says its capacity.
+#
+# Many members are hashed, and the row names the audience with that hash. Of members that were not seen before only
+# the hash is noted, their broadcast still has them in its row; the second broadcast to just these writes the
+# audience, and those after it nothing. So a group that changes between any two costs a short row more, and no
+# audience. ``seen``: NULL not before, 1 once, 2 there is the audience. To compare a long text with '' reads its
+# length alone.
 SEND_GROUP = f"""
 WITH member AS MATERIALIZED (
     SELECT channel, string_agg(local, ' ') AS locals, (
@@ -71,6 +83,21 @@ WITH member AS MATERIALIZED (
     ) AS capacity FROM dbchannels_membership
     WHERE "group" = %(group)s AND (expires_at IS NULL OR expires_at > statement_timestamp())
     GROUP BY channel
+), hashed AS MATERIALIZED (
+    SELECT channel, CASE WHEN octet_length(locals) > {_MANY} AND channel LIKE '%%!'
+        THEN encode(substring(sha256(convert_to(locals, 'UTF8')) FOR 16), 'hex')::uuid END AS key
+    FROM member
+), many AS MATERIALIZED (
+    SELECT channel, key, (
+        SELECT max(CASE WHEN locals <> '' THEN 2 ELSE 1 END) FROM dbchannels_audience AS audience
+        WHERE audience.key = hashed.key AND expires_at >
+              statement_timestamp() + %(expiry)s * interval '1 second' + {_SPARE}
+    ) AS seen FROM hashed WHERE key IS NOT NULL
+), written AS (
+    INSERT INTO dbchannels_audience (key, locals, expires_at)
+    SELECT key, CASE WHEN seen = 1 THEN locals ELSE '' END,
+           statement_timestamp() + %(expiry)s * interval '1 second' + {_SERVES} + {_SPARE}
+    FROM many JOIN member USING (channel) WHERE seen IS DISTINCT FROM 2
 ), durable AS (
     INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
     SELECT channel, %(payload)s, 0, '', 0, false, statement_timestamp()
@@ -80,10 +107,11 @@ WITH member AS MATERIALIZED (
     ) < capacity)
     RETURNING 1
 ), sent AS (
-    INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
-    SELECT channel, locals, '', %(payload)s, statement_timestamp(),
-           statement_timestamp() + %(expiry)s * interval '1 second'
-    FROM member WHERE {_IS_PROTOCOL.format("channel")} AND (capacity IS NULL OR (
+    INSERT INTO dbchannels_protocolmessage
+        (channel, locals, audience, reply_channel, payload, sent_at, expires_at)
+    SELECT channel, CASE WHEN seen > 0 THEN '' ELSE locals END, CASE WHEN seen > 0 THEN key END, '', %(payload)s,
+           statement_timestamp(), statement_timestamp() + %(expiry)s * interval '1 second'
+    FROM member LEFT JOIN many USING (channel) WHERE {_IS_PROTOCOL.format("channel")} AND (capacity IS NULL OR (
         SELECT count(*) FROM (SELECT FROM dbchannels_protocolmessage AS waiting
             WHERE waiting.channel = member.channel LIMIT member.capacity) AS counted
     ) < capacity)
@@ -150,14 +178,20 @@ popped AS (
             ORDER BY id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         ) AS oldest LIMIT %(limit)s
     ))
-    RETURNING id, channel, locals, reply_channel, payload
+    RETURNING id, channel, locals, audience, reply_channel, payload
 )
+"""
+# Where the local parts stand in an audience, those are given that the reader does not know yet.
+_TAKEN = """
+SELECT channel, payload, CASE WHEN audience IS NULL THEN locals WHEN audience = ANY(%(known)s::uuid[]) THEN ''
+    ELSE (SELECT one.locals FROM dbchannels_audience AS one
+          WHERE one.key = popped.audience AND one.locals <> '' LIMIT 1) END,
+    reply_channel, audience::text
+FROM popped ORDER BY id
 """
 
 RECEIVE = f"""
-WITH {_POPPED}
-SELECT channel, payload, locals, reply_channel FROM popped ORDER BY id
-"""
+WITH {_POPPED}{_TAKEN}"""
 
 # The same, and on record: what a killed worker had popped is in its row of dbchannels_held.
 RECEIVE_AND_HOLD = f"""
@@ -166,9 +200,7 @@ WITH {_POPPED}, held AS (
     SELECT %(holder)s, string_agg(channel || ' ' || reply_channel, E'\\n' ORDER BY id), statement_timestamp()
     FROM popped HAVING count(*) > 0
     ON CONFLICT (worker) DO UPDATE SET messages = EXCLUDED.messages, since = EXCLUDED.since
-)
-SELECT channel, payload, locals, reply_channel FROM popped ORDER BY id
-"""
+){_TAKEN}"""
 
 HOLD = """
 UPDATE dbchannels_held SET messages = %(messages)s, since = statement_timestamp() WHERE worker = %(worker)s
@@ -212,9 +244,13 @@ MEMBERSHIPS_OF = "DELETE FROM dbchannels_membership WHERE channel = %(queue)s"
 REPLIES_OF = "DELETE FROM dbchannels_protocolmessage WHERE channel = %(queue)s"
 
 EXPIRE_MESSAGES = """
-DELETE FROM dbchannels_protocolmessage WHERE expires_at < statement_timestamp()
-RETURNING channel, locals, reply_channel
+DELETE FROM dbchannels_protocolmessage AS message WHERE expires_at < statement_timestamp()
+RETURNING channel, coalesce((
+    SELECT one.locals FROM dbchannels_audience AS one
+    WHERE one.key = message.audience AND one.locals <> '' LIMIT 1
+), locals), reply_channel
 """
+EXPIRE_AUDIENCES = "DELETE FROM dbchannels_audience WHERE expires_at < statement_timestamp()"
 EXPIRE_MEMBERSHIPS = "DELETE FROM dbchannels_membership WHERE expires_at < statement_timestamp()"
 
 # An expired message on a process-specific channel takes that channel out of its groups, unless its server lives.
@@ -227,6 +263,7 @@ WHERE membership.channel = silent.channel AND membership.local = silent.local
 
 FLUSH = """
 DELETE FROM dbchannels_protocolmessage;
+DELETE FROM dbchannels_audience;
 DELETE FROM dbchannels_durablemessage;
 DELETE FROM dbchannels_deadletter;
 DELETE FROM dbchannels_membership;
