@@ -555,7 +555,9 @@ def test_what_is_taken_is_found_by_its_index_on_one_channel_and_on_many():
     for statement, channel, index in TAKING:
         for number in (1, 50, 1000):
             queues = [f"{channel}{one}" for one in range(number)]
-            plan = plan_of(statement, {"queues": queues, "limit": 20, "holder": "w", "worker": "w"})
+            plan = plan_of(
+                statement, {"queues": queues, "limit": 20, "holder": "w", "worker": "w", "known": []}
+            )
             assert index in plan, plan
             assert "Seq Scan on" not in plan, plan
             assert "Sort Key: dbchannels" not in plan, plan  # of what was taken, and never of the table

@@ -60,65 +60,11 @@ WITH {ROOM.format("dbchannels_protocolmessage", "")}, sent AS (
 SELECT channel, waited, has_room FROM room
 """
 
-# An audience serves for 60 s; a message that names it has ended 60 s before it is swept, so that no lock is needed.
-_SERVES = "interval '60 s'"
-_SPARE = "interval '60 s'"
-# Bytes of local parts, about 40 members: with more, a row of PostgreSQL's soon has to put them out of line (2 kB).
-_MANY = 1000
-
-# One row for each queue that has members, however many they are: the body is stored once. Members are those
-# that this statement's snapshot sees; the first pattern that fits a queue says its capacity.
-#
-# Many members are hashed, and the row names the audience with that hash. Of members that were not seen before only
-# the hash is noted, their broadcast still has them in its row; the second broadcast to just these writes the
-# audience, and those after it nothing. So a group that changes between any two costs a short row more, and no
-# audience. ``seen``: NULL not before, 1 once, 2 there is the audience. To compare a long text with '' reads its
-# length alone.
-SEND_GROUP = f"""
-WITH member AS MATERIALIZED (
-    SELECT channel, string_agg(local, ' ') AS locals, (
-        SELECT entry.capacity FROM unnest(%(patterns)s::text[], %(capacities)s::int[])
-            WITH ORDINALITY AS entry(pattern, capacity, position)
-        WHERE channel ~ entry.pattern ORDER BY position LIMIT 1
-    ) AS capacity FROM dbchannels_membership
-    WHERE "group" = %(group)s AND (expires_at IS NULL OR expires_at > statement_timestamp())
-    GROUP BY channel
-), hashed AS MATERIALIZED (
-    SELECT channel, CASE WHEN octet_length(locals) > {_MANY} AND channel LIKE '%%!'
-        THEN encode(substring(sha256(convert_to(locals, 'UTF8')) FOR 16), 'hex')::uuid END AS key
-    FROM member
-), many AS MATERIALIZED (
-    SELECT channel, key, (
-        SELECT max(CASE WHEN locals <> '' THEN 2 ELSE 1 END) FROM dbchannels_audience AS audience
-        WHERE audience.key = hashed.key AND expires_at >
-              statement_timestamp() + %(expiry)s * interval '1 second' + {_SPARE}
-    ) AS seen FROM hashed WHERE key IS NOT NULL
-), written AS (
-    INSERT INTO dbchannels_audience (key, locals, expires_at)
-    SELECT key, CASE WHEN seen = 1 THEN locals ELSE '' END,
-           statement_timestamp() + %(expiry)s * interval '1 second' + {_SERVES} + {_SPARE}
-    FROM many JOIN member USING (channel) WHERE seen IS DISTINCT FROM 2
-), durable AS (
-    INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
-    SELECT channel, %(payload)s, 0, '', 0, false, statement_timestamp()
-    FROM member WHERE NOT {_IS_PROTOCOL.format("channel")} AND (capacity IS NULL OR (
-        SELECT count(*) FROM (SELECT FROM dbchannels_durablemessage AS waiting
-            WHERE waiting.channel = member.channel AND claimed_by IS NULL LIMIT member.capacity) AS counted
-    ) < capacity)
-    RETURNING 1
-), sent AS (
-    INSERT INTO dbchannels_protocolmessage
-        (channel, locals, audience, reply_channel, payload, sent_at, expires_at)
-    SELECT channel, CASE WHEN seen > 0 THEN '' ELSE locals END, CASE WHEN seen > 0 THEN key END, '', %(payload)s,
-           statement_timestamp(), statement_timestamp() + %(expiry)s * interval '1 second'
-    FROM member LEFT JOIN many USING (channel) WHERE {_IS_PROTOCOL.format("channel")} AND (capacity IS NULL OR (
-        SELECT count(*) FROM (SELECT FROM dbchannels_protocolmessage AS waiting
-            WHERE waiting.channel = member.channel LIMIT member.capacity) AS counted
-    ) < capacity)
-    RETURNING channel
-)
-SELECT CASE WHEN %(wakes)s AND {_QUIET} THEN {_WAKE} END FROM sent
-UNION ALL SELECT CASE WHEN %(wakes)s AND {_QUIET} THEN pg_notify('dbchannels', 'd') END FROM durable
+# One row for each queue that has members, however many they are: the body is stored once. The function stands in
+# migration 0002: planned anew at each broadcast, the same work took three times as long.
+SEND_GROUP = """
+SELECT dbchannels_send_group(%(group)s::text, %(payload)s::bytea, %(expiry)s::float, %(patterns)s::text[],
+                             %(capacities)s::int[], %(wakes)s::boolean)
 """
 
 # A member whose server is alive stays without an end. The row is touched only where that changes something, so
