@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 from html import unescape
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from django.contrib import admin
@@ -18,6 +19,7 @@ from django.utils import timezone
 from dbchannels import codec
 from dbchannels.admin import HEAD, LINE, SHOWN, UNREADABLE, duration, message_text
 from dbchannels.models import (
+    Audience,
     Connection,
     DeadLetter,
     DurableMessage,
@@ -179,6 +181,19 @@ def test_receivers_of_a_broadcast(admin_client: Client) -> None:
     text = page(admin_client, url(row))
     assert "250: part0x part1x" in text
     assert "part99x ..." in text
+    assert "part100x" not in text
+
+
+def test_receivers_of_a_broadcast_to_an_audience(admin_client: Client) -> None:
+    key = uuid4()
+    row = protocol({"text": "hi"}, "reply.web!", audience=key)
+    assert "Receivers: none" in re.sub(
+        r"\s+", " ", page(admin_client, url(row))
+    )  # its audience has been deleted
+    for parts in ("", " ".join(f"part{n}x" for n in range(250))):  # seen once, then written
+        Audience.objects.create(key=key, locals=parts, expires_at=after(60))
+    text = page(admin_client, url(row))
+    assert "250: part0x part1x" in text
     assert "part100x" not in text
 
 

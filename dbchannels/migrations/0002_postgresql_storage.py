@@ -1,4 +1,4 @@
-"""How PostgreSQL keeps the tables, and the function that broadcasts: UNLOGGED for what means nothing after a crash, and vacuumed early.
+"""How PostgreSQL keeps the tables: UNLOGGED for what means nothing after a crash, and vacuumed early; and its broadcast.
 
 No WAL is written for an UNLOGGED table: 82,000 rows a second where a logged one takes 57,000, and one-row
 transactions without a flush to the disk. Queues turn over all the time, so autovacuum starts after 1,000 dead
@@ -29,7 +29,8 @@ STORAGE = (
 # the audience, and those after it nothing: a group that changes between any two costs one short row more. An audience
 # serves for 60 s; a message that names it has ended 60 s before it is swept, so that no lock is needed.
 # To compare a long text with '' reads its length alone. A plan is kept by the session, so it must not be one that a
-# small table invited: enable_seqscan. What the channels' names mean is said in layers/postgresql/sql.py.
+# small table invited: enable_seqscan. Names without a '!' or '?' that do not start as http. or websocket. are the
+# site's own, durable channels, the same rule as names.is_protocol; no NOTIFY past a half of its queue, see sql.py.
 SEND_GROUP = """
 CREATE OR REPLACE FUNCTION dbchannels_send_group(
     to_group text, body bytea, expiry float, patterns text[], capacities int[], wakes boolean

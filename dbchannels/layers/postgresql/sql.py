@@ -10,11 +10,6 @@ the queue of a process-specific channel. Equal payloads in one transaction are m
 
 LISTEN = "LISTEN dbchannels"
 
-# Names without a '!' or '?' that do not start as http. or websocket. are the site's own, durable channels; the
-# same rule as names.is_protocol.
-_IS_PROTOCOL = r"({0} ~ '[!?]' OR {0} LIKE 'http.%%' OR {0} LIKE 'websocket.%%')"
-_WAKE = "pg_notify('dbchannels', CASE WHEN channel ~ '[!?]' THEN channel ELSE 'p' END)"
-
 # A NOTIFY fails its transaction when the queue of all notifications is full, which one idle listener inside a
 # transaction can bring about: past a half none is sent, and the poll finds the rows.
 _QUIET = "pg_notification_queue_usage() < 0.5"

@@ -1,0 +1,265 @@
+"""A broadcast to many members of one server: they are written once, and are exactly those of the sender's snapshot."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from django.db import connection, connections, transaction
+
+from dbchannels.layers.operations import GroupAdd
+from dbchannels.layers.postgresql import audiences as audiences_module
+from dbchannels.models import Audience, Membership, ProtocolMessage
+from dbchannels.testing.layer_case import DEADLINE, wait_until
+from tests import kinds
+
+pytestmark = kinds.only("postgresql")
+
+MANY, FEW = 100, 10
+
+
+@pytest.fixture
+def reader(layer, new_link):
+    """A reader of the server a's queue; more of them by ``new_link``."""
+    return new_link(layer)
+
+
+def fill(link, count=MANY, queue="reply.a!", group="group", start=0):
+    """Put so many members of a server into a group; return their local parts."""
+    parts = [f"{number:022}" for number in range(start, start + count)]
+    link.apply([GroupAdd(group, queue + part) for part in parts])
+    return parts
+
+
+def receivers(link, queue="reply.a!"):
+    """Take what waits; return for each message whom it goes to."""
+    return [sorted(one.locals) for one in link.receive_many([queue], 1000)]
+
+
+def written():
+    """Return the local parts of each audience, in order; "" of what was seen once."""
+    return list(Audience.objects.order_by("id").values_list("locals", flat=True))
+
+
+def stored():
+    """Return (bytes of local parts, whether it names an audience) of each message that waits."""
+    rows = ProtocolMessage.objects.order_by("id").values_list("locals", "audience")
+    return [(len(parts), key is not None) for parts, key in rows]
+
+
+def broadcast(layer, times, group="group"):
+    for number in range(times):
+        layer.send_group(group, {"number": number})
+
+
+def test_sends_to_an_unchanged_group_share_one_audience(layer, reader):
+    parts = fill(reader)
+    broadcast(layer, 5)
+    whole = MANY * 23 - 1
+    assert stored() == [(whole, False)] + [(0, True)] * 4
+    assert [len(text) for text in written()] == [0, whole]
+    assert receivers(reader) == [parts] * 5
+
+
+def test_few_members_stay_in_the_row(layer, reader):
+    parts = fill(reader, FEW)
+    broadcast(layer, 3)
+    assert written() == []
+    assert receivers(reader) == [parts] * 3
+
+
+def test_an_add_or_a_discard_between_two_sends_makes_another_audience(layer, reader):
+    parts = fill(reader)
+    broadcast(layer, 2)
+    layer.group_discard("group", "reply.a!" + parts[7])
+    broadcast(layer, 2)
+    layer.group_add("group", "reply.a!new")
+    broadcast(layer, 2)
+    fewer = parts[:7] + parts[8:]
+    assert receivers(reader) == [parts] * 2 + [fewer] * 2 + [[*fewer, "new"]] * 2
+    assert len(set(Audience.objects.values_list("key", flat=True))) == 3
+
+
+def test_one_that_goes_and_one_that_comes_are_not_taken_for_each_other(layer, reader):
+    parts = fill(reader)
+    broadcast(layer, 3)
+    layer.group_discard("group", "reply.a!" + parts[-1])
+    layer.group_add("group", "reply.a!" + "9" * 22)
+    broadcast(layer, 3)
+    assert receivers(reader) == [parts] * 3 + [[*parts[:-1], "9" * 22]] * 3
+
+
+def test_a_group_that_always_changes_writes_no_audience(layer, reader):
+    fill(reader)
+    for number in range(5):
+        layer.group_add("group", f"reply.a!{number}")
+        layer.send_group("group", {})
+    assert written() == [""] * 5
+    assert [len(one) for one in receivers(reader)] == [MANY + number + 1 for number in range(5)]
+
+
+def test_a_membership_that_has_ended_is_in_no_audience(layer, reader):
+    parts = fill(reader)
+    broadcast(layer, 3)
+    Membership.objects.filter(local=parts[0]).update(expires_at="2001-01-01T00:00:00Z")
+    broadcast(layer, 3)
+    assert receivers(reader) == [parts] * 3 + [parts[1:]] * 3
+
+
+def test_each_server_has_its_own_members(layer, reader):
+    mine, others = fill(reader), fill(reader, queue="reply.b!", start=50)
+    broadcast(layer, 4)
+    assert receivers(reader) == [mine] * 4
+    assert receivers(reader, "reply.b!") == [others] * 4
+
+
+def test_a_reader_asks_for_an_audience_once(layer, reader):
+    parts = fill(reader)
+    broadcast(layer, 2)
+    assert receivers(reader) == [parts] * 2
+    broadcast(layer, 1)
+    Audience.objects.all().delete()  # so that nothing but its memory can tell
+    assert receivers(reader) == [parts]
+
+
+def test_a_new_reader_finds_an_audience_that_was_made_before(layer, reader, new_link):
+    parts = fill(reader)
+    broadcast(layer, 3)
+    assert receivers(reader) == [parts] * 3
+    broadcast(layer, 1)
+    assert receivers(new_link(layer)) == [parts]
+
+
+def test_after_a_crash_no_reader_takes_an_audience_for_another(layer, reader):
+    parts = fill(reader)
+    broadcast(layer, 3)
+    assert receivers(reader) == [parts] * 3
+    with connection.cursor() as cursor:  # what the recovery of the database does to UNLOGGED tables
+        cursor.execute("TRUNCATE dbchannels_audience, dbchannels_protocolmessage RESTART IDENTITY")
+    layer.group_clear("group")
+    others = fill(reader, start=500)
+    broadcast(layer, 3)
+    assert Audience.objects.order_by("id").first().id == 1
+    assert receivers(reader) == [others] * 3
+
+
+def test_a_reader_forgets_the_oldest(layer, reader, monkeypatch):
+    monkeypatch.setattr(audiences_module, "MOST_PARTS", 2 * MANY)
+    expected = {group: fill(reader, group=group, start=ord(group)) for group in "abc"}
+    for _ in range(2):
+        for group, parts in expected.items():
+            broadcast(layer, 2, group)
+            assert receivers(reader) == [parts] * 2
+            assert len(reader._audiences.known) <= 2
+
+
+def test_a_message_whose_audience_was_deleted_goes_to_nobody(layer, reader, caplog):
+    fill(reader)
+    broadcast(layer, 2)
+    Audience.objects.all().delete()
+    layer.send("reply.a!x", {})
+    assert [len(one) for one in receivers(reader)] == [MANY, 1]
+    assert "its audience has been deleted" in caplog.text
+
+
+def test_nothing_remains_of_a_transaction_that_is_rolled_back(layer, reader):
+    parts = fill(reader)
+    with transaction.atomic():
+        broadcast(layer, 3)
+        transaction.set_rollback(True)
+    assert written() == stored() == []
+    broadcast(layer, 2)
+    assert receivers(reader) == [parts] * 2
+
+
+def test_a_sender_in_a_transaction_makes_no_other_wait(layer, reader):
+    parts = fill(reader)
+    broadcast(layer, 1)  # the next one writes the audience
+    done = threading.Event()
+
+    def send():
+        broadcast(layer, 2)
+        connections.close_all()
+        done.set()
+
+    with transaction.atomic():
+        broadcast(layer, 2)
+        thread = threading.Thread(target=send, daemon=True)
+        thread.start()
+        assert done.wait(DEADLINE), "The second sender was made to wait."
+    thread.join(DEADLINE)
+    assert receivers(reader) == [parts] * 5
+
+
+def test_an_audience_outlives_the_messages_that_name_it(layer, reader):
+    fill(reader)
+    broadcast(layer, 3)
+    last = ProtocolMessage.objects.latest("expires_at").expires_at
+    assert all((one.expires_at - last).total_seconds() > 60 for one in Audience.objects.all())
+    # Reused only for so long that this stays true: an old one is none.
+    Audience.objects.update(expires_at=last)
+    broadcast(layer, 1)
+    assert [len(text) > 0 for text in written()] == [False, True, False]
+
+
+def test_a_sweep_drops_audiences_that_ended(layer, reader):
+    fill(reader)
+    broadcast(layer, 2)
+    reader.sweep()
+    assert len(written()) == 2
+    Audience.objects.update(expires_at="2001-01-01T00:00:00Z")
+    reader.sweep()
+    assert written() == []
+
+
+def test_members_that_read_nothing_leave_the_group(new_layer, new_link):
+    layer = new_layer(expiry=0.05)
+    link = new_link(layer)
+    fill(link)
+    broadcast(layer, 2)
+    ProtocolMessage.objects.filter(audience=None).delete()  # so that the audience alone says who it was
+
+    def empty():
+        link.sweep()
+        return layer.group_channels("group") == []
+
+    wait_until(empty)
+
+
+def test_flush_empties_it(layer, reader):
+    fill(reader)
+    broadcast(layer, 2)
+    layer.flush()
+    assert written() == stored() == []
+
+
+def test_ten_thousand_members(layer, reader):
+    parts = fill(reader, 10_000)
+    broadcast(layer, 3)
+    assert receivers(reader) == [parts] * 3
+    assert [len(text) for text in written()] == [0, 10_000 * 23 - 1]
+
+
+def test_a_broadcast_reads_its_own_members_alone(layer, reader):
+    """Counted by PostgreSQL itself, since the plans are inside of a function."""
+    fill(reader)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            'INSERT INTO dbchannels_membership ("group", channel, local)'
+            " SELECT 'other' || g % 1000, 'reply.b!', g FROM generate_series(1, 50000) AS g"
+        )
+        cursor.execute(
+            "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, expires_at)"
+            " SELECT 'reply.' || g || '!', '', '', '', now() + interval '1 h' FROM generate_series(1, 50000) AS g"
+        )
+        cursor.execute("ANALYZE dbchannels_membership, dbchannels_protocolmessage")
+    with transaction.atomic(), connection.cursor() as cursor:
+        broadcast(layer, 10)
+        cursor.execute(
+            "SELECT relname, seq_scan, idx_tup_fetch FROM pg_stat_xact_user_tables"
+            " WHERE relname IN ('dbchannels_membership', 'dbchannels_protocolmessage', 'dbchannels_audience')"
+        )
+        counted = {name: (scans, rows) for name, scans, rows in cursor.fetchall()}
+    assert {scans for scans, _ in counted.values()} == {0}
+    assert counted["dbchannels_membership"][1] == 10 * MANY
+    assert counted["dbchannels_protocolmessage"][1] <= 10 * 10
