@@ -243,6 +243,8 @@ def test_ten_thousand_members(layer, reader):
 def test_a_broadcast_reads_its_own_members_alone(layer, reader):
     """Counted by PostgreSQL itself, since the plans are inside of a function."""
     fill(reader)
+    broadcast(layer, 10)  # so that the session keeps the plans of a time when the tables were small
+    reader.receive_many(["reply.a!"], 100)
     with connection.cursor() as cursor:
         cursor.execute(
             'INSERT INTO dbchannels_membership ("group", channel, local)'
@@ -252,7 +254,6 @@ def test_a_broadcast_reads_its_own_members_alone(layer, reader):
             "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, expires_at)"
             " SELECT 'reply.' || g || '!', '', '', '', now() + interval '1 h' FROM generate_series(1, 50000) AS g"
         )
-        cursor.execute("ANALYZE dbchannels_membership, dbchannels_protocolmessage")
     with transaction.atomic(), connection.cursor() as cursor:
         broadcast(layer, 10)
         cursor.execute(
@@ -262,4 +263,4 @@ def test_a_broadcast_reads_its_own_members_alone(layer, reader):
         counted = {name: (scans, rows) for name, scans, rows in cursor.fetchall()}
     assert {scans for scans, _ in counted.values()} == {0}
     assert counted["dbchannels_membership"][1] == 10 * MANY
-    assert counted["dbchannels_protocolmessage"][1] <= 10 * 10
+    assert counted["dbchannels_protocolmessage"][1] <= 10 * 20
