@@ -21,6 +21,7 @@ from django.template.defaultfilters import filesizeformat
 from django.utils import html, timezone
 
 from dbchannels import codec, conf, models, names
+from dbchannels.layers import channel_layers
 
 LINE = 120  # characters of a text that a list shows
 SHOWN = 4096  # characters of a message that its own page shows
@@ -230,7 +231,22 @@ class DeadLetterAdmin(MessageAdmin):
     list_display = ("id", "channel", "failed", "attempts", "last_line", "size", "line")
     fields = ("channel", "sent_at", "failed_at", "attempts", "size", "message", "traceback")
     ordering = ("-id",)
+    actions = ("replay",)
     failed = moment("failed_at", "failed")
+
+    def has_replay_permission(self, request: Any) -> bool:
+        """Nobody may edit a dead letter; to run it again takes the permission to change one."""
+        return bool(request.user.has_perm("dbchannels.change_deadletter"))
+
+    @admin.action(description="Run again", permissions=["replay"])
+    def replay(self, request: Any, queryset: Any) -> None:
+        moved = channel_layers["default"].replay(queryset.values_list("pk", flat=True))
+        if moved:
+            self.message_user(request, models.run_again(moved), messages.SUCCESS)
+        else:
+            self.message_user(
+                request, "Nothing was left to run again: somebody was faster.", messages.WARNING
+            )
 
     @admin.display(description="error")
     def last_line(self, row: Any) -> str:
@@ -257,9 +273,9 @@ class MembershipAdmin(LookingAdmin):
 
 @admin.register(models.Connection)
 class ConnectionAdmin(LookingAdmin):
-    list_display = ("short_path", "server", "connected", "reply_channel")
-    fields = ("path", "server", "connected_at", "reply_channel")
-    search_fields = ("path", "server", "reply_channel")
+    list_display = ("short_path", "user_id", "server", "connected", "reply_channel")
+    fields = ("path", "user_id", "server", "connected_at", "reply_channel")
+    search_fields = ("path", "user_id", "server", "reply_channel")
     ordering = ("-connected_at",)
     connected = moment("connected_at", "connected")
 

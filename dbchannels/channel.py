@@ -49,6 +49,15 @@ class Channel:
         content = _fields(message, fields)
         _layer(self._layer).send(self.name, content, immediately=self._immediately, **self._delivery)
 
+    def identify(self, user: Any) -> None:
+        """Say whose WebSocket this reply channel is of: a user, or a primary key; None or an anonymous one: nobody.
+
+        It is part of the caller's transaction, and ``Group.users`` goes by it. Nothing happens where no open
+        WebSocket has the channel. Raises InvalidName for a key that is no short, printable text.
+        """
+        key = getattr(user, "pk", user)
+        _layer(self._layer).identify(self.name, "" if key is None else str(key))
+
     def __str__(self) -> str:
         return self.name
 
@@ -95,6 +104,14 @@ class Group:
     def count(self) -> int:
         """Return how many channels are in the group."""
         return _layer(self._layer).group_count(self.name)
+
+    def users(self) -> list[str]:
+        """Return who is present: the primary keys, as text, of the users whose WebSockets are in the group.
+
+        Each is there once, however many windows are open. Known are those that a consumer has named by
+        ``message.reply_channel.identify(user)``.
+        """
+        return _layer(self._layer).group_users(self.name)
 
     def __str__(self) -> str:
         return self.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.core import checks
 from django.db import connections
 
@@ -53,4 +54,23 @@ def check_sqlite(app_configs: Any, databases: Any = None, **kwargs: Any) -> list
             hint="Set 'transaction_mode': 'IMMEDIATE' in its OPTIONS, or some sends fail with 'database is locked'.",
             id="dbchannels.W001",
         )
+    ]
+
+
+@checks.register("dbchannels")
+def check_other_database(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W002: a layer is on another database than ``default``: no transaction spans what is saved and what is sent."""
+    if conf.problems() or not settings.DATABASES["default"]:
+        return []
+    layers = [conf.layer_settings(alias) for alias in getattr(settings, "DBCHANNELS", {})]
+    return [
+        checks.Warning(
+            f"The layer {one.alias!r} is on the database {one.database!r}: what is sent inside a transaction on "
+            "'default' is written after its commit, and lost if the process dies between the two.",
+            hint="Put the layer on the database of your models, by DBCHANNELS[...]['DATABASE'], or silence "
+            "dbchannels.W002 where such a loss is bearable; atomic=True covers the layer's database alone.",
+            id="dbchannels.W002",
+        )
+        for one in layers
+        if one.database != "default" and one.backend != conf.SHORT_BACKENDS["memory"]
     ]

@@ -10,6 +10,12 @@ None is needed. The whole of it, with the defaults::
             "OPTIONS": {},          # see OPTIONS below
         },
     }
+
+DATABASE is best the alias of the site's own models: a send is then one transaction with what the code saves. On
+another alias, what is sent (added, discarded) while transactions are open on other databases and none on the layer's
+is written, in order, after they have all committed, and dropped when one is rolled back. It is lost when the process
+dies, or the layer cannot be written to, between the commit and the write: check W002 says so. Members of a group are
+those at the write, and ChannelFull is raised at the end of the ``atomic()`` block, which has committed by then.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from dbchannels import codec
-from dbchannels.names import MAX_LENGTH
+from dbchannels.names import MAX_LENGTH, MAX_USER_ID
 
 
 class PayloadMixin:
@@ -238,6 +238,9 @@ class Connection(models.Model):
     reply_channel = models.CharField("reply channel", max_length=MAX_LENGTH, primary_key=True)
     server = models.CharField("server", max_length=MAX_LENGTH, db_index=True)
     path = models.TextField("path")
+    user_id = models.CharField(
+        "user", max_length=MAX_USER_ID, default="", db_default="", blank=True, help_text="the primary key"
+    )
     connected_at = models.DateTimeField("connected", db_default=Now())
 
     class Meta:
@@ -251,3 +254,8 @@ def parse_held(messages: str) -> list[tuple[str, str]]:
     """Return (channel, reply channel) for each line of ``Held.messages``."""
     pairs = [line.partition(" ") for line in messages.splitlines()]
     return [(channel, reply_channel) for channel, _, reply_channel in pairs]
+
+
+def run_again(number: int) -> str:
+    """Return what is said of a replay: ``3 dead letters run again.``"""
+    return f"{number:,} dead letters run again." if number != 1 else "1 dead letter runs again."

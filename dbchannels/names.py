@@ -13,6 +13,7 @@ import secrets
 from dbchannels.exceptions import InvalidName
 
 MAX_LENGTH = 100
+MAX_USER_ID = 255
 MOST_KNOWN = 10_000  # names that were checked already and are remembered
 _CHANNEL = re.compile(r"\A[A-Za-z0-9_.-]+(?:[!?][A-Za-z0-9_.-]*)?\Z")
 _GROUP = re.compile(r"\A[A-Za-z0-9_.-]+\Z")
@@ -88,3 +89,13 @@ def new_name(pattern: object) -> str:
     if not name.endswith(("?", "!")):
         raise InvalidName(f"The pattern of a new channel ends in '?' or '!', as in {_shown(name + '?')}.")
     return check_channel_name(name + random_part())
+
+
+def check_user_id(user_id: object) -> str:
+    """Return the text of a user's primary key, "" for nobody known; raises InvalidName."""
+    if isinstance(user_id, str) and len(user_id) <= MAX_USER_ID and user_id.isprintable():
+        return user_id
+    raise InvalidName(
+        f"A user's id is a str of at most {MAX_USER_ID} characters that can be printed, not {user_id!a:.60}: "
+        "give the text of the user's primary key."
+    )

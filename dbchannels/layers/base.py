@@ -21,12 +21,14 @@ from typing import Any
 from dbchannels import codec, exceptions, names
 from dbchannels.conf import LayerSettings
 from dbchannels.layers.buffer import Buffer
+from dbchannels.layers.commit import after_commit, open_transactions
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
     Delivery,
     GroupAdd,
     GroupClear,
     GroupDiscard,
+    Identify,
     Operation,
     Send,
     SendGroup,
@@ -93,6 +95,10 @@ class BaseLayer:
         payload = codec.encode(message, self.options["max_message_size"])
         self._submit([SendGroup(names.check_group_name(group), payload)])
 
+    def identify(self, channel: str, user_id: str) -> None:
+        """Note whose WebSocket has this reply channel; "" for nobody known. No error when it has gone meanwhile."""
+        self._submit([Identify(names.check_channel_name(channel), names.check_user_id(user_id))])
+
     def make_send(self, channel: str, message: Fields, **delivery: Any) -> Send:
         """Check a message and encode it: what happens to the dict afterwards changes nothing."""
         names.check_channel_name(channel)
@@ -112,6 +118,13 @@ class BaseLayer:
             self._threads.buffer = None
 
     def _submit(self, operations: list[Operation], immediately: bool = False) -> None:
+        """Write or buffer; with transactions open on other databases alone, wait until all of them have committed.
+
+        ``immediately`` goes before a consumer's end and never before a commit, as on the layer's own database.
+        """
+        if self.transactional and not self.in_transaction() and (others := open_transactions()):
+            after_commit(others, lambda: self._submit(operations, immediately))
+            return
         buffer: Buffer | None = getattr(self._threads, "buffer", None)
         if buffer is None or immediately:
             self.write(operations)
@@ -216,6 +229,10 @@ class BaseLayer:
         """Return how many channels a group has."""
         return len(self.group_channels(group))
 
+    def group_users(self, group: str) -> list[str]:
+        """Return the ids of the users, each once, sorted as text, whose connections are in a group."""
+        raise NotImplementedError
+
     def pop(self, queues: Sequence[str], limit: int) -> list[Delivery]:
         """Take up to ``limit`` messages off the queues; nobody else gets them."""
         raise NotImplementedError
@@ -234,12 +251,32 @@ class BaseLayer:
         """Empty the layer for everybody: messages, groups, dead letters."""
         raise NotImplementedError
 
+    def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
+        """Return the ids of the dead letters of these channels, or of all, oldest first."""
+        raise NotImplementedError
+
+    def replay(self, ids: Iterable[int]) -> int:
+        """Move dead letters back to their channels, to run again from the first attempt; return how many it moved.
+
+        They are due now, have no priority and no unique key, and no capacity is asked: they were let in once. All
+        go in the caller's transaction on the layer's database, or in one of their own. Ids that no dead letter has,
+        or that somebody else is moving at this moment, are left out, so each runs again once.
+        """
+        raise NotImplementedError
+
     def global_statistics(self) -> dict[str, float]:
-        """Return ``messages_count`` and ``messages_max_age`` (seconds) over all waiting messages."""
+        """Return what the layer holds now, over all channels, counted at the call.
+
+        ``messages_count``: messages that wait to be taken, those that wait for their time among them (the public
+        draft counts those that passed since a server's start, which nobody here would add up).
+        ``messages_pending``: taken by a worker whose consumer has not finished. ``messages_max_age``: seconds since
+        the oldest of those that could be taken now was sent, 0 when there is none; a delayed message has no age
+        before its time. The draft's rates and ``channel_full_count`` are not given: they would cost a write each.
+        """
         raise NotImplementedError
 
     def channel_statistics(self, channel: str) -> dict[str, float]:
-        """Return the same for one channel."""
+        """Return the same for one channel; of a process-specific one give the part up to and with the ``!``."""
         raise NotImplementedError
 
     def check(self) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any
 
 from django.db import connections, transaction
-from django.db.models import Q
+from django.db.models import Count, Min, OuterRef, Q, Subquery
+from django.db.models.functions import Concat
 from django.utils import timezone
 
 from dbchannels import names
@@ -25,6 +27,7 @@ from dbchannels.models import (
     Connection,
     DeadLetter,
     DurableMessage,
+    Held,
     Membership,
     Process,
     ProtocolMessage,
@@ -131,6 +134,10 @@ class DatabaseLayer(BaseLayer):
             defaults={"server": connect.server, "path": ops.storable(connect.path)},
         )
 
+    def _identify(self, identify: ops.Identify) -> None:
+        connection = self.rows(Connection).filter(reply_channel=identify.reply_channel)
+        connection.update(user_id=identify.user_id)
+
     def _disconnect(self, disconnect: ops.Disconnect) -> None:
         queue, local = names.split(disconnect.reply_channel)
         self.rows(Membership).filter(channel=queue, local=local).delete()
@@ -148,6 +155,13 @@ class DatabaseLayer(BaseLayer):
 
     def group_count(self, group: str) -> int:
         return int(self._members(group).count())
+
+    def group_users(self, group: str) -> list[str]:
+        connection = self.rows(Connection).filter(
+            reply_channel=Concat(OuterRef("channel"), OuterRef("local"))
+        )
+        members = self._members(group).order_by().annotate(user=Subquery(connection.values("user_id")))
+        return sorted(members.filter(user__gt="").values_list("user", flat=True).distinct())
 
     # Receiving.
 
@@ -229,6 +243,24 @@ class DatabaseLayer(BaseLayer):
                 self.rows(model).all().delete()
         self._spread.clear()
 
+    def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
+        only = {"channel__in": channels} if channels else {}
+        return list(self.rows(DeadLetter).filter(**only).order_by("id").values_list("id", flat=True))
+
+    def replay(self, ids: Iterable[int]) -> int:
+        rest, moved = iter(ids), 0
+        with self.atomic():
+            while part := list(islice(rest, 500)):  # a statement takes a limited number of values
+                moved += self._replay(part)
+        return moved
+
+    def _replay(self, ids: Sequence[int]) -> int:
+        letters = self._locked(self.rows(DeadLetter).filter(id__in=ids), len(ids))
+        self.rows(DeadLetter).filter(id__in=[letter.id for letter in letters]).delete()
+        for letter in letters:
+            self._insert(letter.channel, "", ops.Send(letter.channel, letter.payload, "", 0))
+        return len(letters)
+
     def global_statistics(self) -> dict[str, float]:
         return self._statistics({})
 
@@ -239,9 +271,16 @@ class DatabaseLayer(BaseLayer):
         now = timezone.now()
         protocol = self.rows(ProtocolMessage).filter(expires_at__gt=now, **only)
         durable = self.rows(DurableMessage).filter(claimed_by=None, **only)
-        sent = [*protocol.values_list("sent_at", flat=True), *durable.values_list("sent_at", flat=True)]
-        oldest = min(sent, default=now)
-        return {"messages_count": len(sent), "messages_max_age": max(0.0, (now - oldest).total_seconds())}
+        due = durable.filter(Q(due_at__isnull=True) | Q(due_at__lte=now))
+        counted = protocol.aggregate(number=Count("id"), oldest=Min("sent_at"))
+        moments = [one for one in (counted["oldest"], due.aggregate(oldest=Min("sent_at"))["oldest"]) if one]
+        held = [channel for row in self.rows(Held) for channel, _ in row.lines()]
+        claimed = self.rows(DurableMessage).filter(claimed_by__isnull=False, **only).count()
+        return {
+            "messages_count": counted["number"] + durable.count(),
+            "messages_pending": claimed + sum(only.get("channel", one) == one for one in held),
+            "messages_max_age": max(0.0, (now - min(moments, default=now)).total_seconds()),
+        }
 
     def check(self) -> None:
         with unavailable():
@@ -265,4 +304,5 @@ _WRITERS: dict[type, Any] = {
     ops.GroupClear: DatabaseLayer._group_clear,
     ops.Connect: DatabaseLayer._connect,
     ops.Disconnect: DatabaseLayer._disconnect,
+    ops.Identify: DatabaseLayer._identify,
 }

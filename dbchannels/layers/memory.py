@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import count
 
@@ -45,6 +45,8 @@ class MemoryLayer(BaseLayer):
         self._groups: dict[str, dict[str, float]] = {}
         self._ids = count(1)
         self._claims: dict[int, tuple[str, ops.Delivery]] = {}
+        self._held: dict[str, Sequence[ops.Delivery]] = {}
+        self._users: dict[str, str] = {}  # by the reply channel of each connection, "" for nobody known
         self._writes = 0
         self._schedule: dict[tuple[str, str], datetime] = {}
         self.dead_letters: list[ops.Failure] = []
@@ -84,7 +86,13 @@ class MemoryLayer(BaseLayer):
             self._groups.get(operation.group, {}).pop(operation.channel, None)
         elif isinstance(operation, ops.GroupClear):
             self._groups.pop(operation.group, None)
+        elif isinstance(operation, ops.Connect):
+            self._users.setdefault(operation.reply_channel, "")
+        elif isinstance(operation, ops.Identify):
+            if operation.reply_channel in self._users:
+                self._users[operation.reply_channel] = operation.user_id
         elif isinstance(operation, ops.Disconnect):
+            self._users.pop(operation.reply_channel, None)
             for members in self._groups.values():
                 members.pop(operation.reply_channel, None)
 
@@ -130,6 +138,11 @@ class MemoryLayer(BaseLayer):
                 self._current(queue)
             now = time.monotonic()
             return [channel for channel, end in self._groups.get(group, {}).items() if end > now]
+
+    def group_users(self, group: str) -> list[str]:
+        with self._changed:
+            users = {self._users.get(channel, "") for channel in self.group_channels(group)}
+            return sorted(users - {""})
 
     def pop(self, queues: Sequence[str], limit: int) -> list[ops.Delivery]:
         with self._changed:
@@ -177,6 +190,11 @@ class MemoryLayer(BaseLayer):
                 self.write(sends, drop=True)
             return still
 
+    def hold(self, worker: str, held: Sequence[ops.Delivery]) -> None:
+        """Note what a worker has popped and not finished."""
+        with self._changed:
+            self._held[worker] = held
+
     def requeue(self, delivery: ops.Delivery, delay: float, first: bool) -> None:
         """Put a durable message back, in front or behind."""
         waiting = self._queues.setdefault(delivery.channel, deque())
@@ -189,23 +207,45 @@ class MemoryLayer(BaseLayer):
             self._changed.wait_for(lambda: self._writes != seen, timeout)
             return self._writes
 
+    def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
+        letters = [one.delivery for one in self.dead_letters]
+        return [one.id for one in letters if one.id and (not channels or one.channel in channels)]
+
+    def replay(self, ids: Iterable[int]) -> int:
+        wanted = set(ids)
+        with self._changed:
+            again = [one for one in self.dead_letters if one.delivery.id in wanted]
+            for failure in again:
+                self.dead_letters.remove(failure)
+                self.requeue(failure.delivery._replace(attempt=0), 0, first=False)
+            self._writes += 1
+            self._changed.notify_all()
+            return len(again)
+
     def flush(self) -> None:
         with self._changed:
-            for store in (self._queues, self._groups, self._claims, self._spread, self._schedule):
+            for store in (self._queues, self._groups, self._claims, self._held, self._spread, self._schedule):
                 store.clear()
             self.dead_letters.clear()
 
     def global_statistics(self) -> dict[str, float]:
-        return self._statistics(list(self._queues))
+        return self._statistics(None)
 
     def channel_statistics(self, channel: str) -> dict[str, float]:
-        return self._statistics([channel])
+        return self._statistics(channel)
 
-    def _statistics(self, queues: Sequence[str]) -> dict[str, float]:
+    def _statistics(self, channel: str | None) -> dict[str, float]:
         with self._changed:
-            sent = [one.sent for queue in queues for one in self._current(queue)]
+            queues = list(self._queues) if channel is None else [channel]
+            waiting = [one for queue in queues for one in self._current(queue)]
+            taken = [one for held in self._held.values() for one in held if not one.durable]
+            taken += [one for _, one in self._claims.values()]
         now = time.monotonic()
-        return {"messages_count": len(sent), "messages_max_age": now - min(sent, default=now)}
+        return {
+            "messages_count": len(waiting),
+            "messages_pending": sum(channel in (None, one.channel) for one in taken),
+            "messages_max_age": now - min((one.sent for one in waiting if one.due <= now), default=now),
+        }
 
 
 class MemoryLink(Link):
@@ -214,8 +254,15 @@ class MemoryLink(Link):
     layer: MemoryLayer
     _seen = 0  # of the layer's writes, when the last wait ended
 
+    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[ops.Delivery]:
+        found = super().receive_many(queues, limit)
+        if holder and found:
+            self.layer.hold(holder, found)
+        return found
+
     def finish(self, worker: str, done: ops.Done) -> None:
         layer = self.layer
+        layer.hold(worker, done.held)
         for delivery in done.acknowledged:
             layer.unclaim(worker, delivery)
         for failure in done.failures:

@@ -62,7 +62,14 @@ class Disconnect(NamedTuple):
     reply_channel: str
 
 
-Operation = Send | GroupAdd | GroupDiscard | GroupClear | SendGroup | Connect | Disconnect
+class Identify(NamedTuple):
+    """Note whose WebSocket it is; nothing happens when no connection has that channel."""
+
+    reply_channel: str
+    user_id: str  # the text of the primary key, "" for nobody known
+
+
+Operation = Send | GroupAdd | GroupDiscard | GroupClear | SendGroup | Connect | Disconnect | Identify
 
 
 class Delivery(NamedTuple):

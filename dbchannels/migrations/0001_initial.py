@@ -19,6 +19,7 @@ class Migration(migrations.Migration):
                 ('reply_channel', models.CharField(max_length=100, primary_key=True, serialize=False, verbose_name='reply channel')),
                 ('server', models.CharField(db_index=True, max_length=100, verbose_name='server')),
                 ('path', models.TextField(verbose_name='path')),
+                ('user_id', models.CharField(blank=True, db_default='', default='', help_text='the primary key', max_length=255, verbose_name='user')),
                 ('connected_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), verbose_name='connected')),
             ],
             options={

@@ -6,7 +6,7 @@ this module the sender's: it runs on Django's connection, so that a send is part
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -105,11 +105,20 @@ class PostgreSQLLayer(BaseLayer):
     def group_channels(self, group: str) -> list[str]:
         return [row[0] for row in self._query(sql.GROUP_CHANNELS, {"group": group})]
 
+    def group_users(self, group: str) -> list[str]:
+        return sorted(row[0] for row in self._query(sql.GROUP_USERS, {"group": group}))
+
     def acknowledge(self, worker: str, delivery: Delivery) -> bool:
         token = {"worker": worker, "ids": [delivery.id], "attempts": [delivery.attempt]}
         with connections[self.database].cursor() as cursor:
             cursor.execute(sql_durable.ACKNOWLEDGE, token)
             return bool(cursor.rowcount)
+
+    def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
+        return [row[0] for row in self._query(sql_durable.DEAD_LETTER_IDS, {"channels": list(channels)})]
+
+    def replay(self, ids: Iterable[int]) -> int:
+        return int(self._query(sql_durable.REPLAY, {"ids": list(ids), "wakes": self.wakeups})[0][0])
 
     def flush(self) -> None:
         with transaction.atomic(using=self.database), connections[self.database].cursor() as cursor:
@@ -125,8 +134,8 @@ class PostgreSQLLayer(BaseLayer):
         return self._statistics(channel)
 
     def _statistics(self, channel: str | None) -> dict[str, float]:
-        ((count, age),) = self._query(sql.STATISTICS, {"channel": channel})
-        return {"messages_count": count, "messages_max_age": age}
+        ((waiting, pending, age),) = self._query(sql.STATISTICS, {"channel": channel})
+        return {"messages_count": waiting, "messages_pending": pending, "messages_max_age": age}
 
     def _query(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         with connections[self.database].cursor() as cursor:

@@ -12,12 +12,12 @@ LISTEN = "LISTEN dbchannels"
 
 # A NOTIFY fails its transaction when the queue of all notifications is full, which one idle listener inside a
 # transaction can bring about: past a half none is sent, and the poll finds the rows.
-_QUIET = "pg_notification_queue_usage() < 0.5"
+QUIET = "pg_notification_queue_usage() < 0.5"
 # For a single row. The first asks the queue, and gives NULL when nobody was woken; the second, in the same string, is
 # for when it is known to have room, see notify_queue.py. What it says is the last of the row's parameters.
-WAKE_ONE = f" RETURNING CASE WHEN {_QUIET} THEN pg_notify('dbchannels', %s) END"
+WAKE_ONE = f" RETURNING CASE WHEN {QUIET} THEN pg_notify('dbchannels', %s) END"
 WAKE_ONE_UNASKED = "; NOTIFY dbchannels, %s"
-WAKE = f"SELECT pg_notify('dbchannels', payload) FROM unnest(%(wake)s::text[]) AS payload WHERE {_QUIET}"
+WAKE = f"SELECT pg_notify('dbchannels', payload) FROM unnest(%(wake)s::text[]) AS payload WHERE {QUIET}"
 
 _INSERT = """
 INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
@@ -211,16 +211,46 @@ DELETE FROM dbchannels_membership;
 DELETE FROM dbchannels_schedule
 """
 
-# Waiting messages that a reader could take now, and the age of the oldest, in seconds.
-STATISTICS = """
-SELECT count(*), coalesce(extract(epoch FROM statement_timestamp() - min(sent_at)), 0)::float FROM (
-    SELECT sent_at FROM dbchannels_protocolmessage
-    WHERE expires_at > statement_timestamp() AND (%(channel)s::text IS NULL OR channel = %(channel)s)
-    UNION ALL
-    SELECT sent_at FROM dbchannels_durablemessage
-    WHERE claimed_by IS NULL AND (%(channel)s::text IS NULL OR channel = %(channel)s)
-) AS waiting
+# What waits, what is taken and not finished, and the age of the oldest that could be taken now, in seconds. Ready
+# durable messages are counted in their partial index alone, and of the oldest only that one row is read.
+_OF_CHANNEL = "(%(channel)s::text IS NULL OR channel = %(channel)s)"
+STATISTICS = f"""
+WITH protocol AS (
+    SELECT count(*) AS number, min(sent_at) AS sent_at FROM dbchannels_protocolmessage
+    WHERE expires_at > statement_timestamp() AND {_OF_CHANNEL}
+), ready AS (
+    SELECT count(*) AS number, min(id) AS oldest FROM dbchannels_durablemessage
+    WHERE claimed_by IS NULL AND due_at IS NULL AND {_OF_CHANNEL}
+), delayed AS (
+    SELECT count(*) AS number, min(sent_at) FILTER (WHERE due_at <= statement_timestamp()) AS sent_at
+    FROM dbchannels_durablemessage WHERE due_at IS NOT NULL AND {_OF_CHANNEL}
+), claimed AS (
+    SELECT count(*) AS number FROM dbchannels_durablemessage WHERE claimed_by IS NOT NULL AND {_OF_CHANNEL}
+), held AS (
+    SELECT count(*) AS number
+    FROM dbchannels_held CROSS JOIN LATERAL regexp_split_to_table(messages, E'\\n') AS line
+    WHERE messages <> '' AND (%(channel)s::text IS NULL OR split_part(line, ' ', 1) = %(channel)s)
+)
+SELECT protocol.number + ready.number + delayed.number, claimed.number + held.number,
+       greatest(0, coalesce(extract(epoch FROM statement_timestamp() - least(
+           protocol.sent_at, delayed.sent_at,
+           (SELECT sent_at FROM dbchannels_durablemessage WHERE id = ready.oldest)
+       )), 0))::float
+FROM protocol, ready, delayed, claimed, held
 """
 
 TABLES_PRESENT = "SELECT to_regclass('dbchannels_held') IS NOT NULL"
 SERVER = "SELECT current_setting('server_version'), current_database()"
+
+# Whose a WebSocket is. Written only where it changes something.
+IDENTIFY = """
+UPDATE dbchannels_connection SET user_id = %(user_id)s
+WHERE reply_channel = %(reply_channel)s AND user_id <> %(user_id)s
+"""
+
+GROUP_USERS = """
+SELECT DISTINCT connection.user_id FROM dbchannels_membership AS member
+JOIN dbchannels_connection AS connection ON connection.reply_channel = member.channel || member.local
+WHERE member."group" = %(group)s AND connection.user_id <> ''
+      AND (member.expires_at IS NULL OR member.expires_at > statement_timestamp())
+"""

@@ -6,7 +6,7 @@ token is the worker's name with the number of the attempt.
 
 from __future__ import annotations
 
-from dbchannels.layers.postgresql.sql import ROOM
+from dbchannels.layers.postgresql.sql import QUIET, ROOM
 
 _INSERT_DURABLE = """
 INSERT INTO dbchannels_durablemessage
@@ -182,4 +182,24 @@ ON CONFLICT (channel, every) DO NOTHING RETURNING id
 MOVE_TIME = """
 UPDATE dbchannels_schedule SET next_at = %(following)s
 WHERE channel = %(channel)s AND every = %(every)s AND next_at = %(due)s RETURNING id
+"""
+
+DEAD_LETTER_IDS = """
+SELECT id FROM dbchannels_deadletter
+WHERE cardinality(%(channels)s::text[]) = 0 OR channel = ANY(%(channels)s::text[]) ORDER BY id
+"""
+
+# Whoever deletes the dead letter sends it again; one that another replay has under way is skipped, not waited for.
+REPLAY = f"""
+WITH again AS (
+    DELETE FROM dbchannels_deadletter WHERE id = ANY(ARRAY(
+        SELECT id FROM dbchannels_deadletter WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR UPDATE SKIP LOCKED
+    ))
+    RETURNING id, channel, payload
+), sent AS (
+    INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
+    SELECT channel, payload, 0, '', 0, false, statement_timestamp() FROM again ORDER BY id
+    RETURNING 1
+), counted AS (SELECT count(*) AS number FROM sent)
+SELECT number, CASE WHEN %(wakes)s AND number > 0 AND {QUIET} THEN pg_notify('dbchannels', 'd') END FROM counted
 """

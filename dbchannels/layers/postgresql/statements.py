@@ -15,6 +15,7 @@ from dbchannels.layers.operations import (
     GroupAdd,
     GroupClear,
     GroupDiscard,
+    Identify,
     Operation,
     Send,
     SendGroup,
@@ -222,6 +223,11 @@ def _disconnects(layer: PostgreSQLLayer, disconnects: list[Disconnect]) -> Itera
     yield sql.DISCONNECT, values, []
 
 
+def _identifies(layer: PostgreSQLLayer, identifies: list[Identify]) -> Iterator[Planned]:
+    for identify in identifies:
+        yield sql.IDENTIFY, identify._asdict(), []
+
+
 _PLANS: dict[type, Any] = {
     Send: _sends,
     SendGroup: _group_sends,
@@ -230,4 +236,5 @@ _PLANS: dict[type, Any] = {
     GroupClear: _group_clears,
     Connect: _connects,
     Disconnect: _disconnects,
+    Identify: _identifies,
 }
