@@ -60,7 +60,7 @@ def check_sqlite(app_configs: Any, databases: Any = None, **kwargs: Any) -> list
 @checks.register("dbchannels")
 def check_other_database(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """W002: a layer is on another database than ``default``: no transaction spans what is saved and what is sent."""
-    if conf.problems() or not settings.DATABASES["default"]:
+    if conf.problems() or connections["default"].settings_dict["ENGINE"] == "django.db.backends.dummy":
         return []
     layers = [conf.layer_settings(alias) for alias in getattr(settings, "DBCHANNELS", {})]
     return [

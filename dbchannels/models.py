@@ -111,7 +111,9 @@ class DurableMessage(PayloadMixin, models.Model):
                 name="dbchannels_durable_queue",
             ),
             models.Index(
-                fields=["due_at"], condition=models.Q(due_at__isnull=False), name="dbchannels_durable_due"
+                fields=["due_at", "channel"],
+                condition=models.Q(due_at__isnull=False),
+                name="dbchannels_durable_due",
             ),
             models.Index(
                 fields=["channel", "unique_key", "id"],

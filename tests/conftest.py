@@ -18,7 +18,14 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from tests import kinds
 
-CONTRACT = ("layer_case", "layer_messages", "layer_delivery", "layer_groups", "layer_durable")
+CONTRACT = (
+    "layer_case",
+    "layer_messages",
+    "layer_delivery",
+    "layer_groups",
+    "layer_durable",
+    "layer_operating",
+)
 pytest.register_assert_rewrite(*(f"dbchannels.testing.{part}" for part in CONTRACT))
 
 #: What may not be missing, by DBCHANNELS_REQUIRE, a list by commas of the markers: its tests fail where others skip.

@@ -615,3 +615,44 @@ def test_processes_of_another_database(elsewhere: str, admin_client: Client) -> 
     text = page(admin_client, list_url(Process))
     assert "connections: 1" in text
     assert "alive" in text
+
+
+# Dead letters that run again.
+
+
+def run_again(client: Client, *rows: Any) -> str:
+    """Run dead letters again by the action of the list; return what is said of it last."""
+    answer = {"action": "replay", "_selected_action": [row.pk for row in rows]}
+    response = client.post(list_url(DeadLetter), answer)
+    return [str(one) for one in get_messages(response.wsgi_request)][-1]
+
+
+def test_dead_letters_run_again(admin_client: Client) -> None:
+    rows = [dead({"id": number}) for number in range(3)]
+    assert run_again(admin_client, *rows[:2]) == "2 dead letters run again."
+    assert DeadLetter.objects.get().pk == rows[2].pk
+    again = DurableMessage.objects.order_by("id")
+    assert [(one.content(), one.attempts, one.claimed_by) for one in again] == [
+        ({"id": 0}, 0, None),
+        ({"id": 1}, 0, None),
+    ]
+    assert run_again(admin_client, rows[2]) == "1 dead letter runs again."
+
+
+def test_to_run_again_takes_the_permission_to_change(client: Client) -> None:
+    row = dead()
+    staff(client, "view_deadletter", "delete_deadletter")
+    run_again(client, row)
+    assert "Run again" not in page(client, list_url(DeadLetter))
+    assert (DeadLetter.objects.count(), DurableMessage.objects.count()) == (1, 0)
+    User.objects.get().user_permissions.add(Permission.objects.get(codename="change_deadletter"))
+    assert "Run again" in page(client, list_url(DeadLetter))
+    assert run_again(client, row) == "1 dead letter runs again."
+
+
+def test_a_connection_says_whose_it_is(admin_client: Client) -> None:
+    row = socket("abc")
+    Connection.objects.filter(pk=row.pk).update(user_id="user-4711")
+    assert "user-4711" in page(admin_client, list_url(Connection)) and "user-4711" in page(
+        admin_client, url(row)
+    )

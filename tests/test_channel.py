@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from uuid import UUID
 
 import pytest
 
 from dbchannels import Channel, Group, InvalidMessage, InvalidName, channel_layers, conf
 from dbchannels.layers import make_layer
+from dbchannels.layers.operations import Connect
 from dbchannels.testing.layer_case import raises
 
 
@@ -141,3 +143,19 @@ def test_channels_are_equal_by_name_and_layer():
 def test_they_show_their_names():
     assert (str(Channel("own")), repr(Channel("own"))) == ("own", "Channel('own')")
     assert (str(Group("room")), repr(Group("room"))) == ("room", "Group('room')")
+
+
+class Someone:
+    """A user as Django has them."""
+
+    def __init__(self, pk):
+        self.pk = pk
+
+
+def test_the_users_of_a_group_are_those_whom_consumers_named(layer):
+    named = {"a": Someone(7), "b": 7, "c": "7", "d": Someone(UUID(int=1)), "e": Someone(None), "f": None}
+    layer.link().apply([Connect(f"reply.who!{local}", "server", "/") for local in named])
+    for local, user in named.items():
+        Channel(f"reply.who!{local}").identify(user)
+        Group("room").add(f"reply.who!{local}")
+    assert Group("room").users() == ["00000000-0000-0000-0000-000000000001", "7"]

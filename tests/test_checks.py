@@ -6,6 +6,7 @@ import pytest
 from django.core import checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
+from django.db import connections
 
 from dbchannels import checks as our_checks
 from dbchannels import conf, consumer, include, route, routing
@@ -40,9 +41,10 @@ def configured(settings):
     return use
 
 
-def found(databases=None):
-    """Return what the checks of dbchannels say, as Django runs them."""
-    return checks.run_checks(tags=["dbchannels"], databases=databases)
+def found(databases=None, besides=("dbchannels.W002",)):
+    """Return what the checks of dbchannels say, as Django runs them; without those of these numbers."""
+    said = checks.run_checks(tags=["dbchannels"], databases=databases)
+    return [message for message in said if message.id not in besides]
 
 
 def only(databases=None):
@@ -190,18 +192,47 @@ def test_w001_looks_only_at_the_layers_database_and_when_databases_are_checked(c
     assert found() == found(["default"]) == []
 
 
+# W002: another database.
+
+
+def other_database():
+    """Return the sentences of W002."""
+    return [message.msg for message in found(besides=()) if message.id == "dbchannels.W002"]
+
+
+def test_w002_says_what_is_lost_between_two_databases(configured):
+    configured({"default": {"DATABASE": "sqlite"}, "other": {"DATABASE": "sqlite"}, "same": {}})
+    assert other_database() == [
+        f"The layer {alias!r} is on the database 'sqlite': what is sent inside a transaction on 'default' is "
+        "written after its commit, and lost if the process dies between the two."
+        for alias in ("default", "other")
+    ]
+
+
+def test_w002_is_silent_where_nothing_can_be_lost_between(configured, monkeypatch):
+    assert other_database() == []
+    configured(DATABASE="sqlite", BACKEND="memory")
+    assert other_database() == []
+    configured(DATABASE="sqlite")
+    assert len(other_database()) == 1
+    # As of a site without a database called "default".
+    monkeypatch.setitem(connections["default"].settings_dict, "ENGINE", "django.db.backends.dummy")
+    assert other_database() == []
+
+
 # The numbers.
 
 
 def test_each_check_says_its_numbers_in_its_docstring():
     documented = " ".join(
         check.__doc__
-        for check in (our_checks.check_settings, our_checks.check_routing, our_checks.check_sqlite)
+        for check in (
+            our_checks.check_settings,
+            our_checks.check_routing,
+            our_checks.check_sqlite,
+            our_checks.check_other_database,
+        )
     )
-    assert [number for number in ("E001", "E002", "E003", "W001") if number in documented] == [
-        "E001",
-        "E002",
-        "E003",
-        "W001",
-    ]
+    numbers = ["E001", "E002", "E003", "W001", "W002"]
+    assert [number for number in numbers if number in documented] == numbers
     assert conf.problems() == []

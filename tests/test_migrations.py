@@ -159,7 +159,7 @@ def test_the_hot_statements_have_their_indexes(layer):
         ("dbchannels_audience", ("expires_at",)),
         ("dbchannels_durablemessage", ("channel", "priority", "id")),
         ("dbchannels_durablemessage", ("channel", "unique_key", "id")),
-        ("dbchannels_durablemessage", ("due_at",)),
+        ("dbchannels_durablemessage", ("due_at", "channel")),
         ("dbchannels_durablemessage", ("claimed_by", "channel")),
         ("dbchannels_membership", ("group", "channel", "local")),
         ("dbchannels_membership", ("channel", "local")),

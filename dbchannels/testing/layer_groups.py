@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dbchannels.exceptions import InvalidName
+from dbchannels.layers.operations import Connect, Disconnect
 from dbchannels.testing.layer_case import SOON, LayerCase, drain, raises, wait_until, waiting
 
 
@@ -149,3 +151,53 @@ class GroupContract(LayerCase):
         assert (layer.group_count("group"), layer.group_channels("group")) == (0, [])
         assert layer.group_channels("other") == ["own"]
         layer.group_clear("group")
+
+    # Presence.
+
+    def test_the_users_of_a_group_are_those_of_its_connections(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        users = {"a": "7", "b": "7", "c": "12", "d": "", "e": "99"}
+        link.apply([Connect(f"reply.users!{local}", "server", "/") for local in users])
+        for local, user in users.items():
+            layer.identify(f"reply.users!{local}", user)
+        for local in "abcdx":
+            layer.group_add("group", f"reply.users!{local}")
+        layer.group_add("other", "reply.users!e")
+        layer.group_add("group", "own")
+        assert layer.group_users("group") == ["12", "7"]
+        layer.group_discard("group", "reply.users!a")
+        assert layer.group_users("group") == ["12", "7"]
+        link.apply([Disconnect("reply.users!b")])
+        assert layer.group_users("group") == ["12"]
+        layer.identify("reply.users!c", "")
+        assert layer.group_users("group") == layer.group_users("empty") == []
+        link.apply([Disconnect(f"reply.users!{local}") for local in users])
+
+    def test_nobody_is_known_where_no_connection_is_recorded(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.group_add("group", "reply.late!a")
+        layer.identify("reply.late!a", "7")
+        layer.identify("own", "7")
+        link.apply([Connect("reply.late!a", "server", "/")])
+        assert layer.group_users("group") == []
+        layer.identify("reply.late!a", "7")
+        link.apply([Connect("reply.late!a", "server", "/")])  # written again after an outage
+        assert layer.group_users("group") == ["7"]
+        link.apply([Disconnect("reply.late!a")])
+
+    def test_a_membership_that_has_ended_is_nobodys_presence(self) -> None:
+        layer = self.layer(group_expiry=SOON)
+        link = self.link(layer)
+        link.apply([Connect("reply.ended!a", "server", "/")])
+        layer.identify("reply.ended!a", "7")
+        layer.group_add("group", "reply.ended!a")
+        wait_until(lambda: layer.group_users("group") == [])
+        link.apply([Disconnect("reply.ended!a")])
+
+    def test_a_users_id_that_is_none_is_refused(self) -> None:
+        layer = self.layer()
+        for bad in (7, None, b"7", "7\0", "\udc80", "line\n", "x" * 256):
+            with raises(InvalidName):
+                layer.identify("reply.a!b", bad)  # type: ignore[arg-type]

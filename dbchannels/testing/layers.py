@@ -18,11 +18,12 @@ from dbchannels.testing.layer_delivery import DeliveryContract
 from dbchannels.testing.layer_durable import DurableContract
 from dbchannels.testing.layer_groups import GroupContract
 from dbchannels.testing.layer_messages import MessageContract
+from dbchannels.testing.layer_operating import OperatingContract
 
 __all__ = ["LayerCase", "LayerContract", "raises", "wait_until"]
 
 
-class LayerContract(MessageContract, DeliveryContract, GroupContract, DurableContract):
+class LayerContract(MessageContract, DeliveryContract, GroupContract, DurableContract, OperatingContract):
     """Everything that a layer promises. Set ``layer_class``, or write ``make_layer`` yourself.
 
     What a layer does not claim to have is not asked of it: without ``shared`` it need not survive a process,

@@ -18,7 +18,8 @@ from dbchannels.layers.operations import Done
 from dbchannels.layers.postgresql import notify_queue, prepared, sql, sql_durable
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import sql_pattern
-from dbchannels.testing.layer_case import DEADLINE, raises, wait_until
+from dbchannels.testing.layer_case import DEADLINE, in_thread, raises, wait_until
+from dbchannels.testing.layer_operating import bury_letters
 from tests import kinds
 
 pytestmark = [kinds.only("postgresql"), pytest.mark.usefixtures("layer")]
@@ -607,6 +608,55 @@ def test_what_becomes_due_is_found_by_its_time():
     plan = plan_of(sql_durable.PROMOTE, {})
     assert "dbchannels_durable_due" in plan
     assert "Seq Scan on" not in plan
+
+
+@pytest.mark.usefixtures("full_tables")
+def test_statistics_of_a_channel_are_counted_in_the_indexes():
+    with connection.cursor() as cursor:
+        cursor.execute("VACUUM ANALYZE dbchannels_durablemessage")
+    plan = plan_of(sql.STATISTICS, {"channel": "own7"})
+    for index in ("durable_queue", "durable_due", "durable_claims", "protocol_queue"):
+        assert f"dbchannels_{index}" in plan, plan
+    assert "Seq Scan on dbchannels_durablemessage" not in plan, plan
+    assert "Seq Scan on dbchannels_protocolmessage" not in plan, plan
+
+
+def test_the_users_of_a_group_are_found_by_indexes(layer):
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO dbchannels_connection (reply_channel, server, path, user_id)"
+            f" SELECT 'reply.s!' || g, 's', '/', g % 5000 FROM generate_series(1, {ROWS}) AS g"
+        )
+        cursor.execute(
+            'INSERT INTO dbchannels_membership ("group", channel, local)'
+            f" SELECT 'group-' || g % 1000, 'reply.s!', g FROM generate_series(1, {ROWS}) AS g"
+        )
+        cursor.execute("ANALYZE dbchannels_connection")
+        cursor.execute("ANALYZE dbchannels_membership")
+    plan = plan_of(sql.GROUP_USERS, {"group": "group-7"})
+    assert "Seq Scan" not in plan, plan
+    assert len(layer.group_users("group-7")) == 5
+
+
+def test_nobody_waits_for_a_replay_under_way(layer, new_link):
+    bury_letters(new_link(layer), 2)
+    ids = layer.dead_letter_ids()
+    moved = []
+    with transaction.atomic():
+        assert layer.replay(ids[:1]) == 1
+        in_thread(layer, lambda: moved.append(layer.replay(ids))).join(10)
+        assert moved == [1]
+    assert layer.channel_statistics("own")["messages_count"] == 2
+
+
+def test_a_replay_wakes_the_workers(layer, new_link):
+    bury_letters(new_link(layer), 1)
+    reader = new_link(layer)
+    reader.wait(0)
+    assert layer.replay([0]) == 0
+    assert reader.wait(0) == set()
+    layer.replay(layer.dead_letter_ids())
+    assert reader.wait(10) == {"d"}
 
 
 # Room.

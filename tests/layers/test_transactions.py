@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
 from django.db import transaction
 
+from dbchannels.exceptions import InvalidMessage
+from dbchannels.layers.operations import Connect
 from dbchannels.testing.layer_case import drain, waiting
+from dbchannels.testing.layer_operating import bury_letters
 from tests import kinds
 
 pytestmark = kinds.on_databases
@@ -198,3 +203,141 @@ def test_what_on_commit_sends_is_buffered_too(layer):
         assert sent(layer) == "a"
     layer.write(buffer.pending())
     assert sent(layer) == "b"
+
+
+def test_who_it_is_takes_part_in_the_transaction(layer, new_link):
+    new_link(layer).apply([Connect("reply.a!b", "server", "/")])
+    layer.group_add("group", "reply.a!b")
+    with pytest.raises(Wrong), atomic(layer):
+        layer.identify("reply.a!b", "7")
+        raise Wrong
+    assert layer.group_users("group") == []
+    with layer.buffered() as buffer:
+        layer.identify("reply.a!b", "7")
+        assert layer.group_users("group") == []
+    layer.write(buffer.pending())
+    assert layer.group_users("group") == ["7"]
+
+
+def test_a_replay_that_is_rolled_back_has_moved_nothing(layer, new_link):
+    bury_letters(new_link(layer), 1)
+    with pytest.raises(Wrong), atomic(layer):
+        assert layer.replay(layer.dead_letter_ids()) == 1
+        raise Wrong
+    assert (len(layer.dead_letter_ids()), waiting(layer, "own")) == (1, 0)
+
+
+# A transaction on another database than the layer's.
+
+
+def elsewhere(layer):
+    """Open a transaction on the other database."""
+    return transaction.atomic(using="sqlite" if layer.database == "default" else "default")
+
+
+def test_what_is_sent_waits_for_the_other_databases_commit(layer):
+    layer.group_add("group", "reply.a!b")
+    with elsewhere(layer):
+        send(layer, "ab")
+        layer.send_many([("body?x", {"letter": "c"})])
+        layer.send_group("group", {})
+        layer.group_discard("group", "reply.a!b")
+        layer.group_add("other", "own")
+        assert layer.global_statistics()["messages_count"] == 0
+    assert sent(layer) == "abc"
+    assert waiting(layer, "reply.a!") == 1
+    assert (layer.group_channels("group"), layer.group_channels("other")) == ([], ["own"])
+
+
+def test_a_rollback_of_the_other_database_unsends(layer):
+    with pytest.raises(Wrong), elsewhere(layer):
+        send(layer, "x")
+        layer.send("body?x", {"letter": "x"}, immediately=True)
+        layer.group_add("group", "own")
+        raise Wrong
+    assert sent(layer) == ""
+    assert layer.group_channels("group") == []
+
+
+def test_a_savepoint_of_the_other_database_takes_its_own_with_it(layer):
+    with elsewhere(layer):
+        send(layer, "a")
+        with pytest.raises(Wrong), elsewhere(layer):
+            send(layer, "x")
+            raise Wrong
+        with elsewhere(layer):
+            send(layer, "b")
+        send(layer, "c")
+        assert waiting(layer, "body?x") == 0
+    assert sent(layer) == "abc"
+
+
+def test_the_layers_own_transaction_goes_before_the_others(layer):
+    with elsewhere(layer):
+        with atomic(layer):
+            send(layer, "a")
+        assert waiting(layer, "body?x") == 1
+    with atomic(layer), elsewhere(layer):
+        send(layer, "b")
+    assert sent(layer) == "ab"
+
+
+def test_a_consumers_sends_wait_for_both_the_commit_and_its_end(layer):
+    with layer.buffered() as buffer:
+        send(layer, "a")
+        with elsewhere(layer):
+            send(layer, "b")
+        with pytest.raises(Wrong), elsewhere(layer):
+            send(layer, "x")
+            raise Wrong
+        send(layer, "c")
+        assert waiting(layer, "body?x") == 0
+    layer.write(buffer.pending())
+    assert sent(layer) == "abc"
+
+
+def test_an_immediate_send_waits_for_the_other_commit_and_for_nothing_else(layer):
+    with layer.buffered() as buffer:
+        send(layer, "b")
+        with elsewhere(layer):
+            layer.send("body?x", {"letter": "a"}, immediately=True)
+            assert waiting(layer, "body?x") == 0
+        assert waiting(layer, "body?x") == 1
+    layer.write(buffer.pending())
+    assert sent(layer) == "ab"
+
+
+def test_full_after_the_other_commit_is_told_and_the_commit_stands(new_layer):
+    layer = new_layer(capacity=1)
+    committed = []
+    with pytest.raises(layer.ChannelFull), elsewhere(layer):
+        transaction.on_commit(lambda: committed.append(True), using="sqlite")
+        transaction.on_commit(lambda: committed.append(True), using="default")
+        layer.send_many([("body?x", {"letter": "a"})])
+        layer.send_many([("own", {}), ("body?x", {"letter": "b"})])
+    assert sent(layer) == "a"
+    assert waiting(layer, "own") == 0
+    assert committed
+
+
+def test_what_is_wrong_with_a_message_is_said_before_the_other_commit(layer):
+    with elsewhere(layer), pytest.raises(InvalidMessage):
+        layer.send("own", {"object": object()})
+    assert waiting(layer, "own") == 0
+
+
+def test_two_other_transactions_must_both_commit(layer, monkeypatch):
+    monkeypatch.setattr(layer, "in_transaction", lambda: False)  # as of a layer on a third database
+    for outer, inner in (("default", "sqlite"), ("sqlite", "default")):
+        for letter, wrong in (("a", None), ("x", inner), ("x", outer)):
+            with suppress(Wrong), transaction.atomic(using=outer):
+                with suppress(Wrong), transaction.atomic(using=inner):
+                    send(layer, letter)
+                    if wrong == inner:
+                        raise Wrong
+                assert layer.global_statistics()["messages_count"] == (
+                    outer == "sqlite"
+                )  # of the first round
+                if wrong == outer:
+                    raise Wrong
+    assert sent(layer) == "aa"

@@ -212,7 +212,7 @@ DELETE FROM dbchannels_schedule
 """
 
 # What waits, what is taken and not finished, and the age of the oldest that could be taken now, in seconds. Ready
-# durable messages are counted in their partial index alone, and of the oldest only that one row is read.
+# and delayed messages are counted in their partial indexes alone, and of the oldest only that one row is read.
 _OF_CHANNEL = "(%(channel)s::text IS NULL OR channel = %(channel)s)"
 STATISTICS = f"""
 WITH protocol AS (
@@ -222,8 +222,10 @@ WITH protocol AS (
     SELECT count(*) AS number, min(id) AS oldest FROM dbchannels_durablemessage
     WHERE claimed_by IS NULL AND due_at IS NULL AND {_OF_CHANNEL}
 ), delayed AS (
-    SELECT count(*) AS number, min(sent_at) FILTER (WHERE due_at <= statement_timestamp()) AS sent_at
-    FROM dbchannels_durablemessage WHERE due_at IS NOT NULL AND {_OF_CHANNEL}
+    SELECT count(*) AS number FROM dbchannels_durablemessage WHERE due_at IS NOT NULL AND {_OF_CHANNEL}
+), due AS (
+    SELECT min(sent_at) AS sent_at FROM dbchannels_durablemessage
+    WHERE due_at <= statement_timestamp() AND {_OF_CHANNEL}
 ), claimed AS (
     SELECT count(*) AS number FROM dbchannels_durablemessage WHERE claimed_by IS NOT NULL AND {_OF_CHANNEL}
 ), held AS (
@@ -233,10 +235,10 @@ WITH protocol AS (
 )
 SELECT protocol.number + ready.number + delayed.number, claimed.number + held.number,
        greatest(0, coalesce(extract(epoch FROM statement_timestamp() - least(
-           protocol.sent_at, delayed.sent_at,
+           protocol.sent_at, due.sent_at,
            (SELECT sent_at FROM dbchannels_durablemessage WHERE id = ready.oldest)
        )), 0))::float
-FROM protocol, ready, delayed, claimed, held
+FROM protocol, ready, delayed, due, claimed, held
 """
 
 TABLES_PRESENT = "SELECT to_regclass('dbchannels_held') IS NOT NULL"
