@@ -122,7 +122,15 @@ def test_identities_are_bigint(layer):
         SELECT table_name, data_type, is_identity FROM information_schema.columns
         WHERE table_name LIKE 'dbchannels_%%' AND column_name = 'id'
     """
-    numbered = {"protocolmessage", "audience", "durablemessage", "deadletter", "membership", "process", "schedule"}
+    numbered = {
+        "protocolmessage",
+        "audience",
+        "durablemessage",
+        "deadletter",
+        "membership",
+        "process",
+        "schedule",
+    }
     assert sorted(query(layer, statement)) == sorted(
         (f"dbchannels_{name}", "bigint", "YES") for name in numbered
     )

@@ -25,6 +25,7 @@ from dbchannels.layers.commit import after_commit, open_transactions
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
     Delivery,
+    Failure,
     GroupAdd,
     GroupClear,
     GroupDiscard,
@@ -245,6 +246,14 @@ class BaseLayer:
 
     def acknowledge(self, worker: str, delivery: Delivery) -> bool:
         """End a claim in the caller's transaction; False when it was lost, so that the caller can roll back."""
+        raise NotImplementedError
+
+    def fail(self, worker: str, failure: Failure) -> None:
+        """End a claim without success: due again in ``retry_in`` seconds, or a dead letter. Nothing if it was lost."""
+        raise NotImplementedError
+
+    def release(self, worker: str, delivery: Delivery) -> None:
+        """End a claim that did not start: back to its old place, the attempt not counted. Nothing if it was lost."""
         raise NotImplementedError
 
     def flush(self) -> None:

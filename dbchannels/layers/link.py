@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from dbchannels.layers.operations import Delivery, Done, Operation, Send
+from dbchannels.layers.operations import Delivery, Done, Operation, Send, resends
 from dbchannels.waiting import wait_readable
 
 if TYPE_CHECKING:
@@ -64,8 +64,22 @@ class Link:
         return self.layer.write(operations, drop=True)
 
     def finish(self, worker: str, done: Done) -> None:
-        """Write what consumers did, and what became of their messages, in one transaction."""
-        raise NotImplementedError
+        """Write what consumers did, and what became of their messages, in one transaction.
+
+        Of a claim that was lost nothing is written, and no error is raised: another worker has the message now.
+        What is returned is received again before what was sent later; what is popped goes back like a new send.
+
+        This one makes one call of the layer after the other, which serves where no call can fail.
+        """
+        for delivery in done.acknowledged:
+            self.layer.acknowledge(worker, delivery)
+        for failure in done.failures:
+            self.layer.fail(worker, failure)
+        for delivery in done.returned:
+            if delivery.durable:
+                self.layer.release(worker, delivery)
+        popped = [delivery for delivery in done.returned if not delivery.durable]
+        self.apply([*done.operations, *resends(popped, self.layer.options["expiry"])])
 
     # Periodic messages.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import count
 
@@ -21,14 +21,15 @@ from dbchannels.layers.link import Link
 __all__ = ["MemoryLayer"]
 
 
-class _Waiting:
-    """A message, from when it is due and until when it may be received (both by time.monotonic, in seconds)."""
+@dataclass(eq=False)
+class _Row:
+    """A message that waits or is claimed; times are seconds by time.monotonic."""
 
-    def __init__(
-        self, delivery: ops.Delivery, due: float, end: float, priority: int = 0, unique: str = ""
-    ) -> None:
-        self.delivery, self.due, self.end, self.sent = delivery, due, end, time.monotonic()
-        self.priority, self.unique = priority, unique
+    send: ops.Send
+    delivery: ops.Delivery
+    due: float  # it is not received before this
+    end: float  # nor after this
+    sent: float = field(default_factory=time.monotonic)
 
 
 class MemoryLayer(BaseLayer):
@@ -41,13 +42,13 @@ class MemoryLayer(BaseLayer):
     def __init__(self, settings: LayerSettings) -> None:
         super().__init__(settings)
         self._changed = threading.Condition(threading.RLock())
-        self._queues: dict[str, deque[_Waiting]] = {}
-        self._groups: dict[str, dict[str, float]] = {}
-        self._ids = count(1)
-        self._claims: dict[int, tuple[str, ops.Delivery]] = {}
-        self._held: dict[str, Sequence[ops.Delivery]] = {}
-        self._users: dict[str, str] = {}  # by the reply channel of each connection, "" for nobody known
         self._writes = 0
+        self._ids = count(1)
+        self._queues: dict[str, list[_Row]] = {}
+        self._claims: dict[int | None, tuple[str, _Row]] = {}  # by id: its worker, and the message
+        self._held: dict[str, Sequence[ops.Delivery]] = {}  # by worker: what it has popped and not finished
+        self._groups: dict[str, dict[str, float]] = {}  # by name: each member, and when it leaves
+        self._users: dict[str, str] = {}  # by the reply channel of each connection, "" for nobody known
         self._schedule: dict[tuple[str, str], datetime] = {}
         self.dead_letters: list[ops.Failure] = []
 
@@ -56,7 +57,8 @@ class MemoryLayer(BaseLayer):
 
     def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         with self._changed:
-            refused = [one for one in operations if isinstance(one, ops.Send) and self._is_full(one)]
+            sends = [one for one in operations if isinstance(one, ops.Send)]
+            refused = [send for send in sends if not self._has_room(send.channel)]
             if refused and not drop:
                 raise ChannelFull(names.split(refused[0].channel)[0])
             for operation in operations:
@@ -66,90 +68,78 @@ class MemoryLayer(BaseLayer):
             self._changed.notify_all()
             return refused
 
-    def _is_full(self, send: ops.Send) -> bool:
-        queue = names.split(send.channel)[0]
-        capacity = self.capacity(queue)
-        return capacity is not None and len(self._current(queue)) >= capacity
-
     def _write_one(self, operation: ops.Operation) -> None:
-        if isinstance(operation, ops.Send):
-            self._put(operation)
-        elif isinstance(operation, ops.SendGroup):
-            for channel in self.group_channels(operation.group):
-                send = ops.Send(channel, operation.payload, "", self.options["expiry"])
-                if not self._is_full(send):
-                    self._put(send)
-        elif isinstance(operation, ops.GroupAdd):
-            end = time.monotonic() + self.group_expiry
-            self._groups.setdefault(operation.group, {})[operation.channel] = end
-        elif isinstance(operation, ops.GroupDiscard):
-            self._groups.get(operation.group, {}).pop(operation.channel, None)
-        elif isinstance(operation, ops.GroupClear):
-            self._groups.pop(operation.group, None)
-        elif isinstance(operation, ops.Connect):
-            self._users.setdefault(operation.reply_channel, "")
-        elif isinstance(operation, ops.Identify):
-            if operation.reply_channel in self._users:
-                self._users[operation.reply_channel] = operation.user_id
-        elif isinstance(operation, ops.Disconnect):
-            self._users.pop(operation.reply_channel, None)
-            for members in self._groups.values():
-                members.pop(operation.reply_channel, None)
+        match operation:
+            case ops.Send():
+                self._put(operation)
+            case ops.SendGroup(group, payload):
+                for channel in filter(self._has_room, self.group_channels(group)):
+                    self._put(ops.Send(channel, payload, "", self.options["expiry"]))
+            case ops.GroupAdd(group, channel):
+                end = time.monotonic() + self.group_expiry
+                self._groups.setdefault(group, {})[channel] = end
+            case ops.GroupDiscard(group, channel):
+                self._groups.get(group, {}).pop(channel, None)
+            case ops.GroupClear(group):
+                self._groups.pop(group, None)
+            case ops.Connect(channel):
+                self._users.setdefault(channel, "")
+            case ops.Identify(channel, user_id):
+                if channel in self._users:
+                    self._users[channel] = user_id
+            case ops.Disconnect(channel):
+                self._users.pop(channel, None)
+                self._leave_groups(channel)
+
+    def _has_room(self, channel: str) -> bool:
+        queue = names.split(channel)[0]
+        capacity = self.capacity(queue)
+        return capacity is None or len(self._waiting(queue)) < capacity
 
     def _put(self, send: ops.Send) -> None:
-        queue, local = names.split(send.channel)
-        durable = not names.is_protocol(queue)
-        delivery = ops.Delivery(
-            queue,
-            send.payload,
-            (local,) if local else (),
-            send.reply_channel,
-            next(self._ids) if durable else None,
-        )
-        now = time.monotonic()
-        delay = (send.due_at - timezone.now()).total_seconds() if send.due_at else send.delay
-        end = float("inf") if durable else now + send.expiry
-        waiting = self._queues.setdefault(queue, deque())
-        if not send.unique or all(one.unique != send.unique for one in waiting):
-            waiting.append(_Waiting(delivery, now + delay, end, send.priority, send.unique))
+        delivery, now = send.delivery(next(self._ids)), time.monotonic()
+        waiting = self._queues.setdefault(delivery.channel, [])
+        if not send.unique or all(row.send.unique != send.unique for row in waiting):
+            end = float("inf") if delivery.durable else now + send.expiry
+            waiting.append(_Row(send, delivery, now + send.due_in(), end))
 
-    def _due(self, queue: str, limit: int) -> list[_Waiting]:
-        """Take up to ``limit`` messages off a queue, the highest priority first."""
-        waiting = self._current(queue)
-        due = [one for one in waiting if one.due <= time.monotonic()]
-        due = sorted(due, key=lambda one: -one.priority)[:limit]
-        for one in due:
-            waiting.remove(one)
-        return due
-
-    def _current(self, queue: str) -> deque[_Waiting]:
+    def _waiting(self, queue: str) -> list[_Row]:
         """Drop what has expired; a process-specific channel that did not read is taken out of its groups."""
-        waiting = self._queues.get(queue, deque())
-        now = time.monotonic()
-        while waiting and waiting[0].end <= now:
-            for local in waiting.popleft().delivery.locals:
-                for members in self._groups.values():
-                    members.pop(queue + local, None)
+        waiting = self._queues.get(queue, [])
+        while waiting and waiting[0].end <= time.monotonic():
+            self._leave_groups(waiting.pop(0).send.channel)
         return waiting
-
-    def group_channels(self, group: str) -> list[str]:
-        with self._changed:
-            for queue in list(self._queues):
-                self._current(queue)
-            now = time.monotonic()
-            return [channel for channel, end in self._groups.get(group, {}).items() if end > now]
 
     def group_users(self, group: str) -> list[str]:
         with self._changed:
-            users = {self._users.get(channel, "") for channel in self.group_channels(group)}
-            return sorted(users - {""})
+            return sorted({self._users.get(channel, "") for channel in self.group_channels(group)} - {""})
+
+    def _leave_groups(self, channel: str) -> None:
+        for members in self._groups.values() if "!" in channel else ():
+            members.pop(channel, None)
+
+    def group_channels(self, group: str) -> list[str]:
+        with self._changed:
+            for queue in self._queues:
+                self._waiting(queue)
+            members = self._groups.get(group, {})
+            return [channel for channel, end in members.items() if end > time.monotonic()]
+
+    def _due(self, queue: str, limit: int) -> list[_Row]:
+        """Take up to ``limit`` messages off a queue: the highest priority first, then the oldest."""
+        waiting = self._waiting(queue)
+        due = [row for row in waiting if row.due <= time.monotonic()]
+        due = sorted(due, key=lambda row: (-row.send.priority, row.delivery.id or 0))[:limit]
+        for row in due:
+            waiting.remove(row)
+        return due
 
     def pop(self, queues: Sequence[str], limit: int) -> list[ops.Delivery]:
         with self._changed:
             found: list[ops.Delivery] = []
             for queue in queues:
                 due = self._due(queue, limit - len(found))
-                found += [one.delivery._replace(id=None) for one in due]
+                found += [row.delivery._replace(id=None) for row in due]
             return found
 
     def claim(
@@ -160,20 +150,59 @@ class MemoryLayer(BaseLayer):
             for channel in channels:
                 room = limit - len(claimed)
                 if at_most and channel in at_most:
-                    held = sum(one.channel == channel for _, one in self._claims.values())
-                    room = min(room, 1, at_most[channel] - held)
-                due = self._due(channel, max(0, room))
-                claimed += [one.delivery._replace(attempt=one.delivery.attempt + 1) for one in due]
-            self._claims.update({one.id: (worker, one) for one in claimed if one.id is not None})
+                    held = sum(row.send.channel == channel for _, row in self._claims.values())
+                    room = max(0, min(room, 1, at_most[channel] - held))
+                for row in self._due(channel, room):
+                    row.delivery = row.delivery._replace(attempt=row.delivery.attempt + 1)
+                    self._claims[row.delivery.id] = worker, row
+                    claimed.append(row.delivery)
             return claimed
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
-        return self.unclaim(worker, delivery)
+        return self._unclaim(worker, delivery) is not None
 
-    def unclaim(self, worker: str, delivery: ops.Delivery) -> bool:
-        """End a claim; False when it was lost before."""
-        mine = self._claims.get(delivery.id or 0) == (worker, delivery)
-        return mine and self._claims.pop(delivery.id or 0) is not None
+    def fail(self, worker: str, failure: ops.Failure) -> None:
+        with self._changed:
+            row = self._unclaim(worker, failure.delivery)
+            if row and failure.retry_in is None:
+                self.dead_letters.append(failure)
+            elif row:
+                row.due = time.monotonic() + (failure.retry_in or 0)
+                self._queues[row.send.channel].append(row)
+
+    def release(self, worker: str, delivery: ops.Delivery) -> None:
+        with self._changed:
+            if row := self._unclaim(worker, delivery):
+                row.delivery = delivery._replace(attempt=delivery.attempt - 1)
+                self._queues[row.send.channel].append(row)
+
+    def _unclaim(self, worker: str, delivery: ops.Delivery) -> _Row | None:
+        """End a claim and return its message; None when the claim was lost before."""
+        with self._changed:
+            holder, row = self._claims.get(delivery.id, ("", None))
+            if row is None or (holder, row.delivery) != (worker, delivery):
+                return None
+            return self._claims.pop(delivery.id)[1]
+
+    def hold(self, worker: str, held: Sequence[ops.Delivery]) -> None:
+        """Note what a worker has popped and not finished."""
+        with self._changed:
+            self._held[worker] = held
+
+    def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
+        letters = [one.delivery for one in self.dead_letters]
+        return [one.id for one in letters if one.id and (not channels or one.channel in channels)]
+
+    def replay(self, ids: Iterable[int]) -> int:
+        wanted = set(ids)
+        with self._changed:
+            again = [one for one in self.dead_letters if one.delivery.id in wanted]
+            for failure in again:
+                self.dead_letters.remove(failure)
+            self.write(
+                [ops.Send(one.delivery.channel, one.delivery.payload, "", 0) for one in again], drop=True
+            )
+            return len(again)
 
     def next_time(self, channel: str, every: str) -> datetime | None:
         """Return when a periodic message is due."""
@@ -190,37 +219,11 @@ class MemoryLayer(BaseLayer):
                 self.write(sends, drop=True)
             return still
 
-    def hold(self, worker: str, held: Sequence[ops.Delivery]) -> None:
-        """Note what a worker has popped and not finished."""
-        with self._changed:
-            self._held[worker] = held
-
-    def requeue(self, delivery: ops.Delivery, delay: float, first: bool) -> None:
-        """Put a durable message back, in front or behind."""
-        waiting = self._queues.setdefault(delivery.channel, deque())
-        one = _Waiting(delivery, time.monotonic() + delay, float("inf"))
-        (waiting.appendleft if first else waiting.append)(one)
-
     def wait(self, timeout: float, seen: int) -> int:
         """Return the number of writes as soon as it is not ``seen``, at the latest after ``timeout`` seconds."""
         with self._changed:
             self._changed.wait_for(lambda: self._writes != seen, timeout)
             return self._writes
-
-    def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
-        letters = [one.delivery for one in self.dead_letters]
-        return [one.id for one in letters if one.id and (not channels or one.channel in channels)]
-
-    def replay(self, ids: Iterable[int]) -> int:
-        wanted = set(ids)
-        with self._changed:
-            again = [one for one in self.dead_letters if one.delivery.id in wanted]
-            for failure in again:
-                self.dead_letters.remove(failure)
-                self.requeue(failure.delivery._replace(attempt=0), 0, first=False)
-            self._writes += 1
-            self._changed.notify_all()
-            return len(again)
 
     def flush(self) -> None:
         with self._changed:
@@ -237,19 +240,19 @@ class MemoryLayer(BaseLayer):
     def _statistics(self, channel: str | None) -> dict[str, float]:
         with self._changed:
             queues = list(self._queues) if channel is None else [channel]
-            waiting = [one for queue in queues for one in self._current(queue)]
+            waiting = [row for queue in queues for row in self._waiting(queue)]
             taken = [one for held in self._held.values() for one in held if not one.durable]
-            taken += [one for _, one in self._claims.values()]
+            taken += [row.delivery for _, row in self._claims.values()]
         now = time.monotonic()
         return {
             "messages_count": len(waiting),
             "messages_pending": sum(channel in (None, one.channel) for one in taken),
-            "messages_max_age": now - min((one.sent for one in waiting if one.due <= now), default=now),
+            "messages_max_age": now - min((row.sent for row in waiting if row.due <= now), default=now),
         }
 
 
 class MemoryLink(Link):
-    """The reader's side: the layer itself, under its lock."""
+    """The reader's side: as any link, but woken by each write."""
 
     layer: MemoryLayer
     _seen = 0  # of the layer's writes, when the last wait ended
@@ -261,21 +264,8 @@ class MemoryLink(Link):
         return found
 
     def finish(self, worker: str, done: ops.Done) -> None:
-        layer = self.layer
-        layer.hold(worker, done.held)
-        for delivery in done.acknowledged:
-            layer.unclaim(worker, delivery)
-        for failure in done.failures:
-            if layer.unclaim(worker, failure.delivery):
-                if failure.retry_in is None:
-                    layer.dead_letters.append(failure)
-                else:
-                    layer.requeue(failure.delivery, failure.retry_in, first=False)
-        for delivery in reversed(done.returned):
-            if delivery.durable and layer.unclaim(worker, delivery):
-                layer.requeue(delivery._replace(attempt=delivery.attempt - 1), 0, first=True)
-        popped = [delivery for delivery in done.returned if not delivery.durable]
-        self.apply([*done.operations, *ops.resends(popped, layer.options["expiry"])])
+        self.layer.hold(worker, done.held)
+        super().finish(worker, done)
 
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
         return self.layer.next_time(channel, every), timezone.now()

@@ -6,6 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
+from django.utils import timezone
+
+from dbchannels import names
+
 
 class Send(NamedTuple):
     """One encoded message for one channel."""
@@ -19,6 +23,17 @@ class Send(NamedTuple):
     due_at: datetime | None = None  # or the moment itself
     priority: int = 0
     unique: str = ""  # not queued while one with this key waits on the channel
+
+    def due_in(self) -> float:
+        """Return in how many seconds it is due, by this host's clock; below 0 when it was due before."""
+        return (self.due_at - timezone.now()).total_seconds() if self.due_at else self.delay
+
+    def delivery(self, number: int) -> Delivery:
+        """Return what its reader gets; the ``number`` is the id of a durable message, and not used otherwise."""
+        queue, local = names.split(self.channel)
+        durable = not names.is_protocol(queue)
+        parts = (local,) if local else ()
+        return Delivery(queue, self.payload, parts, self.reply_channel, number if durable else None)
 
 
 class GroupAdd(NamedTuple):
