@@ -199,9 +199,8 @@ class MemoryLayer(BaseLayer):
             again = [one for one in self.dead_letters if one.delivery.id in wanted]
             for failure in again:
                 self.dead_letters.remove(failure)
-            self.write(
-                [ops.Send(one.delivery.channel, one.delivery.payload, "", 0) for one in again], drop=True
-            )
+                self._put(ops.Send(failure.delivery.channel, failure.delivery.payload, "", 0))
+            self.write([])  # which wakes the readers
             return len(again)
 
     def next_time(self, channel: str, every: str) -> datetime | None:
