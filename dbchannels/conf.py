@@ -41,7 +41,7 @@ OPTIONS: dict[str, Any] = {
     "channel_capacity": {},  # {"http.request": 200, "reports.*": 1000}: by name or pattern, first match wins
     "max_message_size": 1_048_576,  # of one encoded message
     "poll_interval": None,  # how often a reader looks without being woken: 1 s with wakeups, 0.05 s without
-    "wakeups": True,  # PostgreSQL: NOTIFY the readers; False leaves it to the poll
+    "wakeups": True,  # wake the readers: by NOTIFY, on SQLite by a datagram; False leaves it to the poll
     "lease": 15.0,  # a process that has not renewed its lease for so long, and holds no lock, is dead
     "retries": 5,  # attempts of a durable message after the first, before it becomes a dead letter
     "soft_timeout": 30.0,  # a consumer that runs for so long: the worker logs where it stands; 0: never

@@ -1,4 +1,6 @@
-"""The layer on any database that Django knows, by the ORM and by polling; SQLite is the one that is tested.
+"""The layer on any database that Django knows, by the ORM; SQLite is the one that is tested.
+
+Readers of a SQLite file are woken by a datagram, see ``bells``; those of other databases look every 50 ms.
 
 On SQLite set ``"transaction_mode": "IMMEDIATE"`` in the database's OPTIONS: a transaction that reads first and
 then writes fails at once when another has written in between (https://www.sqlite.org/rescode.html#busy_snapshot).
@@ -10,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 from django.db import connections, transaction
 from django.db.models import Count, Min, OuterRef, Q, Subquery
@@ -21,6 +23,7 @@ from dbchannels import names
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.bells import BellFolder, bell_folder, ring_at_commit
 from dbchannels.layers.database_link import DatabaseLink, unavailable
 from dbchannels.layers.rollback import rollback_probe
 from dbchannels.models import (
@@ -40,8 +43,24 @@ __all__ = ["DatabaseLayer"]
 class DatabaseLayer(BaseLayer):
     """See BaseLayer for what the methods take and give."""
 
+    @property
+    def bells(self) -> BellFolder | None:
+        """Where readers wait to be woken; None on other databases than a SQLite file, or without "wakeups"."""
+        return bell_folder(self.database) if self.options["wakeups"] else None
+
+    @property
+    def wakeups(self) -> bool:  # type: ignore[override]
+        """Whether readers are woken; found out by trying, when it is first asked for."""
+        bells = self.bells
+        return bells is not None and not bells.problem
+
+    def wake(self, kinds: set[str]) -> None:
+        """Wake the readers for whom this is when the caller's transaction commits; see ``Link.wait``."""
+        if kinds and (bells := self.bells) is not None:
+            ring_at_commit(bells, self.database, kinds)
+
     def link(self, name: str = "", listen: bool = True) -> DatabaseLink:
-        return DatabaseLink(self)
+        return DatabaseLink(self, listen)
 
     def in_transaction(self) -> bool:
         return bool(connections[self.database].in_atomic_block)
@@ -61,24 +80,25 @@ class DatabaseLayer(BaseLayer):
 
     def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         with self.atomic():
-            refused: list[Any] = [one for one in operations if _WRITERS[type(one)](self, one) is False]
+            written = [(one, _WRITERS[type(one)](self, one)) for one in operations]
+            refused: list[Any] = [one for one, woken in written if woken is False]
             if refused and not drop:
                 raise ChannelFull(names.split(refused[0].channel)[0])
+        self.wake({kind for _, woken in written for kind in woken or ()})
         return refused
 
-    def _send(self, send: ops.Send) -> bool:
-        """Write one message; False when its channel is full."""
+    def _send(self, send: ops.Send) -> set[str] | Literal[False]:
+        """Write one message, and return who is to be woken; False when its channel is full."""
         queue, local = names.split(send.channel)
         if not self._has_room(queue):
             return False
-        self._insert(queue, local, send)
-        return True
+        return self._insert(queue, local, send)
 
-    def _insert(self, queue: str, local: str, send: ops.Send) -> None:
+    def _insert(self, queue: str, local: str, send: ops.Send) -> set[str]:
         now = timezone.now()
         if not names.is_protocol(queue):
             self._insert_durable(queue, send, now)
-            return
+            return {"d"}
         self.rows(ProtocolMessage).create(
             channel=queue,
             locals=local,
@@ -87,6 +107,7 @@ class DatabaseLayer(BaseLayer):
             sent_at=now,
             expires_at=now + timedelta(seconds=send.expiry),
         )
+        return {queue if "!" in queue or "?" in queue else "p"}
 
     def _insert_durable(self, channel: str, send: ops.Send, now: datetime) -> None:
         waiting = self.rows(DurableMessage).filter(channel=channel, claimed_by=None)
@@ -105,14 +126,16 @@ class DatabaseLayer(BaseLayer):
         model = ProtocolMessage if names.is_protocol(queue) else DurableMessage
         return bool(self.rows(model).filter(channel=queue)[: capacity + 1].count() < capacity)
 
-    def _send_group(self, send: ops.SendGroup) -> None:
+    def _send_group(self, send: ops.SendGroup) -> set[str]:
+        woken: set[str] = set()
         members: dict[str, list[str]] = {}
         for queue, local in self._members(send.group).values_list("channel", "local"):
             members.setdefault(queue, []).append(local)
         for queue, parts in members.items():
             if self._has_room(queue):
                 body = ops.Send(queue, send.payload, "", self.options["expiry"])
-                self._insert(queue, " ".join(parts), body)
+                woken |= self._insert(queue, " ".join(parts), body)
+        return woken
 
     # Groups and connections.
 
@@ -293,7 +316,11 @@ class DatabaseLayer(BaseLayer):
     def describe(self) -> str:
         connection = connections[self.database]
         name = connection.settings_dict["NAME"]
-        return f"{connection.display_name}, database {name}; readers look every {self.poll_interval():g} s"
+        if self.wakeups:
+            return f"{connection.display_name}, database {name}; wakeups by datagrams"
+        problem = self.bells.problem if self.bells else ""
+        reason = f", as they cannot be woken ({problem})" if problem else ""
+        return f"{connection.display_name}, database {name}; readers look every {self.poll_interval():g} s{reason}"
 
 
 _WRITERS: dict[type, Any] = {

@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from django.db import InterfaceError, OperationalError, connections
-from django.db.models import Case, F, When
+from django.db.models import Case, F, Min, When
 from django.utils import timezone
 
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.bells import Bell, BellFolder
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
@@ -37,9 +38,17 @@ class DatabaseLink(Link):
 
     layer: DatabaseLayer
 
+    def __init__(self, layer: DatabaseLayer, listen: bool = True) -> None:
+        super().__init__(layer)
+        self._listen = listen
+        self._bell: Bell | None = None  # from the first wait on
+        self._read: set[str] = set()  # queues
+        self._claimed_at = timezone.now()
+
     # Taking.
 
     def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+        self._read = set(queues)
         with unavailable():
             # A look costs SQLite no lock; taking costs its only write lock, so only when something is there.
             if not self.layer.anything(queues):
@@ -53,11 +62,48 @@ class DatabaseLink(Link):
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[Delivery]:
+        self._claimed_at = timezone.now()
         with unavailable():
             if not self.layer.anything(channels):
                 return []
             with self.layer.atomic():
                 return self.layer.claim(channels, limit, worker, at_most)
+
+    def next_due(self) -> float | None:
+        if not self.layer.wakeups:
+            return None  # it looks every 50 ms
+        with unavailable():
+            # What was due before the last claim is for others, or waits for something else than its time.
+            waiting = self.layer.rows(DurableMessage).filter(claimed_by=None, due_at__gt=self._claimed_at)
+            due = waiting.aggregate(due=Min("due_at"))["due"]
+        return None if due is None else max(0.0, (due - timezone.now()).total_seconds())
+
+    def wait(self, timeout: float, *others: int) -> set[str]:
+        bells = self.layer.bells
+        if not self._listen or bells is None or bells.problem:
+            return super().wait(timeout, *others)
+        rung: set[str] | None = None
+        if self._bell is None:
+            # What came before is for whoever looks now: nobody could ring.
+            self._bell = self._listen_at(bells)
+        else:
+            rung = self._bell.wait(min(timeout, self.layer.poll_interval()), *others)
+            if not self._bell.is_there():
+                self._unlisten()
+        return {"p", "d", *self._read} if rung is None else rung
+
+    @staticmethod
+    def _listen_at(bells: BellFolder) -> Bell | None:
+        try:
+            return bells.listen()
+        except OSError as error:
+            bells.problem = error.strerror or str(error)  # from now on it looks every 50 ms
+            return None
+
+    def _unlisten(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            bell.close()
 
     # Giving.
 
@@ -76,6 +122,8 @@ class DatabaseLink(Link):
                 if delivery.durable:
                     self._claimed(worker, delivery).update(claimed_by=None, attempts=F("attempts") - 1)
             popped = [delivery for delivery in done.returned if not delivery.durable]
+            if len(popped) < len(done.returned):
+                self.layer.wake({"d"})
             returned = resends(popped, self.layer.options["expiry"])
             self.layer.write([*done.operations, *returned], drop=True)
 
@@ -153,7 +201,8 @@ class DatabaseLink(Link):
             claims = self.layer.rows(DurableMessage).filter(claimed_by=name)
             uncounted = F("attempts") - (0 if claims.count() == 1 else 1)
             attempts = Case(When(alone=True, then=F("attempts")), default=uncounted)
-            claims.update(attempts=attempts, claimed_by=None, alone=True)
+            if claims.update(attempts=attempts, claimed_by=None, alone=True):
+                self.layer.wake({"d"})
             if process.kind == Process.SERVER:
                 self._bury_server(process)
 
@@ -190,6 +239,7 @@ class DatabaseLink(Link):
                     members.filter(local__in=row.locals.split(), expires_at__isnull=False).delete()
 
     def close(self) -> None:
+        self._unlisten()
         connections[self.layer.database].close()
 
 

@@ -13,6 +13,7 @@ from dbchannels.layers.database import DatabaseLayer
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.postgresql import PostgreSQLLayer
 from dbchannels.testing.layer_case import raises
+from tests import kinds
 
 
 class OwnLayer(MemoryLayer):
@@ -89,3 +90,8 @@ def test_channels_and_groups_name_their_layer(layers):
         assert Group("group", layer="other").channels() == ["own"]
     finally:
         channel_layers.reset()
+
+
+@kinds.only("polling")
+def test_the_generic_layer_polls_what_is_no_sqlite_file(layer):
+    assert (layer.wakeups, layer.poll_interval()) == (False, 0.05)

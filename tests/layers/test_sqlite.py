@@ -107,4 +107,4 @@ def test_the_check_says_what_to_do(layer, monkeypatch):
 
 def test_the_banner_names_the_file(layer):
     name = connections["sqlite"].settings_dict["NAME"]
-    assert layer.describe() == f"SQLite, database {name}; readers look every 0.05 s"
+    assert layer.describe() == f"SQLite, database {name}; wakeups by datagrams"
