@@ -195,8 +195,9 @@ def ring_at_commit(folder: BellFolder, database: str, kinds: set[str]) -> None:
     connection = connections[database]
     if not connection.in_atomic_block and not connection.get_autocommit():
         return  # a transaction by hand, whose commit Django does not tell of
-    for savepoints, hook, *_ in connection.run_on_commit:
-        if isinstance(hook, Ring) and hook.folder is folder and savepoints <= set(connection.savepoint_ids):
+    # What is there now is dropped only together with what is written now: by a rollback around both.
+    for _, hook, *_ in connection.run_on_commit:
+        if isinstance(hook, Ring) and hook.folder is folder:
             hook.kinds |= kinds
             return
     transaction.on_commit(Ring(folder, set(kinds)), using=database, robust=True)

@@ -103,6 +103,12 @@ def any_site(request: pytest.FixtureRequest) -> Iterator[LiveSite]:
     yield from quiet(request.getfixturevalue(f"{request.param}_site"))
 
 
+@pytest.fixture
+def site_on_sqlite(sqlite_site: LiveSite) -> Iterator[LiveSite]:
+    """The site on SQLite."""
+    yield from quiet(sqlite_site)
+
+
 def quiet(site: LiveSite) -> Iterator[LiveSite]:
     """Empty the tables, lend the site, and end what still runs."""
     site.empty()

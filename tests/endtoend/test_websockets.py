@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+from pathlib import Path
 
 import pytest
 
 from tests.harness import HOST, LiveSite, Served, Socket, gather, is_running, until
 
-#: Nobody looks unless woken: what arrives all the same was told by a NOTIFY.
+#: Nobody looks unless woken: what arrives all the same was told by a NOTIFY, or on SQLite by a datagram.
 NEVER_LOOK = {"DBCHANNELS": {"default": {"OPTIONS": {"poll_interval": 3600}}}}
 #: The lease decides nothing while a test runs: who is dead was seen to die.
 LONG_LEASE = {"DBCHANNELS": {"default": {"OPTIONS": {"lease": 600}}}}
@@ -196,21 +197,37 @@ def test_what_was_rolled_back_is_never_seen(any_site):
     assert any_site.count("durablemessage") == 0
 
 
-def test_a_commit_wakes_an_idle_worker_without_any_poll(site, room):
-    served = site.serve("--workers", "1", settings=NEVER_LOOK)
+def test_a_commit_wakes_an_idle_worker_without_any_poll(any_site, room):
+    served = any_site.serve("--workers", "1", settings=NEVER_LOOK)
     speaker, listener = enter(served, room, 2)
     for number in range(5):
         speaker.send(str(number))
         assert (speaker.receive(), listener.receive()) == (str(number), str(number))
-    site.send("ledger", {"text": "from elsewhere"})
-    until(lambda: site.entries() == ["from elsewhere"], "the worker was woken")
+    any_site.send("ledger", {"text": "from elsewhere"})
+    until(lambda: any_site.entries() == ["from elsewhere"], "the worker was woken")
 
 
-def test_a_commit_wakes_a_worker_without_a_parent(site):
-    site.work("--only", "ledger", settings=NEVER_LOOK)
+def test_a_commit_wakes_a_worker_without_a_parent(any_site):
+    any_site.work("--only", "ledger", settings=NEVER_LOOK)
     for text in ("one", "two"):
-        site.send("ledger", {"text": text})
-        until(lambda text=text: site.entries()[-1:] == [text], "the worker was woken")
+        any_site.send("ledger", {"text": text})
+        until(lambda text=text: any_site.entries()[-1:] == [text], "the worker was woken")
+
+
+def test_a_killed_site_leaves_no_socket_that_is_rung_for_ever(site_on_sqlite):
+    folder = Path(site_on_sqlite.database["NAME"] + "-bells")
+    served = site_on_sqlite.serve("--workers", "1", settings=NEVER_LOOK)
+    until(lambda: served.workers() and folder.exists(), "it listens")
+    os.kill(served.process.pid, signal.SIGKILL)
+    until(lambda: not is_running(served.process.pid), "it has ended")
+    until(lambda: len(list(folder.iterdir())) == 1, "the worker has found out that it could listen")
+    worker = site_on_sqlite.work("--only", "ledger", settings=NEVER_LOOK)
+    until(lambda: len(list(folder.iterdir())) == 2, "it listens")
+    site_on_sqlite.send("ledger", {"text": "after"})
+    until(lambda: "after" in site_on_sqlite.entries(), "the worker was woken")
+    assert len(list(folder.iterdir())) == 1  # the worker's
+    assert worker.terminate() == 0
+    assert not folder.exists()
 
 
 # Workers come and go.
