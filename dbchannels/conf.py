@@ -42,6 +42,7 @@ OPTIONS: dict[str, Any] = {
     "max_message_size": 1_048_576,  # of one encoded message
     "poll_interval": None,  # how often a reader looks without being woken: 1 s with wakeups, 0.05 s without
     "wakeups": True,  # wake the readers: by NOTIFY, on SQLite by a datagram; False leaves it to the poll
+    "direct": {},  # PostgreSQL: HOST, PORT or the like of the layer's own connections, to go round a pooler
     "lease": 15.0,  # a process that has not renewed its lease for so long, and holds no lock, is dead
     "retries": 5,  # attempts of a durable message after the first, before it becomes a dead letter
     "soft_timeout": 30.0,  # a consumer that runs for so long: the worker logs where it stands; 0: never

@@ -39,6 +39,7 @@ def test_defaults_are_what_the_documentation_says():
         "max_message_size": 2**20,
         "poll_interval": None,
         "wakeups": True,
+        "direct": {},
         "lease": 15,
         "retries": 5,
         "soft_timeout": 30,

@@ -6,11 +6,12 @@ this module the sender's: it runs on Django's connection, so that a send is part
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from django.db import connections, transaction
+from django.db import InterfaceError, OperationalError, connections, transaction
 
 from dbchannels import names
 from dbchannels.conf import LayerSettings
@@ -21,11 +22,20 @@ from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.notify_queue import NotifyQueue
 from dbchannels.layers.postgresql.room import Room
-from dbchannels.layers.postgresql.session import Session, session_name
+from dbchannels.layers.postgresql.session import Session, one_line, session_name
 from dbchannels.layers.postgresql.statements import single, statements, without_room
+from dbchannels.layers.postgresql.wakeup_check import WakeupCheck
 from dbchannels.layers.rollback import rollback_probe
 
 __all__ = ["PostgreSQLLayer"]
+
+log = logging.getLogger("dbchannels.layer")
+
+POOLER = (
+    "A pooler in transaction mode stands between this process and the database: wakeups and session locks do not work "
+    "through it. Give the layer a direct way, DBCHANNELS[%r]['OPTIONS']['direct'] = {'HOST': ..., 'PORT': ...}; "
+    "without, readers look every %g s, and leases alone say who is dead."
+)
 
 
 class PostgreSQLLayer(BaseLayer):
@@ -35,6 +45,7 @@ class PostgreSQLLayer(BaseLayer):
         super().__init__(settings)
         self.room = Room()
         self.notify_queue = NotifyQueue()
+        self.wakeup_check = WakeupCheck(self.poll_interval)
 
     @property
     def wakeups(self) -> bool:  # type: ignore[override]
@@ -48,7 +59,7 @@ class PostgreSQLLayer(BaseLayer):
     def session(self, name: str, listen: bool = False) -> Session:
         """Return a new connection of the layer's own, not yet opened, to the database of the layer's alias."""
         # Django's wrapper knows the name of the test database; settings.DATABASES would not.
-        return Session(connections[self.database].settings_dict, name, listen)
+        return Session({**connections[self.database].settings_dict, **self.options["direct"]}, name, listen)
 
     def in_transaction(self) -> bool:
         return bool(connections[self.database].in_atomic_block)
@@ -142,10 +153,20 @@ class PostgreSQLLayer(BaseLayer):
             cursor.execute(statement, values)
             return cursor.fetchall()  # type: ignore[no-any-return]
 
+    def ask(self, statement: str, values: dict[str, str]) -> tuple[float, bool]:
+        """Run a statement of the wakeups' check on Django's connection."""
+        try:
+            ((usage, sent),) = self._query(statement, values)
+        except (InterfaceError, OperationalError) as error:
+            raise LayerUnavailable(one_line(error)) from error
+        return usage, sent
+
     def check(self) -> None:
         session = self.session(session_name("check"))
         try:
             ((present,),) = session.run([(sql.TABLES_PRESENT, {})])
+            if self._shares_backends(session):
+                log.warning(POOLER, self.alias, self.poll_interval())
         except LayerUnavailable as error:
             raise LayerUnavailable(
                 f"The database {self.database!r} cannot be used ({error}): start it, or correct DATABASES."
@@ -156,6 +177,16 @@ class PostgreSQLLayer(BaseLayer):
             raise LayerUnavailable(
                 f"The database {self.database!r} has no tables for the channels yet: run 'manage.py migrate'."
             )
+
+    def _shares_backends(self, session: Session) -> bool:
+        """Whether a pooler gives two open sessions the same backend, as it does when each has it for a transaction."""
+        if not session.pooled:
+            return False
+        other = self.session(session_name("check"))
+        try:
+            return any(session.run([(sql.BACKEND, {})]) == other.run([(sql.BACKEND, {})]) for _ in range(10))
+        finally:
+            other.close()
 
     def describe(self) -> str:
         session = self.session(session_name("check"))

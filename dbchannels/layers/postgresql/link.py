@@ -17,6 +17,7 @@ from dbchannels.layers.postgresql import prepared, sql, sql_durable
 from dbchannels.layers.postgresql.audiences import Audiences
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
+from dbchannels.layers.postgresql.wakeup_check import ask_session
 from dbchannels.models import Process, parse_held
 
 if TYPE_CHECKING:
@@ -99,7 +100,10 @@ class PostgreSQLLink(Link):
         return None if seconds is None else max(0.0, seconds)
 
     def wait(self, timeout: float, *others: int) -> set[str]:
-        return self.session.wait(min(timeout, self.layer.poll_interval()), *others)
+        payloads = self.session.wait(min(timeout, self.layer.poll_interval()), *others)
+        if self.session.listens:
+            self.layer.wakeup_check.listening(self.session.generation)
+        return self.layer.wakeup_check.heard(payloads)
 
     # Giving.
 
@@ -169,6 +173,10 @@ class PostgreSQLLink(Link):
 
     def sweep(self) -> None:
         self._expire()
+        if self.layer.wakeups:
+            self.layer.wakeup_check.look(
+                self.layer.ask if self.session.listens else ask_session(self.session)
+            )
         # A restart of the database frees every lock: for one lease after an own reconnect nobody is dead.
         if time.monotonic() - self.session.connected_at < self.layer.options["lease"]:
             return

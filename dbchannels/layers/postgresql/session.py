@@ -20,6 +20,11 @@ from dbchannels.layers.postgresql import prepared, sql
 from dbchannels.layers.postgresql.prepared import LOST, SETTINGS, Prepared
 from dbchannels.waiting import wait_readable
 
+LONGEST_PAYLOAD = 128  # bytes of ours, a queue's name; anybody who may connect can NOTIFY up to 7,999
+REST = (
+    0.005  # seconds after notifications that are nobody's, or a flood of them would keep the reader looking
+)
+
 Statement = tuple[str, dict[str, Any] | tuple[Any, ...]]
 
 # libpq alone would notice a silent partition after two hours. With these it does within 15 s; times in seconds,
@@ -71,6 +76,8 @@ class Session:
         self._connection: Any = None
         self._prepared: set[str] | None = set()  # names in this connection; None: it does not keep them
         self._planned_at = 0.0  # time.monotonic()
+        #: A pooler stands between, which may give each transaction another session of the database's.
+        self.pooled = False
         #: How often it has connected: whoever remembers the number sees that the session is a new one.
         self.generation = 0
         self.connected_at = 0.0  # time.monotonic() of the last time
@@ -123,6 +130,11 @@ class Session:
         self._planned_at = now
         return [("DISCARD PLANS", {})]
 
+    @property
+    def listens(self) -> bool:
+        """Whether it LISTENs."""
+        return self._listen
+
     def transaction(self) -> Transaction:
         """Return a context in which several ``run`` are one transaction, for rare work."""
         return Transaction(self)
@@ -149,8 +161,11 @@ class Session:
             readable = wait_readable(descriptors, timeout)
             if connection.fileno() in readable:
                 self._poll(connection)
-        payloads = {notification.payload for notification in connection.notifies}
+        payloads = {one.payload for one in connection.notifies if len(one.payload) <= LONGEST_PAYLOAD}
+        strange = len(payloads) < len(connection.notifies) and not payloads
         connection.notifies.clear()
+        if strange:
+            time.sleep(REST)
         return payloads
 
     def _poll(self, connection: Any) -> None:
@@ -166,7 +181,8 @@ class Session:
     def _connected(self) -> Any:
         if self._connection is None or self._connection.closed:
             self._connection = self._connect()
-            self._prepared = set()
+            # What is set or prepared through a pooler would stay in a session that is the site's next.
+            self._prepared = None if self.pooled else set()
             self.generation += 1
             self.connected_at = time.monotonic()
         return self._connection
@@ -180,6 +196,8 @@ class Session:
                     cursor.execute("SELECT set_config('role', %s, false)", [role])
                 if self._listen:
                     cursor.execute(sql.LISTEN)
+                cursor.execute(sql.BACKEND)
+                self.pooled = cursor.fetchone()[0] != connection.get_backend_pid()
         except psycopg2.Error as error:
             if not is_unavailable(error):
                 raise

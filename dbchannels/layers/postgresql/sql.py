@@ -9,6 +9,8 @@ the queue of a process-specific channel. Equal payloads in one transaction are m
 """
 
 LISTEN = "LISTEN dbchannels"
+# Another one than libpq was told at the start: a pooler stands between.
+BACKEND = "SELECT pg_backend_pid()"
 
 # A NOTIFY fails its transaction when the queue of all notifications is full, which one idle listener inside a
 # transaction can bring about: past a half none is sent, and the poll finds the rows.
@@ -17,6 +19,11 @@ QUIET = "pg_notification_queue_usage() < 0.5"
 # for when it is known to have room, see notify_queue.py. What it says is the last of the row's parameters.
 WAKE_ONE = f" RETURNING CASE WHEN {QUIET} THEN pg_notify('dbchannels', %s) END"
 WAKE_ONE_UNASKED = "; NOTIFY dbchannels, %s"
+# How full the queue is, from 0 to 1, and whether a probe was sent; see wakeup_check.py.
+QUEUE_USAGE = "SELECT pg_notification_queue_usage(), false"
+PROBE = f"""
+SELECT pg_notification_queue_usage(), CASE WHEN {QUIET} THEN pg_notify('dbchannels', %(wake)s) END IS NOT NULL
+"""
 WAKE = f"SELECT pg_notify('dbchannels', payload) FROM unnest(%(wake)s::text[]) AS payload WHERE {QUIET}"
 
 _INSERT = """

@@ -1,0 +1,116 @@
+"""Whether wakeups arrive: the process that LISTENs has its own NOTIFY sent by another session, and listens for it.
+
+They do not when a pooler stands between that gives each transaction another session, when somebody has put a
+function in place of ``pg_notify``, or when the queue of notifications is full. The poll finds the messages all the
+same, and nobody would know why everything takes a second: so this says so, once, and once when they arrive again.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable
+
+from dbchannels.layers.postgresql import sql
+from dbchannels.layers.postgresql.session import Session
+
+log = logging.getLogger("dbchannels.layer")
+
+PROBE = "probe."  # how a probe's payload begins
+EVERY = 30.0  # seconds between two probes while they arrive; at each sweep while they do not
+WITHIN = 2.0  # seconds in which one must have arrived: NOTIFY takes 0.3 ms
+WARN_ABOVE = 0.1  # of the queue of notifications; NOTIFY is skipped above a half
+WARN_EVERY = 60.0  # seconds
+
+
+class WakeupCheck:
+    """What one process knows of its wakeups. ``heard`` is called where it waits, ``look`` where it keeps house."""
+
+    def __init__(self, poll_interval: Callable[[], float]) -> None:
+        self._poll_interval = poll_interval
+        self._lock = threading.Lock()
+        self._listener = 0  # the listening session's generation; 0: nobody waits here
+        self._probe: tuple[str, int, float] | None = (
+            None  # payload, generation, time.monotonic() of its sending
+        )
+        self._looked_at = -EVERY
+        self._warned_at = -WARN_EVERY
+        self.arrive = True
+
+    def listening(self, generation: int) -> None:
+        """Note that a session waits for notifications; another number means that it has connected anew."""
+        self._listener = generation
+
+    def heard(self, payloads: set[str]) -> set[str]:
+        """Note the probe among the payloads, and return the others; probes of other processes go too."""
+        probes = {payload for payload in payloads if payload.startswith(PROBE)}
+        with self._lock:
+            arrived = self._probe is not None and self._probe[0] in probes
+            if arrived:
+                self._probe = None
+        if arrived:
+            self._conclude(True)
+        return payloads - probes
+
+    def look(self, ask: Callable[[str, dict[str, str]], tuple[float, bool]]) -> None:
+        """Judge the last probe and send the next, and warn of a queue that fills; call it every few seconds.
+
+        ``ask`` runs a statement on another session than the listening one: through a pooler, a NOTIFY of one's own
+        session would arrive.
+        """
+        now = time.monotonic()
+        with self._lock:
+            probe, listener = self._probe, self._listener
+            overdue = probe is not None and now - probe[2] > WITHIN
+            if overdue:
+                self._probe = None
+        if overdue and probe is not None and probe[1] == listener:
+            self._conclude(False)
+        due = listener and (not self.arrive or now - self._looked_at >= EVERY) and self._probe is None
+        token = PROBE + secrets.token_hex(4)
+        if due:
+            self._looked_at = now
+            with self._lock:  # before it is sent: it may be heard at once
+                self._probe = (token, listener, now)
+        usage, sent = ask(sql.PROBE if due else sql.QUEUE_USAGE, {"wake": token})
+        if due and not sent:
+            with self._lock:
+                self._probe = None
+        self._judge_queue(usage, now)
+
+    def _conclude(self, arrive: bool) -> None:
+        if arrive == self.arrive:
+            return
+        self.arrive = arrive
+        if arrive:
+            log.warning("Wakeups arrive again.")
+        else:
+            log.warning(
+                "Wakeups do not arrive: the poll finds the messages every %g s. See that no pooler in transaction mode "
+                "stands between this process and the database (OPTIONS['direct'] goes round it), and that nothing "
+                "replaces pg_notify.",
+                self._poll_interval(),
+            )
+
+    def _judge_queue(self, usage: float, now: float) -> None:
+        if usage > WARN_ABOVE and now - self._warned_at >= WARN_EVERY:
+            self._warned_at = now
+            log.warning(
+                "The database's queue of notifications is %.0f %% full: a session that LISTENs sits in a transaction. "
+                "End it (pg_stat_activity, state 'idle in transaction'); above 50 %% nobody is woken, and the poll "
+                "finds the messages every %g s.",
+                usage * 100,
+                self._poll_interval(),
+            )
+
+
+def ask_session(session: Session) -> Callable[[str, dict[str, str]], tuple[float, bool]]:
+    """Return what runs a statement of ``look`` on a session."""
+
+    def ask(statement: str, values: dict[str, str]) -> tuple[float, bool]:
+        ((usage, sent),) = session.run([(statement, values)])
+        return usage, sent
+
+    return ask
