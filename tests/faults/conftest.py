@@ -49,13 +49,32 @@ def sqlite_site(tmp_path: Path) -> Iterator[LiveSite]:
 @pytest.fixture
 def silent_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
     """A site on a database that takes every NOTIFY and tells nobody."""
-    name = str(postgresql_database("dbchannels_silent")["NAME"])
+    yield from hooked_site("pg_notify(text, text) RETURNS void LANGUAGE sql AS 'SELECT'", tmp_path_factory)
+
+
+@pytest.fixture
+def filling_site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
+    """A site whose queue of notifications is as full as its table ``usage`` says: at first 12 %.
+
+    To fill 8 GB in earnest would take longer than all tests together.
+    """
+    hook = "pg_notification_queue_usage() RETURNS float LANGUAGE sql AS 'SELECT max(share) FROM public.usage'"
+    yield from hooked_site(
+        hook, tmp_path_factory, "CREATE TABLE public.usage AS SELECT 0.12::float AS share; "
+    )
+
+
+def hooked_site(
+    function: str, tmp_path_factory: pytest.TempPathFactory, before: str = ""
+) -> Iterator[LiveSite]:
+    """Lend a site on a database with a function in place of one of PostgreSQL's."""
+    name = str(postgresql_database("dbchannels_hooked")["NAME"])
     entry = {**settings.DATABASES["default"], "NAME": name}
     keys = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT")
-    site = migrated({key: entry.get(key, "") for key in keys}, tmp_path_factory.mktemp("silent"))
+    site = migrated({key: entry.get(key, "") for key in keys}, tmp_path_factory.mktemp("hooked"))
     # A name without a schema is looked for along the path, and ours comes first.
     site.rows(
-        "CREATE FUNCTION public.pg_notify(text, text) RETURNS void LANGUAGE sql AS 'SELECT'; "
+        f"{before}CREATE FUNCTION public.{function}; "
         f"ALTER DATABASE {name} SET search_path = public, pg_catalog"
     )
     yield from quiet(site)

@@ -14,6 +14,9 @@ pytestmark = pytest.mark.postgresql
 #: Nobody looks unless woken: what arrives all the same was told by a NOTIFY.
 NEVER_LOOK = {"DBCHANNELS": {"default": {"OPTIONS": {"poll_interval": 3600}}}}
 
+#: Whether wakeups arrive is looked at three times a second.
+LOOK_AFTER_OFTEN = {"DBCHANNELS": {"default": {"OPTIONS": {"lease": 1.0}}}}
+
 
 def room(served: Served, number: int) -> list[Socket]:
     """Open sockets in one room."""
@@ -139,9 +142,10 @@ def listening(site: LiveSite) -> Any:
 
 def test_without_any_notify_the_poll_delivers(silent_site):
     witness = listening(silent_site)
-    served = silent_site.serve("--workers", "2")
+    served = silent_site.serve("--workers", "2", settings=LOOK_AFTER_OFTEN)
     sockets = room(served, 1)
     heard_by_all(sockets, "one")
+    served.wait_for_line("Wakeups do not arrive: the poll finds the messages every 1 s.")
     silent_site.send("ledger", {"text": "durable"})
     until(lambda: "durable" in silent_site.entries(), "a durable message has run")
     assert served.get("/").text == "hello"
@@ -149,3 +153,40 @@ def test_without_any_notify_the_poll_delivers(silent_site):
     assert witness.notifies == []
     unbroken(silent_site, served, sockets)
     witness.close()
+    assert served.output().count("Wakeups do not arrive") == 1
+
+
+# Fault 9: the queue of notifications fills, because a session that LISTENs sits in a transaction.
+
+
+def test_a_queue_that_fills_is_said_and_past_a_half_nobody_is_notified(filling_site):
+    served = filling_site.serve("--workers", "2", settings=LOOK_AFTER_OFTEN)
+    served.wait_for_line("queue of notifications is 12 % full")
+    sockets = room(served, 2)
+    heard_by_all(sockets, "notified")
+    filling_site.rows("UPDATE usage SET share = 0.6")
+    witness = listening(filling_site)
+    heard_by_all(sockets, "one", "two")
+    filling_site.send("ledger", {"text": "durable"})
+    until(lambda: "durable" in filling_site.entries(), "a durable message has run")
+    witness.poll()
+    assert (
+        len(witness.notifies) <= 2
+    )  # of one second, in which the servers and workers may not have asked again
+    unbroken(filling_site, served, sockets)
+    witness.close()
+    assert served.output().count("queue of notifications is") == 1
+
+
+# Fault 36: another user of the database fills everybody's ears.
+
+
+def test_garbage_holds_up_nobody_and_nothing_is_printed(site):
+    served = site.serve("--workers", "2", settings=NEVER_LOOK)
+    sockets = room(served, 2)
+    heard_by_all(sockets, "before")
+    printed = served.output()
+    site.rows("SELECT pg_notify('dbchannels', repeat('x', 7990) || g) FROM generate_series(1, 5000) AS g")
+    heard_by_all(sockets, *map(str, range(20)))
+    assert served.output() == printed
+    unbroken(site, served, sockets)

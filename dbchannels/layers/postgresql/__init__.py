@@ -156,7 +156,7 @@ class PostgreSQLLayer(BaseLayer):
     def ask(self, statement: str, values: dict[str, str]) -> tuple[float, bool]:
         """Run a statement of the wakeups' check on Django's connection."""
         try:
-            ((usage, sent),) = self._query(statement, values)
+            ((usage, sent, _),) = self._query(statement, values)
         except (InterfaceError, OperationalError) as error:
             raise LayerUnavailable(one_line(error)) from error
         return usage, sent

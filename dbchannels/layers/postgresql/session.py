@@ -21,9 +21,7 @@ from dbchannels.layers.postgresql.prepared import LOST, SETTINGS, Prepared
 from dbchannels.waiting import wait_readable
 
 LONGEST_PAYLOAD = 128  # bytes of ours, a queue's name; anybody who may connect can NOTIFY up to 7,999
-REST = (
-    0.005  # seconds after notifications that are nobody's, or a flood of them would keep the reader looking
-)
+REST = 0.005  # seconds in which strange ones are only read and dropped: so often at most they wake a reader
 
 Statement = tuple[str, dict[str, Any] | tuple[Any, ...]]
 
@@ -156,17 +154,23 @@ class Session:
         """
         with self._lock:
             connection = self._connected()
+        payloads, strange = self._hear(connection, timeout, others)
+        ends_at = time.monotonic() + REST
+        while strange and not payloads and (left := ends_at - time.monotonic()) > 0:
+            payloads, _ = self._hear(connection, left, ())
+        return payloads
+
+    def _hear(self, connection: Any, timeout: float, others: Sequence[int]) -> tuple[set[str], bool]:
+        """Return the payloads that can be ours, and whether there were others."""
         if not connection.notifies:
             descriptors = [connection.fileno(), *others]
             readable = wait_readable(descriptors, timeout)
             if connection.fileno() in readable:
                 self._poll(connection)
-        payloads = {one.payload for one in connection.notifies if len(one.payload) <= LONGEST_PAYLOAD}
-        strange = len(payloads) < len(connection.notifies) and not payloads
+        payloads = {one.payload for one in connection.notifies}
         connection.notifies.clear()
-        if strange:
-            time.sleep(REST)
-        return payloads
+        ours = {payload for payload in payloads if len(payload) <= LONGEST_PAYLOAD}
+        return ours, len(ours) < len(payloads)
 
     def _poll(self, connection: Any) -> None:
         try:

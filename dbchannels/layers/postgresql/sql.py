@@ -20,9 +20,9 @@ QUIET = "pg_notification_queue_usage() < 0.5"
 WAKE_ONE = f" RETURNING CASE WHEN {QUIET} THEN pg_notify('dbchannels', %s) END"
 WAKE_ONE_UNASKED = "; NOTIFY dbchannels, %s"
 # How full the queue is, from 0 to 1, and whether a probe was sent; see wakeup_check.py.
-QUEUE_USAGE = "SELECT pg_notification_queue_usage(), false"
+QUEUE_USAGE = "SELECT pg_notification_queue_usage(), false, NULL"
 PROBE = f"""
-SELECT pg_notification_queue_usage(), CASE WHEN {QUIET} THEN pg_notify('dbchannels', %(wake)s) END IS NOT NULL
+SELECT pg_notification_queue_usage(), {QUIET}, CASE WHEN {QUIET} THEN pg_notify('dbchannels', %(wake)s) END
 """
 WAKE = f"SELECT pg_notify('dbchannels', payload) FROM unnest(%(wake)s::text[]) AS payload WHERE {QUIET}"
 

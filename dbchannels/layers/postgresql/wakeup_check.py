@@ -110,7 +110,7 @@ def ask_session(session: Session) -> Callable[[str, dict[str, str]], tuple[float
     """Return what runs a statement of ``look`` on a session."""
 
     def ask(statement: str, values: dict[str, str]) -> tuple[float, bool]:
-        ((usage, sent),) = session.run([(statement, values)])
+        ((usage, sent, _),) = session.run([(statement, values)])
         return usage, sent
 
     return ask
