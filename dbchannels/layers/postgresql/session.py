@@ -17,6 +17,7 @@ import psycopg2.extensions
 
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import prepared, sql
+from dbchannels.layers.postgresql.deadline import ANSWER_WITHIN, Deadline, watched
 from dbchannels.layers.postgresql.prepared import LOST, SETTINGS, Prepared
 from dbchannels.waiting import wait_readable
 
@@ -26,7 +27,7 @@ REST = 0.005  # seconds in which strange ones are only read and dropped: so ofte
 Statement = tuple[str, dict[str, Any] | tuple[Any, ...]]
 
 # libpq alone would notice a silent partition after two hours. With these it does within 15 s; times in seconds,
-# tcp_user_timeout in milliseconds: https://www.postgresql.org/docs/current/libpq-connect.html
+# tcp_user_timeout in milliseconds; sql.KEEPALIVE says the same to the other end, and deadline.py what they miss: https://www.postgresql.org/docs/current/libpq-connect.html
 _KEEPALIVE = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
@@ -72,6 +73,8 @@ class Session:
         self._listen = listen
         self._lock = threading.RLock()
         self._connection: Any = None
+        self._deadline: Deadline | None = None  # with the connection
+        self._backend = 0  # the process id of the connection's other end, and of the last one's
         self._prepared: set[str] | None = set()  # names in this connection; None: it does not keep them
         self._planned_at = 0.0  # time.monotonic()
         #: A pooler stands between, which may give each transaction another session of the database's.
@@ -90,16 +93,16 @@ class Session:
         """
         with self._lock:
             connection = self._connected()
+            assert self._deadline
             try:
-                with connection.cursor() as cursor:
+                with self._deadline, connection.cursor() as cursor:
                     text = b";".join(cursor.mogrify(text, values) for text, values in statements)
                     cursor.execute(text)
                     return cursor.fetchall() if cursor.description else []
             except psycopg2.Error as error:
                 if isinstance(error, LOST) or not is_unavailable(error):
                     raise
-                self.close()
-                raise LayerUnavailable(one_line(error)) from error
+                raise self._lost(error) from error
 
     def run_prepared(self, statements: Sequence[tuple[Prepared, dict[str, Any]]]) -> list[tuple[Any, ...]]:
         """Do what ``run`` does, with statements that are planned once for each connection, where it keeps them."""
@@ -140,6 +143,9 @@ class Session:
     def close(self) -> None:
         """Let the connection go; the next statement opens another."""
         connection, self._connection = self._connection, None
+        deadline, self._deadline = self._deadline, None
+        if deadline is not None:
+            deadline.close()
         if connection is not None:
             with suppress(psycopg2.Error):
                 connection.close()
@@ -179,34 +185,49 @@ class Session:
             if not connection.notifies:
                 connection.poll()
         except psycopg2.Error as error:
-            self.close()
-            raise LayerUnavailable(one_line(error)) from error
+            raise self._lost(error) from error
+
+    def _lost(self, error: Exception) -> LayerUnavailable:
+        """Let the connection go that an error has broken; return the error to raise."""
+        silent = self._deadline is not None and self._deadline.overdue
+        self.close()
+        return LayerUnavailable(f"no answer within {ANSWER_WITHIN:g} s" if silent else one_line(error))
 
     def _connected(self) -> Any:
-        if self._connection is None or self._connection.closed:
-            self._connection = self._connect()
+        if self._deadline is None or self._connection.closed:
+            self.close()
+            self._connect()
             # What is set or prepared through a pooler would stay in a session that is the site's next.
             self._prepared = None if self.pooled else set()
             self.generation += 1
             self.connected_at = time.monotonic()
         return self._connection
 
-    def _connect(self) -> Any:
+    def _connect(self) -> None:
         try:
-            connection = psycopg2.connect(**connection_parameters(self._settings, self._name))
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                if role := self._settings.get("OPTIONS", {}).get("assume_role"):
-                    cursor.execute("SELECT set_config('role', %s, false)", [role])
-                if self._listen:
-                    cursor.execute(sql.LISTEN)
-                cursor.execute(sql.BACKEND)
-                self.pooled = cursor.fetchone()[0] != connection.get_backend_pid()
+            self._connection = psycopg2.connect(**connection_parameters(self._settings, self._name))
+            self._connection.autocommit = True
+            self._deadline = watched(self._connection)
+            with self._deadline, self._connection.cursor() as cursor:
+                self._set_up(cursor)
+            self._backend = self._connection.get_backend_pid()
         except psycopg2.Error as error:
+            lost = self._lost(error)
             if not is_unavailable(error):
                 raise
-            raise LayerUnavailable(one_line(error)) from error
-        return connection
+            raise lost from error
+
+    def _set_up(self, cursor: Any) -> None:
+        cursor.execute(sql.KEEPALIVE)
+        # The database may not know yet that the last one has ended: it would keep its locks, and its claim may be
+        # under way. By name, since the number may be another's by now.
+        cursor.execute(sql.END_LAST, {"pid": self._backend, "name": self._name[:63]})
+        if role := self._settings.get("OPTIONS", {}).get("assume_role"):
+            cursor.execute("SELECT set_config('role', %s, false)", [role])
+        if self._listen:
+            cursor.execute(sql.LISTEN)
+        cursor.execute(sql.BACKEND)
+        self.pooled = cursor.fetchone()[0] != self._connection.get_backend_pid()
 
 
 class Transaction:
@@ -218,7 +239,7 @@ class Transaction:
     def __enter__(self) -> None:
         self._session._lock.acquire()
         try:
-            self._session.run([("BEGIN", {})])
+            self._session.run([(sql.BEGIN, {})])
         except BaseException:
             self._session._lock.release()
             raise

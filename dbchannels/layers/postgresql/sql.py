@@ -12,6 +12,19 @@ LISTEN = "LISTEN dbchannels"
 # Another one than libpq was told at the start: a pooler stands between.
 BACKEND = "SELECT pg_backend_pid()"
 
+# A backend whose client fell silent ends in 11 s instead of two hours, and its locks are free; over a Unix socket these
+# do nothing (https://www.postgresql.org/docs/current/runtime-config-connection.html).
+KEEPALIVE = """
+SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
+SET tcp_user_timeout = 10000
+"""
+END_LAST = """
+SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+WHERE pid = %(pid)s AND application_name = %(name)s AND pid <> pg_backend_pid()
+"""
+# Rows that a silent client has locked are free again after 15 s.
+BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 15000"
+
 # A NOTIFY fails its transaction when the queue of all notifications is full, which one idle listener inside a
 # transaction can bring about: past a half none is sent, and the poll finds the rows.
 QUIET = "pg_notification_queue_usage() < 0.5"
