@@ -15,6 +15,7 @@ from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
 from dbchannels.layers.postgresql import prepared, sql, sql_durable
 from dbchannels.layers.postgresql.audiences import Audiences
+from dbchannels.layers.postgresql.doubt import Doubt
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
 from dbchannels.layers.postgresql.wakeup_check import ask_session
@@ -33,6 +34,7 @@ class PostgreSQLLink(Link):
         super().__init__(layer)
         self.session = session
         self._audiences = Audiences()
+        self._popping, self._claiming = Doubt(), Doubt()
         self._locked: tuple[str, int] = (
             "",
             0,
@@ -41,8 +43,12 @@ class PostgreSQLLink(Link):
     # Taking.
 
     def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+        if holder and self._popping:
+            with self.session.transaction():
+                self._tell_held(holder)  # by now it has finished what it knows of
         protocol = [queue for queue in queues if names.is_protocol(queue)]
-        found = self._pop_protocol(protocol, limit, holder) if protocol else []
+        with self._popping:
+            found = self._pop_protocol(protocol, limit, holder) if protocol else []
         durable = [queue for queue in queues if not names.is_protocol(queue)]
         if durable and len(found) < limit:
             values = {"queues": durable, "limit": limit - len(found)}
@@ -67,11 +73,14 @@ class PostgreSQLLink(Link):
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[Delivery]:
+        if self._claiming:
+            self.session.run([(sql_durable.RELEASE_ALL, {"worker": worker})])
         limits = at_most or {}
-        found = self._claim([one for one in channels if one not in limits], limit, worker)
-        limited = [one for one in channels if one in limits]
-        if limited and len(found) < limit:
-            found += self._claim(limited, limit - len(found), worker, limits)
+        with self._claiming:
+            found = self._claim([one for one in channels if one not in limits], limit, worker)
+            limited = [one for one in channels if one in limits]
+            if limited and len(found) < limit:
+                found += self._claim(limited, limit - len(found), worker, limits)
         return found
 
     def _claim(
@@ -196,12 +205,16 @@ class PostgreSQLLink(Link):
         gone = self.session.run([(unregister, {"name": name})])
         if not gone:
             return
-        for (messages,) in self.session.run([(sql.UNHOLD, {"name": name})]):
-            self.apply(notice_sends(parse_held(messages), "worker died", self.layer.options["expiry"]))
+        self._tell_held(name)
         self.session.run([(sql_durable.UNCLAIM, {"name": name})])
         kind, queue = gone[0]
         if kind == Process.SERVER:
             self._clean_up_server(name, queue)
+
+    def _tell_held(self, name: str) -> None:
+        """Tell the clients of what a worker holds that it is lost."""
+        for (messages,) in self.session.run([(sql.UNHOLD, {"name": name})]):
+            self.apply(notice_sends(parse_held(messages), "worker died", self.layer.options["expiry"]))
 
     def _clean_up_server(self, name: str, queue: str) -> None:
         self.session.run([(sql.MEMBERSHIPS_OF, {"queue": queue})])

@@ -140,6 +140,11 @@ FROM unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS unstarted(id, attempt)
 WHERE message.id = unstarted.id AND message.attempts = unstarted.attempt AND message.claimed_by = %(worker)s
 """
 
+# Whoever claims holds nothing any more: what is claimed in its name was claimed by a statement without an answer.
+RELEASE_ALL = """
+UPDATE dbchannels_durablemessage SET claimed_by = NULL, attempts = attempts - 1 WHERE claimed_by = %(worker)s
+"""
+
 RETRY = """
 UPDATE dbchannels_durablemessage AS message
 SET claimed_by = NULL, due_at = statement_timestamp() + failed.seconds * interval '1 second'
