@@ -21,6 +21,12 @@ def stream(message):
     time.sleep(message.get("sleep", 0))
 
 
+@consumer("http.noted")
+def noted(message):
+    """Write down that a protocol message came."""
+    Entry.objects.create(text=message["text"], pid=os.getpid())
+
+
 @consumer("timed")
 def timed(message):
     """Write down how many seconds it took to arrive, by the clock of this machine."""

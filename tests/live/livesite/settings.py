@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from livesite import clock
+
 SECRET_KEY = "only for the tests"
 DEBUG = False
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
@@ -46,3 +48,9 @@ USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 globals().update(json.loads(os.environ.get("LIVESITE_SETTINGS", "{}")))
+
+# So that pg_stat_activity says whose connection it is; those of the layer say it by themselves.
+if DATABASES["default"]["ENGINE"].endswith("postgresql"):
+    DATABASES["default"].setdefault("OPTIONS", {})["application_name"] = f"site {os.getpid()}"
+if "CLOCK" in globals():
+    clock.shift(CLOCK)  # noqa: F821  (of LIVESITE_SETTINGS)

@@ -14,7 +14,7 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from dbchannels import Channel
-from livesite import imported
+from livesite import imported, sending
 from livesite.models import Entry
 
 imported.note(__name__)
@@ -157,4 +157,5 @@ urlpatterns = [
     path("empty", empty),
     path("send", send),
     path("sends-a-set", sends_a_set),
+    path("sends/<how>/<channel>/<text>", sending.sends),
 ]
