@@ -9,12 +9,15 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
+from django.conf import settings
 from django.core import signals
 from django.core.handlers.base import BaseHandler
 from django.core.handlers.wsgi import WSGIRequest
+from django.db import InterfaceError, OperationalError
 from django.http import FileResponse, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
@@ -54,7 +57,13 @@ class ViewHandler(BaseHandler):
         except UnicodeDecodeError:
             log.warning("Bad Request (UnicodeDecodeError)", exc_info=sys.exc_info())
             return HttpResponse("The address is not UTF-8.", status=400, content_type="text/plain")
-        response = self.get_response(request)
+        with outages() as outage:
+            response = self.get_response(request)
+        if outage and response.status_code == 500 and not settings.DEBUG:
+            response.close()
+            response = HttpResponse(
+                _AWAY, status=503, content_type="text/plain", headers={"Retry-After": "5"}
+            )
         response._handler_class = type(self)  # type: ignore[attr-defined]
         return response
 
@@ -67,6 +76,40 @@ class ViewHandler(BaseHandler):
         )
         writer.run(_head(response), _pieces(response))
         return []
+
+
+_AWAY = "The site's database cannot be used now: try again soon."
+# Connection exceptions, insufficient resources (a full disk, too many connections), and a server that stops:
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_AWAY_CODES = ("08", "53", "57P")
+
+
+@contextmanager
+def outages() -> Iterator[list[BaseException]]:
+    """Collect what views raise in the block because their database cannot be used: it is not the site's fault."""
+    found: list[BaseException] = []
+
+    def look(**_: Any) -> None:
+        error = sys.exc_info()[1]
+        if error is not None and is_outage(error):
+            found.append(error)
+
+    signals.got_request_exception.connect(look)
+    try:
+        yield found
+    finally:
+        signals.got_request_exception.disconnect(look)
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error of Django's says that PostgreSQL cannot be used now; without a code it was not reached."""
+    if not isinstance(error, (OperationalError, InterfaceError)):
+        return False
+    cause = error.__cause__
+    codes = [
+        getattr(cause, name) for name in ("sqlstate", "pgcode") if hasattr(cause, name)
+    ]  # psycopg 3 and 2
+    return bool(codes) and (codes[0] is None or codes[0].startswith(_AWAY_CODES))
 
 
 def _pieces(response: HttpResponseBase) -> Iterator[bytes]:

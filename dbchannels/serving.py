@@ -79,6 +79,7 @@ def run(plan: Plan, write: Write) -> None:
             plan.port,
             allowed_hosts(),
             http_timeout=plan.http_timeout,
+            handshake_timeout=min(plan.http_timeout, Options().handshake_timeout),
             drain_timeout=plan.graceful_timeout,
         )
         server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead), options)

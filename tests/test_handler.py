@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import sqlite3
 import threading
 
 import pytest
 from django.core import signals
+from django.db import OperationalError
 from django.http import (
     FileResponse,
     HttpResponse,
@@ -19,7 +21,7 @@ from django.http import (
 from django.urls import path, reverse
 
 from dbchannels import Channel, Message, channel_layers, codec, conf, route, streaming, worker
-from dbchannels.handler import ViewHandler, make_environ
+from dbchannels.handler import ViewHandler, is_outage, make_environ
 from dbchannels.layers import make_layer
 from dbchannels.layers.link import Link
 from dbchannels.routing import Routing
@@ -131,6 +133,18 @@ def broken(request):
     raise RuntimeError("The view's own words.")
 
 
+def without_database(request, code):
+    """Fail as Django does when the database cannot be used."""
+    raise OperationalError("FATAL") from DriversError(None if code == "none" else code)
+
+
+class DriversError(Exception):
+    """What psycopg2 raises; psycopg 3 calls the code ``sqlstate``."""
+
+    def __init__(self, code):
+        self.pgcode = code
+
+
 def broken_stream(request):
     """Fail after the first piece."""
 
@@ -162,6 +176,7 @@ urlpatterns = [
     path("cookies/", cookies),
     path("headers/", headers),
     path("broken/", broken),
+    path("without-database/<code>/", without_database),
     path("broken-stream/", broken_stream),
     path("quits/", quits),
     path("sends/", sends),
@@ -433,6 +448,32 @@ def test_a_view_that_fails_is_500_and_logged(client, caplog):
 def test_a_view_that_fails_shows_its_traceback_with_debug(client, settings):
     settings.DEBUG = True
     assert b"The view&#x27;s own words." in whole(client, "/broken/")["content"]
+
+
+@pytest.mark.parametrize("code", ["none", "53100", "53300", "57P03", "08006"])
+def test_a_view_whose_database_cannot_be_used_is_503(client, code, caplog):
+    response = whole(client, f"/without-database/{code}/")
+    assert (response["status"], values(response, b"Retry-After")) == (503, [b"5"])
+    assert b"try again soon" in response["content"]
+    assert "FATAL" in caplog.text
+
+
+@pytest.mark.parametrize("code", ["40P01", "57014"])
+def test_another_error_of_the_database_is_500(client, code):
+    assert whole(client, f"/without-database/{code}/")["status"] == 500
+
+
+def test_an_error_of_sqlite_is_none_of_these():
+    error = OperationalError("no such table")
+    error.__cause__ = sqlite3.OperationalError("no such table")
+    assert not is_outage(error)
+
+
+def test_an_outage_shows_its_traceback_with_debug(client, settings):
+    settings.DEBUG = True
+    response = whole(client, "/without-database/53100/")
+    assert response["status"] == 500
+    assert b"FATAL" in response["content"]
 
 
 # Responses in chunks.
