@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from django.apps import AppConfig
+from django.db import connections
+from django.db.models.signals import post_migrate
 
 
 class DBChannelsConfig(AppConfig):
@@ -15,3 +20,20 @@ class DBChannelsConfig(AppConfig):
     def ready(self) -> None:
         """Register the system checks (consumers are found by workers only)."""
         from dbchannels import checks  # noqa: F401  (the import registers them)
+
+        post_migrate.connect(make_functions, sender=self)
+
+
+def make_functions(using: str, **kwargs: Any) -> None:
+    """Make what migration 0002 does, where tables are made without migrations, as some test runners do."""
+    connection = connections[using]
+    if connection.vendor != "postgresql":
+        return
+    storage = import_module("dbchannels.migrations.0002_postgresql_storage")
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT to_regclass('dbchannels_membership') IS NOT NULL AND NOT EXISTS"
+            " (SELECT FROM pg_proc WHERE proname = 'dbchannels_send_group')"
+        )
+        if cursor.fetchone()[0]:
+            cursor.execute(storage.SEND_GROUP)

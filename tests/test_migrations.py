@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from django.apps import apps
 from django.core.management import call_command
+from django.core.management.sql import emit_post_migrate_signal
 from django.db import connections
 
 from dbchannels.exceptions import LayerUnavailable
@@ -213,3 +214,15 @@ def test_a_database_that_was_not_migrated_is_one_sentence(layer, back_to):
     with raises(LayerUnavailable) as refused:
         channel_layers["default"].check()
     assert "run 'manage.py migrate'" in refused.sentence
+
+
+@postgresql
+def test_tables_made_without_migrations_can_broadcast_too(layer):
+    with connections[layer.database].cursor() as cursor:
+        cursor.execute("DROP FUNCTION dbchannels_send_group")
+    apps.get_app_config("dbchannels").ready()
+    for _ in range(2):  # it is there already at the second
+        emit_post_migrate_signal(verbosity=0, interactive=False, db=layer.database)
+    layer.group_add("group", "reply.a!b")
+    layer.send_group("group", {"text": "hi"})
+    assert layer.receive(["reply.a!"]) == ("reply.a!b", {"text": "hi"})
