@@ -275,6 +275,7 @@ class DatabaseLayer(BaseLayer):
         with self.atomic():
             while part := list(islice(rest, 500)):  # a statement takes a limited number of values
                 moved += self._replay(part)
+        self.wake({"d"} if moved else set())
         return moved
 
     def _replay(self, ids: Sequence[int]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 
 import psycopg2
 import pytest
@@ -44,11 +45,12 @@ def database():
 
 @pytest.fixture
 def check(monkeypatch):
-    """A check of a process that listens; a probe is overdue at once."""
+    """A check of a process that listens and waits; a probe is overdue at once."""
     monkeypatch.setattr(wakeup_check, "WITHIN", -1.0)
     made = WakeupCheck(lambda: 1.0)
     made.listening(1)
-    return made
+    with made.waiting():
+        yield made
 
 
 @pytest.fixture
@@ -98,6 +100,31 @@ def test_one_that_is_not_overdue_is_waited_for(check, database, said, monkeypatc
     for _ in range(3):
         check.look(database)
     assert (len(database.sent), said()) == (1, [])
+
+
+def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
+    """A worker that always has messages never waits, and hears nothing."""
+    monkeypatch.setattr(wakeup_check, "WITHIN", 0.0)
+    check = WakeupCheck(lambda: 1.0)
+    check.listening(1)
+    for _ in range(3):
+        check.look(database)
+    assert said() == []
+    with check.waiting():
+        pass  # it has waited, long enough, and has heard none
+    check.look(database)
+    assert said() == [FAILING]
+
+
+def test_a_wait_that_ends_with_its_session_proves_nothing(database, said, monkeypatch):
+    monkeypatch.setattr(wakeup_check, "WITHIN", 0.0)
+    check = WakeupCheck(lambda: 1.0)
+    check.listening(1)
+    check.look(database)
+    with pytest.raises(LayerUnavailable), check.waiting():
+        raise LayerUnavailable
+    check.look(database)
+    assert said() == []
 
 
 def test_who_does_not_listen_sends_none(database, said):
@@ -160,6 +187,18 @@ def test_a_worker_that_listens_itself_is_sent_its_probe_by_django(layer, new_lin
     layer.ask = lambda statement, values: asked.append(statement) or (0.0, True)
     link.sweep()
     assert asked == [sql.PROBE]
+
+
+@on_postgresql
+def test_a_thread_beside_the_one_that_waits_sends_no_probe(layer, new_link):
+    """It would need a connection of Django's of its own."""
+    link = new_link(layer)
+    link.wait(0)
+    layer.ask = lambda statement, values: pytest.fail("It asked.")
+    thread = threading.Thread(target=link.sweep)
+    thread.start()
+    thread.join(DEADLINE)
+    assert layer.wakeup_check._probe is None
 
 
 @on_postgresql

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -35,6 +36,7 @@ class PostgreSQLLink(Link):
         self.session = session
         self._audiences = Audiences()
         self._popping, self._claiming = Doubt(), Doubt()
+        self._waiter = 0  # the thread that waits
         self._locked: tuple[str, int] = (
             "",
             0,
@@ -109,10 +111,15 @@ class PostgreSQLLink(Link):
         return None if seconds is None else max(0.0, seconds)
 
     def wait(self, timeout: float, *others: int) -> set[str]:
-        payloads = self.session.wait(min(timeout, self.layer.poll_interval()), *others)
-        if self.session.listens:
-            self.layer.wakeup_check.listening(self.session.generation)
-        return self.layer.wakeup_check.heard(payloads)
+        timeout = min(timeout, self.layer.poll_interval())
+        if not self.session.listens:
+            return self.session.wait(timeout, *others)
+        self._waiter = threading.get_ident()
+        check = self.layer.wakeup_check
+        with check.waiting():
+            payloads = self.session.wait(timeout, *others)
+            check.listening(self.session.generation)
+            return check.heard(payloads)
 
     # Giving.
 
@@ -182,10 +189,12 @@ class PostgreSQLLink(Link):
 
     def sweep(self) -> None:
         self._expire()
-        if self.layer.wakeups:
+        if self.layer.wakeups and not self.session.listens:
+            self.layer.wakeup_check.look(ask_session(self.session))
+        elif self.layer.wakeups and threading.get_ident() == self._waiter:
             self.layer.wakeup_check.look(
-                self.layer.ask if self.session.listens else ask_session(self.session)
-            )
+                self.layer.ask
+            )  # Django's connection, which no other thread may open too
         # A restart of the database frees every lock: for one lease after an own reconnect nobody is dead.
         if time.monotonic() - self.session.connected_at < self.layer.options["lease"]:
             return

@@ -11,7 +11,8 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from dbchannels.layers.postgresql import sql
 from dbchannels.layers.postgresql.session import Session
@@ -32,9 +33,10 @@ class WakeupCheck:
         self._poll_interval = poll_interval
         self._lock = threading.Lock()
         self._listener = 0  # the listening session's generation; 0: nobody waits here
-        self._probe: tuple[str, int, float] | None = (
-            None  # payload, generation, time.monotonic() of its sending
-        )
+        #: Its payload, the listener's generation, and time.monotonic() of its sending.
+        self._probe: tuple[str, int, float] | None = None
+        self._waiting_since: float | None = None  # time.monotonic(), while somebody waits
+        self._waited_from = 0.0  # when the last wait that ended had begun
         self._looked_at = -EVERY
         self._warned_at = -WARN_EVERY
         self.arrive = True
@@ -42,6 +44,23 @@ class WakeupCheck:
     def listening(self, generation: int) -> None:
         """Note that a session waits for notifications; another number means that it has connected anew."""
         self._listener = generation
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note that notifications are looked at meanwhile: who is busy hears none, and that proves nothing."""
+        self._waiting_since = began = time.monotonic()
+        try:
+            yield
+            self._waited_from = began
+        finally:
+            self._waiting_since = None
+
+    def _is_overdue(self, sent_at: float) -> bool:
+        """Whether somebody has waited for longer than a probe takes, or begun to when it must have been there."""
+        if self._waited_from > sent_at + WITHIN:
+            return True
+        since = self._waiting_since
+        return since is not None and time.monotonic() - max(since, sent_at) > WITHIN
 
     def heard(self, payloads: set[str]) -> set[str]:
         """Note the probe among the payloads, and return the others; probes of other processes go too."""
@@ -63,7 +82,7 @@ class WakeupCheck:
         now = time.monotonic()
         with self._lock:
             probe, listener = self._probe, self._listener
-            overdue = probe is not None and now - probe[2] > WITHIN
+            overdue = probe is not None and self._is_overdue(probe[2])
             if overdue:
                 self._probe = None
         if overdue and probe is not None and probe[1] == listener:
