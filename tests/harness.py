@@ -115,12 +115,13 @@ class LiveSite:
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Run a statement on the site's database; return its rows, of an UPDATE or DELETE none."""
-        with closing(self._connect()) as connection:
+        with closing(self.connect()) as connection:
             cursor = connection.cursor()
             cursor.execute(query)
             return list(cursor.fetchall()) if cursor.description else []
 
-    def _connect(self) -> Any:
+    def connect(self) -> Any:
+        """Open a connection to the site's database, in autocommit."""
         if self.database["ENGINE"].endswith("sqlite3"):
             return sqlite3.connect(self.database["NAME"], timeout=20, isolation_level=None)
         keys = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}

@@ -18,11 +18,11 @@ def options(**given: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def on_postgresql() -> Iterator[tuple[LiveSite, EmbeddedPostgres]]:
-    """Lend a site on a PostgreSQL server of its own, which keeps what it has acknowledged."""
+def on_postgresql(**settings: str) -> Iterator[tuple[LiveSite, EmbeddedPostgres]]:
+    """Lend a site on a PostgreSQL server of its own, with these settings, which keeps what it has acknowledged."""
     with (
         tempfile.TemporaryDirectory(prefix="dbchannels-soak-") as folder,
-        EmbeddedPostgres.start() as server,
+        EmbeddedPostgres.start(settings=settings) as server,
         _migrated(LiveSite(server.settings(), Path(folder))) as site,
     ):
         yield site, server
