@@ -11,7 +11,7 @@ from livesite.models import Entry
 def booked(message):
     """Write it into the ledger, together with the end of the message."""
     Entry.objects.create(text=message["text"], pid=os.getpid())
-    time.sleep(message.get("sleep", 0))
+    time.sleep(message.get("sleep", 0) + (message.get("sleep-first", 0) if message.attempt == 1 else 0))
 
 
 @consumer("stream")
