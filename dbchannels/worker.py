@@ -154,8 +154,9 @@ class Worker:
             bell.ring()
 
     def _wait(self) -> None:
-        """Wait for a wakeup, for the next delayed message to be due, or for the poll."""
-        timeout = min(self.layer.poll_interval(), self._timetable.seconds_left())
+        """Wait for a wakeup, for the next delayed message to be due, for the poll, or to renew the lease."""
+        lease = self.layer.options["lease"]
+        timeout = min(self.layer.poll_interval(), lease / 3, self._timetable.seconds_left())
         if self._durable and (due := self.link.next_due()) is not None:
             timeout = min(timeout, due)
         others = [self._wake.reader, *([] if self._life is None else [self._life])]

@@ -766,6 +766,16 @@ def test_the_lease_is_renewed_while_a_consumer_runs(new_layer, new_worker, run):
     released.set()
 
 
+def test_the_lease_is_renewed_while_nothing_comes_however_rare_the_poll(new_layer, new_worker, run):
+    new_layer(lease=0.15, poll_interval=3600)
+    renewals = []
+    one = new_worker(route("own", quiet))
+    renew = one.link.renew
+    one.link.renew = lambda name: renewals.append(name) or renew(name)
+    run(one)
+    wait_until(lambda: len(renewals) >= 3)
+
+
 def test_a_batch_that_is_full_rings_for_another_worker(layer, new_worker, batches_of):
     bell = Doorbell.new()
     batches_of(2)

@@ -10,7 +10,7 @@ from tests.soak.sites import options
 pytestmark = pytest.mark.postgresql
 
 HOUR = 3600  # seconds
-LEASE = 1.5  # seconds
+LEASE = 0.6  # seconds
 
 
 def clock(seconds: int) -> dict:
