@@ -218,16 +218,17 @@ class Session:
             raise lost from error
 
     def _set_up(self, cursor: Any) -> None:
-        cursor.execute(sql.KEEPALIVE)
-        # The database may not know yet that the last one has ended: it would keep its locks, and its claim may be
-        # under way. By name, since the number may be another's by now.
-        cursor.execute(sql.END_LAST, {"pid": self._backend, "name": self._name[:63]})
+        cursor.execute(sql.BACKEND)
+        self.pooled = cursor.fetchone()[0] != self._connection.get_backend_pid()
+        if not self.pooled:  # whose sessions are the site's too: what is set there stays
+            cursor.execute(sql.KEEPALIVE)
+            # The database may not know yet that the last one has ended: it would keep its locks, and its claim may be
+            # under way. By name, since the number may be another's by now.
+            cursor.execute(sql.END_LAST, {"pid": self._backend, "name": self._name[:63]})
         if role := self._settings.get("OPTIONS", {}).get("assume_role"):
             cursor.execute("SELECT set_config('role', %s, false)", [role])
         if self._listen:
             cursor.execute(sql.LISTEN)
-        cursor.execute(sql.BACKEND)
-        self.pooled = cursor.fetchone()[0] != self._connection.get_backend_pid()
 
 
 class Transaction:
