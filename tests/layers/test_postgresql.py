@@ -564,6 +564,29 @@ def test_what_is_taken_is_found_by_its_index_on_one_channel_and_on_many():
             assert "Sort Key: dbchannels" not in plan, plan  # of what was taken, and never of the table
 
 
+@pytest.mark.usefixtures("full_tables")
+def test_a_claim_of_limited_channels_is_found_by_its_indexes():
+    for statement in (sql_durable.LOCK_LIMITED, sql_durable.CLAIM_LIMITED):
+        for number in (1, 50, 1000):
+            queues = [f"own{one}" for one in range(number)]
+            values = {"queues": queues, "at_most": [2] * number, "limit": 20, "worker": "w"}
+            plan = plan_of(statement, values)
+            assert "dbchannels_durable_queue" in plan, plan
+            assert "Seq Scan on dbchannels" not in plan, plan
+            assert "Sort Key: dbchannels" not in plan, plan
+
+
+@pytest.mark.usefixtures("full_tables")
+def test_what_has_expired_or_failed_is_found_by_an_index():
+    for statement, values in (
+        (sql_durable.REPLAY, {"ids": [1, 2, 3], "wakes": True}),
+        (sql_durable.NEXT_TIME, {"channel": "own", "every": "60 s"}),
+        (sql_durable.NEXT_DUE, {}),
+    ):
+        plan = plan_of(statement, values)
+        assert "Seq Scan on dbchannels_durablemessage" not in plan, plan
+
+
 def prepared_plan(link, costs="OFF"):
     values = {"queues": ["own0"], "limit": 20, "worker": "w"}
     rows = link.session.run([(f"EXPLAIN (COSTS {costs}) " + prepared.CLAIM.execute(), values)])
@@ -666,7 +689,10 @@ def test_a_replay_wakes_the_workers(layer, new_link):
 # Room.
 
 
-def test_a_capacity_is_counted_once_for_many_sends(new_layer, django_assert_num_queries):
+def test_a_capacity_is_counted_once_for_many_sends(new_layer, monkeypatch, django_assert_num_queries):
+    monkeypatch.setattr(
+        "dbchannels.layers.postgresql.room.VALID", 3600
+    )  # seconds, however long the sends take
     layer = new_layer(capacity=1000)
     layer.send("http.request", {})
     with django_assert_num_queries(100):  # one statement each, the counting ones would be two
