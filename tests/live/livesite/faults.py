@@ -33,6 +33,14 @@ def timed(message):
     Entry.objects.create(text=f"{message['text']} {time.time() - message['sent']:.4f}", pid=os.getpid())
 
 
+@consumer("http.paced")
+@consumer("paced")
+def paced(message):
+    """Write down of some how many seconds they took; all others are empty work."""
+    if "sent" in message:
+        timed(message)
+
+
 @consumer("poison")
 def poison(message):
     """One that raises, or takes its process along, each time; the others are written down."""
