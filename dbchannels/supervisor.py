@@ -21,7 +21,7 @@ from dbchannels.doorbell import Doorbell
 
 log = logging.getLogger("dbchannels.supervisor")
 
-STEADY = 10.0  # seconds after which a worker counts as started well: its next death starts the delays anew
+STEADY = 2.0  # seconds after which a worker counts as started well: its next death starts the delays anew
 KILL_AFTER = 5.0  # seconds beyond the workers' own graceful time-out
 
 
