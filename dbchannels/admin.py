@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
-from pprint import pformat
 from typing import Any, ClassVar
 
-import msgpack
 from django.contrib import admin, messages
 from django.db import connections
 from django.db.models import BinaryField, Count, Model, OuterRef, Subquery, Value
@@ -20,64 +18,14 @@ from django.db.models.functions import Length, Now, Substr
 from django.template.defaultfilters import filesizeformat
 from django.utils import html, timezone
 
-from dbchannels import codec, conf, models, names
+from dbchannels import conf, models
 from dbchannels.layers import channel_layers
+from dbchannels.message_text import message_text
 
 LINE = 120  # characters of a text that a list shows
 SHOWN = 4096  # characters of a message that its own page shows
 HEAD = 16_384  # bytes of a payload that a list reads for its line
-PRETTY = 65_536  # characters up to which a message is laid out in lines: a message of 1 MiB can take 10 s
-SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie", "x-csrftoken"})
-BODY = frozenset({"body", "content"})
-#: A dict with one of these is a request, a response, or a part of one.
-HTTP = frozenset({"body_channel", "headers", "http_version", "more_content", "status"})
-UNREADABLE = "This payload cannot be decoded: it was not encoded by this version of dbchannels."
-DECODING_ERRORS = (ValueError, RecursionError, msgpack.UnpackException, AttributeError)  # the last: no dict
 PRE = '<pre style="margin: 0; padding: 0; white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>{}'
-
-
-class Note(str):
-    """Words in the place of a value: shown without quotes."""
-
-    __repr__ = str.__str__
-
-
-def _masked(value: object) -> object:
-    data = value.encode() if isinstance(value, str) else value
-    return Note(f"(masked, {len(data)} bytes)" if isinstance(data, bytes) else "(masked)")
-
-
-def _lower(name: object) -> str:
-    return (name.decode("latin-1") if isinstance(name, bytes) else str(name)).lower()
-
-
-def readable(value: Any, http: bool = False) -> Any:
-    """Return a copy of a message without its secrets: some headers, and the bodies of HTTP."""
-    if isinstance(value, list):
-        # A pair whose first item is the name of a secret header, wherever it stands.
-        header = value and isinstance(value[0], (str, bytes)) and _lower(value[0]) in SECRET
-        return [value[0], *map(_masked, value[1:])] if header else [readable(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    secret = SECRET | BODY if http or not HTTP.isdisjoint(value) else SECRET
-    return {
-        key: _masked(item) if item is not None and _lower(key) in secret else readable(item)
-        for key, item in value.items()
-    }
-
-
-def message_text(channel: str, payload: bytes, pretty: bool = True) -> str:
-    """Return an encoded message in Python's notation, its secrets masked; or why that is not possible."""
-    try:
-        message = codec.decode(payload)
-        # The last part of a body may have ``content`` alone; ``binary`` beside it makes it a WebSocket's.
-        shown = readable(message, http=message.get("binary") is None and names.is_protocol(channel))
-        if not pretty:
-            shown.pop("reply_channel", None)  # long, and of no use in a list
-        text = repr(shown)
-        return pformat(shown, width=100, sort_dicts=False) if pretty and len(text) <= PRETTY else text
-    except DECODING_ERRORS:
-        return UNREADABLE
 
 
 def duration(delta: timedelta) -> str:

@@ -17,7 +17,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dbchannels import codec
-from dbchannels.admin import HEAD, LINE, SHOWN, UNREADABLE, duration, message_text
+from dbchannels.admin import HEAD, LINE, SHOWN, duration
+from dbchannels.message_text import UNREADABLE, message_text
 from dbchannels.models import (
     Audience,
     Connection,

@@ -24,6 +24,7 @@ LEVELS = (
     ("consuming",),
     ("watch",),
     ("worker", "interface"),
+    ("message_text",),
     ("management", "admin", "checks", "serving", "testing"),
 )
 RANKS = {name: rank for rank, names in enumerate(LEVELS) for name in names}

@@ -1,9 +1,8 @@
 """Between the interface server's hub and the channel layer: three native threads with a link each.
 
-The hub never touches the database. What it sends goes to a bounded outbox; the *publisher* writes all that has
-piled up while its last statement was under way as one statement. The *receiver* takes the replies and hands
-them to the hub; it is the one that LISTENs, and rings for the workers of this process tree. The *housekeeper*
-renews the server's lease and cleans up after the dead.
+The hub never touches the database. What it sends goes to a bounded outbox, which the ``Publisher`` empties. The
+*receiver* takes the replies and hands them to the hub; it is the one that LISTENs, and rings for the workers of this
+process tree. The *housekeeper* renews the server's lease and cleans up after the dead.
 """
 
 from __future__ import annotations
@@ -24,10 +23,11 @@ from dbchannels import codec, names
 from dbchannels.backoff import Backoff
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.interface.publisher import Outbox, Publisher
 from dbchannels.interface.reply import Receiver, Reply
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Connect, Delivery, Disconnect, Operation, Send
+from dbchannels.layers.operations import Delivery, Disconnect, Operation, Send
 from dbchannels.models import Process
 from dbchannels.waiting import WakeupPipe
 
@@ -53,7 +53,7 @@ class Relay:
         self._bells = bells
         self._on_dead = on_dead
         self._receivers: dict[str, Receiver] = {}
-        self._outbox: queue.SimpleQueue[Operation | None] = queue.SimpleQueue()
+        self._outbox: Outbox = queue.SimpleQueue()
         self._chores: queue.SimpleQueue[Callable[[Link], Any] | None] = queue.SimpleQueue()
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
@@ -152,18 +152,14 @@ class Relay:
 
     def _publish(self) -> None:
         link = self.layer.link("publisher", listen=False)
-        ended = False
-        while not ended:
-            batch = [self._outbox.get()]
-            while len(batch) < BATCH and not self._outbox.empty():
-                batch.append(self._outbox.get())
-            ended = batch[-1] is None or None in batch
-            self._await_renewal(link)
-            operations = _ordered([one for one in batch if one is not None and not self._is_past(one)])
-            try:
-                self._write(link, operations)
-            except Exception:
-                self._write_singly(link, operations)
+        publisher = Publisher(
+            self._outbox,
+            link.apply,
+            retry=self._retry,
+            ready=lambda: self._await_renewal(link),
+            lost=self._hand_over,
+        )
+        publisher.run(self._is_past)
         link.close()
 
     def _await_renewal(self, link: Link) -> None:
@@ -183,28 +179,6 @@ class Relay:
     def _is_past(self, operation: Operation) -> bool:
         """Whether it speaks for a connection of a name that was given up; others ran its disconnect consumer."""
         return names.split(getattr(operation, "reply_channel", ""))[0] in self._past
-
-    def _write(self, link: Link, operations: Sequence[Operation]) -> None:
-        for send in self._retry(lambda: link.apply(operations)) or []:
-            self._hand_over(send.reply_channel, {"lost": "full", "channel": send.channel})
-
-    def _write_singly(self, link: Link, operations: Sequence[Operation]) -> None:
-        """Write what can be written of a batch that cannot: of 500 clients only the culprit is lost."""
-        lost = 0
-        for operation in operations:
-            try:
-                self._write(link, [operation])
-            except Exception:
-                if not lost:
-                    log.exception(
-                        "The layer cannot take this (%s); it was left out.", type(operation).__name__
-                    )
-                lost += 1
-                if isinstance(operation, Send):
-                    notice = {"lost": "worker died", "channel": operation.channel}
-                    self._hand_over(operation.reply_channel, notice)
-        if lost > 1:
-            log.error("%d operations of a batch of %d were left out.", lost, len(operations))
 
     def _hand_over(self, reply_channel: str, message: dict[str, Any]) -> None:
         queue_name, local = names.split(reply_channel)
@@ -313,13 +287,3 @@ def _reply(delivery: Delivery) -> Reply:
         log.error("A reply could not be read and was left out: %s", ascii(str(error))[1:-1][:200])
         message = {"lost": "worker died"}
     return Reply(message)
-
-
-def _ordered(operations: list[Operation]) -> list[Operation]:
-    """Put neighbours of one kind together, so that each kind is one statement, the sends last.
-
-    For one connection this is the order anyway: its record, then its messages; and its record is dropped only
-    after its last message has been consumed.
-    """
-    rank = {Connect: 0, Disconnect: 1, Send: 2}
-    return sorted(operations, key=lambda operation: rank.get(type(operation), 1))

@@ -10,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from datetime import datetime, timedelta
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 from django.db import connections, transaction
 from django.db.models import Count, Min, OuterRef, Q, Subquery
@@ -25,6 +24,7 @@ from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.bells import BellFolder, bell_folder, ring_at_commit
 from dbchannels.layers.database_link import DatabaseLink, unavailable
+from dbchannels.layers.database_writer import Writer
 from dbchannels.layers.rollback import rollback_probe
 from dbchannels.models import (
     Connection,
@@ -80,110 +80,32 @@ class DatabaseLayer(BaseLayer):
 
     def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         with self.atomic():
-            written = [(one, _WRITERS[type(one)](self, one)) for one in operations]
+            writer = Writer(self)
+            written = [(one, writer.write(one)) for one in operations]
             refused: list[Any] = [one for one, woken in written if woken is False]
             if refused and not drop:
                 raise ChannelFull(names.split(refused[0].channel)[0])
         self.wake({kind for _, woken in written for kind in woken or ()})
         return refused
 
-    def _send(self, send: ops.Send) -> set[str] | Literal[False]:
-        """Write one message, and return who is to be woken; False when its channel is full."""
-        queue, local = names.split(send.channel)
-        if not self._has_room(queue):
-            return False
-        return self._insert(queue, local, send)
+    # Groups.
 
-    def _insert(self, queue: str, local: str, send: ops.Send) -> set[str]:
-        now = timezone.now()
-        if not names.is_protocol(queue):
-            self._insert_durable(queue, send, now)
-            return {"d"}
-        self.rows(ProtocolMessage).create(
-            channel=queue,
-            locals=local,
-            reply_channel=send.reply_channel,
-            payload=send.payload,
-            sent_at=now,
-            expires_at=now + timedelta(seconds=send.expiry),
-        )
-        return {queue if "!" in queue or "?" in queue else "p"}
-
-    def _insert_durable(self, channel: str, send: ops.Send, now: datetime) -> None:
-        waiting = self.rows(DurableMessage).filter(channel=channel, claimed_by=None)
-        if send.unique and waiting.filter(unique_key=send.unique).exists():
-            return
-        due = send.due_at or (now + timedelta(seconds=send.delay) if send.delay else None)
-        fields = {"priority": send.priority, "unique_key": send.unique}
-        self.rows(DurableMessage).create(
-            channel=channel, payload=send.payload, sent_at=now, due_at=due, **fields
-        )
-
-    def _has_room(self, queue: str) -> bool:
-        capacity = self.capacity(queue)
-        if capacity is None:
-            return True
-        model = ProtocolMessage if names.is_protocol(queue) else DurableMessage
-        return bool(self.rows(model).filter(channel=queue)[: capacity + 1].count() < capacity)
-
-    def _send_group(self, send: ops.SendGroup) -> set[str]:
-        woken: set[str] = set()
-        members: dict[str, list[str]] = {}
-        for queue, local in self._members(send.group).values_list("channel", "local"):
-            members.setdefault(queue, []).append(local)
-        for queue, parts in members.items():
-            if self._has_room(queue):
-                body = ops.Send(queue, send.payload, "", self.options["expiry"])
-                woken |= self._insert(queue, " ".join(parts), body)
-        return woken
-
-    # Groups and connections.
-
-    def _group_add(self, add: ops.GroupAdd) -> None:
-        queue, local = names.split(add.channel)
-        alive = queue.endswith("!") and self.rows(Process).filter(queue=queue).exists()
-        end = None if alive else timezone.now() + timedelta(seconds=self.group_expiry)
-        self.rows(Membership).update_or_create(
-            group=add.group, channel=queue, local=local, defaults={"expires_at": end}
-        )
-
-    def _group_discard(self, discard: ops.GroupDiscard) -> None:
-        queue, local = names.split(discard.channel)
-        self.rows(Membership).filter(group=discard.group, channel=queue, local=local).delete()
-
-    def _connect(self, connect: ops.Connect) -> None:
-        self.rows(Connection).get_or_create(
-            reply_channel=connect.reply_channel,
-            defaults={"server": connect.server, "path": ops.storable(connect.path)},
-        )
-
-    def _identify(self, identify: ops.Identify) -> None:
-        connection = self.rows(Connection).filter(reply_channel=identify.reply_channel)
-        connection.update(user_id=identify.user_id)
-
-    def _disconnect(self, disconnect: ops.Disconnect) -> None:
-        queue, local = names.split(disconnect.reply_channel)
-        self.rows(Membership).filter(channel=queue, local=local).delete()
-        self.rows(Connection).filter(reply_channel=disconnect.reply_channel).delete()
-
-    def _group_clear(self, clear: ops.GroupClear) -> None:
-        self.rows(Membership).filter(group=clear.group).delete()
-
-    def _members(self, group: str) -> Any:
+    def members(self, group: str) -> Any:
+        """Return a query set of a group's memberships that have not ended."""
         current = Q(expires_at__isnull=True) | Q(expires_at__gt=timezone.now())
         return self.rows(Membership).filter(current, group=group).order_by("id")
 
     def group_channels(self, group: str) -> list[str]:
-        return [queue + local for queue, local in self._members(group).values_list("channel", "local")]
+        return [queue + local for queue, local in self.members(group).values_list("channel", "local")]
 
     def group_count(self, group: str) -> int:
-        return int(self._members(group).count())
+        return int(self.members(group).count())
 
     def group_users(self, group: str) -> list[str]:
         connection = self.rows(Connection).filter(
             reply_channel=Concat(OuterRef("channel"), OuterRef("local"))
         )
-        members = self._members(group).order_by().annotate(user=Subquery(connection.values("user_id")))
+        members = self.members(group).order_by().annotate(user=Subquery(connection.values("user_id")))
         return sorted(members.filter(user__gt="").values_list("user", flat=True).distinct())
 
     # Receiving.
@@ -282,7 +204,7 @@ class DatabaseLayer(BaseLayer):
         letters = self._locked(self.rows(DeadLetter).filter(id__in=ids), len(ids))
         self.rows(DeadLetter).filter(id__in=[letter.id for letter in letters]).delete()
         for letter in letters:
-            self._insert(letter.channel, "", ops.Send(letter.channel, letter.payload, "", 0))
+            Writer(self).insert(letter.channel, "", ops.Send(letter.channel, letter.payload, "", 0))
         return len(letters)
 
     def global_statistics(self) -> dict[str, float]:
@@ -322,15 +244,3 @@ class DatabaseLayer(BaseLayer):
         problem = self.bells.problem if self.bells else ""
         reason = f", as they cannot be woken ({problem})" if problem else ""
         return f"{connection.display_name}, database {name}; readers look every {self.poll_interval():g} s{reason}"
-
-
-_WRITERS: dict[type, Any] = {
-    ops.Send: DatabaseLayer._send,
-    ops.SendGroup: DatabaseLayer._send_group,
-    ops.GroupAdd: DatabaseLayer._group_add,
-    ops.GroupDiscard: DatabaseLayer._group_discard,
-    ops.GroupClear: DatabaseLayer._group_clear,
-    ops.Connect: DatabaseLayer._connect,
-    ops.Disconnect: DatabaseLayer._disconnect,
-    ops.Identify: DatabaseLayer._identify,
-}

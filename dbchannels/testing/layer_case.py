@@ -13,6 +13,7 @@ from django.db import connections
 from dbchannels.conf import OPTIONS, LayerSettings
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
+from dbchannels.names import random_part
 
 DEADLINE = 10.0  # seconds after which what has not happened is a failure
 PAUSE = 0.005  # seconds between two looks
@@ -65,6 +66,11 @@ def in_thread(layer: BaseLayer, call: Callable[[], Any]) -> threading.Thread:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     return thread
+
+
+def process_name(kind: str) -> str:
+    """Return a name that no process has: the layer's ``flush`` leaves the records of processes alone."""
+    return f"{kind}-{random_part()}"
 
 
 def drain(layer: BaseLayer, *channels: str) -> list[Any]:

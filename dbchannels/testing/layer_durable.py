@@ -1,4 +1,4 @@
-"""The layer contract, fourth part: durable channels, and what becomes of the work of a process that died."""
+"""The layer contract, fourth part: durable channels."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from django.utils import timezone
 from dbchannels import codec
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Connect, Delivery, Disconnect, Done, Failure, GroupAdd
-from dbchannels.names import random_part
+from dbchannels.layers.operations import Delivery, Done, Failure, GroupAdd
 from dbchannels.testing.layer_case import SOON, LayerCase, drain, in_thread, raises, wait_until, waiting
 
 
@@ -25,13 +24,8 @@ def claim(link: Link, worker: str = "w1", limit: int = 10) -> list[Delivery]:
     return link.claim(["own"], limit, worker)
 
 
-def process_name(kind: str) -> str:
-    """Return a name that no process has: the layer's ``flush`` leaves the records of processes alone."""
-    return f"{kind}-{random_part()}"
-
-
 class DurableContract(LayerCase):
-    """Claiming and finishing, and liveness."""
+    """Claiming and finishing, and the options of a send."""
 
     def test_a_claimed_message_is_nobody_elses(self) -> None:
         layer = self.layer()
@@ -265,87 +259,3 @@ class DurableContract(LayerCase):
         first, *rest = link.receive_many(["http.request"], 3, "w1")
         link.finish("w1", Done(returned=rest, held=[first]))
         assert [one["number"] for one in drain(layer, "http.request")] == [1, 2]
-
-    # Liveness, where other processes can die.
-
-    def test_the_clients_of_a_dead_worker_are_told(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
-        if layer.shared:
-            worker = process_name("worker")
-            link.register(worker, "worker")
-            for number, local in enumerate("abc"):
-                layer.send("http.request", {"number": number, "reply_channel": f"reply.s!{local}"})
-            layer.send("http.request", {"number": 3})
-            finished, *held = link.receive_many(["http.request"], 4, worker)
-            link.finish(worker, Done(held=held))
-            self.link(layer).bury(worker)
-            told = [layer.receive(["reply.s!"]) for _ in range(3)]
-            notice = {"lost": "worker died", "channel": "http.request"}
-            assert told == [("reply.s!b", notice), ("reply.s!c", notice), (None, None)]
-            assert finished.reply_channel == "reply.s!a"
-
-    def test_the_claims_of_a_dead_worker_return_one_by_one(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
-        if layer.shared:
-            worker = process_name("worker")
-            link.register(worker, "worker")
-            layer.send_many([("own", {"number": number}) for number in range(3)])
-            assert len(claim(link, worker)) == 3
-            self.link(layer).bury(worker)
-            for number in range(3):
-                (alone,) = claim(link, "w2")
-                assert (numbers([alone]), alone.attempt) == ([number], 1)
-                link.finish("w2", Done(acknowledged=[alone]))
-            assert claim(link, "w2") == []
-
-    def test_members_of_a_live_server_stay_and_leave_with_it(self) -> None:
-        layer = self.layer(group_expiry=SOON, expiry=60)
-        link = self.link(layer)
-        if layer.shared:
-            server = process_name("server")
-            queue = f"reply.{server}!"
-            link.register(server, "server", queue)
-            layer.group_add("group", f"{queue}a")
-            layer.group_add("group", "reply.nobody!a")
-            wait_until(lambda: layer.group_channels("group") == [f"{queue}a"])
-            link.sweep()
-            link.apply([Connect(f"{queue}a", server, "/chat/"), Connect(f"{queue}b", server, "/")])
-            layer.send(f"{queue}a", {})
-            link.apply([Disconnect(f"{queue}b")])
-            self.link(layer).bury(server)
-            assert layer.group_channels("group") == []
-            assert layer.receive([queue]) == (None, None)
-            (disconnect,) = drain(layer, "websocket.disconnect")
-            assert disconnect == {"reply_channel": f"{queue}a", "path": "/chat/", "code": 1006, "order": -1}
-
-    def test_the_channel_of_an_ended_connection_leaves_its_groups(self) -> None:
-        layer = self.layer()
-        for group in ("one", "two"):
-            layer.group_add(group, "reply.a!b")
-            layer.group_add(group, "reply.a!c")
-        self.link(layer).apply([Disconnect("reply.a!b")])
-        assert layer.group_channels("one") == layer.group_channels("two") == ["reply.a!c"]
-
-    def test_any_path_of_a_connection_is_taken(self) -> None:
-        layer = self.layer()
-        connects = [
-            Connect(f"reply.a!{number}", "server", path) for number, path in enumerate(["", "/\0", "/\udc80"])
-        ]
-        self.link(layer).apply([*connects, *connects, layer.make_send("http.request", {})])
-        assert waiting(layer, "http.request") == 1
-
-    def test_the_buried_are_told_when_they_wake(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
-        if layer.shared:
-            worker = process_name("worker")
-            link.register(worker, "worker")
-            assert link.renew(worker)
-            self.link(layer).bury(worker)
-            assert not link.renew(worker)
-            link.register(worker, "worker")
-            assert link.renew(worker)
-            link.unregister(worker)
-            assert not link.renew(worker)

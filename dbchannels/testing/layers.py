@@ -17,13 +17,16 @@ from dbchannels.testing.layer_case import LayerCase, raises, wait_until
 from dbchannels.testing.layer_delivery import DeliveryContract
 from dbchannels.testing.layer_durable import DurableContract
 from dbchannels.testing.layer_groups import GroupContract
+from dbchannels.testing.layer_liveness import LivenessContract
 from dbchannels.testing.layer_messages import MessageContract
 from dbchannels.testing.layer_operating import OperatingContract
 
 __all__ = ["LayerCase", "LayerContract", "raises", "wait_until"]
 
 
-class LayerContract(MessageContract, DeliveryContract, GroupContract, DurableContract, OperatingContract):
+class LayerContract(
+    MessageContract, DeliveryContract, GroupContract, DurableContract, OperatingContract, LivenessContract
+):
     """Everything that a layer promises. Set ``layer_class``, or write ``make_layer`` yourself.
 
     What a layer does not claim to have is not asked of it: without ``shared`` it need not survive a process,

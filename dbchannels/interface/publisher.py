@@ -1,0 +1,87 @@
+"""Writes what the hub has sent: all that has piled up while the last statement was under way, as one statement."""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dbchannels.layers.operations import Connect, Disconnect, Operation, Send
+
+log = logging.getLogger("dbchannels.server")
+
+BATCH = 500  # rows in one statement
+
+#: What the hub puts in, in order; None is the last of all.
+Outbox = queue.SimpleQueue[Operation | None]
+
+
+class Publisher:
+    """Runs in a thread of its own, until the outbox says that nothing more comes.
+
+    ``apply`` writes operations and returns the sends that found a channel full; ``retry`` calls until the layer can be
+    used; ``ready`` returns when this server may speak; ``lost`` is told the reply channel and the notice of each send
+    that nobody will answer.
+    """
+
+    def __init__(
+        self,
+        outbox: Outbox,
+        apply: Callable[[Sequence[Operation]], list[Send]],
+        *,
+        retry: Callable[[Callable[[], Any]], Any],
+        ready: Callable[[], None],
+        lost: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        self._outbox = outbox
+        self._apply = apply
+        self._retry = retry
+        self._ready = ready
+        self._lost = lost
+
+    def run(self, is_past: Callable[[Operation], bool]) -> None:
+        """Write until the end; what ``is_past`` says of is left out."""
+        ended = False
+        while not ended:
+            batch = [self._outbox.get()]
+            while len(batch) < BATCH and not self._outbox.empty():
+                batch.append(self._outbox.get())
+            ended = None in batch
+            self._ready()
+            operations = _ordered([one for one in batch if one is not None and not is_past(one)])
+            try:
+                self._write(operations)
+            except Exception:
+                self._write_singly(operations)
+
+    def _write(self, operations: Sequence[Operation]) -> None:
+        for send in self._retry(lambda: self._apply(operations)) or []:
+            self._lost(send.reply_channel, {"lost": "full", "channel": send.channel})
+
+    def _write_singly(self, operations: Sequence[Operation]) -> None:
+        """Write what can be written of a batch that cannot: of 500 clients only the culprit is lost."""
+        lost = 0
+        for operation in operations:
+            try:
+                self._write([operation])
+            except Exception:
+                if not lost:
+                    log.exception(
+                        "The layer cannot take this (%s); it was left out.", type(operation).__name__
+                    )
+                lost += 1
+                if isinstance(operation, Send):
+                    self._lost(operation.reply_channel, {"lost": "worker died", "channel": operation.channel})
+        if lost > 1:
+            log.error("%d operations of a batch of %d were left out.", lost, len(operations))
+
+
+def _ordered(operations: list[Operation]) -> list[Operation]:
+    """Put neighbours of one kind together, so that each kind is one statement, the sends last.
+
+    For one connection this is the order anyway: its record, then its messages; and its record is dropped only
+    after its last message has been consumed.
+    """
+    rank = {Connect: 0, Disconnect: 1, Send: 2}
+    return sorted(operations, key=lambda operation: rank.get(type(operation), 1))
