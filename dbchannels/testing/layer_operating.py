@@ -5,8 +5,8 @@ from __future__ import annotations
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Done, Failure
-from dbchannels.testing.layer_case import SOON, LayerCase, in_thread, wait_until
-from dbchannels.testing.layer_durable import claim, numbers, process_name
+from dbchannels.testing.layer_case import SOON, LayerCase, in_thread, process_name, wait_until
+from dbchannels.testing.layer_durable import claim, numbers
 
 
 def statistics(layer: BaseLayer, channel: str) -> tuple[float, float]:

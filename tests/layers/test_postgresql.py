@@ -516,7 +516,9 @@ def test_a_connection_that_keeps_no_prepared_statements_is_served_without(layer,
 
 # Plans.
 
-ROWS = 100_000
+ROWS = 1_000_000
+CHANNELS = 10_000
+MANY = 1000  # channels, for what reads many
 
 
 def plan_of(statement, values):
@@ -528,63 +530,81 @@ def plan_of(statement, values):
 
 @pytest.fixture
 def full_tables(layer):
-    """Fill the tables with many messages on 1,000 channels."""
+    """Fill the tables with a million rows each: a tenth delayed, some claimed, some with a unique key."""
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO dbchannels_durablemessage (channel, payload, attempts, sent_at, due_at)"
-            " SELECT 'own' || g % 1000, '', 0, now(), CASE WHEN g % 2 = 0 THEN now() + interval '1 h' END"
+            "INSERT INTO dbchannels_durablemessage"
+            " (channel, payload, attempts, sent_at, due_at, unique_key, claimed_by, priority)"
+            f" SELECT 'own' || g % {CHANNELS}, '', 0, now(), CASE WHEN g % 10 = 0 THEN now() + interval '1 h' END,"
+            " CASE WHEN g % 20 = 1 THEN 'key-' || g ELSE '' END, CASE WHEN g % 1000 = 3 THEN 'w' || g % 50 END, g % 3"
             f" FROM generate_series(1, {ROWS}) AS g"
         )
         cursor.execute(
             "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, expires_at)"
-            f" SELECT 'http.' || g % 1000, '', '', '', now() + interval '1 h' FROM generate_series(1, {ROWS}) AS g"
+            f" SELECT 'http.' || g % {CHANNELS}, '', '', '', now() + interval '1 h'"
+            f" FROM generate_series(1, {ROWS}) AS g"
         )
-        cursor.execute("ANALYZE dbchannels_durablemessage")
-        cursor.execute("ANALYZE dbchannels_protocolmessage")
+        cursor.execute("VACUUM ANALYZE dbchannels_durablemessage")
+        cursor.execute("VACUUM ANALYZE dbchannels_protocolmessage")
+    yield
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE dbchannels_durablemessage, dbchannels_protocolmessage")
 
 
-TAKING = [
-    (sql.RECEIVE, "http.", "dbchannels_protocol_queue"),
-    (sql.RECEIVE_AND_HOLD, "http.", "dbchannels_protocol_queue"),
-    (sql_durable.CLAIM, "own", "dbchannels_durable_queue"),
-    (sql_durable.RECEIVE_DURABLE, "own", "dbchannels_durable_queue"),
+def reading(number):
+    """Return the statements that read so many channels, with their values and the index that they go by."""
+    own = {"queues": [f"own{one}" for one in range(number)], "limit": 20, "worker": "w"}
+    http = {"queues": [f"http.{one}" for one in range(number)], "limit": 20, "holder": "w", "known": []}
+    limited = {**own, "at_most": [2] * number}
+    return [
+        (sql.RECEIVE, http, "dbchannels_protocol_queue"),
+        (sql.RECEIVE_AND_HOLD, http, "dbchannels_protocol_queue"),
+        (sql_durable.CLAIM, own, "dbchannels_durable_queue"),
+        (sql_durable.CLAIM_LIMITED, limited, "dbchannels_durable_queue"),
+        (sql_durable.LOCK_LIMITED, limited, "dbchannels_durable_queue"),
+        (sql_durable.RECEIVE_DURABLE, own, "dbchannels_durable_queue"),
+    ]
+
+
+#: By their ids, or by the worker: either is an index of few rows.
+CLAIMED = "Index Scan using dbchannels_durable"
+TOKEN = {"worker": "w", "ids": [1, 2, 3], "attempts": [1, 1, 1]}
+ONE = {"channels": ["own7"], "payloads": [b""], "priorities": [0], "delays": [0.0], "due_ats": [None]}
+#: The others on the way of a message, with the index that they go by.
+HOT = [
+    (sql_durable.SEND_UNIQUE, {**ONE, "unique_keys": ["key-21"]}, "dbchannels_durable_unique"),
+    (sql_durable.PROMOTE, {}, "dbchannels_durable_due"),
+    (sql_durable.NEXT_DUE, {}, "dbchannels_durable_due"),
+    (sql_durable.ACKNOWLEDGE, TOKEN, CLAIMED),
+    (sql_durable.RELEASE, TOKEN, CLAIMED),
+    (sql_durable.RETRY, {**TOKEN, "seconds": [1.0, 1.0, 1.0]}, CLAIMED),
+    (sql_durable.GIVE_UP, {**TOKEN, "errors": ["", "", ""]}, CLAIMED),
+    (sql_durable.UNCLAIM, {"name": "w3"}, "dbchannels_durable_claims"),
+    (sql_durable.RELEASE_ALL, {"worker": "w3"}, "dbchannels_durable_claims"),
+    (sql.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),
+    (sql.REPLIES_OF, {"queue": "http.7"}, "dbchannels_protocol_queue"),
+    (sql.STATISTICS, {"channel": "own7"}, "dbchannels_durable_queue"),
 ]
 
 
 @pytest.mark.usefixtures("full_tables")
-def test_what_is_taken_is_found_by_its_index_on_one_channel_and_on_many():
-    for statement, channel, index in TAKING:
-        for number in (1, 50, 1000):
-            queues = [f"{channel}{one}" for one in range(number)]
-            plan = plan_of(
-                statement, {"queues": queues, "limit": 20, "holder": "w", "worker": "w", "known": []}
-            )
-            assert index in plan, plan
-            assert "Seq Scan on" not in plan, plan
-            assert "Sort Key: dbchannels" not in plan, plan  # of what was taken, and never of the table
-
-
-@pytest.mark.usefixtures("full_tables")
-def test_a_claim_of_limited_channels_is_found_by_its_indexes():
-    for statement in (sql_durable.LOCK_LIMITED, sql_durable.CLAIM_LIMITED):
-        for number in (1, 50, 1000):
-            queues = [f"own{one}" for one in range(number)]
-            values = {"queues": queues, "at_most": [2] * number, "limit": 20, "worker": "w"}
-            plan = plan_of(statement, values)
-            assert "dbchannels_durable_queue" in plan, plan
-            assert "Seq Scan on dbchannels" not in plan, plan
-            assert "Sort Key: dbchannels" not in plan, plan
-
-
-@pytest.mark.usefixtures("full_tables")
-def test_what_has_expired_or_failed_is_found_by_an_index():
-    for statement, values in (
-        (sql_durable.REPLAY, {"ids": [1, 2, 3], "wakes": True}),
-        (sql_durable.NEXT_TIME, {"channel": "own", "every": "60 s"}),
-        (sql_durable.NEXT_DUE, {}),
-    ):
+def test_with_a_million_rows_every_hot_statement_goes_by_an_index():
+    for statement, values, index in [*reading(1), *reading(50), *reading(MANY), *HOT]:
         plan = plan_of(statement, values)
+        assert index in plan, plan
         assert "Seq Scan on dbchannels_durablemessage" not in plan, plan
+        assert "Seq Scan on dbchannels_protocolmessage" not in plan, plan
+        assert "Sort Key: dbchannels" not in plan, plan  # of what was taken, and never of the table
+
+
+def test_a_sweep_drops_all_that_has_expired_however_much(new_layer, new_link, monkeypatch):
+    monkeypatch.setattr("dbchannels.layers.postgresql.link.SWEPT", 3)
+    short, layer = new_layer(expiry=0.01), new_layer()
+    short.send_many([("http.request", {"number": number}) for number in range(10)])
+    layer.send("http.request", {"number": 10})
+    wait_until(lambda: layer.channel_statistics("http.request")["messages_count"] == 1)
+    new_link(layer).sweep()
+    assert query("SELECT count(*) FROM dbchannels_protocolmessage") == [(1,)]
 
 
 def prepared_plan(link, costs="OFF"):
@@ -630,33 +650,15 @@ def test_a_claim_that_was_planned_on_empty_tables_stays_with_the_index(layer, ne
     assert "Bitmap" not in plan, plan
 
 
-@pytest.mark.usefixtures("full_tables")
-def test_what_becomes_due_is_found_by_its_time():
-    plan = plan_of(sql_durable.PROMOTE, {})
-    assert "dbchannels_durable_due" in plan
-    assert "Seq Scan on" not in plan
-
-
-@pytest.mark.usefixtures("full_tables")
-def test_statistics_of_a_channel_are_counted_in_the_indexes():
-    with connection.cursor() as cursor:
-        cursor.execute("VACUUM ANALYZE dbchannels_durablemessage")
-    plan = plan_of(sql.STATISTICS, {"channel": "own7"})
-    for index in ("durable_queue", "durable_due", "durable_claims", "protocol_queue"):
-        assert f"dbchannels_{index}" in plan, plan
-    assert "Seq Scan on dbchannels_durablemessage" not in plan, plan
-    assert "Seq Scan on dbchannels_protocolmessage" not in plan, plan
-
-
 def test_the_users_of_a_group_are_found_by_indexes(layer):
     with connection.cursor() as cursor:
         cursor.execute(
             "INSERT INTO dbchannels_connection (reply_channel, server, path, user_id)"
-            f" SELECT 'reply.s!' || g, 's', '/', g % 5000 FROM generate_series(1, {ROWS}) AS g"
+            " SELECT 'reply.s!' || g, 's', '/', g % 5000 FROM generate_series(1, 100000) AS g"
         )
         cursor.execute(
             'INSERT INTO dbchannels_membership ("group", channel, local)'
-            f" SELECT 'group-' || g % 1000, 'reply.s!', g FROM generate_series(1, {ROWS}) AS g"
+            " SELECT 'group-' || g % 1000, 'reply.s!', g FROM generate_series(1, 100000) AS g"
         )
         cursor.execute("ANALYZE dbchannels_connection")
         cursor.execute("ANALYZE dbchannels_membership")

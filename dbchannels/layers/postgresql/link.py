@@ -25,6 +25,8 @@ from dbchannels.models import Process, parse_held
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
 
+SWEPT = 5000  # expired messages in one statement, which has 10 s (deadline.py) however many there are
+
 
 class PostgreSQLLink(Link):
     """See Link for what the methods take and give. One thread waits; others may use it between its waits."""
@@ -37,10 +39,8 @@ class PostgreSQLLink(Link):
         self._audiences = Audiences()
         self._popping, self._claiming = Doubt(), Doubt()
         self._waiter = 0  # the thread that waits
-        self._locked: tuple[str, int] = (
-            "",
-            0,
-        )  # the registered name, and the session's generation of its lock
+        #: The registered name, and the session's generation of its lock.
+        self._locked: tuple[str, int] = ("", 0)
 
     # Taking.
 
@@ -192,9 +192,8 @@ class PostgreSQLLink(Link):
         if self.layer.wakeups and not self.session.listens:
             self.layer.wakeup_check.look(ask_session(self.session))
         elif self.layer.wakeups and threading.get_ident() == self._waiter:
-            self.layer.wakeup_check.look(
-                self.layer.ask
-            )  # Django's connection, which no other thread may open too
+            # On Django's connection, which no other thread may open too.
+            self.layer.wakeup_check.look(self.layer.ask)
         # A restart of the database frees every lock: for one lease after an own reconnect nobody is dead.
         if time.monotonic() - self.session.connected_at < self.layer.options["lease"]:
             return
@@ -233,7 +232,13 @@ class PostgreSQLLink(Link):
         self.apply([disconnect_send(reply_channel, path, expiry) for reply_channel, path in lost])
 
     def _expire(self) -> None:
-        expired = self.session.run([(sql.EXPIRE_MESSAGES, {})])
+        while self._expire_messages() == SWEPT:
+            pass
+        self.session.run([(sql.EXPIRE_MEMBERSHIPS, {}), (sql.EXPIRE_AUDIENCES, {})])
+
+    def _expire_messages(self) -> int:
+        """Drop some that have expired, and tell who waits for an answer to them; return how many."""
+        expired = self.session.run([(sql.EXPIRE_MESSAGES, {"limit": SWEPT})])
         self.apply(
             notice_sends([(row[0], row[2]) for row in expired], "expired", self.layer.options["expiry"])
         )
@@ -241,7 +246,7 @@ class PostgreSQLLink(Link):
         if silent:
             channels, parts = zip(*silent, strict=True)
             self.session.run([(sql.DROP_MEMBERS, {"channels": list(channels), "locals": list(parts)})])
-        self.session.run([(sql.EXPIRE_MEMBERSHIPS, {}), (sql.EXPIRE_AUDIENCES, {})])
+        return len(expired)
 
     def close(self) -> None:
         self.session.close()

@@ -27,7 +27,8 @@ REST = 0.005  # seconds in which strange ones are only read and dropped: so ofte
 Statement = tuple[str, dict[str, Any] | tuple[Any, ...]]
 
 # libpq alone would notice a silent partition after two hours. With these it does within 15 s; times in seconds,
-# tcp_user_timeout in milliseconds; sql.KEEPALIVE says the same to the other end, and deadline.py what they miss: https://www.postgresql.org/docs/current/libpq-connect.html
+# tcp_user_timeout in milliseconds; sql.KEEPALIVE says the same to the other end, deadline.py sees what they miss.
+# https://www.postgresql.org/docs/current/libpq-connect.html
 _KEEPALIVE = {
     "keepalives_idle": 5,
     "keepalives_interval": 2,
