@@ -34,6 +34,7 @@ TABLES = (
     "dbchannels_process",
     "dbchannels_held",
     "dbchannels_connection",
+    "dbchannels_schedule",
     "livesite_entry",
 )
 

@@ -236,3 +236,25 @@ def test_as_many_workers_as_were_asked_for(site):
     served = site.serve("--workers", "3")
     until(lambda: site.count("process", "kind = 'worker'") == 3, "all are on record")
     assert len(served.workers()) == 3
+
+
+# Periodic messages, and limits.
+
+
+def test_what_comes_every_second_comes_once_however_many_workers_there_are(any_site):
+    settings = {"TICKING": True}
+    any_site.serve("--workers", "3", settings=settings)
+    any_site.work("--only", "tick", settings=settings)
+    until(lambda: len(any_site.entries()) >= 4, "it came four times")
+    moments = any_site.entries()
+    assert sorted(set(moments)) == moments
+    assert any_site.count("schedule") == 1
+
+
+def test_no_more_run_at_a_time_than_their_consumer_says(any_site):
+    any_site.serve("--workers", "2")
+    any_site.work("--only", "narrow")
+    any_site.work("--only", "narrow")
+    any_site.send("narrow", *({} for _ in range(8)))
+    until(lambda: len(any_site.entries()) == 16, "all have run")
+    assert any_site.entries() == ["in", "out"] * 8

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 
 from django.conf import settings
 from django.db import transaction
@@ -91,6 +92,22 @@ def broken(message):
 def chosen(message):
     """Accept with a subprotocol, and say something at once."""
     message.reply_channel.send({"accept": True, "subprotocol": "b", "text": "welcome"})
+
+
+@consumer("narrow", concurrency=1)
+def narrow(message):
+    """Write down when it begins and when it ends."""
+    Entry.objects.create(text="in")
+    time.sleep(0.02)
+    Entry.objects.create(text="out")
+
+
+if getattr(settings, "TICKING", False):
+
+    @consumer("tick", every=timedelta(seconds=1))
+    def tick(message):
+        """Write down for which moment it was sent."""
+        Entry.objects.create(text=message["scheduled_at"])
 
 
 @consumer("ledger")
