@@ -36,4 +36,4 @@ def make_functions(using: str, **kwargs: Any) -> None:
             " (SELECT FROM pg_proc WHERE proname = 'dbchannels_send_group')"
         )
         if cursor.fetchone()[0]:
-            cursor.execute(storage.SEND_GROUP)
+            cursor.execute(storage.FUNCTIONS)

@@ -58,14 +58,14 @@ class ProtocolMessage(PayloadMixin, models.Model):
 class Audience(models.Model):
     """The members of a group on one server, written once for all broadcasts to just these.
 
-    UNLOGGED on PostgreSQL, as the messages that name it. The key is a hash of the local parts, so that it can never
+    UNLOGGED on PostgreSQL, as the messages that name it. The key is a hash of their tally, so that it can never
     stand for others: not after a crash, which empties the table, and not in what a reader remembers. Nothing is
     unique, because one sender's open transaction would make the others wait; two equal rows do no harm. A row
     without local parts says that these members were seen once, and is no audience yet.
     """
 
     id = models.BigAutoField(primary_key=True)
-    key = models.UUIDField("key", help_text="the first half of the SHA-256 of the local parts")
+    key = models.UUIDField("key", help_text="the first half of the SHA-256 of their number and digest")
     locals = models.TextField("local parts", default="", blank=True, help_text="by spaces")
     expires_at = models.DateTimeField("expires", help_text="later than any message that names it")
 
@@ -180,10 +180,44 @@ class Membership(models.Model):
         constraints = (
             models.UniqueConstraint(fields=["group", "channel", "local"], name="dbchannels_membership_once"),
         )
-        indexes = (models.Index(fields=["channel", "local"], name="dbchannels_membership_channel"),)
+        indexes = (
+            models.Index(fields=["channel", "local"], name="dbchannels_membership_channel"),
+            models.Index(
+                fields=["expires_at"],
+                name="dbchannels_membership_expires",
+                condition=models.Q(expires_at__isnull=False),
+            ),
+        )
 
     def __str__(self) -> str:
         return f"{self.channel}{self.local} in {self.group}"
+
+
+class Tally(models.Model):
+    """By how much the members of a group on one server became more, and the sum of their hashes.
+
+    The rows of a group add up to what its memberships are: PostgreSQL writes one for each statement that changes them,
+    so that a broadcast knows a group again without looking at its members. Sweepers add up what is not yet merged.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    group = models.CharField("group", max_length=MAX_LENGTH)
+    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="the part up to and with the '!'")
+    members = models.BigIntegerField("members")
+    ending = models.BigIntegerField("members with an end")
+    digest = models.DecimalField("digest", max_digits=60, decimal_places=0)
+    merged = models.BooleanField("merged")
+
+    class Meta:
+        verbose_name = "tally"
+        verbose_name_plural = "tallies"
+        indexes = (
+            models.Index(fields=["group", "channel"], name="dbchannels_tally_group"),
+            models.Index(fields=["id"], name="dbchannels_tally_fresh", condition=models.Q(merged=False)),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.members} on {self.channel} in {self.group}"
 
 
 class Process(models.Model):

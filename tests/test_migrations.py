@@ -20,6 +20,7 @@ TABLES = {
     "dbchannels_durablemessage",
     "dbchannels_deadletter",
     "dbchannels_membership",
+    "dbchannels_tally",
     "dbchannels_process",
     "dbchannels_held",
     "dbchannels_connection",
@@ -129,6 +130,7 @@ def test_identities_are_bigint(layer):
         "durablemessage",
         "deadletter",
         "membership",
+        "tally",
         "process",
         "schedule",
     }

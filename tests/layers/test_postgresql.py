@@ -369,7 +369,7 @@ def test_protocol_messages_are_unlogged_and_nothing_else(layer):
         "dbchannels_held",
     }
     assert {persistence for _, persistence in rows} == {"u", "p"}
-    assert len(rows) == 9
+    assert len(rows) == 10
 
 
 def test_busy_tables_are_vacuumed_early(layer):

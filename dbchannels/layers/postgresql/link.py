@@ -25,7 +25,7 @@ from dbchannels.models import Process, parse_held
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
 
-SWEPT = 5000  # expired messages in one statement, which has 10 s (deadline.py) however many there are
+SWEPT = 5000  # rows that one statement expires or merges: it has 10 s (deadline.py) however many there are
 
 
 class PostgreSQLLink(Link):
@@ -235,6 +235,8 @@ class PostgreSQLLink(Link):
         while self._expire_messages() == SWEPT:
             pass
         self.session.run([(sql.EXPIRE_MEMBERSHIPS, {}), (sql.EXPIRE_AUDIENCES, {})])
+        while self.session.run([(sql.MERGE_TALLY, {"limit": SWEPT})])[0][0] == SWEPT:
+            pass
 
     def _expire_messages(self) -> int:
         """Drop some that have expired, and tell who waits for an answer to them; return how many."""

@@ -204,20 +204,37 @@ CONNECTIONS_OF = "DELETE FROM dbchannels_connection WHERE server = %(name)s RETU
 MEMBERSHIPS_OF = "DELETE FROM dbchannels_membership WHERE channel = %(queue)s"
 REPLIES_OF = "DELETE FROM dbchannels_protocolmessage WHERE channel = %(queue)s"
 
+# Only members with an end are to be told from it, and these stand in no audience.
 # The oldest are looked at, along the primary key: an index by expiry would cost each send to save a sweep in 5 s.
 EXPIRE_MESSAGES = """
-DELETE FROM dbchannels_protocolmessage AS message WHERE id = ANY(ARRAY(
+DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
     SELECT id FROM (
         SELECT id, expires_at FROM dbchannels_protocolmessage ORDER BY id LIMIT %(limit)s
     ) AS oldest WHERE expires_at < statement_timestamp()
 )) AND expires_at < statement_timestamp()
-RETURNING channel, coalesce((
-    SELECT one.locals FROM dbchannels_audience AS one
-    WHERE one.key = message.audience AND one.locals <> '' LIMIT 1
-), locals), reply_channel
+RETURNING channel, locals, reply_channel
 """
 EXPIRE_AUDIENCES = "DELETE FROM dbchannels_audience WHERE expires_at < statement_timestamp()"
 EXPIRE_MEMBERSHIPS = "DELETE FROM dbchannels_membership WHERE expires_at < statement_timestamp()"
+
+# What the tally has grown by is added up, see migration 0002; the sum stays the same in every snapshot. Of two
+# sweepers each merges what the other has not locked, and two merged rows of a queue do no harm.
+MERGE_TALLY = """
+WITH fresh AS MATERIALIZED (
+    SELECT id, "group", channel FROM dbchannels_tally WHERE NOT merged ORDER BY id LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), gone AS (
+    DELETE FROM dbchannels_tally AS tally USING (SELECT DISTINCT "group", channel FROM fresh) AS queue
+    WHERE tally."group" = queue."group" AND tally.channel = queue.channel
+          AND (tally.merged OR tally.id IN (SELECT id FROM fresh))
+    RETURNING tally."group", tally.channel, tally.members, tally.ending, tally.digest
+), sums AS (
+    INSERT INTO dbchannels_tally ("group", channel, members, ending, digest, merged)
+    SELECT "group", channel, sum(members), sum(ending), sum(digest), true FROM gone
+    GROUP BY "group", channel HAVING sum(members) <> 0 OR sum(ending) <> 0 OR sum(digest) <> 0
+)
+SELECT count(*) FROM fresh
+"""
 
 # An expired message on a process-specific channel takes that channel out of its groups, unless its server lives.
 DROP_MEMBERS = """
