@@ -70,12 +70,12 @@ CREATE TRIGGER dbchannels_emptied AFTER TRUNCATE ON dbchannels_membership
 """
 
 # Who the members are, the tally says without looking at them. A broadcast to more than 40 on one server (from 2 kB on
-# PostgreSQL would put the local parts out of line), of whom none has an end, names an audience by what the tally says. Of members that were
-# not seen before only that is noted, their broadcast has them in its row; the second one to just these writes the
-# audience, and those after it nothing: a group that changes between any two costs one short row more. An audience's key
-# is always made of the members that were read for it, so a tally that is wrong makes a broadcast slow, and not false.
-# An audience serves for 60 s; a message that names it has ended 60 s before it is swept, so that no lock is needed.
-# Of a queue whose ids span less than its capacity no row is counted.
+# PostgreSQL would put the local parts out of line), of whom none has an end, names an audience by what the tally says.
+# Of members that were not seen before only that is noted, their broadcast has them in its row; the second one to just
+# these writes the audience, and those after it nothing: a group that changes between any two costs one short row more.
+# An audience's key is always made of the members that were read for it, so a tally that is wrong makes a broadcast
+# slow, and not false. An audience serves for 60 s; a message that names it has ended 60 s before it is swept, so that
+# no lock is needed. Of a queue whose ids span less than its capacity no row is counted.
 # To compare a long text with '' reads its length alone. A plan is kept by the session, so it must not be one that a
 # small table invited: enable_seqscan. Names without a '!' or '?' that do not start as http. or websocket. are the
 # site's own, durable channels, the same rule as names.is_protocol; no NOTIFY past a half of its queue, see sql.py.
@@ -104,6 +104,10 @@ BEGIN
             EXIT WHEN queue.channel ~ patterns[position];
         END LOOP;
         IF queue.channel !~ '[!?]|^http[.]|^websocket[.]' THEN
+            CONTINUE WHEN NOT EXISTS (
+                SELECT FROM dbchannels_membership WHERE "group" = to_group AND channel = queue.channel
+                AND (expires_at IS NULL OR expires_at > statement_timestamp())
+            );
             IF capacity IS NOT NULL THEN
                 SELECT count(*) INTO waiting FROM (
                     SELECT FROM dbchannels_durablemessage
