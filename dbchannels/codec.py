@@ -7,6 +7,7 @@ See https://github.com/msgpack/msgpack/blob/master/spec.md for the format.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import msgpack
@@ -57,8 +58,18 @@ def _is_plain(message: dict[Any, Any]) -> bool:
     return True
 
 
+class _Packers(threading.local):
+    """One for each thread, since two may not use one at once; to make it takes longer than a message."""
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer().pack
+
+
+_packers = _Packers()
+
+
 def _pack(message: dict[str, Any]) -> bytes:
-    return msgpack.packb(message, use_bin_type=True)  # type: ignore[no-any-return]
+    return _packers.pack(message)  # type: ignore[no-any-return]
 
 
 def _sized(payload: bytes, limit: int | None) -> bytes:

@@ -103,11 +103,12 @@ class BaseLayer:
     def make_send(self, channel: str, message: Fields, **delivery: Any) -> Send:
         """Check a message and encode it: what happens to the dict afterwards changes nothing."""
         names.check_channel_name(channel)
-        options = delivery_options(channel, **delivery) if delivery else {}
+        options = delivery_options(channel, **delivery) if delivery else None
         payload = codec.encode(message, self.options["max_message_size"])
         reply_channel = message.get("reply_channel")
         reply_channel = names.check_channel_name(reply_channel) if reply_channel is not None else ""
-        return Send(channel, payload, reply_channel, self.options["expiry"], **options)
+        send = Send(channel, payload, reply_channel, self.options["expiry"])
+        return send._replace(**options) if options else send
 
     @contextmanager
     def buffered(self) -> Iterator[Buffer]:
@@ -123,7 +124,7 @@ class BaseLayer:
 
         ``immediately`` goes before a consumer's end and never before a commit, as on the layer's own database.
         """
-        if self.transactional and not self.in_transaction() and (others := open_transactions()):
+        if self.transactional and (others := open_transactions(self.database)) and not self.in_transaction():
             after_commit(others, lambda: self._submit(operations, immediately))
             return
         buffer: Buffer | None = getattr(self._threads, "buffer", None)

@@ -8,6 +8,8 @@ import pytest
 from django.db import transaction
 
 from dbchannels.exceptions import InvalidMessage
+from dbchannels.layers import base
+from dbchannels.layers.commit import open_transactions
 from dbchannels.layers.operations import Connect
 from dbchannels.testing.layer_case import drain, waiting
 from dbchannels.testing.layer_operating import bury_letters
@@ -327,7 +329,9 @@ def test_what_is_wrong_with_a_message_is_said_before_the_other_commit(layer):
 
 
 def test_two_other_transactions_must_both_commit(layer, monkeypatch):
-    monkeypatch.setattr(layer, "in_transaction", lambda: False)  # as of a layer on a third database
+    # As of a layer on a third database:
+    monkeypatch.setattr(layer, "in_transaction", lambda: False)
+    monkeypatch.setattr(base, "open_transactions", lambda database: open_transactions("third"))
     committed = 0
     for outer, inner in (("default", "sqlite"), ("sqlite", "default")):
         for letter, wrong in (("a", None), ("x", inner), ("x", outer)):

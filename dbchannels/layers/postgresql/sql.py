@@ -54,6 +54,13 @@ SEND_ONE = """
 INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
 VALUES (%s, %s, %s, %s, statement_timestamp(), statement_timestamp() + %s::interval)"""
 
+# Many that differ in nothing else: one array instead of four takes two thirds of the time.
+SEND_ALIKE = """
+INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
+SELECT %(channel)s, %(local)s, %(reply_channel)s, payload, statement_timestamp(),
+       statement_timestamp() + %(expiry)s * interval '1 second'
+FROM unnest(%(payloads)s::bytea[]) AS payload"""
+
 # A row goes in only while its queue has room; the count stops at the capacity, so a long queue costs no more.
 # Gives (channel, messages that waited before, whether the rows went in); NULL for a queue without a limit.
 ROOM = """

@@ -71,6 +71,9 @@ def _sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
     if not names.is_protocol(sends[0].channel):
         yield from _durable_sends(layer, sends)
         return
+    if alike := _alike(layer, sends):
+        yield alike
+        return
     parts = [names.split(send.channel) for send in sends]
     queues = Counter(queue for queue, _ in parts)
     values = {
@@ -83,6 +86,19 @@ def _sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
     yield _waking(
         layer, set(map(_woken, queues)), _into(layer, queues, values, sends, sql.SEND, sql.SEND_IF_ROOM)
     )
+
+
+def _alike(layer: PostgreSQLLayer, sends: list[Send]) -> Planned | None:
+    """Return the short statement for messages of which only the payloads differ; None when it cannot be had."""
+    channel, _, reply_channel, expiry, *_ = sends[0]
+    if any(send.channel != channel or send.reply_channel != reply_channel for send in sends):
+        return None
+    queue, local = names.split(channel)
+    if layer.capacity(queue) is not None and not layer.room.take({queue: len(sends)}):
+        return None
+    payloads = [send.payload for send in sends]
+    values = {"channel": queue, "local": local, "reply_channel": reply_channel, "payloads": payloads}
+    return _waking(layer, {_woken(queue)}, (sql.SEND_ALIKE, {**values, "expiry": expiry}, []))
 
 
 def single(layer: PostgreSQLLayer, send: Send, asks: bool) -> tuple[str, tuple[Any, ...]] | None:
