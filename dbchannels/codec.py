@@ -12,7 +12,7 @@ from typing import Any
 
 import msgpack
 
-from dbchannels.exceptions import InvalidMessage, MessageTooLarge
+from dbchannels.exceptions import InvalidMessage, MessageTooLarge, shown
 
 MAX_DEPTH = 64
 _INT64_END = 2**63
@@ -82,7 +82,7 @@ def _check(value: object, where: str, depth: int) -> None:
     if value is None or isinstance(value, (bool, float, bytes)):
         return
     if isinstance(value, str):
-        _check_text(value, where)
+        _check_text(value, f"{where} holds")
     elif isinstance(value, int):
         # Not by `in range(...)`: for an IntEnum that goes through all of its 2**64 numbers.
         if not -_INT64_END <= value < _INT64_END:
@@ -102,19 +102,21 @@ def _check_items(value: list[Any] | tuple[Any, ...] | dict[Any, Any], where: str
         return
     for key, item in value.items():
         if not isinstance(key, str):
-            raise InvalidMessage(f"A key of {where} is {_kind(key)}: keys are str, so send str({key!r:.40}).")
-        _check_text(key, f"A key of {where}")
-        _check(item, f"{where}[{key!a:.40}]", depth)
+            raise InvalidMessage(
+                f"A key of {where} is {_kind(key)}: keys are str, so send str({shown(key, 40)})."
+            )
+        _check_text(key, f"A key of {where} is")
+        _check(item, f"{where}[{shown(key, 40)}]", depth)
 
 
-def _check_text(text: str, where: str) -> None:
+def _check_text(text: str, subject: str) -> None:
     if text.isascii():
         return
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidMessage(
-            f"{where} holds half of a surrogate pair, which UTF-8 has no bytes for: send whole characters, or "
+            f"{subject} half of a surrogate pair, which UTF-8 has no bytes for: send whole characters, or "
             "the raw data as bytes."
         ) from None
 

@@ -8,11 +8,14 @@ from datetime import timedelta
 from typing import Any
 
 from dbchannels import names
-from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.layers.options import LONGEST_DELAY
 from dbchannels.periodic import Interval, parse_interval
 
 Backoff = float | Callable[[int], float]
 Every = str | timedelta
+
+MOST = 32_000  # attempts, or messages at a time: PostgreSQL keeps the attempts as a smallint
 
 
 @dataclass(frozen=True)
@@ -42,14 +45,14 @@ class ConsumerOptions:
         return cls(channel, **{key: keywords.pop(key) for key in list(keywords) if key in known})
 
     def __post_init__(self) -> None:
-        self._number("retries", 0, "a number from 0")
-        self._number("concurrency", 1, "a number from 1")
+        self._number("retries", 0)
+        self._number("concurrency", 1)
         self._seconds("soft_timeout")
         self._seconds("hard_timeout")
-        if self.backoff is not None and not (callable(self.backoff) or _is_number(self.backoff)):
-            self._refuse(
-                "backoff", "seconds, or a function that takes the number of the attempt and returns seconds"
-            )
+        if not callable(self.backoff):
+            self._seconds("backoff")
+        if not isinstance(self.atomic, bool):
+            self._refuse("atomic", "True or False", "take one of these")
         durable_only = (self.retries, self.backoff, self.concurrency, self.every)
         if durable_only != (None, None, None, None) and names.is_protocol(self.channel):
             raise InvalidConfiguration(
@@ -62,22 +65,31 @@ class ConsumerOptions:
         """Return ``every`` as it is reckoned with."""
         return None if self.every is None else parse_interval(self.every, self.channel)
 
-    def _number(self, name: str, least: int, wanted: str) -> None:
+    def _number(self, name: str, least: int) -> None:
         value = getattr(self, name)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
-            self._refuse(name, wanted)
+        if value is None:
+            return
+        if not isinstance(value, int) or isinstance(value, bool):
+            self._refuse(name, "a whole number", f"write one, such as {name}=5")
+        if not least <= value <= MOST:
+            self._refuse(name, f"from {least} to {MOST}", "take one of these")
 
     def _seconds(self, name: str) -> None:
         value = getattr(self, name)
-        if value is not None and not (_is_number(value) and 0 <= value < float("inf")):
-            self._refuse(name, "seconds, or 0 for none")
+        if value is None:
+            return
+        if not _is_number(value):
+            wanted = "seconds" + (", or a function that returns them" if name == "backoff" else "")
+            self._refuse(name, wanted, f"write a number, such as {name}=60")
+        if not 0 <= value <= LONGEST_DELAY:
+            self._refuse(name, "from 0 to ten years", "write so many seconds")
 
-    def _refuse(self, name: str, wanted: str) -> None:
+    def _refuse(self, name: str, wanted: str, instead: str) -> None:
         value = getattr(self, name)
         raise InvalidConfiguration(
-            f"The {name} of a route on {self.channel} is {wanted}, not {value!r:.60}: correct it."
+            f"The {name} of a route on {self.channel} is {wanted}, not {shown(value)}: {instead}."
         )
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value  # not NaN

@@ -57,3 +57,12 @@ class InvalidConfiguration(DBChannelsError):
 
 class DenyConnection(DBChannelsError):
     """Raise it in a ``websocket.connect`` consumer: the client is refused with 403 before the handshake ends."""
+
+
+def shown(value: object, length: int = 60) -> str:
+    """Return a value as a sentence shows it: escaped, cut, and by its type where it cannot be shown at all."""
+    try:
+        text = ascii(value)
+    except Exception:  # an int of 5,000 digits, or what somebody's __repr__ raises
+        text = f"<{type(value).__name__}>"
+    return text if len(text) <= length else text[: length - 3] + "..."

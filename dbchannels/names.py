@@ -10,22 +10,23 @@ from __future__ import annotations
 import re
 import secrets
 
-from dbchannels.exceptions import InvalidName
+from dbchannels.exceptions import InvalidName, shown
 
 MAX_LENGTH = 100
 MAX_USER_ID = 255
+RANDOM_LENGTH = 22  # characters of what random_part gives
 MOST_KNOWN = 10_000  # names that were checked already and are remembered
 _CHANNEL = re.compile(r"\A[A-Za-z0-9_.-]+(?:[!?][A-Za-z0-9_.-]*)?\Z")
 _GROUP = re.compile(r"\A[A-Za-z0-9_.-]+\Z")
+_ORDINARY = re.compile(r"\A[A-Za-z0-9_.-]\Z")
 _known: set[object] = set()
-_CHARACTERS = "ASCII letters, digits, hyphens, underscores and dots"
 
 
 def check_channel_name(name: object) -> str:
     """Return ``name`` when a channel can be called so; raise InvalidName with the broken rule otherwise."""
     if name.__class__ is str and name in _known:  # a regular expression for each of 100 messages takes 80 us
         return name
-    checked = _check(name, _CHANNEL, "channel", " and at most one '?' or '!'")
+    checked = _check(name, _CHANNEL, "channel")
     if len(_known) < MOST_KNOWN and not checked.partition("!")[2]:  # names of connections are not seen again
         _known.add(checked)
     return checked
@@ -33,7 +34,7 @@ def check_channel_name(name: object) -> str:
 
 def check_group_name(name: object) -> str:
     """Return ``name`` when a group can be called so; raise InvalidName with the broken rule otherwise."""
-    return _check(name, _GROUP, "group", "")
+    return _check(name, _GROUP, "group")
 
 
 def check_receivable(name: object) -> str:
@@ -46,22 +47,34 @@ def check_receivable(name: object) -> str:
     return queue
 
 
-def _check(name: object, pattern: re.Pattern[str], kind: str, also: str) -> str:
+def _check(name: object, pattern: re.Pattern[str], kind: str) -> str:
     if not isinstance(name, str):
-        raise InvalidName(f"The name of a {kind} is a str, not {type(name).__name__}: {_shown(name)}.")
+        raise InvalidName(f"The name of a {kind} is a str, not {type(name).__name__}: {shown(name)}.")
     if len(name) > MAX_LENGTH:
         raise InvalidName(
             f"The name of a {kind} has at most {MAX_LENGTH} characters, and this one has {len(name)}: "
-            f"{_shown(name)}."
+            f"shorten {shown(name)}."
         )
     if not pattern.match(name):
-        raise InvalidName(f"The name of a {kind} is made of {_CHARACTERS}{also}: {_shown(name)} is not.")
+        raise InvalidName(_broken_rule(name, kind))
     return name
 
 
-def _shown(name: object) -> str:
-    text = ascii(name)
-    return text if len(text) <= 60 else text[:57] + "..."
+def _broken_rule(name: str, kind: str) -> str:
+    """Return the sentence for a name that is not made as it should be: what is wrong, where, and what to write."""
+    if not name:
+        return f"The name of a {kind} is empty: give it 1 to {MAX_LENGTH} characters."
+    for position, character in enumerate(name, 1):
+        if not _ORDINARY.match(character) and character not in "!?":
+            return (
+                f"The name of a {kind} holds {shown(character)} as character {position}: write {shown(name)} with "
+                "ASCII letters, digits, hyphens, underscores and dots."
+            )
+    if kind == "group":
+        return f"The name of a group has no '!' and no '?', which are for channels: leave it out of {shown(name)}."
+    if name[0] in "!?":
+        return f"The name of a channel does not begin with {name[0]!r}: put a name in front of it in {shown(name)}."
+    return f"The name of a channel has one '!' or one '?' at most: leave all but one out of {shown(name)}."
 
 
 def split(name: str) -> tuple[str, str]:
@@ -87,15 +100,32 @@ def new_name(pattern: object) -> str:
     """Return a name that does not exist yet; ``pattern`` ends in ``?`` or ``!``."""
     name = check_channel_name(pattern)
     if not name.endswith(("?", "!")):
-        raise InvalidName(f"The pattern of a new channel ends in '?' or '!', as in {_shown(name + '?')}.")
-    return check_channel_name(name + random_part())
+        head, mark, _ = name.replace("?", "!").partition("!")
+        wrong = f"ends with its {name[len(head)]!r}, and nothing follows it" if mark else "ends in '?' or '!'"
+        raise InvalidName(
+            f"The pattern of a new channel {wrong}: write {shown(name[: len(head) + 1] if mark else name + '?')}."
+        )
+    if len(name) > MAX_LENGTH - RANDOM_LENGTH:
+        raise InvalidName(
+            f"The pattern of a new channel has at most {MAX_LENGTH - RANDOM_LENGTH} characters, as {RANDOM_LENGTH} are "
+            f"added, and this one has {len(name)}: shorten {shown(name)}."
+        )
+    return name + random_part()
 
 
 def check_user_id(user_id: object) -> str:
     """Return the text of a user's primary key, "" for nobody known; raises InvalidName."""
-    if isinstance(user_id, str) and len(user_id) <= MAX_USER_ID and user_id.isprintable():
-        return user_id
-    raise InvalidName(
-        f"A user's id is a str of at most {MAX_USER_ID} characters that can be printed, not {user_id!a:.60}: "
-        "give the text of the user's primary key."
-    )
+    if not isinstance(user_id, str):
+        raise InvalidName(
+            f"A user's id is a str, not {shown(user_id)}: give the text of the user's primary key."
+        )
+    if len(user_id) > MAX_USER_ID:
+        raise InvalidName(
+            f"A user's id has at most {MAX_USER_ID} characters, and this one has {len(user_id)}: give the primary key, "
+            f"not {shown(user_id)}."
+        )
+    if not user_id.isprintable():
+        raise InvalidName(
+            f"A user's id can be printed, and {shown(user_id)} cannot: give a primary key without control characters."
+        )
+    return user_id

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple, Protocol
 from django.utils import timezone
 
 from dbchannels import codec
-from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.exceptions import InvalidConfiguration, shown
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Send
 
+SHORTEST, LONGEST = timedelta(seconds=1), timedelta(days=3650)
+LONGEST_LINE = 255  # characters, in the database
 LOOK_EVERY = 60.0  # seconds: a clock may be set, and another worker may have moved the row on
 
 
@@ -57,14 +59,19 @@ class CronLine:
 
 def parse_interval(every: object, channel: str) -> Interval:
     """Return a timedelta of a second or more, or a crontab line, as an Interval; raises InvalidConfiguration."""
-    if isinstance(every, timedelta) and every >= timedelta(seconds=1):
-        return Period(every)
     if isinstance(every, str):
         return _parse_line(every, channel)
-    raise InvalidConfiguration(
-        f"The every of a route on {channel} is a timedelta of at least a second, or five fields as in crontab, such as "
-        f"'0 7 * * *', not {every!r:.60}: correct it."
-    )
+    if not isinstance(every, timedelta):
+        raise InvalidConfiguration(
+            f"The every of a route on {channel} is a timedelta, or five fields as in crontab, not {shown(every)}: "
+            "write every=timedelta(minutes=5), or every='0 7 * * *'."
+        )
+    if not SHORTEST <= every <= LONGEST:
+        raise InvalidConfiguration(
+            f"The every of a route on {channel} is from a second to ten years, not {every!s:.60}: take a timedelta of "
+            "that length."
+        )
+    return Period(every)
 
 
 def _parse_line(text: str, channel: str) -> CronLine:
@@ -75,15 +82,21 @@ def _parse_line(text: str, channel: str) -> CronLine:
             f"The every of a route on {channel} is a crontab line, which the package cronsim reads: "
             "pip install 'dbchannels[cron]', or give a timedelta."
         ) from None
-    line = CronLine(" ".join(text.split()), CronSim)
+    line = " ".join(text.split())
+    if len(line) > LONGEST_LINE:
+        raise InvalidConfiguration(
+            f"The every of a route on {channel} is a line of at most {LONGEST_LINE} characters, and this one has "
+            f"{len(line)}: write ranges and steps, such as '*/5', instead of lists."
+        )
+    found = CronLine(line, CronSim)
     try:
-        line.following(timezone.now(), timezone.now())
+        found.following(timezone.now(), timezone.now())
     except (CronSimError, StopIteration):
         raise InvalidConfiguration(
-            f"The every of a route on {channel} is not a crontab line that ever comes: {text!r:.60}; give five fields, "
-            "minute, hour, day, month and weekday, such as '0 7 * * *'."
+            f"The every of a route on {channel} is not a crontab line that ever comes: {shown(text)}; give five "
+            "fields, minute, hour, day, month and weekday, such as '0 7 * * *'."
         ) from None
-    return line
+    return found
 
 
 class Entry(NamedTuple):

@@ -63,7 +63,10 @@ def test_a_consumers_own_backoff_is_seconds_or_a_function(layer, new_worker, bac
     assert worker.consumed == 6
 
 
-@pytest.mark.parametrize("backoff", [-1, float("nan"), lambda attempt: "soon", lambda attempt: 1 / 0])
+NONE = [lambda attempt: -1, lambda attempt: float("nan"), lambda attempt: "soon", lambda attempt: 1 / 0]
+
+
+@pytest.mark.parametrize("backoff", NONE)
 def test_a_backoff_that_is_none_leaves_the_usual_one(layer, new_worker, backoff, caplog):
     worker = new_worker(boom, backoff=backoff)
     layer.send("own", {})

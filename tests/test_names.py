@@ -66,7 +66,7 @@ def test_the_sentence_says_which_rule():
     for name, words in {
         "n" * 101: "at most 100 characters, and this one has 101",
         7: "is a str, not int: 7",
-        "a\n": r"'a\n' is not",
+        "a\n": r"holds '\n' as character 2",
     }.items():
         with raises(InvalidName) as refused:
             names.check_channel_name(name)

@@ -8,7 +8,7 @@ from typing import Any
 from django.utils import timezone
 
 from dbchannels import names
-from dbchannels.exceptions import InvalidMessage
+from dbchannels.exceptions import InvalidMessage, shown
 
 LONGEST_DELAY = 10 * 365 * 86_400.0  # seconds
 PRIORITIES = range(-32_768, 32_768)  # PostgreSQL's smallint
@@ -33,7 +33,7 @@ def delivery_options(
         "priority": _priority(priority),
         "unique": _unique(unique),
     }
-    if any(options.values()) and names.is_protocol(channel):
+    if (any(options.values()) or deliver_at is not None) and names.is_protocol(channel):
         raise InvalidMessage(
             f"Messages on {channel} are taken as they come, without delay, priority or unique key: send to a "
             "channel of your own, whose consumer sends it on."
@@ -47,36 +47,61 @@ def _delay_seconds(delay: object) -> float:
     """Return a delay in seconds; a database would refuse NaN or 1e300 only when a worker writes a whole batch."""
     if isinstance(delay, timedelta):
         delay = delay.total_seconds()
-    if isinstance(delay, (int, float)) and 0 <= delay <= LONGEST_DELAY:
-        return float(delay)
-    raise InvalidMessage(
-        f"A delay is a timedelta or a number of seconds from 0 to ten years, not {delay!r:.40}: correct it."
-    )
+    if not isinstance(delay, (int, float)) or delay != delay:  # NaN
+        raise InvalidMessage(
+            f"A delay is a timedelta or a number of seconds, not {shown(delay, 40)}: write delay=5, or "
+            "delay=timedelta(...)."
+        )
+    if delay < 0:
+        raise InvalidMessage(
+            f"A delay is from 0 on, not {shown(delay, 40)}: leave it out for a message that is due now."
+        )
+    if delay > LONGEST_DELAY:
+        raise InvalidMessage(
+            f"A delay is at most ten years, not {shown(delay, 40)} s: send the message later."
+        )
+    return float(delay)
 
 
 def _moment(deliver_at: object) -> datetime | None:
+    """Return the moment; None when it has come, so that no date of another age reaches a database."""
     if deliver_at is None:
         return None
     if not isinstance(deliver_at, datetime):
-        raise InvalidMessage(f"The moment deliver_at is a datetime, not {deliver_at!r:.40}: correct it.")
-    moment = timezone.make_aware(deliver_at) if timezone.is_naive(deliver_at) else deliver_at
-    if moment > timezone.now() + timedelta(seconds=LONGEST_DELAY):
         raise InvalidMessage(
-            f"The moment deliver_at is within ten years, not {deliver_at!s:.40}: correct it."
+            f"The moment deliver_at is a datetime, not {shown(deliver_at, 40)}: write deliver_at=datetime(...)."
         )
-    return moment
+    moment = timezone.make_aware(deliver_at) if timezone.is_naive(deliver_at) else deliver_at
+    seconds = (moment - timezone.now()).total_seconds()
+    if seconds > LONGEST_DELAY:
+        raise InvalidMessage(
+            f"The moment deliver_at is within ten years, not {deliver_at!s:.40}: send the message later."
+        )
+    return moment if seconds > 0 else None
 
 
 def _priority(priority: object) -> int:
-    if isinstance(priority, int) and not isinstance(priority, bool) and priority in PRIORITIES:
-        return priority
-    raise InvalidMessage(f"A priority is an int from -32768 to 32767, not {priority!r:.40}: correct it.")
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise InvalidMessage(
+            f"A priority is a whole number, not {shown(priority, 40)}: write one, such as priority=5."
+        )
+    if not PRIORITIES.start <= priority < PRIORITIES.stop:
+        raise InvalidMessage(
+            f"A priority is from {PRIORITIES[0]} to {PRIORITIES[-1]}, not {shown(priority, 40)}: take one of these."
+        )
+    return priority
 
 
 def _unique(unique: object) -> str:
-    if isinstance(unique, str) and len(unique) <= names.MAX_LENGTH and unique.isprintable():
-        return unique
-    raise InvalidMessage(
-        f"A unique key is a str of at most {names.MAX_LENGTH} characters that can be printed, not {unique!a:.60}: "
-        "take a shorter one, such as a hash."
-    )
+    if not isinstance(unique, str):
+        raise InvalidMessage(f"A unique key is a str, not {shown(unique)}: write unique=str(...).")
+    if len(unique) > names.MAX_LENGTH:
+        raise InvalidMessage(
+            f"A unique key has at most {names.MAX_LENGTH} characters, and this one has {len(unique)}: take a shorter "
+            "one, such as a hash."
+        )
+    if not unique.isprintable():
+        raise InvalidMessage(
+            f"A unique key is made of characters that can be printed, unlike {shown(unique)}: leave the others out."
+        )
+    return unique
