@@ -17,7 +17,6 @@ from django.conf import settings
 from django.core import signals
 from django.core.handlers.base import BaseHandler
 from django.core.handlers.wsgi import WSGIRequest
-from django.db import InterfaceError, OperationalError
 from django.http import FileResponse, HttpResponse
 from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
@@ -26,6 +25,7 @@ from dbchannels import codec
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Operation, Send
+from dbchannels.layers.outages import is_unavailable
 from dbchannels.message import Message
 from dbchannels.streaming import CHUNK, ChunkWriter
 
@@ -103,7 +103,7 @@ def outages() -> Iterator[list[BaseException]]:
 
 def is_outage(error: BaseException) -> bool:
     """Whether an error of Django's says that PostgreSQL cannot be used now; without a code it was not reached."""
-    if not isinstance(error, (OperationalError, InterfaceError)):
+    if not is_unavailable(error):
         return False
     cause = error.__cause__
     codes = [

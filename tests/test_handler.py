@@ -9,7 +9,7 @@ import threading
 
 import pytest
 from django.core import signals
-from django.db import OperationalError
+from django.db import DatabaseError, OperationalError
 from django.http import (
     FileResponse,
     HttpResponse,
@@ -461,6 +461,15 @@ def test_a_view_whose_database_cannot_be_used_is_503(client, code, caplog):
 @pytest.mark.parametrize("code", ["40P01", "57014"])
 def test_another_error_of_the_database_is_500(client, code):
     assert whole(client, f"/without-database/{code}/")["status"] == 500
+
+
+@pytest.mark.parametrize("code", [None, "08006"])
+def test_the_drivers_bare_error_is_an_outage(code):
+    error = DatabaseError("server closed the connection unexpectedly")
+    error.__cause__ = DriversError(code)
+    assert is_outage(error)
+    error.__cause__ = None
+    assert not is_outage(error)
 
 
 def test_an_error_of_sqlite_is_none_of_these():

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from django.db import InterfaceError, OperationalError, connections
+from django.db import Error, connections
 from django.db.models import Case, F, Min, When
 from django.utils import timezone
 
@@ -18,6 +18,7 @@ from dbchannels.layers.bells import Bell, BellFolder
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
+from dbchannels.layers.outages import is_unavailable
 from dbchannels.models import (
     Connection,
     DeadLetter,
@@ -248,7 +249,9 @@ def unavailable() -> Iterator[None]:
     """Turn an outage into LayerUnavailable, and let a broken connection go; what cannot be written stays an error."""
     try:
         yield
-    except (InterfaceError, OperationalError) as error:
+    except Error as error:
+        if not is_unavailable(error):
+            raise
         for connection in connections.all(initialized_only=True):
             connection.close_if_unusable_or_obsolete()
         sentence = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import subprocess
 import sys
 
@@ -92,6 +93,16 @@ def test_errors_of_every_kind_are_unavailability(layer, error):
     with raises(LayerUnavailable) as refused, unavailable():
         raise getattr(utils, error)("gone\nin two lines")
     assert "(gone)" in refused.sentence
+
+
+def test_the_drivers_bare_error_is_unavailability_and_djangos_own_is_none(layer):
+    """psycopg2 says no more of a server that closed in the middle of a statement; the site's code may say it too."""
+    with raises(LayerUnavailable) as refused, unavailable(), connections["sqlite"].wrap_database_errors:
+        raise sqlite3.DatabaseError("server closed")
+    assert "(server closed)" in refused.sentence
+    for other in (utils.DatabaseError, utils.ProgrammingError, utils.DataError, utils.IntegrityError):
+        with pytest.raises(other), unavailable():
+            raise other("the site's own")
 
 
 def test_the_check_says_what_to_do(layer, monkeypatch):

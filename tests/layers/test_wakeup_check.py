@@ -7,7 +7,7 @@ import threading
 
 import psycopg2
 import pytest
-from django.db import OperationalError, connections
+from django.db import connections
 
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import session as session_module
@@ -202,9 +202,13 @@ def test_a_thread_beside_the_one_that_waits_sends_no_probe(layer, new_link):
 
 
 @on_postgresql
-def test_a_probe_by_django_in_an_outage_is_one_sentence(layer, monkeypatch):
+@pytest.mark.parametrize(
+    "error", [psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.DatabaseError]
+)
+def test_a_probe_by_django_in_an_outage_is_one_sentence(layer, monkeypatch, error):
     def fail(*_):
-        raise OperationalError("gone\nin two lines")
+        with connections["default"].wrap_database_errors:
+            raise error("gone\nin two lines")
 
     monkeypatch.setattr(layer, "_query", fail)
     with pytest.raises(LayerUnavailable) as refused:

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, connections, transaction
+from django.db import Error, connections, transaction
 
 from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.operations import Delivery, Operation, Send
+from dbchannels.layers.outages import is_unavailable
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.notify_queue import NotifyQueue
@@ -157,7 +158,9 @@ class PostgreSQLLayer(BaseLayer):
         """Run a statement of the wakeups' check on Django's connection."""
         try:
             ((usage, sent, _),) = self._query(statement, values)
-        except (InterfaceError, OperationalError) as error:
+        except Error as error:
+            if not is_unavailable(error):
+                raise
             raise LayerUnavailable(one_line(error)) from error
         return usage, sent
 
