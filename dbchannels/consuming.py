@@ -96,7 +96,10 @@ class Consumption:
         text = "".join(traceback.format_exception(error))
         if not isinstance(error, DenyConnection):
             log.error("The consumer of a message on %s raised:\n%s", delivery.channel, text)
-        return self._failed(delivery, text, isinstance(error, DenyConnection))
+        outcome = self._failed(delivery, text, isinstance(error, DenyConnection))
+        if isinstance(error, WorkerKilled) and outcome.failure is not None:
+            return outcome._replace(failure=outcome.failure._replace(ran=False))
+        return outcome
 
     def hung(self, delivery: Delivery, text: str) -> Outcome:
         """Return what becomes of a message whose consumer does not end; from the watch's thread."""

@@ -91,6 +91,7 @@ def test_a_message_that_kills_its_worker_each_time_is_a_dead_letter_in_the_end(l
     letter = rows(layer, DeadLetter).get()
     assert letter.content() == {"number": 1}
     assert "Each of 3 attempts to run this message ended its worker" in letter.error
+    assert letter.attempts == 3
 
 
 # One transaction.

@@ -145,7 +145,7 @@ class DatabaseLink(Link):
             self.layer.rows(DeadLetter).create(
                 channel=row.channel,
                 payload=row.payload,
-                attempts=row.attempts,
+                attempts=failure.attempts,
                 sent_at=row.sent_at,
                 failed_at=timezone.now(),
                 error=failure.stored_error(),

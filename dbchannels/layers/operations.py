@@ -109,6 +109,12 @@ class Failure(NamedTuple):
     delivery: Delivery
     error: str  # the traceback
     retry_in: float | None  # seconds; None: no more attempts, it becomes a dead letter
+    ran: bool = True  # False: given up before it ran again, so that its claim is no attempt
+
+    @property
+    def attempts(self) -> int:
+        """How often the consumer was started."""
+        return self.delivery.attempt if self.ran else self.delivery.attempt - 1
 
     def stored_error(self) -> str:
         """Return the last 16 KiB of the traceback, as a database takes it."""

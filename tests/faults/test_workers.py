@@ -54,4 +54,5 @@ def test_a_message_that_kills_its_process_is_given_up_after_as_many_tries(site: 
     others_ran_once(found, 1000)
     # A death in a batch does not say which message it was, so it is not counted against any.
     assert found.tries in (2, 3)
+    assert found.attempts == 2
     assert "WorkerKilled" in found.error

@@ -72,7 +72,8 @@ def _exiting(scale: float) -> Seen:
         found = poison(site, "exit", scaled(1000, scale, 100), 5)
     text = f"{found.others}, {found.seconds:.1f} s; {found.tries} deaths, {found.attempts} attempts counted"
     # The first death may have been in a batch, which does not say whose fault it was.
-    return Seen(text, found.others[1:] == (0, 0) and found.tries in (6, 7))
+    right = found.tries in (6, 7) and found.attempts == 6
+    return Seen(text, right and found.others[1:] == (0, 0))
 
 
 ROWS = [

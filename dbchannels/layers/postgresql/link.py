@@ -266,6 +266,9 @@ def _failed(worker: str, failures: Sequence[Failure]) -> list[Statement]:
         done.append((sql_durable.RETRY, {"worker": worker, "seconds": seconds, **tokens}))
     if given_up := [failure for failure in failures if failure.retry_in is None]:
         tokens = _tokens([failure.delivery for failure in given_up])
-        errors = [failure.stored_error() for failure in given_up]
-        done.append((sql_durable.GIVE_UP, {"worker": worker, "errors": errors, **tokens}))
+        letters = {
+            "errors": [failure.stored_error() for failure in given_up],
+            "tries": [failure.attempts for failure in given_up],
+        }
+        done.append((sql_durable.GIVE_UP, {"worker": worker, **letters, **tokens}))
     return done

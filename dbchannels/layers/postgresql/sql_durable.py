@@ -155,12 +155,13 @@ WHERE message.id = failed.id AND message.attempts = failed.attempt AND message.c
 GIVE_UP = """
 WITH dead AS (
     DELETE FROM dbchannels_durablemessage AS message
-    USING unnest(%(ids)s::bigint[], %(attempts)s::int[], %(errors)s::text[]) AS failed(id, attempt, error)
+    USING unnest(%(ids)s::bigint[], %(attempts)s::int[], %(errors)s::text[], %(tries)s::int[])
+          AS failed(id, attempt, error, tries)
     WHERE message.id = failed.id AND message.attempts = failed.attempt AND message.claimed_by = %(worker)s
-    RETURNING channel, payload, attempts, sent_at, error
+    RETURNING channel, payload, tries, sent_at, error
 )
 INSERT INTO dbchannels_deadletter (channel, payload, attempts, sent_at, failed_at, error)
-SELECT channel, payload, attempts, sent_at, statement_timestamp(), error FROM dead
+SELECT channel, payload, tries, sent_at, statement_timestamp(), error FROM dead
 """
 
 # What a dead worker had claimed returns. A batch does not say which message killed it, so none is counted and
