@@ -79,7 +79,7 @@ def test_its_options_can_be_given_so(layer, monkeypatch):
     assert (options[2].concurrency, options[2].hard_timeout) == (1, 3600)
     assert str(options[3].interval()) == "0 7 * * 1"
     names = ("digest", "thumbnails", "reindex")
-    assert [layer.channel_statistics(name)["messages_count"] for name in names] == [1, 1, 1]
+    assert [layer.channel_statistics(name)["messages_pending"] for name in names] == [1, 1, 1]
     assert layer.receive(["digest"]) == (None, None)
 
 

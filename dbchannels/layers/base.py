@@ -277,11 +277,11 @@ class BaseLayer:
     def global_statistics(self) -> dict[str, float]:
         """Return what the layer holds now, over all channels, counted at the call.
 
-        ``messages_count``: messages that wait to be taken, those that wait for their time among them (the public
-        draft counts those that passed since a server's start, which nobody here would add up).
-        ``messages_pending``: taken by a worker whose consumer has not finished. ``messages_max_age``: seconds since
-        the oldest of those that could be taken now was sent, 0 when there is none; a delayed message has no age
-        before its time. The draft's rates and ``channel_full_count`` are not given: they would cost a write each.
+        ``messages_pending``: messages that wait to be taken, those that wait for their time among them.
+        ``messages_max_age``: seconds since the oldest of those that could be taken now was sent, 0 when there is
+        none; a delayed message has no age before its time. Both as in the public draft. ``messages_held`` is ours:
+        taken by a worker whose consumer has not finished. What the draft counts since a server's start
+        (``messages_count``, ``channel_full_count``, their rates) is not given: it would cost a write for each.
         """
         raise NotImplementedError
 

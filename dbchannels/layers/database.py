@@ -223,8 +223,8 @@ class DatabaseLayer(BaseLayer):
         held = [channel for row in self.rows(Held) for channel, _ in row.lines()]
         claimed = self.rows(DurableMessage).filter(claimed_by__isnull=False, **only).count()
         return {
-            "messages_count": counted["number"] + durable.count(),
-            "messages_pending": claimed + sum(only.get("channel", one) == one for one in held),
+            "messages_pending": counted["number"] + durable.count(),
+            "messages_held": claimed + sum(only.get("channel", one) == one for one in held),
             "messages_max_age": max(0.0, (now - min(moments, default=now)).total_seconds()),
         }
 

@@ -244,8 +244,8 @@ class MemoryLayer(BaseLayer):
             taken += [row.delivery for _, row in self._claims.values()]
         now = time.monotonic()
         return {
-            "messages_count": len(waiting),
-            "messages_pending": sum(channel in (None, one.channel) for one in taken),
+            "messages_pending": len(waiting),
+            "messages_held": sum(channel in (None, one.channel) for one in taken),
             "messages_max_age": now - min((row.sent for row in waiting if row.due <= now), default=now),
         }
 

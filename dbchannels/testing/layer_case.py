@@ -83,7 +83,7 @@ def drain(layer: BaseLayer, *channels: str) -> list[Any]:
 
 def waiting(layer: BaseLayer, channel: str) -> float:
     """Return how many messages wait on a channel, and leave them there."""
-    return layer.channel_statistics(channel)["messages_count"]
+    return layer.channel_statistics(channel)["messages_pending"]
 
 
 def wait_until(condition: Callable[[], Any], deadline: float = DEADLINE) -> Any:

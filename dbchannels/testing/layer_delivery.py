@@ -199,7 +199,7 @@ class DeliveryContract(LayerCase):
         layer = self.layer(expiry=SOON)
         for channel in ("http.request", "body?x", "reply.a!b", "own"):
             layer.send(channel, {})
-        wait_until(lambda: layer.global_statistics()["messages_count"] == 1)
+        wait_until(lambda: layer.global_statistics()["messages_pending"] == 1)
         assert layer.receive(["http.request", "body?x", "reply.a!"]) == (None, None)
         assert layer.receive(["own"]) == ("own", {})
 
@@ -235,7 +235,7 @@ class DeliveryContract(LayerCase):
             with raises(InvalidMessage) as refused:
                 layer.send(channel, {}, delay=1)
             assert channel in refused.sentence
-        assert layer.global_statistics()["messages_count"] == 0
+        assert layer.global_statistics()["messages_pending"] == 0
 
     # The whole layer.
 
@@ -248,20 +248,20 @@ class DeliveryContract(LayerCase):
         layer.flush()
         assert layer.receive(["own", "http.request", "body?x", "reply.a!"]) == (None, None)
         assert layer.group_channels("group") == []
-        assert layer.global_statistics()["messages_count"] == 0
+        assert layer.global_statistics()["messages_pending"] == 0
 
     def test_statistics_count_what_waits(self) -> None:
         layer = self.layer()
-        nothing = {"messages_count": 0, "messages_pending": 0, "messages_max_age": 0}
+        nothing = {"messages_pending": 0, "messages_held": 0, "messages_max_age": 0}
         assert layer.global_statistics() == nothing
         layer.send_many([("own", {}), ("own", {}), ("http.request", {})])
         wait_until(lambda: layer.channel_statistics("own")["messages_max_age"] > 0.01)
-        assert layer.global_statistics()["messages_count"] == 3
-        assert layer.channel_statistics("own")["messages_count"] == 2
-        assert layer.channel_statistics("http.request")["messages_count"] == 1
+        assert layer.global_statistics()["messages_pending"] == 3
+        assert layer.channel_statistics("own")["messages_pending"] == 2
+        assert layer.channel_statistics("http.request")["messages_pending"] == 1
         assert layer.channel_statistics("empty") == nothing
         layer.receive(["own"])
-        assert layer.channel_statistics("own")["messages_count"] == 1
+        assert layer.channel_statistics("own")["messages_pending"] == 1
 
     def test_the_layer_says_what_it_is(self) -> None:
         layer = self.layer()
@@ -279,7 +279,7 @@ class DeliveryContract(LayerCase):
                     layer.send(channel, {})
                     layer.group_add("group", channel)
                     transaction.set_rollback(True, using=layer.database)
-            assert layer.global_statistics()["messages_count"] == 0
+            assert layer.global_statistics()["messages_pending"] == 0
             assert layer.group_channels("group") == []
 
     def test_what_is_sent_in_a_transaction_comes_at_commit(self) -> None:

@@ -111,7 +111,7 @@ class MessageContract(LayerCase):
             ):
                 with raises(InvalidName):
                     call(name)
-        assert layer.global_statistics()["messages_count"] == 0
+        assert layer.global_statistics()["messages_pending"] == 0
         assert layer.group_channels("group") == []
 
     def test_bad_names_of_groups_are_refused(self) -> None:

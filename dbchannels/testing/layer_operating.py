@@ -10,9 +10,9 @@ from dbchannels.testing.layer_durable import claim, numbers
 
 
 def statistics(layer: BaseLayer, channel: str) -> tuple[float, float]:
-    """Return how many messages of a channel wait, and how many are pending."""
+    """Return how many messages of a channel wait, and how many are held by workers."""
     found = layer.channel_statistics(channel)
-    return found["messages_count"], found["messages_pending"]
+    return found["messages_pending"], found["messages_held"]
 
 
 def bury_letters(link: Link, number: int, channel: str = "own") -> None:
@@ -29,18 +29,18 @@ class OperatingContract(LayerCase):
 
     # Statistics.
 
-    def test_what_is_claimed_is_pending_until_it_is_finished(self) -> None:
+    def test_what_is_claimed_is_held_until_it_is_finished(self) -> None:
         layer = self.layer()
         link = self.link(layer)
         layer.send_many([("own", {"number": number}) for number in range(3)])
         first, second = claim(link, limit=2)
         assert statistics(layer, "own") == (1, 2)
-        assert layer.global_statistics()["messages_pending"] == 2
+        assert layer.global_statistics()["messages_held"] == 2
         assert statistics(layer, "other") == (0, 0)
         link.finish("w1", Done(acknowledged=[first], returned=[second]))
         assert statistics(layer, "own") == (2, 0)
 
-    def test_what_a_worker_holds_is_pending_until_it_is_finished(self) -> None:
+    def test_what_a_worker_holds_counts_until_it_is_finished(self) -> None:
         layer = self.layer()
         link = self.link(layer)
         worker = process_name("worker")
@@ -51,9 +51,9 @@ class OperatingContract(LayerCase):
         held = link.receive_many(["http.request", "websocket.receive"], 2, worker)
         assert statistics(layer, "websocket.receive") == (0, 1)
         link.finish(worker, Done(held=held[:1]))
-        assert layer.global_statistics()["messages_pending"] == 1
+        assert layer.global_statistics()["messages_held"] == 1
         link.finish(worker, Done())
-        assert layer.global_statistics()["messages_pending"] == 0
+        assert layer.global_statistics()["messages_held"] == 0
         link.unregister(worker)
 
     def test_a_delayed_message_waits_and_has_no_age_before_its_time(self) -> None:
@@ -64,7 +64,7 @@ class OperatingContract(LayerCase):
         layer.send("own", {}, delay=SOON)
         age = wait_until(lambda: layer.channel_statistics("own")["messages_max_age"])
         assert age > SOON / 2
-        assert layer.global_statistics()["messages_count"] == 2
+        assert layer.global_statistics()["messages_pending"] == 2
 
     # Dead letters that run again.
 

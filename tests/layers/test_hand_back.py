@@ -27,4 +27,4 @@ def test_what_is_to_be_tried_again_keeps_its_unique_key(layer, new_link):
     (failed,) = link.claim(["own"], 1, "w1")
     link.finish("w1", Done(failures=[Failure(failed, "traceback", 3600)]))
     layer.send("own", {"number": 1}, unique="a")
-    assert layer.channel_statistics("own")["messages_count"] == 1
+    assert layer.channel_statistics("own")["messages_pending"] == 1

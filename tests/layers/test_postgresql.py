@@ -146,7 +146,7 @@ def test_nobody_is_notified_while_the_queue_of_notifications_is_full(patient, ne
     patient.send(channel, {})
     assert listening.wait(0.05) == set()
     assert not patient.notify_queue.has_room()
-    assert patient.channel_statistics(channel)["messages_count"] == 3
+    assert patient.channel_statistics(channel)["messages_pending"] == 3
 
 
 @pytest.mark.parametrize("channel", ["own", "http.request"])
@@ -226,8 +226,8 @@ def test_a_finish_that_failed_can_be_written_again(layer, new_link):
     with pytest.raises(LayerUnavailable):
         link.finish("w1", done)
     link.finish("w1", done)
-    assert layer.channel_statistics("own")["messages_count"] == 0
-    assert layer.channel_statistics("other")["messages_count"] == 1
+    assert layer.channel_statistics("own")["messages_pending"] == 0
+    assert layer.channel_statistics("other")["messages_pending"] == 1
 
 
 def test_a_transaction_whose_session_ends_is_undone(layer):
@@ -462,10 +462,10 @@ def test_a_second_sender_of_a_unique_key_does_not_wait_and_loses_nothing(layer, 
     link = new_link(layer)
     with another_sender():
         layer.send("own", {"number": 1}, unique="a")  # the other's row is not committed
-    assert layer.channel_statistics("own")["messages_count"] == 2
+    assert layer.channel_statistics("own")["messages_pending"] == 2
     assert len(link.claim(["own"], 10, "w1")) == 1
     assert link.claim(["own"], 10, "w1") == []
-    assert layer.channel_statistics("own")["messages_count"] == 0
+    assert layer.channel_statistics("own")["messages_pending"] == 0
 
 
 def test_a_message_that_a_sender_relies_on_is_not_claimed_before_its_commit(layer, new_link):
@@ -474,7 +474,7 @@ def test_a_message_that_a_sender_relies_on_is_not_claimed_before_its_commit(laye
     with another_sender():
         assert link.claim(["own"], 10, "w1") == []
     assert len(link.claim(["own"], 10, "w1")) == 1
-    assert layer.channel_statistics("own")["messages_count"] == 0
+    assert layer.channel_statistics("own")["messages_pending"] == 0
 
 
 # Prepared statements.
@@ -602,7 +602,7 @@ def test_a_sweep_drops_all_that_has_expired_however_much(new_layer, new_link, mo
     short, layer = new_layer(expiry=0.01), new_layer()
     short.send_many([("http.request", {"number": number}) for number in range(10)])
     layer.send("http.request", {"number": 10})
-    wait_until(lambda: layer.channel_statistics("http.request")["messages_count"] == 1)
+    wait_until(lambda: layer.channel_statistics("http.request")["messages_pending"] == 1)
     new_link(layer).sweep()
     assert query("SELECT count(*) FROM dbchannels_protocolmessage") == [(1,)]
 
@@ -675,7 +675,7 @@ def test_nobody_waits_for_a_replay_under_way(layer, new_link):
         assert layer.replay(ids[:1]) == 1
         in_thread(layer, lambda: moved.append(layer.replay(ids))).join(10)
         assert moved == [1]
-    assert layer.channel_statistics("own")["messages_count"] == 2
+    assert layer.channel_statistics("own")["messages_pending"] == 2
 
 
 def test_a_replay_wakes_the_workers(layer, new_link):
@@ -709,4 +709,4 @@ def test_a_sender_never_exceeds_a_capacity(new_layer):
         while True:
             layer.send("http.request", {})
             sent += 1
-    assert sent == layer.channel_statistics("http.request")["messages_count"] == 50
+    assert sent == layer.channel_statistics("http.request")["messages_pending"] == 50

@@ -41,7 +41,7 @@ def write(number):
 def take():
     while found := link.receive_many(["body?commits"], 500):
         taken.extend(codec.decode(one.payload)["text"] for one in found)
-    while layer.channel_statistics("stream")["messages_count"]:
+    while layer.channel_statistics("stream")["messages_pending"]:
         time.sleep(0.002)
 
 for number in range(writers):

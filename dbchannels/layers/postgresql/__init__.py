@@ -146,8 +146,8 @@ class PostgreSQLLayer(BaseLayer):
         return self._statistics(channel)
 
     def _statistics(self, channel: str | None) -> dict[str, float]:
-        ((waiting, pending, age),) = self._query(sql.STATISTICS, {"channel": channel})
-        return {"messages_count": waiting, "messages_pending": pending, "messages_max_age": age}
+        ((waiting, held, age),) = self._query(sql.STATISTICS, {"channel": channel})
+        return {"messages_pending": waiting, "messages_held": held, "messages_max_age": age}
 
     def _query(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         with connections[self.database].cursor() as cursor:
