@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Any
 
 from django.db import connections, transaction
-from django.db.models import Count, Min, OuterRef, Q, Subquery
+from django.db.models import Count, Exists, Min, OuterRef, Q, Subquery
 from django.db.models.functions import Concat
 from django.utils import timezone
 
@@ -38,6 +38,10 @@ from dbchannels.models import (
 )
 
 __all__ = ["DatabaseLayer"]
+
+MOST_ALONG = (
+    500  # messages with one unique key that are dropped at once; more than a few are there by no rule
+)
 
 
 class DatabaseLayer(BaseLayer):
@@ -122,7 +126,7 @@ class DatabaseLayer(BaseLayer):
         ]
         durable = [queue for queue in queues if not names.is_protocol(queue)]
         if durable and len(found) < limit:
-            rows = self._locked(self._due(durable), limit - len(found))
+            rows = self._first(self._locked(self._ready(durable), limit - len(found)))
             self.rows(DurableMessage).filter(id__in=[row.id for row in rows]).delete()
             found += [ops.Delivery(row.channel, bytes(row.payload)) for row in rows]
         return found
@@ -141,7 +145,7 @@ class DatabaseLayer(BaseLayer):
             rows += self._claimable_within(channel, limits[channel], limit - len(rows))
         # One that was in the hands of a worker that died runs by itself, so that it alone is blamed.
         alone = [row for row in rows if row.alone]
-        rows = alone[:1] or rows
+        rows = self._first(alone[:1] or rows)
         for row in rows:
             row.attempts += 1
             row.claimed_by, row.due_at = worker, None
@@ -152,12 +156,12 @@ class DatabaseLayer(BaseLayer):
 
     def _claimable_within(self, channel: str, at_most: int, limit: int) -> list[Any]:
         """Lock the next one first, then count: others wait for the lock, on SQLite for that of the whole database."""
-        found = self._locked(self._due([channel]), min(1, limit), skip=False)
+        found = self._locked(self._ready([channel]), min(1, limit), skip=False)
         held = self.rows(DurableMessage).filter(channel=channel, claimed_by__isnull=False).count()
         return found if held < at_most else []
 
     def _claimable(self, channels: Sequence[str], limit: int) -> list[Any]:
-        return self._locked(self._due(channels), limit) if channels and limit else []
+        return self._locked(self._ready(channels), limit) if channels and limit else []
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
         claimed = self.rows(DurableMessage).filter(
@@ -171,6 +175,21 @@ class DatabaseLayer(BaseLayer):
         return (
             self.rows(DurableMessage).filter(due, channel__in=channels, claimed_by=None).order_by("-priority")
         )
+
+    def _ready(self, channels: Iterable[str]) -> Any:
+        """Return a query set of what is due, without those behind which an earlier one with the same unique key is."""
+        key = {"channel": OuterRef("channel"), "unique_key": OuterRef("unique_key")}
+        earlier = self._due(channels).order_by().filter(id__lt=OuterRef("id"), **key)
+        return self._due(channels).filter(Q(unique_key="") | ~Exists(earlier))
+
+    def _first(self, rows: list[Any]) -> list[Any]:
+        """Return the rows, and drop what waits with their unique keys: it was sent before they run."""
+        for row in rows:
+            if row.unique_key:
+                same = self.rows(DurableMessage).filter(channel=row.channel, unique_key=row.unique_key)
+                others = self._locked(same.filter(claimed_by=None).exclude(id=row.id), MOST_ALONG)
+                self.rows(DurableMessage).filter(id__in=[other.id for other in others]).delete()
+        return rows
 
     def _locked(self, waiting: Any, limit: int, skip: bool = True) -> list[Any]:
         features = connections[self.database].features

@@ -126,13 +126,19 @@ class MemoryLayer(BaseLayer):
             return [channel for channel, end in members.items() if end > time.monotonic()]
 
     def _due(self, queue: str, limit: int) -> list[_Row]:
-        """Take up to ``limit`` messages off a queue: the highest priority first, then the oldest."""
+        """Take up to ``limit`` messages off a queue: the highest priority first, then the oldest.
+
+        Of several with one unique key the oldest goes, and takes the others along.
+        """
         waiting = self._waiting(queue)
         due = [row for row in waiting if row.due <= time.monotonic()]
-        due = sorted(due, key=lambda row: (-row.send.priority, row.delivery.id or 0))[:limit]
-        for row in due:
-            waiting.remove(row)
-        return due
+        first: dict[object, _Row] = {}
+        for row in sorted(due, key=lambda row: row.delivery.id or 0):
+            first.setdefault(row.send.unique or row, row)
+        taken = sorted(first.values(), key=lambda row: -row.send.priority)[:limit]
+        gone = {*taken, *(row.send.unique for row in taken if row.send.unique)}
+        waiting[:] = [row for row in waiting if row not in gone and row.send.unique not in gone]
+        return taken
 
     def pop(self, queues: Sequence[str], limit: int) -> list[ops.Delivery]:
         with self._changed:

@@ -477,6 +477,20 @@ def test_a_message_that_a_sender_relies_on_is_not_claimed_before_its_commit(laye
     assert layer.channel_statistics("own")["messages_pending"] == 0
 
 
+@pytest.mark.parametrize("claims", [True, False])
+def test_a_message_that_a_sender_relies_on_is_not_taken_along_nor_waited_for(layer, new_link, claims):
+    link = new_link(layer)
+    layer.send("own", {"number": 0}, unique="a")
+    (taken,) = link.claim(["own"], 1, "w1")
+    layer.send("own", {"number": 1}, unique="a")
+    with another_sender():  # its own is not queued: number 1, which it has locked, will do
+        link.finish("w1", Done(returned=[taken]))
+        found = link.claim(["own"], 10, "w1") if claims else link.receive_many(["own"], 10)
+        assert [one.payload for one in found] == [taken.payload]
+        assert layer.channel_statistics("own")["messages_pending"] == 1
+    assert len(link.claim(["own"], 10, "w1")) == 1
+
+
 # Prepared statements.
 
 
@@ -578,7 +592,7 @@ HOT = [
     (sql_durable.ACKNOWLEDGE, TOKEN, CLAIMED),
     (sql_durable.RELEASE, TOKEN, CLAIMED),
     (sql_durable.RETRY, {**TOKEN, "seconds": [1.0, 1.0, 1.0]}, CLAIMED),
-    (sql_durable.GIVE_UP, {**TOKEN, "errors": ["", "", ""]}, CLAIMED),
+    (sql_durable.GIVE_UP, {**TOKEN, "errors": ["", "", ""], "tries": [1, 1, 1]}, CLAIMED),
     (sql_durable.UNCLAIM, {"name": "w3"}, "dbchannels_durable_claims"),
     (sql_durable.RELEASE_ALL, {"worker": "w3"}, "dbchannels_durable_claims"),
     (sql.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),

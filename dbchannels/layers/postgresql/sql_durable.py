@@ -61,7 +61,8 @@ SELECT extract(epoch FROM min(due_at) - statement_timestamp())::float
 FROM dbchannels_durablemessage WHERE due_at IS NOT NULL
 """
 
-# Of several with one key the first goes, and takes the others along: they were sent before it runs.
+# Of several with one key, as after a hand-back, the first goes and takes the others along: they were sent before it
+# runs. One that a sender's open transaction has locked stays: what that one sends goes with it.
 _READY = """
 ARRAY(
     SELECT oldest.id FROM unnest(%(queues)s::text[]) AS queue(name) CROSS JOIN LATERAL (
@@ -79,11 +80,20 @@ ARRAY(
 )
 """
 
+_TAKEN_ALONG = """
+taken_along AS (
+    DELETE FROM dbchannels_durablemessage WHERE id = ANY(ARRAY(
+        SELECT other.id FROM {0} AS first JOIN dbchannels_durablemessage AS other USING (channel, unique_key)
+        WHERE first.unique_key <> '' AND other.unique_key <> '' AND other.claimed_by IS NULL AND other.id <> first.id
+        FOR UPDATE OF other SKIP LOCKED
+    ))
+)"""
+
 # At most once also for a durable channel, when it is read by `receive`.
 RECEIVE_DURABLE = f"""
 WITH popped AS (
-    DELETE FROM dbchannels_durablemessage WHERE id = ANY({_READY}) RETURNING id, channel, payload, priority
-)
+    DELETE FROM dbchannels_durablemessage WHERE id = ANY({_READY}) RETURNING id, channel, payload, priority, unique_key
+), {_TAKEN_ALONG.format("popped")}
 SELECT channel, payload FROM popped ORDER BY priority DESC, id
 """
 
@@ -93,12 +103,7 @@ WITH claimed AS (
     UPDATE dbchannels_durablemessage SET claimed_by = %(worker)s, attempts = attempts + 1
     WHERE id = ANY({_READY})
     RETURNING id, channel, payload, attempts, alone, priority, unique_key
-), taken_along AS (
-    DELETE FROM dbchannels_durablemessage AS other
-    USING claimed
-    WHERE claimed.unique_key <> '' AND other.unique_key = claimed.unique_key AND other.unique_key <> ''
-          AND other.channel = claimed.channel AND other.claimed_by IS NULL AND other.id <> claimed.id
-)
+), {_TAKEN_ALONG.format("claimed")}
 SELECT id, channel, payload, attempts, alone FROM claimed ORDER BY priority DESC, id
 """
 
