@@ -15,7 +15,7 @@ from django.test.utils import CaptureQueriesContext
 from dbchannels import channel_layers
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.operations import Done
-from dbchannels.layers.postgresql import notify_queue, prepared, sql, sql_durable
+from dbchannels.layers.postgresql import notify_queue, prepared, sql, sql_durable, sql_liveness
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import sql_pattern
 from dbchannels.testing.layer_case import DEADLINE, in_thread, raises, wait_until
@@ -595,8 +595,8 @@ HOT = [
     (sql_durable.GIVE_UP, {**TOKEN, "errors": ["", "", ""], "tries": [1, 1, 1]}, CLAIMED),
     (sql_durable.UNCLAIM, {"name": "w3"}, "dbchannels_durable_claims"),
     (sql_durable.RELEASE_ALL, {"worker": "w3"}, "dbchannels_durable_claims"),
-    (sql.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),
-    (sql.REPLIES_OF, {"queue": "http.7"}, "dbchannels_protocol_queue"),
+    (sql_liveness.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),
+    (sql_liveness.REPLIES_OF, {"queue": "http.7"}, "dbchannels_protocol_queue"),
     (sql.STATISTICS, {"channel": "own7"}, "dbchannels_durable_queue"),
 ]
 
@@ -612,7 +612,7 @@ def test_with_a_million_rows_every_hot_statement_goes_by_an_index():
 
 
 def test_a_sweep_drops_all_that_has_expired_however_much(new_layer, new_link, monkeypatch):
-    monkeypatch.setattr("dbchannels.layers.postgresql.link.SWEPT", 3)
+    monkeypatch.setattr("dbchannels.layers.postgresql.sweeper.SWEPT", 3)
     short, layer = new_layer(expiry=0.01), new_layer()
     short.send_many([("http.request", {"number": number}) for number in range(10)])
     layer.send("http.request", {"number": 10})

@@ -20,6 +20,7 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.operations import Delivery, Operation, Send
 from dbchannels.layers.outages import is_unavailable
 from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql.ended import Ended
 from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.notify_queue import NotifyQueue
 from dbchannels.layers.postgresql.room import Room
@@ -45,6 +46,7 @@ class PostgreSQLLayer(BaseLayer):
     def __init__(self, settings: LayerSettings) -> None:
         super().__init__(settings)
         self.room = Room()
+        self.ended = Ended()
         self.notify_queue = NotifyQueue()
         self.wakeup_check = WakeupCheck(self.poll_interval)
 

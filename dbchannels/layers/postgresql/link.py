@@ -12,20 +12,26 @@ from typing import TYPE_CHECKING
 
 from dbchannels import names
 from dbchannels.layers.link import Link
-from dbchannels.layers.notices import disconnect_send, notice_sends
-from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
-from dbchannels.layers.postgresql import prepared, sql, sql_durable
+from dbchannels.layers.operations import (
+    Delivery,
+    Disconnect,
+    Done,
+    Failure,
+    Operation,
+    Send,
+    held_lines,
+    resends,
+)
+from dbchannels.layers.postgresql import prepared, sql, sql_durable, sql_liveness
 from dbchannels.layers.postgresql.audiences import Audiences
 from dbchannels.layers.postgresql.doubt import Doubt
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
+from dbchannels.layers.postgresql.sweeper import Sweeper
 from dbchannels.layers.postgresql.wakeup_check import ask_session
-from dbchannels.models import Process, parse_held
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
-
-SWEPT = 5000  # rows that one statement expires or merges: it has 10 s (deadline.py) however many there are
 
 
 class PostgreSQLLink(Link):
@@ -36,6 +42,7 @@ class PostgreSQLLink(Link):
     def __init__(self, layer: PostgreSQLLayer, session: Session) -> None:
         super().__init__(layer)
         self.session = session
+        self._sweeper = Sweeper(layer, session)
         self._audiences = Audiences()
         self._popping, self._claiming = Doubt(), Doubt()
         self._waiter = 0  # the thread that waits
@@ -47,7 +54,7 @@ class PostgreSQLLink(Link):
     def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
         if holder and self._popping:
             with self.session.transaction():
-                self._tell_held(holder)  # by now it has finished what it knows of
+                self._sweeper.tell_held(holder)  # by now it has finished what it knows of
         protocol = [queue for queue in queues if names.is_protocol(queue)]
         with self._popping:
             found = self._pop_protocol(protocol, limit, holder) if protocol else []
@@ -128,6 +135,7 @@ class PostgreSQLLink(Link):
             return []
         plan = list(statements(self.layer, operations))
         rows = self.session.run([(text, values) for text, values, _ in plan])
+        self.layer.ended.add(one.reply_channel for one in operations if isinstance(one, Disconnect))
         return without_room(self.layer, plan[-1][2], rows) if plan[-1][2] else []
 
     def finish(self, worker: str, done: Done) -> None:
@@ -167,88 +175,37 @@ class PostgreSQLLink(Link):
     def register(self, name: str, kind: str, queue: str = "") -> None:
         values = {"name": name, "kind": kind, "queue": queue, "lease": self.layer.options["lease"]}
         values |= {"host": socket.gethostname(), "pid": os.getpid()}
-        ((row_id,),) = self.session.run([(sql.REGISTER, values)])
+        ((row_id,),) = self.session.run([(sql_liveness.REGISTER, values)])
         self._lock(name, row_id)
 
     def renew(self, name: str) -> bool:
-        rows = self.session.run([(sql.RENEW, {"name": name, "lease": self.layer.options["lease"]})])
+        rows = self.session.run([(sql_liveness.RENEW, {"name": name, "lease": self.layer.options["lease"]})])
         if rows and self._locked != (name, self.session.generation):
             self._lock(name, rows[0][0])
         return bool(rows)
 
     def _lock(self, name: str, row_id: int) -> None:
-        ((granted,),) = self.session.run([(sql.LOCK, {"id": row_id})])
+        ((granted,),) = self.session.run([(sql_liveness.LOCK, {"id": row_id})])
         if granted:  # else a sweeper has it for a moment: the next renewal asks again
             self._locked = (name, self.session.generation)
 
     def unregister(self, name: str) -> None:
-        self._clean_up(name)
+        self._sweeper.clean_up(name)
 
     def bury(self, name: str) -> None:
-        self._clean_up(name)
+        self._sweeper.clean_up(name)
 
     def sweep(self) -> None:
-        self._expire()
+        self._sweeper.expire()
+        self._sweeper.clear_up_after_connections()
         if self.layer.wakeups and not self.session.listens:
             self.layer.wakeup_check.look(ask_session(self.session))
         elif self.layer.wakeups and threading.get_ident() == self._waiter:
             # On Django's connection, which no other thread may open too.
             self.layer.wakeup_check.look(self.layer.ask)
         # A restart of the database frees every lock: for one lease after an own reconnect nobody is dead.
-        if time.monotonic() - self.session.connected_at < self.layer.options["lease"]:
-            return
-        values = {"lease": self.layer.options["lease"]}
-        for row_id, name, silent in self.session.run([(sql.EXPIRED_LEASES, values)]):
-            with self.session.transaction():
-                ((free,),) = self.session.run([(sql.TRY_LOCK, {"id": row_id})])
-                if free or silent:
-                    self._clean_up_within(name, sql.UNREGISTER_EXPIRED)
-
-    def _clean_up(self, name: str) -> None:
-        with self.session.transaction():
-            self._clean_up_within(name)
-
-    def _clean_up_within(self, name: str, unregister: str = sql.UNREGISTER) -> None:
-        """Whoever deletes the process's row cleans up; a second sweeper waits for that and finds nothing."""
-        gone = self.session.run([(unregister, {"name": name})])
-        if not gone:
-            return
-        self._tell_held(name)
-        self.session.run([(sql_durable.UNCLAIM, {"name": name})])
-        kind, queue = gone[0]
-        if kind == Process.SERVER:
-            self._clean_up_server(name, queue)
-
-    def _tell_held(self, name: str) -> None:
-        """Tell the clients of what a worker holds that it is lost."""
-        for (messages,) in self.session.run([(sql.UNHOLD, {"name": name})]):
-            self.apply(notice_sends(parse_held(messages), "worker died", self.layer.options["expiry"]))
-
-    def _clean_up_server(self, name: str, queue: str) -> None:
-        self.session.run([(sql.MEMBERSHIPS_OF, {"queue": queue})])
-        self.session.run([(sql.REPLIES_OF, {"queue": queue})])
-        lost = self.session.run([(sql.CONNECTIONS_OF, {"name": name})])
-        expiry = self.layer.options["expiry"]
-        self.apply([disconnect_send(reply_channel, path, expiry) for reply_channel, path in lost])
-
-    def _expire(self) -> None:
-        while self._expire_messages() == SWEPT:
-            pass
-        self.session.run([(sql.EXPIRE_MEMBERSHIPS, {}), (sql.EXPIRE_AUDIENCES, {})])
-        while self.session.run([(sql.MERGE_TALLY, {"limit": SWEPT})])[0][0] == SWEPT:
-            pass
-
-    def _expire_messages(self) -> int:
-        """Drop some that have expired, and tell who waits for an answer to them; return how many."""
-        expired = self.session.run([(sql.EXPIRE_MESSAGES, {"limit": SWEPT})])
-        self.apply(
-            notice_sends([(row[0], row[2]) for row in expired], "expired", self.layer.options["expiry"])
-        )
-        silent = [(row[0], local) for row in expired if row[0].endswith("!") for local in row[1].split()]
-        if silent:
-            channels, parts = zip(*silent, strict=True)
-            self.session.run([(sql.DROP_MEMBERS, {"channels": list(channels), "locals": list(parts)})])
-        return len(expired)
+        if time.monotonic() - self.session.connected_at >= self.layer.options["lease"]:
+            self._sweeper.clean_up_expired()
 
     def close(self) -> None:
         self.session.close()

@@ -230,13 +230,17 @@ def _connects(layer: PostgreSQLLayer, connects: list[Connect]) -> Iterator[Plann
 
 
 def _disconnects(layer: PostgreSQLLayer, disconnects: list[Disconnect]) -> Iterator[Planned]:
-    parts = [names.split(disconnect.reply_channel) for disconnect in disconnects]
-    values = {
-        "reply_channels": [disconnect.reply_channel for disconnect in disconnects],
+    yield sql.DISCONNECT, of_connections([disconnect.reply_channel for disconnect in disconnects]), []
+
+
+def of_connections(reply_channels: Sequence[str]) -> Values:
+    """Return the values of a statement about connections: their reply channels, whole and in parts."""
+    parts = [names.split(reply_channel) for reply_channel in reply_channels]
+    return {
+        "reply_channels": list(reply_channels),
         "channels": [queue for queue, _ in parts],
         "locals": [local for _, local in parts],
     }
-    yield sql.DISCONNECT, values, []
 
 
 def _identifies(layer: PostgreSQLLayer, identifies: list[Identify]) -> Iterator[Planned]:
