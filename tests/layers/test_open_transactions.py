@@ -32,9 +32,11 @@ def open_transaction(layer, call):
     thread = threading.Thread(target=hold, daemon=True)
     thread.start()
     assert ready.wait(DEADLINE)
-    yield
-    done.set()
-    thread.join(DEADLINE)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(DEADLINE)
     assert not thread.is_alive()
 
 

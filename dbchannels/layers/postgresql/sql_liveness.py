@@ -57,11 +57,12 @@ REPLIES_OF = "DELETE FROM dbchannels_protocolmessage WHERE channel = %(queue)s"
 
 # Connections that have ended and whose rows were locked then.
 LEFT_BEHIND = """
-SELECT reply_channel FROM unnest(%(reply_channels)s::text[], %(channels)s::text[], %(locals)s::text[])
-     AS closed(reply_channel, channel, local)
-WHERE EXISTS (SELECT FROM dbchannels_connection AS connection WHERE connection.reply_channel = closed.reply_channel)
-      OR EXISTS (SELECT FROM dbchannels_membership AS membership
-                 WHERE membership.channel = closed.channel AND membership.local = closed.local)
+WITH closed AS (
+    SELECT * FROM unnest(%(reply_channels)s::text[], %(channels)s::text[], %(locals)s::text[])
+             AS one(reply_channel, channel, local)
+)
+SELECT reply_channel FROM closed JOIN dbchannels_connection USING (reply_channel)
+UNION SELECT reply_channel FROM closed JOIN dbchannels_membership USING (channel, local)
 """
 
 # Only members with an end are to be told from it, and these stand in no audience.
