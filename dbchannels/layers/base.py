@@ -258,7 +258,7 @@ class BaseLayer:
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Empty the layer for everybody: messages, groups, dead letters."""
+        """Empty the layer for everybody: messages, also those that workers hold, groups, dead letters, schedules."""
         raise NotImplementedError
 
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:

@@ -203,7 +203,7 @@ class DatabaseLayer(BaseLayer):
 
     def flush(self) -> None:
         with self.atomic():
-            for model in (ProtocolMessage, DurableMessage, DeadLetter, Membership, Schedule):
+            for model in (ProtocolMessage, DurableMessage, DeadLetter, Held, Membership, Schedule):
                 self.rows(model).all().delete()
         self._spread.clear()
 

@@ -59,7 +59,8 @@ class Link:
     def apply(self, operations: Sequence[Operation]) -> list[Send]:
         """Write operations in order in one transaction of its own; return the sends that found a channel full.
 
-        Only those of the last unbroken run of sends need be returned; the others are dropped in silence.
+        Only those of the last unbroken run of sends, all of protocol messages or all of durable ones, need be returned;
+        the others are dropped in silence.
         """
         return self.layer.write(operations, drop=True)
 

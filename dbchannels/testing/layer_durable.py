@@ -210,6 +210,13 @@ class DurableContract(LayerCase):
         assert numbers(claim(link)) == [0, 2, 3]
         assert waiting(layer, "other") == 1
 
+    def test_a_full_channel_takes_no_unique_message(self) -> None:
+        layer = self.layer(channel_capacity={"own": 1})
+        layer.send("own", {"number": 0}, unique="a")
+        with raises(layer.ChannelFull):
+            layer.send("own", {"number": 1}, unique="b")
+        assert numbers(claim(self.link(layer))) == [0]
+
     def test_a_unique_key_is_free_when_its_message_starts_to_run(self) -> None:
         layer = self.layer()
         link = self.link(layer)

@@ -56,6 +56,14 @@ class OperatingContract(LayerCase):
         assert layer.global_statistics()["messages_held"] == 0
         link.unregister(worker)
 
+    def test_flush_forgets_what_workers_hold(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send_many([("own", {}), ("http.request", {})])
+        assert len(claim(link)) == len(link.receive_many(["http.request"], 1, "w1")) == 1
+        layer.flush()
+        assert layer.global_statistics()["messages_held"] == 0
+
     def test_a_delayed_message_waits_and_has_no_age_before_its_time(self) -> None:
         layer = self.layer()
         layer.send("own", {}, delay=3600)

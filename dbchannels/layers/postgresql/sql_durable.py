@@ -27,8 +27,9 @@ FROM unnest(%(channels)s::text[], %(payloads)s::bytea[]) AS message(channel, pay
 SEND_DURABLE_ONE = """
 INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
 VALUES (%s, %s, 0, '', 0, false, statement_timestamp())"""
+_ROOM_DURABLE = ROOM.format("dbchannels_durablemessage", "AND waiting.claimed_by IS NULL")
 SEND_DURABLE_IF_ROOM = f"""
-WITH {ROOM.format("dbchannels_durablemessage", "AND waiting.claimed_by IS NULL")}, sent AS (
+WITH {_ROOM_DURABLE}, sent AS (
     {_INSERT_DURABLE} WHERE channel IN (SELECT channel FROM room WHERE has_room) ORDER BY position
 )
 SELECT channel, waited, has_room FROM room
@@ -37,14 +38,22 @@ SELECT channel, waited, has_room FROM room
 # Not while one with the key waits. That one is locked against being claimed until this transaction ends, so that
 # its consumer sees what the transaction wrote; whoever is being claimed just now, or is not committed, is skipped,
 # so that nobody waits. Two that were sent at once meet again in the claim.
-SEND_UNIQUE = f"""
-WITH waiting AS MATERIALIZED (
+_SAME = """
+same AS MATERIALIZED (
     SELECT FROM dbchannels_durablemessage AS other
     WHERE channel = (%(channels)s::text[])[1] AND unique_key = (%(unique_keys)s::text[])[1]
           AND unique_key <> '' AND claimed_by IS NULL
     LIMIT 1 FOR KEY SHARE SKIP LOCKED
+)"""
+SEND_UNIQUE = f"""
+WITH {_SAME}
+{_INSERT_DURABLE} WHERE NOT EXISTS (SELECT FROM same)
+"""
+SEND_UNIQUE_IF_ROOM = f"""
+WITH {_ROOM_DURABLE}, {_SAME}, sent AS (
+    {_INSERT_DURABLE} WHERE channel IN (SELECT channel FROM room WHERE has_room) AND NOT EXISTS (SELECT FROM same)
 )
-{_INSERT_DURABLE} WHERE NOT EXISTS (SELECT FROM waiting)
+SELECT channel, waited, has_room FROM room
 """
 
 # What has become due is looked for by time, in an index of its own; from then on it waits like any other.

@@ -136,13 +136,13 @@ def _durable_sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planne
         "delays": [send.delay for send in sends],
         "due_ats": [send.due_at for send in sends],
     }
-    planned: tuple[str, Values, list[Send]] = (sql_durable.SEND_UNIQUE, values, [])
-    if not sends[0].unique:
-        queues = Counter(send.channel for send in sends)
-        usual = not any(send.delay or send.due_at or send.priority for send in sends)
-        plain = sql_durable.SEND_DURABLE_NOW if usual else sql_durable.SEND_DURABLE
-        planned = _into(layer, queues, values, sends, plain, sql_durable.SEND_DURABLE_IF_ROOM)
-    yield _waking(layer, {"d"}, planned)
+    plain, careful = sql_durable.SEND_DURABLE, sql_durable.SEND_DURABLE_IF_ROOM
+    if sends[0].unique:
+        plain, careful = sql_durable.SEND_UNIQUE, sql_durable.SEND_UNIQUE_IF_ROOM
+    elif not any(send.delay or send.due_at or send.priority for send in sends):
+        plain = sql_durable.SEND_DURABLE_NOW
+    queues = Counter(send.channel for send in sends)
+    yield _waking(layer, {"d"}, _into(layer, queues, values, sends, plain, careful))
 
 
 def _into(
