@@ -41,6 +41,16 @@ def encode_trusted(message: dict[str, Any]) -> bytes:
     return _pack(message)
 
 
+def with_field(payload: bytes, key: str, value: int) -> bytes | None:
+    """Return an encoded message with one more field, which goes before another of that key; None: it has too many.
+
+    The length of a small map is in its first byte, so nothing is decoded.
+    """
+    if not 0x80 <= payload[0] < 0x8F:
+        return None
+    return bytes((payload[0] + 1,)) + payload[1:] + _pack(key) + _pack(value)
+
+
 def decode(payload: bytes | memoryview) -> dict[str, Any]:
     """Decode what ``encode`` made."""
     # The limit of 64 levels is the encoder's; the decoder of msgpack has one of its own, 1,024.
@@ -68,7 +78,7 @@ class _Packers(threading.local):
 _packers = _Packers()
 
 
-def _pack(message: dict[str, Any]) -> bytes:
+def _pack(message: dict[str, Any] | str | int) -> bytes:
     return _packers.pack(message)  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ import traceback
 from contextlib import nullcontext
 from typing import Any
 
-from django.db import close_old_connections, reset_queries, transaction
+from django.db import connections, transaction
 
 from dbchannels import codec
 from dbchannels.consumer_options import ConsumerOptions
@@ -40,17 +40,16 @@ class Consumption:
 
     def consume(self, delivery: Delivery, worker: str) -> Outcome:
         """Run the consumer; return what it sent and added, its failure if it raised, and whether to acknowledge."""
-        reset_queries()
         self._route = None
         with self.layer.buffered() as buffer:
             try:
                 answers = self._run(delivery, worker)
                 atomic = self._options().atomic
-                return Outcome([*buffer.pending(), *answers], None, not atomic)
+                return Outcome(_joined(buffer.pending(), answers), None, not atomic)
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 return self._raised(delivery, error)
             finally:
-                close_old_connections()
+                _tidy_connections()
 
     def _run(self, delivery: Delivery, worker: str) -> list[Operation]:
         content = codec.decode(delivery.payload)
@@ -156,6 +155,25 @@ class Consumption:
 def reply(layer: BaseLayer, channel: str, message: dict[str, Any]) -> Operation:
     """Return the sending of a message that dbchannels made itself."""
     return Send(channel, codec.encode_trusted(message), "", layer.options["expiry"])
+
+
+def _joined(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
+    """Let the consumer's last word to a connection say that the frame is finished too: one row in place of two."""
+    last = sent[-1] if sent else None
+    if len(answers) == 1 and isinstance(last, Send) and last[:1] == answers[0][:1]:
+        content = codec.decode(answers[0].payload)
+        if list(content) == ["finished"] and (
+            payload := codec.with_field(last.payload, "finished", content["finished"])
+        ):
+            return [*sent[:-1], Send(last.channel, payload, last.reply_channel, last.expiry)]
+    return [*sent, *answers]
+
+
+def _tidy_connections() -> None:
+    """Do what Django does at the end of a request, by its two signal handlers, in one pass over the connections."""
+    for connection in connections.all(initialized_only=True):
+        connection.queries_log.clear()
+        connection.close_if_unusable_or_obsolete()
 
 
 def backoff(attempt: int) -> float:

@@ -40,10 +40,12 @@ class Doorbell(NamedTuple):
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.writer, b"!")
 
-    def silence(self) -> None:
-        """Take all rings: whoever does so looks for messages next."""
-        with suppress(BlockingIOError):
-            os.read(self.reader, 65_536)
+    def silence(self) -> bool:
+        """Take all rings: whoever does so looks for messages next. False: there were none, or somebody was faster."""
+        try:
+            return bool(os.read(self.reader, 65_536))
+        except BlockingIOError:
+            return False
 
     def __str__(self) -> str:
         return f"{self.reader},{self.writer}"

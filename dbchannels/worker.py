@@ -34,6 +34,8 @@ from dbchannels.watch import Watch
 log = logging.getLogger("dbchannels.worker")
 
 PROTOCOL_CHANNELS = ("websocket.connect", "websocket.receive", "websocket.disconnect", "http.request")
+# Seconds that protocol messages may put off a claim, after one that found nothing; of a slow one ten times its own.
+CLAIM_WITHIN = 0.02
 WRITE_AFTER = 0.002  # seconds: quick consumers' results are written together, a slower one's at once
 
 
@@ -74,12 +76,14 @@ class Worker:
         self.stopping = threading.Event()
         self.consumed = 0
         self._bells = bells
+        self._bells_by_reader = {bell.reader: bell for bell in bells}
         self._life = life
         self._wake = WakeupPipe()
         self._batch = Batch()
         self._pace = Pace()
         self._writing = threading.Lock()  # a report is taken and written before another one is
         self._written_at = 0.0
+        self._claim_by = 0.0  # time.monotonic(): protocol messages go before the next claim until then
         self._renewed_at = 0.0
         self._swept_at = time.monotonic()
         self._watch = Watch(
@@ -138,7 +142,8 @@ class Worker:
         for bell in self._bells:
             bell.silence()
         taken = self.link.receive_many(_turned(self._protocol), limit, self.name) if self._protocol else []
-        if self._durable and len(taken) < limit:
+        # Whoever woke it may have waited for what was taken: a claim goes first only when one is overdue.
+        if self._durable and len(taken) < limit and not (taken and time.monotonic() < self._claim_by):
             try:
                 taken += self._claim(limit - len(taken))
             except LayerUnavailable:
@@ -147,7 +152,11 @@ class Worker:
         return taken
 
     def _claim(self, limit: int) -> list[Delivery]:
-        return self.link.claim(_turned(self._durable), limit, self.name, self._concurrency)
+        started = time.monotonic()
+        claimed = self.link.claim(_turned(self._durable), limit, self.name, self._concurrency)
+        ended = time.monotonic()
+        self._claim_by = 0.0 if claimed else ended + max(CLAIM_WITHIN, (ended - started) * 10)
+        return claimed
 
     def _ring_for_others(self) -> None:
         for bell in self._bells:
@@ -162,8 +171,14 @@ class Worker:
         others = [self._wake.reader, *([] if self._life is None else [self._life])]
         if not self._bells:
             self.link.wait(timeout, *others)
-        else:
-            wait_readable([*others, *(bell.reader for bell in self._bells)], timeout)
+            return
+        ends_at = time.monotonic() + timeout
+        # One ring wakes all that wait; who comes too late for it goes on waiting.
+        while readable := wait_readable([*others, *self._bells_by_reader], ends_at - time.monotonic()):
+            if any(self._bells_by_reader[one].silence() for one in readable if one in self._bells_by_reader):
+                return
+            if not readable.isdisjoint(others):
+                return
 
     def _end_with_parent(self) -> None:
         if self._life is not None and not self.stopping.is_set() and wait_readable([self._life], 0):

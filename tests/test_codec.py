@@ -37,6 +37,15 @@ def test_every_message_comes_back_as_it_was(message):
     assert codec.encode_trusted(message) == payload
 
 
+@given(st.dictionaries(texts, leaves, max_size=20), st.integers(0, 2**63 - 1))
+def test_a_field_is_added_to_what_is_encoded_already(message, value):
+    payload = codec.with_field(codec.encode(message), "finished", value)
+    if payload is None:
+        assert len(message) >= 15
+    else:
+        assert exact(codec.decode(payload)) == exact({**message, "finished": value})
+
+
 def test_databases_may_give_a_memoryview():
     assert codec.decode(memoryview(codec.encode({"text": "hi"}))) == {"text": "hi"}
 

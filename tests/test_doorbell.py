@@ -54,6 +54,11 @@ def test_silence_takes_all_rings(bell):
     assert not is_rung(bell)
 
 
+def test_of_all_that_one_ring_wakes_one_takes_it(bell):
+    bell.ring()
+    assert [bell.silence(), bell.silence()] == [True, False]
+
+
 def test_a_full_bell_can_be_rung_and_then_silenced(bell):
     for _ in range(66_000):  # a pipe of Linux holds 65,536 bytes
         bell.ring()

@@ -334,7 +334,27 @@ def test_its_replies_go_before_the_word_that_it_has_finished(layer, new_worker):
 
     frame(layer, order=0, channel="websocket.connect")
     assert new_worker(route("websocket.connect", consume)).run_once()
-    assert replies(layer) == [{"text": "a"}, {"text": "b"}, {"finished": 0}]
+    assert replies(layer) == [{"text": "a"}, {"text": "b", "finished": 0}]
+
+
+@pytest.mark.parametrize(
+    ("channel", "message"),
+    [(CLIENT + "x", {"text": "a"}), (CLIENT, {f"key{number}": number for number in range(15)})],
+)
+def test_what_cannot_say_so_itself_goes_before_the_word(layer, new_worker, channel, message):
+    frame(layer, order=3)
+    assert new_worker(route("websocket.receive", lambda _: Channel(channel).send(message))).run_once()
+    assert replies(layer) == [message, {"finished": 3}]
+
+
+def test_a_clients_own_word_for_it_does_not_count(layer, new_worker):
+    """A consumer that sends back whatever came sends this key too."""
+    frame(layer, order=3)
+    echo = route(
+        "websocket.receive", lambda message: message.reply_channel.send({"finished": 9, "text": "a"})
+    )
+    assert new_worker(echo).run_once()
+    assert replies(layer) == [{"finished": 3, "text": "a"}]
 
 
 def test_captures_reach_the_consumer(layer, new_worker):
@@ -447,7 +467,7 @@ def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monke
 @kinds.on_databases
 def test_a_consumers_broken_connection_is_let_go(layer, new_worker, channel, at_once, monkeypatch):
     closed = []
-    monkeypatch.setattr(consuming, "close_old_connections", lambda: closed.append(channel))
+    monkeypatch.setattr(consuming, "_tidy_connections", lambda: closed.append(channel))
     layer.send(channel, {"reply_channel": CLIENT})
     assert new_worker(route(channel, boom)).run_once()
     assert closed == [channel]
@@ -789,6 +809,50 @@ def test_a_batch_that_is_full_rings_for_another_worker(layer, new_worker, batche
     assert not wait_readable([bell.reader], 0)
     for descriptor in bell:
         os.close(descriptor)
+
+
+def test_who_comes_too_late_for_a_ring_goes_on_waiting(layer, new_worker, monkeypatch):
+    bell, looks = Doorbell.new(), []
+    one = new_worker(route("own", quiet), bells=[bell])
+
+    def faster(descriptors, timeout):
+        """Another worker of the same bell took the first ring; the poll ends the second wait."""
+        looks.append(timeout)
+        return {bell.reader} if len(looks) == 1 else set()
+
+    monkeypatch.setattr(worker, "wait_readable", faster)
+    one._wait()
+    assert len(looks) == 2
+    assert looks[1] < looks[0]  # it is the rest of the same wait
+    looks.clear()
+    bell.ring()
+    one._wait()
+    assert len(looks) == 1
+    for descriptor in bell:
+        os.close(descriptor)
+
+
+def test_protocol_messages_do_not_wait_for_a_claim_that_would_find_nothing(
+    layer, new_worker, batches_of, monkeypatch
+):
+    claims = []
+    batches_of(5)
+    one = new_worker(route("own", quiet), route("websocket.receive", quiet))
+    claim = one.link.claim
+    monkeypatch.setattr(one.link, "claim", lambda *given: claims.append(given) or claim(*given))
+    monkeypatch.setattr(worker, "CLAIM_WITHIN", 3600)
+    assert not one.run_once()
+    assert len(claims) == 1
+    frame(layer)
+    assert one.run_once()
+    assert len(claims) == 1
+    assert not one.run_once()  # but nobody goes to sleep without one
+    assert len(claims) == 2
+    monkeypatch.setattr(one, "_claim_by", 0.0)
+    frame(layer)
+    layer.send("own", {})
+    assert one.run_once()
+    assert (len(claims), one.consumed) == (3, 3)
 
 
 # The end.
