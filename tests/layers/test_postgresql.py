@@ -12,10 +12,10 @@ import pytest
 from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 
-from dbchannels import channel_layers
+from dbchannels import channel_layers, codec
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.operations import Done
-from dbchannels.layers.postgresql import notify_queue, prepared, sql, sql_durable, sql_liveness
+from dbchannels.layers.postgresql import floors, notify_queue, prepared, sql, sql_durable, sql_liveness
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import sql_pattern
 from dbchannels.testing.layer_case import DEADLINE, in_thread, raises, wait_until
@@ -491,6 +491,73 @@ def test_a_message_that_a_sender_relies_on_is_not_taken_along_nor_waited_for(lay
     assert len(link.claim(["own"], 10, "w1")) == 1
 
 
+# Floors.
+
+
+def received(link, limit=20):
+    return [one.payload for one in link.receive_many(["http.x"], limit)]
+
+
+def sent(number):
+    return [codec.encode({"number": one}) for one in range(number)]
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Let a floor rise with the next look, and no look at the whole come by itself."""
+    monkeypatch.setattr(floors, "LAG", 0.0)
+    monkeypatch.setattr(floors, "STEP", -1.0)
+    monkeypatch.setattr(floors, "WHOLE_EVERY", 3600.0)
+
+
+def late(layer, link):
+    """Send one whose id is below that of another which was taken meanwhile; return the link's next two looks."""
+    assert [received(link), received(link)] == [[], []]  # it is connected, and knows the session
+    with transaction.atomic():
+        layer.send("http.x", {"number": 0})
+        in_thread(layer, lambda: layer.send("http.x", {"number": 1})).join(10)
+        assert received(link) == sent(2)[1:]
+        assert received(link) == []  # from here on the floor is above it
+    return received(link), received(link)
+
+
+def test_what_was_committed_late_is_found_by_the_next_look_at_the_whole(layer, new_link, at_once):
+    link = new_link(layer)
+    assert late(layer, link) == ([], [])
+    link._floors._whole_at = 0.0
+    assert received(link) == sent(1)
+
+
+def test_what_was_committed_late_is_found_at_once_within_the_lag(layer, new_link, at_once, monkeypatch):
+    monkeypatch.setattr(floors, "LAG", 3600.0)
+    assert late(layer, new_link(layer)) == (sent(1), [])
+
+
+def test_nothing_that_waits_is_passed_over(layer, new_link, at_once):
+    """A look that is full leaves what is behind it; another queue's ids are no matter."""
+    link = new_link(layer)
+    for number in range(6):
+        layer.send("http.x", {"number": number})
+        layer.send("http.y", {"number": number})
+    assert received(link) == sent(6)  # the whole, which finds all of x
+    assert len(link.receive_many(["http.y"], 2)) == 2
+    assert [len(link.receive_many(["http.y", "http.x"], 3)) for _ in range(3)] == [3, 1, 0]
+
+
+def test_after_a_crash_of_the_database_ids_start_anew_and_are_found(layer, new_link, at_once):
+    link = new_link(layer)
+    layer.send("http.x", {"number": 0})
+    assert received(link) == sent(1)
+    query("SELECT 1")
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE dbchannels_protocolmessage RESTART IDENTITY")
+    terminate(link.session)
+    with pytest.raises(LayerUnavailable):
+        received(link)
+    layer.send("http.x", {"number": 0})
+    assert received(link) == sent(1)
+
+
 # Prepared statements.
 
 
@@ -569,6 +636,7 @@ def reading(number):
     """Return the statements that read so many channels, with their values and the index that they go by."""
     own = {"queues": [f"own{one}" for one in range(number)], "limit": 20, "worker": "w"}
     http = {"queues": [f"http.{one}" for one in range(number)], "limit": 20, "holder": "w", "known": []}
+    http["floors"] = [0] * number
     limited = {**own, "at_most": [2] * number}
     return [
         (sql.RECEIVE, http, "dbchannels_protocol_queue"),
@@ -623,7 +691,7 @@ def test_a_sweep_drops_all_that_has_expired_however_much(new_layer, new_link, mo
 
 def prepared_plan(link, costs="OFF"):
     values = {"queues": ["own0"], "limit": 20, "worker": "w"}
-    rows = link.session.run([(f"EXPLAIN (COSTS {costs}) " + prepared.CLAIM.execute(), values)])
+    rows = link.session.run([(f"EXPLAIN (COSTS {costs}) " + prepared.CLAIM.execute, values)])
     return "\n".join(row[0] for row in rows)
 
 

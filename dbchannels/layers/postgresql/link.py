@@ -22,9 +22,10 @@ from dbchannels.layers.operations import (
     held_lines,
     resends,
 )
-from dbchannels.layers.postgresql import prepared, sql, sql_durable, sql_liveness
+from dbchannels.layers.postgresql import sql, sql_durable, sql_liveness
 from dbchannels.layers.postgresql.audiences import Audiences
 from dbchannels.layers.postgresql.doubt import Doubt
+from dbchannels.layers.postgresql.floors import Floors
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
 from dbchannels.layers.postgresql.sweeper import Sweeper
@@ -44,6 +45,7 @@ class PostgreSQLLink(Link):
         self.session = session
         self._sweeper = Sweeper(layer, session)
         self._audiences = Audiences()
+        self._floors = Floors()
         self._popping, self._claiming = Doubt(), Doubt()
         self._waiter = 0  # the thread that waits
         #: The registered name, and the session's generation of its lock.
@@ -70,10 +72,12 @@ class PostgreSQLLink(Link):
         known = self._audiences.known
         # Only an interface server's queue has broadcasts to many.
         keys = list(known) if any(queue.endswith("!") for queue in queues) else []
-        values = {"queues": list(queues), "limit": limit, "holder": holder, "known": keys}
+        floors = self._floors.begin(queues, self.session.generation if self.session.connected else -1)
+        values = {"queues": list(queues), "limit": limit, "holder": holder, "known": keys, "floors": floors}
         rows = self.session.run([(statement, values)])
+        self._floors.learn((row[0], row[5]) for row in rows)
         found = []
-        for channel, payload, text, reply_channel, key in rows:
+        for channel, payload, text, reply_channel, key, _ in rows:
             parts = self._audiences.parts(known, key, text) if key else tuple(text.split())
             if parts is not None:
                 found.append(Delivery(channel, bytes(payload), parts, reply_channel))
@@ -103,7 +107,7 @@ class PostgreSQLLink(Link):
             limited = [(sql_durable.LOCK_LIMITED, values), (sql_durable.CLAIM_LIMITED, values)]
             rows = self.session.run([(sql_durable.PROMOTE, {}), *limited])
         else:
-            rows = self.session.run_prepared([(prepared.PROMOTE, {}), (prepared.CLAIM, values)])
+            rows = self.session.run([(sql_durable.PROMOTE, {}), (sql_durable.CLAIM, values)])
         claimed = [Delivery(row[1], bytes(row[2]), id=row[0], attempt=row[3]) for row in rows]
         alone = [delivery for delivery, row in zip(claimed, rows, strict=True) if row[4]]
         if not alone or len(claimed) == 1:
@@ -133,10 +137,9 @@ class PostgreSQLLink(Link):
     def apply(self, operations: Sequence[Operation]) -> list[Send]:
         if not operations:
             return []
-        plan = list(statements(self.layer, operations))
-        rows = self.session.run([(text, values) for text, values, _ in plan])
+        refused = self._write([], operations)
         self.layer.ended.add(one.reply_channel for one in operations if isinstance(one, Disconnect))
-        return without_room(self.layer, plan[-1][2], rows) if plan[-1][2] else []
+        return refused
 
     def finish(self, worker: str, done: Done) -> None:
         todo = [self._hold(worker, done.held)]
@@ -147,8 +150,14 @@ class PostgreSQLLink(Link):
             todo.append((sql_durable.RELEASE, {"worker": worker, **_tokens(claims)}))
         popped = [delivery for delivery in done.returned if not delivery.durable]
         operations = [*done.operations, *resends(popped, self.layer.options["expiry"])]
-        todo += [(text, values) for text, values, _ in statements(self.layer, operations)]
-        self.session.run(todo)
+        self._write(todo, operations)
+
+    def _write(self, before: Sequence[Statement], operations: Sequence[Operation]) -> list[Send]:
+        """Run the statements and write the operations, together; return the last sends that found no room."""
+        plan = list(statements(self.layer, operations))
+        rows = self.session.run([*before, *((text, values) for text, values, _ in plan)])
+        sends = plan[-1][2] if plan else []
+        return without_room(self.layer, sends, rows) if sends else []
 
     def _hold(self, worker: str, held: Sequence[Delivery]) -> Statement:
         return (sql.HOLD, {"worker": worker, "messages": held_lines(held)})

@@ -1,20 +1,18 @@
 """Statements that a session of the layer's own keeps planned.
 
-To parse and plan the claim takes PostgreSQL 320 us, to run it on a short queue 60. The generic plan is made once,
-perhaps while the tables are empty, and used when they hold a million rows: so it may be made of index scans only,
-and once a second it is made anew, to choose among the indexes by what the tables hold.
+To parse and plan the claim takes PostgreSQL 320 us, to run it on a short queue 60; the pop 500 and 150. The generic
+plan is made once, perhaps while the tables are empty, and used when they hold a million rows: so it may be made of
+index scans only, and once a second it is made anew, to choose among the indexes by what the tables hold.
 See https://www.postgresql.org/docs/current/sql-prepare.html.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
 
 import psycopg2.errors
 
-from dbchannels.layers.postgresql import sql_durable
+from dbchannels.layers.postgresql import sql, sql_durable
 
 REPLAN_AFTER = 1.0  # seconds
 # What is forbidden only costs 10**10 more, which would let the compiler (jit) start at each sweep.
@@ -29,28 +27,59 @@ LOST = (
 )
 
 
-class Prepared(NamedTuple):
-    """A statement with its name in the session, and its parameters' types by their names."""
+class Prepared:
+    """A statement with its name in the session, and its parameters' types: by their names, or by position."""
 
-    name: str
-    text: str
-    types: dict[str, str]
-
-    def prepare(self) -> str:
-        """Return what prepares it: ``%(queues)s`` becomes ``$1``."""
-        numbers = {name: f"${number}" for number, name in enumerate(self.types, 1)}
-        text = re.sub(r"%\((\w+)\)s", lambda found: numbers[found[1]], self.text).replace("%%", "%")
-        return f"PREPARE {self.name} {self._listed(self.types.values())} AS {text}"
-
-    def execute(self) -> str:
-        """Return what runs it, with the values by name as in the statement itself."""
-        return f"EXECUTE {self.name} {self._listed(f'%({name})s' for name in self.types)}"
-
-    def _listed(self, parts: Iterable[str]) -> str:
-        return f"({', '.join(parts)})" if self.types else ""
+    def __init__(self, name: str, text: str, types: dict[str, str] | Sequence[str] = ()) -> None:
+        by_name = types if isinstance(types, dict) else {}
+        places = [f"%({one})s" for one in by_name] or ["%s"] * len(types)
+        plain = text
+        for number, place in enumerate(places, 1):
+            plain = plain.replace(place, f"${number}", -1 if by_name else 1)
+        self.name, self.text = name, text
+        #: What prepares it: ``%(queues)s`` becomes ``$1``.
+        self.prepare = f"PREPARE {name} {_listed(by_name.values() or types)} AS {plain}"
+        #: What runs it, with the values given as to the statement itself.
+        self.execute = f"EXECUTE {name} {_listed(places)}"
 
 
-PROMOTE = Prepared("dbchannels_promote", sql_durable.PROMOTE, {})
-CLAIM = Prepared(
-    "dbchannels_claim", sql_durable.CLAIM, {"queues": "text[]", "limit": "bigint", "worker": "text"}
-)
+def _listed(parts: Iterable[str]) -> str:
+    text = ", ".join(parts)
+    return f"({text})" if text else ""
+
+
+_POP = {"queues": "text[]", "limit": "bigint"}
+_RECEIVE = {**_POP, "floors": "bigint[]", "known": "uuid[]"}
+_SEND = {
+    "channels": "text[]",
+    "locals": "text[]",
+    "reply_channels": "text[]",
+    "payloads": "bytea[]",
+    "expiry": "float",
+}
+_DURABLE = {"worker": "text", "ids": "bigint[]", "attempts": "int[]"}
+
+_CLAIM = {**_POP, "worker": "text"}
+
+CLAIM = Prepared("dbchannels_claim", sql_durable.CLAIM, _CLAIM)
+_SEND_MANY = Prepared("dbchannels_send", sql.SEND, _SEND)
+_WAKE = Prepared("dbchannels_wake", sql.WAKE, {"wake": "text[]"})
+_OTHERS = [
+    Prepared(
+        "dbchannels_send_one", sql.SEND_ONE + sql.WAKE_ONE, ("text", "text", "text", "bytea", "text", "text")
+    ),
+    Prepared("dbchannels_promote", sql_durable.PROMOTE),
+    Prepared("dbchannels_next_due", sql_durable.NEXT_DUE),
+    Prepared("dbchannels_receive", sql.RECEIVE, _RECEIVE),
+    Prepared("dbchannels_receive_and_hold", sql.RECEIVE_AND_HOLD, {**_RECEIVE, "holder": "text"}),
+    Prepared("dbchannels_lock_limited", sql_durable.LOCK_LIMITED, {"queues": "text[]"}),
+    Prepared("dbchannels_claim_limited", sql_durable.CLAIM_LIMITED, {**_CLAIM, "at_most": "int[]"}),
+    Prepared("dbchannels_hold", sql.HOLD, {"worker": "text", "messages": "text"}),
+    Prepared("dbchannels_acknowledge", sql_durable.ACKNOWLEDGE, _DURABLE),
+]
+
+#: By the text of what is run. A send and its wakeup are one text to Django's connection, and two plans here.
+BY_TEXT: dict[str, tuple[Prepared, ...]] = {
+    **{one.text: (one,) for one in (CLAIM, _SEND_MANY, _WAKE, *_OTHERS)},
+    f"{sql.WAKE};{sql.SEND}": (_WAKE, _SEND_MANY),
+}

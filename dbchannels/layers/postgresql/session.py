@@ -18,7 +18,7 @@ import psycopg2.extensions
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import prepared, sql
 from dbchannels.layers.postgresql.deadline import ANSWER_WITHIN, Deadline, watched
-from dbchannels.layers.postgresql.prepared import LOST, SETTINGS, Prepared
+from dbchannels.layers.postgresql.prepared import LOST, SETTINGS
 from dbchannels.waiting import wait_readable
 
 LONGEST_PAYLOAD = 128  # bytes of ours, a queue's name; anybody who may connect can NOTIFY up to 7,999
@@ -78,6 +78,7 @@ class Session:
         self._backend = 0  # the process id of the connection's other end, and of the last one's
         self._prepared: set[str] | None = set()  # names in this connection; None: it does not keep them
         self._planned_at = 0.0  # time.monotonic()
+        self._within = False  # a transaction, which an error with what is prepared would end
         #: A pooler stands between, which may give each transaction another session of the database's.
         self.pooled = False
         #: How often it has connected: whoever remembers the number sees that the session is a new one.
@@ -93,44 +94,50 @@ class Session:
         INSERT, NOTIFY and COMMIT sent apart make 2,400 (section 55.2.2.1 of its documentation).
         """
         with self._lock:
-            connection = self._connected()
-            assert self._deadline
-            try:
-                with self._deadline, connection.cursor() as cursor:
-                    text = b";".join(cursor.mogrify(text, values) for text, values in statements)
-                    cursor.execute(text)
-                    return cursor.fetchall() if cursor.description else []
-            except psycopg2.Error as error:
-                if isinstance(error, LOST) or not is_unavailable(error):
-                    raise
-                raise self._lost(error) from error
-
-    def run_prepared(self, statements: Sequence[tuple[Prepared, dict[str, Any]]]) -> list[tuple[Any, ...]]:
-        """Do what ``run`` does, with statements that are planned once for each connection, where it keeps them."""
-        with self._lock:
             self._connected()
-            if self._prepared is not None:
-                try:
-                    self._prepare([one for one, _ in statements if one.name not in self._prepared])
-                    return self.run(
-                        [*self._replan(), *((one.execute(), values) for one, values in statements)]
-                    )
-                except LOST:
-                    self._prepared = None
-            return self.run([(one.text, values) for one, values in statements])
+            if self._prepared is None or self._within:
+                return self._run(statements)
+            try:
+                return self._run(self._planned(statements, self._prepared))
+            except LOST:
+                self._prepared = None
+            return self._run(statements)
 
-    def _prepare(self, statements: Sequence[Prepared]) -> None:
-        if statements and self._prepared is not None:
-            self.run([(SETTINGS, {}), *[(one.prepare().replace("%", "%%"), {}) for one in statements]])
-            self._prepared.update(one.name for one in statements)
+    def _run(self, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
+        assert self._deadline
+        try:
+            with self._deadline, self._connection.cursor() as cursor:
+                text = b";".join([cursor.mogrify(text, values) for text, values in statements])
+                cursor.execute(text)
+                return cursor.fetchall() if cursor.description else []
+        except psycopg2.Error as error:
+            if isinstance(error, LOST) or not is_unavailable(error):
+                raise
+            raise self._lost(error) from error
+
+    def _planned(self, statements: Sequence[Statement], known: set[str]) -> list[Statement]:
+        """Put in the place of hot statements what runs them as this connection has planned them, once."""
+        planned: list[Statement] = []
+        for text, values in statements:
+            found = prepared.BY_TEXT.get(text)
+            planned += [(one.execute, values) for one in found] if found else [(text, values)]
+            if found and (new := [one for one in found if one.name not in known]):
+                self._run([(SETTINGS, {}), *[(one.prepare.replace("%", "%%"), {}) for one in new]])
+                known.update(one.name for one in new)
+        return [*self._replan(), *planned] if known else planned
 
     def _replan(self) -> list[Statement]:
-        """Let a plan be made anew for what the tables hold now; an idle reader's poll does it, no wakeup waits."""
+        """Let a plan be made anew for what the tables hold now."""
         now = time.monotonic()
         if now - self._planned_at < prepared.REPLAN_AFTER:
             return []
         self._planned_at = now
         return [("DISCARD PLANS", {})]
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection; of one that the other end has given up it is seen later."""
+        return self._deadline is not None and not self._connection.closed
 
     @property
     def listens(self) -> bool:
@@ -195,7 +202,7 @@ class Session:
         return LayerUnavailable(f"no answer within {ANSWER_WITHIN:g} s" if silent else one_line(error))
 
     def _connected(self) -> Any:
-        if self._deadline is None or self._connection.closed:
+        if not self.connected:
             self.close()
             self._connect()
             # What is set or prepared through a pooler would stay in a session that is the site's next.
@@ -242,12 +249,14 @@ class Transaction:
         self._session._lock.acquire()
         try:
             self._session.run([(sql.BEGIN, {})])
+            self._session._within = True
         except BaseException:
             self._session._lock.release()
             raise
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
+            self._session._within = False
             if self._session._connection is not None:
                 self._session.run([("ROLLBACK" if kind else "COMMIT", {})])
         finally:

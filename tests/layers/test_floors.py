@@ -1,0 +1,100 @@
+"""Where a reader begins to look: never above what may still come, but for a second or so."""
+
+from __future__ import annotations
+
+import pytest
+
+from dbchannels.layers.postgresql import floors
+from dbchannels.layers.postgresql.floors import LAG, SHARE, STEP, WHOLE_EVERY, Floors
+
+
+class Clock:
+    """Stands still until it is moved."""
+
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setattr(floors, "time", Clock())
+    return floors.time
+
+
+@pytest.fixture
+def known(clock):
+    """Floors that have seen id 7 of the queue ``a`` taken, and have just looked at the whole."""
+    known = Floors()
+    assert known.begin(["a", "b"], 1) == [0, 0]
+    known.learn([("a", 5), ("b", 6), ("a", 7)])
+    clock.now += LAG
+    assert known.begin(["a", "b"], 1) == [0, 0]
+    known.learn([])
+    return known
+
+
+def test_what_was_taken_is_not_looked_at_again_after_the_lag(known, clock):
+    assert known.begin(["a", "b", "c"], 1) == [7, 6, 0]
+    assert known.begin(["b"], 1) == [6]
+
+
+def test_what_was_taken_within_the_lag_is(known, clock):
+    known.begin(["a"], 1)
+    known.learn([("a", 9)])
+    clock.now += LAG * 0.9
+    assert known.begin(["a"], 1) == [7]
+    known.learn([])
+    clock.now += LAG * 0.1
+    assert known.begin(["a"], 1) == [0]  # it is time for the whole
+    known.learn([])
+    assert known.begin(["a"], 1) == [9]
+
+
+def test_the_whole_is_looked_at_every_second(known, clock):
+    known.begin(["a"], 1)
+    known.learn([])
+    clock.now += WHOLE_EVERY * 0.9
+    assert known.begin(["a"], 1) == [7]
+    known.learn([])
+    clock.now += WHOLE_EVERY * 0.1
+    assert known.begin(["a"], 1) == [0]
+
+
+def test_the_whole_takes_a_small_part_of_the_time_however_long_it_takes(known, clock):
+    clock.now += WHOLE_EVERY
+    assert known.begin(["a"], 1) == [0]
+    clock.now += 0.5
+    known.learn([])
+    clock.now += 0.5 * SHARE - 0.1
+    assert known.begin(["a"], 1) == [7]
+    known.learn([])
+    clock.now += 0.1
+    assert known.begin(["a"], 1) == [0]
+
+
+def test_what_was_committed_late_may_not_have_come_alone(known, clock):
+    clock.now += WHOLE_EVERY
+    known.begin(["a", "b"], 1)
+    known.learn([("a", 3)])
+    assert known.begin(["a", "b"], 1) == [0, 6]
+    clock.now += LAG
+    known.begin(["a"], 1)
+    known.learn([])
+    assert known.begin(["a"], 1) == [3]
+
+
+def test_nothing_is_known_of_another_session(known):
+    """After a crash of the database its ids start at 1 again."""
+    assert known.begin(["a", "b"], 2) == [0, 0]
+    known.learn([])
+    assert known.begin(["a", "b"], 2) == [0, 0]
+
+
+def test_of_many_looks_few_are_remembered(known, clock):
+    for number in range(100):
+        known.begin(["a"], 1)
+        known.learn([("a", 10 + number)])
+        clock.now += STEP / 10
+    assert len(known._taken["a"]) <= 12
