@@ -49,7 +49,7 @@ def _listed(parts: Iterable[str]) -> str:
 
 
 _POP = {"queues": "text[]", "limit": "bigint"}
-_RECEIVE = {**_POP, "floors": "bigint[]", "known": "uuid[]"}
+_RECEIVE = {**_POP, "floors": "bigint[]", "known": "text[]"}
 _SEND = {
     "channels": "text[]",
     "locals": "text[]",

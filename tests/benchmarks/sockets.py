@@ -1,0 +1,240 @@
+"""The whole way, client to server to row to worker and back, beside a bare gevent process that writes ready frames.
+
+Real processes on one machine: a PostgreSQL, ``runchannels`` with two workers, and the clients, all in this one process,
+whose own share of a core stands beside each figure.
+"""
+
+from __future__ import annotations
+
+import re
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from tests.benchmarks.crowd import Crowd
+from tests.benchmarks.measure import Figure, compare
+from tests.harness import HOST, Served, client_frame
+from tests.soak.sites import on_postgresql
+
+TEXT = b"x" * 100
+FRAME = client_frame(1, TEXT)
+SIZE = 2 + len(TEXT)  # bytes of a server's frame
+UNDER_WAY = 16  # broadcasts at once, when as many as possible are measured
+SPEAKERS = 8
+ROOM, ECHO = "/room/crowd/", "/echo/"
+MIB = 1024 * 1024
+
+
+def figures(quick: bool) -> Iterator[Figure | str]:
+    """Yield all figures."""
+    seconds = 1.0 if quick else 4.0
+    with on_postgresql(fsync="off") as (
+        site,
+        _,
+    ):  # none of these rows is logged: what others write is not measured
+        served = site.serve("--workers", "2")
+        yield from echoing(served, seconds)
+        yield from requesting(served, seconds)
+        with bare_server() as port:
+            yield from broadcasting(served.port, port, seconds)
+        yield from idling(served, 1_000 if quick else 10_000, 10 if quick else 60)
+
+
+class Shares:
+    """What the clients themselves took, as shares of a core."""
+
+    def __init__(self) -> None:
+        self._found: list[float] = []
+
+    @contextmanager
+    def measured(self) -> Iterator[None]:
+        """Measure one stretch."""
+        cpu, started = time.process_time(), time.perf_counter()
+        yield
+        self._found.append((time.process_time() - cpu) / (time.perf_counter() - started))
+
+    def __str__(self) -> str:
+        return f"clients {100 * statistics.median(self._found):.0f} %"
+
+
+def line(name: str, found: str, shares: Shares, target: str) -> str:
+    """Return a row of the table without a bare figure."""
+    return f"{name:<54} {found + ', ' + str(shares):<50} {target}"
+
+
+def rounds(
+    crowd: Crowd, clients: list[int], data: bytes, whole: Callable[[bytes], bool], seconds: float
+) -> list[float]:
+    """Let each client send again as soon as it was answered; return how long each answer took, in order."""
+    sent = {}
+    spent: list[float] = []
+
+    def send(one: int) -> None:
+        sent[one] = time.perf_counter()
+        crowd.send(one, data)
+
+    def read(one: int, answer: bytes) -> None:
+        if not whole(answer):  # the head of a response may come before its body
+            return
+        spent.append(time.perf_counter() - sent[one])
+        send(one)
+
+    for one in clients:
+        send(one)
+    crowd.run(read, until=lambda: False, seconds=seconds)
+    return sorted(spent)
+
+
+def rest(crowd: Crowd) -> None:
+    """Read what is still under way."""
+    crowd.run(lambda one, data: None, until=lambda: False, seconds=0.5)
+
+
+def closed_loop(
+    name: str,
+    target: str,
+    crowd: Crowd,
+    clients: list[int],
+    data: bytes,
+    whole: Callable[[bytes], bool],
+    seconds: float,
+) -> str:
+    """Measure three times after a round for warmth; give the medians."""
+    rounds(crowd, clients, data, whole, seconds / 2)
+    rest(crowd)
+    shares, found = Shares(), []
+    for _ in range(3):
+        with shares.measured():
+            spent = rounds(crowd, clients, data, whole, seconds)
+        rest(crowd)
+        found.append((len(spent) / seconds, *(1000 * spent[int(len(spent) * part)] for part in (0.5, 0.99))))
+    each, p50, p99 = map(statistics.median, zip(*found, strict=True))
+    return line(name, f"{each:,.0f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms", shares, target)
+
+
+def echoing(served: Served, seconds: float) -> Iterator[str]:
+    for number, target in ((1, "p50 <= 2 ms"), (50, ">= 4,000/s, p50 <= 12 ms")):
+        with closing(Crowd(served.port)) as crowd:
+            clients = crowd.open(number, ECHO)
+            name = f"echo through a worker, {number} client{'s' * (number > 1)}"
+            yield closed_loop(name, target, crowd, clients, FRAME, lambda data: len(data) == SIZE, seconds)
+
+
+def requesting(served: Served, seconds: float) -> Iterator[str]:
+    request = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    for number, target in ((1, "p50 <= 3 ms"), (32, ">= 2,000/s")):
+        with closing(Crowd(served.port)) as crowd:
+            clients = [crowd.connect() for _ in range(number)]
+            name = f"a trivial view, keep-alive, {number} client{'s' * (number > 1)}"
+            yield closed_loop(
+                name, target, crowd, clients, request, lambda data: data.endswith(b"hello"), seconds
+            )
+
+
+@contextmanager
+def bare_server() -> Iterator[int]:
+    """Start the reference, and give its port."""
+    command = [sys.executable, "-m", "tests.benchmarks.bare", str(SIZE)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.terminate()
+
+
+def broadcasting(port: int, bare_port: int, seconds: float) -> Iterator[Figure | str]:
+    for size, late in ((1_000, "<= 40 ms"), (100, "<= 10 ms")):
+        with closing(Crowd(port)) as crowd, closing(Crowd(bare_port)) as bare:
+            members, others = crowd.open(size, ROOM), [bare.connect() for _ in range(size)]
+            shares = Shares()
+
+            def ours(crowd: Crowd = crowd, members: list[int] = members, shares: Shares = shares) -> float:
+                with shares.measured():
+                    return most(crowd, members, FRAME, seconds)
+
+            def plain(bare: Crowd = bare, others: list[int] = others) -> float:
+                return most(bare, others, b"!", seconds)
+
+            found = compare(
+                f"broadcast to {size:,} sockets, frames", ours, plain, ">= 0.50" * (size == 1_000), rounds=3
+            )
+            yield found._replace(target=f"{found.target}  {shares}")
+            for name, one, speakers, data in (("", crowd, members, FRAME), (" (bare)", bare, others, b"!")):
+                shares = Shares()
+                with shares.measured():
+                    spent = paced(one, speakers, data, 1_000 / size, 5 * seconds)
+                text = f"p50 {1000 * spent[len(spent) // 2]:.1f} ms, p99 {1000 * spent[len(spent) * 99 // 100]:.1f} ms"
+                yield line(f"  at 1,000 frames/s{name}", text, shares, late if not name else "")
+
+
+def most(crowd: Crowd, members: list[int], data: bytes, seconds: float) -> float:
+    """Keep some broadcasts under way, by the first member's count of them; return how many frames came a second."""
+    received = heard = said = 0
+
+    def say(number: int) -> None:
+        nonlocal said
+        for _ in range(number):
+            crowd.send(members[said % SPEAKERS], data)
+            said += 1
+
+    def read(one: int, frames: bytes) -> None:
+        nonlocal received, heard
+        received += len(frames)
+        if one == members[0]:
+            heard += len(frames)
+            say(UNDER_WAY + heard // SIZE - said)
+
+    say(UNDER_WAY)
+    crowd.run(read, until=lambda: False, seconds=seconds)
+    found = received / SIZE / seconds
+    rest(crowd)
+    return found
+
+
+def paced(crowd: Crowd, members: list[int], data: bytes, each_second: float, seconds: float) -> list[float]:
+    """Say something so often; return after how long each member had it, in order."""
+    spent: list[float] = []
+    for number in range(int(seconds * each_second)):
+        started, expected = time.perf_counter(), len(spent) + len(members)
+        crowd.send(members[number % SPEAKERS], data)
+        crowd.run(
+            lambda one, frames, started=started: spent.append(time.perf_counter() - started),  # type: ignore[misc]
+            until=lambda expected=expected: len(spent) >= expected,  # type: ignore[misc]
+            seconds=10,
+        )
+        time.sleep(max(0.0, started + 1 / each_second - time.perf_counter()))
+    return sorted(spent)
+
+
+def idling(served: Served, number: int, seconds: float) -> Iterator[str]:
+    """Open many sockets that say nothing; the server pings them."""
+    shares = Shares()
+    with closing(Crowd(served.port)) as crowd:
+        before = resident(served)
+        crowd.open(number, ECHO)
+        after, cpu = resident(served), processor(served)
+        with shares.measured():
+            crowd.run(crowd.answer_pings, until=lambda: False, seconds=seconds)
+        share = 100 * (processor(served) - cpu) / seconds
+        text = (
+            f"{(after - before) / number:,.1f} kB each, {share:.1f} % of a core, {len(crowd.sockets):,} left"
+        )
+        yield line(f"{number:,} idle sockets for {seconds:.0f} s", text, shares, "<= 10 kB, <= 5 %")
+
+
+def resident(served: Served) -> float:
+    """Return the server's memory in kB."""
+    found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{served.process.pid}/status").read_text())
+    assert found
+    return float(found[1])
+
+
+def processor(served: Served) -> float:
+    """Return the server's processor time in seconds."""
+    fields = Path(f"/proc/{served.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100
