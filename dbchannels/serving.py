@@ -19,11 +19,13 @@ import dbchannels
 from dbchannels.conf import layer_settings
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.interface.limits import Limits
 from dbchannels.interface.relay import Relay
 from dbchannels.interface.server import InterfaceServer, Options
 from dbchannels.interface.static import DevelopmentFiles
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
+from dbchannels.management.websocket_options import websocket_limits
 from dbchannels.supervisor import Supervisor, Task, manage_command
 from dbchannels.waiting import check_timeout
 
@@ -43,6 +45,7 @@ class Plan(NamedTuple):
     graceful_timeout: float
     static: bool
     passed_on: tuple[str, ...]  # options of manage.py itself that the children need too
+    websocket: Limits = Limits()
 
     @classmethod
     def of(cls, host: str, port: int, options: dict[str, Any]) -> Plan:
@@ -65,6 +68,7 @@ class Plan(NamedTuple):
             check_timeout("--graceful-timeout", options["graceful_timeout"]),
             static,
             tuple(passed_on),
+            websocket_limits(options),
         )
 
 
@@ -81,6 +85,7 @@ def run(plan: Plan, write: Write) -> None:
             http_timeout=plan.http_timeout,
             handshake_timeout=min(plan.http_timeout, Options().handshake_timeout),
             drain_timeout=plan.graceful_timeout,
+            websocket=plan.websocket,
         )
         server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead), options)
         if plan.static:

@@ -19,6 +19,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from dbchannels.interface.http import Request, connect_message
+from dbchannels.interface.limits import Limits
 from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay
 from dbchannels.interface.reply import Reply
 from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text, incoming
@@ -50,12 +51,12 @@ class Denied(NamedTuple):
 class Connection:
     """Delivers replies to the socket, and the client's frames to the layer, one at a time."""
 
-    def __init__(self, relay: Relay, request: Request) -> None:
+    def __init__(self, relay: Relay, request: Request, limits: Limits = Limits()) -> None:  # noqa: B008
         self.request = request
         self.opened_at = time.monotonic()
         self.verdict: AsyncResult = AsyncResult()
         self.reply_channel = relay.open(self)
-        self._relay = relay
+        self._relay, self._limits = relay, limits
         # Towards the layer.
         self._inbox: deque[tuple[str, dict[str, Any]]] = deque()  # (channel, fields) that wait for their turn
         self._in_flight: tuple[str, dict[str, Any]] | None = None  # what the layer has
@@ -97,7 +98,7 @@ class Connection:
 
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
-        self._wire = Wire(sock, self._received, self._gone)
+        self._wire = Wire(sock, self._received, self._gone, self._limits)
         for out in self._early:
             self._wire.send(out)
         self._early = []

@@ -18,6 +18,7 @@ from dbchannels.interface import handshake, http
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Accepted, Connection, Denied
 from dbchannels.interface.exchange import Exchange, Stream, declared_length
 from dbchannels.interface.http import Request
+from dbchannels.interface.limits import Limits
 from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.interface.upgrade import Handler
 
@@ -39,6 +40,7 @@ class Options(NamedTuple):
     handshake_timeout: float = 15.0  # until the connect consumer has decided
     drain_timeout: float = 10.0  # for requests under way when the server stops
     max_body: int = 1_114_112  # 1 MiB, and 64 KiB for the form around it
+    websocket: Limits = Limits()
 
 
 #: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.
@@ -147,7 +149,7 @@ class InterfaceServer:
 
     def connect(self, request: Request) -> tuple[Connection, Accepted]:
         """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
-        connection = Connection(self.relay, request)
+        connection = Connection(self.relay, request, self.options.websocket)
         try:
             connection.connect()
             verdict = connection.verdict.get(timeout=self.options.handshake_timeout)

@@ -13,9 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from dbchannels.interface import frames
 from dbchannels.interface.frames import BINARY, TEXT, Frame, ProtocolError, encode_frame
+from dbchannels.interface.limits import Limits
 
-MAX_MESSAGE_SIZE = 1024 * 1024  # bytes of payload, all fragments together
-MAX_FRAGMENTS = 4096  # frames of one message: an empty one costs its sender 6 bytes, us a call
 MAX_PONGS = 16  # unsent: of more pings than that the latest are answered, which RFC 6455 section 5.5.3 allows
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
@@ -93,7 +92,9 @@ class WebSocket:
 
     __slots__ = ("_control", "_message", "_pongs", "_reader", "max_fragments", "max_message_size", "state")
 
-    def __init__(self, max_message_size: int = MAX_MESSAGE_SIZE, max_fragments: int = MAX_FRAGMENTS) -> None:
+    def __init__(
+        self, max_message_size: int = Limits().max_size, max_fragments: int = Limits().max_fragments
+    ) -> None:
         self.max_message_size, self.max_fragments = max_message_size, max_fragments
         # "open": data goes both ways. "closing": our Close is out, or in the output, and the client's is
         # awaited. "closed": Closed was returned; whatever is in the output is the last to be written.

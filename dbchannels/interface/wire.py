@@ -15,16 +15,14 @@ from typing import Any
 
 import gevent
 
-from dbchannels.interface.websocket import Event, Outgoing, WebSocket
+from dbchannels.interface.limits import Limits
+from dbchannels.interface.websocket import Binary, Event, Outgoing, Ping, Text, WebSocket
 
 READ = 65_536  # bytes read at once
-WAITING_FRAMES, WAITING_BYTES = 64, 1_048_576  # what may wait for a slow reader
-SEND_DEADLINE = 20.0  # seconds in which a full socket must take something
 CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
-PING_INTERVAL = 20.0  # seconds, with jitter
-SILENCE = 60.0  # seconds without a byte from the client, pongs included: it is gone
+PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
 
-ABNORMAL, TRY_AGAIN = 1006, 1013
+GOING_AWAY, ABNORMAL, POLICY, TRY_AGAIN = 1001, 1006, 1008, 1013
 
 
 class Wire:
@@ -35,9 +33,14 @@ class Wire:
         "_closing_at",
         "_frames",
         "_heard_at",
+        "_limits",
+        "_message_at",
         "_on_events",
         "_on_gone",
+        "_opened_at",
         "_pinged_at",
+        "_pings",
+        "_pings_since",
         "_protocol",
         "_reader",
         "_socket",
@@ -46,16 +49,21 @@ class Wire:
     )
 
     def __init__(
-        self, sock: Any, on_events: Callable[[list[Event]], None], on_gone: Callable[[int], None]
+        self,
+        sock: Any,
+        on_events: Callable[[list[Event]], None],
+        on_gone: Callable[[int], None],
+        limits: Limits,
     ) -> None:
         loop = gevent.get_hub().loop
-        self._on_events, self._on_gone = on_events, on_gone
-        self._protocol = WebSocket()
+        self._on_events, self._on_gone, self._limits = on_events, on_gone, limits
+        self._protocol = WebSocket(limits.max_size, limits.max_fragments)
         self._frames: deque[bytes | memoryview] = deque()  # what the socket has not taken
         self._waiting = 0  # bytes in _frames
         self._blocked_at: float | None = None  # since when the socket takes nothing
         self._closing_at: float | None = None
-        self._heard_at = self._pinged_at = time.monotonic()
+        self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
+        self._pings, self._pings_since = 0, 0.0  # the client's, and since when they are counted
         self._socket = sock  # None: gone
         self._reader, self._writer = loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2)
 
@@ -92,14 +100,31 @@ class Wire:
     def received(self, data: bytes) -> None:
         """Take what was read of the socket."""
         self._heard_at = time.monotonic()
-        self._on_events(self._protocol.receive(data))
+        events = self._protocol.receive(data)
+        self._on_events(events)
+        self._note(events)
         self._flush_protocol()
+
+    def _note(self, events: list[Event]) -> None:
+        """Note when a message came, and count pings: each is answered, so a flood of them is work for nothing."""
+        if any(isinstance(event, (Text, Binary)) for event in events):
+            self._message_at = self._heard_at
+        pings = sum(isinstance(event, Ping) for event in events)
+        if not pings:
+            return
+        if self._heard_at - self._pings_since > PINGS_WITHIN:
+            self._pings, self._pings_since = 0, self._heard_at
+        self._pings += pings
+        if self._pings > self._limits.max_pings:
+            self.close(POLICY, "too many pings")
 
     # Out.
 
     def send(self, out: Outgoing) -> None:
         """Write what a reply asks for: a frame, a close, or both."""
         if out.frame and self._protocol.state == "open":
+            if self._limits.idle_timeout:
+                self._message_at = time.monotonic()
             self._write(out.frame)
         if out.close is not None:
             self.close(out.close, "")
@@ -144,7 +169,7 @@ class Wire:
             self._writer.start(self._writable)
         self._frames.append(data)
         self._waiting += len(data)
-        if len(self._frames) > WAITING_FRAMES or self._waiting > WAITING_BYTES:
+        if len(self._frames) > self._limits.waiting_frames or self._waiting > self._limits.waiting_bytes:
             self.drop(TRY_AGAIN)
 
     def _writable(self) -> None:
@@ -181,14 +206,19 @@ class Wire:
         """Look after deadlines and pings; called every few seconds."""
         if self._socket is None:
             return
-        if self._blocked_at is not None and now - self._blocked_at > SEND_DEADLINE:
+        limits = self._limits
+        if self._blocked_at is not None and now - self._blocked_at > limits.send_timeout:
             self.drop(TRY_AGAIN)
         elif self._closing_at is not None:
             if now - self._closing_at > CLOSE_DEADLINE:
                 self.drop()
-        elif now - self._heard_at > SILENCE and self._reader.active:
+        elif now - self._heard_at > limits.silence and self._reader.active:
             self.drop()
-        elif now - self._pinged_at > PING_INTERVAL:
-            self._pinged_at = now + random.uniform(-2, 2)
+        elif limits.lifetime and now - self._opened_at > limits.lifetime:
+            self.close(GOING_AWAY, "it was open for as long as it may be")
+        elif limits.idle_timeout and now - self._message_at > limits.idle_timeout:
+            self.close(GOING_AWAY, "nothing was said for too long")
+        elif now - self._pinged_at > limits.ping_interval:
+            self._pinged_at = now + random.uniform(-0.1, 0.1) * limits.ping_interval
             self._protocol.ping()
             self._flush_protocol()

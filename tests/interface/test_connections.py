@@ -12,9 +12,10 @@ import gevent
 import pytest
 
 from dbchannels import codec
-from dbchannels.interface import connections, wire
+from dbchannels.interface import connections
 from dbchannels.interface.connections import INBOX, Accepted, Connection, Denied
 from dbchannels.interface.http import Request
+from dbchannels.interface.limits import Limits
 from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull
 from dbchannels.interface.reply import Reply
 from dbchannels.layers.operations import Connect, Disconnect, Send
@@ -762,7 +763,7 @@ def test_sixty_four_frames_wait_for_a_slow_reader(line):
     line.open()
     delivered = clog(line, 1_000, 500)
     assert line.codes() == [1013]
-    assert delivered - len(line.received()) == wire.WAITING_FRAMES + 1 and line.ended
+    assert delivered - len(line.received()) == Limits().waiting_frames + 1 and line.ended
 
 
 def test_one_mebibyte_waits_for_a_slow_reader(line):
@@ -770,7 +771,7 @@ def test_one_mebibyte_waits_for_a_slow_reader(line):
     delivered = clog(line, 100_000, 60)
     line.received()
     waiting = delivered * 100_010 - len(line._read)
-    assert wire.WAITING_BYTES < waiting <= wire.WAITING_BYTES + 100_010
+    assert Limits().waiting_bytes < waiting <= Limits().waiting_bytes + 100_010
     assert line.codes() == [1013]
 
 

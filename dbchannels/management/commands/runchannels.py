@@ -10,6 +10,7 @@ from django.core.management.base import BaseCommand, CommandError
 from dbchannels import serving
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.management.output import log_to_terminal
+from dbchannels.management.websocket_options import add_websocket_options
 
 ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:]+\]|[^:\[\]]+):)?(?P<port>\d{1,5})\Z")
 
@@ -42,6 +43,7 @@ class Command(BaseCommand):
             metavar="S",
             help="seconds to finish in at the end (10)",
         )
+        add_websocket_options(parser)
         parser.add_argument(
             "--nostatic", action="store_true", help="do not serve static files when DEBUG is on"
         )
