@@ -12,8 +12,7 @@ import random
 import time
 from collections import deque
 from contextlib import suppress
-from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 from gevent.event import AsyncResult
@@ -22,6 +21,7 @@ from dbchannels.interface.http import Request, connect_message
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay
 from dbchannels.interface.reply import Reply
+from dbchannels.interface.verdict import Accepted, Denied, denied
 from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text, incoming
 from dbchannels.interface.wire import Wire
 from dbchannels.layers.operations import Connect, Disconnect
@@ -32,20 +32,6 @@ INBOX = 32  # frames that wait for their turn before the socket is not read any 
 FULL_DEADLINE = 20.0  # seconds in which a full channel must take a frame
 
 GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN = 1001, 1011, 1012, 1013
-
-
-class Accepted(NamedTuple):
-    """The verdict of the connect consumer: write the 101."""
-
-    subprotocol: str | None
-    headers: list[tuple[str, str]]
-
-
-class Denied(NamedTuple):
-    """The verdict of the connect consumer, or why there is none: answer with this status."""
-
-    status: int
-    sentence: str
 
 
 class Connection:
@@ -155,7 +141,7 @@ class Connection:
         elif out.accept is False or (
             out.accept is None and out.close is not None and not (out.frame or self._early)
         ):
-            self._decide(_denied(message.get("status")))
+            self._decide(denied(message.get("status"), out.headers))
         else:
             if out.frame or out.close is not None:
                 self._early.append(out)
@@ -192,7 +178,7 @@ class Connection:
         channel = self._in_flight[0]
         if channel == "websocket.connect":
             self._in_flight = None
-            self._decide(_denied(502 if why == "worker died" else 503))
+            self._decide(denied(502 if why == "worker died" else 503))
             if self._abandoned:
                 self._end()
         elif channel == "websocket.disconnect" and why == "worker died":
@@ -272,19 +258,3 @@ class Connection:
         self._relay.close(self.reply_channel)
         with suppress(OutboxFull):
             self._relay.send(Disconnect(self.reply_channel))
-
-
-def _denied(status: object) -> Denied:
-    """Return a refusal. A consumer may name any error's status; for whatever else it names, it is 403."""
-    if not isinstance(status, int) or not 400 <= status <= 599 or status not in set(HTTPStatus):
-        status = 403
-    return Denied(status, _DENIED.get(status, _DENIED[403]))
-
-
-_DENIED = {
-    403: "The site refused this connection.",
-    404: "There is no WebSocket at this address.",
-    500: "The site's code raised an error, which is in the log.",
-    502: "The worker that held this request died.",
-    503: "No worker could take this connection in time: try again soon.",
-}

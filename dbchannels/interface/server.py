@@ -15,12 +15,13 @@ from gevent.pywsgi import WSGIServer
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.interface import handshake, http
-from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Accepted, Connection, Denied
+from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
 from dbchannels.interface.exchange import Exchange, Stream, declared_length
 from dbchannels.interface.http import Request
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.interface.upgrade import Handler
+from dbchannels.interface.verdict import Accepted, Denied
 
 access_log = logging.getLogger("dbchannels.access")
 log = logging.getLogger("dbchannels.server")
@@ -157,8 +158,9 @@ class InterfaceServer:
             verdict = Denied(503, http.SENTENCES[503])
         if isinstance(verdict, Denied):
             connection.abandon()
-            retry = [("Retry-After", "5")] if verdict.status == 503 else []
-            raise handshake.Refused(verdict.status, verdict.sentence, retry)
+            own = any(name.lower() == "retry-after" for name, _ in verdict.headers)
+            retry = [("Retry-After", "5")] if verdict.status == 503 and not own else []
+            raise handshake.Refused(verdict.status, verdict.sentence, [*verdict.headers, *retry])
         return connection, verdict
 
     def adopt(self, connection: Connection, sock: Any, buffered: bytes) -> None:

@@ -13,11 +13,12 @@ import pytest
 
 from dbchannels import codec
 from dbchannels.interface import connections
-from dbchannels.interface.connections import INBOX, Accepted, Connection, Denied
+from dbchannels.interface.connections import INBOX, Connection
 from dbchannels.interface.http import Request
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull
 from dbchannels.interface.reply import Reply
+from dbchannels.interface.verdict import Accepted, Denied
 from dbchannels.layers.operations import Connect, Disconnect, Send
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10

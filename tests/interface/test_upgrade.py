@@ -102,6 +102,9 @@ def test_another_upgrade_is_an_ordinary_request(site, upgrade):
         ({"close": True, "finished": 0}, 403),
         ({"accept": False, "status": 404, "finished": 0}, 404),
         ({"accept": False, "status": 500, "finished": 0}, 500),
+        ({"accept": False, "status": 302, "finished": 0}, 302),
+        ({"accept": False, "status": 599, "finished": 0}, 403),
+        ({"accept": False, "status": 101, "finished": 0}, 403),
         ({"accept": False, "status": 200, "finished": 0}, 403),
         ({"accept": False, "status": "no number", "finished": 0}, 403),
         ({"lost": "worker died", "channel": "websocket.connect"}, 502),
@@ -118,6 +121,43 @@ def test_a_refusal_is_an_answer_of_one_sentence(site, told, reply, status):
     assert client._data.endswith(b".\n") and client._data.count(b"\n") == 1
     assert site.relay.waiting() == 0 and site.messages("websocket.disconnect") == []
     assert told() == []
+
+
+def test_a_refusal_has_the_consumers_headers(site):
+    headers = [["WWW-Authenticate", "Basic"], [b"x-twice", b"1"], [b"x-twice", b"2"]]
+    reply = {"accept": False, "status": 401, "headers": headers, "finished": 0}
+    site.on("websocket.connect", lambda message, answer: answer(**reply))
+    client = site.socket()
+    assert client.status == 401
+    assert {"WWW-Authenticate: Basic", "x-twice: 1", "x-twice: 2"} <= set(client.lines)
+
+
+def test_a_consumer_says_when_to_come_again(site):
+    reply = {"accept": False, "status": 503, "headers": [["Retry-After", "60"]], "finished": 0}
+    site.on("websocket.connect", lambda message, answer: answer(**reply))
+    client = site.socket()
+    assert [line for line in client.lines if line.startswith("Retry-After")] == ["Retry-After: 60"]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ["X", "a\r\nb"],
+        ["X", "a\0"],
+        ["X", "\N{SNOWMAN}"],
+        ["X\r\nY", "a"],
+        ["", "a"],
+        ["Content-Length", "1"],
+    ],
+)
+def test_a_refusal_with_headers_that_cannot_be_sent_is_a_500(site, told, header):
+    reply = {"accept": False, "status": 401, "headers": [header], "finished": 0}
+    site.on("websocket.connect", lambda message, answer: answer(**reply))
+    assert site.socket().status == 500
+    (said,) = told()
+    assert (
+        said.startswith("A refusal of the connect consumer's cannot be sent as it is: ") and "\n" not in said
+    )
 
 
 def test_nothing_is_written_before_the_consumer_has_decided(site):
