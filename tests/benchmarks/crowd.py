@@ -6,6 +6,7 @@ import base64
 import select
 import socket
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -13,8 +14,7 @@ from tests.harness import HOST, client_frame
 
 READ = 65_536
 AT_ONCE = 100  # handshakes under way
-PING, PONG = 9, 10
-PONG_FRAME = client_frame(PONG, b"")
+PING, PONG = bytes((0x89, 0)), client_frame(10, b"")
 KEY = base64.b64encode(bytes(16)).decode()
 UPGRADE = (
     f"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n"
@@ -27,6 +27,7 @@ class Crowd:
     def __init__(self, port: int) -> None:
         self._port = port
         self.sockets: dict[int, socket.socket] = {}
+        self.pings: Counter[int] = Counter()  # by socket: the server's
         self._epoll = select.epoll()
 
     def open(self, number: int, path: str) -> list[int]:
@@ -66,18 +67,26 @@ class Crowd:
         self.sockets[one].send(data)
 
     def run(self, read: Callable[[int, bytes], None], until: Callable[[], bool], seconds: float) -> None:
-        """Call ``read`` with what comes, until the condition holds or the time has passed."""
+        """Call ``read`` with what comes, until the condition holds or the time has passed; answer pings."""
         end = time.perf_counter() + seconds
         while not until() and (left := end - time.perf_counter()) > 0:
             for one, _ in self._epoll.poll(min(left, 0.05)):
                 data = self.sockets[one].recv(READ)
                 assert data, "The server closed a socket."
-                read(one, data)
+                if PING in data:  # nothing else that is sent here has these bytes
+                    data = self._answer_pings(one, data)
+                if data:
+                    read(one, data)
 
-    def answer_pings(self, one: int, data: bytes) -> None:
-        """Be an idle client: nothing comes but pings without a payload."""
-        for _ in range(data.count(bytes((0x80 | PING, 0)))):
-            self.send(one, PONG_FRAME)
+    def rest(self, seconds: float = 0.5) -> None:
+        """Read what is still under way, and for so long be idle."""
+        self.run(lambda one, data: None, until=lambda: False, seconds=seconds)
+
+    def _answer_pings(self, one: int, data: bytes) -> bytes:
+        for _ in range(data.count(PING)):
+            self.send(one, PONG)
+            self.pings[one] += 1
+        return data.replace(PING, b"")
 
     def close(self) -> None:
         """Drop all of them."""

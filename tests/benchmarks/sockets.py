@@ -89,11 +89,6 @@ def rounds(
     return sorted(spent)
 
 
-def rest(crowd: Crowd) -> None:
-    """Read what is still under way."""
-    crowd.run(lambda one, data: None, until=lambda: False, seconds=0.5)
-
-
 def closed_loop(
     name: str,
     target: str,
@@ -105,12 +100,12 @@ def closed_loop(
 ) -> str:
     """Measure three times after a round for warmth; give the medians."""
     rounds(crowd, clients, data, whole, seconds / 2)
-    rest(crowd)
+    crowd.rest()
     shares, found = Shares(), []
     for _ in range(3):
         with shares.measured():
             spent = rounds(crowd, clients, data, whole, seconds)
-        rest(crowd)
+        crowd.rest()
         found.append((len(spent) / seconds, *(1000 * spent[int(len(spent) * part)] for part in (0.5, 0.99))))
     each, p50, p99 = map(statistics.median, zip(*found, strict=True))
     return line(name, f"{each:,.0f}/s, p50 {p50:.1f} ms, p99 {p99:.1f} ms", shares, target)
@@ -121,7 +116,7 @@ def echoing(served: Served, seconds: float) -> Iterator[str]:
         with closing(Crowd(served.port)) as crowd:
             clients = crowd.open(number, ECHO)
             name = f"echo through a worker, {number} client{'s' * (number > 1)}"
-            yield closed_loop(name, target, crowd, clients, FRAME, lambda data: len(data) == SIZE, seconds)
+            yield closed_loop(name, target, crowd, clients, FRAME, lambda data: len(data) >= SIZE, seconds)
 
 
 def requesting(served: Served, seconds: float) -> Iterator[str]:
@@ -192,7 +187,7 @@ def most(crowd: Crowd, members: list[int], data: bytes, seconds: float) -> float
     say(UNDER_WAY)
     crowd.run(read, until=lambda: False, seconds=seconds)
     found = received / SIZE / seconds
-    rest(crowd)
+    crowd.rest()
     return found
 
 
@@ -212,19 +207,25 @@ def paced(crowd: Crowd, members: list[int], data: bytes, each_second: float, sec
 
 
 def idling(served: Served, number: int, seconds: float) -> Iterator[str]:
-    """Open many sockets that say nothing; the server pings them."""
+    """Give the figure of many sockets that say nothing."""
     shares = Shares()
+    with shares.measured():
+        each, share = idle(served, number, seconds)
+    text = f"{each:,.1f} kB each, {100 * share:.1f} % of a core"
+    yield line(f"{number:,} idle sockets for {seconds:.0f} s", text, shares, "<= 10 kB, <= 5 %")
+
+
+def idle(served: Served, number: int, seconds: float) -> tuple[float, float]:
+    """Open sockets that only answer pings; return kB of the server's memory for each, and its share of a core.
+
+    AssertionError when the server closes one.
+    """
     with closing(Crowd(served.port)) as crowd:
         before = resident(served)
         crowd.open(number, ECHO)
         after, cpu = resident(served), processor(served)
-        with shares.measured():
-            crowd.run(crowd.answer_pings, until=lambda: False, seconds=seconds)
-        share = 100 * (processor(served) - cpu) / seconds
-        text = (
-            f"{(after - before) / number:,.1f} kB each, {share:.1f} % of a core, {len(crowd.sockets):,} left"
-        )
-        yield line(f"{number:,} idle sockets for {seconds:.0f} s", text, shares, "<= 10 kB, <= 5 %")
+        crowd.rest(seconds)
+        return (after - before) / number, (processor(served) - cpu) / seconds
 
 
 def resident(served: Served) -> float:
