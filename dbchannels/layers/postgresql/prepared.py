@@ -57,12 +57,20 @@ _SEND = {
     "payloads": "bytea[]",
     "expiry": "float",
 }
+_ALIKE = {
+    "channel": "text",
+    "local": "text",
+    "reply_channel": "text",
+    "payloads": "bytea[]",
+    "expiry": "float",
+}
 _DURABLE = {"worker": "text", "ids": "bigint[]", "attempts": "int[]"}
 
 _CLAIM = {**_POP, "worker": "text"}
 
 CLAIM = Prepared("dbchannels_claim", sql_durable.CLAIM, _CLAIM)
 _SEND_MANY = Prepared("dbchannels_send", sql.SEND, _SEND)
+_SEND_ALIKE = Prepared("dbchannels_send_alike", sql.SEND_ALIKE, _ALIKE)
 _WAKE = Prepared("dbchannels_wake", sql.WAKE, {"wake": "text[]"})
 _OTHERS = [
     Prepared(
@@ -80,6 +88,7 @@ _OTHERS = [
 
 #: By the text of what is run. A send and its wakeup are one text to Django's connection, and two plans here.
 BY_TEXT: dict[str, tuple[Prepared, ...]] = {
-    **{one.text: (one,) for one in (CLAIM, _SEND_MANY, _WAKE, *_OTHERS)},
+    **{one.text: (one,) for one in (CLAIM, _SEND_MANY, _SEND_ALIKE, _WAKE, *_OTHERS)},
     f"{sql.WAKE};{sql.SEND}": (_WAKE, _SEND_MANY),
+    f"{sql.WAKE};{sql.SEND_ALIKE}": (_WAKE, _SEND_ALIKE),
 }
