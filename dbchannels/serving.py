@@ -20,8 +20,9 @@ from dbchannels.conf import layer_settings
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface.limits import Limits
+from dbchannels.interface.options import Options
 from dbchannels.interface.relay import Relay
-from dbchannels.interface.server import InterfaceServer, Options
+from dbchannels.interface.server import InterfaceServer
 from dbchannels.interface.static import DevelopmentFiles
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer

@@ -7,7 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import gevent
 from gevent import socket as gevent_socket
@@ -18,7 +18,7 @@ from dbchannels.interface import handshake, http
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
 from dbchannels.interface.exchange import Exchange, Stream, declared_length
 from dbchannels.interface.http import Request
-from dbchannels.interface.limits import Limits
+from dbchannels.interface.options import Options
 from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.interface.upgrade import Handler
 from dbchannels.interface.verdict import Accepted, Denied
@@ -29,19 +29,6 @@ log = logging.getLogger("dbchannels.server")
 
 class AddressInUse(DBChannelsError):
     """The address cannot be bound; the sentence says why and what to do."""
-
-
-class Options(NamedTuple):
-    """What the operator may set; times in seconds, sizes in bytes."""
-
-    host: str = "127.0.0.1"
-    port: int = 8000
-    allowed_hosts: tuple[str, ...] = ()
-    http_timeout: float = 60.0  # until the first message of the response
-    handshake_timeout: float = 15.0  # until the connect consumer has decided
-    drain_timeout: float = 10.0  # for requests under way when the server stops
-    max_body: int = 1_114_112  # 1 MiB, and 64 KiB for the form around it
-    websocket: Limits = Limits()
 
 
 #: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.

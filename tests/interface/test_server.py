@@ -15,8 +15,9 @@ from gevent import socket as gevent_socket
 from dbchannels import conf
 from dbchannels.interface import http
 from dbchannels.interface.exchange import REPORT_EVERY, BrokenOff, Exchange, Stream
+from dbchannels.interface.options import Options
 from dbchannels.interface.relay import OutboxFull, Relay
-from dbchannels.interface.server import AddressInUse, InterfaceServer, Options
+from dbchannels.interface.server import AddressInUse, InterfaceServer
 from dbchannels.interface.upgrade import Handler
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.testing.layer_case import raises
