@@ -1,0 +1,74 @@
+"""The access log, pure: what one line says, for the logger ``dbchannels.access``.
+
+Lines have the combined log format that Apache and nginx write, and end with the milliseconds that it took. A
+WebSocket has one when it asks (WSCONNECT), one with the answer, 101 or a refusal, in the form of any request, and one
+at its end (WSDISCONNECT, with the close code in the place of the status).
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from typing import Any
+
+from dbchannels.interface.http import Request
+from dbchannels.masking import mask_query
+
+log = logging.getLogger("dbchannels.access")
+
+LINE, FIELD = 500, 200  # characters of a request line and of a header that a line may hold
+
+# What could end a field or a line, steer a terminal, or is no ASCII.
+_UNSAFE = re.compile(r"[^ !#-\[\]-~]")
+
+
+def access_line(
+    client: str,
+    line: str,
+    status: object,
+    size: object,
+    seconds: float,
+    request: Request | None = None,
+) -> str:
+    """Return one line of the log. ``line`` is what the client sent; ``request`` has its headers, if they were read."""
+    referer = _header(request, b"referer")
+    agent = _header(request, b"user-agent")
+    return (
+        f'{escaped(client, FIELD) or "-"} - - [{_now()}] "{escaped(mask_query(line), LINE)}" {status} {size} '
+        f'"{escaped(mask_query(referer), FIELD)}" "{escaped(agent, FIELD)}" {seconds * 1000:.0f} ms'
+    )
+
+
+def log_request(handler: Any, seconds: float) -> None:
+    """Log what a handler has answered, be it a request, a handshake, or what is no HTTP."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    request: Request | None = handler.request
+    peer = handler.client_address[0] if isinstance(handler.client_address, tuple) else ""
+    client = request.client[0] if request else peer
+    status = handler.code or handler.status  # pywsgi answers what is no HTTP with the latter alone
+    line = handler.requestline or ""
+    log.info("%s", access_line(client, line, status, handler.body_length, seconds, request))
+
+
+def log_websocket(event: str, request: Request, status: object, seconds: float) -> None:
+    """Log ``WSCONNECT`` or ``WSDISCONNECT``."""
+    if log.isEnabledFor(logging.INFO):
+        line = f"{event} {request.target} HTTP/{request.http_version}"
+        log.info("%s", access_line(request.client[0], line, status, "-", seconds, request))
+
+
+def escaped(text: str, most: int) -> str:
+    """Return what a stranger sent, latin-1, as plain ASCII without double quotes, and cut."""
+    safe = _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return safe if len(safe) <= most else safe[: most - 3] + "..."
+
+
+def _header(request: Request | None, name: bytes) -> str:
+    value = request.header(name) if request is not None else None
+    return "-" if value is None else value.decode("latin-1")
+
+
+def _now() -> str:
+    return time.strftime("%d/%b/%Y:%H:%M:%S %z")
