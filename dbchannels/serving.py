@@ -6,21 +6,24 @@ import logging
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import django
 import gevent
 from django.apps import apps
 from django.conf import settings
+from django.urls import set_script_prefix
 from gevent.event import Event
 
 import dbchannels
 from dbchannels.conf import layer_settings
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.interface.binding import Bind, SocketRights
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.options import Options
+from dbchannels.interface.proxy import LOOPBACK, Trusted
 from dbchannels.interface.relay import Relay
 from dbchannels.interface.server import InterfaceServer
 from dbchannels.interface.static import DevelopmentFiles
@@ -47,6 +50,11 @@ class Plan(NamedTuple):
     static: bool
     passed_on: tuple[str, ...]  # options of manage.py itself that the children need too
     websocket: Limits = Limits()
+    binds: tuple[Bind, ...] = ()  # where to listen in place of host and port
+    socket_rights: SocketRights = SocketRights()
+    proxies: Trusted | None = None
+    root_path: str = ""
+    probe: Bind | None = None
 
     @classmethod
     def of(cls, host: str, port: int, options: dict[str, Any]) -> Plan:
@@ -70,7 +78,28 @@ class Plan(NamedTuple):
             static,
             tuple(passed_on),
             websocket_limits(options),
+            tuple(map(Bind.of, options.get("bind") or ())),
+            SocketRights.of(options.get("socket_mode") or "660", options.get("socket_owner") or ""),
+            trusted(options.get("proxy_headers"), options.get("trusted_proxies")),
+            check_root_path(options.get("root_path") or ""),
+            Bind.of(options["probe_port"]) if options.get("probe_port") else None,
         )
+
+
+def trusted(proxy_headers: bool | None, proxies: Sequence[str] | None) -> Trusted | None:
+    """Return whose X-Forwarded headers are believed; None: they are left to the site."""
+    if proxies and not proxy_headers:
+        raise InvalidConfiguration("--trusted-proxies says nothing without --proxy-headers: give both.")
+    return Trusted.of(proxies or LOOPBACK) if proxy_headers else None
+
+
+def check_root_path(path: str) -> str:
+    """Return a path below which a site is, without a slash at its end."""
+    if path and (not path.startswith("/") or "?" in path or "%" in path):
+        raise InvalidConfiguration(
+            f"--root-path takes a path that begins with a slash, as /site, not {path!r}."
+        )
+    return path.rstrip("/")
 
 
 def run(plan: Plan, write: Write) -> None:
@@ -79,31 +108,46 @@ def run(plan: Plan, write: Write) -> None:
     bells = {"p": Doorbell.new(), "d": Doorbell.new()}
     try:
         layer = usable_layer(plan.layer)
-        options = Options(
-            plan.host,
-            plan.port,
-            allowed_hosts(),
-            http_timeout=plan.http_timeout,
-            handshake_timeout=min(plan.http_timeout, Options().handshake_timeout),
-            drain_timeout=plan.graceful_timeout,
-            websocket=plan.websocket,
-        )
-        server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead), options)
-        if plan.static:
-            server.static_files = DevelopmentFiles()
+        server = make_server(plan, layer, bells)
         await_checks(checks, write)
     finally:
         if checks.poll() is None:
             checks.kill()
     supervisor = Supervisor(tasks(plan, bells), server.relay.bury, plan.graceful_timeout)
-    stopped = stop_at_signals()
+    stopping = stop_at_signals(supervisor.kill)
+    restart_at_hangup(plan, supervisor)
+    server.has_worker = supervisor.has_ready if plan.workers else None
     server.start()
     supervisor.start()
     write(banner(plan, server, layer))
-    stopped.wait()
+    stopping.wait()
     write("Stopping.")
-    server.stop()
+    server.stop(stopping.restart)
     gevent.get_hub().threadpool.apply(supervisor.stop)
+
+
+def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> InterfaceServer:
+    """Return the server, its addresses bound; raises AddressInUse."""
+    options = Options(
+        plan.host,
+        plan.port,
+        allowed_hosts(),
+        http_timeout=plan.http_timeout,
+        handshake_timeout=min(plan.http_timeout, Options().handshake_timeout),
+        drain_timeout=plan.graceful_timeout,
+        binds=plan.binds,
+        socket_rights=plan.socket_rights,
+        proxies=plan.proxies,
+        root_path=plan.root_path,
+        probe=plan.probe,
+        websocket=plan.websocket,
+    )
+    server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead), options)
+    if plan.root_path:
+        set_script_prefix(plan.root_path + "/")  # STATIC_URL without a slash before it begins there
+    if plan.static:
+        server.static_files = DevelopmentFiles()
+    return server
 
 
 def usable_layer(alias: str) -> BaseLayer:
@@ -150,24 +194,74 @@ def tasks(plan: Plan, bells: dict[str, Doorbell]) -> list[Task]:
     return [kept if number == 0 and plan.workers > 1 else general for number in range(plan.workers)]
 
 
-def stop_at_signals() -> Event:
-    """Return an event that SIGTERM and SIGINT set; a second one ends the process now."""
-    stopped = Event()
+class Stopping(Event):  # type: ignore[misc]
+    """Set when the process is to end; ``restart``: another one follows it at once."""
 
-    def stop() -> None:
-        if stopped.is_set():
+    restart = False
+
+
+def stop_at_signals(kill: Callable[[], None] = lambda: None) -> Stopping:
+    """Return an event that SIGTERM and SIGINT set, and SIGUSR1 before a restart; a second one ends the process now.
+
+    ``kill`` then ends what would live on.
+    """
+    stopping = Stopping()
+
+    def stop(restart: bool) -> None:
+        if stopping.is_set():
+            kill()
             os._exit(1)
-        stopped.set()
+        stopping.restart = restart
+        stopping.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        gevent.signal_handler(number, stop)
-    return stopped
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        gevent.signal_handler(number, stop, number == signal.SIGUSR1)
+    return stopping
+
+
+def restart_at_hangup(plan: Plan, supervisor: Supervisor) -> None:
+    """At SIGHUP have other workers take over, which run the new code; one that comes meanwhile is another round."""
+    asked = Event()
+
+    def restart() -> None:
+        while True:
+            asked.wait()
+            asked.clear()
+            gevent.get_hub().threadpool.apply(take_over, (plan, supervisor))
+
+    gevent.signal_handler(signal.SIGHUP, asked.set)
+    gevent.spawn(restart)
+
+
+def take_over(plan: Plan, supervisor: Supervisor) -> None:
+    """Check the new code in a child, then start the workers again; what is broken leaves the old ones at work."""
+    checks = start_checks(plan)
+    output = None
+    while output is None:
+        try:
+            output = checks.communicate(timeout=0.2)[0]
+        except subprocess.TimeoutExpired:
+            if supervisor.stopping.is_set():
+                checks.kill()
+    if checks.returncode and not supervisor.stopping.is_set():
+        log.error(
+            "The new code is broken, so the old workers go on: correct it, and send SIGHUP again (%s).",
+            complaint(output),
+        )
+    elif not checks.returncode:
+        supervisor.restart()
+
+
+def complaint(output: str) -> str:
+    """Return the line that says most of what ``manage.py check`` printed: an error's own, or a traceback's last."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it said nothing"]
+    found = lines[lines.index("ERRORS:") + 1 :] if "ERRORS:" in lines else lines[-1:]
+    return found[0][:300]
 
 
 def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
     """Return what Django's users expect to read: versions, settings, address, and how to stop."""
-    host, port = server.address
-    shown = f"[{host}]" if ":" in host else host
+    places, probe = " and ".join(map(shown, server.binds)), server.probe_bind
     workers = {0: "none here: start them with runworker", 1: "1 process"}
     kept = f"{plan.workers} processes, one kept for http.* and websocket.*"
     return "\n".join(
@@ -176,6 +270,12 @@ def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
             f"settings {os.environ.get('DJANGO_SETTINGS_MODULE', '(configured)')!r}",
             f"Layer:   {layer.describe()}",
             f"Workers: {workers.get(plan.workers, kept)}",
-            f"Serving http://{shown}:{port}/ and WebSockets on the same port; quit with CONTROL-C.",
+            *([f"Probes:  {shown(probe)} (healthz, readyz)"] if probe else []),
+            f"Serving {places} and WebSockets on the same port; quit with CONTROL-C.",
         ]
     )
+
+
+def shown(bind: Bind) -> str:
+    """Return an address as a browser takes it, or a Unix socket as curl does."""
+    return str(bind) if bind.path else f"http://{bind}/"

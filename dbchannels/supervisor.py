@@ -13,15 +13,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from dbchannels import names
 from dbchannels.backoff import Backoff
 from dbchannels.doorbell import Doorbell
+from dbchannels.waiting import wait_readable
 
 log = logging.getLogger("dbchannels.supervisor")
 
 STEADY = 2.0  # seconds after which a worker counts as started well: its next death starts the delays anew
+READY_WITHIN = 60.0  # seconds in which a new worker must have imported the site
 KILL_AFTER = 5.0  # seconds beyond the workers' own graceful time-out
 
 
@@ -32,6 +35,43 @@ class Task(NamedTuple):
     bells: tuple[Doorbell, ...]
 
 
+class Child:
+    """One worker process. It says through a pipe that it is on record and takes messages."""
+
+    def __init__(self, name: str, process: subprocess.Popen[bytes], reader: int) -> None:
+        self.name, self.process = name, process
+        self.started_at = time.monotonic()
+        self._reader = reader  # the end of what it may say: one byte
+        self._ready = False
+        self._reading = threading.Lock()
+        os.set_blocking(reader, False)
+
+    def is_ready(self, timeout: float = 0.0) -> bool:
+        """Whether it has said so, at the latest after so many seconds; False at once when it has ended."""
+        if not self._ready and wait_readable([self._reader], timeout):
+            with self._reading, suppress(BlockingIOError):  # another thread may have read it just now
+                self._ready = os.read(self._reader, 1) == b"!" or self._ready
+        return self._ready
+
+    def wait(self) -> int:
+        """Return its exit status, once it has ended."""
+        return self.process.wait()
+
+    def close(self) -> None:
+        """Let go of what belongs to a process that has ended."""
+        os.close(self._reader)
+        if self.process.stdin:
+            self.process.stdin.close()
+
+
+class Post:
+    """What one worker is for, whoever it is now."""
+
+    def __init__(self, number: int, task: Task) -> None:
+        self.number, self.task = number, task
+        self.child: Child | None = None
+
+
 class Supervisor:
     """One thread for each worker. ``on_death`` is told the name of a worker that ended before it was asked to."""
 
@@ -40,12 +80,15 @@ class Supervisor:
     ) -> None:
         self._on_death = on_death
         self._graceful_timeout = graceful_timeout
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
         self._lock = threading.Lock()
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._restarting = threading.Lock()
+        self._had_ready = False
+        self._children: list[Child] = []  # all that run, those among them that are about to take over
+        self._posts = [Post(number, task) for number, task in enumerate(tasks, 1)]
         self._threads = [
-            threading.Thread(target=self._keep, args=(number, task), name=f"worker {number}", daemon=True)
-            for number, task in enumerate(tasks, 1)
+            threading.Thread(target=self._keep, args=(post,), name=f"worker {post.number}", daemon=True)
+            for post in self._posts
         ]
 
     def start(self) -> None:
@@ -56,70 +99,172 @@ class Supervisor:
     def pids(self) -> list[int]:
         """Return the process ids of the workers that run now."""
         with self._lock:
-            return [process.pid for process in self._processes.values()]
+            return [child.process.pid for child in self._children]
+
+    def has_ready(self) -> bool:
+        """Whether a worker takes messages; it answers at once."""
+        if self._lock.acquire(blocking=False):  # the hub asks, and it must not wait for a process to start
+            try:
+                self._had_ready = any(child.is_ready() for child in self._children)
+            finally:
+                self._lock.release()
+        return self._had_ready
 
     def stop(self) -> None:
         """Ask the workers to finish; kill those that do not within the time. Returns when all have ended."""
-        self._stopping.set()
+        self.stopping.set()
         self._signal(signal.SIGTERM)
         deadline = time.monotonic() + self._graceful_timeout + KILL_AFTER
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
-        self._signal(signal.SIGKILL)
+        self.kill()
         for thread in self._threads:
             thread.join()
+        with self._restarting:  # it ends those that it had started
+            return
+
+    def kill(self) -> None:
+        """End all workers now."""
+        self._signal(signal.SIGKILL)
 
     def _signal(self, number: int) -> None:
         with self._lock:
-            for process in self._processes.values():
-                process.send_signal(number)
+            for child in self._children:
+                child.process.send_signal(number)
 
-    def _keep(self, number: int, task: Task) -> None:
+    # Keeping one worker.
+
+    def _keep(self, post: Post) -> None:
         delays = Backoff(0.1, 10.0)
-        while not self._stopping.is_set():
-            name = f"worker-{number}-{names.random_part()}"
-            started = time.monotonic()
+        while post.child is not None or not self.stopping.is_set():
             try:
-                status = self._run(name, task)
+                child = post.child or self._start(post)
             except OSError as error:  # no memory, or too many processes: later there may be room
-                log.error("Worker %d cannot be started (%s); trying again.", number, error)
-                self._stopping.wait(delays.delay())
+                log.error("Worker %d cannot be started (%s); trying again.", post.number, error)
+                self.stopping.wait(delays.delay())
                 continue
-            if self._stopping.is_set() and status == 0:
+            if child is None:
                 return
-            self._on_death(name)
-            if time.monotonic() - started > STEADY:
+            status = child.wait()
+            replaced = self._end(post, child)
+            if status == 0 and (replaced or self.stopping.is_set()):
+                continue
+            self._on_death(child.name)
+            if replaced:
+                continue
+            if time.monotonic() - child.started_at > STEADY:
                 delays = Backoff(0.1, 10.0)
             delay = delays.delay()
-            if not self._stopping.is_set():
-                log.warning("Worker %d %s; starting another in %.1f s.", number, _ending(status), delay)
-            self._stopping.wait(delay)
+            if not self.stopping.is_set():
+                log.warning("Worker %d %s; starting another in %.1f s.", post.number, _ending(status), delay)
+            self.stopping.wait(delay)
 
-    def _run(self, name: str, task: Task) -> int:
+    def _start(self, post: Post) -> Child | None:
+        """Start a worker for a post; None when all are about to end."""
         with self._lock:
-            if self._stopping.is_set():
-                return 0
-            process = self._processes[name] = start_worker(name, task)
+            if self.stopping.is_set():
+                return None
+            post.child = post.child or self._launch(post)
+            return post.child
+
+    def _launch(self, post: Post) -> Child:
+        child = start_worker(f"worker-{post.number}-{names.random_part()}", post.task)
+        self._children.append(child)
+        return child
+
+    def _end(self, post: Post, child: Child) -> bool:
+        """Note that a worker has ended; return whether another one had taken over from it."""
+        with self._lock:
+            self._children.remove(child)
+            child.close()
+            replaced = post.child is not child
+            if not replaced:
+                post.child = None
+            return replaced
+
+    # Restarting.
+
+    def restart(self) -> bool:
+        """Replace the workers, one after another; False, and the others stay, when a new one does not get ready."""
+        with self._restarting:
+            for post in self._posts:
+                if not self._replace(post):
+                    return False
+        log.info("The workers run the new code.")
+        return True
+
+    def _replace(self, post: Post) -> bool:
+        """Start another worker for a post; when it takes messages ask the old one to end, and wait until it has."""
         try:
-            return process.wait()
-        finally:
             with self._lock:
-                del self._processes[name]
-            if process.stdin:
-                process.stdin.close()
+                if self.stopping.is_set():
+                    return False
+                new = self._launch(post)
+        except OSError as error:
+            log.error("A new worker cannot be started (%s), so the old ones go on.", error)
+            return False
+        if not new.is_ready(READY_WITHIN) or not self._take_over(post, new):
+            self._discard(post, new)
+            return False
+        return True
+
+    def _take_over(self, post: Post, new: Child) -> bool:
+        """Put a worker in another one's place; False when all are about to end."""
+        with self._lock:
+            if self.stopping.is_set():
+                return False
+            old, post.child = post.child, new
+            if old is not None:
+                old.process.send_signal(signal.SIGTERM)
+        if old is not None:
+            try:
+                old.process.wait(self._graceful_timeout + KILL_AFTER)
+            except subprocess.TimeoutExpired:
+                old.process.kill()
+        return True
+
+    def _discard(self, post: Post, new: Child) -> None:
+        """End a new worker that is not wanted; if it did not get ready, say so."""
+        ended: int | None = None
+        try:
+            ended = new.process.wait(1.0)  # its pipe ends a moment before it does
+        except subprocess.TimeoutExpired:
+            new.process.kill()
+            new.wait()
+        self._end(post, new)
+        if not self.stopping.is_set():
+            why = f"did not get ready within {READY_WITHIN:.0f} s" if ended is None else _ending(ended)
+            log.error("The new worker %d %s, so the old ones go on: correct the code.", post.number, why)
 
 
-def start_worker(name: str, task: Task) -> subprocess.Popen[bytes]:
+def start_worker(name: str, task: Task) -> Child:
     """Start ``runworker``. Its standard input is a pipe that ends when this process dies, however it dies."""
     bells = [text for bell in task.bells for text in ("--bell", str(bell))]
-    command = [*manage_command(), "runworker", "--child", name, *bells, *task.arguments]
-    return subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        pass_fds=[descriptor for bell in task.bells for descriptor in bell],
-        # A session of its own: Ctrl-C in the terminal reaches us alone, and we tell the workers in good order.
-        start_new_session=True,
-    )
+    reader, writer = os.pipe()
+    command = [
+        *manage_command(),
+        "runworker",
+        "--child",
+        name,
+        "--ready",
+        str(writer),
+        *bells,
+        *task.arguments,
+    ]
+    try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            pass_fds=[writer, *(descriptor for bell in task.bells for descriptor in bell)],
+            # A session of its own: Ctrl-C in the terminal reaches us alone, and we tell the workers in good order.
+            start_new_session=True,
+        )
+    except OSError:
+        os.close(reader)
+        raise
+    finally:
+        os.close(writer)
+    return Child(name, process, reader)
 
 
 def manage_command() -> list[str]:

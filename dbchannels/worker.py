@@ -43,7 +43,8 @@ class Worker:
     """Reads the channels that have consumers and match the patterns, until it is told to stop.
 
     ``bells`` are given by a parent that LISTENs for us; without, the worker's own link does. ``life`` is a
-    descriptor that reaches its end when the parent dies. ``replace`` ends this process when a consumer hangs.
+    descriptor that reaches its end when the parent dies. ``replace`` ends this process when a consumer hangs;
+    ``on_ready`` is called when this worker is on record.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Worker:
         bells: Sequence[Doorbell] = (),
         life: int | None = None,
         replace: Callable[[], None] = lambda: os._exit(1),
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         self.layer = layer
         self.routing = routing
@@ -78,6 +80,7 @@ class Worker:
         self._bells = bells
         self._bells_by_reader = {bell.reader: bell for bell in bells}
         self._life = life
+        self._on_ready = on_ready
         self._wake = WakeupPipe()
         self._batch = Batch()
         self._pace = Pace()
@@ -100,6 +103,7 @@ class Worker:
         """Work until ``stop``; finish what runs, hand back the rest, and leave no record behind."""
         self._retry(self._register)
         self._watch.start()
+        self._on_ready()
         while not self.stopping.is_set():
             try:
                 if not self.run_once():

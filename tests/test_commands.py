@@ -18,6 +18,8 @@ from django.db import connections
 from dbchannels import conf, consumer, routing, serving
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
+from dbchannels.interface.binding import Bind, SocketRights
+from dbchannels.interface.proxy import LOOPBACK, Trusted
 from dbchannels.interface.server import InterfaceServer
 from dbchannels.layers import channel_layers, make_layer
 from dbchannels.management import output
@@ -47,10 +49,12 @@ def decorated(monkeypatch):
 def log():
     """The log of dbchannels as it is when a process starts, and put back after the test."""
     log = logging.getLogger("dbchannels")
-    level, handlers = log.level, list(log.handlers)
+    access = logging.getLogger("dbchannels.access")
+    kept = [(one, one.level, list(one.handlers), one.propagate) for one in (log, access)]
     yield log
-    log.setLevel(level)
-    log.handlers[:] = handlers
+    for one, level, handlers, propagate in kept:
+        one.setLevel(level)
+        one.handlers[:], one.propagate, one.disabled = handlers, propagate, False
 
 
 @pytest.fixture
@@ -105,7 +109,84 @@ def test_the_command_says_it_too():
     assert "'nowhere' is no address" in refused("runchannels", "nowhere")
 
 
+def bound(*arguments, monkeypatch):
+    """Return where runchannels would listen with these arguments."""
+    plans = []
+    monkeypatch.setattr(serving, "run", lambda plan, write: plans.append(plan))
+    call_command("runchannels", *arguments)
+    (one,) = plans
+    return [str(bind) for bind in one.binds or (Bind(one.host, one.port),)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "binds"),
+    [
+        ([], ["127.0.0.1:8000"]),
+        (["8001"], ["127.0.0.1:8001"]),
+        (["--bind", "[::1]:8001"], ["[::1]:8001"]),
+        (["--bind", "8001", "--bind", "unix:/run/site.sock"], ["127.0.0.1:8001", "unix:/run/site.sock"]),
+        (["8001", "--bind", "8002"], ["127.0.0.1:8001", "127.0.0.1:8002"]),
+    ],
+)
+def test_it_listens_where_it_is_told_to_and_nowhere_else(monkeypatch, log, arguments, binds):
+    assert bound(*arguments, monkeypatch=monkeypatch) == binds
+
+
+@pytest.mark.parametrize("given", [["--access-log"], ["--no-access-log"]])
+def test_the_access_log_can_be_left_out(monkeypatch, log, given):
+    bound(*given, monkeypatch=monkeypatch)
+    assert logging.getLogger("dbchannels.access").disabled is (given == ["--no-access-log"])
+
+
 # The plan of runchannels.
+
+
+def test_nobody_is_believed_unless_it_is_asked_for():
+    assert plan().proxies is None
+    assert plan(proxy_headers=True).proxies == Trusted.of(LOOPBACK)
+    assert plan(proxy_headers=True, trusted_proxies=["10.0.0.1"]).proxies == Trusted.of(["10.0.0.1"])
+
+
+def test_a_list_of_proxies_that_nobody_reads_is_refused():
+    said = refused("runchannels", "--trusted-proxies=10.0.0.1")
+    assert said == "--trusted-proxies says nothing without --proxy-headers: give both."
+
+
+@pytest.mark.parametrize(
+    ("text", "path"), [("", ""), ("/", ""), ("/site", "/site"), ("/site/", "/site"), ("/a/b", "/a/b")]
+)
+def test_a_root_path_is_taken_without_its_last_slash(text, path):
+    assert plan(root_path=text).root_path == path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--root-path=site"], "--root-path takes a path that begins with a slash"),
+        (["--root-path=/a?b"], "--root-path takes a path that begins with a slash"),
+        (["--root-path=/a%20b"], "--root-path takes a path that begins with a slash"),
+        (["--bind=nowhere"], "'nowhere' is no address"),
+        (["--bind=unix:"], "'' is no path of a Unix socket"),
+        (["--probe-port=nowhere"], "'nowhere' is no address"),
+        (["--socket-mode=rw"], "'rw' is no mode for --socket-mode"),
+        (["--socket-owner=no-such-user"], "--socket-owner names 'no-such-user', and there is no such user."),
+        (
+            ["--socket-owner=:no-such-group"],
+            "--socket-owner names 'no-such-group', and there is no such group.",
+        ),
+        (["--proxy-headers", "--trusted-proxies=all"], "'all' in --trusted-proxies is no address or network"),
+    ],
+)
+def test_what_cannot_be_meant_is_one_sentence(log, arguments, sentence):
+    said = refused("runchannels", *arguments)
+    assert said.startswith(sentence)
+
+
+def test_a_socket_is_given_to_a_user_and_a_group_by_name_or_number():
+    assert plan().socket_rights == SocketRights(0o660, -1, -1)
+    assert plan(socket_mode="0600", socket_owner="root").socket_rights == SocketRights(0o600, 0, -1)
+    assert plan(socket_owner="1:2").socket_rights == SocketRights(0o660, 1, 2)
+    assert plan(socket_owner=":root").socket_rights == SocketRights(0o660, -1, 0)
 
 
 def plan(**options):
@@ -285,7 +366,8 @@ def test_an_unknown_layer_is_one_sentence(started):
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
 def test_the_banner_says_where_and_how(memory, workers, line, host, shown):
     class Server(InterfaceServer):
-        address = (host, 8000)
+        binds = (Bind(host, 8000),)
+        probe_bind = None
 
         def __init__(self):
             pass
@@ -295,6 +377,19 @@ def test_the_banner_says_where_and_how(memory, workers, line, host, shown):
     assert lines[1] == f"Layer:   {memory.describe()}"
     assert lines[2] == line
     assert lines[3].startswith(f"Serving http://{shown}:8000/ ") and lines[3].endswith("quit with CONTROL-C.")
+
+
+def test_the_banner_names_every_address(memory):
+    class Server(InterfaceServer):
+        binds = (Bind("127.0.0.1", 8000), Bind("", 0, "/run/site.sock"))
+        probe_bind = Bind("127.0.0.1", 8001)
+
+        def __init__(self):
+            pass
+
+    lines = serving.banner(plan(), Server(), memory).splitlines()
+    assert lines[3] == "Probes:  http://127.0.0.1:8001/ (healthz, readyz)"
+    assert lines[4].startswith("Serving http://127.0.0.1:8000/ and unix:/run/site.sock and WebSockets on ")
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ PURE = ("gevent", "django.db", "models")
 NEVER = {
     "interface": ("routing", "consumers", "consuming", "handler", "worker", "admin", "checks"),
     "worker": ("gevent", "geventwebsocket", "interface"),
-    **{f"interface.{name}": PURE for name in ("http", "websocket", "frames", "handshake")},
+    **{f"interface.{name}": PURE for name in ("http", "websocket", "frames", "handshake", "proxy", "access")},
 }
 #: Imports inside functions, except of models: the registry of apps must be ready first.
 LATE = {("periodic", "cronsim"), ("apps", "checks"), ("layers", "django.db")}

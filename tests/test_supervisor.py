@@ -14,7 +14,7 @@ import pytest
 
 from dbchannels import supervisor
 from dbchannels.doorbell import Doorbell
-from dbchannels.supervisor import Supervisor, Task, manage_command, start_worker
+from dbchannels.supervisor import Child, Supervisor, Task, manage_command, start_worker
 from dbchannels.testing.layer_case import wait_until
 
 ENDLESS = "exec sleep 60"
@@ -59,12 +59,23 @@ def shell(monkeypatch):
             started.append((name, task))
             if isinstance(line, Exception):
                 raise line
-            return subprocess.Popen(["sh", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+            return child(name, line)
 
         monkeypatch.setattr(supervisor, "start_worker", start)
         return started
 
     return use
+
+
+def child(name, line):
+    """Start a shell as a worker; ``READY`` in its line says that it is ready."""
+    reader, writer = os.pipe()
+    line = line.replace("READY", f"printf ! >/proc/self/fd/{writer}")
+    process = subprocess.Popen(
+        ["sh", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[writer]
+    )
+    os.close(writer)
+    return Child(name, process, reader)
 
 
 @pytest.fixture
@@ -237,6 +248,153 @@ def test_stop_twice_is_stop_once(shell, supervise):
     assert one.pids() == []
 
 
+# Restarting.
+
+OLD = "READY; trap 'exit 0' TERM; while :; do sleep 0.02; done"
+
+
+def running(one, number):
+    """Wait until so many workers are ready; return their process ids."""
+    return wait_until(
+        lambda: len(one.pids()) == number and all(child.is_ready() for child in one._children) and one.pids()
+    )
+
+
+def test_each_worker_is_replaced_by_another_one(shell, supervise):
+    started = shell(OLD)
+    one = supervise(3)
+    old = running(one, 3)
+    assert one.restart()
+    new = running(one, 3)
+    assert not set(old) & set(new) and not any(map(is_running, old))
+    assert sorted(task.arguments for _, task in started[3:]) == [(f"--number={n}",) for n in range(3)]
+    assert one.deaths == []
+
+
+def test_the_old_one_is_asked_to_end_when_the_new_one_is_ready_and_one_after_another(
+    shell, supervise, tmp_path
+):
+    log = tmp_path / "log"
+    line = f"echo start >>{log}; sleep 0.1; echo ready >>{log}; READY; trap 'echo end >>{log}; exit 0' TERM; "
+    shell(line + "while :; do sleep 0.02; done")
+    one = supervise(2)
+    running(one, 2)
+    log.write_text("")
+    assert one.restart()
+    assert log.read_text().split() == ["start", "ready", "end"] * 2
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("exit 1", "ended with status 1"),
+        ("kill -9 $$", "was killed by SIGKILL"),
+        (STUBBORN, "did not get ready within 0 s"),
+    ],
+)
+def test_a_broken_new_one_leaves_the_old_ones_at_work(shell, supervise, caplog, monkeypatch, line, words):
+    started = shell(OLD, OLD, line)
+    one = supervise(2)
+    old = running(one, 2)
+    if line == STUBBORN:
+        monkeypatch.setattr(supervisor, "READY_WITHIN", 0.05)
+    assert not one.restart()
+    assert one.pids() == old and all(map(is_running, old))
+    assert len(started) == 3 and one.deaths == []
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said == f"The new worker 1 {words}, so the old ones go on: correct the code."
+
+
+def test_a_machine_without_room_for_another_one_keeps_the_old_ones(shell, supervise, caplog):
+    shell(OLD, BlockingIOError(11, "Resource temporarily unavailable"))
+    one = supervise()
+    old = running(one, 1)
+    assert not one.restart()
+    assert one.pids() == old
+    assert "cannot be started (" in caplog.text and "so the old ones go on" in caplog.text
+
+
+def test_one_that_took_over_is_kept_running_like_the_first(shell, supervise):
+    started = shell(OLD)
+    one = supervise()
+    running(one, 1)
+    assert one.restart()
+    (pid,) = running(one, 1)
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: len(started) == 3 and one.pids() and one.pids() != [pid])
+    assert one.deaths == [started[1][0]]
+
+
+def test_an_old_one_that_does_not_finish_in_time_is_killed_and_that_is_a_death(shell, supervise, monkeypatch):
+    monkeypatch.setattr(supervisor, "KILL_AFTER", 0.0)
+    started = shell("READY; " + STUBBORN, OLD)
+    one = supervise(graceful_timeout=0.01)
+    (pid,) = running(one, 1)
+    wait_until(lambda: traps(pid))
+    assert one.restart()
+    wait_until(lambda: one.deaths)
+    assert one.deaths == [started[0][0]]
+    assert running(one, 1) != [pid]
+
+
+def test_one_that_died_meanwhile_is_replaced_all_the_same(shell, supervise, monkeypatch):
+    monkeypatch.setattr(Delays, "delay", lambda delays: 60.0)  # nobody but the restart starts another
+    started = shell("READY; exit 3", OLD)
+    one = supervise()
+    wait_until(lambda: one.deaths)
+    assert one.restart()
+    assert len(started) == 2 and running(one, 1)
+    one.stop()
+    assert one.pids() == []
+
+
+def test_stop_in_a_restart_leaves_nobody_running(shell, supervise, monkeypatch):
+    started = shell(OLD, STUBBORN)
+    one = supervise()
+    running(one, 1)
+    results = []
+    thread = threading.Thread(target=lambda: results.append(one.restart()))
+    thread.start()
+    (new,) = wait_until(lambda: len(started) == 2 and [child.process.pid for child in one._children[1:]])
+    wait_until(lambda: traps(new))
+    one._graceful_timeout = 0.01
+    monkeypatch.setattr(supervisor, "KILL_AFTER", 0.0)
+    one.stop()
+    assert not is_running(new)
+    thread.join(10)
+    assert results == [False] and one.pids() == []
+
+
+def test_after_stop_nothing_is_restarted(shell, supervise):
+    started = shell(OLD)
+    one = supervise()
+    running(one, 1)
+    one.stop()
+    assert not one.restart()
+    assert len(started) == 1
+
+
+def test_kill_ends_all_at_once(shell, supervise):
+    shell(STUBBORN)
+    one = supervise(2)
+    pids = wait_until(lambda: len(one.pids()) == 2 and one.pids())
+    one.stopping.set()
+    one.kill()
+    wait_until(lambda: one.pids() == [])
+    assert not any(map(is_running, pids))
+
+
+def test_it_knows_whether_a_worker_takes_messages(shell, supervise):
+    shell(STUBBORN, OLD)
+    one = supervise()
+    (pid,) = wait_until(one.pids)
+    assert not one.has_ready()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(one.has_ready)
+    with one._lock:  # while a process is started the hub is told what was true before
+        assert one.has_ready()
+
+
 # How they are started.
 
 
@@ -253,40 +411,70 @@ def command(monkeypatch):
 def test_a_worker_is_runworker_with_its_name_bells_and_arguments(command, capfd):
     command("import sys; print(*sys.argv[1:])")
     bells = (Doorbell.new(), Doorbell.new())
-    process = start_worker("worker-1-x", Task(("--only", "http.*"), bells))
-    assert process.wait(20) == 0
-    process.stdin.close()
-    expected = f"runworker --child worker-1-x --bell {bells[0]} --bell {bells[1]} --only http.*"
-    assert capfd.readouterr().out.strip() == expected
+    worker = start_worker("worker-1-x", Task(("--only", "http.*"), bells))
+    assert worker.wait() == 0
+    worker.close()
+    words = capfd.readouterr().out.split()
+    assert words.pop(4).isdecimal()
+    expected = f"runworker --child worker-1-x --ready --bell {bells[0]} --bell {bells[1]} --only http.*"
+    assert " ".join(words) == expected
     for bell in bells:
         for descriptor in bell:
             os.close(descriptor)
 
 
 def test_a_worker_can_ring_its_bells(command):
-    command("import os, sys; os.write(int(sys.argv[5].split(',')[1]), b'!')")
+    command("import os, sys; os.write(int(sys.argv[7].split(',')[1]), b'!')")
     bell = Doorbell.new()
-    process = start_worker("worker-1-x", Task((), (bell,)))
-    assert process.wait(20) == 0
-    process.stdin.close()
+    worker = start_worker("worker-1-x", Task((), (bell,)))
+    assert worker.wait() == 0
+    worker.close()
     assert os.read(bell.reader, 10) == b"!"
     for descriptor in bell:
         os.close(descriptor)
 
 
+def test_a_worker_can_say_that_it_is_ready(command):
+    command("import os, sys; os.write(int(sys.argv[5]), b'!'); sys.stdin.read()")
+    worker = start_worker("worker-1-x", Task((), ()))
+    assert worker.is_ready(20) and worker.is_ready()
+    worker.process.stdin.close()
+    assert worker.wait() == 0
+    assert worker.is_ready()
+    worker.close()
+
+
+def test_one_that_ends_before_it_is_ready_never_was(command):
+    command("raise SystemExit(3)")
+    worker = start_worker("worker-1-x", Task((), ()))
+    assert not worker.is_ready(20)
+    assert worker.wait() == 3
+    worker.close()
+
+
+def test_one_that_cannot_be_started_leaves_no_descriptor(monkeypatch):
+    monkeypatch.setattr(supervisor, "manage_command", lambda: ["/no/such/command"])
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with pytest.raises(FileNotFoundError):
+            start_worker("worker-1-x", Task((), ()))
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_workers_standard_input_ends_with_its_parent(command):
     command("import sys; sys.exit(7 if sys.stdin.read() == '' else 1)")
-    process = start_worker("worker-1-x", Task((), ()))
-    assert process.poll() is None
-    process.stdin.close()  # as the kernel does for a parent that dies
-    assert process.wait(20) == 7
+    worker = start_worker("worker-1-x", Task((), ()))
+    assert worker.process.poll() is None
+    worker.process.stdin.close()  # as the kernel does for a parent that dies
+    assert worker.wait() == 7
+    worker.close()
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_a_worker(command):
     command("import os, sys; sys.exit(0 if os.getsid(0) == os.getpid() else 1)")
-    process = start_worker("worker-1-x", Task((), ()))
-    assert process.wait(20) == 0
-    process.stdin.close()
+    worker = start_worker("worker-1-x", Task((), ()))
+    assert worker.wait() == 0
+    worker.close()
 
 
 @pytest.mark.parametrize(

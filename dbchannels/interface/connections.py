@@ -17,6 +17,7 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult
 
+from dbchannels.interface.access import log_websocket
 from dbchannels.interface.http import Request, connect_message
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay
@@ -76,6 +77,7 @@ class Connection:
 
     def _forget(self) -> None:
         """Close a connection that others have cleaned up after: its disconnect consumer runs by their doing."""
+        self._note_end(SERVICE_RESTART)
         self.disconnected = True
         self._in_flight = None
         self._inbox.clear()
@@ -250,8 +252,13 @@ class Connection:
         """The last message of the connection, once."""
         self._code = code
         if not self.disconnected:
+            self._note_end(code)
             self.disconnected = True
             self._queue("websocket.disconnect", {"code": code})
+
+    def _note_end(self, code: int) -> None:
+        if self._wire is not None and not self.disconnected:
+            log_websocket("WSDISCONNECT", self.request, code, time.monotonic() - self.opened_at)
 
     def _end(self) -> None:
         self._in_flight = None

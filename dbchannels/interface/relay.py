@@ -35,6 +35,7 @@ log = logging.getLogger("dbchannels.server")
 
 OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
 BATCH = 500  # rows in one statement
+REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts as gone
 DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
 
 
@@ -58,6 +59,7 @@ class Relay:
         self._calls: deque[Callable[[], None]] = deque()
         self._stopping = threading.Event()
         self._renewed_at = time.monotonic()
+        self._read_at = 0.0  # when the layer last gave what waited for this server
         self._wake = WakeupPipe()  # ends the receiver's wait
         self._arrived: Any = gevent.get_hub().loop.async_()
         self._threads = [
@@ -89,6 +91,10 @@ class Relay:
     def waiting(self) -> int:
         """Return how many receivers are open."""
         return len(self._receivers)
+
+    def is_reachable(self) -> bool:
+        """Whether the layer has answered when it was last looked at, or should have been."""
+        return time.monotonic() - self._read_at < 2 * self.layer.poll_interval() + REACHABLE
 
     def send(self, *operations: Operation) -> None:
         """Hand operations to the publisher, in order. Raises OutboxFull."""
@@ -205,6 +211,7 @@ class Relay:
         while not self._stopping.is_set():
             try:
                 self._receive_all(link)
+                self._read_at = time.monotonic()
                 delays.reset()  # it answers: should only the wait fail, the session was ended, not the database
                 if deaf:  # what was told in between was told to nobody: the workers look by themselves
                     self._ring(self._bells)

@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 import logging
-import socket
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import gevent
-from gevent import socket as gevent_socket
 from gevent.pywsgi import WSGIServer
 
-from dbchannels.exceptions import DBChannelsError
 from dbchannels.interface import handshake, http
+from dbchannels.interface.access import log_request, log_websocket
+from dbchannels.interface.binding import AddressInUse, Bind, Listening, listen_all
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
 from dbchannels.interface.exchange import Exchange, Stream, declared_length
 from dbchannels.interface.http import Request
 from dbchannels.interface.options import Options
+from dbchannels.interface.probes import Probes
+from dbchannels.interface.proxy import forwarded
 from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.interface.upgrade import Handler
 from dbchannels.interface.verdict import Accepted, Denied
 
-access_log = logging.getLogger("dbchannels.access")
 log = logging.getLogger("dbchannels.server")
 
 
-class AddressInUse(DBChannelsError):
-    """The address cannot be bound; the sentence says why and what to do."""
-
+OUTSIDE = "This server's site is not at this path: see its --root-path."
 
 #: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.
 StaticFiles = Callable[[Request], "tuple[int, list[tuple[str, str]], bytes] | None"]
@@ -40,13 +38,15 @@ class Listener(WSGIServer):  # type: ignore[misc]
 
     handler_class = Handler
 
-    def __init__(self, server: InterfaceServer, listening: Any, address: tuple[str, int]) -> None:
-        super().__init__(listening, server.application, log=None, error_log=_OneLineLog())
-        self.public_address = address
+    def __init__(self, server: InterfaceServer, listening: Listening) -> None:
+        super().__init__(listening.socket, server.application, log=None, error_log=_OneLineLog())
+        self.public_address = ("localhost", 80) if listening.bind.path else listening.bind[:2]
+        self.read_request = server.read_request
+        self.is_draining = server.is_draining
         self.check_origin = server.check_origin
         self.connect = server.connect
         self.adopt = server.adopt
-        self.log_access = log_access
+        self.log_access = log_request
 
 
 class _OneLineLog:
@@ -72,30 +72,61 @@ class InterfaceServer:
         self.connections: set[Connection] = set()
         self._exchanges = 0
         self._closing: int | None = None  # the close code, once the server stops
-        listening = bind(options.host, options.port)
-        self.address: tuple[str, int] = listening.getsockname()[:2]
-        self._listener = Listener(self, listening, self.address)
+        self._probes = Probes(options.probe, self.why_not_ready) if options.probe else None
+        self.probe_bind = self._probes.bind if self._probes else None
+        try:
+            binds = options.binds or [Bind(options.host, options.port)]
+            self._listening = listen_all(binds, options.socket_rights)
+        except AddressInUse:
+            if self._probes:
+                self._probes.stop()
+            raise
+        self.binds = [one.bind for one in self._listening]
+        self._listeners = [Listener(self, one) for one in self._listening]
         self._ticking: Any = None
+        self.has_worker: Callable[[], bool] | None = None  # None: the workers are somebody else's to watch
+
+    def why_not_ready(self) -> str:
+        """Return why no request should be sent here now; empty when one may."""
+        if self.is_draining():
+            return "stopping"
+        if not self.relay.is_reachable():
+            return "the layer cannot be used"
+        return "" if self.has_worker is None or self.has_worker() else "no worker is ready"
 
     def start(self) -> None:
         """Register with the layer and accept connections. Raises LayerUnavailable."""
+        if self._probes:
+            self._probes.start()
         self.relay.start()
-        self._listener.start()
+        for listener in self._listeners:
+            listener.start()
         self._ticking = gevent.spawn(self._tick)
 
     def stop(self, restart: bool = False) -> None:
         """Close the listening socket, finish the requests under way, close the WebSockets, let their consumers run."""
-        self._listener.close()
+        self.close_listeners()
         self._closing = SERVICE_RESTART if restart else GOING_AWAY
         deadline = time.monotonic() + self.options.drain_timeout
         for connection in list(self.connections):
             connection.close(self._closing, "")
         self._wait_until(lambda: not self._exchanges, deadline)
         self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + 6))
-        self._listener.stop(timeout=0)
         if self._ticking is not None:
             self._ticking.kill()
         gevent.get_hub().threadpool.apply(self.relay.stop)
+        if self._probes:
+            self._probes.stop()
+
+    def close_listeners(self) -> None:
+        """Accept no more connections, and leave no file of a Unix socket behind."""
+        for listener, listening in zip(self._listeners, self._listening, strict=True):
+            listener.close()
+            listening.remove()
+
+    def is_draining(self) -> bool:
+        """Whether the server stops: no connection is kept alive for another request."""
+        return self._closing is not None
 
     def _receivers(self) -> int:
         return self.relay.waiting()
@@ -120,11 +151,31 @@ class InterfaceServer:
         """
         self.relay.lose_all()
 
+    # Requests of both kinds.
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The first host and port that is listened at."""
+        return next((bind[:2] for bind in self.binds if not bind.path), ("localhost", 80))
+
+    def read_request(self, request: Request) -> Request:
+        """Return a request as its client made it, when it came through a proxy, and where the site begins in it."""
+        request = request._replace(root_path=self.options.root_path)
+        proxies = self.options.proxies
+        return forwarded(request, proxies) if proxies is not None else request
+
+    def is_outside(self, request: Request) -> bool:
+        """Whether the path is not below the site's root."""
+        root = self.options.root_path
+        return bool(root) and not f"{request.path}/".startswith(f"{root}/")
+
     # WebSockets.
 
     def check_origin(self, shaken: handshake.Handshake, request: Request) -> None:
         """Raise Refused for a page of another site, and for a host that is not ours (DNS rebinding)."""
         allowed = self.options.allowed_hosts
+        if self.is_outside(request):
+            raise handshake.Refused(404, OUTSIDE)
         if not handshake.host_allowed(request.host(), allowed):
             raise handshake.Refused(
                 400, "The Host is none of this site's: add it to ALLOWED_HOSTS if it is yours."
@@ -137,6 +188,7 @@ class InterfaceServer:
 
     def connect(self, request: Request) -> tuple[Connection, Accepted]:
         """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
+        log_websocket("WSCONNECT", request, "-", 0.0)
         connection = Connection(self.relay, request, self.options.websocket)
         try:
             connection.connect()
@@ -162,6 +214,8 @@ class InterfaceServer:
     def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request: PEP 3333's interface, as pywsgi calls it."""
         request: Request = environ["dbchannels.request"]
+        if self.is_outside(request):
+            return self._fail(404, request, start_response, OUTSIDE)
         served = self._serve_static(request)
         if served is not None:
             status, headers, content = served
@@ -210,9 +264,11 @@ class InterfaceServer:
         self._exchanges -= 1
         exchange.close()
 
-    def _fail(self, status: int, request: Request, start_response: Callable[..., Any]) -> list[bytes]:
-        """Refuse a body that was not read to its end: what follows it is no request."""
-        message = http.failure_message(status)
+    def _fail(
+        self, status: int, request: Request, start_response: Callable[..., Any], sentence: str = ""
+    ) -> list[bytes]:
+        """Refuse a request whose body was not read to its end: what follows it is no request."""
+        message = http.failure_message(status, sentence)
         head = http.response_head(message, request.method)
         head.headers.append(("Connection", "close"))
         return self._write_whole(message, head, start_response)
@@ -238,29 +294,3 @@ class InterfaceServer:
         if request.http_version == "1.0" and declared_length(head) is None:
             head.headers.append(("Connection", "close"))
         start_response(head.status, head.headers)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a listening socket, or raise AddressInUse."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = gevent_socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Accepted sockets inherit it. Without, a keep-alive response waits 44 ms for the client's delayed ACK.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        listening.bind((host, port))
-    except OSError as error:
-        listening.close()
-        raise AddressInUse(
-            f"{host}:{port} cannot be used ({error.strerror}): stop what listens there, or name another port."
-        ) from None
-    listening.listen(1024)
-    return listening  # type: ignore[no-any-return]
-
-
-def log_access(handler: Any, seconds: float) -> None:
-    """One line for each request; what the client sent is escaped and cut."""
-    line = ascii(handler.requestline or "")[1:-1][:200]
-    status = handler.code or handler.status  # pywsgi answers what is no HTTP with the latter alone
-    client = handler.client_address[0] if isinstance(handler.client_address, tuple) else "-"
-    access_log.info('%s "%s" %s %s %.0f ms', client, line, status, handler.response_length, seconds * 1000)

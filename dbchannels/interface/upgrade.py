@@ -24,6 +24,9 @@ log = logging.getLogger("dbchannels.server")
 class Handler(WebSocketHandler):  # type: ignore[misc]
     """Reads one request after another from a socket; ``self.server`` is an interface.server.Listener."""
 
+    request: Request | None = None  # None: it could not be read
+    body_length = 0  # bytes of the response without its head
+
     def read_whole_request(self) -> Request:
         """Return what pywsgi has read as a Request."""
         headers: RawHeaders = [
@@ -33,7 +36,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         version = self.request_version.partition("/")[2]
         client = self.client_address if isinstance(self.client_address, tuple) else ("", 0)
         host, port = self.server.public_address
-        return Request(self.command, self.path, version, headers, "http", client[:2], (host, port))
+        made = Request(self.command, self.path, version, headers, "http", client[:2], (host, port))
+        return self.server.read_request(made)  # type: ignore[no-any-return]
 
     def get_environ(self) -> dict[str, Any]:
         """Read every body by its length: to ``Connection: Upgrade``, h2c's too, the base gives the bare socket."""
@@ -43,7 +47,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     def upgrade_websocket(self) -> Any:
         """Answer a handshake; None, and no status, leaves the request to the WSGI application."""
-        request = self.environ["dbchannels.request"] = self.read_whole_request()
+        request = self.request = self.environ["dbchannels.request"] = self.read_whole_request()
         if not handshake.is_upgrade(request.headers):
             return None
         self.close_connection = True
@@ -73,10 +77,11 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.code, self.headers_sent = status, True
         self.status = self._orig_status = str(status)
         self.response_length = len(data)
+        self.body_length = len(data.partition(b"\r\n\r\n")[2])
         try:
             self.socket.sendall(data)
         except OSError:
-            self.response_length = 0
+            self.response_length = self.body_length = 0
 
     def run_application(self) -> None:
         """As the base's, for the order of its steps; what is answered already is not answered again."""
@@ -106,21 +111,30 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         except (BlockingIOError, OSError):
             return b""
 
+    def write(self, data: bytes) -> None:
+        """Count what is written of the body."""
+        super().write(data)
+        self.body_length += len(data)
+
     def finalize_headers(self) -> None:
         """The base class would end the chunks of a response to HEAD, though it has none: its end is the head's."""
         super().finalize_headers()
         if self.command == "HEAD":
             self.response_use_chunked = False
+        if self.server.is_draining() and not self.close_connection:
+            self.close_connection = True
+            self.response_headers.append((b"Connection", b"close"))
 
     def _prepare_response(self) -> None:
         """The base class would look for its own WebSocket here."""
 
     def handle_one_response(self) -> None:
         """Give others a turn before the next request of this connection, which may be here already."""
-        self.websocket = None
+        self.websocket, self.body_length = None, 0
         super().handle_one_response()
         gevent.sleep(0)
 
     def log_request(self) -> None:
         """One line in the log for each request."""
         self.server.log_access(self, (self.time_finish or time.time()) - self.time_start)
+        self.request = None

@@ -15,3 +15,7 @@ def log_to_terminal(verbosity: int) -> None:
     handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%d/%b/%Y %H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(logging.WARNING if verbosity == 0 else logging.INFO)
+    access = logging.getLogger("dbchannels.access")
+    if not access.handlers:  # its lines have a date of their own, in the form that programs read
+        access.addHandler(logging.StreamHandler(sys.stderr))
+        access.propagate = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 import time
 from functools import partial
@@ -14,10 +15,11 @@ from gevent import socket as gevent_socket
 
 from dbchannels import conf
 from dbchannels.interface import http
+from dbchannels.interface.binding import AddressInUse
 from dbchannels.interface.exchange import REPORT_EVERY, BrokenOff, Exchange, Stream
 from dbchannels.interface.options import Options
 from dbchannels.interface.relay import OutboxFull, Relay
-from dbchannels.interface.server import AddressInUse, InterfaceServer
+from dbchannels.interface.server import InterfaceServer
 from dbchannels.interface.upgrade import Handler
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.testing.layer_case import raises
@@ -362,9 +364,13 @@ def test_http_1_0_gets_a_stream_without_chunks_and_then_the_end(site):
 
 
 def test_each_request_is_a_line_in_the_log(site, told):
-    site.get("/a%20b")
+    site.get("/a%20b?c=d&token=e", Referer="http://a.example/", User_Agent='q"\x1b')
     (line,) = until(lambda: told(logging.INFO))
-    assert line.startswith('127.0.0.1 "GET /a%20b HTTP/1.1" 200 ') and line.endswith(" ms")
+    assert re.fullmatch(
+        r"127\.0\.0\.1 - - \[\d\d/\w{3}/\d{4}:\d\d:\d\d:\d\d [+-]\d{4}\] "
+        r'"GET /a%20b\?c=d&token=\*\*\* HTTP/1\.1" 200 4 "http://a\.example/" "q\\x22\\x1b" \d+ ms',
+        line,
+    )
 
 
 def test_what_is_no_request_is_a_400_and_a_line_in_the_log(site, told):

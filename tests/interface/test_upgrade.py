@@ -271,10 +271,46 @@ def test_an_open_socket_has_no_greenlet(site):
         assert client.receive() == (TEXT, b"still here")
 
 
-def test_a_handshake_is_a_line_in_the_log(site, told):
+def lines_of(told, count):
+    """Wait for so many lines of the access log; return what each is about, and its status and size."""
+    lines = until(lambda: len(told(logging.INFO)) >= count and told(logging.INFO))
+    assert len(lines) == count and all(line.endswith(" ms") for line in lines)
+    return [line.partition('"')[2].partition(' "-" "-" ')[0].replace('"', "") for line in lines]
+
+
+def test_a_websocket_is_in_the_log_when_it_asks_when_it_is_let_in_and_when_it_ends(site, told):
+    client = site.socket("/x?ticket=secret")
+    client.sock.sendall(close_frame(4321))
+    assert lines_of(told, 3) == [
+        "WSCONNECT /x?ticket=*** HTTP/1.1 - -",
+        "GET /x?ticket=*** HTTP/1.1 101 0",
+        "WSDISCONNECT /x?ticket=*** HTTP/1.1 4321 -",
+    ]
+
+
+def test_a_websocket_that_is_refused_ends_with_its_answer(site, told):
+    site.on("websocket.connect", lambda message, answer: answer(accept=False, finished=0))
     site.socket("/x")
-    (line,) = until(lambda: told(logging.INFO))
-    assert line.startswith('127.0.0.1 "GET /x HTTP/1.1" 101 ')
+    assert lines_of(told, 2) == ["WSCONNECT /x HTTP/1.1 - -", "GET /x HTTP/1.1 403 34"]
+
+
+def test_one_that_no_consumer_is_asked_about_is_a_refusal_alone(site, told):
+    site.socket("/x", Sec_WebSocket_Version="8")
+    assert lines_of(told, 1) == ["GET /x HTTP/1.1 426 29"]
+
+
+def test_a_socket_whose_client_vanished_is_1006_in_the_log(site, told):
+    site.socket("/x").sock.close()
+    assert lines_of(told, 3)[2] == "WSDISCONNECT /x HTTP/1.1 1006 -"
+
+
+def test_one_that_the_server_closes_is_in_the_log_with_its_code(site, told):
+    site.on("websocket.receive", lambda message, answer: answer(close=4001, finished=message["order"]))
+    client = site.socket("/x")
+    client.say("a")
+    assert client.closed_with() == 4001
+    client.sock.sendall(close_frame(4001))
+    assert lines_of(told, 3)[2] == "WSDISCONNECT /x HTTP/1.1 4001 -"
 
 
 def test_frames_are_consumed_in_order_and_one_at_a_time(site):

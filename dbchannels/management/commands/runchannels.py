@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import re
+import logging
+from argparse import BooleanOptionalAction
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 
 from dbchannels import serving
 from dbchannels.exceptions import DBChannelsError
+from dbchannels.interface.binding import Bind
+from dbchannels.interface.proxy import LOOPBACK
 from dbchannels.management.output import log_to_terminal
 from dbchannels.management.websocket_options import add_websocket_options
-
-ADDRESS = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:]+\]|[^:\[\]]+):)?(?P<port>\d{1,5})\Z")
 
 
 class Command(BaseCommand):
@@ -20,7 +21,49 @@ class Command(BaseCommand):
     requires_system_checks: list[str] = []  # noqa: RUF012  (a child runs them: they import the site's code)
 
     def add_arguments(self, parser: Any) -> None:
-        parser.add_argument("address", nargs="?", default="127.0.0.1:8000", metavar="[ADDR:]PORT")
+        parser.add_argument(
+            "address", nargs="?", default="", metavar="[ADDR:]PORT", help="where to listen (127.0.0.1:8000)"
+        )
+        parser.add_argument(
+            "--bind",
+            action="append",
+            default=[],
+            metavar="ADDRESS",
+            help="the same, as often as you like: [ADDR:]PORT or unix:/run/site.sock",
+        )
+        parser.add_argument(
+            "--socket-mode", default="660", metavar="MODE", help="who may use a Unix socket (660)"
+        )
+        parser.add_argument(
+            "--socket-owner", default="", metavar="USER[:GROUP]", help="whose it is (this process's)"
+        )
+        parser.add_argument(
+            "--proxy-headers",
+            action="store_true",
+            help="take client, scheme and host from X-Forwarded-For, -Proto and -Host of a trusted proxy",
+        )
+        parser.add_argument(
+            "--trusted-proxies",
+            action="append",
+            default=[],
+            metavar="LIST",
+            help=f"addresses, networks, and the word unix for peers of Unix sockets ({','.join(LOOPBACK)})",
+        )
+        parser.add_argument(
+            "--root-path", default="", metavar="PATH", help="the site is below this path, as /site"
+        )
+        parser.add_argument(
+            "--probe-port",
+            default="",
+            metavar="[ADDR:]PORT",
+            help="answer /healthz and /readyz here (not at all)",
+        )
+        parser.add_argument(
+            "--access-log",
+            action=BooleanOptionalAction,
+            default=True,
+            help="a line for each request and WebSocket",
+        )
         parser.add_argument(
             "--workers",
             type=int,
@@ -50,7 +93,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         log_to_terminal(options["verbosity"])
-        host, port = parse_address(options["address"])
+        logging.getLogger("dbchannels.access").disabled = not options["access_log"]
+        host, port = parse_address(options["address"] or "8000")
+        if options["address"] and options["bind"]:
+            options["bind"].insert(0, options["address"])
         try:
             serving.run(serving.Plan.of(host, port, options), self.stdout.write)
         except DBChannelsError as error:
@@ -59,9 +105,7 @@ class Command(BaseCommand):
 
 def parse_address(text: str) -> tuple[str, int]:
     """Return (host, port) of ``8000``, ``0.0.0.0:8000`` or ``[::1]:8000``."""
-    found = ADDRESS.match(text)
-    if found is None or int(found["port"]) > 65_535:
-        raise CommandError(
-            f"{text!r} is no address: give a port, as 8000, or an address and a port, as 0.0.0.0:8000."
-        )
-    return (found["host"] or "127.0.0.1").strip("[]"), int(found["port"])
+    try:
+        return Bind.of(text)[:2]
+    except DBChannelsError as error:
+        raise CommandError(str(error)) from None

@@ -6,6 +6,8 @@ import os
 import signal
 import sys
 import threading
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
@@ -50,6 +52,13 @@ class Command(BaseCommand):
             "--bell", action="append", default=[], help="set by runchannels: a doorbell's descriptors"
         )
 
+        parser.add_argument(
+            "--ready",
+            type=int,
+            default=None,
+            help="set by runchannels: a descriptor to say it takes messages",
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
         log_to_terminal(options["verbosity"])
         child = options["child"]
@@ -75,6 +84,7 @@ class Command(BaseCommand):
             bells=[Doorbell.inherited(text) for text in options["bell"]],
             life=sys.stdin.fileno() if child else None,
             replace=end_child if child else start_anew,
+            on_ready=partial(say_ready, options["ready"]),
         )
         if not worker.channels:
             raise CommandError("No channel with a consumer is left: change --only or --exclude.")
@@ -84,6 +94,14 @@ class Command(BaseCommand):
             )
         stop_at_signals(worker, graceful_timeout)
         worker.run()
+
+
+def say_ready(descriptor: int | None) -> None:
+    """Tell the parent that this worker takes messages now."""
+    if descriptor is not None:
+        with suppress(OSError):  # it has ended
+            os.write(descriptor, b"!")
+        os.close(descriptor)
 
 
 def keep_connections() -> None:

@@ -1,0 +1,144 @@
+"""A server behind a proxy: what a request becomes, who may connect, and where the site begins."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from gevent import socket as gevent_socket
+
+from dbchannels.interface.binding import Bind
+from dbchannels.interface.proxy import LOOPBACK, Trusted
+from tests.interface import test_server
+from tests.interface.test_server import Client
+
+new_site, told = test_server.new_site, test_server.told
+
+FORWARDED = {
+    "X_Forwarded_For": "192.0.2.9, 198.51.100.7",
+    "X_Forwarded_Proto": "https",
+    "X_Forwarded_Host": "site.example",
+}
+
+
+@pytest.fixture
+def site(new_site):
+    """A server that believes this machine."""
+    return new_site(proxies=Trusted.of(LOOPBACK), allowed_hosts=("site.example",))
+
+
+def test_a_request_is_as_its_client_made_it(site):
+    site.get("/", **FORWARDED)
+    (message,) = site.messages("http.request")
+    assert (message["scheme"], message["client"]) == ("https", ["198.51.100.7", 0])
+    assert [value for name, value in message["headers"] if name == b"host"] == [b"site.example"]
+
+
+def test_a_websocket_too_and_its_origin_is_compared_with_the_clients_host(site):
+    client = site.socket("/", Origin="https://site.example", **FORWARDED)
+    assert client.status == 101
+    (message,) = site.messages("websocket.connect")
+    assert (message["scheme"], message["client"]) == ("wss", ["198.51.100.7", 0])
+    assert site.socket("/", Origin=f"http://127.0.0.1:{client.port}", **FORWARDED).status == 403
+    assert site.socket("/", **{**FORWARDED, "X_Forwarded_Host": "evil.example"}).status == 400
+
+
+def test_without_the_option_the_headers_are_the_sites_own_matter(new_site):
+    site = new_site()
+    site.get("/", **FORWARDED)
+    (message,) = site.messages("http.request")
+    assert (message["scheme"], message["client"][0]) == ("http", "127.0.0.1")
+    assert [b"x-forwarded-proto", b"https"] in message["headers"]
+
+
+def test_a_stranger_is_not_believed(new_site):
+    site = new_site(proxies=Trusted.of(["10.0.0.1"]))
+    site.get("/", **FORWARDED)
+    (message,) = site.messages("http.request")
+    assert (message["scheme"], message["client"][0]) == ("http", "127.0.0.1")
+    assert not [name for name, _ in message["headers"] if name.startswith(b"x-forwarded")]
+
+
+def test_the_log_names_the_client_not_the_proxy(site, told, caplog):
+    site.get("/", **FORWARDED)
+    told(0)
+    assert caplog.records[-1].getMessage().startswith("198.51.100.7 - - [")
+
+
+# The root path.
+
+
+@pytest.fixture
+def below(new_site):
+    """A server whose site is below /site."""
+    return new_site(root_path="/site")
+
+
+@pytest.mark.parametrize("path", ["/site", "/site/", "/site/a?b=c", "/site/../a"])
+def test_what_is_below_the_root_is_the_sites(below, path):
+    assert below.get(path).status == 200
+    (message,) = below.messages("http.request")
+    assert (message["root_path"], message["path"]) == ("/site", path.partition("?")[0])
+
+
+@pytest.mark.parametrize("path", ["/", "/sites", "/other/site", "//site/a", "/SITE/a"])
+def test_what_is_not_is_a_404_in_a_sentence(below, path):
+    answer = below.get(path)
+    assert (answer.status, answer.content) == (
+        404,
+        b"This server's site is not at this path: see its --root-path.\n",
+    )
+    assert below.socket(path).status == 404
+    assert below.seen == []
+
+
+def test_a_websocket_below_the_root_knows_it(below):
+    assert below.socket("/site/chat").status == 101
+    (message,) = below.messages("websocket.connect")
+    assert (message["root_path"], message["path"]) == ("/site", "/site/chat")
+
+
+# Unix sockets.
+
+
+class UnixClient(Client):
+    """A client on a Unix socket."""
+
+    def __init__(self, path):
+        self.port, self._data = 0, b""
+        self.sock = gevent_socket.socket(gevent_socket.AF_UNIX)
+        self.sock.settimeout(10)
+        self.sock.connect(path)
+
+
+def test_a_server_listens_at_several_addresses_and_leaves_no_socket_behind(new_site, tmp_path):
+    path = str(tmp_path / "s")
+    binds = (Bind("", 0, path), Bind("127.0.0.1", 0), Bind("::1", 0))
+    site = new_site(binds=binds, proxies=Trusted.of(["unix"]))
+    unix = UnixClient(path)
+    site.clients.append(unix)
+    assert unix.ask("GET", "/unix", **FORWARDED).content == b"/unix"
+    assert site.get("/tcp", **FORWARDED).content == b"/tcp"
+    six = gevent_socket.create_connection(("::1", site.server.binds[2].port), timeout=10)
+    six.sendall(b"GET /six HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    assert six.recv(65_536).endswith(b"/six")
+    six.close()
+    seen = site.messages("http.request")
+    assert [message["client"][0] for message in seen] == ["198.51.100.7", "127.0.0.1", "::1"]
+    assert [message["server"] for message in seen] == [
+        ["localhost", 80],
+        ["127.0.0.1", site.server.address[1]],
+        ["::1", site.server.binds[2].port],
+    ]
+    site.stop()
+    assert not os.path.exists(path)
+
+
+def test_a_peer_without_an_address_has_none_in_messages_and_log(new_site, tmp_path, told, caplog):
+    site = new_site(binds=(Bind("", 0, str(tmp_path / "s")),))
+    unix = UnixClient(str(tmp_path / "s"))
+    site.clients.append(unix)
+    unix.ask("GET", "/")
+    assert site.messages("http.request")[0]["client"] == ["", 0]
+    told(0)
+    assert caplog.records[-1].getMessage().startswith("- - - [")

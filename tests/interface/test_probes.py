@@ -1,0 +1,108 @@
+"""Probes: what they say, and that they say it whatever the rest of the server does."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from dbchannels.interface.binding import Bind
+from dbchannels.interface.probes import probe
+from tests.interface import test_server
+from tests.interface.test_server import Client, until
+
+new_site = test_server.new_site
+
+
+@pytest.mark.parametrize(
+    ("path", "why", "status"),
+    [
+        ("/healthz", "", 200),
+        ("/healthz", "stopping", 200),
+        ("/readyz", "", 200),
+        ("/readyz", "stopping", 503),
+        ("/", "", 404),
+        ("/readyz/", "", 404),
+    ],
+)
+def test_the_answer_for_a_path(path, why, status):
+    line, sentence = probe(path, why)
+    assert int(line.split()[0]) == status
+    assert (why in sentence) is (status == 503 or not why)
+
+
+@pytest.fixture
+def site(new_site):
+    return new_site(probe=Bind("127.0.0.1", 0))
+
+
+def asked(site, path, method="GET"):
+    """Ask the probes' port."""
+    client = Client(site.server.probe_bind.port)
+    site.clients.append(client)
+    return client.ask(method, path)
+
+
+def readiness(site):
+    """Whether requests may come, and what is said."""
+    answer = asked(site, "/readyz")
+    return answer.status, answer.content
+
+
+def test_a_server_that_has_all_it_needs_is_ready(site):
+    until(lambda: readiness(site) == (200, b"Ready.\n"))
+    answer = asked(site, "/healthz")
+    assert (answer.status, answer.header("Connection")) == (200, "close")
+    assert asked(site, "/healthz", "HEAD").content == b""
+    assert site.seen == []  # none of it is for the site
+
+
+def test_probes_are_not_for_clients(site):
+    assert site.get("/healthz").content == b"/healthz"
+    assert [message["path"] for message in site.messages("http.request")] == ["/healthz"]
+
+
+def test_without_a_worker_it_is_not_ready(site):
+    there = []
+    site.server.has_worker = lambda: bool(there)
+    until(lambda: readiness(site) == (503, b"Not ready: no worker is ready.\n"))
+    there.append(1)
+    assert readiness(site)[0] == 200
+
+
+def test_a_layer_that_does_not_answer_is_not_ready_but_alive(site, monkeypatch):
+    until(lambda: readiness(site)[0] == 200)
+    monkeypatch.setattr(site.relay, "_receive_all", lambda link: time.sleep(0.01) or 1 / 0)
+    until(lambda: readiness(site) == (503, b"Not ready: the layer cannot be used.\n"))
+    assert asked(site, "/healthz").status == 200
+    monkeypatch.undo()
+    until(lambda: readiness(site)[0] == 200)
+
+
+def test_a_layer_that_hangs_holds_up_no_probe(site, monkeypatch):
+    until(lambda: readiness(site)[0] == 200)
+    hanging = []
+    monkeypatch.setattr(site.relay, "_receive_all", lambda link: hanging.append(1) or until_released(hanging))
+    until(lambda: hanging)
+    until(lambda: readiness(site)[0] == 503)
+    assert asked(site, "/healthz").status == 200
+    hanging.append("released")
+
+
+def until_released(hanging):
+    while "released" not in hanging:
+        time.sleep(0.01)
+
+
+def test_a_server_that_stops_is_alive_until_its_end_and_not_ready(site):
+    until(lambda: readiness(site)[0] == 200)
+    seen = []
+    stop = site.relay.stop
+    site.relay.stop = lambda: (
+        site.relay.call_in_hub(lambda: seen.append(site.server.why_not_ready())),
+        stop(),
+    )
+    site.stop()
+    assert seen == ["stopping"]
+    with pytest.raises(ConnectionRefusedError):
+        asked(site, "/healthz")
