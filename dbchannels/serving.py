@@ -270,7 +270,7 @@ def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
             f"settings {os.environ.get('DJANGO_SETTINGS_MODULE', '(configured)')!r}",
             f"Layer:   {layer.describe()}",
             f"Workers: {workers.get(plan.workers, kept)}",
-            *([f"Probes:  {shown(probe)} (healthz, readyz)"] if probe else []),
+            *([f"Probes:  /healthz and /readyz at {probe}"] if probe else []),
             f"Serving {places} and WebSockets on the same port; quit with CONTROL-C.",
         ]
     )

@@ -388,7 +388,7 @@ def test_the_banner_names_every_address(memory):
             pass
 
     lines = serving.banner(plan(), Server(), memory).splitlines()
-    assert lines[3] == "Probes:  http://127.0.0.1:8001/ (healthz, readyz)"
+    assert lines[3] == "Probes:  /healthz and /readyz at 127.0.0.1:8001"
     assert lines[4].startswith("Serving http://127.0.0.1:8000/ and unix:/run/site.sock and WebSockets on ")
 
 

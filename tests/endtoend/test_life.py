@@ -1,0 +1,226 @@
+"""The life of a server: new code at SIGHUP, probes, and its end in each of the ways that there are."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import signal
+import socket
+from contextlib import closing
+
+import pytest
+
+from tests.harness import HOST, LiveSite, Served, is_running, until
+
+CODE = '''
+from dbchannels import consumer
+
+@consumer("websocket.receive", path=r"^/deployed/$")
+def answer(message):
+    message.reply_channel.send({"text": "%s"})
+'''
+
+
+@pytest.fixture
+def deployed(site, tmp_path):
+    """A site with one app more, whose code a test may change: ``deployed.write("second")``."""
+    return Deployed(site, tmp_path)
+
+
+class Deployed:
+    """The app's folder, and the server that runs it."""
+
+    def __init__(self, site: LiveSite, folder) -> None:
+        self.site, self.folder = site, folder / "deployed"
+        self.folder.mkdir()
+        (self.folder / "__init__.py").touch()
+        self.write("first")
+
+    def write(self, version: str, code: str = CODE) -> None:
+        """Let the app answer with this word."""
+        (self.folder / "consumers.py").write_text(code % version if "%s" in code else code)
+
+    def serve(self, *arguments: str) -> Served:
+        """Start the server; wait until all workers are there."""
+        done = self.site.shell("from django.conf import settings; print(*settings.INSTALLED_APPS)")
+        served = self.site.serve(
+            *("--workers", "2", f"--pythonpath={self.folder.parent}", *arguments),
+            settings={"INSTALLED_APPS": [*done.split(), "deployed"]},
+        )
+        until(lambda: len(self.workers(served)) == 2, "both workers are there")
+        return served
+
+    def workers(self, served: Served) -> set[int]:
+        """Return the process ids of the workers that are on record."""
+        rows = self.site.rows("SELECT pid FROM dbchannels_process WHERE kind = 'worker'")
+        return {pid for (pid,) in rows} & set(served.workers())
+
+
+# SIGHUP.
+
+
+def test_workers_run_new_code_after_sighup_and_no_socket_notices(deployed):
+    served = deployed.serve()
+    client, other = served.socket("/deployed/"), served.socket("/echo/")
+    assert client.ask("?") == "first"
+    before = deployed.workers(served)
+    deployed.write("second")
+    served.process.send_signal(signal.SIGHUP)
+    while "The workers run the new code." not in served.output():
+        assert client.ask("?") in ("first", "second")  # there is always somebody who answers
+        assert served.process.poll() is None
+    assert client.ask("?") == "second"
+    assert other.ask("still here") == "still here"
+    after = deployed.workers(served)
+    assert len(after) == 2 and not before & after
+    assert not any(is_running(pid) for pid in before)
+    assert served.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [("def (", "SyntaxError: "), ("import no_such_module", "ModuleNotFoundError: No module named 'no_such")],
+)
+def test_new_code_that_is_broken_leaves_the_old_at_work(deployed, code, words):
+    served = deployed.serve()
+    client, before = served.socket("/deployed/"), deployed.workers(served)
+    deployed.write("second", code)
+    served.process.send_signal(signal.SIGHUP)
+    served.wait_for_line("The new code is broken, so the old workers go on")
+    (line,) = [line for line in served.output().splitlines() if "The new code is broken" in line]
+    assert words in line
+    assert "Traceback" not in served.output()
+    assert deployed.workers(served) == before
+    assert client.ask("?") == "first"
+    deployed.write("third, and mended")
+    served.process.send_signal(signal.SIGHUP)
+    served.wait_for_line("The workers run the new code.", 60)
+    assert client.ask("?") == "third, and mended"
+
+
+def test_a_new_worker_that_dies_at_once_leaves_the_old_ones_at_work(site):
+    served = site.serve("--workers", "1")
+    client = served.socket("/echo/")
+    assert client.ask("tea") == "tea"
+    before = served.workers()
+    (site.folder / "broken").touch()
+    try:
+        served.process.send_signal(signal.SIGHUP)
+        served.wait_for_line("The new worker 1 ended with status 3, so the old ones go on: correct the code.")
+    finally:
+        (site.folder / "broken").unlink()
+    assert served.workers() == before
+    assert client.ask("more") == "more"
+
+
+def test_sighup_in_a_stop_keeps_nothing_alive(deployed):
+    served = deployed.serve()
+    served.process.send_signal(signal.SIGHUP)
+    assert served.terminate() == 0
+    assert served.workers() == []
+    assert deployed.site.count("process") == 0
+
+
+# Probes.
+
+
+def asked(port: int, path: str) -> tuple[int, str]:
+    """Ask the probes."""
+    with closing(http.client.HTTPConnection(HOST, port, timeout=20)) as connection:
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode()
+
+
+def probes_of(served: Served) -> int:
+    """Return the port of a server's probes, from its banner."""
+    found = re.search(r"Probes: +/healthz and /readyz at 127\.0\.0\.1:(\d+)$", served.output(), re.M)
+    assert found, served.output()
+    return int(found[1])
+
+
+def test_a_server_is_ready_with_its_first_worker_and_until_it_stops(site):
+    served = site.serve("--workers", "1", "--probe-port", "0")
+    port = probes_of(served)
+    assert asked(port, "/healthz") == (200, "This process lives.\n")
+    until(lambda: asked(port, "/readyz") == (200, "Ready.\n"), "it is ready")
+    (site.folder / "broken").touch()
+    try:
+        os.kill(served.workers()[0], signal.SIGKILL)
+        until(lambda: asked(port, "/readyz") == (503, "Not ready: no worker is ready.\n"), "it is not")
+    finally:
+        (site.folder / "broken").unlink()
+    until(lambda: asked(port, "/readyz")[0] == 200, "it is ready again", 60)
+    with served.connection() as connection:
+        connection.request("GET", "/sleep/1000")
+        until(lambda: site.count("held", "messages LIKE 'http.request %'"), "the view runs")
+        served.process.terminate()
+        until(lambda: asked(port, "/readyz") == (503, "Not ready: stopping.\n"), "it is not ready any more")
+        assert asked(port, "/healthz")[0] == 200
+        assert connection.getresponse().read() == b"slept"
+    assert served.process.wait(20) == 0
+
+
+def test_a_busy_port_for_probes_is_one_sentence(site):
+    with socket.create_server((HOST, 0)) as taken:
+        port = taken.getsockname()[1]
+        done = site.manage("runchannels", f"{HOST}:0", "--probe-port", str(port))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"CommandError: {HOST}:{port} cannot be used (Address already in use): "
+        "stop what listens there, or name another port.\n"
+    )
+
+
+# The end.
+
+
+def test_before_a_restart_sockets_are_closed_1012(site):
+    served = site.serve("--workers", "1")
+    clients = [served.socket("/room/tea/") for _ in range(3)]
+    served.process.send_signal(signal.SIGUSR1)
+    assert [client.closed() for client in clients] == [1012] * 3
+    assert served.process.wait(20) == 0
+    assert site.entries() == ["left tea 1012"] * 3
+
+
+def test_a_connection_that_is_kept_alive_does_not_keep_the_server_alive(site):
+    served = site.serve("--workers", "1")
+    with served.connection() as idle, served.connection() as busy:
+        idle.request("GET", "/")
+        assert idle.getresponse().read() == b"hello"
+        busy.request("GET", "/sleep/500")
+        until(lambda: site.count("held", "messages LIKE 'http.request %'"), "the view runs")
+        served.process.terminate()
+        served.wait_for_line("Stopping.")
+        answer = busy.getresponse()
+        assert (answer.read(), answer.getheader("Connection")) == (b"slept", "close")
+    assert served.process.wait(20) == 0
+
+
+def test_an_access_log_of_streams_and_websockets(site):
+    served = site.serve("--workers", "1")
+    site.note("name")
+    assert served.get("/stream/name").content == b"first\nsecond\n"
+    client = served.socket("/echo/?token=abc")
+    client.close(4000)
+    client.closed()
+    lines = [
+        r'127\.0\.0\.1 - - \[.*\] "GET /stream/name HTTP/1\.1" 200 13 "-" "-" \d+ ms',
+        r'127\.0\.0\.1 - - \[.*\] "WSCONNECT /echo/\?token=\*\*\* HTTP/1\.1" - - "-" "-" 0 ms',
+        r'127\.0\.0\.1 - - \[.*\] "GET /echo/\?token=\*\*\* HTTP/1\.1" 101 0 "-" "-" \d+ ms',
+        r'127\.0\.0\.1 - - \[.*\] "WSDISCONNECT /echo/\?token=\*\*\* HTTP/1\.1" 4000 - "-" "-" \d+ ms',
+    ]
+    until(lambda: "WSDISCONNECT" in served.output(), "all is logged")
+    logged = [line for line in served.output().splitlines() if line.startswith(HOST)]
+    assert len(logged) == 4
+    assert all(re.fullmatch(line, found) for line, found in zip(lines, logged, strict=True)), logged
+
+
+def test_without_the_access_log_there_is_none(site):
+    served = site.serve("--workers", "1", "--no-access-log")
+    served.get("/")
+    served.socket("/echo/").ask("tea")
+    assert served.terminate() == 0
+    assert "HTTP/1.1" not in served.output()
