@@ -22,6 +22,7 @@ from dbchannels.backoff import Backoff
 from dbchannels.batch import Batch, Pace
 from dbchannels.consuming import Consumption
 from dbchannels.doorbell import Doorbell
+from dbchannels.dropped import Dropped
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.operations import Delivery
@@ -36,6 +37,7 @@ log = logging.getLogger("dbchannels.worker")
 PROTOCOL_CHANNELS = ("websocket.connect", "websocket.receive", "websocket.disconnect", "http.request")
 # Seconds that protocol messages may put off a claim, after one that found nothing; of a slow one ten times its own.
 CLAIM_WITHIN = 0.02
+FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep
 WRITE_AFTER = 0.002  # seconds: quick consumers' results are written together, a slower one's at once
 
 
@@ -84,6 +86,7 @@ class Worker:
         self._wake = WakeupPipe()
         self._batch = Batch()
         self._pace = Pace()
+        self._dropped = Dropped()
         self._writing = threading.Lock()  # a report is taken and written before another one is
         self._written_at = 0.0
         self._claim_by = 0.0  # time.monotonic(): protocol messages go before the next claim until then
@@ -113,7 +116,8 @@ class Worker:
                 self._wake.wait(random.uniform(0.05, 1.0))
             self._end_with_parent()
         self._watch.stop()  # or it could put the worker on record again
-        self._retry(lambda: self.link.unregister(self.name))
+        self._dropped.tell()
+        self._retry(lambda: self.link.unregister(self.name), FAREWELL)
         self.link.close()
 
     def stop(self) -> None:
@@ -194,20 +198,22 @@ class Worker:
     def _write(self, hand_back: bool = False) -> None:
         with self._writing:
             report = self._batch.report(hand_back)
-            self._retry(lambda: self.link.finish(self.name, report))
+            self._dropped.note(self._retry(lambda: self.link.finish(self.name, report)) or ())
             self._written_at = time.monotonic()
 
-    def _retry(self, attempt: Callable[[], Any]) -> None:
-        """Try until the layer takes it: what consumers did must not be lost while the database restarts."""
+    def _retry(self, attempt: Callable[[], Any], tries: int = 10) -> Any:
+        """Try until the layer takes it: what consumers did must not be lost while the database restarts.
+
+        A worker that stops gives up after so many tries.
+        """
         delays = Backoff()
         while True:
             try:
-                attempt()
-                return
+                return attempt()
             except LayerUnavailable as error:
-                if self.stopping.is_set() and delays.tries > 10:
+                if self.stopping.is_set() and delays.tries > tries:
                     log.error("Giving up on the layer while stopping (%s).", error)
-                    return
+                    return None
                 time.sleep(delays.delay())
                 self._end_with_parent()
 

@@ -377,6 +377,23 @@ def test_a_receive_route_alone_accepts(layer, new_worker):
     assert replies(layer) == [{"finished": 0}]
 
 
+def test_replies_that_find_their_channel_full_are_told_of_in_one_line(new_layer, new_worker, caplog):
+    layer = new_layer(capacity=1)
+
+    def answer(message):
+        for text in "abc":
+            message.reply_channel.send({"text": text})
+
+    one = new_worker(route("websocket.receive", answer))
+    layer.send(CLIENT, {"text": "in the way"})
+    frame(layer)
+    assert one.run_once()
+    assert [record.getMessage() for record in caplog.records if record.name == "dbchannels.worker"] == [
+        "4 message(s) of consumers were dropped, the first for reply.s1!: their channel was full. "
+        "Its reader is too slow, or OPTIONS['capacity'] too low."
+    ]
+
+
 @pytest.mark.parametrize("channel", ["websocket.receive", "websocket.disconnect"])
 def test_a_frame_without_a_route_is_finished_without_a_word(layer, new_worker, channel):
     frame(layer, channel, order=2)

@@ -35,6 +35,7 @@ log = logging.getLogger("dbchannels.server")
 
 OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
 BATCH = 500  # rows in one statement
+FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep
 REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts as gone
 DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
 
@@ -191,7 +192,8 @@ class Relay:
         if queue_name == self.queue:
             self.call_in_hub(partial(self._deliver, (local,), Reply(message)))
 
-    def _retry(self, attempt: Callable[[], Any]) -> Any:
+    def _retry(self, attempt: Callable[[], Any], tries: int = 5) -> Any:
+        """Try until the layer takes it; a server that stops gives up after so many tries."""
         delays = Backoff()
         while True:
             try:
@@ -199,7 +201,7 @@ class Relay:
             except LayerUnavailable as error:
                 if delays.tries == 0:
                     log.warning("The layer cannot be used now (%s); trying again.", error)
-                if self._stopping.is_set() and delays.tries > 5:
+                if self._stopping.is_set() and delays.tries > tries:
                     return None
                 time.sleep(delays.delay())
 
@@ -265,7 +267,7 @@ class Relay:
             except queue.Empty:
                 chore = self._look_after
         try:
-            self._retry(lambda: link.unregister(self.name))
+            self._retry(lambda: link.unregister(self.name), FAREWELL)
         finally:
             link.close()
 

@@ -27,6 +27,8 @@ from dbchannels.interface.verdict import Accepted, Denied
 log = logging.getLogger("dbchannels.server")
 
 
+# Seconds: five for clients to answer a close, two until that is looked at, and one for the last disconnect consumers.
+FAREWELLS = 8.0
 OUTSIDE = "This server's site is not at this path: see its --root-path."
 
 #: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.
@@ -111,7 +113,7 @@ class InterfaceServer:
         for connection in list(self.connections):
             connection.close(self._closing, "")
         self._wait_until(lambda: not self._exchanges, deadline)
-        self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + 6))
+        self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + FAREWELLS))
         if self._ticking is not None:
             self._ticking.kill()
         gevent.get_hub().threadpool.apply(self.relay.stop)

@@ -112,7 +112,7 @@ class DatabaseLink(Link):
         with unavailable():
             return self.layer.write(operations, drop=True) if operations else []
 
-    def finish(self, worker: str, done: Done) -> None:
+    def finish(self, worker: str, done: Done) -> list[Send]:
         with unavailable(), self.layer.atomic():
             self._hold(worker, done.held)
             for delivery in done.acknowledged:
@@ -126,7 +126,7 @@ class DatabaseLink(Link):
             if len(popped) < len(done.returned):
                 self.layer.wake({"d"})
             returned = resends(popped, self.layer.options["expiry"])
-            self.layer.write([*done.operations, *returned], drop=True)
+            return self.layer.write([*done.operations, *returned], drop=True)
 
     def _hold(self, worker: str, held: Sequence[Delivery]) -> None:
         fields = {"messages": held_lines(held), "since": timezone.now()}

@@ -64,8 +64,10 @@ class Link:
         """
         return self.layer.write(operations, drop=True)
 
-    def finish(self, worker: str, done: Done) -> None:
+    def finish(self, worker: str, done: Done) -> list[Send]:
         """Write what consumers did, and what became of their messages, in one transaction.
+
+        The sends come back that found a channel full, as ``apply`` returns them.
 
         Of a claim that was lost nothing is written, and no error is raised: another worker has the message now.
         What is returned is received again before what was sent later; what is popped goes back like a new send.
@@ -80,7 +82,7 @@ class Link:
             if delivery.durable:
                 self.layer.release(worker, delivery)
         popped = [delivery for delivery in done.returned if not delivery.durable]
-        self.apply([*done.operations, *resends(popped, self.layer.options["expiry"])])
+        return self.apply([*done.operations, *resends(popped, self.layer.options["expiry"])])
 
     # Periodic messages.
 

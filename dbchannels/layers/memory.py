@@ -268,9 +268,9 @@ class MemoryLink(Link):
             self.layer.hold(holder, found)
         return found
 
-    def finish(self, worker: str, done: ops.Done) -> None:
+    def finish(self, worker: str, done: ops.Done) -> list[ops.Send]:
         self.layer.hold(worker, done.held)
-        super().finish(worker, done)
+        return super().finish(worker, done)
 
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
         return self.layer.next_time(channel, every), timezone.now()

@@ -125,8 +125,17 @@ class DurableContract(LayerCase):
         layer.send("http.full", {})
         layer.send("own", {"number": 0})
         sends = [layer.make_send(name, {}) for name in ("http.full", "http.roomy")]
-        link.finish("w1", Done(operations=sends, acknowledged=claim(link)))
+        dropped = link.finish("w1", Done(operations=sends, acknowledged=claim(link)))
         assert [waiting(layer, name) for name in ("http.full", "http.roomy", "own")] == [1, 1, 0]
+        assert dropped == sends[:1]
+
+    def test_finishing_with_room_drops_nothing(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        assert link.finish("w1", Done()) == []
+        sends = [layer.make_send("http.roomy", {}), layer.make_send("reply.a!b", {})]
+        assert link.finish("w1", Done(operations=sends)) == []
+        assert link.finish("w1", Done(operations=[GroupAdd("group", "own")])) == []
 
     # At most so many at a time.
 

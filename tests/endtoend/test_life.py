@@ -13,13 +13,13 @@ import pytest
 
 from tests.harness import HOST, LiveSite, Served, is_running, until
 
-CODE = '''
+CODE = """
 from dbchannels import consumer
 
 @consumer("websocket.receive", path=r"^/deployed/$")
 def answer(message):
     message.reply_channel.send({"text": "%s"})
-'''
+"""
 
 
 @pytest.fixture

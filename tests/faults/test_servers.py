@@ -1,6 +1,8 @@
-"""Interface servers that are killed, and processes that stand still and wake."""
+"""Interface servers that are asked to stop or killed, and processes that stand still and wake."""
 
 from __future__ import annotations
+
+import signal
 
 import pytest
 
@@ -11,6 +13,28 @@ from tests.soak.tally import Tally
 pytestmark = pytest.mark.postgresql
 
 LEASE = 1.0  # seconds, so that the dead are found soon
+
+
+# Fault 3: SIGTERM, and SIGUSR1 before a restart.
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 1001), (signal.SIGUSR1, 1012)])
+def test_a_server_that_is_asked_to_stop_leaves_everything_in_order(
+    site: LiveSite, number: int, code: int
+) -> None:
+    found = servers.drain(site, 50, 5, 4, number)
+    assert (found.codes, found.consumed) == ({code}, {str(code)})
+    assert (found.missing, found.repeated, found.left) == (0, 0, 0)
+    assert (found.answered, found.status) == ({200}, 0)
+
+
+def test_clients_that_never_answer_a_close_are_told_of_too(site: LiveSite) -> None:
+    served = site.serve("--workers", "1")
+    for number in range(3):
+        servers.member(served, number)
+    assert served.terminate() == 0
+    assert servers.resigned(site, 3) == (0, 0, {"1006"})
+    assert site.rows(servers.ORPHANS) == [(0,)]
 
 
 # Fault 4: SIGKILL.

@@ -1,14 +1,18 @@
-"""Faults 4 and 5: an interface server that is killed, and processes that stand still for longer than their lease."""
+"""Faults 3 to 5: a server asked to stop or killed, and processes that stand still for longer than their lease."""
 
 from __future__ import annotations
 
 import os
+import selectors
 import signal
+import socket
 import time
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-from tests.harness import LiveSite, Served, Socket, until
+from tests.harness import HOST, LiveSite, Served, Socket, until
 from tests.sender import sender
 from tests.soak.row import Row, Seen
 from tests.soak.sites import on_postgresql, options, scaled
@@ -22,6 +26,76 @@ ORPHANS = (
     "+ (SELECT count(*) FROM dbchannels_process WHERE kind = 'server')"
 )
 NAME_OF = "SELECT name FROM dbchannels_process WHERE pid = {}"
+
+
+class Drained(NamedTuple):
+    """How a server went that was asked to."""
+
+    codes: set[int | None]  # with which its sockets were closed
+    answered: set[int]  # the status of each request that was under way
+    missing: int
+    repeated: int
+    consumed: set[str]  # the codes that the disconnect consumers were given
+    left: int  # memberships, connections, messages and the server's own record
+    status: int
+    refused_after: float  # seconds from the signal until the port was closed
+    ended_after: float
+
+
+def drain(site: LiveSite, clients: int, groups: int, requests: int, number: int) -> Drained:
+    """Ask ``runchannels`` to stop with its clients in groups, all of them at once, and requests under way."""
+    served = site.serve("--workers", "2")
+    sockets = [member(served, one, groups) for one in range(clients)]
+    until(lambda: site.count("membership") == clients, "all are members")
+    with ThreadPoolExecutor(requests + 2) as pool:
+        asked = [pool.submit(served.get, "/sleep/300") for _ in range(requests)]
+        until(lambda: site.count("held", "messages LIKE '%http.request %'"), "a view runs")
+        closing = pool.submit(answer_closes, sockets)
+        started = time.monotonic()
+        served.process.send_signal(number)
+        refused = pool.submit(seconds_until_refused, served.port, started)
+        status = served.process.wait(60)
+        ended = time.monotonic() - started
+        answered = {one.result().status for one in asked}
+        return Drained(
+            closing.result(),
+            answered,
+            *resigned(site, clients),
+            left=site.rows(ORPHANS)[0][0],
+            status=status,
+            refused_after=refused.result(),
+            ended_after=ended,
+        )
+
+
+def answer_closes(sockets: list[Socket]) -> set[int | None]:
+    """Read all sockets at once until each was closed; return the codes. Each answers its close, as browsers do."""
+    with selectors.DefaultSelector() as selector:
+        for one in sockets:
+            selector.register(one.raw, selectors.EVENT_READ, one)
+        end = time.monotonic() + 60
+        while selector.get_map() and time.monotonic() < end:
+            for key, _ in selector.select(1.0):
+                data = key.data.raw.recv(65_536)
+                if data:
+                    key.data.feed(data)
+                else:
+                    selector.unregister(key.fileobj)
+    return {one.close_code for one in sockets}
+
+
+def seconds_until_refused(port: int, started: float) -> float:
+    """Return after how many seconds nobody listens at a port any more."""
+
+    def refused() -> bool:
+        try:
+            socket.create_connection((HOST, port), timeout=20).close()
+        except ConnectionRefusedError:
+            return True
+        return False
+
+    until(refused, "the port is closed", every=0.001)
+    return time.monotonic() - started
 
 
 class Killed(NamedTuple):
@@ -140,6 +214,22 @@ def stop_worker(site: LiveSite, lease: float) -> WokenWorker:
     )
 
 
+def _drained(number: int, code: int) -> Callable[[float], Seen]:
+    def measure(scale: float) -> Seen:
+        clients = scaled(1000, scale, 50)
+        with on_postgresql() as (site, _):
+            found = drain(site, clients, max(1, clients // 10), 4, number)
+        text = (
+            f"close {found.codes} for {clients:,}, disconnects {found.consumed}, {found.missing} missing; "
+            f"answers {found.answered}; port closed after {found.refused_after * 1000:.0f} ms, exit {found.status} "
+            f"after {found.ended_after:.1f} s; {found.left} rows left"
+        )
+        exact = found[:7] == ({code}, {200}, 0, 0, {str(code)}, 0, 0)
+        return Seen(text, exact and found.refused_after < 0.1 and found.ended_after < 15)
+
+    return measure
+
+
 def _killed(scale: float) -> Seen:
     clients = scaled(500, scale, 50)
     with on_postgresql() as (site, _):
@@ -164,7 +254,11 @@ def _stopped_worker(scale: float) -> Seen:
     return Seen(str(found.tally), found == WokenWorker(Tally(51, 0, 0), True, True, True))
 
 
+GOES = "all closed right, answers 200, port closed < 100 ms, exit 0 < 15 s, 0 rows left"
+
 ROWS = [
+    Row(3, "server SIGTERM, 1,000 sockets, 4 requests under way", GOES, _drained(signal.SIGTERM, 1001)),
+    Row(3, "server SIGUSR1, the same before a restart", GOES, _drained(signal.SIGUSR1, 1012)),
     Row(4, "server SIGKILL, 500 clients in 50 groups", "0 orphans after 20 s, each disconnect once", _killed),
     Row(5, "server SIGSTOP, SIGCONT", "1012, another name, nothing under the old one", _stopped_server),
     Row(5, "worker SIGSTOP, SIGCONT", "another name, nothing lost, nothing twice", _stopped_worker),

@@ -141,7 +141,7 @@ class PostgreSQLLink(Link):
         self.layer.ended.add(one.reply_channel for one in operations if isinstance(one, Disconnect))
         return refused
 
-    def finish(self, worker: str, done: Done) -> None:
+    def finish(self, worker: str, done: Done) -> list[Send]:
         todo = [self._hold(worker, done.held)]
         if done.acknowledged:
             todo.append((sql_durable.ACKNOWLEDGE, {"worker": worker, **_tokens(done.acknowledged)}))
@@ -150,7 +150,7 @@ class PostgreSQLLink(Link):
             todo.append((sql_durable.RELEASE, {"worker": worker, **_tokens(claims)}))
         popped = [delivery for delivery in done.returned if not delivery.durable]
         operations = [*done.operations, *resends(popped, self.layer.options["expiry"])]
-        self._write(todo, operations)
+        return self._write(todo, operations)
 
     def _write(self, before: Sequence[Statement], operations: Sequence[Operation]) -> list[Send]:
         """Run the statements and write the operations, together; return the last sends that found no room."""
