@@ -158,9 +158,15 @@ class LiveSite:
         """Send messages from a process of its own, which ends."""
         self.shell(f"from dbchannels import Channel\nfor one in {messages!r}: Channel({channel!r}).send(one)")
 
-    def serve(self, *arguments: str, settings: dict[str, Any] | None = None, ready: bool = True) -> Served:
-        """Start ``runchannels`` on a free port; wait until it serves."""
-        served = Served(self, ["runchannels", f"{HOST}:0", *arguments], settings)
+    def serve(
+        self,
+        *arguments: str,
+        settings: dict[str, Any] | None = None,
+        ready: bool = True,
+        bind: str = f"{HOST}:0",
+    ) -> Served:
+        """Start ``runchannels`` on a free port, or where the arguments say; wait until it serves."""
+        served = Served(self, ["runchannels", *filter(None, [bind]), *arguments], settings)
         self.processes.append(served)
         if ready:
             served.wait_ready()
@@ -218,9 +224,8 @@ class Served:
     def wait_ready(self, text: str = "quit with CONTROL-C") -> None:
         """Wait for the banner, and learn the port from it."""
         self.wait_for_line(text)
-        found = re.search(r"http://127\.0\.0\.1:(\d+)/", self.output())
-        assert found, self.output()
-        self.port = int(found[1])
+        if found := re.search(r"http://127\.0\.0\.1:(\d+)/", self.output()):
+            self.port = int(found[1])  # else it is on Unix sockets alone
 
     def workers(self) -> list[int]:
         """Return the process ids of its children that are workers."""

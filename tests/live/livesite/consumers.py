@@ -76,6 +76,12 @@ def leave(message, room):
     Entry.objects.create(text=f"left {room} {message['code']}")
 
 
+@consumer("websocket.connect", path=r"^/scheme/$")
+def scheme(message):
+    """Say how the connection looks from the inside."""
+    message.reply_channel.send({"text": f"{message['scheme']} {message['client'][0]}"})
+
+
 @consumer("websocket.connect", path=r"^/denied/$")
 def denied(message):
     """Nobody may come in."""

@@ -49,7 +49,8 @@ def sleep(request, milliseconds):
 def seen(request):
     """What the request looks like from the inside."""
     keys = ("REQUEST_METHOD", "PATH_INFO", "QUERY_STRING", "REMOTE_ADDR", "HTTP_X_TWICE", "CONTENT_TYPE")
-    return JsonResponse({**{key: request.META.get(key) for key in keys}, "host": request.get_host()})
+    seen = {key: request.META.get(key) for key in keys}
+    return JsonResponse({**seen, "host": request.get_host(), "secure": request.is_secure()})
 
 
 def cookies(request):

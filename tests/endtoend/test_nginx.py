@@ -1,0 +1,166 @@
+"""nginx in front, over a Unix socket: what it says of its clients reaches views, consumers and the log."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.harness import HOST, LiveSite, Served, until
+
+pytestmark = [pytest.mark.nginx, pytest.mark.postgresql]
+
+NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+
+#: A proxy as docs/server.rst shows it; what it says of the scheme a test chooses, in place of a certificate.
+CONFIGURATION = """
+{user}
+daemon off;
+master_process off;
+pid {folder}/pid;
+error_log {folder}/error.log;
+events {{}}
+http {{
+  access_log off;
+  client_body_temp_path {folder}/body;
+  proxy_temp_path {folder}/proxy;
+  fastcgi_temp_path {folder}/fastcgi;
+  uwsgi_temp_path {folder}/uwsgi;
+  scgi_temp_path {folder}/scgi;
+  map $http_upgrade $connection_upgrade {{ default upgrade; "" ""; }}
+  server {{
+    listen {host}:{port};
+    location / {{
+      proxy_pass http://unix:{socket};
+      proxy_http_version 1.1;
+      proxy_set_header Host $http_host;
+      proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
+      proxy_set_header X-Forwarded-Proto $http_x_test_scheme;
+      proxy_set_header Upgrade $http_upgrade;
+      proxy_set_header Connection $connection_upgrade;
+      proxy_buffering off;
+    }}
+  }}
+}}
+"""
+
+
+@contextmanager
+def behind_nginx(site: LiveSite, folder: Path) -> Iterator[Served]:
+    """Start a server on a Unix socket, and nginx on a port: clients go to the latter."""
+    if NGINX is None:
+        pytest.skip("There is no nginx.")
+    path = folder / "s"
+    served = site.serve("--workers", "1", "--bind", f"unix:{path}", "--proxy-headers", bind="")
+    assert f"Serving unix:{path} and WebSockets" in served.output()
+    nginx = start_nginx(folder, path, served)
+    try:
+        yield served
+    finally:
+        nginx.terminate()
+        nginx.wait(10)
+        served.end()
+
+
+@pytest.fixture(scope="module")
+def proxied(postgresql_site, tmp_path_factory):
+    """One such pair for the tests that leave it as it was."""
+    with behind_nginx(postgresql_site, tmp_path_factory.mktemp("n")) as served:
+        yield served
+
+
+def start_nginx(folder: Path, path: Path, served: Served) -> subprocess.Popen[bytes]:
+    """Start it on a free port, which becomes the server's."""
+    with socket.create_server((HOST, 0)) as free:
+        served.port = free.getsockname()[1]
+    user = "user root;" if os.geteuid() == 0 else ""
+    configuration = CONFIGURATION.format(folder=folder, user=user, host=HOST, port=served.port, socket=path)
+    (folder / "nginx.conf").write_text(configuration)
+    command = [
+        str(NGINX),
+        "-p",
+        str(folder),
+        "-c",
+        str(folder / "nginx.conf"),
+        "-e",
+        str(folder / "error.log"),
+    ]
+    nginx = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+    until(lambda: accepts(served.port) or nginx.poll() is not None, "nginx listens")
+    assert nginx.poll() is None, (folder / "error.log").read_text()
+    return nginx
+
+
+def accepts(port: int) -> bool:
+    """Whether somebody listens there."""
+    try:
+        socket.create_connection((HOST, port), timeout=10).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def test_a_view_sees_the_client_its_scheme_and_its_host(proxied):
+    seen = proxied.get("/seen?a=b", **{"X-Test-Scheme": "https"}).json()
+    assert (seen["REMOTE_ADDR"], seen["secure"], seen["QUERY_STRING"]) == (HOST, True, "a=b")
+    assert seen["host"] == f"{HOST}:{proxied.port}"
+    assert proxied.get("/seen", **{"X-Test-Scheme": "http"}).json()["secure"] is False
+
+
+def test_a_client_cannot_say_who_it_is(proxied):
+    lies = {"X-Forwarded-For": "198.51.100.7", "X-Forwarded-Proto": "https", "X-Test-Scheme": "http"}
+    seen = proxied.get("/seen", **lies).json()
+    assert (seen["REMOTE_ADDR"], seen["secure"]) == ("198.51.100.7", False)
+
+
+def test_a_websocket_passes_with_its_scheme_and_its_origin_is_checked(proxied):
+    origin = f"https://{HOST}:{proxied.port}"
+    client = proxied.socket("/echo/", Origin=origin, X_Test_Scheme="https")
+    assert client.status == 101
+    assert client.ask("tea") == "tea"
+    assert client.ask(b"\x00" * 100_000) == b"\x00" * 100_000
+    assert proxied.socket("/scheme/", Origin=origin, X_Test_Scheme="https").receive() == "wss 127.0.0.1"
+    assert proxied.socket("/scheme/", X_Test_Scheme="http").receive() == "ws 127.0.0.1"
+    assert proxied.socket("/echo/", Origin="https://evil.example").status == 403
+    client.close(4000)
+    assert client.closed() == 4000
+
+
+def test_uploads_and_streams_pass(proxied, postgresql_site):
+    body = b"x" * 300_000
+    form = b'--b\r\nContent-Disposition: form-data; name="name"\r\n\r\nn\r\n' + (
+        b'--b\r\nContent-Disposition: form-data; name="file"; filename="f"\r\n\r\n' + body + b"\r\n--b--\r\n"
+    )
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    assert proxied.request("POST", "/upload", form, headers).json()["size"] == len(body)
+    with proxied.connection() as connection:
+        connection.request("GET", "/stream/through%20nginx")
+        response = connection.getresponse()
+        assert response.readline() == b"first\n"  # it does not wait for the second
+        postgresql_site.note("through nginx")
+        assert response.read() == b"second\n"
+
+
+def test_the_log_names_the_client(proxied):
+    proxied.get("/seen")
+    until(lambda: '"GET /seen HTTP/1.1" 200' in proxied.output(), "it is logged")
+    assert re.search(rf'^{re.escape(HOST)} - - \[.*\] "GET /seen', proxied.output(), re.M)
+
+
+def test_at_a_stop_clients_hear_it_and_the_socket_is_removed(postgresql_site, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("n")
+    with behind_nginx(postgresql_site, folder) as served:
+        client = served.socket("/echo/")
+        assert client.ask("tea") == "tea"
+        served.process.terminate()
+        assert client.closed() == 1001
+        assert served.process.wait(20) == 0
+        assert not (folder / "s").exists()
+        assert served.get("/").status == 502
