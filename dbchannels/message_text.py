@@ -8,9 +8,12 @@ from typing import Any
 import msgpack
 
 from dbchannels import codec, names
+from dbchannels.masking import mask_query
 
 PRETTY = 65_536  # characters up to which a message is laid out in lines: a message of 1 MiB can take 10 s
 SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie", "x-csrftoken"})
+#: Headers that hold an address, and with it perhaps a query string.
+ADDRESS = frozenset({"location", "referer"})
 BODY = frozenset({"body", "content"})
 #: A dict with one of these is a request, a response, or a part of one.
 HTTP = frozenset({"body_channel", "headers", "http_version", "more_content", "status"})
@@ -29,6 +32,15 @@ def _masked(value: object) -> object:
     return Note(f"(masked, {len(data)} bytes)" if isinstance(data, bytes) else "(masked)")
 
 
+def _address(value: object, prefix: str = "") -> object:
+    """Return an address, or with the prefix ``?`` a query string, its secret values masked."""
+    if not isinstance(value, (bytes, str)):
+        return value
+    text = value if isinstance(value, str) else value.decode("latin-1")
+    shown = mask_query(prefix + text).removeprefix(prefix)
+    return shown if isinstance(value, str) else shown.encode("latin-1")
+
+
 def _lower(name: object) -> str:
     return (name.decode("latin-1") if isinstance(name, bytes) else str(name)).lower()
 
@@ -37,15 +49,19 @@ def readable(value: Any, http: bool = False) -> Any:
     """Return a copy of a message without its secrets: some headers, and the bodies of HTTP."""
     if isinstance(value, list):
         # A pair whose first item is the name of a secret header, wherever it stands.
-        header = value and isinstance(value[0], (str, bytes)) and _lower(value[0]) in SECRET
-        return [value[0], *map(_masked, value[1:])] if header else [readable(item) for item in value]
+        name = _lower(value[0]) if value and isinstance(value[0], (str, bytes)) else ""
+        hide = _masked if name in SECRET else _address if name in ADDRESS else readable
+        return [value[0], *map(hide, value[1:])] if name else [readable(item) for item in value]
     if not isinstance(value, dict):
         return value
     secret = SECRET | BODY if http or not HTTP.isdisjoint(value) else SECRET
-    return {
+    shown = {
         key: _masked(item) if item is not None and _lower(key) in secret else readable(item)
         for key, item in value.items()
     }
+    if "query_string" in value:
+        shown["query_string"] = _address(value["query_string"], "?")
+    return shown
 
 
 def message_text(channel: str, payload: bytes, pretty: bool = True) -> str:

@@ -349,6 +349,25 @@ def test_secret_headers_and_the_body_are_masked(admin_client: Client, channel: s
 
 
 @pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ({"query_string": b"page=2&token=abc"}, "'query_string': b'page=2&token=***'"),
+        ({"query_string": b"token=abc"}, "'query_string': b'token=***'"),
+        ({"query_string": "access_token=abc"}, "'query_string': 'access_token=***'"),
+        ({"query_string": b"\xff=1&key=abc"}, "b'\\xff=1&key=***'"),
+        ({"query_string": None}, "'query_string': None"),
+        ({"query_string": 7}, "'query_string': 7"),
+        ({"headers": [[b"Referer", b"http://a/?code=abc"]]}, "[b'Referer', b'http://a/?code=***']"),
+        ({"headers": [["Location", "/in?ticket=abc&b=c"]]}, "['Location', '/in?ticket=***&b=c']"),
+    ],
+)
+def test_secrets_in_addresses_are_masked(message: dict[str, Any], shown: str) -> None:
+    text = message_text("websocket.connect", codec.encode(message))
+    assert shown in text
+    assert "abc" not in text
+
+
+@pytest.mark.parametrize(
     "message",
     [
         {"status": 200, "content": b"pr1vate"},

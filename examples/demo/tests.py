@@ -80,7 +80,7 @@ class Demo(TestCase):
     def test_a_new_database_gets_a_user_and_says_so(self):
         output = self.demo()
         self.assertIn("Created the user admin with the password admin", output)
-        self.assertIn("http://127.0.0.1:8000/", output)
+        self.assertNotIn("http://", output)  # runchannels names the address when it has it
         self.assertTrue(authenticate(username="admin", password="admin").is_superuser)
         migrate, runchannels = self.started
         self.assertEqual(migrate, mock.call("migrate", verbosity=0, interactive=False))
@@ -88,7 +88,7 @@ class Demo(TestCase):
 
     @override_settings(DEBUG=True)
     def test_the_address_and_the_workers_are_passed_on(self):
-        self.assertIn("http://[::1]:8001/", self.demo("[::1]:8001", "--workers", "3"))
+        self.demo("[::1]:8001", "--workers", "3")
         self.assertEqual(self.started[-1], mock.call("runchannels", "[::1]:8001", workers=3))
 
     @override_settings(DEBUG=True)

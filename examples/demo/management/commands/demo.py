@@ -36,8 +36,7 @@ class Command(BaseCommand):
         self.prepare_admin(host)
         connections.close_all()  # the interface server has connections of its own
         shown = f"[{host}]" if ":" in host else host
-        self.stdout.write(f"The examples will be at http://{shown}:{port}/")
-        self.stdout.flush()
+        self.stdout.flush()  # runchannels says where the examples are, once they are there
         call_command("runchannels", f"{shown}:{port}", workers=workers)
 
     def prepare_admin(self, host):
