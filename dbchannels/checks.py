@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.apps import apps
 from django.conf import settings
 from django.core import checks
 from django.db import connections
@@ -73,4 +74,21 @@ def check_other_database(app_configs: Any, **kwargs: Any) -> list[checks.CheckMe
         )
         for one in layers
         if one.database != "default" and one.backend != conf.SHORT_BACKENDS["memory"]
+    ]
+
+
+@checks.register("dbchannels", checks.Tags.staticfiles)
+def check_order(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W003: the app with Django's own ``runserver`` for static files stands above dbchannels, so that one is run."""
+    names = [config.name for config in apps.get_app_configs()]
+    static = "django.contrib.staticfiles"
+    if static not in names or names.index("dbchannels") < names.index(static):
+        return []
+    return [
+        checks.Warning(
+            f"'dbchannels' stands below {static!r} in INSTALLED_APPS, so 'manage.py runserver' is Django's, which "
+            "opens no WebSocket and runs no consumer.",
+            hint=f"Put 'dbchannels' above {static!r}, or silence dbchannels.W003 if you want Django's.",
+            id="dbchannels.W003",
+        )
     ]

@@ -77,7 +77,8 @@ def _state(stat: Path) -> tuple[str, int]:
 class LiveSite:
     """The site under tests/live on one database, and the processes that serve it."""
 
-    def __init__(self, database: dict[str, Any], folder: Path) -> None:
+    def __init__(self, database: dict[str, Any], folder: Path, manage: Path = MANAGE) -> None:
+        self.manage_py = manage
         self.database = {key: str(value) if key == "NAME" else value for key, value in database.items()}
         self.folder = folder
         self.processes: list[Served] = []
@@ -93,6 +94,7 @@ class LiveSite:
             "LIVESITE_DATABASE": json.dumps(self.database, default=str),
             "LIVESITE_SETTINGS": json.dumps(settings or {}),
             "LIVESITE_FOLDER": str(self.folder),
+            "PYTHONPATH": str(MANAGE.parents[2]),  # this tree's dbchannels, for a copy of the site too
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -101,7 +103,7 @@ class LiveSite:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command of manage.py to its end."""
         return subprocess.run(
-            [sys.executable, str(MANAGE), *arguments],
+            [sys.executable, str(self.manage_py), *arguments],
             env=self.environment(settings),
             capture_output=True,
             text=True,
@@ -172,6 +174,16 @@ class LiveSite:
             served.wait_ready()
         return served
 
+    def develop(
+        self, *arguments: str, port: int = 0, settings: dict[str, Any] | None = None, ready: bool = True
+    ) -> Served:
+        """Start ``runserver``; wait until it serves."""
+        served = Served(self, ["runserver", str(port), *arguments], settings)
+        self.processes.append(served)
+        if ready:
+            served.wait_ready("Quit the server")
+        return served
+
     def work(self, *arguments: str, settings: dict[str, Any] | None = None) -> Served:
         """Start ``runworker``; wait until it reads."""
         return self.crew(1, *arguments, settings=settings)[0]
@@ -200,7 +212,7 @@ class Served:
         self.port = 0
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(MANAGE), *arguments],
+                [sys.executable, str(site.manage_py), *arguments],
                 env=site.environment(settings),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -223,7 +235,7 @@ class Served:
 
     def wait_ready(self, text: str = "quit with CONTROL-C") -> None:
         """Wait for the banner, and learn the port from it."""
-        self.wait_for_line(text)
+        self.wait_for_line(text, 60)
         if found := re.search(r"http://127\.0\.0\.1:(\d+)/", self.output()):
             self.port = int(found[1])  # else it is on Unix sockets alone
 

@@ -42,13 +42,13 @@ if "DBCHANNELS_TEST_NAME" in os.environ:
     DATABASES["default"]["NAME"] = os.environ["DBCHANNELS_TEST_NAME"]
 
 INSTALLED_APPS = [
+    "dbchannels",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.messages",
     "django.contrib.sessions",
     "django.contrib.staticfiles",
-    "dbchannels",
 ]
 MIDDLEWARE = [
     "django.contrib.sessions.middleware.SessionMiddleware",

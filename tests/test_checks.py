@@ -236,3 +236,18 @@ def test_each_check_says_its_numbers_in_its_docstring():
     numbers = ["E001", "E002", "E003", "W001", "W002"]
     assert [number for number in numbers if number in documented] == numbers
     assert conf.problems() == []
+
+
+def test_below_static_files_another_runserver_is_run(settings):
+    apps = [app for app in settings.INSTALLED_APPS if app != "dbchannels"]
+    assert found() == []
+    settings.INSTALLED_APPS = [*apps, "dbchannels"]
+    number, sentence, hint = only()
+    assert number == "dbchannels.W003"
+    assert sentence.startswith("'dbchannels' stands below 'django.contrib.staticfiles' in INSTALLED_APPS, ")
+    assert hint.startswith("Put 'dbchannels' above 'django.contrib.staticfiles', or silence dbchannels.W003")
+
+
+def test_without_static_files_the_order_is_all_the_same(settings):
+    settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if not app.endswith("staticfiles")]
+    assert found() == []

@@ -261,8 +261,10 @@ class MemoryLink(Link):
 
     layer: MemoryLayer
     _seen = 0  # of the layer's writes, when the last wait ended
+    _read: frozenset[str] = frozenset()  # the queues that are read
 
     def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[ops.Delivery]:
+        self._read = frozenset(queues)
         found = super().receive_many(queues, limit)
         if holder and found:
             self.layer.hold(holder, found)
@@ -281,5 +283,5 @@ class MemoryLink(Link):
         return self.layer.move_time(channel, every, due, following, sends)
 
     def wait(self, timeout: float, *others: int) -> set[str]:
-        self._seen = self.layer.wait(timeout, self._seen)
-        return set()
+        before, self._seen = self._seen, self.layer.wait(timeout, self._seen)
+        return set() if self._seen == before else {"p", "d", *self._read}

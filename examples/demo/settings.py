@@ -18,13 +18,13 @@ DEBUG = os.environ.get("DEBUG", "1") != "0"
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", "[::1]", *os.environ.get("ALLOWED_HOSTS", "").split(",")]
 
 INSTALLED_APPS = [
+    "dbchannels",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
-    "dbchannels",
     "demo",
     "chat",
     "post2015",

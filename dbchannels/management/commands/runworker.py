@@ -12,6 +12,9 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import connections
+from django.template import engines
+from django.template.backends.django import DjangoTemplates
+from django.template.loaders import cached
 
 from dbchannels.conf import layer_settings
 from dbchannels.doorbell import Doorbell
@@ -51,6 +54,9 @@ class Command(BaseCommand):
         parser.add_argument(
             "--bell", action="append", default=[], help="set by runchannels: a doorbell's descriptors"
         )
+        parser.add_argument(
+            "--fresh-templates", action="store_true", help="set by runserver: read a template at each use"
+        )
 
         parser.add_argument(
             "--ready",
@@ -75,6 +81,8 @@ class Command(BaseCommand):
                 "This layer lives in one process, so no worker can reach it: use a database layer."
             )
         keep_connections()
+        if options["fresh_templates"]:
+            uncache_templates()
         worker = Worker(
             layer,
             routing,
@@ -114,6 +122,16 @@ def keep_connections() -> None:
         settings = connections[alias].settings_dict
         if settings["CONN_MAX_AGE"] == 0:
             settings["CONN_MAX_AGE"], settings["CONN_HEALTH_CHECKS"] = None, True
+
+
+def uncache_templates() -> None:
+    """Have Django's templates read anew at each use: in development a change shows at once."""
+    for backend in engines.all():
+        if isinstance(backend, DjangoTemplates):
+            loaders = backend.engine.template_loaders
+            caching = [one for one in loaders if isinstance(one, cached.Loader)]
+            plain = [inner for one in caching for inner in one.loaders]
+            backend.engine.template_loaders = [*plain, *(one for one in loaders if one not in caching)]
 
 
 def end_child() -> None:

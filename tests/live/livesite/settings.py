@@ -10,13 +10,13 @@ SECRET_KEY = "only for the tests"
 DEBUG = False
 ALLOWED_HOSTS = ["127.0.0.1", "localhost"]
 INSTALLED_APPS = [
+    "dbchannels",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.messages",
     "django.contrib.sessions",
     "django.contrib.staticfiles",
-    "dbchannels",
     "livesite",
 ]
 MIDDLEWARE = [

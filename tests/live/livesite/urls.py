@@ -9,7 +9,7 @@ from django.contrib import admin
 from django.db import transaction
 from django.http import FileResponse, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.middleware.csrf import get_token
-from django.shortcuts import redirect
+from django.shortcuts import redirect, render
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
@@ -27,6 +27,10 @@ class UploadForm(forms.Form):
 
 def hello(request):
     return HttpResponse("hello")
+
+
+def page(request):
+    return render(request, "livesite/page.html")
 
 
 def pid(request):
@@ -142,6 +146,7 @@ def send(request):
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("", hello),
+    path("page", page),
     path("pid", pid),
     path("boom", boom),
     path("die", die),

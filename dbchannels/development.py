@@ -1,0 +1,225 @@
+"""``runserver``: the server, its workers and the reload of their code, for the developer's own machine."""
+
+from __future__ import annotations
+
+import ast
+import logging
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable
+from importlib.util import resolve_name
+from pathlib import Path
+
+import gevent
+from django.core.management.color import color_style
+from django.utils.log import ServerFormatter
+from gevent.event import Event
+
+from dbchannels.conf import layer_settings
+from dbchannels.doorbell import Doorbell
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.layers import channel_layers
+from dbchannels.layers.base import BaseLayer
+from dbchannels.reloader import CHANGED, CodeWatch
+from dbchannels.routing import load_routing
+from dbchannels.serving import Plan, Write, make_server, stop_at_signals, tasks, usable_layer
+from dbchannels.supervisor import Supervisor, Task
+from dbchannels.worker import Worker
+
+GRACE = 1.0  # seconds for what runs when workers are started again, and at the end
+THREADS = 8  # workers of a layer in memory, unless told otherwise
+
+Announce = Callable[[int, BaseLayer], None]  # is given the port when the site can be looked at
+
+
+def run(plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: bool) -> None:
+    """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError before it has begun, or when what it is cannot work."""
+    bells = {"p": Doorbell.new(), "d": Doorbell.new()}
+    layer = usable_layer(plan.layer)
+    server = make_server(plan, layer, bells)
+    stopped = stop_at_signals()
+    server.start()
+    fresh = [Task((*one.arguments, "--fresh-templates"), one.bells) for one in tasks(plan, bells)]
+    crew = Crew(lambda: Supervisor(fresh, server.relay.bury, GRACE))
+    site = Site(
+        crew,
+        announce=lambda: announce(server.address[1], layer),
+        write=write,
+        end=lambda: server.relay.call_in_hub(stopped.set),
+        reload=reload,
+    )
+    arguments = ["--layer", plan.layer, *plan.passed_on, *([] if checks else ["--unchecked"])]
+    watch = CodeWatch(arguments, site, once=not reload)
+    watch.start()
+    stopped.wait()
+    gevent.get_hub().threadpool.apply(watch.stop)
+    server.stop(restart=site.outdated)
+    gevent.get_hub().threadpool.apply(crew.stop)
+    if site.broken_for_good:
+        raise InvalidConfiguration("The site cannot run: correct what is said above, and start again.")
+    if site.outdated:
+        os.execv(sys.executable, sys.orig_argv)
+
+
+class Crew:
+    """All workers together; each call from any one thread at a time."""
+
+    def __init__(self, make: Callable[[], Supervisor]) -> None:
+        self._make = make
+        self._supervisor: Supervisor | None = None
+        self._ending: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Start the workers, once those before them have ended."""
+        self.stop()
+        self._supervisor = self._make()
+        self._supervisor.start()
+
+    def dismiss(self) -> None:
+        """Ask the workers to end, and do not wait for it."""
+        supervisor, self._supervisor = self._supervisor, None
+        if supervisor is not None:
+            self._ending = threading.Thread(target=supervisor.stop, name="dismissal")
+            self._ending.start()
+
+    def stop(self) -> None:
+        """Return when all workers have ended."""
+        self.dismiss()
+        if self._ending is not None:
+            self._ending.join()
+
+
+class Site:
+    """What becomes of the server and the workers when the code changes.
+
+    After a change no worker runs old code; what is asked meanwhile waits in the layer. The workers come back as soon as
+    the site can be imported. The sockets stay open, unless what changed is the server's own code or its settings.
+    """
+
+    def __init__(
+        self,
+        crew: Crew,
+        *,
+        announce: Callable[[], None],
+        write: Write,
+        end: Callable[[], None],
+        reload: bool,
+    ) -> None:
+        self.outdated = False  # the server is to be started again
+        self.broken_for_good = False
+        self._crew = crew
+        self._announce: Callable[[], None] | None = announce  # until it was done
+        self._write = write
+        self._end = end
+        self._reload = reload
+        self._own_files = own_files()
+
+    def ready(self) -> None:
+        """Start the workers, or the server too."""
+        if self.outdated:
+            self._end()
+            return
+        self._crew.start()
+        if self._announce is not None:
+            self._announce()
+            self._announce = None
+
+    def broken(self) -> None:
+        """Wait for a change; without reload there will be none."""
+        if self._reload:
+            self._write(
+                "The site cannot run like this; what is asked of it waits for the change that mends it."
+            )
+        else:
+            self.broken_for_good = True
+            self._end()
+
+    def changed(self, path: str) -> None:
+        """Let the workers go."""
+        self.outdated = self.outdated or Path(path).resolve() in self._own_files
+        if self.outdated:
+            self._write("This is what the server itself runs by, so it starts again too.")
+        self._crew.dismiss()
+
+
+def own_files() -> set[Path]:
+    """Return the files that this process runs by: dbchannels, manage.py, the settings, and what these import."""
+    own = [name for name in sys.modules if name.partition(".")[0] in ("dbchannels", "__main__")]
+    files = [getattr(sys.modules[name], "__file__", None) for name in [*own, *settings_modules()]]
+    return {Path(file).resolve() for file in files if file}
+
+
+def settings_modules() -> set[str]:
+    """Return the names of the settings module and of those in its package that it imports, by way of others too."""
+    found: set[str] = set()
+    todo = [os.environ.get("DJANGO_SETTINGS_MODULE", "")]
+    top = todo[0].partition(".")[0]
+    while todo:
+        name = todo.pop()
+        module = sys.modules.get(name)
+        file = getattr(module, "__file__", None)
+        if name in found or name.partition(".")[0] != top or module is None or file is None:
+            continue
+        found.add(name)
+        todo += [name.rpartition(".")[0], *imported_names(Path(file), module.__package__ or "")]
+    return found
+
+
+def imported_names(file: Path, package: str) -> list[str]:
+    """Return the names that a module's import statements name, whether they are modules or not."""
+    names: list[str] = []
+    for node in ast.walk(ast.parse(file.read_text(errors="replace"))):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            origin = resolve_name("." * node.level + (node.module or ""), package)
+            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
+    return names
+
+
+# A layer in memory: everything in this process, which Django's own reloader starts again as a whole.
+
+
+def run_in_process(plan: Plan, announce: Announce) -> None:
+    """Serve with workers in threads, until a signal in the main thread; beside Django's reloader, until it exits."""
+    layer = channel_layers[plan.layer]
+    layer.check()
+    routing = load_routing(layer_settings(plan.layer).routing)
+    server = make_server(plan, layer, {})
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    stopped = stop_at_signals() if in_main_thread else Event()
+    server.start()
+    for number in range(plan.workers):
+        worker = Worker(layer, routing, name=f"thread-{number}", replace=lambda: os._exit(CHANGED))
+        threading.Thread(target=worker.run, name=worker.name, daemon=True).start()
+    announce(server.address[1], layer)
+    stopped.wait()
+    server.stop()
+
+
+class RequestLines(ServerFormatter):
+    """Lines as those of Django's runserver, coloured by the status that is in them."""
+
+    def __init__(self, force_color: bool) -> None:
+        super().__init__("[{server_time}] {message}", "%d/%b/%Y %H:%M:%S", style="{")
+        self.style = color_style(force_color)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        found = re.search(r'" (\d{3})\b', record.getMessage())
+        record.status_code = int(found[1]) if found else 200
+        return super().format(record)
+
+
+def show_requests(force_color: bool) -> None:
+    """Print one line for each request and WebSocket, unless the site's LOGGING has a handler for them."""
+    log = logging.getLogger("dbchannels.access")
+    if log.handlers:
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(RequestLines(force_color))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False

@@ -1,0 +1,110 @@
+"""``manage.py runserver``, when ``dbchannels`` stands above ``django.contrib.staticfiles`` in INSTALLED_APPS."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import datetime
+from typing import Any
+
+import django
+from django.apps import apps
+from django.conf import settings
+from django.core.management.base import CommandError
+from django.core.management.commands import runserver
+from django.utils import autoreload
+
+import dbchannels
+from dbchannels import development
+from dbchannels.exceptions import DBChannelsError
+from dbchannels.layers import channel_layers
+from dbchannels.layers.base import BaseLayer
+from dbchannels.management.commands import runchannels
+from dbchannels.management.output import log_to_terminal
+from dbchannels.serving import Plan
+
+
+class Command(runserver.Command):
+    """Django's command line, with a server behind it that has WebSockets, and workers."""
+
+    help = "Serves the site with WebSockets, consumers and static files while it is written; reloads changed code."
+
+    def add_arguments(self, parser: Any) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--nostatic", action="store_true", help="do not serve static files at STATIC_URL")
+        parser.add_argument(
+            "--insecure", action="store_true", help="serve static files even if DEBUG is False"
+        )
+        parser.add_argument("--workers", type=int, metavar="N", help="as for runchannels")
+        parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
+
+    def run(self, **options: Any) -> None:
+        """Serve; called when the address has been read."""
+        log_to_terminal(options["verbosity"])
+        development.show_requests(options["force_color"])
+        try:
+            layer = channel_layers[options["layer"]]
+            if not layer.shared:
+                super().run(**options)
+                return
+            development.run(
+                self.plan(options),
+                self.announce,
+                self.stdout.write,
+                reload=options["use_reloader"],
+                checks=not options["skip_checks"],
+            )
+        except DBChannelsError as error:
+            raise CommandError(str(error)) from None
+
+    def inner_run(self, *args: Any, **options: Any) -> None:
+        """Serve in this one process, beside Django's reloader or without it."""
+        autoreload.raise_last_exception()
+        if not options["skip_checks"]:
+            self.stdout.write("Performing system checks...\n\n")
+            self.check(display_num_errors=True)
+        self.check_migrations()
+        try:
+            development.run_in_process(self.plan(options), self.announce)
+        except DBChannelsError as error:
+            self.stderr.write(str(error))
+            os._exit(1)  # sys.exit would end the thread alone
+
+    def plan(self, options: dict[str, Any]) -> Plan:
+        """Return what runchannels would do, with the defaults of development."""
+        workers = options["workers"]
+        if not options["use_threading"]:
+            workers = 1
+        elif workers is None and not channel_layers[options["layer"]].shared:
+            workers = development.THREADS
+        arguments = ["--graceful-timeout", str(development.GRACE), "--layer", options["layer"]]
+        parser = runchannels.Command().create_parser("manage.py", "runchannels")
+        given = vars(parser.parse_args(arguments)) | {
+            "workers": workers,
+            "nostatic": options["nostatic"],
+            "pythonpath": options["pythonpath"],
+        }
+        plan = Plan.of(self.host(), int(self.port), given)
+        if options["insecure"] and not options["nostatic"]:
+            plan = plan._replace(static=apps.is_installed("django.contrib.staticfiles"))
+        return plan
+
+    def host(self) -> str:
+        """Return the address to bind; of a name with ``--ipv6`` the one that it has there."""
+        if not self.use_ipv6 or ":" in self.addr:
+            return "0.0.0.0" if self.addr == "0" else self.addr
+        try:
+            return str(socket.getaddrinfo(self.addr, None, socket.AF_INET6)[0][4][0])
+        except OSError as error:
+            raise CommandError(f"{self.addr} has no IPv6 address ({error.strerror}).") from None
+
+    def announce(self, port: int, layer: BaseLayer) -> None:
+        """Say where the site is to be seen."""
+        host = f"[{self.addr}]" if ":" in self.addr else self.host()
+        self.stdout.write(
+            f"{datetime.now():%B %d, %Y - %X}\n"
+            f"Django version {django.get_version()}, using settings {settings.SETTINGS_MODULE!r}\n"
+            f"dbchannels version {dbchannels.__version__}, layer: {layer.describe()}\n"
+            f"Starting development server with WebSockets and workers at http://{host}:{port}/\n"
+            "Quit the server with CONTROL-C."
+        )

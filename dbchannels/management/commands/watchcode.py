@@ -1,0 +1,76 @@
+"""``manage.py watchcode``: for ``runserver``, which starts it; see ``dbchannels.reloader``."""
+
+from __future__ import annotations
+
+import os
+import threading
+import traceback
+from typing import Any
+
+from django.core.management.base import BaseCommand, SystemCheckError
+from django.db import connections
+from django.urls import get_resolver
+
+from dbchannels import reloader
+from dbchannels.conf import layer_settings
+from dbchannels.exceptions import DBChannelsError
+from dbchannels.routing import load_routing
+
+
+class Command(BaseCommand):
+    help = "For runserver: imports and checks the site, and ends when its code has changed."
+    requires_system_checks: list[str] = []  # noqa: RUF012  (it runs them when it has imported the site)
+
+    def add_arguments(self, parser: Any) -> None:
+        parser.add_argument("--report", type=int, default=None, metavar="FD", help="set by runserver")
+        parser.add_argument("--since", type=float, default=0.0, metavar="TIME", help="set by runserver")
+        parser.add_argument("--once", action="store_true", help="end when the site was checked")
+        parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
+        parser.add_argument("--unchecked", action="store_true", help="import the site only")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        descriptor = options["report"]
+
+        def report(line: str) -> None:
+            if descriptor is not None:
+                os.write(descriptor, f"{line}\n".encode(errors="surrogateescape"))
+
+        if descriptor is not None:
+            threading.Thread(target=end_with_parent, daemon=True).start()
+        if options["once"]:
+            self.prepare(options)
+            report("ready")
+        else:
+            threading.excepthook = lambda raised: None  # what is raised was printed
+            reloader.watch(lambda: self.prepare_and_report(options, report), options["since"], report)
+
+    def prepare_and_report(self, options: dict[str, Any], report: Any) -> None:
+        """Say whether the site could be imported and checked; what cannot goes on, so that its file is watched."""
+        try:
+            self.prepare(options)
+        except (SystemCheckError, DBChannelsError) as error:
+            self.stderr.write(str(error))
+            report("broken")
+        except BaseException:
+            traceback.print_exc()
+            report("broken")
+            raise  # so that Django's reloader learns of a file that was not imported to its end
+        else:
+            report("ready")
+
+    def prepare(self, options: dict[str, Any]) -> None:
+        """Import the consumers and the views, run the system checks, and warn of missing migrations."""
+        load_routing(layer_settings(options["layer"]).routing)
+        get_resolver().url_patterns  # noqa: B018  (it imports the URLconf)
+        if not options["unchecked"]:
+            self.stdout.write("Performing system checks...\n\n")
+            self.check(display_num_errors=True, databases=[layer_settings(options["layer"]).database])
+        self.check_migrations()
+        connections.close_all()
+
+
+def end_with_parent() -> None:
+    """End this process as soon as its parent has, however that ends."""
+    while os.read(0, 4096):  # not sys.stdin, whose lock a thread may hold when the interpreter ends
+        continue
+    os._exit(0)

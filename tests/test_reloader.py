@@ -1,0 +1,114 @@
+"""Which files a running site is made of, and when they count as changed."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from django.apps import apps
+from django.template import engines
+from django.template.loaders import cached
+
+import dbchannels
+from dbchannels import development, reloader
+from dbchannels.development import RequestLines, imported_names, own_files, settings_modules
+from dbchannels.management.commands.runworker import uncache_templates
+
+
+def file(folder, name, age):
+    """Make a file that was changed so many seconds ago."""
+    path = folder / name
+    path.touch()
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_changed_is_what_is_newer_than_a_moment_but_not_of_the_future(tmp_path):
+    files = [file(tmp_path, f"{age}", age) for age in (20, 5, -60)]
+    assert reloader.changed_since(time.time() - 10, [*files, tmp_path / "gone"]) == [files[1]]
+
+
+def test_only_the_site_s_own_apps_are_looked_after(monkeypatch, tmp_path):
+    installed = tmp_path / "site-packages" / "shop"
+    own = tmp_path / "chat"
+    for folder in (installed, own / "inner"):
+        folder.mkdir(parents=True)
+        (folder / "models.py").touch()
+    configs = [type("Config", (), {"path": str(path)}) for path in (installed, own)]
+    monkeypatch.setattr(apps, "get_app_configs", lambda: configs)
+    assert list(reloader.app_files()) == [own / "inner" / "models.py"]
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Write modules of a package called ``shop``, and import its settings."""
+
+    def write(**files):
+        folder = tmp_path / "shop"
+        (folder / "conf").mkdir(parents=True)
+        for name in ("__init__", "conf/__init__", *files):
+            (folder / f"{name}.py").write_text(files.get(name, ""))
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "shop.conf.local")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
+            monkeypatch.delitem(sys.modules, name)
+        __import__("shop.conf.local")
+        return folder
+
+    yield write
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
+        del sys.modules[name]
+
+
+def test_the_settings_are_all_modules_that_they_are_made_of(package):
+    files = {"conf/local": "from .base import *\nimport os", "conf/base": "from shop import names\n"}
+    folder = package(**files, **{"names": "import shop.deep", "deep": "", "models": ""})
+    __import__("shop.models")
+    found = settings_modules()
+    assert found == {"shop", "shop.conf.local", "shop.conf.base", "shop.conf", "shop.names", "shop.deep"}
+    assert {folder / "conf" / "base.py", Path(dbchannels.__file__)} <= own_files()
+    assert folder / "models.py" not in own_files()
+
+
+def test_names_that_import_statements_hold(tmp_path):
+    path = tmp_path / "one.py"
+    path.write_text("import a.b, c\nfrom . import d\nfrom ..e import f as g\nif a:\n    from h import *\n")
+    wanted = {"a.b", "c", "pack.inner", "pack.inner.d", "pack.e", "pack.e.f", "h", "h.*"}
+    assert set(imported_names(path, "pack.inner")) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "coloured"),
+    [
+        ('1.2.3.4 "GET / HTTP/1.1" 200 12', False),
+        ('1.2.3.4 "GET / HTTP/1.1" 500 12', True),
+        ("a word", False),
+    ],
+)
+def test_a_line_has_the_colour_of_its_status(text, coloured):
+    line = RequestLines(True).format(logging.LogRecord("access", logging.INFO, "", 0, text, (), None))
+    assert line.startswith("[")
+    assert text in line
+    assert ("\x1b[35;1m" in line) is coloured
+
+
+def test_request_lines_are_left_to_the_site_s_logging(monkeypatch):
+    log = logging.getLogger("dbchannels.access")
+    monkeypatch.setattr(log, "handlers", [logging.NullHandler()])
+    development.show_requests(False)
+    assert len(log.handlers) == 1
+
+
+def test_templates_are_read_at_each_use(monkeypatch):
+    engine = engines["django"].engine
+    loaders = engine.template_loaders
+    assert isinstance(loaders[0], cached.Loader)
+    monkeypatch.setattr(engine, "template_loaders", loaders)
+    uncache_templates()
+    assert engine.template_loaders == loaders[0].loaders
+    uncache_templates()
+    assert engine.template_loaders == loaders[0].loaders
