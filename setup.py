@@ -19,6 +19,7 @@ TESTS = [
     *EXAMPLES,
     *CRON,
     "django-stubs>=5.2",
+    "gunicorn>=23",  # a WSGI server of threads, in front of dbchannels.wsgi
     "hypothesis>=6",
     "mypy>=1.15",
     "playwright>=1.50",

@@ -21,6 +21,7 @@ from dbchannels.conf import layer_settings
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface.binding import Bind, SocketRights
+from dbchannels.interface.hub import GeventHub
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.options import Options
 from dbchannels.interface.proxy import LOOPBACK, Trusted
@@ -142,7 +143,7 @@ def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> Int
         probe=plan.probe,
         websocket=plan.websocket,
     )
-    server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead), options)
+    server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead, GeventHub()), options)
     if plan.root_path:
         set_script_prefix(plan.root_path + "/")  # STATIC_URL without a slash before it begins there
     if plan.static:

@@ -204,15 +204,21 @@ class LiveSite:
 
 
 class Served:
-    """One process of ``manage.py`` with all that it starts."""
+    """One process, of ``manage.py`` or another program, with all that it starts."""
 
-    def __init__(self, site: LiveSite, arguments: list[str], settings: dict[str, Any] | None) -> None:
+    def __init__(
+        self,
+        site: LiveSite,
+        arguments: list[str],
+        settings: dict[str, Any] | None,
+        program: Sequence[str] = (),
+    ) -> None:
         self.site = site
         self.log = site.folder / f"{arguments[0]}-{secrets.token_hex(4)}.log"
         self.port = 0
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, str(site.manage_py), *arguments],
+                [*(program or (sys.executable, str(site.manage_py))), *arguments],
                 env=site.environment(settings),
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -236,7 +242,7 @@ class Served:
     def wait_ready(self, text: str = "quit with CONTROL-C") -> None:
         """Wait for the banner, and learn the port from it."""
         self.wait_for_line(text, 60)
-        if found := re.search(r"http://127\.0\.0\.1:(\d+)/", self.output()):
+        if found := re.search(r"http://127\.0\.0\.1:(\d+)\b", self.output()):
             self.port = int(found[1])  # else it is on Unix sockets alone
 
     def workers(self) -> list[int]:

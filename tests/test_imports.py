@@ -25,7 +25,7 @@ LEVELS = (
     ("watch",),
     ("worker", "interface"),
     ("message_text",),
-    ("management", "admin", "checks", "serving", "testing"),
+    ("management", "admin", "checks", "serving", "testing", "wsgi"),
 )
 RANKS = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 PURE = ("gevent", "django.db", "models")
@@ -33,10 +33,11 @@ PURE = ("gevent", "django.db", "models")
 NEVER = {
     "interface": ("routing", "consumers", "consuming", "handler", "worker", "admin", "checks"),
     "worker": ("gevent", "geventwebsocket", "interface"),
+    "wsgi": ("gevent", "geventwebsocket", "routing", "consumers", "handler", "worker"),
     **{f"interface.{name}": PURE for name in ("http", "websocket", "frames", "handshake", "proxy", "access")},
 }
 #: Imports inside functions, except of models: the registry of apps must be ready first.
-LATE = {("periodic", "cronsim"), ("apps", "checks"), ("layers", "django.db")}
+LATE = {("periodic", "cronsim"), ("apps", "checks"), ("layers", "django.db"), ("wsgi", "gateway")}
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip("."): path

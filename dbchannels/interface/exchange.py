@@ -6,9 +6,8 @@ import errno
 import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from queue import Empty
 from typing import Any
-
-from gevent.queue import Empty, SimpleQueue
 
 from dbchannels import names
 from dbchannels.interface import http
@@ -35,7 +34,7 @@ class Exchange:
 
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
-        self._replies: SimpleQueue = SimpleQueue()
+        self._replies = relay.hub.queue()
         self.reply_channel = relay.open(self)
         self.flow_channel = f"http.flow?{names.split(self.reply_channel)[1]}"
 

@@ -15,9 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Container, Sequence
 from functools import partial
-from typing import Any
-
-import gevent
+from typing import Any, Protocol
 
 from dbchannels import codec, names
 from dbchannels.backoff import Backoff
@@ -44,11 +42,27 @@ class OutboxFull(Exception):
     """More waits for the database than the outbox holds: answer 503, or close 1013."""
 
 
+class Hub(Protocol):
+    """Where the replies are delivered, one after another, and what is used to wait for them there."""
+
+    def queue(self) -> Any:
+        """Return a new queue with ``put`` and ``get(timeout=...)``."""
+
+    def start(self, run: Callable[[], None]) -> None:
+        """Have each ``send`` from now on followed by a call of the function."""
+
+    def send(self) -> None:
+        """Have the function called soon; from any thread."""
+
+
 class Relay:
     """``open`` a reply channel for a receiver, ``send`` operations, ``close`` it."""
 
-    def __init__(self, layer: BaseLayer, bells: dict[str, Doorbell], on_dead: Callable[[], None]) -> None:
+    def __init__(
+        self, layer: BaseLayer, bells: dict[str, Doorbell], on_dead: Callable[[], None], hub: Hub
+    ) -> None:
         self.layer = layer
+        self.hub = hub
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
         self._past: set[str] = set()  # queues that were given up
@@ -62,7 +76,6 @@ class Relay:
         self._renewed_at = time.monotonic()
         self._read_at = 0.0  # when the layer last gave what waited for this server
         self._wake = WakeupPipe()  # ends the receiver's wait
-        self._arrived: Any = gevent.get_hub().loop.async_()
         self._threads = [
             threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
             for target in (self._publish, self._receive, self._keep_house)
@@ -75,7 +88,7 @@ class Relay:
         link = self.layer.link("housekeeper", listen=False)
         link.register(self.name, Process.SERVER, self.queue)
         self._house_link = link
-        self._arrived.start(self._run_calls)
+        self.hub.start(self._run_calls)
         for thread in self._threads:
             thread.start()
 
@@ -126,7 +139,7 @@ class Relay:
     def call_in_hub(self, function: Callable[[], None]) -> None:
         """Have the hub run a function, in the order of these calls; from any thread."""
         self._calls.append(function)
-        self._arrived.send()
+        self.hub.send()
 
     def _run_calls(self) -> None:
         while self._calls:
@@ -235,7 +248,7 @@ class Relay:
             for delivery in deliveries:
                 self._calls.append(partial(self._deliver, delivery.locals, _reply(delivery)))
             if deliveries:
-                self._arrived.send()
+                self.hub.send()
             more = len(deliveries) == BATCH
 
     def _await_replies(self, link: Link) -> None:

@@ -13,6 +13,7 @@ from dbchannels import codec
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.interface import relay as relay_module
+from dbchannels.interface.hub import GeventHub
 from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.models import Connection, Process
@@ -107,7 +108,7 @@ def new_relay(new_layer):
     def new(bells=None, **options):
         layer = new_layer(**{"poll_interval": 0.02, **options})
         harness = Harness(layer)
-        relay = Relay(layer, bells or {}, lambda: relay.deaths.append(relay.name))
+        relay = Relay(layer, bells or {}, lambda: relay.deaths.append(relay.name), GeventHub())
         relay.deaths, relay.harness = [], harness
         relay.start()
         made.append(relay)

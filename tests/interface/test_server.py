@@ -17,6 +17,7 @@ from dbchannels import conf
 from dbchannels.interface import http
 from dbchannels.interface.binding import AddressInUse
 from dbchannels.interface.exchange import REPORT_EVERY, BrokenOff, Exchange, Stream
+from dbchannels.interface.hub import GeventHub
 from dbchannels.interface.options import Options
 from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.interface.server import InterfaceServer
@@ -45,7 +46,9 @@ class Site:
         settings = conf.LayerSettings("default", None, "", None, {**conf.OPTIONS, "poll_interval": 0.005})
         self.layer = MemoryLayer(settings)
         given = {"port": 0, "allowed_hosts": ("127.0.0.1", "localhost"), "drain_timeout": 5.0, **options}
-        self.server = InterfaceServer(lambda on_dead: Relay(self.layer, {}, on_dead), Options(**given))
+        self.server = InterfaceServer(
+            lambda on_dead: Relay(self.layer, {}, on_dead, GeventHub()), Options(**given)
+        )
         self.relay = self.server.relay
         self.seen = []  # (channel, message)
         self.consumers = {
@@ -659,13 +662,15 @@ def test_static_files_are_answered_by_the_server_itself(site):
 def test_an_address_in_use_is_one_sentence(site):
     host, port = site.server.address
     with raises(AddressInUse) as raised:
-        InterfaceServer(lambda on_dead: Relay(site.layer, {}, on_dead), Options(port=port))
+        InterfaceServer(lambda on_dead: Relay(site.layer, {}, on_dead, GeventHub()), Options(port=port))
     assert raised.sentence.startswith(f"{host}:{port} cannot be used (Address already in use): ")
 
 
 def test_an_address_of_another_machine_is_one_sentence(site):
     with raises(AddressInUse) as raised:
-        InterfaceServer(lambda on_dead: Relay(site.layer, {}, on_dead), Options(host="192.0.2.1"))
+        InterfaceServer(
+            lambda on_dead: Relay(site.layer, {}, on_dead, GeventHub()), Options(host="192.0.2.1")
+        )
     assert raised.sentence.startswith("192.0.2.1:8000 cannot be used (")
 
 

@@ -1,0 +1,48 @@
+"""The site's views for any WSGI server, run by workers: each request becomes a message, which a worker answers.
+
+``gunicorn dbchannels.wsgi:application`` needs DJANGO_SETTINGS_MODULE in its environment; in the site's own
+``wsgi.py``, where Django's stood, write::
+
+    from dbchannels.wsgi import get_wsgi_application
+
+    application = get_wsgi_application()
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import django
+
+MAX_BODY = 1_114_112  # bytes: 1 MiB, and 64 KiB for the form around it
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
+
+
+def get_wsgi_application(
+    layer: str = "default", *, http_timeout: float = 60.0, max_body: int = MAX_BODY
+) -> Application:
+    """Set Django up, and return the application (PEP 3333).
+
+    ``layer``: an alias in DBCHANNELS. ``http_timeout``: seconds until a worker has begun to answer, and between two
+    parts of its answer. ``max_body``: bytes of a request's body. Raises InvalidConfiguration for a layer that no worker
+    can reach, and for settings that cannot be used.
+    """
+    django.setup(set_prefix=False)
+    from dbchannels.gateway import Gateway
+
+    return Gateway(layer, http_timeout=http_timeout, max_body=max_body)
+
+
+_made: list[Application] = []
+_making = threading.Lock()
+
+
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+    """The application with its defaults; Django is set up at the first request."""
+    with _making:
+        if not _made:
+            _made.append(get_wsgi_application())
+    return _made[0](environ, start_response)
