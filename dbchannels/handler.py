@@ -140,7 +140,7 @@ def _head(response: HttpResponseBase) -> dict[str, Any]:
     return {"status": response.status_code, "reason": response.reason_phrase, "headers": headers}
 
 
-def make_environ(message: Message) -> dict[str, Any]:
+def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
     """Return the WSGI environment of an ``http.request`` message (PEP 3333)."""
     root_path = message.get("root_path", "")
     path = message["path"]

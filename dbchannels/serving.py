@@ -17,10 +17,12 @@ from django.urls import set_script_prefix
 from gevent.event import Event
 
 import dbchannels
+from dbchannels.application import ApplicationViews, site_application
 from dbchannels.conf import layer_settings
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface.binding import Bind, SocketRights
+from dbchannels.interface.direct import DirectViews
 from dbchannels.interface.hub import GeventHub
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.options import Options
@@ -56,6 +58,7 @@ class Plan(NamedTuple):
     proxies: Trusted | None = None
     root_path: str = ""
     probe: Bind | None = None
+    threads: int = 0  # views run in so many threads of the server; 0: in the workers
 
     @classmethod
     def of(cls, host: str, port: int, options: dict[str, Any]) -> Plan:
@@ -84,6 +87,7 @@ class Plan(NamedTuple):
             trusted(options.get("proxy_headers"), options.get("trusted_proxies")),
             check_root_path(options.get("root_path") or ""),
             Bind.of(options["probe_port"]) if options.get("probe_port") else None,
+            threads=check_threads(options["threads"]) if options.get("http") == "direct" else 0,
         )
 
 
@@ -101,6 +105,13 @@ def check_root_path(path: str) -> str:
             f"--root-path takes a path that begins with a slash, as /site, not {path!r}."
         )
     return path.rstrip("/")
+
+
+def check_threads(threads: int) -> int:
+    """Return a number of threads."""
+    if threads < 1:
+        raise InvalidConfiguration("--threads takes a number from 1.")
+    return threads
 
 
 def run(plan: Plan, write: Write) -> None:
@@ -148,6 +159,9 @@ def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> Int
         set_script_prefix(plan.root_path + "/")  # STATIC_URL without a slash before it begins there
     if plan.static:
         server.static_files = DevelopmentFiles()
+    if plan.threads:
+        views = ApplicationViews(site_application())
+        server.direct = DirectViews(views, plan.threads, server.relay.call_in_hub)
     return server
 
 
@@ -271,6 +285,7 @@ def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
             f"settings {os.environ.get('DJANGO_SETTINGS_MODULE', '(configured)')!r}",
             f"Layer:   {layer.describe()}",
             f"Workers: {workers.get(plan.workers, kept)}",
+            *([f"Views:   in this process, {plan.threads} threads"] if plan.threads else []),
             *([f"Probes:  /healthz and /readyz at {probe}"] if probe else []),
             f"Serving {places} and WebSockets on the same port; quit with CONTROL-C.",
         ]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from queue import Empty
-from typing import Any
+from typing import Any, Protocol
 
 from dbchannels import names
 from dbchannels.interface import http
@@ -73,6 +73,16 @@ class Exchange:
         self._relay.close(self.reply_channel)
 
 
+class Chunks(Protocol):
+    """Where a stream's chunks come from: an `Exchange`, or a thread of this process."""
+
+    def next_chunk(self, timeout: float) -> Message:
+        """Return the next one; raises BrokenOff when there will be none."""
+
+    def report(self, report: Message) -> None:
+        """Say how far the client is."""
+
+
 class Stream:
     """Chunks as they come, and reports of what the client has taken: no more than a window is on the way.
 
@@ -80,7 +90,7 @@ class Stream:
     """
 
     def __init__(
-        self, exchange: Exchange, first: Message, head: http.Head, timeout: float, ended: Callable[[], None]
+        self, exchange: Chunks, first: Message, head: http.Head, timeout: float, ended: Callable[[], None]
     ) -> None:
         self._exchange, self._timeout, self._ended = exchange, timeout, ended
         self._finished = False

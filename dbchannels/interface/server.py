@@ -15,6 +15,7 @@ from dbchannels.interface import handshake, http
 from dbchannels.interface.access import log_request, log_websocket
 from dbchannels.interface.binding import AddressInUse, Bind, Listening, listen_all
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
+from dbchannels.interface.direct import DirectExchange, DirectViews
 from dbchannels.interface.exchange import Exchange, Stream, declared_length
 from dbchannels.interface.http import Request
 from dbchannels.interface.options import Options
@@ -70,6 +71,7 @@ class InterfaceServer:
     def __init__(self, make_relay: Callable[[Callable[[], None]], Relay], options: Options) -> None:
         self.options = options
         self.static_files: StaticFiles | None = None
+        self.direct: DirectViews | None = None  # where views run, if not in workers
         self.relay = make_relay(self._declared_dead)
         self.connections: set[Connection] = set()
         self._exchanges = 0
@@ -246,7 +248,7 @@ class InterfaceServer:
         return (b"", 413) if len(body) > limit else (body, None)
 
     def _exchange(self, request: Request, body: bytes, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        exchange = Exchange(self.relay)
+        exchange = self.direct.exchange() if self.direct else Exchange(self.relay)
         self._exchanges += 1
         streaming = False
         try:
@@ -262,7 +264,7 @@ class InterfaceServer:
             if not streaming:
                 self._end_exchange(exchange)
 
-    def _end_exchange(self, exchange: Exchange) -> None:
+    def _end_exchange(self, exchange: Exchange | DirectExchange) -> None:
         self._exchanges -= 1
         exchange.close()
 

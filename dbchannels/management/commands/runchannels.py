@@ -91,6 +91,16 @@ class Command(BaseCommand):
             "--nostatic", action="store_true", help="do not serve static files when DEBUG is on"
         )
 
+        parser.add_argument(
+            "--http",
+            choices=("channels", "direct"),
+            default="channels",
+            help="where views run: in workers, or in threads of the server itself (channels)",
+        )
+        parser.add_argument(
+            "--threads", type=int, default=16, metavar="N", help="threads for views, with --http direct (16)"
+        )
+
     def handle(self, *args: Any, **options: Any) -> None:
         log_to_terminal(options["verbosity"])
         logging.getLogger("dbchannels.access").disabled = not options["access_log"]

@@ -1,0 +1,115 @@
+"""``runchannels --http direct``: views in the server's own threads, WebSockets on channels."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tests.harness import LiveSite, until
+
+
+def test_views_run_in_the_server_and_websockets_in_workers(any_site):
+    served = any_site.serve("--http", "direct", "--workers", "1", settings={"DEBUG": True})
+    assert f"{served.process.pid}" == served.get("/pid").text
+    assert "Views:   in this process, 16 threads" in served.output()
+    client = served.socket("/room/tea/")
+    assert client.ask("pid") == str(served.workers()[0])
+    assert served.get("/static/admin/css/base.css").status == 200
+    assert any_site.count("protocolmessage") == 0
+    assert served.terminate() == 0
+    assert client.closed() == 1001
+
+
+def test_a_view_sends_to_consumers(site):
+    served = site.serve("--http", "direct", "--workers", "1")
+    client = served.socket("/room/tea/")
+    code = "from dbchannels import Group; Group('room-tea').send({'text': 'from outside'})"
+    site.shell(code)
+    assert client.receive() == "from outside"
+    assert served.get("/send?text=kept").text == "sent"
+    assert served.get("/send?text=dropped&roll-back").text == "sent"
+    until(lambda: site.entries() == ["kept"], "the consumer has run")
+
+
+def test_requests_of_the_usual_kinds(site):
+    served = site.serve("--http", "direct", "--workers", "1")
+    boundary, data = "xyz", bytes(range(256)) * 2000
+    form = b"".join(
+        [
+            b'--xyz\r\nContent-Disposition: form-data; name="name"\r\n\r\na\r\n',
+            b'--xyz\r\nContent-Disposition: form-data; name="file"; filename="b"\r\n\r\n',
+            data,
+            b"\r\n--xyz--\r\n",
+        ]
+    )
+    headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+    answer = served.request("POST", "/upload", form, headers).json()
+    assert answer == {"name": "a", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    assert served.request("HEAD", "/").header("Content-Length") == "5"
+    assert served.get("/download/24").content == bytes(24 * 1_048_576)
+    assert (served.get("/boom").status, served.get("/nowhere").status) == (500, 404)
+    first = served.get("/visits")
+    cookie = f"sessionid={first.cookies()['sessionid']}"
+    assert (first.text, served.get("/visits", Cookie=cookie).text) == ("1", "2")
+    assert served.get("/seen").json()["host"] == f"127.0.0.1:{served.port}"
+
+
+def sessions(site: LiveSite, pid: int) -> int:
+    """Return how many database sessions the views of a process have."""
+    ((number,),) = site.rows(f"SELECT count(*) FROM pg_stat_activity WHERE application_name = 'site {pid}'")
+    return int(number)
+
+
+def test_threads_leave_no_database_connection_behind(site):
+    served = site.serve("--http", "direct", "--threads", "4", "--workers", "1")
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(lambda _: served.get("/visits").text, range(40))) == {"1"}
+    until(lambda: sessions(site, served.process.pid) == 0, "every request has closed its own")
+
+
+def test_a_request_under_way_is_finished_before_the_end(site):
+    served = site.serve("--http", "direct", "--workers", "1")
+    with served.connection() as connection:
+        connection.request("GET", "/stream/direct")
+        response = connection.getresponse()
+        assert response.readline() == b"first\n"
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: "Stopping." in served.output(), "it has begun to stop")
+        site.note("direct")
+        assert response.read() == b"second\n"
+    assert served.process.wait(20) == 0
+
+
+def test_a_thread_that_hangs_does_not_hold_up_the_end(site):
+    served = site.serve("--http", "direct", "--workers", "1", "--graceful-timeout", "0.2")
+    with served.connection() as connection:
+        connection.request("GET", "/sleep/60000")
+        assert served.get("/").text == "hello"
+        assert served.terminate() == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "sentence"),
+    [
+        (["--threads", "0"], {}, "--threads takes a number from 1."),
+        (
+            [],
+            {"WSGI_APPLICATION": "livesite.nowhere"},
+            "WSGI_APPLICATION names 'livesite.nowhere', which cannot be imported (",
+        ),
+    ],
+)
+def test_what_cannot_be_meant_is_said_in_a_sentence(site, arguments, settings, sentence):
+    done = site.manage("runchannels", "127.0.0.1:0", "--http", "direct", *arguments, settings=settings)
+    assert done.returncode == 1
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_site_s_own_application_is_run(site):
+    settings = {"WSGI_APPLICATION": "livesite.direct.application"}
+    served = site.serve("--http", "direct", "--workers", "1", settings=settings)
+    assert served.get("/anything").text == "the site's own"

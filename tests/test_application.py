@@ -1,0 +1,195 @@
+"""A WSGI application as what answers messages: each kind of response that PEP 3333 allows."""
+
+from __future__ import annotations
+
+import pytest
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import request_finished
+from django.http import FileResponse
+
+from dbchannels.application import ApplicationViews, site_application
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.interface import http
+from dbchannels.streaming import CHUNK
+from dbchannels.testing.layer_case import raises
+
+HEADERS = [("X-A", "caf\xe9")]
+FIELDS = {"status": 200, "reason": "Quite OK", "headers": [[b"X-A", b"caf\xe9"]]}
+
+
+def message(path="/", body=b"", headers=()):
+    """Return the message of a request."""
+    given = [(b"host", b"testserver"), *headers]
+    request = http.Request("POST", path, "1.1", given, "http", ("127.0.0.1", 1), ("testserver", 80))
+    return http.request_message(request, "", body, "")
+
+
+class Closing:
+    """An iterable that says whether it was closed, and may be asked for one piece too many."""
+
+    def __init__(self, *pieces):
+        self.pieces, self.closes = pieces, 0
+
+    def __iter__(self):
+        for piece in self.pieces:
+            if isinstance(piece, Exception):
+                raise piece
+            yield piece
+
+    def close(self):
+        self.closes += 1
+
+
+def run(application, **given):
+    """Return all messages of a response."""
+    return list(ApplicationViews(application)(message(**given)))
+
+
+def returning(result):
+    def application(environ, start_response):
+        start_response("200 Quite OK", HEADERS)
+        return result
+
+    return application
+
+
+def whole(content):
+    return [{**FIELDS, "content": content, "more_content": False}]
+
+
+def pieces(*contents):
+    first = {**FIELDS, "content": b"", "more_content": True}
+    rest = [{"content": content, "more_content": True} for content in contents]
+    return [first, *rest, {"content": b"", "more_content": False}]
+
+
+@pytest.mark.parametrize("result", [[b"a", b"b"], (b"ab",)])
+def test_a_list_is_one_message(result):
+    assert run(returning(result)) == whole(b"ab")
+
+
+def test_other_iterables_are_passed_on_as_they_come():
+    result = Closing(b"a", b"b")
+    assert run(returning(result)) == pieces(b"a", b"b")
+    assert result.closes == 1
+
+
+def test_a_generator_has_its_head_with_its_first_piece():
+    def application(environ, start_response):
+        start_response("200 Quite OK", HEADERS)
+        yield b"a"
+        yield b"b"
+
+    first, *rest = run(application)
+    assert first == {**FIELDS, "content": b"a", "more_content": True}
+    assert rest == pieces(b"b")[1:]
+
+
+def test_what_is_written_goes_first():
+    def application(environ, start_response):
+        start_response("200 Quite OK", HEADERS)(b"a")
+        return [b"b"]
+
+    assert run(application) == whole(b"ab")
+
+
+def test_an_error_may_replace_the_head_until_it_is_sent():
+    def application(environ, start_response):
+        start_response("404 Not Found", [])
+        try:
+            raise ValueError("as asked for")
+        except ValueError as error:
+            start_response("200 Quite OK", HEADERS, (ValueError, error, error.__traceback__))
+        return [b""]
+
+    assert run(application) == whole(b"")
+
+
+def test_and_not_when_it_was_sent():
+    def application(environ, start_response):
+        start_response("200 Quite OK", HEADERS)
+        yield b"a"
+        error = ValueError("as asked for")
+        start_response("500 No", [], (ValueError, error, None))
+
+    with pytest.raises(ValueError, match="as asked for"):
+        run(application)
+
+
+@pytest.mark.parametrize("taken", [1, 2, 3])
+def test_it_is_closed_once_at_whatever_end(taken):
+    result = Closing(b"a", b"b", ValueError("as asked for"))
+    messages = ApplicationViews(returning(result))(message())
+    for _ in range(taken):
+        next(messages)
+    messages.close()
+    assert result.closes == 1
+
+
+def test_it_is_closed_when_it_raises():
+    result = Closing(ValueError("as asked for"))
+    with pytest.raises(ValueError, match="as asked for"):
+        run(returning(result))
+    assert result.closes == 1
+
+
+def test_a_body_may_be_bytes_or_something_to_read():
+    class Body:
+        def read(self, size=-1):
+            return b"streamed"
+
+    def application(environ, start_response):
+        start_response("200 Quite OK", HEADERS)
+        return [environ["wsgi.input"].read()]
+
+    assert run(application, body=b"bytes") == whole(b"bytes")
+    fields = {**message(headers=[(b"content-length", b"8")]), "body": Body()}
+    assert list(ApplicationViews(application)(fields)) == whole(b"streamed")
+
+
+def test_the_length_of_a_body_to_read_is_the_header_s():
+    seen = []
+
+    def application(environ, start_response):
+        seen.append((environ["CONTENT_LENGTH"], environ["wsgi.multithread"]))
+        start_response("200 Quite OK", HEADERS)
+        return []
+
+    class Body:
+        def read(self, size=-1):
+            return b""
+
+    list(ApplicationViews(application)({**message(headers=[(b"content-length", b"8")]), "body": Body()}))
+    assert seen == [("8", True)]
+
+
+def test_django_itself(settings, db):
+    finished = []
+    request_finished.connect(lambda **_: finished.append(1), weak=False, dispatch_uid="counting")
+    try:
+        (answer,) = list(ApplicationViews(site_application())(message("/nowhere")))
+    finally:
+        request_finished.disconnect(dispatch_uid="counting")
+    assert answer["status"] == 404
+    assert isinstance(site_application(), WSGIHandler)
+    assert finished == [1]
+
+
+def test_files_are_read_in_large_blocks(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(bytes(3 * CHUNK))
+    with path.open("rb") as file:
+        response = FileResponse(file)
+        response._resource_closers.clear()  # and with them the signal of a request that there was not
+        assert len(run(returning(response))) == 5
+
+
+def test_the_site_s_own_application(settings):
+    settings.WSGI_APPLICATION = "tests.test_application.returning"
+    assert site_application().__name__ == "returning"
+    settings.WSGI_APPLICATION = "tests.nowhere.application"
+    with raises(InvalidConfiguration) as error:
+        site_application()
+    assert error.sentence.startswith(
+        "WSGI_APPLICATION names 'tests.nowhere.application', which cannot be imported (No "
+    )
