@@ -22,13 +22,14 @@ from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
-from dbchannels.reloader import CHANGED, CodeWatch
+from dbchannels.reloader import CHANGED, CodeWatch, release
 from dbchannels.routing import load_routing
 from dbchannels.serving import Plan, Write, make_server, stop_at_signals, tasks, usable_layer
 from dbchannels.supervisor import Supervisor, Task
 from dbchannels.worker import Worker
 
 GRACE = 1.0  # seconds for what runs when workers are started again, and at the end
+HANDED_OVER = "DBCHANNELS_HANDED_OVER"  # in the environment: what the program before has left for us
 THREADS = 8  # workers of a layer in memory, unless told otherwise
 
 Announce = Callable[[int, BaseLayer], None]  # is given the port when the site can be looked at
@@ -38,6 +39,7 @@ def run(plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: b
     """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError before it has begun, or when what it is cannot work."""
     bells = {"p": Doorbell.new(), "d": Doorbell.new()}
     layer = usable_layer(plan.layer)
+    release(os.environ.pop(HANDED_OVER, ""))
     server = make_server(plan, layer, bells)
     stopped = stop_at_signals()
     server.start()
@@ -54,12 +56,16 @@ def run(plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: b
     watch = CodeWatch(arguments, site, once=not reload)
     watch.start()
     stopped.wait()
-    gevent.get_hub().threadpool.apply(watch.stop)
-    server.stop(restart=site.outdated)
+    if site.restart:
+        os.environ[HANDED_OVER] = watch.hand_over()
+    else:
+        gevent.get_hub().threadpool.apply(watch.stop)
+    server.stop(restart=site.restart)
     gevent.get_hub().threadpool.apply(crew.stop)
     if site.broken_for_good:
         raise InvalidConfiguration("The site cannot run: correct what is said above, and start again.")
-    if site.outdated:
+    if site.restart:
+        sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)
 
 
@@ -107,7 +113,7 @@ class Site:
         end: Callable[[], None],
         reload: bool,
     ) -> None:
-        self.outdated = False  # the server is to be started again
+        self.restart = False  # the server is to be started again, now
         self.broken_for_good = False
         self._crew = crew
         self._announce: Callable[[], None] | None = announce  # until it was done
@@ -115,10 +121,12 @@ class Site:
         self._end = end
         self._reload = reload
         self._own_files = own_files()
+        self._outdated = False  # some of these have changed
 
     def ready(self) -> None:
         """Start the workers, or the server too."""
-        if self.outdated:
+        if self._outdated:
+            self.restart = True
             self._end()
             return
         self._crew.start()
@@ -138,8 +146,8 @@ class Site:
 
     def changed(self, path: str) -> None:
         """Let the workers go."""
-        self.outdated = self.outdated or Path(path).resolve() in self._own_files
-        if self.outdated:
+        self._outdated = self._outdated or Path(path).resolve() in self._own_files
+        if self._outdated:
             self._write("This is what the server itself runs by, so it starts again too.")
         self._crew.dismiss()
 

@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,7 @@ from dbchannels.supervisor import manage_command
 
 CHANGED = 3  # the exit status of Django's reloader after a change
 LOOK_EVERY = 0.5  # seconds
+NO_CODE = {"__pycache__", "locale", "media", "node_modules", "static", "templates"}
 
 # In the child.
 
@@ -34,6 +36,10 @@ class Reloader(autoreload.StatReloader):
     def __init__(self, since: float) -> None:
         super().__init__()
         self._since = since
+
+    def watched_files(self, include_globs: bool = True) -> Iterator[Path]:
+        yield from super().watched_files(include_globs)
+        yield from app_files()
 
     def tick(self) -> Iterator[None]:
         known = set(app_files())
@@ -69,8 +75,9 @@ def watch(main: Callable[[], Any], since: float, report: Callable[[str], Any]) -
 
 
 def _watch_apps(sender: Any, **kwargs: Any) -> None:
-    for folder in app_folders():
-        sender.watch_dir(folder, "**/*.py")
+    if not isinstance(sender, Reloader):  # Watchman looks by itself
+        for folder in app_folders():
+            sender.watch_dir(folder, "**/*.py")
 
 
 def app_folders() -> list[Path]:
@@ -80,9 +87,11 @@ def app_folders() -> list[Path]:
 
 
 def app_files() -> Iterator[Path]:
-    """Yield their Python files."""
-    for folder in app_folders():
-        yield from folder.glob("**/*.py")
+    """Yield their Python files; an app's folder may hold whole trees of others, which are not walked."""
+    for top in app_folders():
+        for folder, inner, files in os.walk(top):
+            inner[:] = [name for name in inner if name not in NO_CODE and not name.startswith(".")]
+            yield from (Path(folder, name) for name in files if name.endswith(".py"))
 
 
 def changed_since(moment: float, paths: Iterable[Path]) -> list[Path]:
@@ -137,6 +146,20 @@ class CodeWatch:
             if self._process is not None:
                 self._process.kill()
         self._thread.join()
+
+    def hand_over(self) -> str:
+        """Leave the child alive beyond an exec of this process, until the new program lets it go (`release`).
+
+        It holds what all processes of the site hold together, such as the examples' PostgreSQL, which ends with its
+        last user.
+        """
+        with self._lock:
+            self._stopping.set()
+            process = self._process
+        if process is None or process.stdin is None:
+            return ""
+        os.set_inheritable(process.stdin.fileno(), True)
+        return f"{process.stdin.fileno()},{process.pid}"
 
     def _run(self) -> None:
         while not self._stopping.is_set():
@@ -197,3 +220,12 @@ class CodeWatch:
                 autoreload.logger.info("%s changed, reloading.", found[0])
                 self._listener.changed(str(found[0]))
                 return
+
+
+def release(handed_over: str) -> None:
+    """End the child that the program before this one has handed over."""
+    if handed_over:
+        descriptor, pid = map(int, handed_over.split(","))
+        os.close(descriptor)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)

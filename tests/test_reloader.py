@@ -35,7 +35,7 @@ def test_changed_is_what_is_newer_than_a_moment_but_not_of_the_future(tmp_path):
 def test_only_the_site_s_own_apps_are_looked_after(monkeypatch, tmp_path):
     installed = tmp_path / "site-packages" / "shop"
     own = tmp_path / "chat"
-    for folder in (installed, own / "inner"):
+    for folder in (installed, own / "inner", own / "static" / "node_modules", own / ".venv"):
         folder.mkdir(parents=True)
         (folder / "models.py").touch()
     configs = [type("Config", (), {"path": str(path)}) for path in (installed, own)]

@@ -126,7 +126,7 @@ class DirectExchange:
         parts = self._direct.views(message)
         try:
             self._pass_on(parts)
-        except Exception:
+        except BaseException:  # SystemExit too: the client waits for an answer
             log.exception("The site's application raised an error.")
             self._put({"error": "application"})
 

@@ -170,6 +170,9 @@ def test_the_settings_are_the_server_s_own(copy):
     assert served.process.pid == pid
     assert served.get("/", Host="only.example").text == "hello"
     assert served.get("/").status == 400
+    copy.append("settings.py", "(((")
+    until(lambda: served.output().count("cannot run like this") == 2, "the settings are broken")
+    assert served.terminate(signal.SIGINT) == 0
 
 
 def test_a_template_is_read_anew_and_nothing_starts_again(copy):

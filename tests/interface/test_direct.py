@@ -84,6 +84,10 @@ class Direct:
         raise ValueError("as asked for")
         yield
 
+    def exits(self, message):
+        raise SystemExit
+        yield
+
     def breaks(self, message):
         yield {"status": 200, "content": b"", "more_content": True}
         yield {"content": b"first", "more_content": True}
@@ -223,7 +227,7 @@ def test_a_client_that_takes_nothing_is_given_up(site, monkeypatch):
 
 
 def test_a_view_that_raises_is_a_500_and_one_that_has_begun_is_broken_off(site, caplog, capfd):
-    assert site.get("/raises").status == 500
+    assert site.get("/raises").status == site.get("/exits").status == 500
     client = site.send("/breaks")
     data = b""
     while more := client.sock.recv(65_536):
@@ -231,7 +235,7 @@ def test_a_view_that_raises_is_a_500_and_one_that_has_begun_is_broken_off(site, 
     assert data.endswith(b"5\r\nfirst\r\n")
     assert [record.levelno for record in caplog.records if record.name == "dbchannels.server"] == [
         logging.ERROR
-    ] * 2
+    ] * 3
     assert capfd.readouterr().err == ""
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -15,7 +17,7 @@ from django.core.management.commands import runserver
 from django.utils import autoreload
 
 import dbchannels
-from dbchannels import development
+from dbchannels import development, reloader
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
@@ -45,7 +47,7 @@ class Command(runserver.Command):
         try:
             layer = channel_layers[options["layer"]]
             if not layer.shared:
-                super().run(**options)
+                self.run_in_process(options)
                 return
             development.run(
                 self.plan(options),
@@ -56,6 +58,14 @@ class Command(runserver.Command):
             )
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
+
+    def run_in_process(self, options: dict[str, Any]) -> None:
+        """Serve with a layer in memory: without reload, in the child of Django's reloader, or as its parent."""
+        if options["use_reloader"] and os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true":
+            with suppress(KeyboardInterrupt):
+                reloader.watch(lambda: self.inner_run(**options), time.time(), lambda line: None)
+        else:
+            super().run(**options)
 
     def inner_run(self, *args: Any, **options: Any) -> None:
         """Serve in this one process, beside Django's reloader or without it."""
@@ -108,3 +118,4 @@ class Command(runserver.Command):
             f"Starting development server with WebSockets and workers at http://{host}:{port}/\n"
             "Quit the server with CONTROL-C."
         )
+        self.stdout.flush()

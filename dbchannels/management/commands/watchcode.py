@@ -66,6 +66,7 @@ class Command(BaseCommand):
             self.stdout.write("Performing system checks...\n\n")
             self.check(display_num_errors=True, databases=[layer_settings(options["layer"]).database])
         self.check_migrations()
+        self.stdout.flush()
         connections.close_all()
 
 
