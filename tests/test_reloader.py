@@ -44,6 +44,42 @@ def test_only_the_site_s_own_apps_are_looked_after(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def look(monkeypatch, tmp_path):
+    """Look once more at all files of a folder; return the names of those that count as changed since the last look."""
+    told = []
+    watching = reloader.Reloader(time.time() - 10)
+    monkeypatch.setattr(reloader.Reloader, "SLEEP_TIME", 0)
+    monkeypatch.setattr(reloader, "app_files", lambda: list(tmp_path.glob("*.py")))
+    monkeypatch.setattr(reloader.autoreload, "iter_all_python_module_files", lambda: [])
+    monkeypatch.setattr(watching, "notify_file_changed", lambda path: told.append(path.name))
+    ticker = watching.tick()
+
+    def next_look():
+        next(ticker)
+        changed = sorted(told)
+        told.clear()
+        return changed
+
+    return next_look
+
+
+def test_what_was_saved_while_the_site_was_imported_has_changed(look, tmp_path):
+    file(tmp_path, "old.py", 20)
+    file(tmp_path, "saved.py", 5)
+    assert look() == ["saved.py"]
+    assert look() == []
+
+
+def test_a_new_file_counts_as_changed_and_one_that_is_saved_again(look, tmp_path):
+    file(tmp_path, "old.py", 20)
+    assert look() == []
+    file(tmp_path, "new.py", 20)
+    assert look() == ["new.py"]
+    file(tmp_path, "old.py", 1)
+    assert "old.py" in look()
+
+
+@pytest.fixture
 def package(tmp_path, monkeypatch):
     """Write modules of a package called ``shop``, and import its settings."""
 

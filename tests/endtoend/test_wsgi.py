@@ -25,6 +25,26 @@ print(f"Listening at: http://{HOST}:{{server.server_port}} ", flush=True)
 server.serve_forever()
 """
 
+FORKED = f"""
+import os, sys
+os.environ["DJANGO_SETTINGS_MODULE"] = "livesite.settings"
+sys.path.insert(0, {str(MANAGE.parent)!r})
+from wsgiref.util import setup_testing_defaults
+from dbchannels.wsgi import application
+def ask(name):
+    environ = {{"PATH_INFO": "/seen", "QUERY_STRING": name, "HTTP_HOST": "localhost"}}
+    setup_testing_defaults(environ)
+    told = []
+    content = b"".join(application(environ, lambda status, headers: told.append(status)))
+    print(name, told[0], name.encode() in content, flush=True)
+ask("before")
+child = os.fork()
+ask("child" if child == 0 else "parent")
+if child:
+    os.waitpid(child, 0)
+    ask("after")
+"""
+
 
 def start(site: LiveSite, program: tuple[str, ...], *arguments: str) -> Served:
     """Start a WSGI server; wait until it listens."""
@@ -178,3 +198,13 @@ def test_wsgiref(site):
     assert served.get("/").text == "hello"
     assert served.get("/download/3").content == bytes(3 * MEBIBYTE)
     assert served.request("POST", "/upload", b"name=a").status == 400
+
+
+def test_a_child_has_a_relay_of_its_own_and_leaves_its_parent_s_alone(any_site):
+    any_site.work()
+    served = Served(any_site, ["forked"], None, (sys.executable, "-W", "ignore", "-c", FORKED))
+    any_site.processes.append(served)
+    assert served.process.wait(60) == 0, served.output()
+    lines = served.output().splitlines()
+    assert sorted(lines) == [f"{name} 200 OK True" for name in ("after", "before", "child", "parent")]
+    assert any_site.count("process", "kind = 'server'") == 0

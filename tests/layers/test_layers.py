@@ -95,3 +95,14 @@ def test_channels_and_groups_name_their_layer(layers):
 @kinds.only("polling")
 def test_the_generic_layer_polls_what_is_no_sqlite_file(layer):
     assert (layer.wakeups, layer.poll_interval()) == (False, 0.05)
+
+
+@kinds.only("memory")
+def test_a_reader_of_the_memory_layer_is_told_for_whom_something_came(layer):
+    link = layer.link()
+    link.receive_many(["reply.a!"], 1)
+    link.wait(0)
+    assert link.wait(0) == set()
+    layer.send("reply.a!b", {"text": "hi"})
+    assert "reply.a!" in link.wait(5)
+    assert link.wait(0) == set()
