@@ -38,6 +38,10 @@ DATABASES = {
 }
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     DATABASES["default"] = sqlite("default.sqlite3")
+if "DBCHANNELS_TEST_BINDING" in os.environ:  # psycopg 3's option; see tests/layers/test_psycopg3.py
+    DATABASES["default"]["OPTIONS"] = {
+        "server_side_binding": os.environ["DBCHANNELS_TEST_BINDING"] == "server"
+    }
 if "DBCHANNELS_TEST_NAME" in os.environ:
     DATABASES["default"]["NAME"] = os.environ["DBCHANNELS_TEST_NAME"]
 

@@ -93,10 +93,10 @@ SELECT dbchannels_send_group(%(group)s::text, %(payload)s::bytea, %(expiry)s::fl
 # that adding a channel at each of its messages writes nothing.
 GROUP_ADD = """
 INSERT INTO dbchannels_membership ("group", channel, local, added_at, expires_at)
-SELECT %(group)s, %(channel)s, %(local)s, statement_timestamp(),
-       CASE WHEN %(channel)s NOT LIKE '%%!'
-                 OR NOT EXISTS (SELECT FROM dbchannels_process WHERE queue = %(channel)s)
-            THEN statement_timestamp() + %(expiry)s * interval '1 second' END
+SELECT %(group)s::text, %(channel)s::text, %(local)s::text, statement_timestamp(),
+       CASE WHEN %(channel)s::text NOT LIKE '%%!'
+                 OR NOT EXISTS (SELECT FROM dbchannels_process WHERE queue = %(channel)s::text)
+            THEN statement_timestamp() + %(expiry)s::float * interval '1 second' END
 ON CONFLICT ("group", channel, local) DO UPDATE SET expires_at = EXCLUDED.expires_at
 WHERE dbchannels_membership.expires_at IS NOT NULL OR EXCLUDED.expires_at IS NOT NULL
 """
