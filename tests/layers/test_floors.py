@@ -20,6 +20,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch):
     monkeypatch.setattr(floors, "time", Clock())
+    monkeypatch.setattr(floors, "COSTLY", 0.0)
     return floors.time
 
 
@@ -38,6 +39,22 @@ def known(clock):
 def test_what_was_taken_is_not_looked_at_again_after_the_lag(known, clock):
     assert known.begin(["a", "b", "c"], 1) == [7, 6, 0]
     assert known.begin(["b"], 1) == [6]
+
+
+def test_as_long_as_a_look_at_the_whole_costs_little_there_is_no_other(known, clock, monkeypatch):
+    monkeypatch.setattr(floors, "COSTLY", 0.002)
+    assert known.begin(["a"], 1) == [0]
+    clock.now += 0.001
+    known.learn([])
+    assert known.begin(["a"], 1) == [0]
+    clock.now += 0.003
+    known.learn([])
+    assert known.begin(["a"], 1) == [7]
+    known.learn([])
+    clock.now += WHOLE_EVERY
+    assert known.begin(["a"], 1) == [0]
+    known.learn([])
+    assert known.begin(["a"], 1) == [0]
 
 
 def test_what_was_taken_within_the_lag_is(known, clock):

@@ -505,6 +505,7 @@ def sent(number):
 @pytest.fixture
 def at_once(monkeypatch):
     """Let a floor rise with the next look, and no look at the whole come by itself."""
+    monkeypatch.setattr(floors, "COSTLY", 0.0)
     monkeypatch.setattr(floors, "LAG", 0.0)
     monkeypatch.setattr(floors, "STEP", -1.0)
     monkeypatch.setattr(floors, "WHOLE_EVERY", 3600.0)

@@ -2,9 +2,10 @@
 
 What was taken from a queue leaves its entries in the index until a vacuum clears them away, and while anybody's
 transaction is open none can: each pop would go through all of them, to the oldest that still waits. So a reader begins
-above what it took a second ago. That is a hint and no cursor: ids are given at INSERT and seen at COMMIT, so a sender
-whose transaction lasts longer stays below it. Every second or so a reader looks at the whole queue, and for what it
-finds there it forgets the hint.
+above what it took a second ago, once a look at the whole takes long. That is a hint and no cursor: ids are given at
+INSERT and seen at COMMIT, so a sender whose transaction lasts longer stays below it. Every second or so a reader looks
+at the whole queue again, and for what it finds there it forgets the hint. With 50,000 dead rows and a transaction that
+keeps them a look takes 0.3 ms by the hint and 7 without.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
+COSTLY = 0.002  # seconds: as long as a look at the whole takes less, there is no other
 LAG = 1.0  # seconds that a sender's transaction may last and be found at once
 WHOLE_EVERY = 1.0  # seconds, at least, between two looks at the whole ...
 SHARE = 20  # ... which take one part in so many of the time, however much lies dead there
@@ -29,6 +31,7 @@ class Floors:
         ] = {}  # by queue: when, and the highest id taken until then
         self._whole_at = 0.0  # time.monotonic() of the next look at the whole
         self._whole = True  # the look under way is one
+        self._took = 0.0  # seconds, the last of them
         self._began_at = 0.0
         self._generation = 0
 
@@ -42,7 +45,7 @@ class Floors:
             self._floors.clear()
             self._taken.clear()
         self._began_at = now = time.monotonic()
-        self._whole = now >= self._whole_at
+        self._whole = self._took < COSTLY or now >= self._whole_at
         floors = [self._floor(queue, now) for queue in queues]
         return [0] * len(floors) if self._whole else floors
 
@@ -56,7 +59,8 @@ class Floors:
         """Note what the look has taken, as (queue, id) in the order of the ids."""
         now = time.monotonic()
         if self._whole:
-            self._whole_at = now + max(WHOLE_EVERY, (now - self._began_at) * SHARE)
+            self._took = now - self._began_at
+            self._whole_at = now + max(WHOLE_EVERY, self._took * SHARE)
         highest: dict[str, int] = {}
         for queue, number in found:
             highest[queue] = number
