@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import django
@@ -121,19 +122,30 @@ def run(plan: Plan, write: Write) -> None:
     try:
         layer = usable_layer(plan.layer)
         server = make_server(plan, layer, bells)
-        await_checks(checks, write)
+        try:
+            await_checks(checks, write)
+            serve(plan, server, layer, bells, write)
+        finally:
+            server.close_listeners()
     finally:
         if checks.poll() is None:
             checks.kill()
+
+
+def serve(
+    plan: Plan, server: InterfaceServer, layer: BaseLayer, bells: dict[str, Doorbell], write: Write
+) -> None:
+    """Serve until SIGTERM or Ctrl-C."""
     supervisor = Supervisor(tasks(plan, bells), server.relay.bury, plan.graceful_timeout)
     stopping = stop_at_signals(supervisor.kill)
-    restart_at_hangup(plan, supervisor)
+    restart_at_hangup(plan, supervisor, stopping)
     server.has_worker = supervisor.has_ready if plan.workers else None
     server.start()
     supervisor.start()
     write(banner(plan, server, layer))
     stopping.wait()
-    write("Stopping.")
+    with suppress(OSError):  # the terminal may be gone
+        write("Stopping.")
     server.stop(stopping.restart)
     gevent.get_hub().threadpool.apply(supervisor.stop)
 
@@ -234,9 +246,12 @@ def stop_at_signals(kill: Callable[[], None] = lambda: None) -> Stopping:
     return stopping
 
 
-def restart_at_hangup(plan: Plan, supervisor: Supervisor) -> None:
-    """At SIGHUP have other workers take over, which run the new code; one that comes meanwhile is another round."""
-    asked = Event()
+def restart_at_hangup(plan: Plan, supervisor: Supervisor, stopping: Stopping) -> None:
+    """At SIGHUP have other workers take over, which run the new code; one that comes meanwhile is another round.
+
+    The kernel sends it too when the terminal is closed that this was started from: then there is nobody to serve for.
+    """
+    asked, at_terminal = Event(), has_terminal()
 
     def restart() -> None:
         while True:
@@ -244,8 +259,20 @@ def restart_at_hangup(plan: Plan, supervisor: Supervisor) -> None:
             asked.clear()
             gevent.get_hub().threadpool.apply(take_over, (plan, supervisor))
 
-    gevent.signal_handler(signal.SIGHUP, asked.set)
+    def hang_up() -> None:
+        (stopping if at_terminal and not has_terminal() else asked).set()
+
+    gevent.signal_handler(signal.SIGHUP, hang_up)
     gevent.spawn(restart)
+
+
+def has_terminal() -> bool:
+    """Whether this process has a terminal that Ctrl-C comes from, and that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def take_over(plan: Plan, supervisor: Supervisor) -> None:

@@ -124,9 +124,12 @@ class InterfaceServer:
 
     def close_listeners(self) -> None:
         """Accept no more connections, and leave no file of a Unix socket behind."""
-        for listener, listening in zip(self._listeners, self._listening, strict=True):
+        for listener in self._listeners:
             listener.close()
-            listening.remove()
+        # Once: the file that stands there later may be that of the server that follows this one.
+        listening, self._listening = self._listening, []
+        for one in listening:
+            one.remove()
 
     def is_draining(self) -> bool:
         """Whether the server stops: no connection is kept alive for another request."""

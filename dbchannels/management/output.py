@@ -12,10 +12,14 @@ def log_to_terminal(verbosity: int) -> None:
     if log.handlers or logging.getLogger().handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("[%(asctime)s] %(message)s", "%d/%b/%Y %H:%M:%S"))
+    handler.setFormatter(Lines("[%(asctime)s] %(message)s", "%d/%b/%Y %H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(logging.WARNING if verbosity == 0 else logging.INFO)
-    access = logging.getLogger("dbchannels.access")
-    if not access.handlers:  # its lines have a date of their own, in the form that programs read
-        access.addHandler(logging.StreamHandler(sys.stderr))
-        access.propagate = False
+
+
+class Lines(logging.Formatter):
+    """Each line with its date; those of the access log have one of their own, in the form that programs read."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        return record.getMessage() if record.name == "dbchannels.access" else super().format(record)

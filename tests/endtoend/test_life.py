@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import http.client
 import os
+import pty
 import re
 import signal
 import socket
+import sys
 from contextlib import closing
 
 import pytest
 
-from tests.harness import HOST, LiveSite, Served, is_running, until
+from tests.harness import HOST, MANAGE, LiveSite, Served, is_running, until
 
 CODE = """
 from dbchannels import consumer
@@ -120,6 +122,34 @@ def test_sighup_in_a_stop_keeps_nothing_alive(deployed):
     assert served.terminate() == 0
     assert served.workers() == []
     assert deployed.site.count("process") == 0
+
+
+def test_a_terminal_that_is_closed_ends_the_server(site):
+    command = [sys.executable, str(MANAGE), "runchannels", f"{HOST}:0", "--workers", "1"]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execve(sys.executable, command, site.environment())
+    said = b""
+    while b"quit with CONTROL-C" not in said:
+        said += os.read(terminal, 65_536)
+    os.kill(pid, signal.SIGHUP)  # somebody sends it, and the terminal is there
+    while b"The workers run the new code." not in said:
+        said += os.read(terminal, 65_536)
+    os.close(terminal)
+    until(lambda: os.waitpid(pid, os.WNOHANG)[0], "it has ended")
+    until(lambda: not site.count("process"), "nothing is left on record")
+
+
+def test_a_failed_check_leaves_no_socket_behind(site, tmp_path):
+    (tmp_path / "no_urls.py").write_text("urlpatterns = 7")
+    path = tmp_path / "s"
+    done = site.manage(
+        *("runchannels", "--bind", f"unix:{path}", f"--pythonpath={tmp_path}"),
+        settings={"ROOT_URLCONF": "no_urls"},
+    )
+    assert done.returncode == 1
+    assert "correct them, and start again." in done.stderr
+    assert not path.exists()
 
 
 # Probes.
