@@ -34,7 +34,10 @@ NEVER = {
     "interface": ("routing", "consumers", "consuming", "handler", "worker", "admin", "checks"),
     "worker": ("gevent", "geventwebsocket", "interface"),
     "wsgi": ("gevent", "geventwebsocket", "routing", "consumers", "handler", "worker"),
-    **{f"interface.{name}": PURE for name in ("http", "websocket", "frames", "handshake", "proxy", "access")},
+    **{
+        f"interface.{name}": PURE
+        for name in ("http", "websocket", "frames", "handshake", "proxy", "access", "head", "body")
+    },
 }
 #: Imports inside functions, except of models: the registry of apps must be ready first.
 LATE = {("periodic", "cronsim"), ("apps", "checks"), ("layers", "django.db"), ("wsgi", "gateway")}
