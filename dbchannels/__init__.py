@@ -25,6 +25,7 @@ from dbchannels.exceptions import (
     InvalidName,
     LayerUnavailable,
     MessageTooLarge,
+    ResponseLater,
 )
 from dbchannels.layers import channel_layers
 from dbchannels.message import Message
@@ -42,6 +43,7 @@ __all__ = [
     "LayerUnavailable",
     "Message",
     "MessageTooLarge",
+    "ResponseLater",
     "channel_layers",
     "consumer",
     "include",

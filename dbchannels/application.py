@@ -36,9 +36,9 @@ class ApplicationViews:
 
     @staticmethod
     def _environ(message: Message) -> dict[str, Any]:
-        """Return the environment; a body may be bytes, or an object to read as many as Content-Length says."""
-        body = message["body"]
-        streamed = {} if isinstance(body, bytes) else {"wsgi.input": body, "CONTENT_LENGTH": _length(message)}
+        """Return the environment; a body may be bytes, or an object to read ``body_size`` of them from."""
+        body, size = message["body"], str(message.get("body_size", ""))
+        streamed = {} if isinstance(body, bytes) else {"wsgi.input": body, "CONTENT_LENGTH": size}
         environ = make_environ({**message, "body": b""} if streamed else message)
         return {**environ, **streamed, "wsgi.multithread": True, "wsgi.multiprocess": False}
 
@@ -66,11 +66,6 @@ class Head:
         """Return the first message of the response."""
         self.sent = True
         return {**self.fields, "content": content, "more_content": more_content}
-
-
-def _length(message: Message) -> str:
-    found = [value for name, value in message["headers"] if bytes(name) == b"content-length"]
-    return found[0].decode("latin-1") if found else ""
 
 
 def _messages(head: Head, result: Iterable[bytes]) -> Generator[Message, None, None]:

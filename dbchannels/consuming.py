@@ -12,7 +12,7 @@ from django.db import connections, transaction
 
 from dbchannels import codec
 from dbchannels.consumer_options import ConsumerOptions
-from dbchannels.exceptions import DenyConnection, InvalidMessage, WorkerKilled
+from dbchannels.exceptions import DenyConnection, InvalidMessage, ResponseLater, WorkerKilled
 from dbchannels.handler import ViewHandler
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
@@ -56,7 +56,8 @@ class Consumption:
         message = Message(delivery.channel, content, attempt=delivery.attempt, layer=self.layer.alias)
         found = self.routing.match(message)
         if found is not None:
-            self._run_route(*found, message, delivery, worker)
+            if not self._run_route(*found, message, delivery, worker):
+                return [reply(self.layer, delivery.reply_channel, {"later": True})]
         elif delivery.channel == "http.request":
             return self.views.respond(message, self._link, self.layer)
         elif delivery.channel == "websocket.connect" and not self.routing.match(message, "websocket.receive"):
@@ -69,16 +70,27 @@ class Consumption:
 
     def _run_route(
         self, route: Route, captures: Captures, message: Message, delivery: Delivery, worker: str
-    ) -> None:
+    ) -> bool:
+        """Run the consumer; False when it says that somebody else answers its request later."""
         self._route = route
         if delivery.durable and delivery.attempt > self._option("retries") + 1:
             raise WorkerKilled(delivery.attempt - 1)
         together = transaction.atomic(using=self.layer.database) if route.options.atomic else nullcontext()
         with together:
-            route.run(message, captures)
+            answered = self._answered(route, message, captures)
             # In the consumer's own transaction: its effect and the end of its message are one, or neither is.
             if route.options.atomic and delivery.durable and not self.layer.acknowledge(worker, delivery):
                 raise ClaimLost
+        return answered
+
+    def _answered(self, route: Route, message: Message, captures: Captures) -> bool:
+        try:
+            route.run(message, captures)
+        except ResponseLater:
+            if message.channel.name != "http.request" or message.reply_channel is None:
+                raise
+            return False
+        return True
 
     def _finished(self, message: Message, verdict: dict[str, Any]) -> list[Operation]:
         """Tell the connection's server that this frame is done: it sends the next one then."""

@@ -55,6 +55,13 @@ class InvalidConfiguration(DBChannelsError):
     """The DBCHANNELS setting or the routing cannot be used as it stands; the sentence says what to change."""
 
 
+class ResponseLater(DBChannelsError):
+    """Raise it in a view, or a consumer of ``http.request``: its reply channel is answered later, by whoever has it.
+
+    What was sent and written before is kept. The client waits for ``--later-timeout`` of runchannels, then gets 504.
+    """
+
+
 class DenyConnection(DBChannelsError):
     """Raise it in a ``websocket.connect`` consumer: the client is refused with 403 before the handshake ends."""
 

@@ -10,9 +10,11 @@ import logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import wraps
 from io import BytesIO
 from typing import Any
 
+from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core import signals
 from django.core.handlers.base import BaseHandler
@@ -22,11 +24,13 @@ from django.http.response import HttpResponseBase
 from django.urls import set_script_prefix
 
 from dbchannels import codec
+from dbchannels.exceptions import ResponseLater
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Operation, Send
 from dbchannels.layers.outages import is_unavailable
 from dbchannels.message import Message
+from dbchannels.request_body import open_body
 from dbchannels.streaming import CHUNK, ChunkWriter
 
 log = logging.getLogger("dbchannels.handler")
@@ -40,10 +44,14 @@ class ViewHandler(BaseHandler):
         if self._middleware_chain is None:
             self.load_middleware()
         environ = make_environ(message)
+        environ["wsgi.input"] = open_body(message, link, layer.options["expiry"])
+        environ["dbchannels.reply_channel"] = message.reply_channel
         set_script_prefix(environ["SCRIPT_NAME"] + "/" if environ["SCRIPT_NAME"] else "/")
         signals.request_started.send(sender=type(self), environ=environ)
         response = self.response_to(environ)
         try:
+            if getattr(response, "_answered_later", False):
+                return [_reply(layer, message, {"later": True})]
             if response.streaming or len(response.content) > CHUNK:
                 return self._stream(message, response, link, layer)
             return [_reply(layer, message, {**_head(response), "content": response.content})]
@@ -57,6 +65,7 @@ class ViewHandler(BaseHandler):
         except UnicodeDecodeError:
             log.warning("Bad Request (UnicodeDecodeError)", exc_info=sys.exc_info())
             return HttpResponse("The address is not UTF-8.", status=400, content_type="text/plain")
+        request.reply_channel = environ.get("dbchannels.reply_channel")  # type: ignore[attr-defined]
         with outages() as outage:
             response = self.get_response(request)
         if outage and response.status_code == 500 and not settings.DEBUG:
@@ -65,7 +74,30 @@ class ViewHandler(BaseHandler):
                 _AWAY, status=503, content_type="text/plain", headers={"Retry-After": "5"}
             )
         response._handler_class = type(self)  # type: ignore[attr-defined]
+        response._answered_later = hasattr(request, "_answered_later")  # type: ignore[attr-defined]
         return response
+
+    def make_view_atomic(self, view: Any) -> Any:
+        """Take a view that raises ResponseLater for one that returns: what it wrote and sent is kept.
+
+        The middleware sees an empty response, which nobody gets; sessions are saved as ever.
+        """
+
+        @wraps(view)
+        def taken(request: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return view(request, *args, **kwargs)
+            except ResponseLater:
+                return _later(request)
+
+        @wraps(view)
+        async def awaited(request: Any, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return await view(request, *args, **kwargs)
+            except ResponseLater:
+                return _later(request)
+
+        return super().make_view_atomic(awaited if iscoroutinefunction(view) else taken)
 
     def _stream(
         self, message: Message, response: HttpResponseBase, link: Link, layer: BaseLayer
@@ -76,6 +108,11 @@ class ViewHandler(BaseHandler):
         )
         writer.run(_head(response), _pieces(response))
         return []
+
+
+def _later(request: Any) -> HttpResponse:
+    request._answered_later = True
+    return HttpResponse()
 
 
 _AWAY = "The site's database cannot be used now: try again soon."
@@ -157,7 +194,7 @@ def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
         "SERVER_PROTOCOL": f"HTTP/{message['http_version']}",
         "REMOTE_ADDR": str(client[0]),
         "REMOTE_PORT": str(client[1]),
-        "CONTENT_LENGTH": str(len(body)) if body else "",
+        "CONTENT_LENGTH": str(message.get("body_size", len(body)) or ""),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": message.get("scheme", "http"),
         "wsgi.input": BytesIO(body),

@@ -26,7 +26,7 @@ from dbchannels.interface.binding import Bind, SocketRights
 from dbchannels.interface.direct import DirectViews
 from dbchannels.interface.hub import GeventHub
 from dbchannels.interface.limits import Limits
-from dbchannels.interface.options import Options
+from dbchannels.interface.options import Options, checked
 from dbchannels.interface.proxy import LOOPBACK, Trusted
 from dbchannels.interface.relay import Relay
 from dbchannels.interface.server import InterfaceServer
@@ -52,6 +52,7 @@ class Plan(NamedTuple):
     http_timeout: float
     graceful_timeout: float
     static: bool
+    limits: dict[str, Any]  # of the interface server's Options, those that were given
     passed_on: tuple[str, ...]  # options of manage.py itself that the children need too
     websocket: Limits = Limits()
     binds: tuple[Bind, ...] = ()  # where to listen in place of host and port
@@ -81,6 +82,7 @@ class Plan(NamedTuple):
             check_timeout("--http-timeout", options["http_timeout"]),
             check_timeout("--graceful-timeout", options["graceful_timeout"]),
             static,
+            checked(options),
             tuple(passed_on),
             websocket_limits(options),
             tuple(map(Bind.of, options.get("bind") or ())),
@@ -165,6 +167,7 @@ def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> Int
         root_path=plan.root_path,
         probe=plan.probe,
         websocket=plan.websocket,
+        **plan.limits,
     )
     server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead, GeventHub()), options)
     if plan.root_path:

@@ -34,7 +34,13 @@ from dbchannels.watch import Watch
 
 log = logging.getLogger("dbchannels.worker")
 
-PROTOCOL_CHANNELS = ("websocket.connect", "websocket.receive", "websocket.disconnect", "http.request")
+PROTOCOL_CHANNELS = (
+    "websocket.connect",
+    "websocket.receive",
+    "websocket.disconnect",
+    "http.request",
+    "http.disconnect",
+)
 # Seconds that protocol messages may put off a claim, after one that found nothing; of a slow one ten times its own.
 CLAIM_WITHIN = 0.02
 FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep

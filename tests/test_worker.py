@@ -150,11 +150,11 @@ def test_it_reads_the_protocol_and_each_channel_with_a_consumer_once(new_worker)
 @pytest.mark.parametrize(
     ("options", "channels"),
     [
-        ({"only": ["http.*"]}, ["http.request"]),
-        ({"only": ["http.*", "thumb*"]}, ["http.request", "thumbs.large", "thumbs.small"]),
+        ({"only": ["http.*"]}, ["http.request", "http.disconnect"]),
+        ({"only": ["http.*", "thumb*"]}, ["http.request", "http.disconnect", "thumbs.large", "thumbs.small"]),
         ({"exclude": ["*.*"]}, []),
         ({"only": ["thumbs.*"], "exclude": ["*.large"]}, ["thumbs.small"]),
-        ({"exclude": ["websocket.*", "thumbs.?mall"]}, ["http.request", "thumbs.large"]),
+        ({"exclude": ["websocket.*", "thumbs.?mall"]}, ["http.request", "http.disconnect", "thumbs.large"]),
         ({"only": ["HTTP.*"]}, []),
     ],
 )

@@ -99,6 +99,8 @@ class DirectExchange:
                 self._direct.run(partial(self._run, message))
                 started = True
                 first: Message = self._parts.get()
+                if "left" in first:
+                    raise BrokenOff
                 return http.failure_message(500) if "error" in first else first
         finally:
             if not started:
@@ -108,13 +110,18 @@ class DirectExchange:
     def next_chunk(self, timeout: float) -> Message:
         """Return the next part, however long the view takes; raises BrokenOff when there will be none."""
         part: Message = self._parts.get()
-        if "error" in part:
+        if "error" in part or "left" in part:
             raise BrokenOff
         return part
 
     def report(self, report: Message) -> None:
         """Tell the thread how far the client is: ``taken`` bytes in all, or that it is ``closed``."""
         self._reports.put(report)
+
+    def client_left(self) -> None:
+        """Wake who waits for the view, and tell the thread."""
+        self.report({"closed": True})
+        self._parts.put({"left": True})
 
     def close(self) -> None:
         """Wait for nothing more; a thread that still makes parts is told so."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from queue import Empty
@@ -13,9 +14,12 @@ from dbchannels import names
 from dbchannels.interface import http
 from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.interface.reply import Reply
+from dbchannels.interface.upload import Upload
+from dbchannels.layers.operations import Disconnect
 
 log = logging.getLogger("dbchannels.server")
 
+WAITING = 4_194_304  # bytes that may wait for a slow client: views are held to a window, groups are not
 REPORT_EVERY = 262_144  # bytes written to the client between two reports to the worker that streams
 
 Message = dict[str, Any]
@@ -32,45 +36,111 @@ class BrokenOff(ConnectionError):
 class Exchange:
     """Waits for the response messages of one request. ``close`` it when the last one was written."""
 
-    def __init__(self, relay: Relay) -> None:
+    def __init__(self, relay: Relay, later_timeout: float = 600.0) -> None:
         self._relay = relay
+        self._later_timeout = later_timeout
         self._replies = relay.hub.queue()
+        self._waiting = 0  # bytes of content in it
+        self._later = False  # the view has raised ResponseLater
+        self._left = self._broken = False  # by the client, or because it takes less than comes
+        self._in_groups = False  # the reply channel may be in some
+        self._path: str | None = None  # of the request, once it was sent
+        self.upload: Upload | None = None
         self.reply_channel = relay.open(self)
-        self.flow_channel = f"http.flow?{names.split(self.reply_channel)[1]}"
+        local = names.split(self.reply_channel)[1]
+        self.flow_channel = f"http.flow?{local}"
+        self.body_channel = f"http.request.body?{local}"
 
     def request(self, message: Message, timeout: float) -> Message:
-        """Send the request; return the head of its response, or the failure to answer with."""
+        """Send the request; return the head of its response, or the failure to answer with.
+
+        Raises BrokenOff when the client goes away.
+        """
         send = self._relay.make_send("http.request", message)._replace(expiry=timeout)
         try:
             self._relay.send(send)
-            first: Message = self._replies.get(timeout=timeout)
-        except (Empty, OutboxFull):
+        except OutboxFull:
             return http.failure_message(503)
+        self._path = message["path"]
+        try:
+            first = self._next(timeout)
+        except Empty:
+            self._in_groups = True  # whatever its worker does in the end
+            return http.failure_message(504)
         status = http.failure_status(first)
         return first if status is None else http.failure_message(status)
 
     def deliver(self, reply: Reply) -> None:
         """Take one message, in the hub."""
-        self._replies.put(reply.message)
+        message = reply.message
+        wanted = message.get("body")
+        if isinstance(wanted, dict) and "status" not in message:
+            if self.upload is not None:
+                self.upload.asked(wanted)
+            return
+        if self._broken:
+            return
+        self._waiting += _size(message)
+        if self._waiting > WAITING:
+            self._broken = True
+            log.warning("A response was broken off: its client takes less than is sent to it.")
+        self._replies.put(message)
 
     def next_chunk(self, timeout: float) -> Message:
         """Return the next message of the response; raises BrokenOff when there will be none."""
+        self._in_groups = True
         try:
-            chunk: Message = self._replies.get(timeout=timeout)
+            chunk = self._next(timeout)
         except Empty:
             raise BrokenOff from None
         if http.failure_status(chunk) is not None:
             raise BrokenOff
         return chunk
 
+    def _next(self, timeout: float) -> Message:
+        """Return the next message; raises Empty. A view that answers later has said so in a message of its own."""
+        started = time.monotonic()
+        while True:
+            if self._left or self._broken:
+                raise BrokenOff
+            latest = started + (self._later_timeout if self._later else timeout)
+            message: Message = self._replies.get(timeout=max(0.0, latest - time.monotonic()))
+            self._waiting -= _size(message)
+            if "later" not in message:
+                return message
+            self._later = self._in_groups = True
+
     def report(self, report: Message) -> None:
         """Tell the worker that streams how far its client is."""
         with suppress(OutboxFull):
             self._relay.send(self._relay.make_send(self.flow_channel, report))
 
+    def client_left(self) -> None:
+        """Tell the site, once, that nobody waits any more; in the hub, so it does not block."""
+        if self._left:
+            return
+        self._left = True
+        self._replies.put({"later": True})  # wakes who waits
+        if self.upload is not None:
+            self.upload.break_off()
+        if self._path is not None:
+            message = {"reply_channel": self.reply_channel, "path": self._path}
+            with suppress(OutboxFull):
+                self._relay.send(self._relay.make_send("http.disconnect", message))
+
     def close(self) -> None:
-        """Wait for nothing more."""
+        """Wait for nothing more, and be in no group."""
         self._relay.close(self.reply_channel)
+        if self.upload is not None:
+            self.upload.close()
+        if self._in_groups or self._left:
+            with suppress(OutboxFull):
+                self._relay.send(Disconnect(self.reply_channel))
+
+
+def _size(message: Message) -> int:
+    content = message.get("content")
+    return len(content) if isinstance(content, bytes) else 0
 
 
 class Chunks(Protocol):
@@ -94,6 +164,7 @@ class Stream:
     ) -> None:
         self._exchange, self._timeout, self._ended = exchange, timeout, ended
         self._finished = False
+        self._failed = False  # no more comes, or what comes cannot be sent: it is not the client that left
         self._has_body = head.has_body
         self._left = declared_length(head) if head.has_body else None  # bytes; None: any number
         self._chunks = self._run(http.checked_content(first))
@@ -106,9 +177,18 @@ class Stream:
         self._chunks.close()
         if not self._finished:
             self._exchange.report({"closed": True})
+            if not self._failed:
+                self._exchange.client_left()
         self._ended()
 
     def _run(self, content: bytes) -> Generator[bytes, None, None]:
+        try:
+            yield from self._contents(content)
+        except BrokenOff:
+            self._failed = True
+            raise
+
+    def _contents(self, content: bytes) -> Generator[bytes, None, None]:
         yield self._counted(content)
         taken = reported = 0
         while not self._finished:

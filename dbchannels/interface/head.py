@@ -26,7 +26,7 @@ _HOST = re.compile(
 )
 
 
-class Limits(NamedTuple):
+class HeadLimits(NamedTuple):
     """What a head may take; sizes in bytes with the line ends."""
 
     line: int = 8_192  # of the request line: method, address, version
@@ -57,7 +57,7 @@ class HeadReader:
     Each line is judged when it has come, so however the bytes are cut, the first fault decides the answer.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: HeadLimits) -> None:
         self._limits = limits
         self._buffer = bytearray()
         self._searched = 0  # bytes of the buffer that hold no line end
@@ -232,9 +232,9 @@ def _check_codings(codings: list[bytes]) -> None:
         raise Refused(501, "This server knows the transfer coding chunked alone.")
 
 
-def _too_long(limits: Limits) -> Refused:
+def _too_long(limits: HeadLimits) -> Refused:
     return Refused(414, f"The address is too long: the first line may have {limits.line} bytes.")
 
 
-def _too_large(limits: Limits) -> Refused:
+def _too_large(limits: HeadLimits) -> Refused:
     return Refused(431, f"The headers are too large: {limits.size} bytes in {limits.count} lines are taken.")

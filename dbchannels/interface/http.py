@@ -22,10 +22,10 @@ _HOP_BY_HOP = frozenset(
 )
 
 SENTENCES = {
-    413: "The request's body is larger than this server takes.",
     500: "The site could not answer: its code raised an error, which is in the log.",
     502: "The worker that held this request died; it was not tried again.",
-    503: "No worker could take this request in time: try again soon.",
+    503: "This request could not be taken now: try again soon.",
+    504: "No worker answered this request in time.",
 }
 
 
@@ -61,14 +61,22 @@ class Request(NamedTuple):
         return (self.header(b"host") or b"").decode("latin-1")
 
 
-def request_message(request: Request, reply_channel: str, body: bytes, flow_channel: str) -> dict[str, Any]:
-    """Return the ``http.request`` message."""
+def request_message(
+    request: Request,
+    reply_channel: str,
+    body: bytes,
+    flow_channel: str,
+    body_channel: str | None = None,
+    body_size: int | None = None,
+) -> dict[str, Any]:
+    """Return the ``http.request`` message; with a ``body_channel`` for the rest of the body, its size is in bytes."""
     return {
         **_common(request, reply_channel),
         "http_version": request.http_version,
         "method": request.method.upper(),
         "body": body,
-        "body_channel": None,
+        "body_channel": body_channel,
+        "body_size": len(body) if body_size is None else body_size,
         "flow_channel": flow_channel,
     }
 
@@ -169,7 +177,7 @@ def failure_status(message: dict[str, Any]) -> int | None:
     if "error" in message:
         return 500
     if "lost" in message:
-        return 502 if message["lost"] == "worker died" else 503
+        return {"worker died": 502, "expired": 504}.get(message["lost"], 503)
     return None
 
 

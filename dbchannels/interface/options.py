@@ -2,28 +2,85 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
+from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface.binding import Bind, SocketRights
+from dbchannels.interface.head import HeadLimits
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.proxy import Trusted
+from dbchannels.waiting import check_timeout
 
 
 class Options(NamedTuple):
-    """What the operator may set; times in seconds, sizes in bytes."""
+    """Times in seconds, sizes in bytes. FLAGS says which of them runchannels takes, and docs/settings.rst what for."""
 
     host: str = "127.0.0.1"
     port: int = 8000
     allowed_hosts: tuple[str, ...] = ()
-    http_timeout: float = 60.0  # until the first message of the response
+
+    # Who may come in. A cap of connections is never above what the descriptors suffice for.
+    max_connections: int = 16_000  # HTTP and WebSockets together
+    max_per_address: int | None = None  # None: 1,000, and any number from this machine itself
+    max_requests: int = 0  # on one connection, which is closed then; 0: any number
+
+    # What a request may take.
+    max_line: int = 8_192  # the first line, which has the address
+    max_head: int = 32_768  # all header lines
+    max_headers: int = 100  # their number
+    max_body: int = 1_114_112  # 1 MiB, and 64 KiB for the form around it
+
+    # How long it may take.
+    head_timeout: float = 15.0  # from a head's first byte to its last, or the connection's beginning
+    body_timeout: float = 30.0  # without a byte of it; in all so long and a second for each KiB
+    keep_alive_timeout: float = 60.0  # between two requests
+    write_timeout: float = 60.0  # until the client has taken 64 KiB of its response
+    http_timeout: float = 60.0  # until the first message of the response, and between two
+    later_timeout: float = 600.0  # the same, once a view has raised ResponseLater
     handshake_timeout: float = 15.0  # until the connect consumer has decided
     drain_timeout: float = 10.0  # for requests under way when the server stops
-    max_body: int = 1_114_112  # 1 MiB, and 64 KiB for the form around it
     websocket: Limits = Limits()
     binds: tuple[Bind, ...] = ()  # where to listen; none: at host and port
     socket_rights: SocketRights = SocketRights()  # of Unix sockets
-    proxies: Trusted | None = (
-        None  # whose X-Forwarded headers are believed; None: nobody's, and they are left alone
-    )
+    # Whose X-Forwarded headers are believed; None: nobody's, and they are left alone.
+    proxies: Trusted | None = None
     root_path: str = ""  # below which the site is, "/site"
     probe: Bind | None = None  # where /healthz and /readyz are answered
+
+    @property
+    def head_limits(self) -> HeadLimits:
+        """Return what the reader of heads goes by."""
+        return HeadLimits(self.max_line, self.max_head, self.max_headers)
+
+
+#: What runchannels takes as an option, ``--max-body`` for ``max_body``, with its help.
+FLAGS = {
+    "max_connections": "connections at once, WebSockets among them",
+    "max_per_address": "the same from one address (1000, and any number from this machine itself)",
+    "max_requests": "requests on one connection, 0: any number",
+    "max_line": "bytes of a request's first line, which has the address",
+    "max_head": "bytes of a request's headers",
+    "max_headers": "headers of a request",
+    "max_body": "bytes of a request's body",
+    "head_timeout": "seconds for a request's first line and headers",
+    "body_timeout": "seconds without a byte of a request's body, and in all so many and one for each KiB",
+    "keep_alive_timeout": "seconds between two requests on one connection",
+    "write_timeout": "seconds until the client has taken 64 KiB of its response",
+    "later_timeout": "seconds until a request is given up whose view has raised ResponseLater",
+}
+
+
+def checked(given: Mapping[str, float | None]) -> dict[str, Any]:
+    """Return those of the FLAGS that were given, checked; raises InvalidConfiguration with what to give instead."""
+    found: dict[str, Any] = {}
+    for name in FLAGS:
+        value, option = given.get(name), f"--{name.replace('_', '-')}"
+        if value is None:
+            continue
+        if name.endswith("timeout"):
+            check_timeout(option, value)
+        elif value < (0 if name in ("max_requests", "max_body") else 1):
+            raise InvalidConfiguration(f"{option} takes a number above 0.")
+        found[name] = value
+    return found

@@ -14,15 +14,19 @@ from gevent.pywsgi import WSGIServer
 from dbchannels.interface import handshake, http
 from dbchannels.interface.access import log_request, log_websocket
 from dbchannels.interface.binding import AddressInUse, Bind, Listening, listen_all
+from dbchannels.interface.caps import Caps, connections_that_fit, turn_away
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
 from dbchannels.interface.direct import DirectExchange, DirectViews
 from dbchannels.interface.exchange import Exchange, Stream, declared_length
 from dbchannels.interface.http import Request
+from dbchannels.interface.inlet import Inlet
 from dbchannels.interface.options import Options
 from dbchannels.interface.probes import Probes
 from dbchannels.interface.proxy import forwarded
 from dbchannels.interface.relay import OutboxFull, Relay
+from dbchannels.interface.spool import NotStored, Spool, SpooledBody
 from dbchannels.interface.upgrade import Handler
+from dbchannels.interface.upload import Upload
 from dbchannels.interface.verdict import Accepted, Denied
 
 log = logging.getLogger("dbchannels.server")
@@ -46,10 +50,34 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self.public_address = ("localhost", 80) if listening.bind.path else listening.bind[:2]
         self.read_request = server.read_request
         self.is_draining = server.is_draining
+        self.options = server.options
+        self.caps = server.caps
         self.check_origin = server.check_origin
         self.connect = server.connect
         self.adopt = server.adopt
         self.log_access = log_request
+
+    def do_handle(self, sock: Any, address: Any) -> None:
+        """Take a connection, in the hub; one too many is turned away at once, without a greenlet."""
+        answer = self.caps.admit(address_text(address))
+        if answer is None:
+            super().do_handle(sock, address)
+        else:
+            turn_away(sock, answer)
+
+    def handle(self, sock: Any, address: Any) -> None:
+        """Serve a connection to its end, or until a WebSocket was handed over."""
+        handler = Handler(sock, address, self)
+        try:
+            handler.handle()
+        finally:
+            if not handler.handed_over:
+                self.caps.release(address_text(address))
+
+
+def address_text(address: Any) -> str:
+    """Return a client's address without its port; "" for one on a Unix socket."""
+    return str(address[0]) if isinstance(address, tuple) else ""
 
 
 class _OneLineLog:
@@ -73,6 +101,7 @@ class InterfaceServer:
         self.static_files: StaticFiles | None = None
         self.direct: DirectViews | None = None  # where views run, if not in workers
         self.relay = make_relay(self._declared_dead)
+        self.caps = Caps(options.max_connections, options.max_per_address)
         self.connections: set[Connection] = set()
         self._exchanges = 0
         self._closing: int | None = None  # the close code, once the server stops
@@ -102,6 +131,7 @@ class InterfaceServer:
         """Register with the layer and accept connections. Raises LayerUnavailable."""
         if self._probes:
             self._probes.start()
+        self.caps.total = connections_that_fit(self.options.max_connections)
         self.relay.start()
         for listener in self._listeners:
             listener.start()
@@ -222,60 +252,82 @@ class InterfaceServer:
         """Answer one request: PEP 3333's interface, as pywsgi calls it."""
         request: Request = environ["dbchannels.request"]
         if self.is_outside(request):
-            return self._fail(404, request, start_response, OUTSIDE)
-        served = self._serve_static(request)
-        if served is not None:
-            status, headers, content = served
-            start_response(f"{status} {http.reason_phrase(status)}", headers)
-            return [content] if request.method != "HEAD" else []
-        body, failure = self._read_body(request, environ["wsgi.input"])
-        if failure:
-            return self._fail(failure, request, start_response)
-        return self._exchange(request, body, start_response)
+            return self._refuse(handshake.Refused(404, OUTSIDE), request, start_response)
+        inlet: Inlet = environ["dbchannels.inlet"]
+        spool = Spool() if environ["dbchannels.has_body"] else None
+        handed_on = False
+        try:
+            if spool is not None:
+                environ["dbchannels.read_body"](spool.write)
+            served = self._serve_static(request)
+            if served is not None:
+                status, headers, content = served
+                start_response(f"{status} {http.reason_phrase(status)}", headers)
+                return [content] if request.method != "HEAD" else []
+            handed_on = True
+            return self._exchange(request, spool, inlet, start_response)
+        except handshake.Refused as refused:
+            return self._refuse(refused, request, start_response)
+        except NotStored as error:
+            log.error("The body of a request could not be stored (%s): it was refused.", error)
+            return self._refuse(handshake.Refused(503, http.SENTENCES[503]), request, start_response)
+        finally:
+            if spool is not None and not handed_on:
+                spool.close()
 
     def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
         if self.static_files is None or request.method not in ("GET", "HEAD"):
             return None
         return self.static_files(request)
 
-    def _read_body(self, request: Request, source: Any) -> tuple[bytes, int | None]:
-        """Return the body, or the status that refuses it."""
-        limit = self.options.max_body
-        declared = request.header(b"content-length") or b"0"
-        if declared.isdigit() and int(declared) > limit:
-            return b"", 413
-        try:
-            body = source.read(limit + 1)
-        except OSError:  # pywsgi's, for chunks that are none, and for a client that went away
-            return b"", 400
-        return (b"", 413) if len(body) > limit else (body, None)
-
-    def _exchange(self, request: Request, body: bytes, start_response: Callable[..., Any]) -> Iterable[bytes]:
-        exchange = self.direct.exchange() if self.direct else Exchange(self.relay)
+    def _exchange(
+        self, request: Request, spool: Spool | None, inlet: Inlet, start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        later = self.options.later_timeout
+        exchange = self.direct.exchange() if self.direct else Exchange(self.relay, later)
         self._exchanges += 1
+        ended = partial(self._end_exchange, exchange, spool, inlet)
         streaming = False
         try:
-            message = http.request_message(request, exchange.reply_channel, body, exchange.flow_channel)
+            inlet.watch(exchange.client_left)
+            message = self._request_message(request, exchange, spool)
             first, head = self._checked(exchange.request(message, self.options.http_timeout), request)
             if not first.get("more_content"):
                 return self._write_whole(first, head, start_response)
             self._start_stream(head, request, start_response)
             streaming = True
-            ended = partial(self._end_exchange, exchange)
             return Stream(exchange, first, head, self.options.http_timeout, ended)
         finally:
             if not streaming:
-                self._end_exchange(exchange)
+                ended()
 
-    def _end_exchange(self, exchange: Exchange | DirectExchange) -> None:
+    def _request_message(
+        self, request: Request, exchange: Exchange | DirectExchange, spool: Spool | None
+    ) -> dict[str, Any]:
+        body: Any = b"" if spool is None else spool.first
+        body_channel = None
+        if spool is not None and spool.rest:
+            if isinstance(exchange, DirectExchange):
+                body = SpooledBody(spool)
+            else:
+                exchange.upload = Upload(self.relay, exchange.body_channel, spool)
+                body_channel = exchange.body_channel
+        size = 0 if spool is None else spool.size
+        channels = (exchange.reply_channel, body, exchange.flow_channel, body_channel)
+        return http.request_message(request, *channels, size)
+
+    def _end_exchange(self, exchange: Exchange | DirectExchange, spool: Spool | None, inlet: Inlet) -> None:
         self._exchanges -= 1
+        inlet.unwatch()
         exchange.close()
+        if spool is not None:
+            spool.close()
 
-    def _fail(
-        self, status: int, request: Request, start_response: Callable[..., Any], sentence: str = ""
+    def _refuse(
+        self, refused: handshake.Refused, request: Request, start_response: Callable[..., Any]
     ) -> list[bytes]:
-        """Refuse a request whose body was not read to its end: what follows it is no request."""
-        message = http.failure_message(status, sentence)
+        """Refuse a body that was not read to its end: what follows it is no request."""
+        message = http.failure_message(refused.status, refused.sentence)
         head = http.response_head(message, request.method)
         head.headers.append(("Connection", "close"))
         return self._write_whole(message, head, start_response)

@@ -1,49 +1,107 @@
 """The handler of gevent-websocket, taught to ask first: the only module that imports that package.
 
-Its class has no hooks, so four methods are overridden: the handshake is checked strictly, the connect consumer
-decides before the 101, and the open socket goes to a Connection instead of an application of its own.
+Its class has no hooks, so methods are overridden: requests are read and handshakes checked strictly, the connect
+consumer decides before the 101, and the open socket goes to a Connection instead of an application of its own.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-import socket
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gevent
 from geventwebsocket.handler import WebSocketHandler
 
 from dbchannels.interface import handshake
-from dbchannels.interface.http import RawHeaders, Request
+from dbchannels.interface.caps import CountedSocket
+from dbchannels.interface.head import Head
+from dbchannels.interface.http import Request
+from dbchannels.interface.inlet import Inlet, Left
 
 log = logging.getLogger("dbchannels.server")
 
+PIECE = 65_536  # bytes of a response that the client must take within the write timeout
+CLIENT_LEFT = 499  # in the log, for a request whose client did not wait for the answer; nginx's number
+
 
 class Handler(WebSocketHandler):  # type: ignore[misc]
-    """Reads one request after another from a socket; ``self.server`` is an interface.server.Listener."""
+    """Reads one request after another from a socket; ``self.server`` is an interface.server.Listener.
+
+    pywsgi writes the answers; what comes in is read by our own Inlet, because pywsgi takes what it should refuse.
+    """
+
+    def __init__(self, sock: Any, address: Any, server: Any) -> None:
+        self.inlet = Inlet(sock, server.options)
+        self.handed_over = False  # the socket is a WebSocket's
+        self.wsgi_input = self  # whose _discard pywsgi calls after each answer
+        self._requests = 0
+        self._unread = False  # there is a body, and not all of it was read
+        super().__init__(sock, address, server, rfile=self.inlet)
+
+    def handle_one_request(self) -> Any:
+        """Return True to go on; None ends the connection."""
+        self.code, self.response_length = None, 0
+        try:
+            head = self.inlet.read_head()
+        except handshake.Refused as refused:
+            self._refuse_head(refused)
+            return None
+        except OSError:
+            return None
+        if head is None:
+            return None
+        self._take_head(head)
+        self.handle_one_response()
+        self.close_connection = self.close_connection or self._unread
+        if self._unread and self.socket is not None:
+            self.inlet.linger()
+        return None if self.close_connection else True
+
+    def _take_head(self, head: Head) -> None:
+        self.head, self.requestline = head, head.line
+        self.command, self.path, self.request_version = head.method, head.target, f"HTTP/{head.version}"
+        self._requests, self._unread = self._requests + 1, head.length != 0
+        used_up = self._requests == self.server.options.max_requests
+        self.close_connection = not head.keep_alive or used_up or self.server.closed
+        self.application = self.server.application
+        self.environ = {
+            "dbchannels.inlet": self.inlet,
+            "dbchannels.has_body": head.length != 0,
+            "dbchannels.read_body": self._read_body,
+        }
+
+    def _read_body(self, take: Callable[[bytes], None]) -> None:
+        self.inlet.read_body(self.head, take)
+        self._unread = False
+
+    def _refuse_head(self, refused: handshake.Refused) -> None:
+        """Answer what is no request, and end the connection: nobody knows where the next one would begin."""
+        assert self.inlet.reader is not None
+        self.requestline = self.inlet.reader.request_line
+        self.time_finish = time.time()
+        self._answer(
+            refused.status, handshake.refuse_response(refused.status, refused.sentence, refused.headers)
+        )
+        self.log_request()
+        self.inlet.linger()
+
+    def _discard(self) -> None:
+        """pywsgi would read what is left of a body, however much it is. A body that was refused ends the connection."""
 
     request: Request | None = None  # None: it could not be read
     body_length = 0  # bytes of the response without its head
 
     def read_whole_request(self) -> Request:
-        """Return what pywsgi has read as a Request."""
-        headers: RawHeaders = [
-            (name.lower().encode("latin-1"), value.strip().encode("latin-1"))
-            for name, value in self.headers.items()
-        ]
-        version = self.request_version.partition("/")[2]
+        """Return what was read as a Request."""
+        head = self.head
         client = self.client_address if isinstance(self.client_address, tuple) else ("", 0)
         host, port = self.server.public_address
-        made = Request(self.command, self.path, version, headers, "http", client[:2], (host, port))
+        made = Request(head.method, head.target, head.version, head.headers, "http", client[:2], (host, port))
         return self.server.read_request(made)  # type: ignore[no-any-return]
-
-    def get_environ(self) -> dict[str, Any]:
-        """Read every body by its length: to ``Connection: Upgrade``, h2c's too, the base gives the bare socket."""
-        environ: dict[str, Any] = super().get_environ()
-        environ["wsgi.input"] = self.wsgi_input
-        return environ
 
     def upgrade_websocket(self) -> Any:
         """Answer a handshake; None, and no status, leaves the request to the WSGI application."""
@@ -79,6 +137,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.response_length = len(data)
         self.body_length = len(data.partition(b"\r\n\r\n")[2])
         try:
+            self.socket.settimeout(self.server.options.write_timeout)
             self.socket.sendall(data)
         except OSError:
             self.response_length = self.body_length = 0
@@ -94,22 +153,20 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     def run_websocket(self) -> None:
         """Hand the socket over. pywsgi must not touch it again, so it gets none to close."""
-        buffered = self._read_ahead()
+        buffered = self.inlet.take_ahead()
+        released = partial(self.server.caps.release, self.client_host())
         # The duplicate is a plain socket: watchers read and write it in the hub, where nothing may block.
-        plain = socket.socket(fileno=os.dup(self.socket.fileno()))
+        plain = CountedSocket(os.dup(self.socket.fileno()), released)
+        self.handed_over = True
         plain.setblocking(False)
         connection, self.websocket = self.websocket, None
         self.socket.close()
         self.socket = None
         self.server.adopt(connection, plain, buffered)
 
-    def _read_ahead(self) -> bytes:
-        """Return frames that came right behind the handshake and lie in the reader's buffer."""
-        self.socket.setblocking(False)
-        try:
-            return bytes(self.rfile.peek(0) or b"")
-        except (BlockingIOError, OSError):
-            return b""
+    def client_host(self) -> str:
+        """Return the client's address without its port; "" for one on a Unix socket."""
+        return str(self.client_address[0]) if isinstance(self.client_address, tuple) else ""
 
     def write(self, data: bytes) -> None:
         """Count what is written of the body."""
@@ -119,6 +176,9 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     def finalize_headers(self) -> None:
         """The base class would end the chunks of a response to HEAD, though it has none: its end is the head's."""
         super().finalize_headers()
+        named = any(name.lower() == b"connection" for name, _ in self.response_headers)
+        if self.close_connection and not named:
+            self.response_headers.append((b"Connection", b"close"))
         if self.command == "HEAD":
             self.response_use_chunked = False
         if self.server.is_draining() and not self.close_connection:
@@ -134,7 +194,19 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         super().handle_one_response()
         gevent.sleep(0)
 
+    def _sendall(self, data: bytes | bytearray) -> None:
+        """Write piece by piece, so that a slow client has its time for each; one that is too slow has left."""
+        view = memoryview(data)
+        try:
+            self.socket.settimeout(self.server.options.write_timeout)
+            for start in range(0, len(view), PIECE):
+                self.socket.sendall(view[start : start + PIECE])
+        except OSError:
+            raise Left from None
+        self.response_length += len(data)
+
     def log_request(self) -> None:
         """One line in the log for each request."""
+        self.code = self.code or CLIENT_LEFT
         self.server.log_access(self, (self.time_finish or time.time()) - self.time_start)
         self.request = None

@@ -38,6 +38,7 @@ class DatabaseLink(Link):
     """See Link for what the methods take and give."""
 
     layer: DatabaseLayer
+    apart = False
 
     def __init__(self, layer: DatabaseLayer, listen: bool = True) -> None:
         super().__init__(layer)

@@ -20,6 +20,9 @@ class Link:
     database bring a link with a connection of its own.
     """
 
+    #: Whether it reads while the calling thread has one of Django's transactions open, and apart from it.
+    apart = True
+
     def __init__(self, layer: BaseLayer) -> None:
         self.layer = layer
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from dbchannels.interface.body import BodyReader
 from dbchannels.interface.handshake import Refused
-from dbchannels.interface.head import HeadReader, Limits
+from dbchannels.interface.head import HeadLimits, HeadReader
 from tests.interface.hostile import BODIES
 
 LIMIT = 1_114_112
@@ -70,7 +70,7 @@ def test_a_larger_one_is_refused_before_it_has_come(data, length):
 @pytest.mark.parametrize("name", BODIES)
 def test_a_hostile_body_is_refused(name):
     data, status = BODIES[name]
-    reader = HeadReader(Limits())
+    reader = HeadReader(HeadLimits())
     head = reader.feed(data)
     answer, sentence = read(reader.rest, head.length)
     assert answer == status

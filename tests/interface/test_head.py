@@ -9,10 +9,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dbchannels.interface.handshake import Refused
-from dbchannels.interface.head import HeadReader, Limits, read_field
+from dbchannels.interface.head import HeadLimits, HeadReader, read_field
 from tests.interface.hostile import HEADS
 
-LIMITS = Limits()
+LIMITS = HeadLimits()
 
 
 def read(data, cuts=(), limits=LIMITS):
@@ -241,7 +241,7 @@ REQUESTS = st.one_of(
 @example(b"\r\n" + get() + b"rest", [1, 2, 3])
 @example(get("X: " + "a" * 40), [5, 60])
 def test_any_bytes_are_a_head_or_a_refusal_however_they_are_cut(data, cuts):
-    limits = Limits(line=40, size=60, count=4)
+    limits = HeadLimits(line=40, size=60, count=4)
     assert read(data, cuts, limits) == read(data, (), limits)
 
 

@@ -61,6 +61,7 @@ def test_a_request_as_a_message():
         "headers": [[b"host", b"example.com"], [b"cookie", b"a=1"], [b"cookie", b"b=2"], [b"x", b"\xe9"]],
         "body": b"body",
         "body_channel": None,
+        "body_size": 4,
         "flow_channel": "http.flow?c",
         "client": ["1.2.3.4", 5],
         "server": ["6.7.8.9", 80],
@@ -260,7 +261,7 @@ def test_no_response_forges_a_line(headers, status, reason, method):
     [
         ({"error": "consumer"}, 500),
         ({"lost": "worker died", "channel": "http.request"}, 502),
-        ({"lost": "expired", "channel": "http.request"}, 503),
+        ({"lost": "expired", "channel": "http.request"}, 504),
         ({"lost": "full", "channel": "http.request"}, 503),
         ({"status": 200}, None),
         ({"content": b"", "more_content": True}, None),
@@ -270,7 +271,7 @@ def test_replies_that_say_that_no_response_will_come(reply, status):
     assert failure_status(reply) == status
 
 
-@pytest.mark.parametrize("status", [400, 413, 500, 502, 503])
+@pytest.mark.parametrize("status", [400, 500, 502, 503, 504])
 def test_a_failure_is_one_sentence_of_plain_text(status):
     failure = failure_message(status)
     head = response_head(failure, "GET")
@@ -285,7 +286,7 @@ def test_only_a_503_says_when_to_try_again():
         status: dict(response_head(failure_message(status), "GET").headers).get("Retry-After")
         for status in SENTENCES
     }
-    assert retry == {413: None, 500: None, 502: None, 503: "5"}
+    assert retry == {500: None, 502: None, 503: "5", 504: None}
 
 
 def test_a_failure_can_have_a_sentence_of_its_own():

@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 from dbchannels import serving
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.interface.binding import Bind
+from dbchannels.interface.options import FLAGS, Options
 from dbchannels.interface.proxy import LOOPBACK
 from dbchannels.management.output import log_to_terminal
 from dbchannels.management.websocket_options import add_websocket_options
@@ -77,7 +78,7 @@ class Command(BaseCommand):
             type=float,
             default=60.0,
             metavar="S",
-            help="seconds until a request is given up (60)",
+            help="seconds until a request is given up that no worker answers (60)",
         )
         parser.add_argument(
             "--graceful-timeout",
@@ -87,6 +88,15 @@ class Command(BaseCommand):
             help="seconds to finish in at the end (10)",
         )
         add_websocket_options(parser)
+        for name, text in FLAGS.items():
+            default = Options._field_defaults[name]
+            parser.add_argument(
+                f"--{name.replace('_', '-')}",
+                type=float if name.endswith("timeout") else int,
+                default=None,
+                metavar="S" if name.endswith("timeout") else "N",
+                help=text if default is None else f"{text} ({default})",
+            )
         parser.add_argument(
             "--nostatic", action="store_true", help="do not serve static files when DEBUG is on"
         )

@@ -28,6 +28,18 @@ def raises(message):
     raise ValueError("as asked for")
 
 
+@consumer("http.disconnect", path=r"^/(events|never|read/.*)$")
+def gone(message):
+    """Write down that nobody waits any more."""
+    Entry.objects.create(text=f"gone {message['path']}")
+
+
+@consumer("answers")
+def answers(message):
+    """Answer a request that a view left."""
+    Channel(message["to"]).send({"status": 200, "content": message["text"].encode()})
+
+
 @consumer("websocket.receive", path=r"^/echo/$")
 def echo(message):
     """Send back what came."""

@@ -14,7 +14,7 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from dbchannels import Channel
-from livesite import imported, sending
+from livesite import imported, sending, waiting
 from livesite.models import Entry
 
 imported.note(__name__)
@@ -163,5 +163,16 @@ urlpatterns = [
     path("empty", empty),
     path("send", send),
     path("sends-a-set", sends_a_set),
+    path("hash", waiting.hashed),
+    path("stored", waiting.stored),
+    path("unread", waiting.unread),
+    path("read/<name>", waiting.read_at),
+    path("body", waiting.body),
+    path("die/<name>", waiting.die_at),
+    path("in-a-transaction", waiting.in_a_transaction),
+    path("later/<text>", waiting.later),
+    path("never", waiting.never),
+    path("events", waiting.events),
+    path("tell/<text>", waiting.tell),
     path("sends/<how>/<channel>/<text>", sending.sends),
 ]

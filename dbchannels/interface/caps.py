@@ -1,0 +1,127 @@
+"""How many connections the server takes, in all and from one address, and what it says to one too many.
+
+Turning one away costs no greenlet: a flood of them must cost less than the requests that it keeps out.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import resource
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from dbchannels.interface.handshake import refuse_response
+
+log = logging.getLogger("dbchannels.server")
+
+FROM_ONE = 1_000  # connections from one address, unless told
+RESERVED = 200  # descriptors for all that is no connection: the database, workers, log files, bodies on disk
+TOLD_EVERY = 10.0  # seconds between two lines in the log
+
+_RETRY = [("Retry-After", "5")]
+FULL = refuse_response(503, "This server has as many connections as it takes: try again soon.", _RETRY)
+TOO_MANY = refuse_response(429, "There are too many connections from this address: close some.", _RETRY)
+
+
+class Caps:
+    """Counts the open connections. ``per_address`` None: 1,000, but any number from this machine, a proxy say."""
+
+    def __init__(self, total: int, per_address: int | None) -> None:
+        self.total = total
+        self.open = 0
+        self._per_address = per_address
+        self._by_address: Counter[str] = Counter()
+        self._turned_away: Counter[bytes] = Counter()
+        self._told_at = -TOLD_EVERY
+
+    def admit(self, address: str) -> bytes | None:
+        """Count a connection, to be released when it ends; or return the answer for one too many."""
+        if self.open >= self.total:
+            return self._turn_away(FULL)
+        if self._by_address[address] >= self._limit(address):
+            return self._turn_away(TOO_MANY)
+        self.open += 1
+        self._by_address[address] += 1
+        return None
+
+    def release(self, address: str) -> None:
+        """One that was admitted has ended."""
+        self.open -= 1
+        self._by_address[address] -= 1
+        if self._by_address[address] <= 0:
+            del self._by_address[address]
+
+    def _limit(self, address: str) -> float:
+        if self._per_address is not None:
+            return self._per_address
+        return float("inf") if is_local(address) else FROM_ONE
+
+    def _turn_away(self, answer: bytes) -> bytes:
+        """One line in the log for many of them: a stranger decides how many there are."""
+        self._turned_away[answer] += 1
+        if time.monotonic() - self._told_at > TOLD_EVERY:
+            self._told_at = time.monotonic()
+            log.warning(
+                "Turned away %d connections beyond --max-connections (%d) and %d beyond --max-per-address.",
+                self._turned_away[FULL],
+                self.total,
+                self._turned_away[TOO_MANY],
+            )
+            self._turned_away.clear()
+        return answer
+
+
+def is_local(address: str) -> bool:
+    """Whether it is this machine: a loopback address, or none, which is a Unix socket."""
+    with suppress(ValueError):
+        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+    return not address
+
+
+def turn_away(sock: Any, answer: bytes) -> None:
+    """Answer and close, without waiting: what the client does not take at once it does not get."""
+    plain = sock._sock  # gevent's own would wait
+    with suppress(OSError):
+        plain.send(answer)
+        plain.shutdown(socket.SHUT_WR)
+        plain.recv(65_536)  # unread data would reset the connection, and take the answer along
+    sock.close()
+
+
+class CountedSocket(socket.socket):
+    """A plain socket that says when it is closed."""
+
+    def __init__(self, descriptor: int, on_close: Callable[[], None]) -> None:
+        super().__init__(fileno=descriptor)
+        self._on_close: Callable[[], None] | None = on_close
+
+    def close(self) -> None:
+        """Close it, and say so once."""
+        super().close()
+        on_close, self._on_close = self._on_close, None
+        if on_close is not None:
+            on_close()
+
+
+def connections_that_fit(wanted: int) -> int:
+    """Raise this process's limit of descriptors as far as it goes; return how many connections it suffices for."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+    fit = wanted if soft == resource.RLIM_INFINITY else min(wanted, max(1, soft - RESERVED))
+    if fit < wanted:
+        log.warning(
+            "This process may have %d open files, which suffices for %d connections and not for the %d of "
+            "--max-connections: raise the limit (ulimit -n, or LimitNOFILE= in systemd).",
+            soft,
+            fit,
+            wanted,
+        )
+    return fit

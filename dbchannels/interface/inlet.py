@@ -1,0 +1,169 @@
+"""What comes in on a connection, read with deadlines: one head after another, and the body behind each."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+from dbchannels.interface.body import BodyReader
+from dbchannels.interface.handshake import Refused
+from dbchannels.interface.head import Head, HeadReader
+from dbchannels.interface.options import Options
+
+READ = 65_536  # bytes read at once
+SLOWEST = 1_024  # bytes a second that a body must bring, beyond what body_timeout gives it
+LINGER = 2.0  # seconds in which a client may still send what nobody reads, so that it sees its refusal
+LINGERING = 16_777_216  # bytes of it
+
+_SLOW_HEAD = "The head of the request took too long to come."
+_SLOW_BODY = "The body of the request took too long to come."
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Left(ConnectionError):
+    """The connection broke in the middle of what the client sent."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            errno.ECONNRESET, "The client went away."
+        )  # at this number pywsgi closes without a word
+
+
+class Inlet:
+    """The reading half of one connection; only its own greenlet reads."""
+
+    def __init__(self, sock: Any, options: Options) -> None:
+        self._socket = sock
+        self._options = options
+        self._ahead = b""  # read, and not yet used
+        self._first = True  # no request has come yet
+        self._watcher: Any = None
+        self.reader: HeadReader | None = None  # of the head that comes
+
+    # Heads.
+
+    def read_head(self) -> Head | None:
+        """Return the next request's head; None when the client sends none. Raises Refused with what to answer.
+
+        A client that sent nothing in time, at its beginning or between two requests, is left without a word.
+        """
+        self.reader = HeadReader(self._options.head_limits)
+        idle = self._options.head_timeout if self._first else self._options.keep_alive_timeout
+        self._first = False
+        deadline = time.monotonic() + idle
+        data, self._ahead = self._ahead, b""
+        while True:
+            if data:
+                begun = self.reader.begun
+                head = self.reader.feed(data)
+                if head is not None:
+                    self._ahead = self.reader.rest
+                    return head
+                if not begun:
+                    deadline = time.monotonic() + self._options.head_timeout
+            try:
+                data = self._receive(deadline)
+            except TimeoutError:
+                if not self.reader.begun:
+                    return None
+                raise Refused(408, _SLOW_HEAD) from None
+            if not data:
+                return None
+
+    # Bodies.
+
+    def read_body(self, head: Head, take: Callable[[bytes], None]) -> None:
+        """Read the body, and give it to ``take`` block by block.
+
+        Raises Refused with what to answer, and Left when the connection broke. A client that waits for a 100 gets
+        it first, for what is taken; one whose body has begun to come does not need it.
+        """
+        reader = BodyReader(head.length, self._options.max_body)
+        started, received = time.monotonic(), len(self._ahead)
+        data, self._ahead = self._ahead, b""
+        if head.expects_continue and not data:
+            self._socket.sendall(_CONTINUE)
+        while True:
+            if content := reader.feed(data):
+                take(content)
+            if reader.ended:
+                self._ahead = reader.rest
+                return
+            latest = started + self._options.body_timeout + received / SLOWEST
+            try:
+                data = self._receive(min(latest, time.monotonic() + self._options.body_timeout))
+            except TimeoutError:
+                raise Refused(408, _SLOW_BODY) from None
+            if not data:
+                raise Refused(400, "The body of the request ended before its end.")
+            received += len(data)
+
+    def _receive(self, deadline: float) -> bytes:
+        """Return what comes, b"" at the end; raises TimeoutError at the deadline, Left for a broken connection."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self._socket.settimeout(left)
+        try:
+            return self._socket.recv(READ)  # type: ignore[no-any-return]
+        except TimeoutError:
+            raise
+        except OSError:
+            raise Left from None
+
+    # While a response is made.
+
+    def take_ahead(self) -> bytes:
+        """Return what was read too far, frames behind a handshake, and read no more."""
+        data, self._ahead = self._ahead, b""
+        return data
+
+    def watch(self, on_left: Callable[[], None]) -> None:
+        """Call ``on_left``, in the hub, when the client goes away while nobody reads.
+
+        It is known only where the client has sent nothing more: what it has sent is read in its turn.
+        """
+        if self._ahead:
+            return
+        self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), 1)
+        self._watcher.start(self._look, on_left)
+
+    def _look(self, on_left: Callable[[], None]) -> None:
+        self.unwatch()
+        try:
+            ended = not self._socket._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            self.watch(on_left)
+            return
+        except OSError:
+            ended = True
+        if ended:
+            on_left()
+
+    def unwatch(self) -> None:
+        """Look no more; no error when nobody looks."""
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.stop()
+            watcher.close()
+
+    # The end.
+
+    def linger(self) -> None:
+        """Say that nothing more comes, and drop what the client still sends, for a short while.
+
+        A socket that is closed with unread data resets the connection, and the client may lose the answer that
+        says what was wrong (RFC 9112 section 9.6).
+        """
+        deadline, dropped = time.monotonic() + LINGER, 0
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+            while dropped < LINGERING and (data := self._receive(deadline)):
+                dropped += len(data)
+        except OSError:
+            return

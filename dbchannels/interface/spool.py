@@ -1,0 +1,126 @@
+"""The body of a request while it comes: in memory at its beginning, beyond that in a file without a name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+
+FIRST = 131_072  # bytes that go to the worker in the request's message; the rest it asks for
+IN_MEMORY = 262_144  # bytes behind them that are gathered before they are written to the file
+
+
+class NotStored(Exception):
+    """The disk does not take the body, or does not give it back."""
+
+
+class Spool:
+    """``write`` what comes, ``read`` the part behind ``first``, ``close`` it. Files are touched in native threads."""
+
+    def __init__(self) -> None:
+        self.size = 0  # bytes in all
+        self._first = bytearray()
+        self._memory = bytearray()  # what follows, and is in no file
+        self._in_file = 0  # bytes
+        self._file: Any = None
+
+    @property
+    def first(self) -> bytes:
+        """The first part, of FIRST bytes at the most."""
+        return bytes(self._first)
+
+    @property
+    def rest(self) -> int:
+        """How many bytes there are behind it."""
+        return self.size - len(self._first)
+
+    def write(self, data: bytes) -> None:
+        """Add what has come. Raises NotStored when the disk is full."""
+        self.size += len(data)
+        room = FIRST - len(self._first)
+        if room > 0:
+            self._first += data[:room]
+            data = data[room:]
+        self._memory += data
+        if len(self._memory) >= IN_MEMORY:
+            memory, self._memory = self._memory, bytearray()
+            _in_thread(self._store, memory)
+
+    def read(self, position: int, size: int) -> bytes:
+        """Return up to ``size`` bytes from a position behind the first part; there is no more to write."""
+        start = position - len(self._first)
+        if start >= self._in_file:
+            start -= self._in_file
+            return bytes(self._memory[start : start + size])
+        size = min(size, self._in_file - start)
+        data: bytes = _in_thread(os.pread, self._file.fileno(), size, start)
+        return data
+
+    def read_blocking(self, position: int, size: int) -> bytes:
+        """Return what is at a position, in a thread that may wait. Raises OSError, also once it is closed."""
+        if position < len(self._first):
+            return bytes(self._first[position : position + size])
+        start, file = position - len(self._first), self._file
+        if start >= self._in_file:
+            start -= self._in_file
+            return bytes(self._memory[start : start + size])
+        if file is None:
+            raise OSError("The client went away.")
+        return os.pread(file.fileno(), min(size, self._in_file - start), start)
+
+    def close(self) -> None:
+        """Let go of all of it."""
+        file, self._file = self._file, None
+        self._memory.clear()
+        if file is not None:
+            gevent.get_hub().threadpool.spawn(file.close)  # freeing its blocks takes a while
+
+    def _store(self, data: bytearray) -> None:
+        if self._file is None:
+            self._file = tempfile.TemporaryFile(prefix="dbchannels-")  # noqa: SIM115  (it lives as long as we)
+        self._file.write(data)
+        self._file.flush()
+        self._in_file += len(data)
+
+
+class SpooledBody:
+    """A spool as the file that a WSGI application reads (PEP 3333), from its beginning to its end, in a thread."""
+
+    def __init__(self, spool: Spool) -> None:
+        self._spool = spool
+        self._position = 0
+
+    def read(self, size: int = -1) -> bytes:
+        """Return up to ``size`` bytes, all that are left if it is below 0; raises OSError when the client is gone."""
+        pieces = []
+        left = self._spool.size - self._position
+        wanted = left if size < 0 else min(size, left)
+        while wanted > 0:
+            try:
+                piece = self._spool.read_blocking(self._position, wanted)
+            except ValueError:  # the file was closed meanwhile
+                piece = b""
+            if not piece:
+                raise OSError("The client went away.")
+            pieces.append(piece)
+            self._position += len(piece)
+            wanted -= len(piece)
+        return b"".join(pieces)
+
+
+def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a native thread; raises NotStored. gevent would print what is raised there."""
+
+    def call() -> tuple[Any, OSError | None]:
+        try:
+            return function(*arguments), None
+        except OSError as error:
+            return None, error
+
+    result, error = gevent.get_hub().threadpool.apply(call)
+    if error is not None:
+        raise NotStored(error.strerror or str(error))
+    return result

@@ -1,0 +1,150 @@
+"""The body of a large request, as a view reads it: the rest comes in chunks that are asked for as they are read.
+
+The interface server keeps the whole body and sends no more than a window at once, so neither the database nor the
+worker holds an upload. What does not come is asked for again: a chunk may be lost with a channel that was full, or
+with a database that crashed.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+from dbchannels import codec
+from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Send
+from dbchannels.message import Message
+
+WINDOW = 1_048_576  # bytes asked for at once
+ASK_AGAIN = 1.0  # seconds without a chunk until it is asked for again
+STALLED = 60.0  # seconds without a chunk until the body is given up
+IN_MEMORY = 1_048_576  # bytes of a body that is fetched whole before the view runs
+
+Fields = dict[str, Any]
+
+
+class BodyRest(io.RawIOBase):
+    """The body as a stream: its first part, then chunks. Reading raises OSError when no more will come.
+
+    ``receive`` returns the chunks that wait on the body's channel, ``ask`` sends what is wanted to the server.
+    """
+
+    def __init__(
+        self, first: bytes, size: int, receive: Callable[[], list[Fields]], ask: Callable[[Fields], None]
+    ) -> None:
+        self._ready = memoryview(first)
+        self._size = size  # bytes of the whole body
+        self._received = len(first)
+        self._until = len(first)  # so far it was asked for
+        self._receive, self._ask = receive, ask
+        self._chunks: list[Fields] = []
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as one chunk goes; return how many bytes it was, 0 at the end."""
+        if not self._ready and self._received < self._size:
+            self._ready = memoryview(self._next_content())
+        taken = self._ready[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._ready = self._ready[len(taken) :]
+        return len(taken)
+
+    def _next_content(self) -> bytes:
+        if self._until - self._received < WINDOW // 2:
+            self._extend()
+        heard_at = asked_at = time.monotonic()
+        pause = 0.001
+        while (content := self._take_chunk()) is None:
+            now = time.monotonic()
+            if now - heard_at > STALLED:
+                raise OSError("The rest of the request's body does not come: the server that has it is gone.")
+            if now - asked_at > ASK_AGAIN:
+                asked_at = now
+                self._extend(since=self._received)
+            time.sleep(pause)
+            pause = min(0.05, pause * 1.5)
+        self._received += len(content)
+        return content
+
+    def _extend(self, **fields: int) -> None:
+        until = min(self._size, self._received + WINDOW)
+        if until > self._until or fields:
+            self._until = max(until, self._until)
+            try:
+                self._ask({"body": {"until": self._until, **fields}})
+            except LayerUnavailable:
+                return  # it is asked for again
+
+    def _take_chunk(self) -> bytes | None:
+        """Return the content that comes next; one that came before, or comes too early, is left out."""
+        if not self._chunks:
+            try:
+                self._chunks = self._receive()[::-1]
+            except LayerUnavailable:
+                return None
+        while self._chunks:
+            chunk = self._chunks.pop()
+            if chunk.get("closed"):
+                raise OSError("The client went away before the request's body was read.")
+            content = chunk.get("content")
+            if chunk.get("offset") == self._received and isinstance(content, bytes) and content:
+                return content
+        return None
+
+
+def open_body(message: Message, link: Link, expiry: float) -> IO[bytes]:
+    """Return the body of an ``http.request`` message as a stream of bytes; ``expiry`` is of what it sends, in seconds.
+
+    A link that shares its connection with the site's transactions could not read while one is open, and on SQLite
+    the server could not write: there the whole body is fetched before the view runs.
+    """
+    first, channel = message.get("body", b""), message.get("body_channel")
+    if not channel or message.reply_channel is None:
+        return io.BytesIO(first)
+    reply_channel = message.reply_channel.name
+
+    def ask(fields: Fields) -> None:
+        link.apply([Send(reply_channel, codec.encode_trusted(fields), "", expiry)])
+
+    def receive() -> list[Fields]:
+        return [codec.decode(one.payload) for one in link.receive_many([channel], 100)]
+
+    rest = io.BufferedReader(BodyRest(first, message["body_size"], receive, ask), 131_072)
+    return rest if link.apart else _fetched(rest)
+
+
+def _fetched(rest: IO[bytes]) -> IO[bytes]:
+    """Return a copy; one that breaks off breaks off for the view too, in the same place."""
+    copy = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  (the request closes it)
+    try:
+        shutil.copyfileobj(rest, copy, 131_072)
+    except OSError:
+        copy.seek(0)
+        return io.BufferedReader(_BrokenOff(copy))
+    copy.seek(0)
+    return copy
+
+
+class _BrokenOff(io.RawIOBase):
+    """What there is of a body, and then the error."""
+
+    def __init__(self, copy: IO[bytes]) -> None:
+        self._copy = copy
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._copy.read(len(buffer))
+        if not data:
+            raise OSError("The client went away before the request's body was read.")
+        buffer[: len(data)] = data
+        return len(data)
