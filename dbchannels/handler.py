@@ -43,9 +43,17 @@ class ViewHandler(BaseHandler):
         """Run the view; return the sending of its response. A long one is sent in chunks as it is made."""
         if self._middleware_chain is None:
             self.load_middleware()
-        environ = make_environ(message)
-        environ["wsgi.input"] = open_body(message, link, layer.options["expiry"])
-        environ["dbchannels.reply_channel"] = message.reply_channel
+        with open_body(message, link, layer.options["expiry"]) as body:
+            environ = {
+                **make_environ(message),
+                "wsgi.input": body,
+                "dbchannels.reply_channel": message.reply_channel,
+            }
+            return self._respond(environ, message, link, layer)
+
+    def _respond(
+        self, environ: dict[str, Any], message: Message, link: Link, layer: BaseLayer
+    ) -> list[Operation]:
         set_script_prefix(environ["SCRIPT_NAME"] + "/" if environ["SCRIPT_NAME"] else "/")
         signals.request_started.send(sender=type(self), environ=environ)
         response = self.response_to(environ)

@@ -142,6 +142,10 @@ class _BrokenOff(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
+    def close(self) -> None:
+        self._copy.close()
+        super().close()
+
     def readinto(self, buffer: Any) -> int:
         data = self._copy.read(len(buffer))
         if not data:

@@ -76,6 +76,11 @@ class Caps:
         return answer
 
 
+def address_of(client: Any) -> str:
+    """Return a client's address without its port; "" for one on a Unix socket."""
+    return str(client[0]) if isinstance(client, tuple) else ""
+
+
 def is_local(address: str) -> bool:
     """Whether it is this machine: a loopback address, or none, which is a Unix socket."""
     with suppress(ValueError):

@@ -14,7 +14,7 @@ from gevent.pywsgi import WSGIServer
 from dbchannels.interface import handshake, http
 from dbchannels.interface.access import log_request, log_websocket
 from dbchannels.interface.binding import AddressInUse, Bind, Listening, listen_all
-from dbchannels.interface.caps import Caps, connections_that_fit, turn_away
+from dbchannels.interface.caps import Caps, address_of, connections_that_fit, turn_away
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
 from dbchannels.interface.direct import DirectExchange, DirectViews
 from dbchannels.interface.exchange import Exchange, Stream, declared_length
@@ -46,7 +46,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
     handler_class = Handler
 
     def __init__(self, server: InterfaceServer, listening: Listening) -> None:
-        super().__init__(listening.socket, server.application, log=None, error_log=_OneLineLog())
+        super().__init__(listening.socket, server.application, log=None, error_log=None)
         self.public_address = ("localhost", 80) if listening.bind.path else listening.bind[:2]
         self.read_request = server.read_request
         self.is_draining = server.is_draining
@@ -59,7 +59,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
 
     def do_handle(self, sock: Any, address: Any) -> None:
         """Take a connection, in the hub; one too many is turned away at once, without a greenlet."""
-        answer = self.caps.admit(address_text(address))
+        answer = self.caps.admit(address_of(address))
         if answer is None:
             super().do_handle(sock, address)
         else:
@@ -72,25 +72,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
             handler.handle()
         finally:
             if not handler.handed_over:
-                self.caps.release(address_text(address))
-
-
-def address_text(address: Any) -> str:
-    """Return a client's address without its port; "" for one on a Unix socket."""
-    return str(address[0]) if isinstance(address, tuple) else ""
-
-
-class _OneLineLog:
-    """Where pywsgi writes what it says of bad requests."""
-
-    def write(self, text: str) -> None:
-        """Log the first line, made safe: it holds what a stranger sent."""
-        line = text.strip().splitlines()[0] if text.strip() else ""
-        if line:
-            log.warning("%s", ascii(line)[1:-1][:300])
-
-    def flush(self) -> None:
-        """Nothing is held back."""
+                self.caps.release(address_of(address))
 
 
 class InterfaceServer:

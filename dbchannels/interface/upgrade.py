@@ -17,7 +17,7 @@ import gevent
 from geventwebsocket.handler import WebSocketHandler
 
 from dbchannels.interface import handshake
-from dbchannels.interface.caps import CountedSocket
+from dbchannels.interface.caps import CountedSocket, address_of
 from dbchannels.interface.head import Head
 from dbchannels.interface.http import Request
 from dbchannels.interface.inlet import Inlet, Left
@@ -154,7 +154,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     def run_websocket(self) -> None:
         """Hand the socket over. pywsgi must not touch it again, so it gets none to close."""
         buffered = self.inlet.take_ahead()
-        released = partial(self.server.caps.release, self.client_host())
+        released = partial(self.server.caps.release, address_of(self.client_address))
         # The duplicate is a plain socket: watchers read and write it in the hub, where nothing may block.
         plain = CountedSocket(os.dup(self.socket.fileno()), released)
         self.handed_over = True
@@ -163,10 +163,6 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.socket.close()
         self.socket = None
         self.server.adopt(connection, plain, buffered)
-
-    def client_host(self) -> str:
-        """Return the client's address without its port; "" for one on a Unix socket."""
-        return str(self.client_address[0]) if isinstance(self.client_address, tuple) else ""
 
     def write(self, data: bytes) -> None:
         """Count what is written of the body."""

@@ -136,7 +136,7 @@ def test_only_what_it_is_told_to_read(site):
     served = site.serve("--workers", "0", "--http-timeout", "0.3")
     site.send("ledger", {"text": "read"})
     ran(site, "read")
-    assert served.get("/").status == 503
+    assert served.get("/").status == 504
 
 
 def test_all_but_what_it_is_told_to_leave(site):

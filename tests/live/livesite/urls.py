@@ -172,6 +172,7 @@ urlpatterns = [
     path("in-a-transaction", waiting.in_a_transaction),
     path("later/<text>", waiting.later),
     path("never", waiting.never),
+    path("ranged", waiting.ranged),
     path("events", waiting.events),
     path("tell/<text>", waiting.tell),
     path("sends/<how>/<channel>/<text>", sending.sends),

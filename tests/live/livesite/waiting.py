@@ -1,12 +1,13 @@
 """Views that read large bodies, and views that are answered later."""
 
 import hashlib
+import io
 import os
 import signal
 import time
 
 from django.db import transaction
-from django.http import HttpResponse, JsonResponse
+from django.http import FileResponse, HttpResponse, JsonResponse
 from django.http.request import UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 
@@ -89,7 +90,7 @@ def later(request, text):
     """Leave the answer to a consumer that runs after the time in which a view must answer."""
     with transaction.atomic():
         Entry.objects.create(text="kept")
-        Channel("answers", delay=1.5).send({"to": request.reply_channel.name, "text": text})
+        Channel("answers", delay=3.5).send({"to": request.reply_channel.name, "text": text})
     raise ResponseLater
 
 
@@ -111,3 +112,16 @@ def events(request):
 def tell(request, text):
     Group("events").send({"content": f"data: {text}\n\n".encode(), "more_content": text != "end"})
     return HttpResponse("told")
+
+
+def ranged(request):
+    """A hundred thousand numbers, or the part that the Range header asks for."""
+    data = b"".join(b"%05d\n" % number for number in range(100_000))
+    first, _, last = request.headers.get("Range", "bytes=0-").partition("=")[2].partition("-")
+    end = int(last) + 1 if last else len(data)
+    response = FileResponse(io.BytesIO(data[int(first) : end]), content_type="text/plain")
+    response["Accept-Ranges"] = "bytes"
+    if "Range" in request.headers:
+        response.status_code = 206
+        response["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
+    return response

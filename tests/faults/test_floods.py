@@ -1,0 +1,63 @@
+"""Faults 18 and 22, the part of HTTP: bodies beyond the limit, and clients that hold connections for nothing."""
+
+from __future__ import annotations
+
+import socket
+from collections import Counter
+
+from tests.endtoend.test_http import LIMIT
+from tests.harness import HOST, ask, connect, until
+
+HALF = f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode()
+HALF_BODY = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\nhalf".encode()
+CROWD, CAP = 1_000, 400
+
+
+def begin(port: int, data: bytes) -> socket.socket:
+    """Send a part of a request."""
+    raw = connect(port)
+    raw.sendall(data)
+    return raw
+
+
+def status(raw: socket.socket) -> bytes:
+    """Return the status that comes in the end, b"" for a connection that is closed without."""
+    data = b""
+    try:
+        while more := raw.recv(65_536):
+            data += more
+    except ConnectionError:
+        pass
+    return data[9:12]
+
+
+def test_a_flood_of_half_requests_leaves_a_good_client_served(site):
+    served = site.serve("--workers", "1", "--head-timeout", "3", "--max-connections", f"{CAP}")
+    with served.connection() as kept:
+        assert ask(kept, "GET", "/").text == "hello"
+        crowd = [begin(served.port, HALF) for _ in range(CROWD)]
+        assert ask(kept, "GET", "/").text == "hello"
+        found = Counter(map(status, crowd))
+        assert found[b"408"] == CAP - 1 and set(found) <= {b"408", b"503", b""}
+        assert ask(kept, "GET", "/").text == "hello"
+    until(lambda: served.get("/").status == 200, "there is room again")
+    assert "Traceback" not in served.output() and served.output().count("Turned away") < 5
+
+
+def test_so_does_a_flood_of_half_bodies(site):
+    served = site.serve("--workers", "1", "--body-timeout", "1")
+    crowd = [begin(served.port, HALF_BODY) for _ in range(300)]
+    assert served.get("/").text == "hello"
+    assert Counter(map(status, crowd)) == {b"408": 300}
+    assert served.get("/").text == "hello"
+
+
+def test_a_body_beyond_the_limit_leaves_no_row(site):
+    served = site.serve("--workers", "0", "--http-timeout", "60")
+    refused = served.request("POST", "/", b"x" * (LIMIT + 1))
+    assert refused.status == 413
+    assert site.count("protocolmessage") == 0
+    begin(served.port, b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % LIMIT + b"x" * LIMIT)
+    site.work()
+    assert served.get("/").text == "hello"
+    assert site.count("protocolmessage") == 0
