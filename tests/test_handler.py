@@ -20,7 +20,7 @@ from django.http import (
 )
 from django.urls import path, reverse
 
-from dbchannels import Channel, Message, channel_layers, codec, conf, route, streaming, worker
+from dbchannels import Channel, Message, ResponseLater, channel_layers, codec, conf, route, streaming, worker
 from dbchannels.handler import ViewHandler, is_outage, make_environ
 from dbchannels.layers import make_layer
 from dbchannels.layers.link import Link
@@ -166,7 +166,26 @@ def sends(request):
     return HttpResponse("sent")
 
 
+def later(request):
+    """Leave the answer to others, after a send."""
+    Channel("out").send({"to": request.reply_channel.name})
+    raise ResponseLater
+
+
+async def later_in_async(request):
+    """The same, as a coroutine."""
+    raise ResponseLater
+
+
+def unread(request):
+    """Say how long the body is, and read a part of it."""
+    return JsonResponse({"length": request.META["CONTENT_LENGTH"], "part": request.read(3).decode()})
+
+
 urlpatterns = [
+    path("later/", later),
+    path("later-in-async/", later_in_async),
+    path("unread/", unread),
     path("echo/", echo, name="echo"),
     path("t\xe9/<str:name>/", lambda request, name: HttpResponse(name)),
     path("big/", big),
@@ -645,3 +664,42 @@ def test_no_view_leaves_a_thread(layer):
     answers(layer, "/file/")
     answers(layer, "/broken-stream/")
     assert threading.active_count() == before
+
+
+# Answers that come later, and bodies that come in parts.
+
+
+class Seen:
+    """Middleware that notes the responses that pass it, and what their views sent."""
+
+    statuses: list[int] = []  # noqa: RUF012  (one for all, which a test empties)
+
+    def __init__(self, get_response):
+        self.get_response = get_response
+
+    def __call__(self, request):
+        response = self.get_response(request)
+        self.statuses.append(response.status_code)
+        return response
+
+
+@pytest.mark.parametrize("address", ["/later/", "/later-in-async/"])
+def test_a_view_may_leave_its_answer_to_others(client, layer, settings, caplog, address):
+    settings.MIDDLEWARE = [f"{__name__}.Seen"]
+    Seen.statuses.clear()
+    assert respond(client, address) == [{"later": True}]
+    assert Seen.statuses == [200] and caplog.records == []
+    assert drain(layer, "out") == ([{"to": CLIENT}] if address == "/later/" else [])
+
+
+def test_the_next_view_answers_itself(client):
+    handler = ViewHandler()
+    assert respond(client, "/later/", handler) == [{"later": True}]
+    assert respond(client, "/empty/", handler)[-1]["status"] == 200
+
+
+def test_a_request_knows_its_reply_channel_and_the_length_of_its_body(client):
+    fields = {"body": b"four", "body_size": 40, "body_channel": "http.request.body?c1"}
+    response = whole(client, "/unread/", **fields)
+    assert json.loads(response["content"]) == {"length": "40", "part": "fou"}
+    assert client.asked == []

@@ -157,6 +157,6 @@ def test_where_the_link_is_not_apart_it_is_fetched_before_the_view_runs(apart):
 
 @pytest.mark.parametrize("apart", [True, False])
 def test_one_that_breaks_off_does_so_for_the_view(apart):
-    with open_body(request(), Through(Server(closes_after=2), apart), 60) as stream:
-        with pytest.raises(OSError, match="The client went away"):
-            stream.read()
+    stream = open_body(request(), Through(Server(closes_after=2), apart), 60)
+    with stream, pytest.raises(OSError, match="The client went away"):
+        stream.read()

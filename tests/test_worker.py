@@ -11,7 +11,17 @@ from django.db import transaction
 from django.http import HttpResponse
 from django.urls import path
 
-from dbchannels import Channel, DenyConnection, Group, channel_layers, codec, consuming, route, worker
+from dbchannels import (
+    Channel,
+    DenyConnection,
+    Group,
+    ResponseLater,
+    channel_layers,
+    codec,
+    consuming,
+    route,
+    worker,
+)
 from dbchannels.batch import Pace
 from dbchannels.consuming import backoff
 from dbchannels.doorbell import Doorbell
@@ -460,6 +470,37 @@ def test_a_request_whose_consumer_fails_is_answered_at_once(layer, new_worker, e
     assert new_worker(route("http.request", raising(error))).run_once()
     assert replies(layer) == [{"error": "consumer"}]
     assert waiting(layer, "out") == 0
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_a_consumer_may_leave_its_answer_to_others(layer, new_worker, atomic):
+    """What it sent before is kept, and the server is told to wait."""
+
+    def leave(message):
+        Channel("out").send({"to": message.reply_channel.name})
+        raise ResponseLater
+
+    request(layer)
+    assert new_worker(route("http.request", leave, atomic=atomic)).run_once()
+    assert replies(layer) == [{"later": True}]
+    assert drain(layer, "out") == [{"to": CLIENT}]
+
+
+@kinds.only("memory")
+def test_elsewhere_to_leave_an_answer_is_an_error(layer, new_worker, caplog):
+    layer.send("websocket.connect", {"reply_channel": CLIENT, "path": "/", "order": 0})
+    assert new_worker(route("websocket.connect", raising(ResponseLater()))).run_once()
+    assert replies(layer) == [{"accept": False, "status": 500, "finished": 0}]
+
+
+@kinds.only("memory")
+def test_a_client_that_left_is_told_to_those_who_want_to_know(layer, new_worker):
+    found = []
+    layer.send("http.disconnect", {"reply_channel": CLIENT, "path": "/a"})
+    layer.send("http.disconnect", {"reply_channel": CLIENT, "path": "/b"})
+    work(new_worker(route("http.disconnect", lambda message: found.append(message["path"]), path="^/a")))
+    assert found == ["/a"]
+    assert replies(layer) == [] and waiting(layer, "http.disconnect") == 0
 
 
 def test_a_request_that_is_none_is_answered_at_once(layer, new_worker):
