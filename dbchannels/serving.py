@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -40,6 +41,8 @@ from dbchannels.waiting import check_timeout
 log = logging.getLogger("dbchannels.server")
 
 Write = Callable[[str], Any]
+
+LAST_WORK = 4.0  # seconds beyond --graceful-timeout for what workers run, when requests took all of it
 
 
 class Plan(NamedTuple):
@@ -148,8 +151,9 @@ def serve(
     stopping.wait()
     with suppress(OSError):  # the terminal may be gone
         write("Stopping.")
+    ends_at = time.monotonic() + plan.graceful_timeout + LAST_WORK
     server.stop(stopping.restart)
-    gevent.get_hub().threadpool.apply(supervisor.stop)
+    gevent.get_hub().threadpool.apply(supervisor.stop, (max(LAST_WORK, ends_at - time.monotonic()),))
 
 
 def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> InterfaceServer:

@@ -110,11 +110,11 @@ class Supervisor:
                 self._lock.release()
         return self._had_ready
 
-    def stop(self) -> None:
-        """Ask the workers to finish; kill those that do not within the time. Returns when all have ended."""
+    def stop(self, within: float | None = None) -> None:
+        """Ask the workers to finish; kill those that do not within so many seconds. Returns when all have ended."""
         self.stopping.set()
         self._signal(signal.SIGTERM)
-        deadline = time.monotonic() + self._graceful_timeout + KILL_AFTER
+        deadline = time.monotonic() + (self._graceful_timeout + KILL_AFTER if within is None else within)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         self.kill()

@@ -228,6 +228,14 @@ def test_one_that_does_not_finish_in_time_is_killed_and_that_is_a_death(shell, s
     assert len(started) == 1
 
 
+def test_stop_can_leave_less_time_than_the_workers_own(shell, supervise):
+    shell(STUBBORN)
+    one = supervise(graceful_timeout=600.0)
+    (pid,) = wait_until(lambda: one.pids() and traps(one.pids()[0]) and one.pids())
+    one.stop(0.01)
+    assert not is_running(pid)
+
+
 def test_nothing_is_started_after_stop(shell, supervise):
     started = shell("exit 3")
     one = supervise()

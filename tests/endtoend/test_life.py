@@ -229,6 +229,18 @@ def test_a_connection_that_is_kept_alive_does_not_keep_the_server_alive(site):
     assert served.process.wait(20) == 0
 
 
+def test_a_view_that_does_not_end_ends_with_its_worker(site):
+    served = site.serve("--workers", "1", "--graceful-timeout", "0.5")
+    with served.connection() as connection:
+        connection.request("GET", "/sleep/60000")
+        until(lambda: site.count("held", "messages LIKE 'http.request %'"), "the view runs")
+        workers = served.workers()
+        assert served.terminate() == 0
+        with pytest.raises((ConnectionError, http.client.HTTPException)):
+            connection.getresponse()
+    assert not any(map(is_running, workers))
+
+
 def test_an_access_log_of_streams_and_websockets(site):
     served = site.serve("--workers", "1")
     site.note("name")
