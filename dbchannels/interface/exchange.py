@@ -66,7 +66,7 @@ class Exchange:
             first = self._next(timeout)
         except Empty:
             self._in_groups = True  # whatever its worker does in the end
-            return http.failure_message(504)
+            return http.failure_message(503 if self._relay.away else 504)
         status = http.failure_status(first)
         return first if status is None else http.failure_message(status)
 

@@ -65,6 +65,7 @@ class Relay:
         self.hub = hub
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
+        self.away = False  # the layer cannot be used at the moment
         self._past: set[str] = set()  # queues that were given up
         self._bells = bells
         self._on_dead = on_dead
@@ -210,8 +211,11 @@ class Relay:
         delays = Backoff()
         while True:
             try:
-                return attempt()
+                result = attempt()
+                self.away = False
+                return result
             except LayerUnavailable as error:
+                self.away = True
                 if delays.tries == 0:
                     log.warning("The layer cannot be used now (%s); trying again.", error)
                 if self._stopping.is_set() and delays.tries > tries:

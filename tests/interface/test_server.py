@@ -14,6 +14,7 @@ import pytest
 from gevent import socket as gevent_socket
 
 from dbchannels import conf
+from dbchannels.exceptions import LayerUnavailable
 from dbchannels.interface import http
 from dbchannels.interface.binding import AddressInUse
 from dbchannels.interface.exchange import REPORT_EVERY, BrokenOff, Exchange, Stream
@@ -473,6 +474,19 @@ def test_no_worker_in_time_is_a_504(new_site):
     site.reply(site.messages("http.request")[0], status=200, content=b"late")
     site.responding({"status": 200, "content": b"in time"})
     assert client.ask("GET", "/").content == b"in time"
+
+
+def test_a_layer_that_is_away_all_the_time_is_a_503(new_site, monkeypatch):
+    def away(*_, **__):
+        raise LayerUnavailable("away")
+
+    site = new_site(http_timeout=1.0)
+    monkeypatch.setattr(site.layer, "write", away)
+    response = site.get()
+    monkeypatch.undo()
+    assert (response.status, response.header("Retry-After")) == (503, "5")
+    until(lambda: not site.relay.away)
+    until(lambda: site.get("/back").status == 200)
 
 
 def test_a_full_outbox_is_a_503(site, monkeypatch):
