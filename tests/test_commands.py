@@ -430,7 +430,7 @@ def test_it_says_what_it_reads_and_where(layer, workers):
     consumer("thumbnails")(lambda message: None)
     said = run("--exclude", "websocket.*")
     seconds, one = workers
-    assert said == f"Worker {one.name} reads http.request, thumbnails from {layer.describe()}.\n"
+    assert said == f"Worker {one.name} reads http.request, http.disconnect, thumbnails from {layer.describe()}.\n"
     assert seconds == 30.0
 
 
@@ -438,7 +438,7 @@ def test_it_says_what_it_reads_and_where(layer, workers):
 def test_patterns_can_be_given_again_and_again(layer, workers):
     consumer("thumbs.large")(lambda message: None)
     consumer("thumbs.small")(lambda message: None)
-    run("--only", "http.*", "--only", "thumbs.*", "--exclude", "*.large", "--exclude", "*.request")
+    run("--only", "http.*", "--only", "thumbs.*", "--exclude", "*.large", "--exclude", "http.[rd]*")
     assert workers[1].channels == ["thumbs.small"]
 
 

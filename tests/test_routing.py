@@ -240,17 +240,17 @@ def test_the_routing_module_comes_first_then_apps_in_their_order(module, decorat
         return consume
 
     # Imported in another order than that of INSTALLED_APPS, which decides.
-    for app in ("nobodys.consumers", "dbchannels.consumers", "django.contrib.auth.consumers"):
+    for app in ("nobodys.consumers", "django.contrib.auth.consumers", "dbchannels.consumers"):
         consumer("own")(named(app))
         consumer("own", n="2")(named(app + "2"))
     module("chat.routing", routes=[route("own", one)])
     table = load_routing("chat.routing")
     assert [entry.consumer.__module__ for entry in table.routes()] == [
         __name__,
-        "django.contrib.auth.consumers",
-        "django.contrib.auth.consumers2",
         "dbchannels.consumers",
         "dbchannels.consumers2",
+        "django.contrib.auth.consumers",
+        "django.contrib.auth.consumers2",
         "nobodys.consumers",
         "nobodys.consumers2",
     ]

@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from queue import Empty
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from dbchannels import names
 from dbchannels.interface import http
 from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.interface.reply import Reply
-from dbchannels.interface.upload import Upload
 from dbchannels.layers.operations import Disconnect
+
+if TYPE_CHECKING:
+    from dbchannels.interface.upload import Upload
 
 log = logging.getLogger("dbchannels.server")
 
