@@ -7,6 +7,7 @@ there is a new child, which finds what is new; the server keeps its sockets, and
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import threading
@@ -20,6 +21,8 @@ from django.apps import apps
 from django.utils import autoreload
 
 from dbchannels.supervisor import manage_command
+
+log = logging.getLogger("dbchannels.supervisor")
 
 CHANGED = 3  # the exit status of Django's reloader after a change
 LOOK_EVERY = 0.5  # seconds
@@ -156,7 +159,7 @@ class CodeWatch:
         with self._lock:
             self._stopping.set()
             process = self._process
-        if process is None or process.stdin is None:
+        if process is None or process.stdin is None or process.stdin.closed:
             return ""
         os.set_inheritable(process.stdin.fileno(), True)
         return f"{process.stdin.fileno()},{process.pid}"
@@ -164,7 +167,11 @@ class CodeWatch:
     def _run(self) -> None:
         while not self._stopping.is_set():
             since = time.time()
-            status = self._listen(since)
+            try:
+                status = self._listen(since)
+            except OSError as error:  # no memory, or too many processes
+                log.error("The site cannot be watched (%s).", error)
+                status = 1
             if status != CHANGED and not self._stopping.is_set():
                 if status:  # it could not even begin
                     self._listener.broken()

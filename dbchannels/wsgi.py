@@ -42,7 +42,8 @@ _making = threading.Lock()
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
     """The application with its defaults; Django is set up at the first request."""
-    with _making:
-        if not _made:
-            _made.append(get_wsgi_application())
+    if not _made:
+        with _making:
+            if not _made:
+                _made.append(get_wsgi_application())
     return _made[0](environ, start_response)

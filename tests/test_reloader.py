@@ -148,3 +148,21 @@ def test_templates_are_read_at_each_use(monkeypatch):
     assert engine.template_loaders == loaders[0].loaders
     uncache_templates()
     assert engine.template_loaders == loaders[0].loaders
+
+
+def test_a_child_that_cannot_be_started_leaves_the_site_broken(monkeypatch, caplog):
+    told = []
+
+    class Listener:
+        def broken(self):
+            told.append("broken")
+
+    def no_memory(*args, **kwargs):
+        raise OSError("no memory")
+
+    monkeypatch.setattr(reloader.subprocess, "Popen", no_memory)
+    watch = reloader.CodeWatch([], Listener(), once=True)
+    watch.start()
+    watch._thread.join(10)
+    assert told == ["broken"]
+    assert [record.getMessage() for record in caplog.records] == ["The site cannot be watched (no memory)."]
