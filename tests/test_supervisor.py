@@ -373,6 +373,23 @@ def test_stop_in_a_restart_leaves_nobody_running(shell, supervise, monkeypatch):
     assert results == [False] and one.pids() == []
 
 
+def test_one_that_gets_ready_in_a_stop_does_not_take_over(shell, supervise, monkeypatch):
+    started = shell(OLD)
+    one = supervise()
+    (old,) = running(one, 1)
+    is_ready = Child.is_ready
+
+    def ready_too_late(child, timeout=0.0):
+        found = is_ready(child, timeout)
+        if timeout:
+            one.stopping.set()
+        return found
+
+    monkeypatch.setattr(Child, "is_ready", ready_too_late)
+    assert not one.restart()
+    assert len(started) == 2 and one.pids() == [old]
+
+
 def test_after_stop_nothing_is_restarted(shell, supervise):
     started = shell(OLD)
     one = supervise()
