@@ -252,9 +252,9 @@ def counts(statistics):
 @pytest.mark.parametrize(
     ("layer_kind", "examples"),
     [
-        ("sqlite", 60),
-        pytest.param("postgresql", 40, marks=pytest.mark.postgresql),
-        pytest.param("polling", 20, marks=pytest.mark.postgresql),
+        ("sqlite", 25),
+        pytest.param("postgresql", 30, marks=pytest.mark.postgresql),
+        pytest.param("polling", 10, marks=pytest.mark.postgresql),
     ],
 )
 def test_another_layer_does_what_the_memory_layer_does(new_layer, new_link, examples):
