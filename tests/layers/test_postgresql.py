@@ -559,6 +559,26 @@ def test_after_a_crash_of_the_database_ids_start_anew_and_are_found(layer, new_l
     assert received(link) == sent(1)
 
 
+def test_dead_rows_do_not_lead_a_look_away_from_the_queues_index(layer, new_link):
+    """With what an ANALYZE says of them the primary key would cost no more, and go through those of all queues."""
+    with connection.cursor() as cursor:
+        cursor.execute("TRUNCATE dbchannels_protocolmessage")
+        cursor.execute(
+            "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)"
+            " SELECT 'http.' || repeat('x', 90), '', '', '', now(), now() + interval '60 s'"
+            " FROM generate_series(1, 40000)"
+        )
+        cursor.execute("DELETE FROM dbchannels_protocolmessage")
+        cursor.execute("ANALYZE dbchannels_protocolmessage")
+    link = new_link(layer)
+    assert received(link) == []
+    (one,) = prepared.BY_TEXT[sql.RECEIVE]
+    values = {"queues": ["http." + "x" * 90], "limit": 20, "known": [], "floors": [0]}
+    rows = link.session.run([("EXPLAIN (COSTS OFF) " + one.execute, values)])
+    plan = "\n".join(row[0] for row in rows)
+    assert "dbchannels_protocol_queue" in plan, plan
+
+
 # Prepared statements.
 
 
