@@ -430,7 +430,10 @@ def test_it_says_what_it_reads_and_where(layer, workers):
     consumer("thumbnails")(lambda message: None)
     said = run("--exclude", "websocket.*")
     seconds, one = workers
-    assert said == f"Worker {one.name} reads http.request, http.disconnect, thumbnails from {layer.describe()}.\n"
+    assert (
+        said
+        == f"Worker {one.name} reads http.request, http.disconnect, thumbnails from {layer.describe()}.\n"
+    )
     assert seconds == 30.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import time
 from collections.abc import Callable, Iterable
@@ -290,7 +291,7 @@ class InterfaceServer:
         body_channel = None
         if spool is not None and spool.rest:
             if isinstance(exchange, DirectExchange):
-                body = SpooledBody(spool)
+                body = io.BufferedReader(SpooledBody(spool))
             else:
                 exchange.upload = Upload(self.relay, exchange.body_channel, spool)
                 body_channel = exchange.body_channel

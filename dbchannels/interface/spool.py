@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable
@@ -86,29 +87,32 @@ class Spool:
         self._in_file += len(data)
 
 
-class SpooledBody:
+class SpooledBody(io.RawIOBase):
     """A spool as the file that a WSGI application reads (PEP 3333), from its beginning to its end, in a thread."""
 
     def __init__(self, spool: Spool) -> None:
+        super().__init__()
         self._spool = spool
         self._position = 0
 
-    def read(self, size: int = -1) -> bytes:
-        """Return up to ``size`` bytes, all that are left if it is below 0; raises OSError when the client is gone."""
-        pieces = []
-        left = self._spool.size - self._position
-        wanted = left if size < 0 else min(size, left)
-        while wanted > 0:
-            try:
-                piece = self._spool.read_blocking(self._position, wanted)
-            except ValueError:  # the file was closed meanwhile
-                piece = b""
-            if not piece:
-                raise OSError("The client went away.")
-            pieces.append(piece)
-            self._position += len(piece)
-            wanted -= len(piece)
-        return b"".join(pieces)
+    def readable(self) -> bool:
+        """It can be read, and nothing else."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as one reading goes; 0 at the end. Raises OSError when the client is gone."""
+        wanted = min(len(buffer), self._spool.size - self._position)
+        if wanted == 0:
+            return 0
+        try:
+            piece = self._spool.read_blocking(self._position, wanted)
+        except ValueError:  # the file was closed meanwhile
+            piece = b""
+        if not piece:
+            raise OSError("The client went away.")
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
 
 
 def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -7,7 +7,7 @@ import re
 import signal
 from typing import Any
 
-from tests.harness import HOST, LiveSite, Served, Socket, connect, until
+from tests.harness import LiveSite, Served, Socket, connect, until
 
 
 def options(**given: Any) -> dict[str, Any]:
@@ -162,11 +162,8 @@ def test_long_work_never_holds_up_a_page(site):
 
 
 def second_process(site: LiveSite) -> Served:
-    """Start Django's own ``runserver``, which takes no messages."""
-    other = Served(site, ["runserver", f"{HOST}:0", "--noreload"], None)
-    site.processes.append(other)
-    other.wait_ready("Quit the server with")
-    return other
+    """Start a server whose views run in itself, and which takes no messages."""
+    return site.serve("--http", "direct", "--workers", "0")
 
 
 def admin_page(served: Served, path: str) -> str:

@@ -89,6 +89,7 @@ def test_many_at_once_get_each_its_own(behind):
 def test_what_a_view_sees(behind):
     seen = behind.get("/seen?a=%20b", **{"X-Twice": "1"}).json()
     assert seen == {
+        "secure": False,
         "REQUEST_METHOD": "GET",
         "PATH_INFO": "/seen",
         "QUERY_STRING": "a=%20b",
