@@ -166,7 +166,7 @@ class Consumption:
 
 def reply(layer: BaseLayer, channel: str, message: dict[str, Any]) -> Operation:
     """Return the sending of a message that dbchannels made itself."""
-    return Send(channel, codec.encode_trusted(message), "", layer.options["expiry"])
+    return Send(channel, codec.encode_trusted(message), "", layer.options["expiry"], certain=True)
 
 
 def _joined(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
@@ -177,7 +177,7 @@ def _joined(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
         if list(content) == ["finished"] and (
             payload := codec.with_field(last.payload, "finished", content["finished"])
         ):
-            return [*sent[:-1], Send(last.channel, payload, last.reply_channel, last.expiry)]
+            return [*sent[:-1], last._replace(payload=payload, certain=True)]
     return [*sent, *answers]
 
 

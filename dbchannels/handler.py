@@ -173,7 +173,9 @@ def _flow(message: Message, link: Link) -> list[dict[str, Any]]:
 
 def _reply(layer: BaseLayer, message: Message, fields: dict[str, Any]) -> Operation:
     assert message.reply_channel is not None
-    return Send(message.reply_channel.name, codec.encode_trusted(fields), "", layer.options["expiry"])
+    return Send(
+        message.reply_channel.name, codec.encode_trusted(fields), "", layer.options["expiry"], certain=True
+    )
 
 
 def _head(response: HttpResponseBase) -> dict[str, Any]:

@@ -226,6 +226,21 @@ def test_sends_are_written_in_order_when_the_consumer_has_ended(layer, new_worke
     assert layer.group_channels("room") == []
 
 
+def test_into_a_full_reply_channel_goes_the_last_word_alone(new_layer, new_worker):
+    """Without it the connection would wait for ever for the end of its frame."""
+    layer = new_layer(capacity=1)
+
+    def consume(message):
+        for text in "abc":
+            message.reply_channel.send({"text": text})
+
+    layer.send(CLIENT, {"text": "in the way"})
+    for _ in range(2):
+        frame(layer, order=7)
+        assert new_worker(route("websocket.receive", consume)).run_once()
+    assert replies(layer) == [{"text": "in the way"}] + [{"text": "c", "finished": 7}] * 2
+
+
 def test_sends_of_one_that_raises_are_dropped_and_those_of_its_neighbours_are_not(
     layer, new_worker, batches_of
 ):

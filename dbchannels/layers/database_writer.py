@@ -31,7 +31,7 @@ class Writer:
     def _send(self, send: ops.Send) -> set[str] | Literal[False]:
         """Write one message, and return who is to be woken; False when its channel is full."""
         queue, local = names.split(send.channel)
-        if not self._has_room(queue):
+        if not (send.certain or self._has_room(queue)):
             return False
         return self.insert(queue, local, send)
 

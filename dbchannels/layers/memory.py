@@ -58,7 +58,7 @@ class MemoryLayer(BaseLayer):
     def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         with self._changed:
             sends = [one for one in operations if isinstance(one, ops.Send)]
-            refused = [send for send in sends if not self._has_room(send.channel)]
+            refused = [send for send in sends if not (send.certain or self._has_room(send.channel))]
             if refused and not drop:
                 raise ChannelFull(names.split(refused[0].channel)[0])
             for operation in operations:

@@ -17,7 +17,7 @@ def notice_sends(lost: Iterable[tuple[str, str]], why: str, expiry: float) -> li
     The message on the reply channel is ``{"lost": why, "channel": channel}``.
     """
     return [
-        Send(reply_channel, codec.encode_trusted({"lost": why, "channel": channel}), "", expiry)
+        Send(reply_channel, codec.encode_trusted({"lost": why, "channel": channel}), "", expiry, certain=True)
         for channel, reply_channel in lost
         if reply_channel
     ]
@@ -26,4 +26,4 @@ def notice_sends(lost: Iterable[tuple[str, str]], why: str, expiry: float) -> li
 def disconnect_send(reply_channel: str, path: str, expiry: float) -> Send:
     """Return the ``websocket.disconnect`` of a connection whose server died."""
     message = {"reply_channel": reply_channel, "path": path, "code": ABNORMAL_CLOSURE, "order": -1}
-    return Send("websocket.disconnect", codec.encode_trusted(message), reply_channel, expiry)
+    return Send("websocket.disconnect", codec.encode_trusted(message), reply_channel, expiry, certain=True)

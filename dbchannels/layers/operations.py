@@ -23,6 +23,9 @@ class Send(NamedTuple):
     due_at: datetime | None = None  # or the moment itself
     priority: int = 0
     unique: str = ""  # not queued while one with this key waits on the channel
+    # Of protocol messages: it goes in though its channel is full, because somebody waits for it and for nothing else,
+    # a connection for the end of its frame, a client for its answer. So there are no more of these than clients.
+    certain: bool = False
 
     def due_in(self) -> float:
         """Return in how many seconds it is due, by this host's clock; below 0 when it was due before."""
@@ -147,7 +150,7 @@ def storable(text: str) -> str:
 def resends(deliveries: Sequence[Delivery], expiry: float) -> list[Send]:
     """Return what puts protocol messages back on their channels."""
     return [
-        Send(one.channel + local, one.payload, one.reply_channel, expiry)
+        Send(one.channel + local, one.payload, one.reply_channel, expiry, certain=True)
         for one in deliveries
         for local in one.locals or ("",)
     ]

@@ -53,7 +53,7 @@ def without_room(
         if waited is not None:
             sent = sum(names.split(send.channel)[0] == queue for send in sends) if taken else 0
             layer.room.learn(queue, layer.capacity(queue) or 0, waited + sent)
-    return [send for send in sends if names.split(send.channel)[0] in full]
+    return [send for send in sends if names.split(send.channel)[0] in full and not send.certain]
 
 
 def _kind(operation: Operation) -> tuple[type, Any]:
@@ -81,6 +81,7 @@ def _sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
         "locals": [local for _, local in parts],
         "reply_channels": [send.reply_channel for send in sends],
         "payloads": [send.payload for send in sends],
+        "certain": [send.certain for send in sends],
         "expiry": sends[0].expiry,
     }
     yield _waking(
@@ -109,7 +110,7 @@ def single(layer: PostgreSQLLayer, send: Send, asks: bool) -> tuple[str, tuple[A
     if send.unique or send.delay or send.priority or send.due_at:
         return None
     queue, local = names.split(send.channel)
-    if not layer.has_room(queue):
+    if not (send.certain or layer.has_room(queue)):
         return None
     values: tuple[Any, ...]
     if names.is_protocol(queue):
