@@ -185,7 +185,7 @@ def failure_message(status: int, sentence: str = "") -> dict[str, Any]:
     """Return a response message with one sentence in plain text."""
     headers: Iterable[tuple[bytes, bytes]] = [
         (b"Content-Type", b"text/plain; charset=utf-8"),
-        *([(b"Retry-After", b"5")] if status == 503 else []),
+        *([(b"Retry-After", b"5")] if status in (503, 504) else []),
     ]
     text = sentence or SENTENCES.get(status, reason_phrase(status) + ".")
     return {"status": status, "headers": [list(pair) for pair in headers], "content": f"{text}\n".encode()}

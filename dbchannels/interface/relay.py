@@ -65,7 +65,7 @@ class Relay:
         self.hub = hub
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
-        self.away = False  # the layer cannot be used at the moment
+        self._away: set[str] = set()  # names of threads that cannot use the layer at the moment
         self._past: set[str] = set()  # queues that were given up
         self._bells = bells
         self._on_dead = on_dead
@@ -110,6 +110,15 @@ class Relay:
     def is_reachable(self) -> bool:
         """Whether the layer has answered when it was last looked at, or should have been."""
         return time.monotonic() - self._read_at < 2 * self.layer.poll_interval() + REACHABLE
+
+    @property
+    def away(self) -> bool:
+        """Whether the layer cannot be used at the moment, in one direction at least."""
+        return bool(self._away)
+
+    def _tell(self, away: bool) -> None:
+        name = threading.current_thread().name
+        (self._away.add if away else self._away.discard)(name)
 
     def send(self, *operations: Operation) -> None:
         """Hand operations to the publisher, in order. Raises OutboxFull."""
@@ -212,10 +221,10 @@ class Relay:
         while True:
             try:
                 result = attempt()
-                self.away = False
+                self._tell(away=False)
                 return result
             except LayerUnavailable as error:
-                self.away = True
+                self._tell(away=True)
                 if delays.tries == 0:
                     log.warning("The layer cannot be used now (%s); trying again.", error)
                 if self._stopping.is_set() and delays.tries > tries:
@@ -231,6 +240,7 @@ class Relay:
             try:
                 self._receive_all(link)
                 self._read_at = time.monotonic()
+                self._tell(away=False)
                 delays.reset()  # it answers: should only the wait fail, the session was ended, not the database
                 if deaf:  # what was told in between was told to nobody: the workers look by themselves
                     self._ring(self._bells)
@@ -239,6 +249,7 @@ class Relay:
                 failing = False
             except Exception as error:
                 deaf = True
+                self._tell(away=True)
                 if not isinstance(error, LayerUnavailable) and not failing:
                     log.exception("The replies could not be read; trying again.")
                     failing = True

@@ -16,7 +16,9 @@ pytestmark = pytest.mark.postgresql
 def test_without_a_connection_clients_are_told_and_all_recovers() -> None:
     with on_postgresql(max_connections="20", fsync="off") as (site, server):
         found = crowded.crowded(site, server, 18, requests=1)
-    assert (found.statuses, found.retry_after, found.unbroken) == ({503}, True, True)
+    # 504 where the server has a connection and no worker has one.
+    assert found.statuses <= {503, 504}
+    assert (found.retry_after, found.unbroken) == (True, True)
     assert 0 < found.tries < 50
 
 

@@ -459,7 +459,7 @@ def test_a_request_that_nobody_can_answer_is_answered_at_once(site, reply, statu
     site.responding(reply)
     response = client.ask("GET", "/")
     assert (response.status, response.content.decode()) == (status, http.SENTENCES[status] + "\n")
-    assert response.header("Retry-After") == ("5" if status == 503 else None)
+    assert response.header("Retry-After") == ("5" if status in (503, 504) else None)
     site.responding({"status": 200, "content": b"fine"})
     assert client.ask("GET", "/").content == b"fine"
     assert site.is_quiet()

@@ -89,9 +89,14 @@ def _crowded(scale: float) -> Seen:
         f"{found.statuses} with Retry-After {found.retry_after}, {found.tries:.1f} tries a second; all well after "
         f"{found.recovery:.1f} s, nothing broken {found.unbroken}"
     )
-    return Seen(text, found.statuses == {503} and found.retry_after and found.unbroken)
+    return Seen(text, found.statuses <= {503, 504} and found.retry_after and found.unbroken)
 
 
 ROWS = [
-    Row(11, "max_connections=20, 18 taken", "503 with Retry-After, then all recover by themselves", _crowded)
+    Row(
+        11,
+        "max_connections=20, 18 taken",
+        "503 or 504 with Retry-After, then all recover by themselves",
+        _crowded,
+    )
 ]
