@@ -175,7 +175,7 @@ def test_django_itself(settings, db):
     assert finished == [1]
 
 
-def test_files_are_read_in_large_blocks(tmp_path):
+def test_files_are_read_in_large_blocks(tmp_path, db):
     path = tmp_path / "file"
     path.write_bytes(bytes(3 * CHUNK))
     with path.open("rb") as file:

@@ -12,7 +12,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface.limits import Limits
 from dbchannels.management.websocket_options import add_websocket_options, websocket_limits
 
-SETTINGS = Path(__file__).parents[1] / "docs" / "settings.rst"
+PAGE = Path(__file__).parents[1] / "docs" / "server.rst"
 
 
 def limits(*arguments):
@@ -57,7 +57,7 @@ def test_what_cannot_be_meant_is_one_sentence(arguments, words):
 
 
 def test_the_reference_has_each_option_with_its_default():
-    rows = re.findall(r"^ *``--ws-([a-z-]+)`` +([0-9,]+) ", SETTINGS.read_text(), re.MULTILINE)
+    rows = re.findall(r"^ *``--ws-([a-z-]+)`` +([0-9,]+) ", PAGE.read_text(), re.MULTILINE)
     assert {
         name.replace("-", "_"): float(default.replace(",", "")) for name, default in rows
     } == Limits()._asdict()

@@ -36,7 +36,7 @@ window.WebSocket = class extends WebSocket {
 };
 """
 #: What an access log has of an answer that is an error, and what any log has of one that nobody expected.
-WRONG = re.compile(r'" [45]\d\d |Traceback', re.ASCII)
+WRONG = re.compile(r'HTTP/1\.[01]" [45]\d\d |Traceback', re.ASCII)
 
 expect.set_options(timeout=20_000)
 

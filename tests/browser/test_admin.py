@@ -24,7 +24,7 @@ def server(site: DemoSite) -> Command:
 @pytest.fixture
 def admin(site: DemoSite, server: Command, new_window: Callable[[], Window]) -> Page:
     """A window on the admin, which a second process serves that does not read the layer; logged in."""
-    second = site.start("runserver", "--noreload", "127.0.0.1:0", says="Quit the server")
+    second = site.start("runchannels", "127.0.0.1:0", "--workers", "0", "--http", "direct", says="quit with")
     page = new_window().page
     page.goto(f"{second.url}/admin/")
     page.get_by_label("Username").fill("admin")

@@ -194,7 +194,7 @@ def test_what_was_rolled_back_is_never_seen(any_site):
     speaker.send("after")
     assert (speaker.receive(), listener.receive()) == ("after", "after")
     until(lambda: any_site.entries() == ["kept"], "what was committed has run, and nothing else")
-    assert any_site.count("durablemessage") == 0
+    until(lambda: any_site.count("durablemessage") == 0, "and it is acknowledged")
 
 
 def test_a_commit_wakes_an_idle_worker_without_any_poll(any_site, room):

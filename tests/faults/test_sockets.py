@@ -53,7 +53,8 @@ def test_idle_sockets_are_asked_whether_they_live_and_stay(site: LiveSite) -> No
         )
         assert [one for one in opened if crowd.pings[one] < 4] == []
         assert mute.closed() == 1006  # it has answered nothing
-        assert site.rows("SELECT count(*) FROM dbchannels_connection") == [(300,)]
+        records = "SELECT count(*) FROM dbchannels_connection"
+        until(lambda: site.rows(records) == [(300,)], "the mute one is off the record")
         query = (
             "SELECT count(*) FROM pg_stat_activity WHERE application_name ~ 'publisher|receiver|housekeeper'"
         )
