@@ -8,7 +8,7 @@ import signal
 import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -59,6 +59,10 @@ def copy(tables: Path, tmp_path: Path) -> Iterator[Copy]:
     try:
         yield site
     finally:
+        # Django's reloader, where it is the parent, leaves its child when it is killed.
+        for served in site.processes:
+            with suppress(ProcessLookupError):
+                os.killpg(served.process.pid, signal.SIGKILL)
         site.end()
 
 
