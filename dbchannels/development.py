@@ -22,9 +22,12 @@ from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
+from dbchannels.plan import Plan
 from dbchannels.reloader import CHANGED, CodeWatch, release
 from dbchannels.routing import load_routing
-from dbchannels.serving import Plan, Write, make_server, stop_at_signals, tasks, usable_layer
+from dbchannels.serving import make_server, tasks, usable_layer
+from dbchannels.site_checks import Write
+from dbchannels.stopping import stop_at_signals
 from dbchannels.supervisor import Supervisor, Task
 from dbchannels.worker import Worker
 

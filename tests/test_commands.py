@@ -25,7 +25,7 @@ from dbchannels.layers import channel_layers, make_layer
 from dbchannels.management import output
 from dbchannels.management.commands import runchannels, runworker
 from dbchannels.management.commands.runchannels import parse_address
-from dbchannels.serving import Plan
+from dbchannels.plan import Plan, allowed_hosts
 from dbchannels.testing.layer_case import raises
 from tests import kinds
 
@@ -282,7 +282,7 @@ def test_runworker_takes_what_runchannels_passes_on(number):
 )
 def test_hosts_are_allowed_as_django_does(settings, debug, configured, allowed):
     settings.DEBUG, settings.ALLOWED_HOSTS = debug, configured
-    assert serving.allowed_hosts() == allowed
+    assert allowed_hosts() == allowed
 
 
 # Before runchannels serves.

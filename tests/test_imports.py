@@ -25,7 +25,9 @@ LEVELS = (
     ("watch",),
     ("worker", "interface"),
     ("message_text",),
-    ("management", "admin", "checks", "serving", "testing", "wsgi"),
+    ("plan",),
+    ("serving", "site_checks"),
+    ("management", "admin", "checks", "testing", "wsgi"),
 )
 RANKS = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 PURE = ("gevent", "django.db", "models")

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.interface.limits import Limits
-from dbchannels.management.websocket_options import add_websocket_options, websocket_limits
+from dbchannels.interface.limits import Limits, checked_limits
+from dbchannels.management.limit_options import add_limit_options
 
 PAGE = Path(__file__).parents[1] / "docs" / "server.rst"
 
 
 def limits(*arguments):
     parser = argparse.ArgumentParser()
-    add_websocket_options(parser)
-    return websocket_limits(vars(parser.parse_args(arguments)))
+    add_limit_options(parser)
+    return checked_limits(vars(parser.parse_args(arguments)))
 
 
 def test_without_options_the_defaults_hold():
-    assert limits() == Limits() == websocket_limits({})
+    assert limits() == Limits() == checked_limits({})
 
 
 @pytest.mark.parametrize("name", Limits._fields)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.waiting import check_timeout
 
 
 class Limits(NamedTuple):
@@ -18,3 +22,35 @@ class Limits(NamedTuple):
     send_timeout: float = 20.0  # in which a full socket must take something; 1013
     waiting_frames: int = 64  # for a client that does not read; one more, and it is dropped, 1013
     waiting_bytes: int = 1_048_576  # the same
+
+
+#: What runchannels takes as an option, ``--ws-max-size`` for ``max_size``, with its unit and its help.
+HELP = {
+    "max_size": ("BYTES", "of one message"),
+    "max_fragments": ("N", "frames of one message"),
+    "max_pings": ("N", "pings of a client in ten seconds"),
+    "ping_interval": ("S", "seconds between two pings of the server"),
+    "silence": ("S", "seconds without a byte from a client, pongs included, until it counts as gone"),
+    "idle_timeout": ("S", "seconds without a message until a socket is closed; 0: never"),
+    "lifetime": ("S", "seconds that a socket may be open; 0: without end"),
+    "send_timeout": ("S", "seconds in which a client that does not read must take something"),
+    "waiting_frames": ("N", "frames that may wait for a client that does not read"),
+    "waiting_bytes": ("BYTES", "bytes of them"),
+}
+MAY_BE_0 = {"idle_timeout", "lifetime"}
+
+
+def checked_limits(given: Mapping[str, Any]) -> Limits:
+    """Return the limits with those that were given, ``ws_max_size`` for ``max_size``; raises InvalidConfiguration."""
+    limits = {name: given.get(f"ws_{name}", default) for name, default in Limits()._asdict().items()}
+    for name, value in limits.items():
+        option = f"--ws-{name.replace('_', '-')}"
+        if isinstance(value, float):
+            check_timeout(option, value)
+        if value < 0 or (value == 0 and name not in MAY_BE_0):
+            raise InvalidConfiguration(f"{option} takes a number above 0.")
+    if limits["silence"] <= limits["ping_interval"]:
+        raise InvalidConfiguration(
+            "--ws-silence must be longer than --ws-ping-interval: only pongs break a silence."
+        )
+    return Limits(**limits)

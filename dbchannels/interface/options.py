@@ -1,4 +1,4 @@
-"""What the operator of the interface server may set: the one place, told to users in docs/settings.rst."""
+"""What the operator of the interface server may set: the one place, told to users in docs/server.rst."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dbchannels.waiting import check_timeout
 
 
 class Options(NamedTuple):
-    """Times in seconds, sizes in bytes. FLAGS says which of them runchannels takes, and docs/settings.rst what for."""
+    """Times in seconds, sizes in bytes. FLAGS says which of them runchannels takes, and docs/server.rst what for."""
 
     host: str = "127.0.0.1"
     port: int = 8000
@@ -47,6 +47,10 @@ class Options(NamedTuple):
     proxies: Trusted | None = None
     root_path: str = ""  # below which the site is, "/site"
     probe: Bind | None = None  # where /healthz and /readyz are answered
+
+    def is_outside(self, path: str) -> bool:
+        """Whether a request's path is not below the site's root."""
+        return bool(self.root_path) and not f"{path}/".startswith(f"{self.root_path}/")
 
     @property
     def head_limits(self) -> HeadLimits:

@@ -12,20 +12,20 @@ import queue
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Container, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 from dbchannels import codec, names
 from dbchannels.backoff import Backoff
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.interface.calls import Calls, Hub
 from dbchannels.interface.publisher import Outbox, Publisher
-from dbchannels.interface.reply import Receiver, Reply
+from dbchannels.interface.reply import Receiver, Reply, read_reply
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Disconnect, Operation, Send
+from dbchannels.layers.operations import Disconnect, Operation, Send
 from dbchannels.models import Process
 from dbchannels.waiting import WakeupPipe
 
@@ -40,19 +40,6 @@ DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on
 
 class OutboxFull(Exception):
     """More waits for the database than the outbox holds: answer 503, or close 1013."""
-
-
-class Hub(Protocol):
-    """Where the replies are delivered, one after another, and what is used to wait for them there."""
-
-    def queue(self) -> Any:
-        """Return a new queue with ``put`` and ``get(timeout=...)``."""
-
-    def start(self, run: Callable[[], None]) -> None:
-        """Have each ``send`` from now on followed by a call of the function."""
-
-    def send(self) -> None:
-        """Have the function called soon; from any thread."""
 
 
 class Relay:
@@ -72,7 +59,7 @@ class Relay:
         self._receivers: dict[str, Receiver] = {}
         self._outbox: Outbox = queue.SimpleQueue()
         self._chores: queue.SimpleQueue[Callable[[Link], Any] | None] = queue.SimpleQueue()
-        self._calls: deque[Callable[[], None]] = deque()
+        self._calls = Calls(hub)
         self._stopping = threading.Event()
         self._renewed_at = time.monotonic()
         self._read_at = 0.0  # when the layer last gave what waited for this server
@@ -89,7 +76,7 @@ class Relay:
         link = self.layer.link("housekeeper", listen=False)
         link.register(self.name, Process.SERVER, self.queue)
         self._house_link = link
-        self.hub.start(self._run_calls)
+        self._calls.start()
         for thread in self._threads:
             thread.start()
 
@@ -148,15 +135,8 @@ class Relay:
 
     def call_in_hub(self, function: Callable[[], None]) -> None:
         """Have the hub run a function, in the order of these calls; from any thread."""
-        self._calls.append(function)
-        self.hub.send()
-
-    def _run_calls(self) -> None:
-        while self._calls:
-            try:
-                self._calls.popleft()()
-            except Exception:
-                log.exception("One reply could not be delivered and was left out.")
+        self._calls.add(function)
+        self._calls.wake()
 
     def _deliver(self, parts: Sequence[str], reply: Reply) -> None:
         strangers = []
@@ -261,9 +241,9 @@ class Relay:
         while more:
             deliveries = link.receive_many([self.queue], BATCH)
             for delivery in deliveries:
-                self._calls.append(partial(self._deliver, delivery.locals, _reply(delivery)))
+                self._calls.add(partial(self._deliver, delivery.locals, read_reply(delivery)))
             if deliveries:
-                self.hub.send()
+                self._calls.wake()
             more = len(deliveries) == BATCH
 
     def _await_replies(self, link: Link) -> None:
@@ -312,15 +292,3 @@ class Relay:
             self.call_in_hub(self._on_dead)
         self._renewed_at = asked_at
         link.sweep()
-
-
-def _reply(delivery: Delivery) -> Reply:
-    """Return what was received; of a row that is no message only that it is lost, and with it the answer it held."""
-    try:
-        message = codec.decode(delivery.payload)
-        if not isinstance(message, dict):
-            raise ValueError("it is no dict")
-    except Exception as error:
-        log.error("A reply could not be read and was left out: %s", ascii(str(error))[1:-1][:200])
-        message = {"lost": "worker died"}
-    return Reply(message)

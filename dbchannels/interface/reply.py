@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Protocol
 
+from dbchannels import codec
 from dbchannels.interface.websocket import Outgoing, outgoing
+from dbchannels.layers.operations import Delivery
+
+log = logging.getLogger("dbchannels.server")
 
 
 class Reply:
@@ -27,3 +32,15 @@ class Receiver(Protocol):
 
     def deliver(self, reply: Reply) -> None:
         """Take one message."""
+
+
+def read_reply(delivery: Delivery) -> Reply:
+    """Return what was received; of a row that is no message only that it is lost, and with it the answer it held."""
+    try:
+        message = codec.decode(delivery.payload)
+        if not isinstance(message, dict):
+            raise ValueError("it is no dict")
+    except Exception as error:
+        log.error("A reply could not be read and was left out: %s", ascii(str(error))[1:-1][:200])
+        message = {"lost": "worker died"}
+    return Reply(message)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import time
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import gevent
@@ -17,17 +15,13 @@ from dbchannels.interface.access import log_request, log_websocket
 from dbchannels.interface.binding import AddressInUse, Bind, Listening, listen_all
 from dbchannels.interface.caps import Caps, address_of, connections_that_fit, turn_away
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
-from dbchannels.interface.direct import DirectExchange, DirectViews
-from dbchannels.interface.exchange import Exchange, Stream, declared_length
 from dbchannels.interface.http import Request
-from dbchannels.interface.inlet import Inlet
 from dbchannels.interface.options import Options
 from dbchannels.interface.probes import Probes
 from dbchannels.interface.proxy import forwarded
 from dbchannels.interface.relay import OutboxFull, Relay
-from dbchannels.interface.spool import NotStored, Spool, SpooledBody
+from dbchannels.interface.requests import OUTSIDE, Requests
 from dbchannels.interface.upgrade import Handler
-from dbchannels.interface.upload import Upload
 from dbchannels.interface.verdict import Accepted, Denied
 
 log = logging.getLogger("dbchannels.server")
@@ -35,19 +29,15 @@ log = logging.getLogger("dbchannels.server")
 
 # Seconds: five for clients to answer a close, two until that is looked at, and one for the last disconnect consumers.
 FAREWELLS = 8.0
-OUTSIDE = "This server's site is not at this path: see its --root-path."
-
-#: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.
-StaticFiles = Callable[[Request], "tuple[int, list[tuple[str, str]], bytes] | None"]
 
 
 class Listener(WSGIServer):  # type: ignore[misc]
-    """pywsgi's server with what its handler asks for. ``application`` is our own `InterfaceServer.application`."""
+    """pywsgi's server with what its handler asks for. ``application`` is our own `Requests.application`."""
 
     handler_class = Handler
 
     def __init__(self, server: InterfaceServer, listening: Listening) -> None:
-        super().__init__(listening.socket, server.application, log=None, error_log=None)
+        super().__init__(listening.socket, server.requests.application, log=None, error_log=None)
         self.public_address = ("localhost", 80) if listening.bind.path else listening.bind[:2]
         self.read_request = server.read_request
         self.is_draining = server.is_draining
@@ -81,12 +71,10 @@ class InterfaceServer:
 
     def __init__(self, make_relay: Callable[[Callable[[], None]], Relay], options: Options) -> None:
         self.options = options
-        self.static_files: StaticFiles | None = None
-        self.direct: DirectViews | None = None  # where views run, if not in workers
         self.relay = make_relay(self._declared_dead)
+        self.requests = Requests(self.relay, options)
         self.caps = Caps(options.max_connections, options.max_per_address)
         self.connections: set[Connection] = set()
-        self._exchanges = 0
         self._closing: int | None = None  # the close code, once the server stops
         self._probes = Probes(options.probe, self.why_not_ready) if options.probe else None
         self.probe_bind = self._probes.bind if self._probes else None
@@ -127,7 +115,7 @@ class InterfaceServer:
         deadline = time.monotonic() + self.options.drain_timeout
         for connection in list(self.connections):
             connection.close(self._closing, "")
-        self._wait_until(lambda: not self._exchanges, deadline)
+        self._wait_until(lambda: not self.requests.under_way, deadline)
         self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + FAREWELLS))
         if self._ticking is not None:
             self._ticking.kill()
@@ -184,17 +172,12 @@ class InterfaceServer:
         proxies = self.options.proxies
         return forwarded(request, proxies) if proxies is not None else request
 
-    def is_outside(self, request: Request) -> bool:
-        """Whether the path is not below the site's root."""
-        root = self.options.root_path
-        return bool(root) and not f"{request.path}/".startswith(f"{root}/")
-
     # WebSockets.
 
     def check_origin(self, shaken: handshake.Handshake, request: Request) -> None:
         """Raise Refused for a page of another site, and for a host that is not ours (DNS rebinding)."""
         allowed = self.options.allowed_hosts
-        if self.is_outside(request):
+        if self.options.is_outside(request.path):
             raise handshake.Refused(404, OUTSIDE)
         if not handshake.host_allowed(request.host(), allowed):
             raise handshake.Refused(
@@ -228,111 +211,3 @@ class InterfaceServer:
         connection.start(sock, buffered)
         if self._closing is not None:  # it was in its handshake when the others were closed
             connection.close(self._closing, "")
-
-    # HTTP.
-
-    def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        """Answer one request: PEP 3333's interface, as pywsgi calls it."""
-        request: Request = environ["dbchannels.request"]
-        if self.is_outside(request):
-            return self._refuse(handshake.Refused(404, OUTSIDE), request, start_response)
-        inlet: Inlet = environ["dbchannels.inlet"]
-        spool = Spool() if environ["dbchannels.has_body"] else None
-        handed_on = False
-        try:
-            if spool is not None:
-                environ["dbchannels.read_body"](spool.write)
-            served = self._serve_static(request)
-            if served is not None:
-                status, headers, content = served
-                start_response(f"{status} {http.reason_phrase(status)}", headers)
-                return [content] if request.method != "HEAD" else []
-            handed_on = True
-            return self._exchange(request, spool, inlet, start_response)
-        except handshake.Refused as refused:
-            return self._refuse(refused, request, start_response)
-        except NotStored as error:
-            log.error("The body of a request could not be stored (%s): it was refused.", error)
-            return self._refuse(handshake.Refused(503, http.SENTENCES[503]), request, start_response)
-        finally:
-            if spool is not None and not handed_on:
-                spool.close()
-
-    def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
-        if self.static_files is None or request.method not in ("GET", "HEAD"):
-            return None
-        return self.static_files(request)
-
-    def _exchange(
-        self, request: Request, spool: Spool | None, inlet: Inlet, start_response: Callable[..., Any]
-    ) -> Iterable[bytes]:
-        later = self.options.later_timeout
-        exchange = self.direct.exchange() if self.direct else Exchange(self.relay, later)
-        self._exchanges += 1
-        ended = partial(self._end_exchange, exchange, spool, inlet)
-        streaming = False
-        try:
-            inlet.watch(exchange.client_left)
-            message = self._request_message(request, exchange, spool)
-            first, head = self._checked(exchange.request(message, self.options.http_timeout), request)
-            if not first.get("more_content"):
-                return self._write_whole(first, head, start_response)
-            self._start_stream(head, request, start_response)
-            streaming = True
-            return Stream(exchange, first, head, self.options.http_timeout, ended)
-        finally:
-            if not streaming:
-                ended()
-
-    def _request_message(
-        self, request: Request, exchange: Exchange | DirectExchange, spool: Spool | None
-    ) -> dict[str, Any]:
-        body: Any = b"" if spool is None else spool.first
-        body_channel = None
-        if spool is not None and spool.rest:
-            if isinstance(exchange, DirectExchange):
-                body = io.BufferedReader(SpooledBody(spool))
-            else:
-                exchange.upload = Upload(self.relay, exchange.body_channel, spool)
-                body_channel = exchange.body_channel
-        size = 0 if spool is None else spool.size
-        channels = (exchange.reply_channel, body, exchange.flow_channel, body_channel)
-        return http.request_message(request, *channels, size)
-
-    def _end_exchange(self, exchange: Exchange | DirectExchange, spool: Spool | None, inlet: Inlet) -> None:
-        self._exchanges -= 1
-        inlet.unwatch()
-        exchange.close()
-        if spool is not None:
-            spool.close()
-
-    def _refuse(
-        self, refused: handshake.Refused, request: Request, start_response: Callable[..., Any]
-    ) -> list[bytes]:
-        """Refuse a body that was not read to its end: what follows it is no request."""
-        message = http.failure_message(refused.status, refused.sentence)
-        head = http.response_head(message, request.method)
-        head.headers.append(("Connection", "close"))
-        return self._write_whole(message, head, start_response)
-
-    def _checked(self, message: dict[str, Any], request: Request) -> tuple[dict[str, Any], http.Head]:
-        """Return a response's first message with its head; one that cannot be sent becomes a 500."""
-        try:
-            return message, http.response_head(message, request.method)
-        except ValueError as error:
-            log.error("A response to %s could not be sent: %s", ascii(request.path)[1:-1][:200], error)
-            message = http.failure_message(500)
-            return message, http.response_head(message, request.method)
-
-    def _write_whole(
-        self, message: dict[str, Any], head: http.Head, start_response: Callable[..., Any]
-    ) -> list[bytes]:
-        start_response(head.status, head.headers)
-        content = message.get("content", b"")
-        return [content] if head.has_body and content else []
-
-    def _start_stream(self, head: http.Head, request: Request, start_response: Callable[..., Any]) -> None:
-        """HTTP/1.0 has no chunks: without a length the end of the connection is the response's end."""
-        if request.http_version == "1.0" and declared_length(head) is None:
-            head.headers.append(("Connection", "close"))
-        start_response(head.status, head.headers)

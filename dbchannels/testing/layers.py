@@ -20,12 +20,19 @@ from dbchannels.testing.layer_groups import GroupContract
 from dbchannels.testing.layer_liveness import LivenessContract
 from dbchannels.testing.layer_messages import MessageContract
 from dbchannels.testing.layer_operating import OperatingContract
+from dbchannels.testing.layer_unique import UniqueContract
 
 __all__ = ["LayerCase", "LayerContract", "raises", "wait_until"]
 
 
 class LayerContract(
-    MessageContract, DeliveryContract, GroupContract, DurableContract, OperatingContract, LivenessContract
+    MessageContract,
+    DeliveryContract,
+    GroupContract,
+    DurableContract,
+    UniqueContract,
+    OperatingContract,
+    LivenessContract,
 ):
     """Everything that a layer promises. Set ``layer_class``, or write ``make_layer`` yourself.
 

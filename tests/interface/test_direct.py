@@ -37,7 +37,7 @@ class Direct:
             return relays[0]
 
         self.server = InterfaceServer(make_relay, Options(**given))
-        self.server.direct = self.direct = DirectViews(self.run, threads, relays[0].call_in_hub)
+        self.server.requests.direct = self.direct = DirectViews(self.run, threads, relays[0].call_in_hub)
         self.threads = []
         self.closed = []
         self.released = threading.Event()  # what blocks goes on
@@ -165,7 +165,7 @@ def test_who_finds_all_threads_taken_waits_and_beyond_the_queue_it_is_503(new_si
     first = site.send("/block")
     until(lambda: len(site.threads) == 1)
     waiting = [site.send("/whole") for _ in range(2)]
-    until(lambda: site.server._exchanges == 3)
+    until(lambda: site.server.requests.under_way == 3)
     refused = site.get("/whole")
     assert (refused.status, refused.header("Retry-After")) == (503, "5")
     site.released.set()
@@ -215,7 +215,18 @@ def test_a_client_that_leaves_ends_the_view(site):
     client.sock.close()
     until(lambda: site.closed == ["/large"])
     assert site.made < 64
-    until(lambda: site.server._exchanges == 0)
+    until(lambda: site.server.requests.under_way == 0)
+
+
+def test_a_client_that_leaves_before_its_answer_is_waited_for_no_more(site):
+    client = site.send("/block")
+    until(lambda: site.threads)
+    client.sock.close()
+    until(lambda: site.server.requests.under_way == 0)
+    assert site.closed == []  # a thread cannot be ended; it ends when its view does
+    site.released.set()
+    until(lambda: site.closed == ["/block"])
+    assert site.get("/whole").content == b"whole"
 
 
 def test_a_client_that_takes_nothing_is_given_up(site, monkeypatch):

@@ -140,7 +140,7 @@ def test_a_connection_between_two_requests_has_its_own_time(new_site):
 
 def test_a_client_that_does_not_read_is_left(new_site, told):
     site = new_site(write_timeout=0.05)
-    site.server.static_files = lambda request: (200, [], b"x" * 20_000_000)
+    site.server.requests.static_files = lambda request: (200, [], b"x" * 20_000_000)
     client = site.client()
     client.send_request("GET", "/")
     until(lambda: site.server.caps.open == 1)

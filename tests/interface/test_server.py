@@ -127,7 +127,7 @@ class Site:
 
     def is_quiet(self):
         """Nothing waits for a reply."""
-        return self.relay.waiting() == 0 and self.server._exchanges == 0
+        return self.relay.waiting() == 0 and self.server.requests.under_way == 0
 
     def stop(self, **options):
         if not self.stopped:
@@ -664,7 +664,7 @@ def test_a_stream_whose_head_could_not_be_written_is_ended(site, monkeypatch, to
 
 
 def test_static_files_are_answered_by_the_server_itself(site):
-    site.server.static_files = lambda request: (
+    site.server.requests.static_files = lambda request: (
         (200, [("X-A", "b")], b"p {}") if request.path == "/s" else None
     )
     client = site.client()

@@ -11,10 +11,10 @@ from django.core.management.base import BaseCommand, CommandError
 from dbchannels import serving
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.interface.binding import Bind
-from dbchannels.interface.options import FLAGS, Options
 from dbchannels.interface.proxy import LOOPBACK
+from dbchannels.management.limit_options import add_limit_options
 from dbchannels.management.output import log_to_terminal
-from dbchannels.management.websocket_options import add_websocket_options
+from dbchannels.plan import Plan
 
 
 class Command(BaseCommand):
@@ -87,20 +87,10 @@ class Command(BaseCommand):
             metavar="S",
             help="seconds to finish in at the end (10)",
         )
-        add_websocket_options(parser)
-        for name, text in FLAGS.items():
-            default = Options._field_defaults[name]
-            parser.add_argument(
-                f"--{name.replace('_', '-')}",
-                type=float if name.endswith("timeout") else int,
-                default=None,
-                metavar="S" if name.endswith("timeout") else "N",
-                help=text if default is None else f"{text} ({default})",
-            )
+        add_limit_options(parser)
         parser.add_argument(
             "--nostatic", action="store_true", help="do not serve static files when DEBUG is on"
         )
-
         parser.add_argument(
             "--http",
             choices=("channels", "direct"),
@@ -118,7 +108,7 @@ class Command(BaseCommand):
         if options["address"] and options["bind"]:
             options["bind"].insert(0, options["address"])
         try:
-            serving.run(serving.Plan.of(host, port, options), self.stdout.write)
+            serving.run(Plan.of(host, port, options), self.stdout.write)
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
 

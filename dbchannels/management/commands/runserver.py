@@ -23,7 +23,7 @@ from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.management.commands import runchannels
 from dbchannels.management.output import log_to_terminal
-from dbchannels.serving import Plan
+from dbchannels.plan import Plan
 
 
 class Command(runserver.Command):

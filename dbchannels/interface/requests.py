@@ -1,0 +1,142 @@
+"""HTTP requests and who answers them: static files, a thread of this process, or a worker behind the layer."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+from dbchannels.interface import handshake, http
+from dbchannels.interface.direct import DirectExchange, DirectViews
+from dbchannels.interface.exchange import Exchange, Stream, declared_length
+from dbchannels.interface.http import Request
+from dbchannels.interface.inlet import Inlet
+from dbchannels.interface.options import Options
+from dbchannels.interface.relay import Relay
+from dbchannels.interface.spool import NotStored, Spool, SpooledBody
+from dbchannels.interface.upload import Upload
+
+log = logging.getLogger("dbchannels.server")
+
+OUTSIDE = "This server's site is not at this path: see its --root-path."
+
+#: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.
+StaticFiles = Callable[[Request], "tuple[int, list[tuple[str, str]], bytes] | None"]
+
+
+class Requests:
+    """Answers each by its ``application``, which pywsgi calls in a greenlet of the connection."""
+
+    def __init__(self, relay: Relay, options: Options) -> None:
+        self.static_files: StaticFiles | None = None
+        self.direct: DirectViews | None = None  # where views run, if not in workers
+        self.under_way = 0  # that wait for their view, or stream its response
+        self._relay, self._options = relay, options
+
+    def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request: PEP 3333's interface, as pywsgi calls it."""
+        request: Request = environ["dbchannels.request"]
+        if self._options.is_outside(request.path):
+            return self._refuse(handshake.Refused(404, OUTSIDE), request, start_response)
+        inlet: Inlet = environ["dbchannels.inlet"]
+        spool = Spool() if environ["dbchannels.has_body"] else None
+        handed_on = False
+        try:
+            if spool is not None:
+                environ["dbchannels.read_body"](spool.write)
+            served = self._serve_static(request)
+            if served is not None:
+                status, headers, content = served
+                start_response(f"{status} {http.reason_phrase(status)}", headers)
+                return [content] if request.method != "HEAD" else []
+            handed_on = True
+            return self._exchange(request, spool, inlet, start_response)
+        except handshake.Refused as refused:
+            return self._refuse(refused, request, start_response)
+        except NotStored as error:
+            log.error("The body of a request could not be stored (%s): it was refused.", error)
+            return self._refuse(handshake.Refused(503, http.SENTENCES[503]), request, start_response)
+        finally:
+            if spool is not None and not handed_on:
+                spool.close()
+
+    def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
+        if self.static_files is None or request.method not in ("GET", "HEAD"):
+            return None
+        return self.static_files(request)
+
+    def _exchange(
+        self, request: Request, spool: Spool | None, inlet: Inlet, start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        later = self._options.later_timeout
+        exchange = self.direct.exchange() if self.direct else Exchange(self._relay, later)
+        self.under_way += 1
+        ended = partial(self._end_exchange, exchange, spool, inlet)
+        streaming = False
+        try:
+            inlet.watch(exchange.client_left)
+            message = self._request_message(request, exchange, spool)
+            first, head = self._checked(exchange.request(message, self._options.http_timeout), request)
+            if not first.get("more_content"):
+                return self._write_whole(first, head, start_response)
+            self._start_stream(head, request, start_response)
+            streaming = True
+            return Stream(exchange, first, head, self._options.http_timeout, ended)
+        finally:
+            if not streaming:
+                ended()
+
+    def _request_message(
+        self, request: Request, exchange: Exchange | DirectExchange, spool: Spool | None
+    ) -> dict[str, Any]:
+        body: Any = b"" if spool is None else spool.first
+        body_channel = None
+        if spool is not None and spool.rest:
+            if isinstance(exchange, DirectExchange):
+                body = io.BufferedReader(SpooledBody(spool))
+            else:
+                exchange.upload = Upload(self._relay, exchange.body_channel, spool)
+                body_channel = exchange.body_channel
+        size = 0 if spool is None else spool.size
+        channels = (exchange.reply_channel, body, exchange.flow_channel, body_channel)
+        return http.request_message(request, *channels, size)
+
+    def _end_exchange(self, exchange: Exchange | DirectExchange, spool: Spool | None, inlet: Inlet) -> None:
+        self.under_way -= 1
+        inlet.unwatch()
+        exchange.close()
+        if spool is not None:
+            spool.close()
+
+    def _refuse(
+        self, refused: handshake.Refused, request: Request, start_response: Callable[..., Any]
+    ) -> list[bytes]:
+        """Refuse a body that was not read to its end: what follows it is no request."""
+        message = http.failure_message(refused.status, refused.sentence)
+        head = http.response_head(message, request.method)
+        head.headers.append(("Connection", "close"))
+        return self._write_whole(message, head, start_response)
+
+    def _checked(self, message: dict[str, Any], request: Request) -> tuple[dict[str, Any], http.Head]:
+        """Return a response's first message with its head; one that cannot be sent becomes a 500."""
+        try:
+            return message, http.response_head(message, request.method)
+        except ValueError as error:
+            log.error("A response to %s could not be sent: %s", ascii(request.path)[1:-1][:200], error)
+            message = http.failure_message(500)
+            return message, http.response_head(message, request.method)
+
+    def _write_whole(
+        self, message: dict[str, Any], head: http.Head, start_response: Callable[..., Any]
+    ) -> list[bytes]:
+        start_response(head.status, head.headers)
+        content = message.get("content", b"")
+        return [content] if head.has_body and content else []
+
+    def _start_stream(self, head: http.Head, request: Request, start_response: Callable[..., Any]) -> None:
+        """HTTP/1.0 has no chunks: without a length the end of the connection is the response's end."""
+        if request.http_version == "1.0" and declared_length(head) is None:
+            head.headers.append(("Connection", "close"))
+        start_response(head.status, head.headers)

@@ -1,0 +1,30 @@
+"""What clients may take of the interface server, as options of the command line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dbchannels.interface.limits import HELP, Limits
+from dbchannels.interface.options import FLAGS, Options
+
+
+def add_limit_options(parser: Any) -> None:
+    """Add ``--max-body`` and the others for requests, ``--ws-max-size`` and the others for WebSockets."""
+    for name, text in FLAGS.items():
+        default = Options._field_defaults[name]
+        parser.add_argument(
+            f"--{name.replace('_', '-')}",
+            type=float if name.endswith("timeout") else int,
+            default=None,
+            metavar="S" if name.endswith("timeout") else "N",
+            help=text if default is None else f"{text} ({default})",
+        )
+    for name, default in Limits()._asdict().items():
+        unit, text = HELP[name]
+        parser.add_argument(
+            f"--ws-{name.replace('_', '-')}",
+            type=type(default),
+            default=default,
+            metavar=unit,
+            help=f"{text} ({default:,g})",
+        )
