@@ -115,7 +115,7 @@ def bound(*arguments, monkeypatch):
     monkeypatch.setattr(serving, "run", lambda plan, write: plans.append(plan))
     call_command("runchannels", *arguments)
     (one,) = plans
-    return [str(bind) for bind in one.binds or (Bind(one.host, one.port),)]
+    return [str(bind) for bind in one.server.binds or (Bind(one.server.host, one.server.port),)]
 
 
 @pytest.mark.parametrize(
@@ -142,9 +142,9 @@ def test_the_access_log_can_be_left_out(monkeypatch, log, given):
 
 
 def test_nobody_is_believed_unless_it_is_asked_for():
-    assert plan().proxies is None
-    assert plan(proxy_headers=True).proxies == Trusted.of(LOOPBACK)
-    assert plan(proxy_headers=True, trusted_proxies=["10.0.0.1"]).proxies == Trusted.of(["10.0.0.1"])
+    assert plan().server.proxies is None
+    assert plan(proxy_headers=True).server.proxies == Trusted.of(LOOPBACK)
+    assert plan(proxy_headers=True, trusted_proxies=["10.0.0.1"]).server.proxies == Trusted.of(["10.0.0.1"])
 
 
 def test_a_list_of_proxies_that_nobody_reads_is_refused():
@@ -156,7 +156,7 @@ def test_a_list_of_proxies_that_nobody_reads_is_refused():
     ("text", "path"), [("", ""), ("/", ""), ("/site", "/site"), ("/site/", "/site"), ("/a/b", "/a/b")]
 )
 def test_a_root_path_is_taken_without_its_last_slash(text, path):
-    assert plan(root_path=text).root_path == path
+    assert plan(root_path=text).server.root_path == path
 
 
 @pytest.mark.parametrize(
@@ -183,10 +183,10 @@ def test_what_cannot_be_meant_is_one_sentence(log, arguments, sentence):
 
 
 def test_a_socket_is_given_to_a_user_and_a_group_by_name_or_number():
-    assert plan().socket_rights == SocketRights(0o660, -1, -1)
-    assert plan(socket_mode="0600", socket_owner="root").socket_rights == SocketRights(0o600, 0, -1)
-    assert plan(socket_owner="1:2").socket_rights == SocketRights(0o660, 1, 2)
-    assert plan(socket_owner=":root").socket_rights == SocketRights(0o660, -1, 0)
+    assert plan().server.socket_rights == SocketRights(0o660, -1, -1)
+    assert plan(socket_mode="0600", socket_owner="root").server.socket_rights == SocketRights(0o600, 0, -1)
+    assert plan(socket_owner="1:2").server.socket_rights == SocketRights(0o660, 1, 2)
+    assert plan(socket_owner=":root").server.socket_rights == SocketRights(0o660, -1, 0)
 
 
 def plan(**options):
