@@ -10,7 +10,7 @@ from django.db import connections, transaction
 
 def open_transactions(database: str) -> list[str]:
     """Return the aliases of the databases, but this one, on which the calling thread is inside ``atomic()``."""
-    # Each look at a thread's connection costs 2 us of a send's 130; a site with one database pays for none.
+    # Half of a send's time in Python went into looks at threads' connections; a site with one database pays for none.
     return [alias for alias in connections if alias != database and connections[alias].in_atomic_block]
 
 
