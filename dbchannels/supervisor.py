@@ -23,7 +23,7 @@ from dbchannels.waiting import wait_readable
 
 log = logging.getLogger("dbchannels.supervisor")
 
-STEADY = 2.0  # seconds after which a worker counts as started well: its next death starts the delays anew
+STEADY = 2.0  # seconds after which a worker that was ready counts as started well: its delays begin anew
 READY_WITHIN = 60.0  # seconds in which a new worker must have imported the site
 KILL_AFTER = 5.0  # seconds beyond the workers' own graceful time-out
 
@@ -146,13 +146,14 @@ class Supervisor:
             if child is None:
                 return
             status = child.wait()
+            steady = child.is_ready() and time.monotonic() - child.started_at > STEADY
             replaced = self._end(post, child)
             if status == 0 and (replaced or self.stopping.is_set()):
                 continue
             self._on_death(child.name)
             if replaced:
                 continue
-            if time.monotonic() - child.started_at > STEADY:
+            if steady:
                 delays = Backoff(0.1, 10.0)
             delay = delays.delay()
             if not self.stopping.is_set():

@@ -159,10 +159,18 @@ def test_one_that_cannot_start_is_tried_again_with_growing_delays(shell, supervi
 
 def test_one_that_had_run_well_starts_the_delays_anew(shell, supervise, delays, monkeypatch):
     monkeypatch.setattr(supervisor, "STEADY", 0.0)
-    started = shell("exit 3", "exit 3", "exit 3", ENDLESS)
+    started = shell("READY; exit 3", "READY; exit 3", "READY; exit 3", ENDLESS)
     supervise()
     wait_until(lambda: len(started) == 4)
     assert delays.asked == [1, 1, 1]
+
+
+def test_one_that_was_long_about_its_failed_start_did_not_run_well(shell, supervise, delays, monkeypatch):
+    monkeypatch.setattr(supervisor, "STEADY", 0.0)
+    started = shell("exit 3", "exit 3", ENDLESS)
+    supervise()
+    wait_until(lambda: len(started) == 3)
+    assert delays.asked == [1, 2]
 
 
 def test_a_machine_without_room_for_a_process_is_tried_again(shell, supervise, caplog):

@@ -135,7 +135,7 @@ def test_cookies_and_redirects_come_through(served):
 
 @pytest.mark.parametrize("size", [0, 1, 65_536, MEBIBYTE])
 def test_an_upload_arrives_whole(served, size):
-    data = secrets.token_bytes(size)
+    data = secrets.token_bytes(size).replace(b"--", b"..")  # no boundary of the form by chance
     seen = served.request("POST", "/upload", *multipart(data)).json()
     if size:
         assert seen == {"name": "Jo", "size": size, "sha256": hashlib.sha256(data).hexdigest()}

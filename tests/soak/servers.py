@@ -92,6 +92,8 @@ def seconds_until_refused(port: int, started: float) -> float:
             socket.create_connection((HOST, port), timeout=20).close()
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:  # it waited to be accepted when the port closed
+            return False
         return False
 
     until(refused, "the port is closed", every=0.001)
