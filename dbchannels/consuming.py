@@ -49,7 +49,10 @@ class Consumption:
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 return self._raised(delivery, error)
             finally:
-                _tidy_connections()
+                if (
+                    self._route is not None or delivery.channel != "http.request"
+                ):  # Django does so after a view
+                    _tidy_connections()
 
     def _run(self, delivery: Delivery, worker: str) -> list[Operation]:
         content = codec.decode(delivery.payload)

@@ -25,7 +25,7 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.plan import Plan
 from dbchannels.reloader import CHANGED, CodeWatch, release
 from dbchannels.routing import load_routing
-from dbchannels.serving import make_server, tasks, usable_layer
+from dbchannels.serving import make_server, supervise, tasks, usable_layer
 from dbchannels.site_checks import Write
 from dbchannels.stopping import stop_at_signals
 from dbchannels.supervisor import Supervisor, Task
@@ -47,7 +47,7 @@ def run(plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: b
     stopped = stop_at_signals()
     server.start()
     fresh = [Task((*one.arguments, "--fresh-templates"), one.bells) for one in tasks(plan, bells)]
-    crew = Crew(lambda: Supervisor(fresh, server.relay.bury, GRACE))
+    crew = Crew(lambda: supervise(fresh, server.relay, GRACE))
     site = Site(
         crew,
         announce=lambda: announce(server.address[1], layer),

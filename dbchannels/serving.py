@@ -57,7 +57,7 @@ def serve(
     plan: Plan, server: InterfaceServer, layer: BaseLayer, bells: dict[str, Doorbell], write: Write
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    supervisor = Supervisor(tasks(plan, bells), server.relay.bury, plan.graceful_timeout)
+    supervisor = supervise(tasks(plan, bells), server.relay, plan.graceful_timeout)
     stopping = stop_at_signals(supervisor.kill)
     restart_at_hangup(plan, supervisor, stopping)
     server.has_worker = supervisor.has_ready if plan.workers else None
@@ -70,6 +70,14 @@ def serve(
     ends_at = time.monotonic() + plan.graceful_timeout + LAST_WORK
     server.stop(stopping.restart)
     gevent.get_hub().threadpool.apply(supervisor.stop, (max(LAST_WORK, ends_at - time.monotonic()),))
+
+
+def supervise(work: list[Task], relay: Relay, graceful_timeout: float) -> Supervisor:
+    """Return what starts the workers; they ring for the relay, and it for them."""
+    doors = ((relay.queue, relay.door),)
+    supervisor = Supervisor([one._replace(doors=doors) for one in work], relay.bury, graceful_timeout)
+    relay.own_workers = supervisor.ready_names
+    return supervisor
 
 
 def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> InterfaceServer:

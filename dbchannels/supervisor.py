@@ -33,6 +33,7 @@ class Task(NamedTuple):
 
     arguments: tuple[str, ...]  # of runworker
     bells: tuple[Doorbell, ...]
+    doors: tuple[tuple[str, Doorbell], ...] = ()  # of readers that it rings for itself, by their queue
 
 
 class Child:
@@ -109,6 +110,11 @@ class Supervisor:
             finally:
                 self._lock.release()
         return self._had_ready
+
+    def ready_names(self) -> set[str]:
+        """Return the names of the workers that take messages."""
+        with self._lock:
+            return {child.name for child in self._children if child.is_ready()}
 
     def stop(self, within: float | None = None) -> None:
         """Ask the workers to finish; kill those that do not within so many seconds. Returns when all have ended."""
@@ -241,6 +247,7 @@ class Supervisor:
 def start_worker(name: str, task: Task) -> Child:
     """Start ``runworker``. Its standard input is a pipe that ends when this process dies, however it dies."""
     bells = [text for bell in task.bells for text in ("--bell", str(bell))]
+    doors = [text for queue, door in task.doors for text in ("--door", f"{queue}={door}")]
     reader, writer = os.pipe()
     command = [
         *manage_command(),
@@ -250,13 +257,17 @@ def start_worker(name: str, task: Task) -> Child:
         "--ready",
         str(writer),
         *bells,
+        *doors,
         *task.arguments,
     ]
     try:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
-            pass_fds=[writer, *(descriptor for bell in task.bells for descriptor in bell)],
+            pass_fds=[
+                writer,
+                *(end for pipe in (*task.bells, *(door for _, door in task.doors)) for end in pipe),
+            ],
             # A session of its own: Ctrl-C in the terminal reaches us alone, and we tell the workers in good order.
             start_new_session=True,
         )

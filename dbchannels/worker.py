@@ -12,7 +12,7 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
@@ -50,9 +50,9 @@ WRITE_AFTER = 0.002  # seconds: quick consumers' results are written together, a
 class Worker:
     """Reads the channels that have consumers and match the patterns, until it is told to stop.
 
-    ``bells`` are given by a parent that LISTENs for us; without, the worker's own link does. ``life`` is a
-    descriptor that reaches its end when the parent dies. ``replace`` ends this process when a consumer hangs;
-    ``on_ready`` is called when this worker is on record.
+    ``bells`` are given by a parent that LISTENs for us; without, the worker's own link does. ``doors`` are those that
+    we ring, by the queue whose reader they wake. ``life`` is a descriptor that reaches its end when the parent dies.
+    ``replace`` ends this process when a consumer hangs; ``on_ready`` is called when this worker is on record.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Worker:
         exclude: Sequence[str] = (),
         name: str = "",
         bells: Sequence[Doorbell] = (),
+        doors: Mapping[str, Doorbell] | None = None,
         life: int | None = None,
         replace: Callable[[], None] = lambda: os._exit(1),
         on_ready: Callable[[], None] = lambda: None,
@@ -80,6 +81,7 @@ class Worker:
         self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
         self.link = layer.link("worker", listen=not bells)
+        self.link.near = doors or {}
         self._consumption = Consumption(layer, routing, self.link)
         periodic = [entry for entry in routing.timetable() if entry.channel in self.channels]
         self._timetable = Timetable(periodic, self.link)

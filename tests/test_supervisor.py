@@ -467,6 +467,17 @@ def test_a_worker_can_ring_its_bells(command):
         os.close(descriptor)
 
 
+def test_a_worker_can_ring_the_doors_of_others(command):
+    command("import os, sys; os.write(int(sys.argv[7].removeprefix('reply.a!=').split(',')[1]), b'!')")
+    door = Doorbell.new()
+    worker = start_worker("worker-1-x", Task((), (), (("reply.a!", door),)))
+    assert worker.wait() == 0
+    worker.close()
+    assert os.read(door.reader, 10) == b"!"
+    for descriptor in door:
+        os.close(descriptor)
+
+
 def test_a_worker_can_say_that_it_is_ready(command):
     command("import os, sys; os.write(int(sys.argv[5]), b'!'); sys.stdin.read()")
     worker = start_worker("worker-1-x", Task((), ()))

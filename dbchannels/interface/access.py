@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from functools import lru_cache
 from typing import Any
 
 from dbchannels.interface.http import Request
@@ -34,8 +35,9 @@ def access_line(
     """Return one line of the log. ``line`` is what the client sent; ``request`` has its headers, if they were read."""
     referer = _header(request, b"referer")
     agent = _header(request, b"user-agent")
+    date = _date_at(int(time.time()))
     return (
-        f'{escaped(client, FIELD) or "-"} - - [{_now()}] "{escaped(mask_query(line), LINE)}" {status} {size} '
+        f'{escaped(client, FIELD) or "-"} - - [{date}] "{escaped(mask_query(line), LINE)}" {status} {size} '
         f'"{escaped(mask_query(referer), FIELD)}" "{escaped(agent, FIELD)}" {seconds * 1000:.0f} ms'
     )
 
@@ -49,14 +51,19 @@ def log_request(handler: Any, seconds: float) -> None:
     client = request.client[0] if request else peer
     status = handler.code or handler.status  # pywsgi answers what is no HTTP with the latter alone
     line = handler.requestline or ""
-    log.info("%s", access_line(client, line, status, handler.body_length, seconds, request))
+    _write(access_line(client, line, status, handler.body_length, seconds, request))
 
 
 def log_websocket(event: str, request: Request, status: object, seconds: float) -> None:
     """Log ``WSCONNECT`` or ``WSDISCONNECT``."""
     if log.isEnabledFor(logging.INFO):
         line = f"{event} {request.target} HTTP/{request.http_version}"
-        log.info("%s", access_line(request.client[0], line, status, "-", seconds, request))
+        _write(access_line(request.client[0], line, status, "-", seconds, request))
+
+
+def _write(line: str) -> None:
+    """Hand a line to the log, without the search for the place that it comes from: there is one."""
+    log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None))
 
 
 def escaped(text: str, most: int) -> str:
@@ -70,5 +77,6 @@ def _header(request: Request | None, name: bytes) -> str:
     return "-" if value is None else value.decode("latin-1")
 
 
-def _now() -> str:
-    return time.strftime("%d/%b/%Y:%H:%M:%S %z")
+@lru_cache(2)
+def _date_at(second: int) -> str:
+    return time.strftime("%d/%b/%Y:%H:%M:%S %z", time.localtime(second))

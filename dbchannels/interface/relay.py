@@ -2,7 +2,8 @@
 
 The hub never touches the database. What it sends goes to a bounded outbox, which the ``Publisher`` empties. The
 *receiver* takes the replies and hands them to the hub; it is the one that LISTENs, and rings for the workers of this
-process tree. The *housekeeper* renews the server's lease and cleans up after the dead.
+process tree. The *housekeeper* renews the server's lease and cleans up after the dead. Where all workers on record are
+of this process tree, the publisher rings for them itself, and no NOTIFY is sent; they ring for the receiver alike.
 """
 
 from __future__ import annotations
@@ -64,6 +65,11 @@ class Relay:
         self._renewed_at = time.monotonic()
         self._read_at = 0.0  # when the layer last gave what waited for this server
         self._wake = WakeupPipe()  # ends the receiver's wait
+        #: Rung by workers of this process tree that have written replies; by what they would NOTIFY.
+        self.door = Doorbell.new()
+        #: Returns the names of the workers of this process tree that take every protocol message.
+        self.own_workers: Callable[[], set[str]] = set
+        self._near: dict[str, Doorbell] = {}  # whom the publisher rings for
         self._threads = [
             threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
             for target in (self._publish, self._receive, self._keep_house)
@@ -162,9 +168,14 @@ class Relay:
 
     def _publish(self) -> None:
         link = self.layer.link("publisher", listen=False)
+
+        def apply(operations: Sequence[Operation]) -> list[Send]:
+            link.near = self._near
+            return link.apply(operations)
+
         publisher = Publisher(
             self._outbox,
-            link.apply,
+            apply,
             retry=self._retry,
             ready=lambda: self._await_renewal(link),
             lost=self._hand_over,
@@ -250,9 +261,9 @@ class Relay:
         """Wait until something may have come for us; ring for the workers when it is for them."""
         deadline = time.monotonic() + self.layer.poll_interval()
         while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-            wakeups = link.wait(left, self._wake.reader)
+            wakeups = link.wait(left, self._wake.reader, self.door.reader)
             self._ring(wakeups)
-            if self.queue in wakeups:
+            if self.door.silence() or self.queue in wakeups:
                 return
 
     def _ring(self, kinds: Container[str]) -> None:
@@ -263,15 +274,17 @@ class Relay:
     # The housekeeper.
 
     def _keep_house(self) -> None:
-        link, lease = self._house_link, self.layer.options["lease"]
+        link, lease, started_at = self._house_link, self.layer.options["lease"], time.monotonic()
         chore: Callable[[Link], Any] | None = self._look_after
         while chore is not None:
             try:
                 self._retry(lambda chore=chore: chore(link))
             except Exception:
                 log.exception("A chore of this server failed and was left out.")
+            # In the first seconds its workers get ready, and whom they know of is to be found.
+            pause = lease / 3 if time.monotonic() - started_at > lease else min(1.0, lease / 3)
             try:
-                chore = self._chores.get(timeout=lease / 3 * random.uniform(0.8, 1.0))
+                chore = self._chores.get(timeout=pause * random.uniform(0.8, 1.0))
             except queue.Empty:
                 chore = self._look_after
         try:
@@ -291,4 +304,11 @@ class Relay:
             link.register(self.name, Process.SERVER, self.queue)
             self.call_in_hub(self._on_dead)
         self._renewed_at = asked_at
+        self._find_near(link)
         link.sweep()
+
+    def _find_near(self, link: Link) -> None:
+        """Ring for our own workers only while nobody else has any: whom a ring cannot reach needs the NOTIFY."""
+        own = self.own_workers()
+        alone = bool(own) and link.workers() <= own
+        self._near = {"p": self._bells["p"]} if alone else {}

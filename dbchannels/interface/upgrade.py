@@ -10,10 +10,11 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import gevent
+from gevent.pywsgi import format_date_time
 from geventwebsocket.handler import WebSocketHandler
 
 from dbchannels.interface import handshake
@@ -26,6 +27,12 @@ log = logging.getLogger("dbchannels.server")
 
 PIECE = 65_536  # bytes of a response that the client must take within the write timeout
 CLIENT_LEFT = 499  # in the log, for a request whose client did not wait for the answer; nginx's number
+
+
+@lru_cache(2)
+def date_at(second: int) -> bytes:
+    """Return what a Date header says; made once a second."""
+    return format_date_time(second)  # type: ignore[no-any-return]
 
 
 class Handler(WebSocketHandler):  # type: ignore[misc]
@@ -92,6 +99,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     def _discard(self) -> None:
         """pywsgi would read what is left of a body, however much it is. A body that was refused ends the connection."""
 
+    _joined: bytearray | None = None  # what is held back until all of it is there
     request: Request | None = None  # None: it could not be read
     body_length = 0  # bytes of the response without its head
 
@@ -169,8 +177,19 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         super().write(data)
         self.body_length += len(data)
 
+    def _write_with_headers(self, data: bytes) -> None:
+        """Head and short body go out together: the base class makes two system calls and two packets of them."""
+        self._joined = bytearray() if len(data) < PIECE else None
+        super()._write_with_headers(data)
+        joined, self._joined = self._joined, None
+        if joined:
+            self._sendall(joined)
+
     def finalize_headers(self) -> None:
         """The base class would end the chunks of a response to HEAD, though it has none: its end is the head's."""
+        if self.provided_date is None:
+            self.provided_date = date_at(int(time.time()))
+            self.response_headers.append((b"Date", self.provided_date))
         super().finalize_headers()
         named = any(name.lower() == b"connection" for name, _ in self.response_headers)
         if self.close_connection and not named:
@@ -192,11 +211,19 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     def _sendall(self, data: bytes | bytearray) -> None:
         """Write piece by piece, so that a slow client has its time for each; one that is too slow has left."""
+        if self._joined is not None:
+            self._joined += data
+            return
         view = memoryview(data)
         try:
             self.socket.settimeout(self.server.options.write_timeout)
             for start in range(0, len(view), PIECE):
-                self.socket.sendall(view[start : start + PIECE])
+                piece = view[start : start + PIECE]
+                sent = self.socket.send(
+                    piece
+                )  # nearly always all of it, and without sendall's look at the buffer
+                if sent < len(piece):
+                    self.socket.sendall(piece[sent:])
         except OSError:
             raise Left from None
         self.response_length += len(data)

@@ -188,6 +188,10 @@ class DatabaseLink(Link):
         with unavailable():
             return bool(self.layer.rows(Process).filter(name=name).update(lease_until=self._lease_end()))
 
+    def workers(self) -> set[str]:
+        with unavailable():
+            return set(self.layer.rows(Process).filter(kind=Process.WORKER).values_list("name", flat=True))
+
     def unregister(self, name: str) -> None:
         self.bury(name)
 

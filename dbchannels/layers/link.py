@@ -10,6 +10,7 @@ from dbchannels.layers.operations import Delivery, Done, Operation, Send, resend
 from dbchannels.waiting import wait_readable
 
 if TYPE_CHECKING:
+    from dbchannels.doorbell import Doorbell
     from dbchannels.layers.base import BaseLayer
 
 
@@ -25,6 +26,9 @@ class Link:
 
     def __init__(self, layer: BaseLayer) -> None:
         self.layer = layer
+        #: Pipes of readers that whoever writes here rings itself, by what a wakeup for them says; see ``wait``. A layer
+        #: that tells its readers of what was written in another way may leave them out there.
+        self.near: Mapping[str, Doorbell] = {}
 
     # Taking.
 
@@ -107,6 +111,10 @@ class Link:
     def renew(self, name: str) -> bool:
         """Renew the lease; False when the process was declared dead and must register again."""
         return True
+
+    def workers(self) -> set[str]:
+        """Return the names of the workers on record, wherever they run."""
+        return set()
 
     def unregister(self, name: str) -> None:
         """Take this process off the record: it has cleaned up after itself."""

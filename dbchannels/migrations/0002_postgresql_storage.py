@@ -81,7 +81,7 @@ CREATE TRIGGER dbchannels_emptied AFTER TRUNCATE ON dbchannels_membership
 # site's own, durable channels, the same rule as names.is_protocol; no NOTIFY past a half of its queue, see sql.py.
 SEND_GROUP = """
 CREATE OR REPLACE FUNCTION dbchannels_send_group(
-    to_group text, body bytea, expiry float, patterns text[], capacities int[], wakes boolean
+    to_group text, body bytea, expiry float, patterns text[], capacities int[], wakes boolean, near text[]
 ) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $function$
 DECLARE
     queue record;
@@ -160,7 +160,7 @@ BEGIN
         wakeups := wakeups || CASE WHEN queue.channel ~ '[!?]' THEN queue.channel ELSE 'p' END::text;
     END LOOP;
     IF wakes AND wakeups <> '{}' AND pg_notification_queue_usage() < 0.5 THEN
-        PERFORM pg_notify('dbchannels', payload) FROM unnest(wakeups) AS payload;
+        PERFORM pg_notify('dbchannels', payload) FROM unnest(wakeups) AS payload WHERE payload <> ALL (near);
     END IF;
 END
 $function$;

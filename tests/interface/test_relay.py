@@ -91,6 +91,11 @@ class Watched:
 
         return call
 
+    def __setattr__(self, name, value):
+        super().__setattr__(name, value)
+        if name == "near":
+            self._link.near = value
+
     def _apply(self, operations):
         self._harness.gate.wait(10)
         if self._harness.poison in operations:
@@ -582,3 +587,46 @@ def test_a_reply_rings_for_no_worker(new_relay):
     answer(relay, receiver, number=1)
     until(lambda: receiver.replies)
     assert not wait_readable([bell.reader for bell in bells.values()], 0)
+
+
+# Who is near.
+
+
+@on_postgresql
+def test_a_ring_at_its_door_has_it_read_its_replies(new_relay, new_link):
+    relay = new_relay(poll_interval=3600)
+    receiver = Receiver(relay)
+    writer = new_link(relay.layer)
+    writer.near = {relay.queue: relay.door}
+    until(lambda: "wait" in relay.harness.asked)
+    writer.apply([Send(receiver.channel, codec.encode({"n": 1}), "", 60)])
+    until(lambda: receiver.messages() == [{"n": 1}])
+
+
+@on_postgresql
+def test_workers_are_rung_for_only_while_all_on_record_are_its_own(new_relay, new_link):
+    bell = Doorbell.new()
+    relay = new_relay({"p": bell}, lease=0.3)
+    link = new_link(relay.layer)
+    link.register("own", Process.WORKER)
+    until(lambda: relay.harness.asked.count("sweep") > 2)
+    assert relay._near == {}  # it has none that is ready
+    relay.own_workers = lambda: {"own", "another that is not on record yet"}
+    until(lambda: relay._near == {"p": bell})
+    link.register("stranger", Process.WORKER)
+    until(lambda: relay._near == {})
+    link.unregister("stranger")
+    until(lambda: relay._near == {"p": bell})
+
+
+@on_postgresql
+def test_its_own_workers_are_woken_without_a_notification(new_relay, new_link):
+    bell = Doorbell.new()
+    relay = new_relay({"p": bell}, poll_interval=3600, lease=0.3)
+    listener = new_link(relay.layer)
+    listener.wait(0)
+    relay.own_workers = lambda: {"own"}
+    until(lambda: relay._near)
+    relay.send(relay.make_send("http.request", {"path": "/"}))
+    until(lambda: wait_readable([bell.reader], 0))
+    assert listener.wait(0.05) == set()

@@ -26,6 +26,7 @@ from dbchannels.layers.postgresql.notify_queue import NotifyQueue
 from dbchannels.layers.postgresql.room import Room
 from dbchannels.layers.postgresql.session import Session, one_line, session_name
 from dbchannels.layers.postgresql.statements import single, statements, without_room
+from dbchannels.layers.postgresql.wakes import Wakes
 from dbchannels.layers.postgresql.wakeup_check import WakeupCheck
 from dbchannels.layers.rollback import rollback_probe
 
@@ -95,7 +96,7 @@ class PostgreSQLLayer(BaseLayer):
         """Write one usual message by the shortest way; False where it has to go the other."""
         connection = connections[self.database]
         asks = not self.notify_queue.has_room() or self._is_one_by_one(connection)
-        statement = single(self, send, asks)
+        statement = single(self, send, Wakes(self), asks)
         if statement is None:
             return False
         with connection.cursor() as cursor:

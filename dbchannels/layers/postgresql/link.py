@@ -29,6 +29,7 @@ from dbchannels.layers.postgresql.floors import Floors
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
 from dbchannels.layers.postgresql.sweeper import Sweeper
+from dbchannels.layers.postgresql.wakes import Wakes
 from dbchannels.layers.postgresql.wakeup_check import ask_session
 
 if TYPE_CHECKING:
@@ -154,8 +155,10 @@ class PostgreSQLLink(Link):
 
     def _write(self, before: Sequence[Statement], operations: Sequence[Operation]) -> list[Send]:
         """Run the statements and write the operations, together; return the last sends that found no room."""
-        plan = list(statements(self.layer, operations))
+        wakes = Wakes(self.layer, self.near)
+        plan = list(statements(self.layer, operations, wakes))
         rows = self.session.run([*before, *((text, values) for text, values, _ in plan)])
+        wakes.ring()
         sends = plan[-1][2] if plan else []
         return without_room(self.layer, sends, rows) if sends else []
 
@@ -197,6 +200,9 @@ class PostgreSQLLink(Link):
         ((granted,),) = self.session.run([(sql_liveness.LOCK, {"id": row_id})])
         if granted:  # else a sweeper has it for a moment: the next renewal asks again
             self._locked = (name, self.session.generation)
+
+    def workers(self) -> set[str]:
+        return {name for (name,) in self.session.run([(sql_liveness.WORKERS, {})])}
 
     def unregister(self, name: str) -> None:
         self._sweeper.clean_up(name)

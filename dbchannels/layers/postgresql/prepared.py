@@ -72,10 +72,10 @@ CLAIM = Prepared("dbchannels_claim", sql_durable.CLAIM, _CLAIM)
 _SEND_MANY = Prepared("dbchannels_send", sql.SEND, _SEND)
 _SEND_ALIKE = Prepared("dbchannels_send_alike", sql.SEND_ALIKE, _ALIKE)
 _WAKE = Prepared("dbchannels_wake", sql.WAKE, {"wake": "text[]"})
+_ONE = ("text", "text", "text", "bytea", "text")
 _OTHERS = [
-    Prepared(
-        "dbchannels_send_one", sql.SEND_ONE + sql.WAKE_ONE, ("text", "text", "text", "bytea", "text", "text")
-    ),
+    Prepared("dbchannels_send_one_near", sql.SEND_ONE, _ONE),
+    Prepared("dbchannels_send_one", sql.SEND_ONE + sql.WAKE_ONE, (*_ONE, "text")),
     Prepared("dbchannels_promote", sql_durable.PROMOTE),
     Prepared("dbchannels_next_due", sql_durable.NEXT_DUE),
     Prepared("dbchannels_receive", sql.RECEIVE, _RECEIVE),

@@ -87,7 +87,7 @@ SELECT channel, waited, has_room FROM room
 # migration 0002: planned anew at each broadcast, the same work took three times as long.
 SEND_GROUP = """
 SELECT dbchannels_send_group(%(group)s::text, %(payload)s::bytea, %(expiry)s::float, %(patterns)s::text[],
-                             %(capacities)s::int[], %(wakes)s::boolean)
+                             %(capacities)s::int[], %(wakes)s::boolean, %(near)s::text[])
 """
 
 # A member whose server is alive stays without an end. The row is touched only where that changes something, so

@@ -22,6 +22,8 @@ UPDATE dbchannels_process SET lease_until = statement_timestamp() + %(lease)s * 
 WHERE name = %(name)s RETURNING id
 """
 
+WORKERS = "SELECT name FROM dbchannels_process WHERE kind = 'worker'"
+
 # A held lock speaks for a process whose lease has ended, for half a lease: one that was stopped, or whose host
 # hangs, keeps its session, and what it holds would wait for ever.
 EXPIRED_LEASES = """

@@ -22,6 +22,7 @@ from dbchannels.layers.operations import (
     storable,
 )
 from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql.wakes import Wakes
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
@@ -33,10 +34,13 @@ Parameters = Values | tuple[Any, ...]
 Planned = tuple[str, Parameters, list[Send]]
 
 
-def statements(layer: PostgreSQLLayer, operations: Sequence[Operation]) -> Iterator[Planned]:
+def statements(
+    layer: PostgreSQLLayer, operations: Sequence[Operation], wakes: Wakes | None = None
+) -> Iterator[Planned]:
     """Yield what writes the operations, in order; 100 sends in a row are one INSERT."""
+    wakes = wakes or Wakes(layer)
     for (kind, _), group in groupby(operations, key=_kind):
-        yield from _PLANS[kind](layer, list(group))
+        yield from _PLANS[kind](layer, list(group), wakes)
 
 
 def without_room(
@@ -64,14 +68,14 @@ def _kind(operation: Operation) -> tuple[type, Any]:
     return Send, (operation.expiry if protocol else None, operation.unique and id(operation))
 
 
-def _sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
-    if len(sends) == 1 and (statement := single(layer, sends[0], asks=True)):
+def _sends(layer: PostgreSQLLayer, sends: list[Send], wakes: Wakes) -> Iterator[Planned]:
+    if len(sends) == 1 and (statement := single(layer, sends[0], wakes)):
         yield (*statement, [])
         return
     if not names.is_protocol(sends[0].channel):
-        yield from _durable_sends(layer, sends)
+        yield from _durable_sends(layer, sends, wakes)
         return
-    if alike := _alike(layer, sends):
+    if alike := _alike(layer, sends, wakes):
         yield alike
         return
     parts = [names.split(send.channel) for send in sends]
@@ -85,11 +89,11 @@ def _sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
         "expiry": sends[0].expiry,
     }
     yield _waking(
-        layer, set(map(_woken, queues)), _into(layer, queues, values, sends, sql.SEND, sql.SEND_IF_ROOM)
+        wakes, set(map(_woken, queues)), _into(layer, queues, values, sends, sql.SEND, sql.SEND_IF_ROOM)
     )
 
 
-def _alike(layer: PostgreSQLLayer, sends: list[Send]) -> Planned | None:
+def _alike(layer: PostgreSQLLayer, sends: list[Send], wakes: Wakes) -> Planned | None:
     """Return the short statement for messages of which only the payloads differ; None when it cannot be had."""
     channel, _, reply_channel, expiry, *_ = sends[0]
     if any(send.channel != channel or send.reply_channel != reply_channel for send in sends):
@@ -99,10 +103,12 @@ def _alike(layer: PostgreSQLLayer, sends: list[Send]) -> Planned | None:
         return None
     payloads = [send.payload for send in sends]
     values = {"channel": queue, "local": local, "reply_channel": reply_channel, "payloads": payloads}
-    return _waking(layer, {_woken(queue)}, (sql.SEND_ALIKE, {**values, "expiry": expiry}, []))
+    return _waking(wakes, {_woken(queue)}, (sql.SEND_ALIKE, {**values, "expiry": expiry}, []))
 
 
-def single(layer: PostgreSQLLayer, send: Send, asks: bool) -> tuple[str, tuple[Any, ...]] | None:
+def single(
+    layer: PostgreSQLLayer, send: Send, wakes: Wakes, asks: bool = True
+) -> tuple[str, tuple[Any, ...]] | None:
     """Return the short statement for one usual message, with its values; None when it cannot be had.
 
     With ``asks`` it asks the queue of notifications whether there is room, and gives NULL where there was none.
@@ -118,7 +124,7 @@ def single(layer: PostgreSQLLayer, send: Send, asks: bool) -> tuple[str, tuple[A
         text, wake = sql.SEND_ONE, _woken(queue)
     else:
         text, values, wake = sql_durable.SEND_DURABLE_ONE, (queue, send.payload), "d"
-    if not layer.wakeups:
+    if not wakes.notified({wake}):
         return text, values
     return text + (sql.WAKE_ONE if asks else sql.WAKE_ONE_UNASKED), (*values, wake)
 
@@ -128,7 +134,7 @@ def _woken(queue: str) -> str:
     return queue if queue[-1:] == "!" or "?" in queue else "p"
 
 
-def _durable_sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planned]:
+def _durable_sends(layer: PostgreSQLLayer, sends: list[Send], wakes: Wakes) -> Iterator[Planned]:
     values = {
         "channels": [send.channel for send in sends],
         "payloads": [send.payload for send in sends],
@@ -143,7 +149,7 @@ def _durable_sends(layer: PostgreSQLLayer, sends: list[Send]) -> Iterator[Planne
     elif not any(send.delay or send.due_at or send.priority for send in sends):
         plain = sql_durable.SEND_DURABLE_NOW
     queues = Counter(send.channel for send in sends)
-    yield _waking(layer, {"d"}, _into(layer, queues, values, sends, plain, careful))
+    yield _waking(wakes, {"d"}, _into(layer, queues, values, sends, plain, careful))
 
 
 def _into(
@@ -162,13 +168,14 @@ def _into(
     return careful, values | {"queues": list(capacities), "capacities": list(capacities.values())}, sends
 
 
-def _waking(layer: PostgreSQLLayer, payloads: set[str], planned: tuple[str, Values, list[Send]]) -> Planned:
+def _waking(wakes: Wakes, kinds: set[str], planned: tuple[str, Values, list[Send]]) -> Planned:
     """Put the wakeup in front, in the same string: what the last statement gives is what is looked at."""
     text, values, sent = planned
-    return (f"{sql.WAKE};{text}", {**values, "wake": sorted(payloads)}, sent) if layer.wakeups else planned
+    notified = wakes.notified(kinds)
+    return (f"{sql.WAKE};{text}", {**values, "wake": sorted(notified)}, sent) if notified else planned
 
 
-def _group_sends(layer: PostgreSQLLayer, sends: list[SendGroup]) -> Iterator[Planned]:
+def _group_sends(layer: PostgreSQLLayer, sends: list[SendGroup], wakes: Wakes) -> Iterator[Planned]:
     capacities = _capacities(layer)
     for send in sends:
         values = {
@@ -177,7 +184,8 @@ def _group_sends(layer: PostgreSQLLayer, sends: list[SendGroup]) -> Iterator[Pla
             "expiry": layer.options["expiry"],
             "patterns": list(capacities),
             "capacities": list(capacities.values()),
-            "wakes": layer.wakeups,
+            "wakes": wakes.broadcast(),
+            "near": list(wakes.near),
         }
         yield sql.SEND_GROUP, values, []
 
@@ -203,25 +211,25 @@ def _sql_part(part: str) -> str:
     return "[^" + inside[1:] + "]" if inside[0] == "!" else "[" + inside.replace("^", r"\^") + "]"
 
 
-def _group_adds(layer: PostgreSQLLayer, adds: list[GroupAdd]) -> Iterator[Planned]:
+def _group_adds(layer: PostgreSQLLayer, adds: list[GroupAdd], wakes: Wakes) -> Iterator[Planned]:
     for add in adds:
         queue, local = names.split(add.channel)
         values = {"group": add.group, "channel": queue, "local": local, "expiry": layer.group_expiry}
         yield sql.GROUP_ADD, values, []
 
 
-def _group_discards(layer: PostgreSQLLayer, discards: list[GroupDiscard]) -> Iterator[Planned]:
+def _group_discards(layer: PostgreSQLLayer, discards: list[GroupDiscard], wakes: Wakes) -> Iterator[Planned]:
     for discard in discards:
         queue, local = names.split(discard.channel)
         yield sql.GROUP_DISCARD, {"group": discard.group, "channel": queue, "local": local}, []
 
 
-def _group_clears(layer: PostgreSQLLayer, clears: list[GroupClear]) -> Iterator[Planned]:
+def _group_clears(layer: PostgreSQLLayer, clears: list[GroupClear], wakes: Wakes) -> Iterator[Planned]:
     for clear in clears:
         yield sql.GROUP_CLEAR, {"group": clear.group}, []
 
 
-def _connects(layer: PostgreSQLLayer, connects: list[Connect]) -> Iterator[Planned]:
+def _connects(layer: PostgreSQLLayer, connects: list[Connect], wakes: Wakes) -> Iterator[Planned]:
     values = {
         "reply_channels": [connect.reply_channel for connect in connects],
         "servers": [connect.server for connect in connects],
@@ -230,7 +238,7 @@ def _connects(layer: PostgreSQLLayer, connects: list[Connect]) -> Iterator[Plann
     yield sql.CONNECT, values, []
 
 
-def _disconnects(layer: PostgreSQLLayer, disconnects: list[Disconnect]) -> Iterator[Planned]:
+def _disconnects(layer: PostgreSQLLayer, disconnects: list[Disconnect], wakes: Wakes) -> Iterator[Planned]:
     yield sql.DISCONNECT, of_connections([disconnect.reply_channel for disconnect in disconnects]), []
 
 
@@ -244,7 +252,7 @@ def of_connections(reply_channels: Sequence[str]) -> Values:
     }
 
 
-def _identifies(layer: PostgreSQLLayer, identifies: list[Identify]) -> Iterator[Planned]:
+def _identifies(layer: PostgreSQLLayer, identifies: list[Identify], wakes: Wakes) -> Iterator[Planned]:
     for identify in identifies:
         yield sql.IDENTIFY, identify._asdict(), []
 

@@ -55,6 +55,13 @@ class Command(BaseCommand):
             "--bell", action="append", default=[], help="set by runchannels: a doorbell's descriptors"
         )
         parser.add_argument(
+            "--door",
+            action="append",
+            default=[],
+            metavar="QUEUE=PIPE",
+            help="set by runchannels: its own queue and doorbell",
+        )
+        parser.add_argument(
             "--fresh-templates", action="store_true", help="set by runserver: read a template at each use"
         )
 
@@ -90,6 +97,7 @@ class Command(BaseCommand):
             exclude=options["exclude"],
             name=child,
             bells=[Doorbell.inherited(text) for text in options["bell"]],
+            doors=dict(map(inherited_door, options["door"])),
             life=sys.stdin.fileno() if child else None,
             replace=end_child if child else start_anew,
             on_ready=partial(say_ready, options["ready"]),
@@ -102,6 +110,12 @@ class Command(BaseCommand):
             )
         stop_at_signals(worker, graceful_timeout)
         worker.run()
+
+
+def inherited_door(text: str) -> tuple[str, Doorbell]:
+    """Return a queue and the pipe of its reader."""
+    queue, _, pipe = text.partition("=")
+    return queue, Doorbell.inherited(pipe)
 
 
 def say_ready(descriptor: int | None) -> None:
