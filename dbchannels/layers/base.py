@@ -91,10 +91,10 @@ class BaseLayer:
         """Take every channel out of a group."""
         self._submit([GroupClear(names.check_group_name(group))])
 
-    def send_group(self, group: str, message: Fields) -> None:
+    def send_group(self, group: str, message: Fields, *, immediately: bool = False) -> None:
         """Send one message to each channel of a group; a full channel goes without, and no error is raised."""
         payload = codec.encode(message, self.options["max_message_size"])
-        self._submit([SendGroup(names.check_group_name(group), payload)])
+        self._submit([SendGroup(names.check_group_name(group), payload)], immediately)
 
     def identify(self, channel: str, user_id: str) -> None:
         """Note whose WebSocket has this reply channel; "" for nobody known. No error when it has gone meanwhile."""

@@ -28,6 +28,9 @@ INSTALLED_APPS = [
     "demo",
     "chat",
     "post2015",
+    "liveblog",
+    "thumbnails",
+    "longpoll",
 ]
 
 MIDDLEWARE = [
@@ -65,3 +68,4 @@ DBCHANNELS = {"default": {"ROUTING": "post2015.routing"}}
 USE_TZ = True
 TIME_ZONE = "UTC"
 STATIC_URL = "/static/"
+MEDIA_ROOT = BASE_DIR / ".media"  # the pictures that are uploaded

@@ -11,6 +11,9 @@ urlpatterns = [
     path("", views.index, name="index"),
     path("chat/", include("chat.urls")),
     path("post-2015/", include("post2015.urls")),
+    path("liveblog/", include("liveblog.urls")),
+    path("thumbnails/", include("thumbnails.urls")),
+    path("longpoll/", include("longpoll.urls")),
     path("admin/", admin.site.urls),
     # The admin's pages name no icon, so browsers ask for this one.
     path("favicon.ico", RedirectView.as_view(url=static("demo/icon.svg"))),

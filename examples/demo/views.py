@@ -24,6 +24,24 @@ EXAMPLES = [
         "Decorated consumers, a group for each room, models and transactions as in any view.",
     ),
     Example(
+        "Thumbnails",
+        "thumbnails:page",
+        "Upload pictures, and watch three sizes of each being made.",
+        "Background work with retries, its progress by server-sent events, an upload that waits for nothing.",
+    ),
+    Example(
+        "Live blog",
+        "liveblog:blog",
+        "Write in the admin, read here, without a reload.",
+        "A post_save receiver that sends to a group: whatever saves a post tells its readers, at the commit.",
+    ),
+    Example(
+        "Long poll",
+        "longpoll:page",
+        "Headlines by plain requests, each answered when there is one.",
+        "Views that are answered later, a group of requests, and a message that is due in 25 seconds.",
+    ),
+    Example(
         "The chat of 2015",
         "post2015:page",
         "The chat server of the blog post that began it, with its own function signatures.",

@@ -1,0 +1,13 @@
+"""The page, what it waits for, and what it sends."""
+
+from django.urls import path
+
+from longpoll import views
+
+app_name = "longpoll"
+
+urlpatterns = [
+    path("", views.page, name="page"),
+    path("next/", views.next_headline, name="next"),
+    path("add/", views.add, name="add"),
+]

@@ -1,0 +1,48 @@
+// Uploads without leaving the page, and how far each picture is. EventSource comes back by itself.
+
+import { showState } from "../demo/connection.js";
+
+const $ = (id) => document.getElementById(id);
+const list = $("photos");
+const shown = new Map(); // id of a photo -> its element
+
+function show(photo) {
+  if (!shown.has(photo.id)) {
+    const element = $("photo-template").content.firstElementChild.cloneNode(true);
+    element.querySelector(".name").textContent = photo.name;
+    list.prepend(element);
+    shown.set(photo.id, element);
+  }
+  const element = shown.get(photo.id);
+  const bar = element.querySelector("progress");
+  bar.value = Math.max(bar.value, photo.progress); // the answer to the upload may come after the first news
+  element.querySelector(".problem").textContent = photo.problem;
+  bar.hidden = Boolean(photo.problem);
+  const image = element.querySelector("img");
+  if (bar.value === 100 && image.hidden) {
+    image.src = list.dataset.picture.replace("/0/", `/${photo.id}/`);
+    image.hidden = false;
+  }
+}
+
+const events = new EventSource(list.dataset.events);
+events.addEventListener("open", () => showState($("state"), "open"));
+events.addEventListener("error", () => showState($("state"), "waiting"));
+events.addEventListener("message", (event) => show(JSON.parse(event.data)));
+showState($("state"), "connecting");
+
+$("upload").addEventListener("submit", async (event) => {
+  event.preventDefault();
+  const form = event.target;
+  const token = form.elements.csrfmiddlewaretoken.value;
+  $("problem").textContent = "";
+  for (const file of form.elements.file.files) {
+    const body = new FormData();
+    body.append("csrfmiddlewaretoken", token);
+    body.append("file", file);
+    const answer = await fetch(form.action, { method: "POST", body }).then((response) => response.json());
+    if ("id" in answer) show(answer);
+    else $("problem").textContent = `${file.name}: ${answer.problem}`;
+  }
+  form.reset();
+});
