@@ -1,0 +1,51 @@
+"""What the pages of docs/ show: their blocks of code, each with its caption."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+_BLOCK = re.compile(
+    r"^( *)\.\. code-block:: (\w+)\n(?:\1   :caption: (.+)\n)?\n((?:\1   .*\n|[ ]*\n)+)", re.MULTILINE
+)
+
+
+class Block(NamedTuple):
+    """A piece of code as a reader copies it."""
+
+    language: str
+    caption: str
+    code: str
+
+
+def names() -> list[str]:
+    """Return the names of all pages."""
+    return sorted(path.stem for path in DOCS.glob("*.rst"))
+
+
+def text(page: str) -> str:
+    """Return a page as it is written."""
+    return (DOCS / f"{page}.rst").read_text()
+
+
+def blocks(page: str, language: str = "") -> list[Block]:
+    """Return its blocks, in order."""
+    found = [
+        Block(kind, caption, textwrap.dedent(code).strip("\n") + "\n")
+        for _, kind, caption, code in _BLOCK.findall(text(page) + "\n")
+    ]
+    return [one for one in found if language in ("", one.language)]
+
+
+def commands(page: str) -> list[str]:
+    """Return what it has a reader type into a shell."""
+    return [
+        line[2:]
+        for block in blocks(page, "console")
+        for line in block.code.splitlines()
+        if line.startswith(("$ ", "# "))
+    ]
