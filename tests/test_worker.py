@@ -27,6 +27,7 @@ from dbchannels.consuming import backoff
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers.operations import Send
+from dbchannels.layers.store import StoreLayer
 from dbchannels.models import DeadLetter, DurableMessage, Held, Process
 from dbchannels.routing import Routing
 from dbchannels.streaming import CHUNK
@@ -623,9 +624,9 @@ def test_after_the_retries_it_is_a_dead_letter_with_its_traceback(new_layer, new
 
 def dead_letter(layer):
     """Return (attempts, content, error) of the only one."""
-    if hasattr(layer, "dead_letters"):
-        (failure,) = layer.dead_letters
-        return failure.delivery.attempt, codec.decode(failure.delivery.payload), failure.error
+    if isinstance(layer, StoreLayer):
+        (letter,) = layer.table("letters").values()
+        return letter.attempts, codec.decode(letter.payload), letter.error
     letter = rows(layer, DeadLetter).get()
     return letter.attempts, letter.content(), letter.error
 

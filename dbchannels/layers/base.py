@@ -5,7 +5,8 @@ caller's transaction. A **link** (``layer.link()``) belongs to one reader, a wor
 has a way of its own into the layer, where it receives, claims, acknowledges and waits, outside any transaction
 of the site's code.
 
-A layer of your own implements the methods under "For layers to implement"; ``memory`` is the shortest example.
+A layer of your own implements the methods under "For layers to implement", or subclasses ``StoreLayer``, which does
+that for anything that keeps tables; ``memory`` is the shortest example.
 """
 
 from __future__ import annotations

@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from django.utils import timezone
 
-from dbchannels import names
-
 
 class Send(NamedTuple):
     """One encoded message for one channel."""
@@ -30,13 +28,6 @@ class Send(NamedTuple):
     def due_in(self) -> float:
         """Return in how many seconds it is due, by this host's clock; below 0 when it was due before."""
         return (self.due_at - timezone.now()).total_seconds() if self.due_at else self.delay
-
-    def delivery(self, number: int) -> Delivery:
-        """Return what its reader gets; the ``number`` is the id of a durable message, and not used otherwise."""
-        queue, local = names.split(self.channel)
-        durable = not names.is_protocol(queue)
-        parts = (local,) if local else ()
-        return Delivery(queue, self.payload, parts, self.reply_channel, number if durable else None)
 
 
 class GroupAdd(NamedTuple):

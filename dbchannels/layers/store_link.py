@@ -1,0 +1,117 @@
+"""The reader's side of a layer in tables: each call is one stay under the lock; and who is alive, by leases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from django.utils import timezone
+
+from dbchannels import names
+from dbchannels.layers.link import Link
+from dbchannels.layers.notices import disconnect_send
+from dbchannels.layers.operations import Delivery, Done, Send
+from dbchannels.layers.row import rows
+
+if TYPE_CHECKING:
+    from dbchannels.layers.store import StoreLayer
+
+
+class StoreLink(Link):
+    """See Link for what the methods take and give."""
+
+    layer: StoreLayer
+
+    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+        with self.layer.locked():
+            found = super().receive_many(queues, limit)
+            if holder and found:
+                self._hold(holder, found)
+            return found
+
+    def finish(self, worker: str, done: Done) -> list[Send]:
+        with self.layer.locked():
+            self._hold(worker, done.held)
+            return super().finish(worker, done)
+
+    def _hold(self, worker: str, held: Sequence[Delivery]) -> None:
+        messages = tuple((one.channel, one.reply_channel) for one in held if not one.durable)
+        if messages:
+            self.layer.table("held")[worker] = messages
+        else:
+            self.layer.table("held").pop(worker, None)
+
+    # Periodic messages.
+
+    def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
+        with self.layer.locked():
+            moment = self.layer.table("schedule").get(f"{channel} {every}")
+        return moment and datetime.fromisoformat(moment), timezone.now()
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
+    ) -> bool:
+        with self.layer.locked():
+            schedule, key = self.layer.table("schedule"), f"{channel} {every}"
+            if schedule.get(key) != (due and due.isoformat()):
+                return False
+            schedule[key] = following.isoformat()
+            self.layer.write(sends, drop=True)
+            return True
+
+    # Liveness. Without session locks the lease alone decides, so it is three times as long.
+
+    def _lease_end(self) -> float:
+        return self.layer.clock() + 3 * float(self.layer.options["lease"])
+
+    def register(self, name: str, kind: str, queue: str = "") -> None:
+        with self.layer.locked():
+            self.layer.table("processes")[name] = (kind, queue, self._lease_end())
+
+    def renew(self, name: str) -> bool:
+        with self.layer.locked():
+            process = self.layer.table("processes").get(name)
+            if process:
+                self.layer.table("processes")[name] = (*process[:2], self._lease_end())
+            return bool(process)
+
+    def unregister(self, name: str) -> None:
+        self.bury(name)
+
+    def bury(self, name: str) -> None:
+        with self.layer.locked():
+            process = self.layer.table("processes").pop(name, None)
+            if process is None:  # whoever takes it off the record cleans up after it
+                return
+            self.layer.tell(self.layer.table("held").pop(name, ()), "worker died")
+            self._release_claims(name)
+            if process[1]:
+                self._bury_server(name, process[1])
+            self.layer.changed()
+
+    def _release_claims(self, worker: str) -> None:
+        """Put back what it had claimed, to be claimed singly: of a batch nobody knows which one killed it."""
+        claims = list(rows(self.layer.table("claims", worker)))
+        self.layer.table("claims", worker).clear()
+        for row in claims:
+            counted = row.attempt if row.alone or len(claims) == 1 else row.attempt - 1
+            self.layer.put_back(row._replace(attempt=counted, alone=True))
+
+    def _bury_server(self, name: str, queue: str) -> None:
+        for group in self.layer.table_names("members"):
+            members = self.layer.table("members", group)
+            for channel in [one for one in members if names.split(one)[0] == queue]:
+                del members[channel]
+        self.layer.table("waiting", queue).clear()
+        connections, expiry = self.layer.table("connections"), self.layer.options["expiry"]
+        lost = [channel for channel, connection in connections.items() if connection[0] == name]
+        self.layer.write([disconnect_send(one, connections.pop(one)[1], expiry) for one in lost], drop=True)
+
+    def sweep(self) -> None:
+        self.layer.expire()
+        with self.layer.locked():
+            now, processes = self.layer.clock(), self.layer.table("processes")
+            dead = [name for name, (_, _, end) in processes.items() if end < now]
+        for name in dead:
+            self.bury(name)
