@@ -25,7 +25,8 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 
-from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.option_rules import value_problem
 
 SHORT_BACKENDS = {
     "postgresql": "dbchannels.layers.postgresql.PostgreSQLLayer",
@@ -66,21 +67,37 @@ def problems() -> list[str]:
     configured = getattr(settings, "DBCHANNELS", {})
     if not isinstance(configured, dict) or not all(isinstance(one, dict) for one in configured.values()):
         return ["DBCHANNELS is a dict of dicts, {'default': {...}}, in the manner of CACHES."]
-    found = []
-    for alias, entry in configured.items():
-        found += _unknown(entry, _KEYS, f"DBCHANNELS[{alias!r}]")
-        options = entry.get("OPTIONS", {})
-        if not isinstance(options, dict):
-            found.append(f"DBCHANNELS[{alias!r}]['OPTIONS'] is a dict, such as {{'capacity': 1000}}.")
-        elif not entry.get("BACKEND") or entry["BACKEND"] in SHORT_BACKENDS:
-            found += _unknown(options, OPTIONS, f"DBCHANNELS[{alias!r}]['OPTIONS']")
-        database = entry.get("DATABASE", "default")
-        if database not in settings.DATABASES:
-            found.append(
-                f"DBCHANNELS[{alias!r}]['DATABASE'] names {database!r}, which DATABASES does not hold: "
-                "name one of its aliases."
-            )
+    return [sentence for alias, entry in configured.items() for sentence in _entry_problems(alias, entry)]
+
+
+def _entry_problems(alias: str, entry: dict[str, Any]) -> list[str]:
+    where = f"DBCHANNELS[{alias!r}]"
+    found = _unknown(entry, _KEYS, where)
+    backend, database = entry.get("BACKEND"), entry.get("DATABASE", "default")
+    if not (backend is None or isinstance(backend, str)):
+        found.append(
+            f"{where}['BACKEND'] is {shown(backend)}: write one of {', '.join(SHORT_BACKENDS)}, or the dotted name of "
+            "a layer class."
+        )
+        backend = ""
+    options = entry.get("OPTIONS", {})
+    if not isinstance(options, dict):
+        found.append(f"{where}['OPTIONS'] is a dict, such as {{'capacity': 1000}}.")
+    else:
+        found += _option_problems(
+            options, f"{where}['OPTIONS']", own=bool(backend and backend not in SHORT_BACKENDS)
+        )
+    if not isinstance(database, str) or database not in settings.DATABASES:
+        found.append(
+            f"{where}['DATABASE'] names {shown(database)}, which DATABASES does not hold: name one of its aliases."
+        )
     return found
+
+
+def _option_problems(options: dict[str, Any], where: str, own: bool) -> list[str]:
+    """Look at the options; a layer of the site's ``own`` may have others beside ours."""
+    problems = [value_problem(name, value, where) for name, value in options.items() if name in OPTIONS]
+    return ([] if own else _unknown(options, OPTIONS, where)) + [one for one in problems if one]
 
 
 def layer_settings(alias: str = "default") -> LayerSettings:

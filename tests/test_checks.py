@@ -100,6 +100,10 @@ def test_a_good_setting_is_good(configured):
             "DBCHANNELS['default']['OPTIONS'] has the unknown key 'expire': write 'expiry'.",
         ),
         (
+            {"default": {"OPTIONS": {"wakeups": "no"}}},
+            "DBCHANNELS['default']['OPTIONS']['wakeups'] is 'no': write True or False.",
+        ),
+        (
             {"other": {"DATABASE": "nowhere"}},
             "DBCHANNELS['other']['DATABASE'] names 'nowhere', which DATABASES does not hold: "
             "name one of its aliases.",

@@ -69,6 +69,10 @@ def test_short_names_of_backends(settings, short):
         ({"OPTIONS": None}, ["['OPTIONS'] is a dict"]),
         ({"OPTIONS": [("expiry", 1)]}, ["['OPTIONS'] is a dict"]),
         ({"DATABASE": "elsewhere"}, ["['DATABASE']", "'elsewhere'", "DATABASES"]),
+        ({"DATABASE": ["default"]}, ["['DATABASE']", "['default']", "DATABASES"]),
+        ({"DATABASE": None}, ["['DATABASE']", "None", "DATABASES"]),
+        ({"BACKEND": ["memory"]}, ["['BACKEND']", "['memory']", "memory"]),
+        ({"BACKEND": conf.LayerSettings}, ["['BACKEND']", "dotted name"]),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(settings, entry, words):
@@ -95,6 +99,11 @@ def test_another_shape_is_one_sentence(settings, value):
 def test_a_layer_of_your_own_has_options_of_its_own(settings):
     assert problems(settings, {"default": {"BACKEND": "site.Layer", "OPTIONS": {"shards": 3}}}) == []
     assert conf.layer_settings().options["shards"] == 3
+
+
+def test_the_values_of_known_options_are_checked_for_it_too(settings):
+    (sentence,) = problems(settings, {"default": {"BACKEND": "site.Layer", "OPTIONS": {"lease": "3"}}})
+    assert sentence.startswith("DBCHANNELS['default']['OPTIONS']['lease'] is '3': write seconds")
 
 
 def test_an_alias_that_is_not_there(settings):
