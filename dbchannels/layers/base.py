@@ -225,7 +225,7 @@ class BaseLayer:
         raise NotImplementedError
 
     def group_channels(self, group: str) -> list[str]:
-        """Return the full names of a group's channels."""
+        """Return the full names of a group's channels. This and what else asks by a name raises InvalidName."""
         raise NotImplementedError
 
     def group_count(self, group: str) -> int:

@@ -97,7 +97,7 @@ class DatabaseLayer(BaseLayer):
     def members(self, group: str) -> Any:
         """Return a query set of a group's memberships that have not ended."""
         current = Q(expires_at__isnull=True) | Q(expires_at__gt=timezone.now())
-        return self.rows(Membership).filter(current, group=group).order_by("id")
+        return self.rows(Membership).filter(current, group=names.check_group_name(group)).order_by("id")
 
     def group_channels(self, group: str) -> list[str]:
         return [queue + local for queue, local in self.members(group).values_list("channel", "local")]
@@ -230,7 +230,7 @@ class DatabaseLayer(BaseLayer):
         return self._statistics({})
 
     def channel_statistics(self, channel: str) -> dict[str, float]:
-        return self._statistics({"channel": channel})
+        return self._statistics({"channel": names.check_channel_name(channel)})
 
     def _statistics(self, only: dict[str, str]) -> dict[str, float]:
         now = timezone.now()

@@ -108,6 +108,7 @@ class MessageContract(LayerCase):
                 lambda name: layer.group_add("group", name),
                 lambda name: layer.group_discard("group", name),
                 lambda name: layer.send("channel", {"reply_channel": name or "a b"}),
+                layer.channel_statistics,
             ):
                 with raises(InvalidName):
                     call(name)
@@ -121,6 +122,10 @@ class MessageContract(LayerCase):
                 lambda name: layer.send_group(name, {}),
                 lambda name: layer.group_add(name, "channel"),
                 lambda name: layer.group_discard(name, "channel"),
+                layer.group_channels,
+                layer.group_count,
+                layer.group_users,
+                layer.group_clear,
             ):
                 with raises(InvalidName):
                     call(name)

@@ -115,13 +115,16 @@ class PostgreSQLLayer(BaseLayer):
         return bool(connection.settings_dict["OPTIONS"].get("server_side_binding"))
 
     def group_count(self, group: str) -> int:
-        return int(self._query(sql.GROUP_COUNT, {"group": group})[0][0])
+        return int(self._of_group(sql.GROUP_COUNT, group)[0][0])
 
     def group_channels(self, group: str) -> list[str]:
-        return [row[0] for row in self._query(sql.GROUP_CHANNELS, {"group": group})]
+        return [row[0] for row in self._of_group(sql.GROUP_CHANNELS, group)]
 
     def group_users(self, group: str) -> list[str]:
-        return sorted(row[0] for row in self._query(sql.GROUP_USERS, {"group": group}))
+        return sorted(row[0] for row in self._of_group(sql.GROUP_USERS, group))
+
+    def _of_group(self, statement: str, group: str) -> list[tuple[Any, ...]]:
+        return self._query(statement, {"group": names.check_group_name(group)})
 
     def acknowledge(self, worker: str, delivery: Delivery) -> bool:
         token = {"worker": worker, "ids": [delivery.id], "attempts": [delivery.attempt]}
@@ -146,7 +149,7 @@ class PostgreSQLLayer(BaseLayer):
         return self._statistics(None)
 
     def channel_statistics(self, channel: str) -> dict[str, float]:
-        return self._statistics(channel)
+        return self._statistics(names.check_channel_name(channel))
 
     def _statistics(self, channel: str | None) -> dict[str, float]:
         ((waiting, held, age),) = self._query(sql.STATISTICS, {"channel": channel})
