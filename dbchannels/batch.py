@@ -21,6 +21,7 @@ class Batch:
         self._operations: list[Operation] = []
         self._acknowledged: list[Delivery] = []
         self._failures: list[Failure] = []
+        self._ends: list[tuple[Delivery, int]] = []
         self._given_up = False
 
     def fill(self, deliveries: Sequence[Delivery]) -> None:
@@ -58,6 +59,7 @@ class Batch:
             self._failures.append(outcome.failure)
         elif delivery.durable and outcome.acknowledge:
             self._acknowledged.append(delivery)
+        self._ends.append((delivery, len(self._operations)))
 
     def running(self) -> tuple[Delivery | None, float]:
         """Return the message that runs, and for how many seconds."""
@@ -75,8 +77,8 @@ class Batch:
             if hand_back:
                 self._waiting.clear()
             held = [*([self._running] if self._running else []), *self._waiting]
-            done = Done(self._operations, self._acknowledged, self._failures, returned, held)
-            self._operations, self._acknowledged, self._failures = [], [], []
+            done = Done(self._operations, self._acknowledged, self._failures, returned, held, self._ends)
+            self._operations, self._acknowledged, self._failures, self._ends = [], [], [], []
             return done
 
     def has_waiting(self) -> bool:
@@ -87,7 +89,7 @@ class Batch:
         """Forget everything: the worker was declared dead, and others have it now."""
         with self._lock:
             self._waiting.clear()
-            self._operations, self._acknowledged, self._failures = [], [], []
+            self._operations, self._acknowledged, self._failures, self._ends = [], [], [], []
 
 
 class Pace:

@@ -129,11 +129,11 @@ def test_one_whose_neighbours_were_handed_back_is_still_acknowledged():
     batch.start_next()
     batch.report(hand_back=True)
     batch.finished(Outcome([did("a")], None, True))
-    assert batch.report(hand_back=True) == Done([did("a")], [task(1)], [], [], [])
+    assert batch.report(hand_back=True) == Done([did("a")], [task(1)], [], [], [], [(task(1), 1)])
 
 
 def test_a_report_of_nothing_is_empty():
-    assert Batch().report(hand_back=True) == Done([], [], [], [], [])
+    assert Batch().report(hand_back=True) == Done([], [], [], [], [], [])
 
 
 def test_one_that_was_declared_dead_reports_nothing(batch):
@@ -141,7 +141,7 @@ def test_one_that_was_declared_dead_reports_nothing(batch):
     batch.start_next()
     batch.finished(Outcome([did("a")], Failure(task(2), "traceback", None), True))
     batch.clear()
-    assert batch.report(hand_back=True) == Done([], [], [], [], [])
+    assert batch.report(hand_back=True) == Done([], [], [], [], [], [])
     assert batch.start_next() is None
 
 

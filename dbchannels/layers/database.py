@@ -19,12 +19,14 @@ from django.db.models.functions import Concat
 from django.utils import timezone
 
 from dbchannels import names
+from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.bells import BellFolder, bell_folder, ring_at_commit
 from dbchannels.layers.database_link import DatabaseLink, unavailable
 from dbchannels.layers.database_writer import Writer
+from dbchannels.layers.ended import Ended
 from dbchannels.layers.rollback import rollback_probe
 from dbchannels.models import (
     Connection,
@@ -46,6 +48,10 @@ MOST_ALONG = (
 
 class DatabaseLayer(BaseLayer):
     """See BaseLayer for what the methods take and give."""
+
+    def __init__(self, settings: LayerSettings) -> None:
+        super().__init__(settings)
+        self.ended = Ended()
 
     @property
     def bells(self) -> BellFolder | None:
@@ -79,6 +85,18 @@ class DatabaseLayer(BaseLayer):
     def rows(self, model: Any) -> Any:
         """Return a query set of one of our models on the layer's database."""
         return model.objects.using(self.database)
+
+    @property
+    def skips_locked(self) -> bool:
+        """Whether what somebody's open transaction holds can be left alone; SQLite has one lock for everything."""
+        return bool(connections[self.database].features.has_select_for_update_skip_locked)
+
+    def delete_unlocked(self, rows: Any) -> None:
+        """Delete rows, but for those that a transaction of the site's holds: nobody waits for that, see ``ended``."""
+        if self.skips_locked:
+            free = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True))
+            rows = self.rows(rows.model).filter(pk__in=free)
+        rows.delete()
 
     # Sending.
 
@@ -194,9 +212,7 @@ class DatabaseLayer(BaseLayer):
     def _locked(self, waiting: Any, limit: int, skip: bool = True) -> list[Any]:
         features = connections[self.database].features
         if features.has_select_for_update:
-            waiting = waiting.select_for_update(
-                skip_locked=skip and features.has_select_for_update_skip_locked
-            )
+            waiting = waiting.select_for_update(skip_locked=skip and self.skips_locked)
         return list(waiting.order_by(*waiting.query.order_by, "id")[:limit])
 
     # The rest.

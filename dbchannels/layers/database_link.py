@@ -13,11 +13,21 @@ from django.db import Error, connections
 from django.db.models import Case, F, Min, When
 from django.utils import timezone
 
+from dbchannels import names
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.bells import Bell, BellFolder
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
-from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Send, held_lines, resends
+from dbchannels.layers.operations import (
+    Delivery,
+    Disconnect,
+    Done,
+    Failure,
+    Operation,
+    Send,
+    held_lines,
+    resends,
+)
 from dbchannels.layers.outages import is_unavailable
 from dbchannels.models import (
     Connection,
@@ -111,7 +121,10 @@ class DatabaseLink(Link):
 
     def apply(self, operations: Sequence[Operation]) -> list[Send]:
         with unavailable():
-            return self.layer.write(operations, drop=True) if operations else []
+            refused = self.layer.write(operations, drop=True) if operations else []
+            if self.layer.skips_locked:
+                self.layer.ended.add(one.reply_channel for one in operations if isinstance(one, Disconnect))
+        return refused
 
     def finish(self, worker: str, done: Done) -> list[Send]:
         with unavailable(), self.layer.atomic():
@@ -230,9 +243,24 @@ class DatabaseLink(Link):
                 self._expire(now)
             if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
                 self.layer.rows(Membership).filter(expires_at__lt=now).delete()
+            self._clear_up_after_connections()
             dead = list(self.layer.rows(Process).filter(lease_until__lt=now).values_list("name", flat=True))
         for name in dead:
             self.bury(name)
+
+    def _clear_up_after_connections(self) -> None:
+        """Take another look at those that have ended: what was locked then may be free, or not yet."""
+        ended = self.layer.ended.take()
+        try:
+            parts = [names.split(one) for one in ended]
+            queues, locals_ = {queue for queue, _ in parts}, {local for _, local in parts}
+            members = self.layer.rows(Membership).filter(channel__in=queues, local__in=locals_)
+            left = {queue + local for queue, local in members.values_list("channel", "local")}
+            left.update(self.layer.rows(Connection).filter(pk__in=ended).values_list("pk", flat=True))
+            ended = ended & left
+            self.layer.write([Disconnect(one) for one in sorted(ended)])
+        finally:
+            self.layer.ended.add(ended)
 
     def _expire(self, now: datetime) -> None:
         with self.layer.atomic():

@@ -104,8 +104,10 @@ class Writer:
 
     def _disconnect(self, disconnect: ops.Disconnect) -> None:
         queue, local = names.split(disconnect.reply_channel)
-        self._layer.rows(Membership).filter(channel=queue, local=local).delete()
-        self._layer.rows(Connection).filter(reply_channel=disconnect.reply_channel).delete()
+        self._layer.delete_unlocked(self._layer.rows(Membership).filter(channel=queue, local=local))
+        self._layer.delete_unlocked(
+            self._layer.rows(Connection).filter(reply_channel=disconnect.reply_channel)
+        )
 
     def _group_clear(self, clear: ops.GroupClear) -> None:
         self._layer.rows(Membership).filter(group=clear.group).delete()

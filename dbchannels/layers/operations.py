@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
 from typing import NamedTuple
 
@@ -131,6 +131,37 @@ class Done(NamedTuple):
     failures: Sequence[Failure] = ()  # durable messages whose consumers raised
     returned: Sequence[Delivery] = ()  # taken and not started: back they go, no attempt counted
     held: Sequence[Delivery] = ()  # what the worker still holds
+    ends: Sequence[
+        tuple[Delivery, int]
+    ] = ()  # each message that ran, and how many operations there were at its end
+
+
+def parts(done: Done) -> Iterator[Done]:
+    """Yield what came of each message apart, in order, what is returned first; all at once, where no ends are known."""
+    if not done.ends:
+        yield done
+        return
+    if done.returned:
+        yield Done(returned=done.returned)
+    acknowledged = {one.id for one in done.acknowledged}
+    failures = {one.delivery.id: one for one in done.failures}
+    start = 0
+    for delivery, end in done.ends:
+        ended = [delivery] if delivery.durable and delivery.id in acknowledged else []
+        failed = [failures[delivery.id]] if delivery.durable and delivery.id in failures else []
+        yield Done(done.operations[start:end], ended, failed, ends=[(delivery, end - start)])
+        start = end
+
+
+def joined(dones: Iterable[Done]) -> Done:
+    """Return what came of several messages as one; what ``parts`` gave."""
+    several = list(dones)
+    return Done(
+        [one for done in several for one in done.operations],
+        [one for done in several for one in done.acknowledged],
+        [one for done in several for one in done.failures],
+        [one for done in several for one in done.returned],
+    )
 
 
 def storable(text: str) -> str:

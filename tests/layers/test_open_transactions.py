@@ -54,7 +54,7 @@ CALLS = {
 }
 
 
-@on_postgresql
+@kinds.only("postgresql", "polling")
 @pytest.mark.parametrize(("call", "locked"), CALLS.values(), ids=CALLS)
 def test_the_publisher_waits_for_no_transaction_and_nothing_is_left_after_it(layer, new_link, call, locked):
     publisher, housekeeper = new_link(layer), new_link(layer)

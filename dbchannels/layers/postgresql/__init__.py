@@ -17,10 +17,10 @@ from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.ended import Ended
 from dbchannels.layers.operations import Delivery, Operation, Send
 from dbchannels.layers.outages import is_unavailable
 from dbchannels.layers.postgresql import sql, sql_durable
-from dbchannels.layers.postgresql.ended import Ended
 from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.notify_queue import NotifyQueue
 from dbchannels.layers.postgresql.room import Room

@@ -24,6 +24,7 @@ from dbchannels.layers.operations import (
 )
 from dbchannels.layers.postgresql import sql, sql_durable, sql_liveness
 from dbchannels.layers.postgresql.audiences import Audiences
+from dbchannels.layers.postgresql.blocked import Blocked, waits
 from dbchannels.layers.postgresql.doubt import Doubt
 from dbchannels.layers.postgresql.floors import Floors
 from dbchannels.layers.postgresql.session import Session, Statement
@@ -45,6 +46,7 @@ class PostgreSQLLink(Link):
         super().__init__(layer)
         self.session = session
         self._sweeper = Sweeper(layer, session)
+        self._blocked = Blocked(self._finish)
         self._audiences = Audiences()
         self._floors = Floors()
         self._popping, self._claiming = Doubt(), Doubt()
@@ -55,6 +57,7 @@ class PostgreSQLLink(Link):
     # Taking.
 
     def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+        self._blocked.try_again()
         if holder and self._popping:
             with self.session.transaction():
                 self._sweeper.tell_held(holder)  # by now it has finished what it knows of
@@ -87,6 +90,7 @@ class PostgreSQLLink(Link):
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[Delivery]:
+        self._blocked.try_again()
         if self._claiming:
             self.session.run([(sql_durable.RELEASE_ALL, {"worker": worker})])
         limits = at_most or {}
@@ -120,7 +124,8 @@ class PostgreSQLLink(Link):
 
     def next_due(self) -> float | None:
         ((seconds,),) = self.session.run([(sql_durable.NEXT_DUE, {})])
-        return None if seconds is None else max(0.0, seconds)
+        moments = [one for one in (seconds, self._blocked.seconds_left()) if one is not None]
+        return max(0.0, min(moments)) if moments else None
 
     def wait(self, timeout: float, *others: int) -> set[str]:
         timeout = min(timeout, self.layer.poll_interval())
@@ -143,7 +148,12 @@ class PostgreSQLLink(Link):
         return refused
 
     def finish(self, worker: str, done: Done) -> list[Send]:
-        todo = [self._hold(worker, done.held)]
+        if self._blocked or waits(done.operations):
+            return self._blocked.finish(worker, done)
+        return self._finish(worker, done, [(sql.HOLD, {"worker": worker, "messages": held_lines(done.held)})])
+
+    def _finish(self, worker: str, done: Done, before: Sequence[Statement]) -> list[Send]:
+        todo = list(before)
         if done.acknowledged:
             todo.append((sql_durable.ACKNOWLEDGE, {"worker": worker, **_tokens(done.acknowledged)}))
         todo += _failed(worker, done.failures)
@@ -161,9 +171,6 @@ class PostgreSQLLink(Link):
         wakes.ring()
         sends = plan[-1][2] if plan else []
         return without_room(self.layer, sends, rows) if sends else []
-
-    def _hold(self, worker: str, held: Sequence[Delivery]) -> Statement:
-        return (sql.HOLD, {"worker": worker, "messages": held_lines(held)})
 
     # Periodic messages.
 
@@ -194,6 +201,8 @@ class PostgreSQLLink(Link):
         rows = self.session.run([(sql_liveness.RENEW, {"name": name, "lease": self.layer.options["lease"]})])
         if rows and self._locked != (name, self.session.generation):
             self._lock(name, rows[0][0])
+        if not rows:  # others have cleaned up after it
+            self._blocked.forget()
         return bool(rows)
 
     def _lock(self, name: str, row_id: int) -> None:
@@ -205,6 +214,8 @@ class PostgreSQLLink(Link):
         return {name for (name,) in self.session.run([(sql_liveness.WORKERS, {})])}
 
     def unregister(self, name: str) -> None:
+        self._blocked.try_again(now=True)
+        self._blocked.forget()
         self._sweeper.clean_up(name)
 
     def bury(self, name: str) -> None:

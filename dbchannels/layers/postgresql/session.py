@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any
 
 import psycopg2
+import psycopg2.errors
 import psycopg2.extensions
 
 from dbchannels.exceptions import LayerUnavailable
@@ -60,6 +61,10 @@ def connection_parameters(settings: dict[str, Any], name: str) -> dict[str, Any]
     }
     given = {key: value for key, value in own.items() if value not in ("", None)}
     return {**_KEEPALIVE, **given, **options, "application_name": name[:63]}
+
+
+class Locked(LayerUnavailable):
+    """A statement has waited for a row that somebody's open transaction holds, as long as ``lock_timeout`` says."""
 
 
 class Session:
@@ -113,6 +118,8 @@ class Session:
         except psycopg2.Error as error:
             if isinstance(error, LOST) or not is_unavailable(error):
                 raise
+            if isinstance(error, psycopg2.errors.LockNotAvailable):  # the session is as it was
+                raise Locked(one_line(error)) from error
             raise self._lost(error) from error
 
     def _planned(self, statements: Sequence[Statement], known: set[str]) -> list[Statement]:

@@ -126,7 +126,7 @@ FROM unnest(%(reply_channels)s::text[], %(servers)s::text[], %(paths)s::text[])
 ON CONFLICT (reply_channel) DO NOTHING
 """
 
-# A site's open transaction may hold such a row, and nobody waits for that: a sweep comes back for it, see ended.py.
+# A site's open transaction may hold such a row, and nobody waits for that: a sweep comes back for it, see ended.
 DISCONNECT = """
 WITH gone AS (
     DELETE FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
@@ -182,6 +182,15 @@ WITH {_POPPED}, held AS (
 HOLD = """
 UPDATE dbchannels_held SET messages = %(messages)s, since = statement_timestamp() WHERE worker = %(worker)s
 """
+
+# Of results that wait for somebody's transaction, see blocked.py: in a row beside the worker's own, which the next pop
+# writes anew.
+HOLD_BLOCKED = """
+INSERT INTO dbchannels_held (worker, messages, since) VALUES (%(worker)s, %(messages)s, statement_timestamp())
+ON CONFLICT (worker) DO UPDATE SET messages = EXCLUDED.messages
+"""
+# In milliseconds, for the transaction that the statements of one string are.
+LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(milliseconds)s"
 
 FLUSH = """
 DELETE FROM dbchannels_protocolmessage;

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import Send
 from dbchannels.layers.postgresql import sql, sql_durable, sql_liveness
+from dbchannels.layers.postgresql.blocked import BLOCKED
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
 from dbchannels.models import Process, parse_held
@@ -48,6 +49,7 @@ class Sweeper:
         if not gone:
             return
         self.tell_held(name)
+        self.tell_held(name + BLOCKED)
         self._session.run([(sql_durable.UNCLAIM, {"name": name})])
         kind, queue = gone[0]
         if kind == Process.SERVER:

@@ -1,0 +1,246 @@
+"""A site's transaction stays open on what a consumer adds or identifies: only that consumer's result waits for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.operations import (
+    Connect,
+    Delivery,
+    Done,
+    GroupAdd,
+    GroupClear,
+    GroupDiscard,
+    Identify,
+)
+from dbchannels.layers.postgresql import blocked
+from dbchannels.layers.postgresql.blocked import BLOCKED
+from dbchannels.models import Connection, DurableMessage, Held
+from dbchannels.testing.layer_case import DEADLINE, drain, in_thread, wait_until
+from tests import kinds
+from tests.layers.test_open_transactions import open_transaction, query
+
+pytestmark = kinds.only("postgresql")
+
+MEMBER, OTHER = "reply.s!a", "reply.s!b"
+
+#: What the stranger's transaction does, and what a consumer does that waits for it.
+LOCKS = {
+    "add": (lambda layer: layer.group_add("new", MEMBER), [GroupAdd("new", MEMBER)]),
+    "add again": (lambda layer: layer.group_discard("group", MEMBER), [GroupAdd("group", MEMBER)]),
+    "discard": (lambda layer: layer.group_clear("group"), [GroupDiscard("group", MEMBER)]),
+    "clear": (lambda layer: layer.group_discard("group", MEMBER), [GroupClear("group")]),
+    "identify": (lambda layer: layer.identify(MEMBER, "7"), [Identify(MEMBER, "12")]),
+}
+
+
+@pytest.fixture
+def link(layer, new_link):
+    """A worker's link; two connections are open, and one of them is in a group."""
+    link = new_link(layer)
+    link.apply([Connect(MEMBER, "s", "/"), Connect(OTHER, "s", "/")])
+    layer.group_add("group", MEMBER)
+    link.register("w1", "worker")
+    return link
+
+
+@pytest.fixture
+def at_once(monkeypatch):
+    """Blocked results are tried again at each look."""
+    monkeypatch.setattr(blocked, "EVERY", 0.0)
+
+
+def take(layer, link, *reply_channels):
+    """Let these connections send a frame each, and the worker receive them."""
+    for reply_channel in reply_channels:
+        layer.send("websocket.receive", {"reply_channel": reply_channel})
+    taken = link.receive_many(["websocket.receive"], 10, "w1")
+    assert [one.reply_channel for one in taken] == list(reply_channels)
+    return taken
+
+
+def batch(layer, taken, *operations, **rest):
+    """Return what came of the messages: what their consumers did, and each frame's end."""
+    written, ends = [], []
+    for delivery, done in zip(taken, operations, strict=True):
+        written += done
+        if delivery.reply_channel:
+            written.append(layer.make_send(delivery.reply_channel, {"finished": delivery.reply_channel}))
+        ends.append((delivery, len(written)))
+    return Done(written, [one for one in taken if one.durable], ends=ends, **rest)
+
+
+def told(layer):
+    """Return which connections have been told of their frames' ends, in order."""
+    return [message["finished"] for message in drain(layer, "reply.s!")]
+
+
+@pytest.mark.parametrize(("lock", "operations"), LOCKS.values(), ids=LOCKS)
+def test_the_others_of_the_batch_are_written(layer, link, at_once, lock, operations):
+    taken = take(layer, link, MEMBER, OTHER)
+    with open_transaction(layer, lambda: lock(layer)):
+        # The deadline of a statement would end one that waits, as LayerUnavailable.
+        link.finish("w1", batch(layer, taken, operations, [GroupAdd("other", OTHER)]))
+        assert (told(layer), layer.group_channels("other")) == ([OTHER], [OTHER])
+        assert take(layer, link) == [] and told(layer) == []
+    assert take(layer, link) == []
+    assert told(layer) == [MEMBER]
+
+
+def test_what_comes_next_is_written_and_what_is_of_the_same_connection_stays_behind(layer, link, at_once):
+    first = take(layer, link, MEMBER)
+    with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
+        link.finish("w1", batch(layer, first, [Identify(MEMBER, "12")]))
+        second = take(layer, link, MEMBER, OTHER)
+        link.finish("w1", batch(layer, second, [Identify(MEMBER, "13")], [GroupAdd("other", OTHER)]))
+        assert told(layer) == [OTHER]
+        third = take(layer, link, MEMBER)
+        link.finish("w1", batch(layer, third, []))
+        assert told(layer) == []
+    take(layer, link)
+    assert told(layer) == [MEMBER] * 3
+    assert Connection.objects.get(reply_channel=MEMBER).user_id == "13"
+
+
+def test_a_durable_message_ends_with_what_its_consumer_did(layer, link, at_once):
+    layer.send_many([("own", {}), ("own", {})])
+    taken = link.claim(["own"], 2, "w1")
+    with open_transaction(layer, lambda: layer.group_clear("group")):
+        link.finish("w1", batch(layer, taken, [GroupDiscard("group", MEMBER)], []))
+        assert [row.id for row in DurableMessage.objects.all()] == [taken[0].id]
+        assert layer.channel_statistics("own")["messages_held"] == 1
+    assert link.claim(["own"], 2, "w1") == []
+    assert not DurableMessage.objects.exists()
+
+
+def test_what_is_blocked_is_held_until_it_is_written(layer, link, at_once):
+    taken = take(layer, link, MEMBER, OTHER)
+    with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
+        link.finish("w1", batch(layer, taken, [Identify(MEMBER, "12")], []))
+        assert {one.worker: one.lines() for one in Held.objects.all()} == {
+            "w1": [],
+            "w1" + BLOCKED: [("websocket.receive", MEMBER)],
+        }
+        take(layer, link, OTHER)  # which writes the worker's own row anew
+        assert layer.global_statistics()["messages_held"] == 2
+        link.finish("w1", Done())
+    take(layer, link)
+    assert [one.lines() for one in Held.objects.all()] == [[]]
+
+
+def test_the_client_of_a_blocked_result_is_told_when_its_worker_dies(layer, link, new_link):
+    layer.send("own", {})
+    taken = take(layer, link, MEMBER) + link.claim(["own"], 1, "w1")
+    with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
+        link.finish("w1", batch(layer, taken, [Identify(MEMBER, "12")], [Identify(MEMBER, "12")]))
+        new_link(layer).bury("w1")
+        assert drain(layer, "reply.s!") == [{"lost": "worker died", "channel": "websocket.receive"}]
+        assert not link.renew("w1")
+    link.register("w2", "worker")
+    assert [one.attempt for one in link.claim(["own"], 1, "w2")] == [2]
+    assert (told(layer), Connection.objects.get(reply_channel=MEMBER).user_id) == ([], "")
+
+
+def test_a_worker_that_ends_tries_once_more(layer, link):
+    taken = take(layer, link, MEMBER)
+    with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
+        link.finish("w1", batch(layer, taken, [Identify(MEMBER, "12")]))
+        assert told(layer) == []
+    link.unregister("w1")
+    assert told(layer) == [MEMBER]
+    assert not Held.objects.exists()
+
+
+def test_an_outage_between_two_parts_writes_none_of_them_twice(layer, link, at_once, monkeypatch):
+    taken = take(layer, link, OTHER, MEMBER, "reply.s!c")
+    write, fails = link._blocked._write, [False, False, True]
+
+    def once(worker, done, before):
+        if fails and fails.pop(0):
+            raise LayerUnavailable("gone")
+        return write(worker, done, before)
+
+    monkeypatch.setattr(link._blocked, "_write", once)
+    done = batch(layer, taken, [], [Identify(MEMBER, "12")], [])
+    with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
+        with pytest.raises(LayerUnavailable):
+            link.finish("w1", done)
+        link.finish("w1", done)
+        assert told(layer) == [OTHER, "reply.s!c"]
+    take(layer, link)
+    assert told(layer) == [MEMBER]
+
+
+def test_sends_that_found_no_room_are_given_back_later(new_layer, new_link, at_once):
+    layer = new_layer(channel_capacity={"http.few": 1})
+    link = new_link(layer)
+    link.apply([Connect(MEMBER, "s", "/")])
+    link.register("w1", "worker")
+    layer.send("http.few", {})
+    taken, refused = take(layer, link, MEMBER), layer.make_send("http.few", {})
+    with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
+        done = Done([Identify(MEMBER, "12"), refused], ends=[(taken[0], 2)])
+        assert link.finish("w1", done) == []
+    take(layer, link)
+    other = take(layer, link, OTHER)
+    assert link.finish("w1", batch(layer, other, [GroupAdd("group", OTHER)])) == [refused]
+
+
+def test_of_many_that_are_blocked_a_few_are_tried_in_turn(layer, link, monkeypatch):
+    monkeypatch.setattr(blocked, "EVERY", 3600.0)
+    channels = [f"reply.s!m{number}" for number in range(20)]
+    link.apply([Connect(one, "s", "/") for one in channels])
+    for one in channels[:-1]:
+        layer.group_add("group", one)
+    taken = [Delivery("websocket.receive", b"", (), one) for one in channels]
+
+    def lock():
+        for one in channels:
+            layer.identify(one, "7")
+
+    with open_transaction(layer, lock):
+        link.finish("w1", batch(layer, taken, *([Identify(one, "12")] for one in channels)))
+        tries = []
+        write = link._blocked._write
+        monkeypatch.setattr(
+            link._blocked,
+            "_write",
+            lambda *given: tries.append(given[1].ends[0][0].reply_channel) or write(*given),
+        )
+        for _ in range(4):
+            link._blocked.try_again(now=True)
+        assert tries == channels
+        link._blocked.try_again()  # not before it is time
+        assert len(tries) == 20
+    wait_until(lambda: link._blocked.try_again(now=True) or not link._blocked)
+    assert sorted(told(layer)) == sorted(channels)
+
+
+def test_who_waits_for_nothing_costs_no_statement_more(layer, link, monkeypatch):
+    taken = take(layer, link, MEMBER)
+    ran = []
+    run = link.session.run
+    monkeypatch.setattr(
+        link.session,
+        "run",
+        lambda statements: ran.append([text for text, _ in statements]) or run(statements),
+    )
+    link.finish("w1", batch(layer, taken, []))
+    assert [len(texts) for texts in ran] == [2]
+
+
+def test_a_moments_lock_is_waited_for(layer, link, monkeypatch):
+    """Such as another worker's, that adds the same channel just now."""
+    monkeypatch.setattr(blocked, "MOMENT", 9000)
+    taken = take(layer, link, MEMBER)
+    done = batch(layer, taken, [Identify(MEMBER, "12")])
+    waits = (
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%lock_timeout%'"
+    )
+    with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
+        thread = in_thread(layer, lambda: link.finish("w1", done))
+        wait_until(lambda: query(layer, waits))
+    thread.join(DEADLINE)
+    assert not link._blocked
+    assert told(layer) == [MEMBER]

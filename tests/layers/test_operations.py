@@ -1,0 +1,33 @@
+"""What came of a batch, message by message, and together again."""
+
+from __future__ import annotations
+
+from dbchannels.layers.operations import Delivery, Done, Failure, GroupAdd, GroupClear, joined, parts
+
+
+def test_parts_are_what_came_of_each_message():
+    one, other = Delivery("own", b"", id=1, attempt=1), Delivery("http.request", b"", (), "reply.s!a")
+    back = Delivery("own", b"", id=2, attempt=1)
+    first, second = [GroupAdd("a", "b"), GroupAdd("c", "d")], [GroupClear("a")]
+    done = Done([*first, *second], [one], [], returned=[back], held=[other])
+    done = done._replace(ends=[(one, 2), (other, 3)])
+    found = list(parts(done))
+    assert found == [
+        Done(returned=[back]),
+        Done(first, [one], [], ends=[(one, 2)]),
+        Done(second, [], [], ends=[(other, 1)]),
+    ]
+    assert joined(found) == done._replace(held=(), ends=())
+    unknown = Done(first, [one])
+    assert list(parts(unknown)) == [unknown]
+
+
+def test_the_failure_of_a_message_is_its_part():
+    one, other = Delivery("own", b"", id=1, attempt=1), Delivery("own", b"", id=2, attempt=1)
+    failure = Failure(other, "traceback", None)
+    done = Done([], [one], [failure], ends=[(one, 0), (other, 0)])
+    assert [(part.acknowledged, part.failures) for part in parts(done)] == [([one], []), ([], [failure])]
+
+
+def test_of_no_batch_there_is_one_part():
+    assert list(parts(Done())) == [Done()]
