@@ -6,6 +6,9 @@ above what it took a second ago, once a look at the whole takes long. That is a 
 INSERT and seen at COMMIT, so a sender whose transaction lasts longer stays below it. Every second or so a reader looks
 at the whole queue again, and for what it finds there it forgets the hint. With 50,000 dead rows and a transaction that
 keeps them a look takes 0.3 ms by the hint and 7 without.
+
+A claim has none. It goes by priority first, so an id is no place to begin at, and would spare the look in the table
+alone: 2.3 ms in place of 6. And what is handed back, tried again or was delayed has an old id: it would come late.
 """
 
 from __future__ import annotations
