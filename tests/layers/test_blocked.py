@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from dbchannels import Group
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.operations import (
     Connect,
@@ -17,7 +18,9 @@ from dbchannels.layers.operations import (
 from dbchannels.layers.postgresql import blocked
 from dbchannels.layers.postgresql.blocked import BLOCKED
 from dbchannels.models import Connection, DurableMessage, Held
+from dbchannels.routing import Routing, route
 from dbchannels.testing.layer_case import DEADLINE, drain, in_thread, wait_until
+from dbchannels.worker import Worker
 from tests import kinds
 from tests.layers.test_open_transactions import open_transaction, query
 
@@ -215,6 +218,40 @@ def test_of_many_that_are_blocked_a_few_are_tried_in_turn(layer, link, monkeypat
         assert len(tries) == 20
     wait_until(lambda: link._blocked.try_again(now=True) or not link._blocked)
     assert sorted(told(layer)) == sorted(channels)
+
+
+def test_a_worker_goes_on_with_the_frames_of_others(layer, new_link, at_once):
+    seen = []
+
+    def consume(message):
+        seen.append(message.reply_channel.name)
+        Group("group").add(message.reply_channel)
+        message.reply_channel.send({"text": "hi"})
+
+    worker = Worker(layer, Routing([route("websocket.receive", consume)]))
+    worker._register()
+    try:
+        layer.group_add("group", MEMBER)
+        for channel in (MEMBER, OTHER, MEMBER, OTHER):
+            layer.send("websocket.receive", {"reply_channel": channel, "order": 1, "path": "/"})
+        with open_transaction(layer, lambda: layer.group_discard("group", MEMBER)):
+            while worker.run_once():
+                pass
+            assert seen == [MEMBER, OTHER, MEMBER, OTHER]
+            assert layer.group_channels("group") == [MEMBER, OTHER]  # as the stranger's is not committed
+            assert told_in_full(layer) == [(OTHER, "hi", 1)] * 2
+        worker.run_once()
+        assert told_in_full(layer) == [(MEMBER, "hi", 1)] * 2
+    finally:
+        worker.link.close()
+
+
+def told_in_full(layer):
+    """Return what each connection was sent: a text, with the number of the frame that is finished."""
+    found = []
+    while (received := layer.receive(["reply.s!"]))[0]:
+        found.append((received[0], received[1]["text"], received[1]["finished"]))
+    return found
 
 
 def test_who_waits_for_nothing_costs_no_statement_more(layer, link, monkeypatch):
