@@ -76,6 +76,11 @@ class StoreLink(Link):
                 self.layer.table("processes")[name] = (*process[:2], self._lease_end())
             return bool(process)
 
+    def workers(self) -> set[str]:
+        with self.layer.locked():
+            processes = self.layer.table("processes").items()
+            return {name for name, process in processes if process[0] == "worker"}
+
     def unregister(self, name: str) -> None:
         self.bury(name)
 

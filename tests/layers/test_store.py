@@ -47,6 +47,14 @@ def test_who_does_not_renew_is_dead_after_three_leases(layer, link):
     assert not link.renew("w1") and not link.renew("w2")
 
 
+def test_the_workers_on_record_are_known(link):
+    link.register("w1", "worker")
+    link.register("s", "server", "reply.s!")
+    assert link.workers() == {"w1"}
+    link.unregister("w1")
+    assert link.workers() == set()
+
+
 def test_the_work_of_a_dead_worker_is_told_and_given_back(layer, link):
     link.register("w1", "worker")
     layer.send("http.request", {"reply_channel": "reply.s!a"})
