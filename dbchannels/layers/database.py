@@ -91,12 +91,20 @@ class DatabaseLayer(BaseLayer):
         """Whether what somebody's open transaction holds can be left alone; SQLite has one lock for everything."""
         return bool(connections[self.database].features.has_select_for_update_skip_locked)
 
-    def delete_unlocked(self, rows: Any) -> None:
-        """Delete rows, but for those that a transaction of the site's holds: nobody waits for that, see ``ended``."""
-        if self.skips_locked:
-            free = list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True))
-            rows = self.rows(rows.model).filter(pk__in=free)
-        rows.delete()
+    def delete_unlocked(self, rows: Any) -> list[Any]:
+        """Delete rows, but for those that a transaction of the site's holds: nobody waits for that, see ``ended``.
+
+        Returns what was deleted.
+        """
+        if not self.skips_locked:
+            free = list(rows)
+            rows.delete()
+            return free
+        free = list(rows.select_for_update(skip_locked=True))
+        for start in range(0, len(free), 10_000):  # a statement takes a limited number of values
+            part = [row.pk for row in free[start : start + 10_000]]
+            self.rows(rows.model).filter(pk__in=part).delete()
+        return free
 
     # Sending.
 

@@ -16,6 +16,7 @@ from django.utils import timezone
 from dbchannels import names
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.bells import Bell, BellFolder
+from dbchannels.layers.ended import REMAINS
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import (
@@ -226,11 +227,15 @@ class DatabaseLink(Link):
                 self._bury_server(process)
 
     def _bury_server(self, process: Process) -> None:
-        self.layer.rows(Membership).filter(channel=process.queue).delete()
+        name, expiry = process.name.removesuffix(REMAINS), self.layer.options["expiry"]
+        members = self.layer.rows(Membership).filter(channel=process.queue)
+        connections = self.layer.rows(Connection).filter(server=name)
         self.layer.rows(ProtocolMessage).filter(channel=process.queue).delete()
-        lost = list(self.layer.rows(Connection).filter(server=process.name))
-        self.layer.rows(Connection).filter(server=process.name).delete()
-        expiry = self.layer.options["expiry"]
+        self.layer.delete_unlocked(members)
+        lost = self.layer.delete_unlocked(connections)
+        if connections.exists() or members.exists():  # a sweep comes back for the rest
+            self.register(name + REMAINS, Process.SERVER, process.queue)
+            self.layer.rows(Process).filter(name=name + REMAINS).update(lease_until=timezone.now())
         self.layer.write([disconnect_send(one.reply_channel, one.path, expiry) for one in lost], drop=True)
 
     def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:

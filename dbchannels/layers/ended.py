@@ -13,6 +13,7 @@ from collections.abc import Iterable
 MOST = (
     100_000  # reply channels; what is left of others goes when a message comes for them, or with their server
 )
+REMAINS = " (remains)"  # after the name of a dead server of which something was locked
 
 
 class Ended:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from dbchannels.layers.ended import REMAINS
 from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import Send
 from dbchannels.layers.postgresql import sql, sql_durable, sql_liveness
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
 
 SWEPT = 5000  # rows that one statement expires or merges: it has 10 s (deadline.py) however many there are
-REMAINS = " (remains)"  # after the name of a dead server of which something was locked
 
 
 class Sweeper:
