@@ -1,7 +1,8 @@
 """Channel layers: what carries messages from those who send to those who receive.
 
 ``channel_layers["default"]`` is the site's layer. ``base`` holds the contract, with what every layer shares;
-``postgresql`` is the product, ``database`` works on any database that Django does, ``memory`` in one process.
+``postgresql`` is the product, ``database`` works on any database that Django does, ``memory`` in one process;
+``store`` is what a layer of your own subclasses.
 """
 
 from __future__ import annotations
