@@ -74,8 +74,9 @@ class Channel:
 class Group:
     """A named set of channels; what is sent to it goes to each that is in it when ``send`` is called.
 
-    The channel of a connection leaves all its groups when the connection ends. With ``immediately`` a consumer's
-    ``send`` does not wait for the consumer's end, as for the progress of long work. Raises InvalidName.
+    The channel of a connection leaves all its groups when the connection ends. With ``immediately`` what a consumer
+    does does not wait for the consumer's end: to tell of the progress of long work, or to be in a group before it reads
+    what it shows first. Raises InvalidName.
     """
 
     def __init__(self, name: str, *, immediately: bool = False, layer: str = "default") -> None:
@@ -85,11 +86,11 @@ class Group:
 
     def add(self, channel: Channel | str) -> None:
         """Put a channel in; once, however often it is added."""
-        _layer(self._layer).group_add(self.name, _name(channel))
+        _layer(self._layer).group_add(self.name, _name(channel), immediately=self._immediately)
 
     def discard(self, channel: Channel | str) -> None:
         """Take a channel out; no error when it is not in there."""
-        _layer(self._layer).group_discard(self.name, _name(channel))
+        _layer(self._layer).group_discard(self.name, _name(channel), immediately=self._immediately)
 
     def send(self, message: Fields | None = None, /, **fields: Any) -> None:
         """Send one message to every channel; one that is full goes without. Raises as Channel.send, never Full."""

@@ -107,6 +107,10 @@ def test_a_group_can_be_told_before_the_consumers_end(layer):
     with layer.buffered() as buffer:
         Group("watching").send({"id": 1})
         Group("watching", immediately=True).send({"id": 2})
+        Group("watching", immediately=True).add("reply.a!c")
+        assert Group("watching").channels() == ["reply.a!b", "reply.a!c"]
+        Group("watching", immediately=True).discard("reply.a!c")
+        assert Group("watching").channels() == ["reply.a!b"]
         assert layer.receive(["reply.a!"]) == ("reply.a!b", {"id": 2})
         assert layer.receive(["reply.a!"]) == (None, None)
         assert len(buffer.pending()) == 1

@@ -80,13 +80,15 @@ class BaseLayer:
         """Put (channel, message) pairs on their channels, in order, all of them or none."""
         self._submit([self.make_send(channel, message) for channel, message in messages], immediately)
 
-    def group_add(self, group: str, channel: str) -> None:
+    def group_add(self, group: str, channel: str, *, immediately: bool = False) -> None:
         """Put a channel into a group. Again = its membership is as new; it is there once."""
-        self._submit([GroupAdd(names.check_group_name(group), names.check_channel_name(channel))])
+        add = GroupAdd(names.check_group_name(group), names.check_channel_name(channel))
+        self._submit([add], immediately)
 
-    def group_discard(self, group: str, channel: str) -> None:
+    def group_discard(self, group: str, channel: str, *, immediately: bool = False) -> None:
         """Take a channel out of a group; no error when it is not in there."""
-        self._submit([GroupDiscard(names.check_group_name(group), names.check_channel_name(channel))])
+        discard = GroupDiscard(names.check_group_name(group), names.check_channel_name(channel))
+        self._submit([discard], immediately)
 
     def group_clear(self, group: str) -> None:
         """Take every channel out of a group."""

@@ -4,7 +4,6 @@ No worker waits meanwhile. The view raises ResponseLater and is done; whoever ha
 it, and here that is a group of all who wait.
 """
 
-from django.db import transaction
 from django.http import JsonResponse
 from django.shortcuts import redirect, render
 from django.views.decorators.http import require_GET, require_POST
@@ -30,10 +29,9 @@ def next_headline(request):
         return JsonResponse(
             {"error": "Say ?after=, the id of the newest headline that you have, or 0."}, status=400
         )
-    # First wait, then look: whoever adds a headline saves it first and tells those who wait then.
-    with transaction.atomic():
-        WAITING.add(request.reply_channel)
-        Channel("longpoll.patience", delay=PATIENCE).send({"to": request.reply_channel.name})
+    # First wait, then look: whoever adds a headline saves it, and then tells those who wait.
+    Group(WAITING.name, immediately=True).add(request.reply_channel)
+    Channel("longpoll.patience", delay=PATIENCE).send({"to": request.reply_channel.name})
     found = Headline.objects.filter(id__gt=int(after)).order_by("id").first()
     if found is not None:
         WAITING.discard(request.reply_channel)
