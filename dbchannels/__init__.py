@@ -11,6 +11,8 @@ below are all that a site needs; everything else is machinery.
     What a consumer is given: the fields of the message, its channel, and the channel to reply on.
 ``consumer``, ``route``, ``include``
     Say which function consumes which messages: as a decorator in ``consumers.py``, or in a routing module.
+``reverse``
+    ``reverse("room", kwargs={"room": "tea"})`` gives the path of the route that has this name.
 ``channel_layers``
     The configured layers by alias, ``channel_layers["default"]``, for code that wants the layer itself.
 """
@@ -29,6 +31,7 @@ from dbchannels.exceptions import (
 )
 from dbchannels.layers import channel_layers
 from dbchannels.message import Message
+from dbchannels.reversing import reverse
 from dbchannels.routing import consumer, include, route
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "channel_layers",
     "consumer",
     "include",
+    "reverse",
     "route",
 ]
 

@@ -6,176 +6,102 @@ of INSTALLED_APPS, then, for ``http.request``, the view. The first match wins.
 
 from __future__ import annotations
 
-import inspect
+import difflib
+import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import cache
+from typing import Any, TypeVar
 
 from django.apps import apps
+from django.core.signals import setting_changed
 from django.utils.module_loading import autodiscover_modules, import_string
 
-from dbchannels import names
+from dbchannels import conf
 from dbchannels.consumer_options import ConsumerOptions
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.message import Message
 from dbchannels.periodic import Entry
+from dbchannels.routes import KEYWORD_FORM, Captures, Consumer, Filters, Include, Placed, Route, Texts
 
-Consumer = Callable[..., Any]
-Captures = dict[str, Any]
+__all__ = [
+    "KEYWORD_FORM",
+    "Captures",
+    "Consumer",
+    "Filters",
+    "Include",
+    "Placed",
+    "Route",
+    "Routing",
+    "consumer",
+    "include",
+    "load_routes",
+    "load_routing",
+    "route",
+    "site_routing",
+]
 
-#: A consumer whose first parameter is one of these is given the message's fields as keywords (the 2015 post).
-KEYWORD_FORM = frozenset({"channel", "send_channel", "path", "content", "binary"})
+log = logging.getLogger("dbchannels.routing")
 
-
-class Filters:
-    """Regular expressions, each searched from the start of one field of the message, by the field's name."""
-
-    def __init__(self, patterns: dict[str, str]) -> None:
-        self.patterns = patterns
-        self._compiled = {key: _compiled(key, pattern) for key, pattern in patterns.items()}
-
-    def match(self, values: Callable[[str], Any]) -> tuple[Captures, dict[str, str]] | None:
-        """Return the named groups' captures and what is left of each field after its match, or None."""
-        captures: Captures = {}
-        rest: dict[str, str] = {}
-        for key, pattern in self._compiled.items():
-            value = values(key)
-            found = None if value is None else pattern.match(value if isinstance(value, str) else str(value))
-            if found is None:
-                return None
-            captures.update({name: text for name, text in found.groupdict().items() if text is not None})
-            rest[key] = found.string[found.end() :]
-        return captures, rest
-
-    def key(self) -> tuple[tuple[str, str], ...]:
-        """Return what makes two of these the same."""
-        return tuple(sorted(self.patterns.items()))
+F = TypeVar("F", bound=Callable[..., Any])
+OPTIONS = frozenset(field.name for field in fields(ConsumerOptions)) - {"channel"} | {"name", "filters"}
 
 
-def _compiled(key: str, pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise InvalidConfiguration(
-            f"The filter {key}={pattern!r} of a route is not a regular expression ({error}): correct it."
-        ) from None
-
-
-class Route:
-    """One consumer for the messages of one channel whose fields match the filters, and how they are run."""
-
-    def __init__(
-        self,
-        channel: str,
-        consumer: Consumer,
-        filters: dict[str, str],
-        options: ConsumerOptions | None = None,
-    ) -> None:
-        self.channel = names.check_channel_name(channel)
-        self.options = options or ConsumerOptions(channel)
-        if not callable(consumer):
-            raise InvalidConfiguration(f"The consumer of a route on {channel} is not callable: {consumer!r}.")
-        self.consumer = consumer
-        self.filters = Filters(filters)
-        self._takes = _keywords_taken(consumer)
-
-    @property
-    def name(self) -> str:
-        """The consumer's dotted name, for logs and checks."""
-        return f"{self.consumer.__module__}.{getattr(self.consumer, '__qualname__', repr(self.consumer))}"
-
-    def keyed(self, outer: tuple[Any, ...] = ()) -> list[tuple[Any, Route]]:
-        """Return this route with what makes two the same one; the filters of the includes around it count too."""
-        return [((self.channel, id(self.consumer), *outer, self.filters.key()), self)]
-
-    def routes(self) -> Iterable[Route]:
-        """Return the routes in here: this one."""
-        return [self]
-
-    def match(self, channel: str, values: Callable[[str], Any]) -> tuple[Route, Captures] | None:
-        """Return this route and the captures when it is for this message."""
-        if channel != self.channel:
-            return None
-        found = self.filters.match(values)
-        return None if found is None else (self, found[0])
-
-    def run(self, message: Message, captures: Captures) -> Any:
-        """Call the consumer. What the route captured wins over the server's keys, and these over a payload's."""
-        if self._takes is None:
-            return self.consumer(message, **captures)
-        fields = {**message.as_keywords(), **captures}
-        return self.consumer(**{key: fields[key] for key in fields if self._takes(key)})
-
-
-def _keywords_taken(consumer: Consumer) -> Callable[[str], bool] | None:
-    """Return which keywords a consumer in the post's form takes, or None for one that takes the Message."""
-    try:
-        parameters = inspect.signature(consumer).parameters
-    except (TypeError, ValueError):
-        return None
-    if next(iter(parameters), None) not in KEYWORD_FORM:
-        return None
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return lambda key: True
-    return parameters.__contains__
-
-
-class Include:
-    """Routes under common filters; each takes its part off the front of the field, like a URL prefix."""
-
-    def __init__(self, routes: Sequence[Route | Include], filters: dict[str, str]) -> None:
-        self._routes = routes
-        self._filters = Filters(filters)
-
-    def routes(self) -> Iterable[Route]:
-        """Return all routes in here, in order."""
-        return [route for entry in self._routes for route in entry.routes()]
-
-    def keyed(self, outer: tuple[Any, ...] = ()) -> list[tuple[Any, Route]]:
-        """Return all routes in here, each with what makes it the same as another."""
-        return [one for entry in self._routes for one in entry.keyed((*outer, self._filters.key()))]
-
-    def match(self, channel: str, values: Callable[[str], Any]) -> tuple[Route, Captures] | None:
-        """Return the first matching route and its captures with ours."""
-        found = self._filters.match(values)
-        if found is None:
-            return None
-        captures, rest = found
-        for entry in self._routes:
-            inner = entry.match(channel, lambda key: rest[key] if key in rest else values(key))
-            if inner is not None:
-                return inner[0], {**captures, **inner[1]}
-        return None
-
-
-def route(channel: str, consumer: Consumer | str, **options_and_filters: Any) -> Route:
+def route(
+    channel: str,
+    consumer: Consumer | str,
+    *,
+    name: str = "",
+    filters: Texts | None = None,
+    **options_and_filters: Any,
+) -> Route:
     """Say in a routing module that ``consumer`` (a callable, or its dotted name) takes messages of a channel.
 
-    Filters are regular expressions on fields; their named groups become arguments of the consumer. The options are
-    those of ``consumer``::
+    Filters are patterns for fields: a path with converters, or a regular expression; see ``dbchannels.patterns``.
+    What they capture becomes arguments of the consumer. ``filters`` takes them as a dict, for fields that are called
+    as an option is. ``name`` is for ``reverse``; the options are those of ``consumer``::
 
-        routes = [route("websocket.connect", join, path=r"^/chat/(?P<room>\\w+)/$")]
+        routes = [route("websocket.connect", join, path="/chat/<slug:room>/", name="room")]
     """
     function = _imported(consumer) if isinstance(consumer, str) else consumer
     options = ConsumerOptions.take_from(channel, options_and_filters)
-    return Route(channel, function, options_and_filters, options)
+    _check_keywords(channel, options_and_filters)
+    return Route(channel, function, {**options_and_filters, **(filters or {})}, options, name)
 
 
-def include(routes: str | Sequence[Route | Include], **filters: str) -> Include:
+def _check_keywords(channel: str, keywords: dict[str, Any]) -> None:
+    """Refuse an option that is spelled wrong: what is no option is a filter, and a filter is text."""
+    for key, value in keywords.items():
+        near = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.7)
+        if near and not isinstance(value, (str, re.Pattern)):
+            raise InvalidConfiguration(
+                f"A route on {channel} has the unknown option {key!r}: write {near[0]!r}."
+            )
+
+
+def include(
+    routes: str | Sequence[Route | Include], *, namespace: str = "", filters: Texts | None = None, **more: Any
+) -> Include:
     """Put in the routes of another module, under filters that take a prefix off.
 
-    ``include("chat.routing", path=r"^/chat")`` gives what follows ``/chat`` to the routes in there as their path.
+    ``include("chat.routing", path="/chat")`` gives what follows ``/chat`` to the routes in there as their path. With a
+    ``namespace`` their names are ``"namespace:name"`` to ``reverse``.
     """
-    return Include(load_routes(routes) if isinstance(routes, str) else routes, filters)
+    inner = load_routes(routes) if isinstance(routes, str) else routes
+    return Include(inner, {**more, **(filters or {})}, namespace)
 
 
 _decorated: list[Route] = []
+_loaded = False  # a table has been made of the decorated ones: a later one is in none
 
 
-def consumer(channel: str, **options_and_filters: Any) -> Callable[[Consumer], Consumer]:
+def consumer(
+    channel: str, *, name: str = "", filters: Texts | None = None, **options_and_filters: Any
+) -> Callable[[F], F]:
     """Say in an app's ``consumers.py`` that the function takes messages of a channel::
 
-        @consumer("websocket.receive", path=r"^/chat/(?P<room>\\w+)/$")
+        @consumer("websocket.receive", path="/chat/<slug:room>/")
         def say(message, room): ...
 
     The options, each explained in ``ConsumerOptions``: on the site's own channels ``retries``, ``backoff``,
@@ -183,9 +109,17 @@ def consumer(channel: str, **options_and_filters: Any) -> Callable[[Consumer], C
     keyword is a filter, as in ``route``.
     """
 
-    def register(function: Consumer) -> Consumer:
-        filters = dict(options_and_filters)
-        _decorated.append(Route(channel, function, filters, ConsumerOptions.take_from(channel, filters)))
+    def register(function: F) -> F:
+        made = route(channel, function, name=name, filters=filters, **options_and_filters)
+        _decorated.append(made)
+        site_routing.cache_clear()
+        if _loaded:
+            log.warning(
+                "%s, a consumer of %s, was imported after the routing had been read, so no worker runs it: import its "
+                "module in the app's consumers.py.",
+                made.name,
+                channel,
+            )
         return function
 
     return register
@@ -200,6 +134,10 @@ class Routing:
     def routes(self) -> list[Route]:
         """Return every route in the order in which they are tried."""
         return [route for entry in self._entries for route in entry.routes()]
+
+    def placed(self) -> list[Placed]:
+        """Return the same, each with the filters of the includes around it."""
+        return [one for entry in self._entries for one in entry.placed()]
 
     def channels(self) -> list[str]:
         """Return the channels that have a route, each once, in order."""
@@ -228,19 +166,27 @@ class Routing:
 
     def duplicates(self) -> list[Route]:
         """Return the routes that stand there a second time, word for word."""
-        keyed = [one for entry in self._entries for one in entry.keyed()]
-        first: dict[Any, int] = {}
-        return [
-            route
-            for position, (key, route) in enumerate(keyed)
-            if first.setdefault(key, position) != position
-        ]
+        return [later.route for later, earlier in self.unreachable() if later.key() == earlier.key()]
+
+    def unreachable(self) -> list[tuple[Placed, Placed]]:
+        """Return the routes that are known to match nothing, each with the one before it that takes all of it."""
+        placed = self.placed()
+        found = []
+        for position, later in enumerate(placed):
+            before = [one for one in placed[:position] if one.covers(later)]
+            same = [one for one in before if one.key() == later.key()]
+            if before:
+                found.append((later, (same or before)[0]))
+        return found
 
 
 def load_routing(setting: Any = None) -> Routing:
     """Import the routing module of the setting and each app's consumers, and make the table."""
+    global _loaded
+    _loaded = False
     configured = load_routes(setting) if isinstance(setting, str) else list(setting or [])
     autodiscover_modules("consumers")
+    _loaded = True
     positions = {config.name: position for position, config in enumerate(apps.get_app_configs())}
 
     def app_position(entry: Route) -> int:
@@ -248,6 +194,17 @@ def load_routing(setting: Any = None) -> Routing:
         return positions[containing.name] if containing else len(positions)
 
     return Routing([*configured, *sorted(_decorated, key=app_position)])
+
+
+@cache
+def site_routing(alias: str = "default") -> Routing:
+    """Return the table of a layer, made when it is first asked for. Raises InvalidConfiguration."""
+    return load_routing(conf.layer_settings(alias).routing)
+
+
+setting_changed.connect(
+    lambda **kwargs: site_routing.cache_clear(), weak=False
+)  # in tests: override_settings
 
 
 def load_routes(dotted: str) -> Sequence[Route | Include]:

@@ -18,6 +18,7 @@ from dbchannels.testing.layer_case import raises
 def decorated(monkeypatch):
     """The decorators' list, empty, for this test alone."""
     monkeypatch.setattr(routing, "_decorated", [])
+    monkeypatch.setattr(routing, "_loaded", False)
     return routing._decorated
 
 
@@ -66,7 +67,7 @@ def test_the_channel_decides():
 
 
 def test_the_first_match_wins():
-    table = Routing([route("own", one, kind="a"), route("own", two), route("own", one)])
+    table = Routing([route("own", one, kind="a.*"), route("own", two), route("own", one)])
     assert run(table, "own", kind="abc")[0] == "one"
     assert run(table, "own", kind="b")[0] == "two"
 
@@ -136,6 +137,75 @@ def test_includes_nest_and_the_inner_capture_wins():
 def test_an_include_that_matches_nothing_lets_others_try():
     table = Routing([include([route("own", one, path="^/x$")], path="^/a"), route("own", two, path="^/a/y$")])
     assert run(table, "own", path="/a/y") == ("two", {})
+
+
+def test_paths_and_converters_are_for_decorators_and_routes_alike(decorated):
+    consumer("own", path="/chat/<int:pk>/")(one)
+    table = Routing([route("own", two, path="/chat/<slug:room>/new/"), *decorated])
+    assert run(table, "own", path="/chat/tea/new/") == ("two", {"room": "tea"})
+    assert run(table, "own", path="/chat/7/") == ("one", {"pk": 7})
+    assert run(table, "own", path="/chat/7/x") is None
+
+
+def test_an_include_takes_a_path_off_as_well():
+    table = Routing([include([route("own", one, path="/<int:pk>/")], path="/<slug:site>/chat")])
+    assert run(table, "own", path="/tea/chat/7/") == ("one", {"site": "tea", "pk": 7})
+    assert run(table, "own", path="/tea/chat/x/") is None
+
+
+def test_fields_that_are_called_as_an_option_are_filtered_by_a_dict():
+    table = Routing(
+        [
+            route("own", one, filters={"name": "a", "every": "<int:days>"}),
+            include([], filters={"retries": "x"}),
+        ]
+    )
+    assert run(table, "own", name="a", every=7) == ("one", {"days": 7})
+    assert run(table, "own", name="b", every=7) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "near"), [("retrys", "retries"), ("concurency", "concurrency"), ("atomc", "atomic")]
+)
+def test_an_option_that_is_spelled_wrong_is_one_sentence(key, near):
+    for make in (lambda: route("own", one, **{key: 3}), lambda: consumer("own", **{key: 3})(one)):
+        with raises(InvalidConfiguration) as refused:
+            make()
+        assert refused.sentence == f"A route on own has the unknown option {key!r}: write {near!r}."
+
+
+def test_a_consumer_that_comes_too_late_is_told_of(decorated, caplog):
+    consumer("own")(one)
+    assert caplog.messages == []
+    load_routing()
+    consumer("own")(two)
+    (said,) = caplog.messages
+    assert said.startswith(f"{__name__}.two, a consumer of own, was imported after the routing had been read")
+
+
+# What is never reached.
+
+
+def pairs(*routes):
+    """Return the consumers that are never reached, each with the one that stands before it."""
+    return [
+        (later.route.consumer, earlier.route.consumer) for later, earlier in Routing(routes).unreachable()
+    ]
+
+
+def test_a_route_behind_a_wider_one_is_never_reached():
+    assert pairs(route("own", one), route("own", two, path="/x/")) == [(two, one)]
+    assert pairs(route("own", one, path="/<slug:a>/"), route("own", two, path="/new/")) == [(two, one)]
+    assert pairs(route("own", one, path="^/a$"), route("own", two, kind="x", path="^/a$")) == [(two, one)]
+    inner = [route("own", one, path="/<slug:a>/")]
+    assert pairs(include(inner, path="/chat"), route("own", two, path="/chat/new/")) == [(two, one)]
+
+
+def test_routes_that_some_message_reaches_are_none():
+    assert pairs(route("own", one, path="/new/"), route("own", two, path="/<slug:a>/")) == []
+    assert pairs(route("own", one, kind="x"), route("own", two)) == []
+    assert pairs(route("own", one), route("other", two)) == []
+    assert pairs(route("own", one, path="^/a$", kind="x"), route("own", two, path="^/a$")) == []
 
 
 # The forms of a consumer.
