@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from dbchannels import codec
+from dbchannels import codec, signals
 from dbchannels.consumer_options import ConsumerOptions
 from dbchannels.exceptions import DenyConnection, InvalidMessage, ResponseLater, WorkerKilled
 from dbchannels.handler import ViewHandler
@@ -79,7 +79,7 @@ class Consumption:
         if delivery.durable and delivery.attempt > self._option("retries") + 1:
             raise WorkerKilled(delivery.attempt - 1)
         together = transaction.atomic(using=self.layer.database) if route.options.atomic else nullcontext()
-        with together:
+        with signals.told(route.consumer, message), together:
             answered = self._answered(route, message, captures)
             # In the consumer's own transaction: its effect and the end of its message are one, or neither is.
             if route.options.atomic and delivery.durable and not self.layer.acknowledge(worker, delivery):

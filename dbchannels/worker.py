@@ -17,7 +17,7 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
-from dbchannels import names
+from dbchannels import names, signals
 from dbchannels.backoff import Backoff
 from dbchannels.batch import Batch, Pace
 from dbchannels.consuming import Consumption
@@ -115,6 +115,7 @@ class Worker:
         self._retry(self._register)
         self._watch.start()
         self._on_ready()
+        signals.worker_ready.send_robust(Worker, name=self.name, channels=list(self.channels))
         while not self.stopping.is_set():
             try:
                 if not self.run_once():
@@ -206,8 +207,11 @@ class Worker:
     def _write(self, hand_back: bool = False) -> None:
         with self._writing:
             report = self._batch.report(hand_back)
-            self._dropped.note(self._retry(lambda: self.link.finish(self.name, report)) or ())
+            dropped = self._retry(lambda: self.link.finish(self.name, report))
+            self._dropped.note(dropped or ())
             self._written_at = time.monotonic()
+        if report.failures and dropped is not None:
+            signals.tell_of_dead(Worker, report.failures)
 
     def _retry(self, attempt: Callable[[], Any], tries: int = 10) -> Any:
         """Try until the layer takes it: what consumers did must not be lost while the database restarts.
