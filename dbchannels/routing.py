@@ -171,12 +171,17 @@ class Routing:
     def unreachable(self) -> list[tuple[Placed, Placed]]:
         """Return the routes that are known to match nothing, each with the one before it that takes all of it."""
         placed = self.placed()
-        found = []
+        return [(placed[position], earlier) for position, earlier in self.hidden().items()]
+
+    def hidden(self) -> dict[int, Placed]:
+        """Return, by its position in ``placed``, what stands in front of a route that is never reached."""
+        placed = self.placed()
+        found = {}
         for position, later in enumerate(placed):
             before = [one for one in placed[:position] if one.covers(later)]
             same = [one for one in before if one.key() == later.key()]
             if before:
-                found.append((later, (same or before)[0]))
+                found[position] = (same or before)[0]
         return found
 
 

@@ -1,0 +1,111 @@
+"""``manage.py showchannels``: which consumer runs for which messages, in the order in which they are tried."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from fnmatch import fnmatchcase
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+
+from dbchannels.conf import layer_settings
+from dbchannels.consumer_options import ConsumerOptions
+from dbchannels.exceptions import DBChannelsError
+from dbchannels.names import is_protocol
+from dbchannels.routing import Placed, Routing, load_routing
+
+Row = dict[str, Any]
+
+HEADINGS = ("CHANNEL", "FILTERS", "CONSUMER", "OPTIONS")
+VIEWS: Row = {
+    "channel": "http.request",
+    "durable": False,
+    "filters": {},
+    "consumer": "django's views",
+    "name": "",
+    "options": {},
+    "behind": None,
+}
+
+
+class Command(BaseCommand):
+    help = (
+        "Lists the channels with their consumers, filters and options, in the order in which they are tried."
+    )
+    requires_system_checks: list[str] = []  # noqa: RUF012  (one uses it to find out why they complain)
+
+    def add_arguments(self, parser: Any) -> None:
+        parser.add_argument(
+            "patterns",
+            nargs="*",
+            metavar="PATTERN",
+            help="only channels, consumers and names like this, such as 'websocket.*' (default: all)",
+        )
+        parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
+        parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            routing = load_routing(layer_settings(options["layer"]).routing)
+        except DBChannelsError as error:
+            raise CommandError(str(error)) from None
+        rows = [row for row in rows_of(routing) if _is_wanted(row, options["patterns"])]
+        if not rows:
+            raise CommandError("No channel, consumer or name matches: without a PATTERN all are listed.")
+        self.stdout.write(json.dumps(rows, indent=2) if options["json"] else "\n".join(table(rows)))
+
+
+def rows_of(routing: Routing) -> list[Row]:
+    """Return each route as JSON takes it, in order; the site's views come last, as they are tried last."""
+    hidden = routing.hidden()
+    return [*(_row(one, hidden.get(number)) for number, one in enumerate(routing.placed())), VIEWS]
+
+
+def _row(placed: Placed, behind: Placed | None) -> Row:
+    route = placed.route
+    return {
+        "channel": route.channel,
+        "durable": not is_protocol(route.channel),
+        "filters": placed.shown_filters(),
+        "consumer": route.name,
+        "name": placed.url_name,
+        "options": _options(route.options),
+        "behind": behind and behind.route.name,  # it takes every message before this one
+    }
+
+
+def _options(options: ConsumerOptions) -> Row:
+    """Return the options that are not the default."""
+    defaults = ConsumerOptions(options.channel)
+    given = {field.name: getattr(options, field.name) for field in fields(options)}
+    found = {key: value for key, value in given.items() if value != getattr(defaults, key)}
+    if "every" in found:
+        found["every"] = str(options.interval())
+    return {
+        key: f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+        for key, value in found.items()
+    }
+
+
+def _is_wanted(row: Row, patterns: list[str]) -> bool:
+    texts = (row["channel"], row["consumer"], row["name"])
+    return not patterns or any(fnmatchcase(text, pattern) for text in texts for pattern in patterns)
+
+
+def table(rows: list[Row]) -> list[str]:
+    """Return the lines of the table, aligned."""
+    lines = [HEADINGS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
+    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    named = {"name": row["name"]} if row["name"] else {}
+    options = [
+        key if value is True else f"{key}={value}" for key, value in {**named, **row["options"]}.items()
+    ]
+    if row["behind"]:
+        options.append(f"NEVER REACHED: behind {row['behind']}")
+    filters = " ".join(f"{key}={text}" for key, text in row["filters"].items())
+    return row["channel"], filters or "-", row["consumer"], " ".join(options)
