@@ -106,8 +106,8 @@ def _converter(key: str, text: str, kind: str) -> Any:
     known = get_converters()
     if kind not in known:
         raise InvalidConfiguration(
-            f"The filter {key}={shown(text)} of a route names the converter {shown(kind)}, which nobody has registered: use "
-            f"one of {', '.join(sorted(known))}, or call django.urls.register_converter in front of the routes."
+            f"The filter {key}={shown(text)} of a route names the converter {shown(kind)}, which is not registered: "
+            f"use one of {', '.join(sorted(known))}, or call django.urls.register_converter in front of the routes."
         )
     return known[kind]
 

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from pathlib import Path
+
 import pytest
+from asgiref.sync import async_to_sync
 from django.core import checks
 from django.core.management import call_command
 from django.core.management.base import SystemCheckError
-from django.db import connections
+from django.db import OperationalError, connections, transaction
 
 from dbchannels import checks as our_checks
 from dbchannels import conf, consumer, include, route, routing
+from dbchannels.checks import databases, modules
+from dbchannels.checks.routes import FIELDS
 
 
 def one(message):
@@ -20,8 +27,7 @@ def other(message):
     """Another."""
 
 
-ROUTES = [route("own", one), route("own", other), route("own", one, kind="a")]
-TWICE = [route("own", one, kind="a"), include([route("own", one, kind="a")]), route("own", one, kind="a")]
+ROUTES = [route("own", one, kind="a"), route("own", other, kind="b"), route("own", one)]
 NONE = 7
 
 
@@ -29,6 +35,15 @@ NONE = 7
 def decorated(monkeypatch):
     """The decorators' list, empty, for this test alone."""
     monkeypatch.setattr(routing, "_decorated", [])
+    monkeypatch.setattr(routing, "_loaded", False)
+
+
+@pytest.fixture(autouse=True)
+def migrated(monkeypatch):
+    """Look into no database: most tests ask for none; return a function that says which tables are missing."""
+    missing = {}
+    monkeypatch.setattr(databases, "_missing_tables", lambda alias: missing.get(alias, []))
+    return missing.update
 
 
 @pytest.fixture
@@ -149,7 +164,7 @@ def test_e002_says_what_is_no_list(configured):
 
 
 def test_e003_says_what_is_routed_twice(configured):
-    configured(ROUTING=[ROUTES[0], ROUTES[1], route("own", one)])
+    configured(ROUTING=[ROUTES[2], route("own", one)])
     assert only() == (
         "dbchannels.E003",
         f"{__name__}.one is routed twice for own with the same filters.",
@@ -158,7 +173,7 @@ def test_e003_says_what_is_routed_twice(configured):
 
 
 def test_e003_counts_each_one_after_the_first(configured):
-    configured(ROUTING=[*ROUTES, *ROUTES])
+    configured(ROUTING=[ROUTES[0], ROUTES[0], ROUTES[1], ROUTES[0], ROUTES[1]])
     assert [message.id for message in found()] == ["dbchannels.E003"] * 3
 
 
@@ -224,24 +239,6 @@ def test_w002_is_silent_where_nothing_can_be_lost_between(configured, monkeypatc
     assert other_database() == []
 
 
-# The numbers.
-
-
-def test_each_check_says_its_numbers_in_its_docstring():
-    documented = " ".join(
-        check.__doc__
-        for check in (
-            our_checks.check_settings,
-            our_checks.check_routing,
-            our_checks.check_sqlite,
-            our_checks.check_other_database,
-        )
-    )
-    numbers = ["E001", "E002", "E003", "W001", "W002"]
-    assert [number for number in numbers if number in documented] == numbers
-    assert conf.problems() == []
-
-
 def test_below_static_files_another_runserver_is_run(settings):
     apps = [app for app in settings.INSTALLED_APPS if app != "dbchannels"]
     assert found() == []
@@ -255,3 +252,400 @@ def test_below_static_files_another_runserver_is_run(settings):
 def test_without_static_files_the_order_is_all_the_same(settings):
     settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if not app.endswith("staticfiles")]
     assert found() == []
+
+
+# E004: signatures.
+
+
+def joins(message, room):
+    """Takes one capture."""
+
+
+def pages(message, room, page=1, *, size):
+    """Needs more."""
+
+
+@pytest.mark.parametrize(
+    ("path", "consume", "call", "said", "hint"),
+    [
+        ("/chat/", joins, "message", "missing a required argument: 'room'", "(message)"),
+        ("/<rom>/", joins, "message, rom=...", "missing a required argument: 'room'", "(message, rom)"),
+        (
+            "/<room>/<page>",
+            joins,
+            "message, room=..., page=...",
+            "unexpected keyword argument 'page'",
+            "(message, room, page)",
+        ),
+        ("/<room>/", pages, "message, room=...", "missing a required argument: 'size'", "(message, room)"),
+        (
+            "/<message>/",
+            one,
+            "message, message=...",
+            "multiple values for argument 'message'",
+            "(message, message)",
+        ),
+        ("/", lambda: None, "message", "too many positional arguments", "(message)"),
+    ],
+)
+def test_e004_says_what_a_consumer_cannot_be_called_with(configured, path, consume, call, said, hint):
+    configured(ROUTING=[route("websocket.connect", consume, path=path)])
+    number, sentence, given = only()
+    assert number == "dbchannels.E004"
+    assert (
+        f"is called with ({call}) by its route on websocket.connect (path={path}), and cannot be: "
+        in sentence
+    )
+    assert said in sentence
+    assert given == f"Let it take {hint}, or change what the route captures."
+
+
+def test_e004_counts_what_includes_capture(configured):
+    inner = [route("own", joins, path="/x")]
+    configured(ROUTING=[include(inner, path="/<slug:room>")])
+    assert found() == []
+    configured(ROUTING=[include(inner, path="/<slug:site>")])
+    assert only()[0] == "dbchannels.E004"
+
+
+def test_e004_is_silent_on_consumers_that_take_what_comes(configured):
+    configured(
+        ROUTING=[
+            route("own", lambda message, **captures: None, path="/<a>/<b>"),
+            route("own", pages, path="/<room>/x/<size>"),
+            route("own", lambda content: None, path="^/(?P<room>x)$"),  # the 2015 form
+            route("own", print, path="/<sep>"),
+        ]
+    )
+    assert found() == []
+
+
+# W004: routes that are never reached.
+
+
+def test_w004_says_which_route_stands_before(configured):
+    configured(
+        ROUTING=[
+            route("websocket.connect", joins, path="/<slug:room>/"),
+            route("websocket.connect", one, path="/new/"),
+        ]
+    )
+    assert only() == (
+        "dbchannels.W004",
+        f"{__name__}.one is never run for websocket.connect (path=/new/): {__name__}.joins stands before it and takes "
+        "these messages (path=/<slug:room>/).",
+        "Put the route with the narrower filters first.",
+    )
+
+
+# W005: channels.
+
+
+@pytest.mark.parametrize(
+    ("channel", "hint"),
+    [
+        ("websocket.recieve", "Write 'websocket.receive'."),
+        ("websocket_receive", "Write 'websocket.receive'."),
+        ("websockets.connect", "Write 'websocket.connect'."),
+        ("http.requests", "Write 'http.request'."),
+        ("websocket.keepalive", "The server sends on websocket.connect, websocket.receive, "),
+    ],
+)
+def test_w005_says_which_channel_is_meant(configured, channel, hint):
+    configured(ROUTING=[route(channel, one)])
+    number, sentence, given = only()
+    assert number == "dbchannels.W005"
+    assert sentence == f"{__name__}.one is a consumer of {channel!r}, on which the server sends nothing."
+    assert given.startswith(hint)
+
+
+@pytest.mark.parametrize(
+    "channel", ["websocket.receive", "http.disconnect", "own", "receive", "requests", "reply.x!"]
+)
+def test_w005_is_silent_on_other_names(configured, channel):
+    configured(ROUTING=[route(channel, one)])
+    assert found() == []
+
+
+# W006: fields.
+
+
+@pytest.mark.parametrize(
+    ("channel", "key", "hint"),
+    [
+        ("websocket.receive", "paht", "Write 'path'."),
+        ("websocket.receive", "method", "They hold reply_channel, path, text, order."),
+        ("websocket.connect", "headers", "They hold reply_channel, scheme, path, root_path, order."),
+    ],
+)
+def test_w006_says_which_field_is_not_there(configured, channel, key, hint):
+    configured(ROUTING=[route(channel, one, **{key: "x"})])
+    assert only() == (
+        "dbchannels.W006",
+        f"{__name__}.one is never run: its route filters on {key!r}, which messages on {channel} do not hold as text.",
+        hint,
+    )
+
+
+def test_w006_leaves_the_sites_own_messages_to_the_site(configured):
+    configured(ROUTING=[route("own", one, anything="x")])
+    assert found() == []
+
+
+def test_the_fields_are_those_of_the_documents():
+    page = (Path(__file__).parents[1] / "docs" / "messages.rst").read_text()
+    for channel, fields in FIELDS.items():
+        (told,) = re.findall(rf"^``{channel}``\n((?:    .*\n|\n)+)", page, re.MULTILINE)
+        assert set(fields) <= set(re.findall(r"``(\w+)``", told)), channel
+
+
+# W007: mixed patterns.
+
+
+def test_w007_says_what_captures_nothing(configured):
+    configured(ROUTING=[route("websocket.connect", one, path="^/chat/<slug:room>/$")])
+    number, sentence, hint = only()
+    assert (number, sentence) == (
+        "dbchannels.W007",
+        f"The filter path=^/chat/<slug:room>/$ of {__name__}.one is a regular expression, in which <slug:room> "
+        "captures nothing.",
+    )
+    assert hint.startswith("Leave out ^ and $, which make it one, or capture by (?P<name>...)")
+
+
+# W008: paths that differ.
+
+
+@pytest.mark.parametrize(
+    ("connect", "receive"),
+    [
+        ("/chat/<slug:room>/", "/chat/<slug:room>"),
+        ("/chat/<slug:room>/", "/chats/<slug:room>/"),
+        (r"^/chat/(?P<room>\w+)/$", r"^/chat/(?P<room>\w+)$"),
+    ],
+)
+@pytest.mark.parametrize("channel", ["websocket.receive", "websocket.disconnect"])
+def test_w008_says_which_paths_differ(configured, connect, receive, channel):
+    configured(ROUTING=[route("websocket.connect", joins, path=connect), route(channel, joins, path=receive)])
+    number, sentence, hint = only()
+    assert number == "dbchannels.W008"
+    assert (
+        f"path={receive} on {channel}, and " in sentence
+        and f"path={connect} on websocket.connect" in sentence
+    )
+    assert hint.startswith("Give both the same path")
+
+
+@pytest.mark.parametrize(
+    ("connect", "receive"),
+    [
+        (["/chat/<slug:room>/"], ["/chat/<slug:name>/"]),
+        ([r"^/chat/(?P<room>\w+)/$"], [r"^/chat/(?P<name>\w+)/$"]),
+        (["/chat/<slug:a>/"], ["/news/live/"]),
+        ([], ["/chat/"]),
+        (["/chat/a/", "/chat/b/"], ["/chat/a/", "/chat/b/"]),
+        (["/chat/a/"], ["/chat/a/", "/chat/b/"]),
+    ],
+)
+def test_w008_is_silent_where_they_do_not_or_may(configured, connect, receive):
+    def any_captures(message, **captures):
+        """Takes all."""
+
+    configured(
+        ROUTING=[
+            *(route("websocket.connect", any_captures, path=path) for path in connect),
+            *(route("websocket.receive", any_captures, path=path) for path in receive),
+        ]
+    )
+    assert found() == []
+
+
+# W009: modules that nothing imports.
+
+UNREAD = {
+    "jobs.py": "import dbchannels\n@dbchannels.consumer('own')\ndef job(message): ...\n",
+    "deep/more.py": "from dbchannels import consumer\n\n@consumer('own')\ndef job(message): ...\n",
+    "live.py": "class Live(Binding):\n    model = None\n",
+    "consumers.py": "",
+    "tests.py": "@consumer('own')\ndef job(message): ...\n",
+    "migrations/m.py": "@consumer('own')\n",
+    "other.py": "# @consumer('own') would be one\n",
+}
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch, settings):
+    """An app with the files of UNREAD."""
+    for name, text in {"__init__.py": "", **UNREAD}.items():
+        path = tmp_path / "unread_app" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "unread_app"]
+    yield tmp_path / "unread_app"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "unread_app"]:
+        del sys.modules[name]
+
+
+def test_w009_says_which_modules_nothing_imports(app):
+    assert [(message.id, message.msg, message.hint) for message in found()] == [
+        (
+            "dbchannels.W009",
+            f"unread_app.{name} has consumers, and nothing imports it, so no worker runs them.",
+            "Import it in unread_app.consumers, or list its consumers in the routing module.",
+        )
+        for name in ("deep.more", "jobs")
+    ] + [
+        (
+            "dbchannels.W009",
+            "unread_app.live has bindings, and nothing imports it, so they send nothing.",
+            "Import it in the ready() of unread_app's AppConfig, as one does with signals.",
+        )
+    ]
+
+
+def test_w009_is_silent_when_consumers_import_them(app):
+    (app / "consumers.py").write_text("import unread_app.jobs\n")
+    (app / "live.py").unlink()
+    (app / "deep" / "more.py").unlink()
+    assert found() == []
+
+
+def test_w009_leaves_what_is_installed_alone(app, monkeypatch):
+    monkeypatch.setattr(modules, "_NOT_ITS_OWN", {app.parent.name})
+    assert found() == []
+
+
+# W010: tables.
+
+
+def test_w010_says_that_tables_are_missing(configured, migrated, monkeypatch):
+    migrated({"default": ["dbchannels_process", "dbchannels_held"], "sqlite": ["dbchannels_held"]})
+    assert only(["default", "sqlite"]) == (
+        "dbchannels.W010",
+        "The database 'default' has no table 'dbchannels_process', so no message can be sent.",
+        "Run 'manage.py migrate --database default'.",
+    )
+    assert found() == found(["sqlite"]) == []
+    monkeypatch.setattr("sys.argv", ["manage.py", "migrate"])
+    assert found(["default"]) == []
+
+
+def test_w010_looks_at_the_tables(tables, monkeypatch, settings):
+    monkeypatch.undo()
+    settings.DBCHANNELS = {"default": {"DATABASE": "sqlite"}}
+    assert databases._missing_tables("sqlite") == []
+    with connections["sqlite"].cursor() as cursor:
+        cursor.execute("ALTER TABLE dbchannels_held RENAME TO dbchannels_hold")
+        try:
+            assert databases._missing_tables("sqlite") == ["dbchannels_held"]
+        finally:
+            cursor.execute("ALTER TABLE dbchannels_hold RENAME TO dbchannels_held")
+
+
+def test_w010_leaves_a_database_that_is_away_to_others(monkeypatch):
+    monkeypatch.undo()
+
+    class Away:
+        @property
+        def introspection(self):
+            raise OperationalError("as asked for")
+
+    monkeypatch.setattr(databases, "connections", {"default": Away()})
+    assert databases._missing_tables("default") == []
+
+
+# W011: sessions.
+
+
+@pytest.mark.parametrize("engine", ["cache", "cached_db"])
+def test_w011_says_that_workers_do_not_share_sessions(settings, engine):
+    settings.SESSION_ENGINE = f"django.contrib.sessions.backends.{engine}"
+    settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
+    number, sentence, hint = only()
+    assert number == "dbchannels.W011"
+    assert sentence.startswith("Sessions are in the cache 'default', which each worker has for itself, ")
+    assert hint.startswith("Take 'django.contrib.sessions.backends.db' as SESSION_ENGINE")
+
+
+def test_w011_is_silent_on_sessions_that_all_share(settings):
+    settings.CACHES = {
+        "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+        "shared": {"BACKEND": "django.core.cache.backends.db.DatabaseCache", "LOCATION": "cache"},
+    }
+    assert found() == []
+    settings.SESSION_ENGINE, settings.SESSION_CACHE_ALIAS = "django.contrib.sessions.backends.cache", "shared"
+    assert found() == []
+
+
+# W012: poolers.
+
+
+@pytest.mark.postgresql
+@pytest.mark.parametrize(
+    ("key", "value"), [("PORT", "6432"), ("PORT", 6432), ("DISABLE_SERVER_SIDE_CURSORS", True)]
+)
+def test_w012_asks_for_a_way_round_a_pooler(configured, monkeypatch, key, value):
+    monkeypatch.setitem(connections["default"].settings_dict, key, value)
+    number, sentence, hint = only()
+    assert number == "dbchannels.W012"
+    assert sentence.startswith("The database 'default' seems to be behind a transaction pooler, ")
+    assert hint.startswith("Give the layer a way round it, DBCHANNELS['default']['OPTIONS']['direct'] = ")
+    for options in ({"direct": {"PORT": 5432}}, {"wakeups": False}):
+        configured(OPTIONS=options)
+        assert found() == []
+
+
+# W013: hosts.
+
+
+def test_w013_says_that_everything_is_refused(settings):
+    settings.ALLOWED_HOSTS, settings.DEBUG = [], False
+    number, sentence, hint = only()
+    assert number == "dbchannels.W013"
+    assert (
+        sentence
+        == "DEBUG is False and ALLOWED_HOSTS is empty, so every request and every WebSocket is refused."
+    )
+    assert hint.startswith("Name the site's hosts, such as ALLOWED_HOSTS = ['example.com']")
+    settings.DEBUG = True
+    assert found() == []
+
+
+# W014: coroutines under decorators.
+
+
+async def later(message):
+    """A consumer."""
+
+
+def test_w014_says_that_a_decorator_has_ended_before_a_coroutine_begins(configured):
+    configured(ROUTING=[route("own", transaction.atomic(later))])
+    number, sentence, hint = only()
+    assert number == "dbchannels.W014"
+    assert sentence.startswith(f"{__name__}.later is an async def under a decorator for plain functions, ")
+    assert hint.startswith("Write @consumer(..., atomic=True) in place of @transaction.atomic")
+
+
+def test_w014_is_silent_on_coroutines_that_are_run(configured):
+    configured(
+        ROUTING=[
+            route("own", later),
+            route("run", async_to_sync(later)),
+            route("plain", transaction.atomic(one)),
+        ]
+    )
+    assert found() == []
+
+
+# The document.
+
+
+def test_each_number_is_in_the_docstrings_and_in_the_document():
+    root = Path(our_checks.__file__).parent
+    source = "".join(path.read_text() for path in root.glob("*.py"))
+    raised = set(re.findall(r'id="dbchannels\.([EW]\d{3})"', source))
+    page = (root.parents[1] / "docs" / "checks.rst").read_text()
+    listed = re.findall(r"^``([EW]\d{3})``", page, re.MULTILINE)
+    assert sorted(listed) == sorted(raised) and len(listed) == len(set(listed)) == 18
+    assert conf.problems() == []

@@ -117,7 +117,7 @@ def test_in_an_include_a_path_is_the_beginning():
     [
         (
             "/<nuber:pk>/",
-            "names the converter 'nuber', which nobody has registered: use one of int, path, slug, str",
+            "names the converter 'nuber', which is not registered: use one of int, path, slug, str",
         ),
         ("/<:pk>/", "names the converter '', which"),
         ("/<int:>/", "captures '', which is no name"),

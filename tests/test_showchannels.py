@@ -64,13 +64,13 @@ def test_each_route_is_a_line_in_its_order(show):
     consumer("late", name="last")(join)
     here = __name__
     assert show() == [
-        f"CHANNEL            FILTERS                   {'CONSUMER':{len(here) + 5}}  OPTIONS",
-        f"websocket.connect  path=/chat/<slug:room>/   {here}.join  name=chat:room",
-        f"own                path=/chat + ^/x$         {here}.tell",
-        f"own                kind=photo                {here}.tell  retries=3 backoff={here}.soon atomic every=300 s",
-        f"websocket.connect  path=/chat/new/           {here}.tell  NEVER REACHED: behind {here}.join",
-        f"late               -                         {here}.join  name=last",
-        f"http.request       -                         {'django' + chr(39) + 's views':{len(here) + 5}}".rstrip(),
+        f"CHANNEL            FILTERS                  {'CONSUMER':{len(here) + 5}}  OPTIONS",
+        f"websocket.connect  path=/chat/<slug:room>/  {here}.join  name=chat:room",
+        f"own                path=/chat + ^/x$        {here}.tell",
+        f"own                kind=photo               {here}.tell  retries=3 backoff={here}.soon atomic every=300 s",
+        f"websocket.connect  path=/chat/new/          {here}.tell  NEVER REACHED: behind {here}.join",
+        f"late               -                        {here}.join  name=last",
+        "http.request       -                        (the site's views)",
     ]
 
 

@@ -22,7 +22,7 @@ VIEWS: Row = {
     "channel": "http.request",
     "durable": False,
     "filters": {},
-    "consumer": "django's views",
+    "consumer": "(the site's views)",
     "name": "",
     "options": {},
     "behind": None,

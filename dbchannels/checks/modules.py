@@ -1,0 +1,59 @@
+"""W009: consumers that no worker finds, and bindings that nobody has imported. The apps' sources are searched."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from django.apps import AppConfig, apps
+from django.core import checks
+from django.utils.module_loading import autodiscover_modules
+
+_CONSUMER = re.compile(r"^@(?:dbchannels\.)?consumer\(", re.MULTILINE)
+_BINDING = re.compile(r"^class \w+\((?:dbchannels\.)?Binding\)", re.MULTILINE)
+_NOT_ITS_OWN = {"site-packages", "dist-packages"}
+_ELSEWHERE = {"migrations", "tests", "management", "node_modules"}
+_LARGEST = 1_000_000  # bytes; nobody writes consumers into what is larger
+
+
+@checks.register("dbchannels")
+def check_modules(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W009: a module of an app has a consumer or a binding, and nothing imports it."""
+    try:
+        autodiscover_modules("consumers")
+    except Exception:  # whatever a module of the site raises: the check of the routing shows it
+        return []
+    return [message for config in apps.get_app_configs() for message in _unread(config)]
+
+
+def _unread(config: AppConfig) -> Iterator[checks.CheckMessage]:
+    root = Path(config.path)
+    if config.name == "dbchannels" or not _NOT_ITS_OWN.isdisjoint(root.parts):
+        return
+    for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
+        module = ".".join([config.name, *path.relative_to(root).with_suffix("").parts])
+        if module not in sys.modules and not _is_elsewhere(path.relative_to(root)):
+            yield from _said(path, module, config)
+
+
+def _is_elsewhere(path: Path) -> bool:
+    return path.name.startswith(("test", "conftest", "__")) or not _ELSEWHERE.isdisjoint(path.parts)
+
+
+def _said(path: Path, module: str, config: AppConfig) -> Iterator[checks.CheckMessage]:
+    text = path.read_text(errors="replace") if path.stat().st_size < _LARGEST else ""
+    if _CONSUMER.search(text):
+        yield checks.Warning(
+            f"{module} has consumers, and nothing imports it, so no worker runs them.",
+            hint=f"Import it in {config.name}.consumers, or list its consumers in the routing module.",
+            id="dbchannels.W009",
+        )
+    elif _BINDING.search(text):
+        yield checks.Warning(
+            f"{module} has bindings, and nothing imports it, so they send nothing.",
+            hint=f"Import it in the ready() of {config.name}'s AppConfig, as one does with signals.",
+            id="dbchannels.W009",
+        )

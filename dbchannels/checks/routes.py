@@ -1,0 +1,201 @@
+"""Checks of the routing: what no message reaches, and what a consumer cannot be called with."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from asgiref.sync import AsyncToSync, iscoroutinefunction
+from django.conf import settings
+from django.core import checks
+
+from dbchannels import conf
+from dbchannels.exceptions import DBChannelsError
+from dbchannels.names import is_protocol
+from dbchannels.patterns import stray_capture
+from dbchannels.routing import Placed, Routing, load_routing
+from dbchannels.worker import PROTOCOL_CHANNELS
+
+Messages = Iterator[checks.CheckMessage]
+
+#: What messages of the protocols hold as text, or as a number that is matched as text; see docs/messages.rst.
+FIELDS = {
+    "http.request": ("reply_channel", "http_version", "method", "scheme", "path", "root_path", "body_size"),
+    "http.disconnect": ("reply_channel", "path"),
+    "websocket.connect": ("reply_channel", "scheme", "path", "root_path", "order"),
+    "websocket.receive": ("reply_channel", "path", "text", "order"),
+    "websocket.disconnect": ("reply_channel", "path", "code", "order"),
+}
+_NAME = re.compile(r"(?<=<)(?:\w+(?=>)|(?<=<)(\w+:)\w+(?=>))")
+
+
+@checks.register("dbchannels")
+def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """E002: the routing cannot be made. Then what its routes say: E003 and E004, W004 to W008, W014."""
+    found: list[checks.CheckMessage] = []
+    for setting in _routing_settings():
+        try:
+            table = load_routing(setting)
+        except DBChannelsError as error:
+            found.append(checks.Error(str(error), id="dbchannels.E002"))
+            continue
+        said = list(found)  # the decorated consumers are in the table of each layer
+        found += [message for message in _check_table(table) if message not in said]
+    return found
+
+
+def _routing_settings() -> list[Any]:
+    if conf.problems():
+        return []
+    layers = getattr(settings, "DBCHANNELS", {}) or ["default"]
+    found: list[Any] = []
+    for alias in layers:
+        routing = conf.layer_settings(alias).routing
+        if routing not in found:
+            found.append(routing)
+    return found
+
+
+def _check_table(table: Routing) -> Messages:
+    yield from _unreachable(table)
+    for placed in table.placed():
+        yield from _signature(placed)
+        yield from _channel(placed)
+        yield from _fields(placed)
+        yield from _mixed(placed)
+        yield from _wrapped_coroutine(placed)
+    yield from _differing_paths(table)
+
+
+def _unreachable(table: Routing) -> Messages:
+    """E003: a route stands there twice. W004: another takes all its messages."""
+    for later, earlier in table.unreachable():
+        if later.key() == earlier.key():
+            yield checks.Error(
+                f"{later.route.name} is routed twice for {later.route.channel} with the same filters.",
+                hint="Take one of the two away: the second can never match.",
+                id="dbchannels.E003",
+            )
+        else:
+            yield checks.Warning(
+                f"{later.route.name} is never run for {later.route.channel}{_shown(later)}: {earlier.route.name} "
+                f"stands before it and takes these messages{_shown(earlier)}.",
+                hint="Put the route with the narrower filters first.",
+                id="dbchannels.W004",
+            )
+
+
+def _shown(placed: Placed) -> str:
+    filters = placed.shown_filters()
+    return f" ({', '.join(f'{key}={text}' for key, text in filters.items())})" if filters else ""
+
+
+def _signature(placed: Placed) -> Messages:
+    """E004: a consumer does not take what its route captures, or needs what it does not."""
+    captures, route = placed.captures(), placed.route
+    try:
+        signature = inspect.signature(route.consumer)
+    except (TypeError, ValueError):
+        return
+    if not route.takes_message:
+        return  # it is given what it takes
+    try:
+        signature.bind(None, **dict.fromkeys(captures))
+    except TypeError as error:
+        call = ", ".join(["message", *(f"{name}=..." for name in captures)])
+        yield checks.Error(
+            f"{route.name} is called with ({call}) by its route on {route.channel}{_shown(placed)}, and cannot be: "
+            f"{error}.",
+            hint=f"Let it take ({', '.join(['message', *captures])}), or change what the route captures.",
+            id="dbchannels.E004",
+        )
+
+
+def _channel(placed: Placed) -> Messages:
+    """W005: a channel is spelled almost as one of the protocols'."""
+    name = placed.route.channel
+    if name in PROTOCOL_CHANNELS or "!" in name or "?" in name:
+        return
+    near = difflib.get_close_matches(name.replace("_", "."), PROTOCOL_CHANNELS, n=1, cutoff=0.85)
+    if near or is_protocol(name):
+        yield checks.Warning(
+            f"{placed.route.name} is a consumer of {name!r}, on which the server sends nothing.",
+            hint=f"Write {near[0]!r}." if near else f"The server sends on {', '.join(PROTOCOL_CHANNELS)}.",
+            id="dbchannels.W005",
+        )
+
+
+def _fields(placed: Placed) -> Messages:
+    """W006: a filter is on a field that the messages of this channel do not hold as text."""
+    known = FIELDS.get(placed.route.channel)
+    for key in placed.patterns() if known else ():
+        if known and key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            yield checks.Warning(
+                f"{placed.route.name} is never run: its route filters on {key!r}, which messages on "
+                f"{placed.route.channel} do not hold as text.",
+                hint=f"Write {near[0]!r}." if near else f"They hold {', '.join(known)}.",
+                id="dbchannels.W006",
+            )
+
+
+def _mixed(placed: Placed) -> Messages:
+    """W007: a regular expression holds what looks like a path's capture."""
+    for key, chain in placed.patterns().items():
+        for pattern in chain:
+            if stray := stray_capture(key, pattern):
+                yield checks.Warning(
+                    f"The filter {key}={pattern.text} of {placed.route.name} is a regular expression, in which {stray} "
+                    "captures nothing.",
+                    hint="Leave out ^ and $, which make it one, or capture by (?P<name>...); a < that is meant as it "
+                    "stands is written \\<.",
+                    id="dbchannels.W007",
+                )
+
+
+def _differing_paths(table: Routing) -> Messages:
+    """W008: frames, or ends, of WebSockets are waited for on a path that is almost the one on which they open."""
+    opened = {path: one for one in table.placed() if (path := _path(one, "websocket.connect"))}
+    for one in table.placed():
+        for channel in ("websocket.receive", "websocket.disconnect"):
+            path = _path(one, channel)
+            if not path or path in opened:
+                continue
+            for other in difflib.get_close_matches(path, opened, n=1, cutoff=0.8):
+                if not any(_path(last, channel) == other for last in table.placed()):
+                    yield _differing(one, opened[other])
+
+
+def _differing(one: Placed, opening: Placed) -> checks.CheckMessage:
+    return checks.Warning(
+        f"{one.route.name} has path={one.shown_filters()['path']} on {one.route.channel}, and "
+        f"{opening.route.name} path={opening.shown_filters()['path']} on websocket.connect: what comes on the "
+        "connections that the one lets in does not reach the other.",
+        hint="Give both the same path, as one constant, or silence dbchannels.W008 if they are different sockets.",
+        id="dbchannels.W008",
+    )
+
+
+def _path(placed: Placed, channel: str) -> str:
+    """Return the path of a route on the channel, captures without their names; "" for none."""
+    if placed.route.channel != channel:
+        return ""
+    return _NAME.sub(lambda found: found[1] or "", placed.shown_filters().get("path", ""))
+
+
+def _wrapped_coroutine(placed: Placed) -> Messages:
+    """W014: an ``async def`` is under a decorator for plain functions, which has ended before the function begins."""
+    consumer = placed.route.consumer
+    if iscoroutinefunction(consumer) or not callable(consumer):
+        return
+    inner = inspect.unwrap(consumer, stop=lambda one: isinstance(one, AsyncToSync))
+    if not isinstance(inner, AsyncToSync) and iscoroutinefunction(inner):
+        yield checks.Warning(
+            f"{placed.route.name} is an async def under a decorator for plain functions, which has ended before the "
+            "function begins: a transaction, for one, spans nothing.",
+            hint="Write @consumer(..., atomic=True) in place of @transaction.atomic, or make it a plain def.",
+            id="dbchannels.W014",
+        )
