@@ -11,12 +11,15 @@ below are all that a site needs; everything else is machinery.
     What a consumer is given: the fields of the message, its channel, and the channel to reply on.
 ``consumer``, ``route``, ``include``
     Say which function consumes which messages: as a decorator in ``consumers.py``, or in a routing module.
+``Binding``
+    Sends what happens to the instances of a model to groups.
 ``reverse``
     ``reverse("room", kwargs={"room": "tea"})`` gives the path of the route that has this name.
 ``channel_layers``
     The configured layers by alias, ``channel_layers["default"]``, for code that wants the layer itself.
 """
 
+from dbchannels.bindings import Binding
 from dbchannels.channel import Channel, Group
 from dbchannels.exceptions import (
     ChannelFull,
@@ -35,6 +38,7 @@ from dbchannels.reversing import reverse
 from dbchannels.routing import consumer, include, route
 
 __all__ = [
+    "Binding",
     "Channel",
     "ChannelFull",
     "DBChannelsError",

@@ -19,8 +19,9 @@ class DBChannelsConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the system checks (consumers are found by workers only)."""
-        from dbchannels import checks  # noqa: F401  (the import registers them)
+        from dbchannels import bindings, checks  # noqa: F401  (the import of checks registers them)
 
+        bindings.connect_pending()
         post_migrate.connect(make_functions, sender=self)
 
 

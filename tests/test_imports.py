@@ -42,7 +42,14 @@ NEVER = {
     },
 }
 #: Imports inside functions, except of models: the registry of apps must be ready first.
-LATE = {("periodic", "cronsim"), ("apps", "checks"), ("layers", "django.db"), ("wsgi", "gateway")}
+LATE = {
+    ("periodic", "cronsim"),
+    ("apps", "checks"),
+    ("apps", "bindings"),
+    ("bindings", "django.contrib.auth.models"),
+    ("layers", "django.db"),
+    ("wsgi", "gateway"),
+}
 
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix("__init__").strip("."): path

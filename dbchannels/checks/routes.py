@@ -14,7 +14,6 @@ from django.core import checks
 
 from dbchannels import conf
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.names import is_protocol
 from dbchannels.patterns import stray_capture
 from dbchannels.routing import Placed, Routing, load_routing
 from dbchannels.worker import PROTOCOL_CHANNELS
@@ -120,10 +119,10 @@ def _channel(placed: Placed) -> Messages:
     if name in PROTOCOL_CHANNELS or "!" in name or "?" in name:
         return
     near = difflib.get_close_matches(name.replace("_", "."), PROTOCOL_CHANNELS, n=1, cutoff=0.85)
-    if near or is_protocol(name):
+    if near:
         yield checks.Warning(
             f"{placed.route.name} is a consumer of {name!r}, on which the server sends nothing.",
-            hint=f"Write {near[0]!r}." if near else f"The server sends on {', '.join(PROTOCOL_CHANNELS)}.",
+            hint=f"Write {near[0]!r}.",
             id="dbchannels.W005",
         )
 

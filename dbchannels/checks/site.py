@@ -68,7 +68,7 @@ def check_hosts(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     return [
         checks.Warning(
             "DEBUG is False and ALLOWED_HOSTS is empty, so every request and every WebSocket is refused.",
-            hint="Name the site's hosts, such as ALLOWED_HOSTS = ['example.com']; WebSockets may come from their pages.",
+            hint="Name the site's hosts, such as ALLOWED_HOSTS = ['example.com']; WebSockets come from their pages.",
             id="dbchannels.W013",
         )
     ]
