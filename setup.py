@@ -40,7 +40,7 @@ setup(
     author="The dbchannels developers",
     license="BSD-3-Clause",
     packages=find_packages(include=["dbchannels", "dbchannels.*"]),
-    package_data={"dbchannels": ["templates/admin/dbchannels/*.html"]},
+    package_data={"dbchannels": ["py.typed", "templates/admin/dbchannels/*.html"]},
     # The one place that says which Python and which Django.
     python_requires=">=3.10",
     install_requires=[

@@ -14,24 +14,21 @@ change, so it is seen at commit, and never after a rollback.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from django.apps import apps
-from django.contrib.auth import get_user_model
-from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, router
 from django.db.models import Model, QuerySet
 
-from dbchannels import names
 from dbchannels.binding_fields import Serializer, make_serializer
 from dbchannels.binding_signals import CREATE, DELETE, UPDATE, Audience, Following
+from dbchannels.binding_users import present_users, user_key, users_group
 from dbchannels.channel import Channel, Group
-from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, InvalidName
+from dbchannels.exceptions import InvalidConfiguration, InvalidMessage
 
 __all__ = ["CREATE", "DELETE", "UPDATE", "Binding"]
 
@@ -103,12 +100,12 @@ class Binding:
         if cls._asks_permission():
             channel = Channel(str(reply_channel), layer=cls.layer)
             channel.identify(user)
-            Group(_users_group(group, _key(user)), layer=cls.layer).add(channel)
+            Group(users_group(group, user_key(user)), layer=cls.layer).add(channel)
 
     @classmethod
     def unsubscribe(cls, group: str, reply_channel: Channel | str, user: Any = None) -> None:
         """Take a socket out; the user is the one with whom it subscribed."""
-        for name in {group, _users_group(group, _key(user))}:
+        for name in {group, users_group(group, user_key(user))}:
             Group(name, layer=cls.layer).discard(reply_channel)
 
     @classmethod
@@ -121,25 +118,11 @@ class Binding:
         if not self._asks_permission():
             return frozenset(groups)
         return frozenset(
-            _users_group(group, key)
+            users_group(group, key)
             for group in groups
-            for key, user in self._users(group)
+            for key, user in present_users(group, self.layer)
             if self.permitted(user, instance, action)
         )
-
-    def _users(self, group: str) -> list[tuple[str, Any]]:
-        """Return the users whose sockets are in a group, as they are now, by key, and an anonymous one."""
-        from django.contrib.auth.models import AnonymousUser
-
-        users = get_user_model()._default_manager
-        keys = []
-        for key in Group(group, layer=self.layer).users():
-            try:
-                keys.append(users.model._meta.pk.to_python(key))
-            except ValidationError:  # identified by something else than a user
-                continue
-        found = users.filter(pk__in=keys) if keys else []
-        return [("", AnonymousUser()), *((str(user.pk), user) for user in found if user.is_active)]
 
     # What is sent.
 
@@ -238,7 +221,8 @@ class Binding:
     def rows(cls, using: str | None = None) -> QuerySet[Any]:
         """Return all rows of the model, whatever its manager hides."""
         model = cls._model()
-        return model._base_manager.using(using or router.db_for_write(model))
+        rows: QuerySet[Any] = model._base_manager.using(using or router.db_for_write(model))
+        return rows
 
     @classmethod
     def stored(cls, pk: Any, using: str, lock: bool = False) -> Any:
@@ -259,7 +243,7 @@ class Binding:
             raise InvalidConfiguration(
                 f"{cls.__name__} has no model that has rows: give it one that is not abstract."
             )
-        return model._meta.concrete_model
+        return model._meta.concrete_model or model
 
     @classmethod
     def connect(cls) -> None:
@@ -278,17 +262,3 @@ def connect_pending() -> None:
     """Connect those that were declared while the models were still loading."""
     while _pending:
         _pending.pop(0).connect()
-
-
-def _key(user: Any) -> str:
-    """Return the text of a user's key, "" for an anonymous one."""
-    key = getattr(user, "pk", None)
-    return "" if key is None else str(key)
-
-
-def _users_group(group: str, key: str) -> str:
-    """Return the name of one user's part of a group; a digest where the key's characters or length make none."""
-    try:
-        return names.check_group_name(f"{group}.user-{key}" if key else f"{group}.anonymous")
-    except InvalidName:
-        return f"binding.{hashlib.blake2b(f'{group} {key}'.encode(), digest_size=32).hexdigest()}"

@@ -17,6 +17,7 @@ from django.db.models.signals import m2m_changed, post_delete, post_save, pre_de
 from django.test.utils import CaptureQueriesContext
 
 from dbchannels import Binding, Channel, Group, bindings
+from dbchannels.binding_users import users_group
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, MessageTooLarge
 from dbchannels.layers.operations import Connect, Disconnect
 from dbchannels.testing.layer_case import in_thread, raises
@@ -654,9 +655,9 @@ def test_an_identity_that_is_no_users_key_is_nobodys(site, bind, crowd):
 @pytest.mark.parametrize("key", ["7", str(uuid.UUID(int=7)), "ann@example.com", "x" * 99, "ü", ""])
 @pytest.mark.parametrize("group", ["tea", "g" * 100])
 def test_each_user_has_one_name_in_a_group(group, key):
-    name = bindings._users_group(group, key)
-    others = {bindings._users_group(group, other) for other in ("8", key + "x", "y")}
-    others.add(bindings._users_group("milk", key))
+    name = users_group(group, key)
+    others = {users_group(group, other) for other in ("8", key + "x", "y")}
+    others.add(users_group("milk", key))
     assert Group(name).name == name and name not in others
 
 

@@ -46,7 +46,7 @@ LATE = {
     ("periodic", "cronsim"),
     ("apps", "checks"),
     ("apps", "bindings"),
-    ("bindings", "django.contrib.auth.models"),
+    ("binding_users", "django.contrib.auth.models"),
     ("layers", "django.db"),
     ("wsgi", "gateway"),
 }
