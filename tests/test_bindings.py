@@ -212,6 +212,8 @@ def test_values_that_json_does_not_have_are_written_out(site, bind):
         "title": "ü",
         "blog": "tea",
         "secret": "",
+        "public": True,
+        "author": None,
         "reads": 0,
         "score": 0.0,
         "price": "1.50",
@@ -246,7 +248,7 @@ def test_foreign_keys_files_and_uuids(site, bind):
 def test_all_but_what_is_excluded(site, bind):
     bind(exclude=["secret", "extra", "raw", "tags", "friends", "published", "took"])
     Post(title="a", secret="x").save(using=site.database)
-    assert set(site.sent()[0][3]) == {"id", "title", "blog", "reads", "score", "price"}
+    assert set(site.sent()[0][3]) == {"id", "title", "blog", "public", "author", "reads", "score", "price"}
 
 
 class RestSerializer:

@@ -6,6 +6,7 @@ import functools
 import uuid
 
 import pytest
+from django.template import engines
 from django.urls import NoReverseMatch
 
 from dbchannels import consumer, include, reverse, route, routing
@@ -111,6 +112,12 @@ def test_a_route_that_is_added_later_is_found(routes):
     assert reverse(join) == "/a/"
     consumer("own", path="/b/", name="b")(say)
     assert reverse("b") == "/b/"
+
+
+def test_templates_have_it_as_a_tag(routes):
+    routes(route("own", join, path="/<slug:room>/", name="room"))
+    text = '{% load dbchannels %}<a data-socket="{% route_path "room" room=name %}">'
+    assert engines["django"].from_string(text).render({"name": "tea"}) == '<a data-socket="/tea/">'
 
 
 # Errors, in Django's manner.

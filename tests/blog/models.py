@@ -15,6 +15,8 @@ class Post(models.Model):
     title = models.CharField(max_length=50)
     blog = models.CharField(max_length=50, default="tea")
     secret = models.CharField(max_length=50, default="")
+    public = models.BooleanField(default=True)
+    author = models.ForeignKey("auth.User", models.CASCADE, null=True, db_constraint=False)
     reads = models.IntegerField(default=0)
     score = models.FloatField(default=0)
     price = models.DecimalField(max_digits=6, decimal_places=2, default=0)
