@@ -19,6 +19,7 @@ CRON = ["cronsim>=2.6"]  # reads crontab lines: @consumer(..., every="0 7 * * *"
 TESTS = [
     *EXAMPLES,
     *CRON,
+    "django-htmx>=1.29",  # ships htmx with its extension for WebSockets
     "django-stubs>=5.2",
     "gunicorn>=23",  # a WSGI server of threads, in front of dbchannels.wsgi
     "hypothesis>=6",
@@ -40,7 +41,8 @@ setup(
     author="The dbchannels developers",
     license="BSD-3-Clause",
     packages=find_packages(include=["dbchannels", "dbchannels.*"]),
-    package_data={"dbchannels": ["py.typed", "templates/admin/dbchannels/*.html"]},
+    package_data={"dbchannels": ["py.typed", "templates/admin/dbchannels/*.html", "static/dbchannels/*.js"]},
+    entry_points={"pytest11": ["dbchannels = dbchannels.testing.plugin"]},
     # The one place that says which Python and which Django.
     python_requires=">=3.10",
     install_requires=[

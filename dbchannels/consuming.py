@@ -49,10 +49,8 @@ class Consumption:
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 return self._raised(delivery, error)
             finally:
-                if (
-                    self._route is not None or delivery.channel != "http.request"
-                ):  # Django does so after a view
-                    _tidy_connections()
+                if self._route is not None or delivery.channel != "http.request":  # Django does so after a view
+                    self.tidy()
 
     def _run(self, delivery: Delivery, worker: str) -> list[Operation]:
         content = codec.decode(delivery.payload)
@@ -109,11 +107,19 @@ class Consumption:
             return Outcome([], None, False)
         text = "".join(traceback.format_exception(error))
         if not isinstance(error, DenyConnection):
-            log.error("The consumer of a message on %s raised:\n%s", delivery.channel, text)
+            self.report(delivery, error, text)
         outcome = self._failed(delivery, text, isinstance(error, DenyConnection))
         if isinstance(error, WorkerKilled) and outcome.failure is not None:
             return outcome._replace(failure=outcome.failure._replace(ran=False))
         return outcome
+
+    def report(self, delivery: Delivery, error: BaseException, text: str) -> None:
+        """Say that a consumer raised; ``text`` is the traceback."""
+        log.error("The consumer of a message on %s raised:\n%s", delivery.channel, text)
+
+    def tidy(self) -> None:
+        """Leave Django's connections as they are left at the end of a request."""
+        _tidy_connections()
 
     def hung(self, delivery: Delivery, text: str) -> Outcome:
         """Return what becomes of a message whose consumer does not end; from the watch's thread."""

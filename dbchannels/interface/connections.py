@@ -38,6 +38,8 @@ GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN = 1001, 1011, 1012, 1013
 class Connection:
     """Delivers replies to the socket, and the client's frames to the layer, one at a time."""
 
+    make_wire = Wire  # tests have one without a socket
+
     def __init__(self, relay: Relay, request: Request, limits: Limits = Limits()) -> None:  # noqa: B008
         self.request = request
         self.opened_at = time.monotonic()
@@ -86,7 +88,7 @@ class Connection:
 
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
-        self._wire = Wire(sock, self._received, self._gone, self._limits)
+        self._wire = self.make_wire(sock, self._received, self._gone, self._limits)
         for out in self._early:
             self._wire.send(out)
         self._early = []

@@ -8,6 +8,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from django.utils.module_loading import import_string
@@ -37,6 +39,18 @@ class ChannelLayers:
     def __setitem__(self, alias: str, layer: BaseLayer) -> None:
         with self._lock:
             self._layers[alias] = layer
+
+    @contextmanager
+    def swapped(self, layers: Mapping[str, BaseLayer]) -> Iterator[None]:
+        """Put other layers in the place of the site's while the block runs."""
+        with self._lock:
+            before = dict(self._layers)
+            self._layers.update(layers)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._layers = before
 
     def reset(self) -> None:
         """Forget every layer: the next one asked for is made from the settings as they are then."""

@@ -1,0 +1,48 @@
+"""For tests of a site with channels: see docs/testing.rst.
+
+Nothing is imported before it is asked for: settings modules import ``dbchannels.testing.postgres``, when Django is not
+ready for anything else in here.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dbchannels.testing.cases import ChannelTestCase, ChannelTestMixin, ChannelTransactionTestCase
+    from dbchannels.testing.channels import Channels, use_channels
+    from dbchannels.testing.client import ChannelClient
+    from dbchannels.testing.client_socket import ClientSocket
+    from dbchannels.testing.live import ChannelLiveServerTestCase
+    from dbchannels.testing.sent import SentMessage
+
+_MODULES = {
+    "ChannelClient": "client",
+    "ChannelLiveServerTestCase": "live",
+    "ChannelTestCase": "cases",
+    "ChannelTestMixin": "cases",
+    "ChannelTransactionTestCase": "cases",
+    "Channels": "channels",
+    "ClientSocket": "client_socket",
+    "SentMessage": "sent",
+    "use_channels": "channels",
+}
+
+__all__ = [
+    "ChannelClient",
+    "ChannelLiveServerTestCase",
+    "ChannelTestCase",
+    "ChannelTestMixin",
+    "ChannelTransactionTestCase",
+    "Channels",
+    "ClientSocket",
+    "SentMessage",
+    "use_channels",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,0 +1,169 @@
+"""The site's channels in a test: swapped in by ``use_channels``, asserted on, drained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from django.conf import settings
+
+from dbchannels import conf
+from dbchannels.channel import Channel, Group
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.interface.handshake import Refused
+from dbchannels.interface.http import Request
+from dbchannels.layers import channel_layers
+from dbchannels.testing.client_socket import ClientSocket
+from dbchannels.testing.layer import RecordingLayer
+from dbchannels.testing.running import Runner, is_spoken
+from dbchannels.testing.sent import Record, SentMessage, SentMessages, Wanted
+from dbchannels.testing.server import Server
+
+_current: list[Channels] = []
+
+
+class Channels:
+    """What is sent stays in memory; consumers run in the test's own thread, when the test says so."""
+
+    def __init__(self, aliases: list[str]) -> None:
+        self._records: list[Record] = []
+        self.layers = {alias: RecordingLayer(conf.layer_settings(alias), self._records) for alias in aliases}
+        self.layer = self.layers["default"]
+        self._runners = [Runner(layer) for layer in self.layers.values()]
+        self._server = Server(self.layer)
+
+    # Looking at what was sent.
+
+    @contextmanager
+    def captureMessages(self) -> Iterator[SentMessages]:
+        """Collect what is sent in the block: a sequence of SentMessage, without what was rolled back."""
+        messages = SentMessages(self._records)
+        try:
+            yield messages
+        finally:
+            messages.end()
+
+    def assertSent(self, channel: Channel | Group | str, /, **fields: Any) -> SentMessage:
+        """Return the first message that the test's site has sent to a channel, or a group, with these fields.
+
+        Fails when there is none, and shows what was sent instead. Other fields may be anything.
+        """
+        wanted = Wanted(channel, fields)
+        found = wanted.find(self._sent())
+        if found is None:
+            raise AssertionError(wanted.missing(self._records))
+        return found
+
+    def assertNotSent(self, channel: Channel | Group | str, /, **fields: Any) -> None:
+        """Fail when such a message was sent."""
+        wanted = Wanted(channel, fields)
+        found = wanted.find(self._sent())
+        if found is not None:
+            raise AssertionError(f"A message was sent to {wanted}: {found}")
+
+    def _sent(self) -> SentMessages:
+        messages = SentMessages(self._records)
+        messages._start = 0
+        return messages
+
+    # Running consumers.
+
+    def drain(self, *, delayed: bool = False, limit: int = 1000, raise_exception: bool = True) -> int:
+        """Run the consumers of what waits, the oldest first, until nothing does; return how many messages ran.
+
+        Raises what a consumer raises, unless told not to: the message is tried again later then, or is a dead letter,
+        as with a worker. With ``delayed`` time passes until nothing waits for its time either. Fails after ``limit``
+        messages when there are still some.
+        """
+        count = 0
+        while True:
+            self._server.deliver()
+            if not any(runner.run_next(_any, raise_exception) for runner in self._runners):
+                if not (delayed and self._skip()):
+                    return count
+                continue
+            count += 1
+            if count >= limit and self.waiting():
+                raise AssertionError(self._endless(limit))
+
+    def _skip(self) -> bool:
+        """Let time pass until the next message is due; False when none waits for its time."""
+        left = [due for layer in self.layers.values() if (due := layer.next_due()) is not None]
+        if left:
+            self.advance(min(left))
+        return bool(left)
+
+    def waiting(self) -> list[str]:
+        """Return the channels on which messages with consumers are due."""
+        return [channel for runner in self._runners for channel in runner.waiting()]
+
+    def _endless(self, limit: int) -> str:
+        last = ", ".join(channel for runner in self._runners for channel in runner.ran)
+        return (
+            f"{limit} messages ran and more wait on {', '.join(self.waiting())}: mend the consumer that sends to its "
+            f"own channel, or give drain() a higher limit. The last ones: {last}."
+        )
+
+    def advance(self, time: timedelta | float) -> None:
+        """Let time pass for the layer, a timedelta or seconds: delayed messages get due. No consumer runs yet."""
+        seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
+        for layer in self.layers.values():
+            layer.advance(seconds)
+
+    def run(self, raise_exception: bool = True) -> None:
+        """Run the consumers that sockets wait for, and give the sockets what was sent to them."""
+        self._server.deliver()
+        while any(runner.run_next(is_spoken, raise_exception) for runner in self._runners):
+            self._server.deliver()
+
+    # Sockets.
+
+    def connect(self, request: Request, raise_exception: bool = True) -> ClientSocket:
+        """Make a handshake and run its connect consumer."""
+
+        def run() -> None:
+            self.run(raise_exception)
+
+        socket = ClientSocket(request, run, self._explain)
+        try:
+            socket.accept(*self._server.connect(request, run))
+        except Refused as refused:
+            socket.refuse(refused.status, str(refused), refused.headers)
+        return socket
+
+    def _explain(self) -> list[str]:
+        """Return why something may not have arrived."""
+        held = sum(layer.held_back() for layer in self.layers.values())
+        sentences = []
+        if held:
+            sentences.append("An atomic() block is open, and what was sent in it waits for its end.")
+        if waiting := self.waiting():
+            sentences.append(f"Messages wait on {', '.join(waiting)}: call drain().")
+        return sentences
+
+
+def _any(channel: str) -> bool:
+    return True
+
+
+@contextmanager
+def use_channels() -> Iterator[Channels]:
+    """Put empty layers in the place of all of the site's while the block runs, or the function that it decorates."""
+    channels = Channels(list(dict.fromkeys(["default", *getattr(settings, "DBCHANNELS", {})])))
+    with channel_layers.swapped(channels.layers):
+        _current.append(channels)
+        try:
+            yield channels
+        finally:
+            _current.remove(channels)
+
+
+def current_channels() -> Channels:
+    """Return what the innermost ``use_channels`` has put in place; raises InvalidConfiguration when there is none."""
+    if not _current:
+        raise InvalidConfiguration(
+            "No test's channels are in use: take ChannelTestCase, the fixture channels, or `with use_channels():`."
+        )
+    return _current[-1]

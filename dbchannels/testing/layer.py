@@ -1,0 +1,274 @@
+"""The layer of a test: in memory, part of Django's transactions, with a clock of its own and a record of all sends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+
+from dbchannels import names
+from dbchannels.conf import LayerSettings
+from dbchannels.exceptions import ChannelFull
+from dbchannels.layers import operations as ops
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.link import Link
+from dbchannels.testing import transactions
+from dbchannels.testing.members import Members
+from dbchannels.testing.rows import Row, Rows
+from dbchannels.testing.sent import Record, SentMessage
+from dbchannels.testing.transactions import Mark, State
+
+
+class RecordingLayer(BaseLayer):
+    """See BaseLayer for what the methods take and give. Its clock, in seconds, stands still until ``advance``."""
+
+    shared = False
+    wakeups = True
+
+    def __init__(self, settings: LayerSettings, records: list[Record]) -> None:
+        super().__init__(settings)
+        self.records = records
+        self.clock = 0.0
+        self.dead_letters: list[ops.Failure] = []
+        self._lock = threading.RLock()
+        self._rows = Rows()
+        self._members = Members()
+        self._claims: dict[int | None, tuple[str, Row]] = {}  # by id: its worker, and the message
+        self._ended: list[tuple[Mark, str, Row]] = []  # claims that open transactions have ended
+
+    def link(self, name: str = "", listen: bool = True) -> RecordingLink:
+        return RecordingLink(self)
+
+    # Time.
+
+    def advance(self, seconds: float) -> None:
+        """Let time pass."""
+        with self._lock:
+            self.clock += seconds
+
+    def next_due(self) -> float | None:
+        """Return in how many seconds the next message that waits for its time is due."""
+        with self._lock:
+            self._settle()
+            return min(
+                (row.due - self.clock for row in self._rows.visible() if row.due > self.clock), default=None
+            )
+
+    # Sending.
+
+    def in_transaction(self) -> bool:
+        return transactions.in_transaction()
+
+    def rollback_probe(self) -> object:
+        mark = Mark.of_caller()
+        return lambda: mark is not None and mark.state is State.UNDONE
+
+    def _submit(self, operations: list[ops.Operation], immediately: bool = False) -> None:
+        """As the base's; but any database's transaction holds back what is sent in it, and the test's own does not."""
+        buffer = getattr(self._threads, "buffer", None)
+        if buffer is None or immediately:
+            self.write(operations)
+        elif self.in_transaction():
+            self.write([*buffer.pending(), *operations])
+            buffer.written(operations, self.rollback_probe())
+        else:
+            buffer.append(operations)
+
+    def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
+        mark = Mark.of_caller()
+        with self._lock:
+            refused = self._write(operations, mark, drop)
+            self._record(operations, mark)
+            return refused
+
+    def write_apart(self, operations: Sequence[ops.Operation], record: bool = True) -> list[ops.Send]:
+        """Write outside the caller's transactions; return the sends that found a channel full."""
+        with self._lock:
+            refused = self._write(operations, None, drop=True)
+            if record:
+                self._record(operations, None)
+            return refused
+
+    def _record(self, operations: Sequence[ops.Operation], mark: Mark | None) -> None:
+        for operation in operations:
+            if isinstance(operation, (ops.Send, ops.SendGroup)):
+                message = SentMessage.of(operation, self.alias)
+                if message is not None:
+                    self.records.append(Record(message, mark))
+
+    def _write(self, operations: Sequence[ops.Operation], mark: Mark | None, drop: bool) -> list[ops.Send]:
+        self._settle()
+        sends = [one for one in operations if isinstance(one, ops.Send)]
+        refused = [send for send in sends if not (send.certain or self._has_room(send.channel))]
+        if refused and not drop:
+            raise ChannelFull(names.split(refused[0].channel)[0])
+        for operation in operations:
+            if operation not in refused:
+                self._write_one(operation, mark)
+        return refused
+
+    def _write_one(self, operation: ops.Operation, mark: Mark | None) -> None:
+        match operation:
+            case ops.Send():
+                self._rows.put(operation, self.clock, mark)
+            case ops.SendGroup(group, payload):
+                for channel in filter(self._has_room, self.group_channels(group)):
+                    send = ops.Send(channel, payload, "", self.options["expiry"])
+                    self._rows.put(send, self.clock, mark)
+            case ops.GroupAdd(group, channel):
+                self._members.add(group, channel, self.clock + self.group_expiry, mark)
+            case ops.GroupDiscard(group, channel):
+                self._members.discard(group, channel, mark)
+            case ops.GroupClear(group):
+                self._members.empty(group, mark)
+            case ops.Connect():
+                self._members.connect(operation.reply_channel)
+            case ops.Identify(channel, user_id):
+                self._members.identify(channel, user_id, mark)
+            case ops.Disconnect(channel):
+                self._members.disconnect(channel)
+
+    def _has_room(self, channel: str) -> bool:
+        queue = names.split(channel)[0]
+        capacity = self.capacity(queue)
+        return capacity is None or self._rows.count(queue) < capacity
+
+    def _settle(self) -> None:
+        """Drop what was rolled back or has expired, and take claims up again whose end was rolled back."""
+        for channel in self._rows.settle(self.clock):
+            self._members.leave_all(channel)
+        for mark, worker, row in self._ended:
+            if mark.state is State.UNDONE:
+                self._claims[row.delivery.id] = worker, row
+        self._ended = [one for one in self._ended if one[0].state is State.OPEN]
+
+    # Reading.
+
+    def group_channels(self, group: str) -> list[str]:
+        with self._lock:
+            self._settle()
+            return self._members.channels(group, self.clock)
+
+    def group_users(self, group: str) -> list[str]:
+        with self._lock:
+            self._settle()
+            return self._members.users(group, self.clock)
+
+    def waiting(self) -> list[str]:
+        """Return the channels on which messages are due, each once: the one with the oldest of them first."""
+        with self._lock:
+            self._settle()
+            due = [row for row in self._rows.visible() if row.due <= self.clock]
+            return list(
+                dict.fromkeys(row.delivery.channel for row in sorted(due, key=lambda row: row.number))
+            )
+
+    def held_back(self) -> int:
+        """Return how many messages are in transactions that are still open."""
+        with self._lock:
+            self._settle()
+            return self._rows.held_back()
+
+    def pop(self, queues: Sequence[str], limit: int) -> list[ops.Delivery]:
+        with self._lock:
+            self._settle()
+            found: list[ops.Delivery] = []
+            for queue in queues:
+                taken = self._rows.take(queue, limit - len(found), self.clock)
+                found += [row.delivery._replace(id=None) for row in taken]
+            return found
+
+    def claim(
+        self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
+    ) -> list[ops.Delivery]:
+        with self._lock:
+            self._settle()
+            claimed: list[ops.Delivery] = []
+            for channel in channels:
+                for row in self._rows.take(channel, limit - len(claimed), self.clock):
+                    row.delivery = row.delivery._replace(attempt=row.delivery.attempt + 1)
+                    self._claims[row.delivery.id] = worker, row
+                    claimed.append(row.delivery)
+            return claimed
+
+    # The end of a claim.
+
+    def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
+        mark = Mark.of_caller()
+        with self._lock:
+            row = self._unclaim(worker, delivery)
+            if row is not None and mark is not None:
+                self._ended.append((mark, worker, row))
+            return row is not None
+
+    def fail(self, worker: str, failure: ops.Failure) -> None:
+        with self._lock:
+            self._settle()
+            row = self._unclaim(worker, failure.delivery)
+            if row and failure.retry_in is None:
+                self.dead_letters.append(failure)
+            elif row:
+                self._rows.put_back(row, self.clock + (failure.retry_in or 0))
+
+    def release(self, worker: str, delivery: ops.Delivery) -> None:
+        with self._lock:
+            if row := self._unclaim(worker, delivery):
+                row.delivery = delivery._replace(attempt=delivery.attempt - 1)
+                self._rows.put_back(row, self.clock)
+
+    def _unclaim(self, worker: str, delivery: ops.Delivery) -> Row | None:
+        holder, row = self._claims.get(delivery.id, ("", None))
+        if row is None or (holder, row.delivery) != (worker, delivery):
+            return None
+        return self._claims.pop(delivery.id)[1]
+
+    # Operating.
+
+    def flush(self) -> None:
+        with self._lock:
+            for store in (self._rows, self._claims, self._ended, self._members, self.dead_letters):
+                store.clear()
+
+    def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
+        letters = [one.delivery for one in self.dead_letters]
+        return [one.id for one in letters if one.id and (not channels or one.channel in channels)]
+
+    def replay(self, ids: Iterable[int]) -> int:
+        wanted, mark = set(ids), Mark.of_caller()
+        with self._lock:
+            again = [one for one in self.dead_letters if one.delivery.id in wanted]
+            for failure in again:
+                self.dead_letters.remove(failure)
+                self._rows.put(
+                    ops.Send(failure.delivery.channel, failure.delivery.payload, "", 0), self.clock, mark
+                )
+            return len(again)
+
+    def global_statistics(self) -> dict[str, float]:
+        return self.channel_statistics("")
+
+    def channel_statistics(self, channel: str) -> dict[str, float]:
+        with self._lock:
+            self._settle()
+            waiting = self._rows.visible(channel)
+            held = [row for _, row in self._claims.values() if channel in ("", row.delivery.channel)]
+        oldest = min((row.sent for row in waiting if row.due <= self.clock), default=self.clock)
+        return {
+            "messages_pending": len(waiting),
+            "messages_held": len(held),
+            "messages_max_age": self.clock - oldest,
+        }
+
+    def describe(self) -> str:
+        return "the layer of a test, in memory"
+
+
+class RecordingLink(Link):
+    """The reader's side: what it writes is in no transaction of the caller's."""
+
+    layer: RecordingLayer
+
+    def next_due(self) -> float | None:
+        return self.layer.next_due()
+
+    def apply(self, operations: Sequence[ops.Operation]) -> list[ops.Send]:
+        return self.layer.write_apart(operations)

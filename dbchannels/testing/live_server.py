@@ -1,0 +1,142 @@
+"""The interface server and its workers as processes beside a test, on the test's databases."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import deque
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from django.conf import UserSettingsHolder, settings
+from django.db import connections
+
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.testing.live_site import CHANGES, SERVE
+from dbchannels.waiting import wait_readable
+
+READY_WITHIN = 60.0  # seconds
+END_WITHIN = 30.0  # seconds, after which it is killed
+ADDRESS = re.compile(r"Serving http://(\S+)/ and WebSockets")
+
+
+class LiveServer:
+    """Started when it is made; ``stop`` leaves nothing running. It ends with this process, too, however that ends."""
+
+    def __init__(self, host: str, port: int, workers: int) -> None:
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "dbchannels.testing.live_site", SERVE, f"{host}:{port}"),
+                *("--workers", str(workers), "--graceful-timeout", "2"),
+            ],
+            env=environment(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            self.address = self._read_address()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def url(self) -> str:
+        """Where the site is, without a slash at its end."""
+        return f"http://{self.address}"
+
+    @property
+    def ws_url(self) -> str:
+        """The same for WebSockets."""
+        return f"ws://{self.address}"
+
+    def _read_address(self) -> str:
+        """Return the host and port, when it says them."""
+        assert self._process.stdout is not None
+        ends_at, said = time.monotonic() + READY_WITHIN, deque[str](maxlen=50)
+        while wait_readable([self._process.stdout.fileno()], max(0.0, ends_at - time.monotonic())):
+            line = self._process.stdout.readline()
+            if not line:
+                break
+            said.append(line)
+            if found := ADDRESS.search(line):
+                return found[1]
+        raise InvalidConfiguration(
+            "The live server did not start; what it says of the reason stands above, and here: "
+            + " ".join("".join(said).split() or ["nothing."])
+        )
+
+    def stop(self) -> None:
+        """End it and its workers, and wait until they have."""
+        if self._process.stdin:
+            self._process.stdin.close()  # which it takes for our end
+        try:
+            self._process.wait(END_WITHIN)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # its workers notice, and end
+            self._process.wait()
+        if self._process.stdout:
+            self._process.stdout.close()
+
+
+def environment() -> dict[str, str]:
+    """Return what the processes find in their environment."""
+    if not getattr(settings, "SETTINGS_MODULE", ""):
+        raise InvalidConfiguration(
+            "Live tests start processes, which read a settings module: name one in DJANGO_SETTINGS_MODULE, in place "
+            "of settings.configure()."
+        )
+    changes = {"databases": databases(), "settings": overridden_settings()}
+    paths = [os.path.abspath(path) for path in sys.path]
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        CHANGES: json.dumps(changes),
+    }
+
+
+def databases() -> dict[str, str]:
+    """Return the names of the test's databases by alias; raises InvalidConfiguration when one is in memory."""
+    names = {}
+    for alias in connections:
+        connection: Any = connections[alias]
+        if connection.vendor == "sqlite" and connection.is_in_memory_db():
+            raise InvalidConfiguration(
+                f"The test database {alias!r} is in this process's memory, where the live server does not see "
+                f"it: set DATABASES[{alias!r}]['TEST'] = {{'NAME': BASE_DIR / 'test.sqlite3'}}, or take PostgreSQL."
+            )
+        names[alias] = str(connection.settings_dict["NAME"])
+    return names
+
+
+def overridden_settings() -> dict[str, Any]:
+    """Return what override_settings has set; raises InvalidConfiguration for what cannot be handed to a process."""
+    found: dict[str, Any] = {}
+    holder: Any = settings._wrapped
+    while isinstance(holder, UserSettingsHolder):
+        own = {name: value for name, value in vars(holder).items() if name.isupper()}
+        found = {**own, **found}
+        holder = holder.default_settings
+    found.setdefault("DEBUG", settings.DEBUG)  # the test runner's
+    found.setdefault("ALLOWED_HOSTS", list(settings.ALLOWED_HOSTS))
+    for name, value in found.items():
+        with suppress(TypeError, ValueError):
+            json.dumps(value, default=_plain)
+            continue
+        raise InvalidConfiguration(
+            f"The setting {name} was overridden with what no JSON can say, and the live server's processes need it: "
+            "put it into the settings module."
+        )
+    return json.loads(json.dumps(found, default=_plain))  # type: ignore[no-any-return]
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError

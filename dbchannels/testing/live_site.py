@@ -1,0 +1,73 @@
+"""``python -m dbchannels.testing.live_site``: the ``manage.py`` of a live test's processes, on the test's databases.
+
+The settings are those of DJANGO_SETTINGS_MODULE; what a test has changed in them comes in the environment. The workers
+that the server starts are this very module again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.core.management import execute_from_command_line
+
+SERVE = "livechannels"  # the command that is ours; all others are Django's
+CHANGES = (
+    "DBCHANNELS_LIVE_TEST"  # in the environment: JSON of {"databases": {alias: name}, "settings": {...}}
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Run a command."""
+    change_settings(json.loads(os.environ[CHANGES]))
+    if arguments[1:2] == [SERVE]:
+        serve(arguments[2:])
+    else:
+        execute_from_command_line(arguments)
+
+
+def change_settings(changes: dict[str, Any]) -> None:
+    """Take the test's databases, and its other settings."""
+    for name, value in changes["settings"].items():
+        setattr(settings, name, value)
+    for alias, name in changes["databases"].items():
+        settings.DATABASES[alias]["NAME"] = name
+
+
+def serve(arguments: list[str]) -> None:
+    """Do what ``runchannels`` does, with static files whatever DEBUG says, until the test's process ends."""
+    import django
+
+    django.setup()
+    from dbchannels import serving
+    from dbchannels.management.commands.runchannels import Command, parse_address
+    from dbchannels.plan import Plan
+
+    options = vars(Command().create_parser("manage.py", "runchannels").parse_args(arguments))
+    logging.getLogger("dbchannels.access").disabled = True
+    plan = Plan.of(*parse_address(options["address"]), options)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    serving.run(plan._replace(static=apps.is_installed("django.contrib.staticfiles")), write)
+
+
+def write(text: str) -> None:
+    """Tell the test where the site is, among other things."""
+    print(text, flush=True)
+
+
+def end_with_parent() -> None:
+    """End when the test's process has: its end of our standard input is closed then, however it ended."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

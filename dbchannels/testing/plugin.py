@@ -1,0 +1,42 @@
+"""Fixtures for pytest, there wherever dbchannels is installed. Nothing is imported before a test asks for one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from dbchannels.testing import ChannelClient, Channels
+    from dbchannels.testing.layer import RecordingLayer
+    from dbchannels.testing.live_server import LiveServer
+
+
+@pytest.fixture
+def channels() -> Iterator[Channels]:
+    """The site's channels, in memory, empty: ``assertSent``, ``captureMessages``, ``drain`` and the others."""
+    with import_module("dbchannels.testing").use_channels() as channels:
+        yield channels
+
+
+@pytest.fixture
+def channel_layer(channels: Channels) -> RecordingLayer:
+    """The layer that these are on: ``channel_layers["default"]`` during the test."""
+    return channels.layer
+
+
+@pytest.fixture
+def ws_client(channels: Channels) -> ChannelClient:
+    """Django's test client with ``ws``; logins need the fixture ``db`` too."""
+    client: ChannelClient = import_module("dbchannels.testing").ChannelClient()
+    return client
+
+
+@pytest.fixture
+def live_channels(transactional_db: None) -> Iterator[LiveServer]:
+    """``runchannels`` with two workers on the test's database: ``url`` and ``ws_url`` say where. Needs pytest-django."""
+    server = import_module("dbchannels.testing.live_server").LiveServer("localhost", 0, 2)
+    yield server
+    server.stop()

@@ -1,0 +1,160 @@
+"""The interface server of a test: its connections and handshakes, without sockets, threads and waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from dbchannels import names
+from dbchannels.interface import handshake
+from dbchannels.interface.connections import Connection
+from dbchannels.interface.frames import BINARY, is_close_code
+from dbchannels.interface.http import Request
+from dbchannels.interface.limits import Limits
+from dbchannels.interface.options import Options
+from dbchannels.interface.relay import Relay
+from dbchannels.interface.reply import Receiver, read_reply
+from dbchannels.interface.server import InterfaceServer
+from dbchannels.interface.verdict import Accepted, Denied
+from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text
+from dbchannels.layers.operations import Operation
+from dbchannels.plan import allowed_hosts
+from dbchannels.testing.layer import RecordingLayer
+
+TOO_BIG = 1009
+
+
+class Wire:
+    """The two ends of one open WebSocket, in place of a socket: what the server wrote waits for the client."""
+
+    def __init__(
+        self,
+        sock: None,
+        on_events: Callable[[list[Event]], None],
+        on_gone: Callable[[int], None],
+        limits: Limits,
+    ) -> None:
+        self.arrived: list[str | bytes] = []
+        self.close_code: int | None = None  # that the client sees; None: it is open
+        self._on_events, self._on_gone, self._limits = on_events, on_gone, limits
+
+    # The server's end, as interface.wire.Wire has it.
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is over."""
+        return self.close_code is not None
+
+    def read(self) -> None:
+        """Nothing waits to be read."""
+
+    def pause(self) -> None:
+        """The client goes no faster than its consumers."""
+
+    def send(self, out: Outgoing) -> None:
+        """Write what a reply asks for."""
+        if out.frame and not self.closed:
+            self.arrived.append(_payload(out.frame))
+        if out.close is not None:
+            self.close(out.close, "")
+
+    def close(self, code: int, reason: str) -> None:
+        """Close it; the client answers at once."""
+        if not self.closed:
+            self.close_code = code
+            self._on_events([Closed(code, reason)])
+
+    # The client's end.
+
+    def give(self, data: str | bytes) -> None:
+        """Send a message to the server."""
+        size = len(data.encode() if isinstance(data, str) else data)
+        if size > self._limits.max_size:
+            self.close(TOO_BIG, "")
+            return
+        self._on_events([Text(data) if isinstance(data, str) else Binary(data)])
+
+    def leave(self, code: int) -> None:
+        """Close it from the client's side; with a code that cannot be sent, as 1006, without a word."""
+        if self.closed:
+            return
+        self.close_code = code
+        if is_close_code(code):
+            self._on_events([Closed(code)])
+        else:
+            self._on_gone(code)
+
+
+class TestedConnection(Connection):
+    """A connection of the interface server's, on the wire of a test."""
+
+    make_wire = Wire  # type: ignore[assignment]
+
+    @property
+    def wire(self) -> Wire:
+        """The wire, once the connection was started."""
+        return self._wire  # type: ignore[return-value]
+
+
+class Server:
+    """Does for a test what the interface server does, when it is asked to."""
+
+    def __init__(self, layer: RecordingLayer) -> None:
+        self.layer = layer
+        self.name = f"server-{names.random_part()}"
+        self.queue = f"reply.{names.random_part()}!"
+        self._link = layer.link()
+        self._receivers: dict[str, Receiver] = {}
+
+    # What a connection asks of a relay.
+
+    open, close, make_send = Relay.open, Relay.close, Relay.make_send
+
+    def send(self, *operations: Operation) -> None:
+        """Write at once."""
+        self.layer.write_apart(operations, record=False)
+
+    def deliver(self) -> None:
+        """Give all replies that wait to those who wait for them."""
+        while deliveries := self._link.receive_many([self.queue], 100):
+            for delivery in deliveries:
+                reply = read_reply(delivery)
+                for local in delivery.locals:
+                    if local in self._receivers:
+                        self._receivers[local].deliver(reply)
+
+    # Handshakes.
+
+    check_origin = InterfaceServer.check_origin
+
+    @property
+    def options(self) -> Options:
+        """What check_origin goes by."""
+        return Options(allowed_hosts=allowed_hosts())
+
+    def connect(self, request: Request, run: Callable[[], None]) -> tuple[TestedConnection, Accepted]:
+        """Make a handshake; ``run`` runs the connect consumer, and what it raises goes through.
+
+        Raises Refused, or ValueError when the consumer accepts with what cannot be sent.
+        """
+        shaken = handshake.read_handshake(request.method, request.http_version, request.headers)
+        self.check_origin(shaken, request)
+        connection = TestedConnection(self, request)  # type: ignore[arg-type]
+        connection.connect()
+        try:
+            run()
+            verdict: Any = connection.verdict.value
+            if isinstance(verdict, Denied):
+                raise handshake.Refused(verdict.status, verdict.sentence, verdict.headers)
+            handshake.accept_response(shaken, verdict.subprotocol, verdict.headers)
+        except BaseException:
+            connection.abandon()
+            raise
+        connection.start(None, b"")
+        return connection, verdict
+
+
+def _payload(frame: bytes) -> str | bytes:
+    """Return what a server's frame carries (RFC 6455 section 5.2; the server sends each message as one frame)."""
+    start = {126: 4, 127: 10}.get(frame[1], 2)
+    return frame[start:] if frame[0] & 15 == BINARY else frame[start:].decode()

@@ -1,0 +1,26 @@
+"""Views that send."""
+
+from django.contrib.auth import get_user
+from django.db import transaction
+from django.http import HttpResponse
+from django.urls import path
+
+from dbchannels import Channel, Group
+
+
+@transaction.atomic
+def send(request):
+    """Send and answer."""
+    Channel("a").send({"n": "view"})
+    Group("room-a").send({"text": "from a view"})
+    return HttpResponse(str(get_user(request)))
+
+
+@transaction.atomic
+def fail(request):
+    """Send and fail."""
+    Channel("a").send({"n": "failed view"})
+    raise ValueError("view failed")
+
+
+urlpatterns = [path("send/", send), path("fail/", fail)]
