@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 import time
-from collections import deque
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,6 @@ class LiveServer:
             env=environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
         try:
             self.address = self._read_address()
@@ -58,18 +56,15 @@ class LiveServer:
     def _read_address(self) -> str:
         """Return the host and port, when it says them."""
         assert self._process.stdout is not None
-        ends_at, said = time.monotonic() + READY_WITHIN, deque[str](maxlen=50)
-        while wait_readable([self._process.stdout.fileno()], max(0.0, ends_at - time.monotonic())):
-            line = self._process.stdout.readline()
-            if not line:
-                break
-            said.append(line)
-            if found := ADDRESS.search(line):
+        output, ends_at, said = self._process.stdout.fileno(), time.monotonic() + READY_WITHIN, ""
+        while wait_readable([output], max(0.0, ends_at - time.monotonic())):
+            data = os.read(output, 65_536)
+            said += data.decode(errors="replace")
+            if found := ADDRESS.search(said):
                 return found[1]
-        raise InvalidConfiguration(
-            "The live server did not start; what it says of the reason stands above, and here: "
-            + " ".join("".join(said).split() or ["nothing."])
-        )
+            if not data:
+                break
+        raise InvalidConfiguration(f"The live server did not start. It said:\n{said.strip() or 'nothing'}")
 
     def stop(self) -> None:
         """End it and its workers, and wait until they have."""
@@ -86,7 +81,8 @@ class LiveServer:
 
 def environment() -> dict[str, str]:
     """Return what the processes find in their environment."""
-    if not getattr(settings, "SETTINGS_MODULE", ""):
+    module = getattr(_holders()[-1], "SETTINGS_MODULE", None)
+    if not module:
         raise InvalidConfiguration(
             "Live tests start processes, which read a settings module: name one in DJANGO_SETTINGS_MODULE, in place "
             "of settings.configure()."
@@ -95,7 +91,7 @@ def environment() -> dict[str, str]:
     paths = [os.path.abspath(path) for path in sys.path]
     return {
         **os.environ,
-        "DJANGO_SETTINGS_MODULE": settings.SETTINGS_MODULE,
+        "DJANGO_SETTINGS_MODULE": module,
         "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
         CHANGES: json.dumps(changes),
     }
@@ -118,11 +114,10 @@ def databases() -> dict[str, str]:
 def overridden_settings() -> dict[str, Any]:
     """Return what override_settings has set; raises InvalidConfiguration for what cannot be handed to a process."""
     found: dict[str, Any] = {}
-    holder: Any = settings._wrapped
-    while isinstance(holder, UserSettingsHolder):
+    for holder in _holders()[:-1]:
         own = {name: value for name, value in vars(holder).items() if name.isupper()}
         found = {**own, **found}
-        holder = holder.default_settings
+    found = {name: value for name, value in found.items() if name != "SETTINGS_MODULE"}
     found.setdefault("DEBUG", settings.DEBUG)  # the test runner's
     found.setdefault("ALLOWED_HOSTS", list(settings.ALLOWED_HOSTS))
     for name, value in found.items():
@@ -134,6 +129,14 @@ def overridden_settings() -> dict[str, Any]:
             "put it into the settings module."
         )
     return json.loads(json.dumps(found, default=_plain))  # type: ignore[no-any-return]
+
+
+def _holders() -> list[Any]:
+    """Return the settings of each override_settings in force, the innermost first, and the settings themselves."""
+    holders: list[Any] = [settings._wrapped]
+    while isinstance(holders[-1], UserSettingsHolder):
+        holders.append(holders[-1].default_settings)
+    return holders
 
 
 def _plain(value: object) -> str:

@@ -18,6 +18,8 @@ from django.apps import apps
 from django.conf import settings
 from django.core.management import execute_from_command_line
 
+from dbchannels.exceptions import DBChannelsError
+
 SERVE = "livechannels"  # the command that is ours; all others are Django's
 CHANGES = (
     "DBCHANNELS_LIVE_TEST"  # in the environment: JSON of {"databases": {alias: name}, "settings": {...}}
@@ -54,7 +56,11 @@ def serve(arguments: list[str]) -> None:
     logging.getLogger("dbchannels.access").disabled = True
     plan = Plan.of(*parse_address(options["address"]), options)
     threading.Thread(target=end_with_parent, daemon=True).start()
-    serving.run(plan._replace(static=apps.is_installed("django.contrib.staticfiles")), write)
+    try:
+        serving.run(plan._replace(static=apps.is_installed("django.contrib.staticfiles")), write)
+    except DBChannelsError as error:
+        write(str(error))  # what the test shows
+        sys.exit(1)
 
 
 def write(text: str) -> None:

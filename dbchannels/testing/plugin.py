@@ -36,7 +36,7 @@ def ws_client(channels: Channels) -> ChannelClient:
 
 @pytest.fixture
 def live_channels(transactional_db: None) -> Iterator[LiveServer]:
-    """``runchannels`` with two workers on the test's database: ``url`` and ``ws_url`` say where. Needs pytest-django."""
+    """``runchannels`` and two workers on the test's database, at ``url`` and ``ws_url``. Needs pytest-django."""
     server = import_module("dbchannels.testing.live_server").LiveServer("localhost", 0, 2)
     yield server
     server.stop()

@@ -23,7 +23,8 @@ def say(message, room):
     Group(f"room-{room}").send(
         {"text": message["text"]} if "text" in message else {"bytes": message["bytes"]}
     )
-    Model.objects.create(name=str(message.get("text"))[:20])
+    text = str(message.get("text"))
+    Model.objects.create(name=f"{text[:20]} {len(text)}")
     if message.get("text") == "fail":
         raise ValueError("say failed")
     if message.get("text") == "work":

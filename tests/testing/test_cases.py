@@ -245,7 +245,9 @@ class Draining(ChannelTestCase):
 
     def test_an_endless_consumer_is_stopped_with_its_name(self):
         Channel("loop").send({})
-        with pytest.raises(AssertionError, match="^20 messages ran and more wait on loop: mend the consumer"):
+        with pytest.raises(
+            AssertionError, match=r"^20 messages ran and more wait on loop: mend the consumer"
+        ):
             self.drain(limit=20)
 
     def test_as_many_as_the_limit_are_no_failure(self):

@@ -82,7 +82,7 @@ class Sockets(ChannelTestCase):
         other = self.ws("/room/b/")
         ann.send("hello")
         ben.send(b"\0\1")
-        assert Model.objects.filter(name="hello").exists()
+        assert Model.objects.filter(name="hello 5").exists()
         assert ann.receive_all() == ben.receive_all() == ["hello", b"\0\1"]
         other.assertNothingReceived()
 

@@ -1,6 +1,7 @@
 """Views that send."""
 
 from django.contrib.auth import get_user
+from django.contrib.auth.models import Group as Model
 from django.db import transaction
 from django.http import HttpResponse
 from django.urls import path
@@ -23,4 +24,9 @@ def fail(request):
     raise ValueError("view failed")
 
 
-urlpatterns = [path("send/", send), path("fail/", fail)]
+def rows(request):
+    """Answer with the names of all rows."""
+    return HttpResponse(",".join(Model.objects.order_by("pk").values_list("name", flat=True)))
+
+
+urlpatterns = [path("send/", send), path("fail/", fail), path("rows/", rows)]
