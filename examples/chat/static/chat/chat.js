@@ -1,6 +1,7 @@
 // The page of one room. Every text from elsewhere is set as textContent, so it can be nothing but text.
 
-import { Connection, showState } from "../demo/connection.js";
+import { Socket } from "../dbchannels/dbchannels.js";
+import { showState } from "../demo/state.js";
 
 const NOT_ADMITTED = 4400; // close code: the name was refused, coming back will not help
 const TOGETHER = 5 * 60_000; // ms between two lines of one person that are shown as one block
@@ -15,25 +16,24 @@ const sent = []; // texts that have not come back yet
 let last = null; // the newest line on the page
 let unread = 0;
 let following = true; // the end of the log is in view, and stays there
-let connection = null;
+let socket = null;
 
 // Joining and leaving.
 
 function join(name) {
-  const address = new URL(location.pathname, location.href.replace(/^http/, "ws"));
-  address.searchParams.set("name", name);
-  connection = new Connection(address, { onState: changed, onFrame: read, stays: (code) => code === NOT_ADMITTED });
+  const query = new URLSearchParams({ name });
+  socket = new Socket(`?${query}`, { again: (code) => code !== NOT_ADMITTED }).on("json", read);
+  showState($("state"), socket, changed);
   stored(() => sessionStorage.setItem("chat-name", name));
   stored(() => localStorage.setItem("chat-name", name));
   $("join-problem").textContent = "";
   $("join").hidden = true;
   for (const id of ["chat", "leave", "state"]) $(id).hidden = false;
-  connection.open();
 }
 
 function leave() {
-  connection?.close();
-  connection = null;
+  socket?.close();
+  socket = null;
   stored(() => sessionStorage.removeItem("chat-name"));
   $("join").hidden = false;
   for (const id of ["chat", "leave", "state"]) $(id).hidden = true;
@@ -51,7 +51,6 @@ function stored(action) {
 }
 
 function changed(state) {
-  showState($("state"), state);
   if (state === "waiting" || state === "closed") disconnected();
 }
 
@@ -110,8 +109,7 @@ const readers = {
   },
 };
 
-function read(text) {
-  const frame = JSON.parse(text);
+function read(frame) {
   readers[frame.type]?.(frame);
 }
 
@@ -119,7 +117,7 @@ function read(text) {
 
 function say() {
   const text = $("text").value.trim();
-  if (!text || !connection?.send(JSON.stringify({ type: "say", text }))) return;
+  if (!text || !socket?.sendJSON({ type: "say", text })) return;
   sent.push(text);
   $("say-problem").textContent = "";
   $("text").value = "";

@@ -1,28 +1,23 @@
 // One room: what is typed goes out as it is, what comes in is shown as it is.
 
-import { Connection, showState } from "../demo/connection.js";
+import { Socket } from "../dbchannels/dbchannels.js";
+import { showState } from "../demo/state.js";
 
 const $ = (id) => document.getElementById(id);
 
-function changed(state) {
-  showState($("state"), state);
-  $("text").disabled = $("send").disabled = state !== "open";
-}
-
-function show(text) {
+const socket = new Socket(location.pathname).on("text", (text) => {
   const item = document.createElement("li");
   item.dir = "auto";
   item.textContent = text;
   $("lines").append(item);
   $("log").scrollTop = $("log").scrollHeight;
-}
+});
 
-const address = new URL(location.pathname, location.href.replace(/^http/, "ws"));
-const connection = new Connection(address, { onState: changed, onFrame: show });
+showState($("state"), socket, (state) => {
+  $("text").disabled = $("send").disabled = state !== "open";
+});
 
 $("say").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (connection.send($("text").value)) $("text").value = "";
+  if (socket.send($("text").value)) $("text").value = "";
 });
-
-connection.open();
