@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import json
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlencode
+from urllib.parse import quote
 
-from demo.testing import IN_MEMORY, ConsumerTestCase, Window
 from django.db import connection
 from django.test import TestCase, TransactionTestCase, override_settings, skipUnlessDBFeature
 
-from chat import frames
+from chat import consumers, frames
 from chat.consumers import HISTORY
 from chat.models import NAME_LIMIT, ROOM_RULE, TEXT_LIMIT, Line, Presence, Room
-from dbchannels import Group, channel_layers
+from dbchannels import Group, Message, channel_layers
+from dbchannels.testing import ChannelClient, ChannelTestCase
 
 
-class Page(Window):
+class Page:
     """A window on one room."""
 
     def __init__(self, name: str, room: str = "garden") -> None:
-        super().__init__(f"/chat/{room}/", urlencode({"name": name}).encode())
+        self.socket = ChannelClient().ws(f"/chat/{room}/", query_params={"name": name})
 
     def say(self, text: object) -> None:
-        self.send(json.dumps({"type": "say", "text": text}))
+        self.socket.send_json({"type": "say", "text": text})
 
     def frames(self) -> list[dict]:
         """Take the frames that have arrived."""
-        return [json.loads(message["text"]) for message in self.received()]
+        return self.socket.receive_all_json()
 
     def said(self) -> list[tuple[str, str]]:
         """Take the frames that have arrived, and return who said what."""
@@ -39,7 +39,7 @@ def names(people: list[dict]) -> list[str]:
     return [person["name"] for person in people]
 
 
-class Joining(ConsumerTestCase):
+class Joining(ChannelTestCase):
     def test_a_newcomer_learns_who_is_here_and_the_others_learn_of_the_newcomer(self):
         ann = Page("Ann")
         (welcome,) = ann.frames()
@@ -79,23 +79,21 @@ class Joining(ConsumerTestCase):
                 self.assertEqual(Page(given).frames()[0]["you"]["name"], shown)
 
     def test_without_a_usable_name_nobody_is_admitted(self):
-        for query in [b"", b"name=", b"name=%20%09", b"name=%E2%80%8B", b"name=" + b"x" * (NAME_LIMIT + 1)]:
+        for query in ["", "?name=", "?name=%20%09", "?name=%E2%80%8B", "?name=" + "x" * (NAME_LIMIT + 1)]:
             with self.subTest(query):
-                window = Window("/chat/garden/", query)
-                (answer,) = window.received()
-                self.assertEqual(json.loads(answer["text"])["code"], "bad-name")
-                self.assertEqual(answer["close"], frames.NOT_ADMITTED)
-                window.close()
+                window = self.client.ws(f"/chat/garden/{query}")
+                self.assertEqual(window.receive_json()["code"], "bad-name")
+                self.assertEqual(window.close_code, frames.NOT_ADMITTED)
         self.assertFalse(Presence.objects.exists())
         self.assertFalse(Room.objects.exists())
         self.assertEqual(Group("chat-garden").channels(), [])
 
     def test_a_query_that_is_no_utf8_is_no_error(self):
-        (welcome,) = map(json.loads, [Window("/chat/garden/", b"name=%FF\xff&&=&x").received()[0]["text"]])
-        self.assertEqual(welcome["you"]["name"], "\ufffd\ufffd")
+        window = self.client.ws("/chat/garden/?name=%FF%FF&&=&x")
+        self.assertEqual(window.receive_json()["you"]["name"], "\ufffd\ufffd")
 
 
-class Saying(ConsumerTestCase):
+class Saying(ChannelTestCase):
     def test_everybody_in_the_room_gets_it_and_it_is_kept(self):
         ann, ben = Page("Ann"), Page("Ben")
         ann.say("hello")
@@ -153,7 +151,7 @@ class Saying(ConsumerTestCase):
             ("x" * (frames.FRAME_LIMIT + 1), "too-long"),
         ]:
             with self.subTest(raw[:40]):
-                ann.send(raw)
+                ann.socket.send(raw)
                 self.assertEqual(ann.frames(), [{"type": "error", "code": code, "text": frames.ERRORS[code]}])
         self.assertEqual(ben.frames(), [])
         self.assertFalse(Line.objects.exists())
@@ -166,7 +164,7 @@ class Saying(ConsumerTestCase):
     def test_a_binary_frame_is_answered_with_an_error(self):
         ann = Page("Ann")
         ann.frames()
-        ann.send_binary(b'{"type": "say", "text": "hello"}')
+        ann.socket.send(b'{"type": "say", "text": "hello"}')
         self.assertEqual([frame["code"] for frame in ann.frames()], ["not-text"])
 
     def test_after_its_room_was_deleted_a_window_is_closed_so_that_it_comes_back(self):
@@ -174,29 +172,28 @@ class Saying(ConsumerTestCase):
         ann.frames()
         Room.objects.all().delete()
         ann.say("hello")
-        self.assertEqual(ann.received(), [{"close": True}])
-        ann.close()
+        self.assertEqual(ann.socket.close_code, 1000)
         self.assertFalse(Room.objects.exists())
 
 
-class Leaving(ConsumerTestCase):
+class Leaving(ChannelTestCase):
     def test_those_who_stay_are_told(self):
         ann, ben = Page("Ann"), Page("Ben")
         person = ben.frames()[0]["you"]
         ann.frames()
-        ben.close()
+        ben.socket.close()
         self.assertEqual(ann.frames(), [{"type": "left", "person": person}])
         self.assertEqual(list(Presence.objects.values_list("name", flat=True)), ["Ann"])
 
     def test_what_was_said_stays(self):
         ann = Page("Ann")
         ann.say("hello")
-        ann.close()
+        ann.socket.close()
         (welcome,) = Page("Ben").frames()
         self.assertEqual([(line["name"], line["text"]) for line in welcome["lines"]], [("Ann", "hello")])
 
 
-@override_settings(DBCHANNELS=IN_MEMORY)
+@override_settings(DBCHANNELS={"default": {"BACKEND": "memory"}})
 class Together(TransactionTestCase):
     """What the lock on the room's row is for: workers run consumers at the same time, here in threads."""
 
@@ -206,24 +203,33 @@ class Together(TransactionTestCase):
 
     @skipUnlessDBFeature("has_select_for_update")
     def test_nobody_misses_anybody_and_all_read_the_same_in_the_same_order(self):
-        def visit(name):
+        def visit(number):
+            """Join and speak: a consumer is a function, and a message can be made by hand."""
+            reply_channel = f"reply.{number}!1"
+            query = f"name={quote(everybody[number])}".encode()
+            fields = {"reply_channel": reply_channel, "query_string": query}
             try:
-                page = Page(name)
-                page.say(f"I am {name}")
-                return page
+                consumers.join(Message("websocket.connect", fields), "garden")
+                fields = {"reply_channel": reply_channel, "text": '{"type": "say", "text": "hello"}'}
+                consumers.say(Message("websocket.receive", fields), "garden")
             finally:
                 connection.close()
 
         everybody = [f"visitor {number}" for number in range(8)]
         with ThreadPoolExecutor(len(everybody)) as threads:
-            pages = list(threads.map(visit, everybody))
+            list(threads.map(visit, range(len(everybody))))
         kept = list(Line.objects.values_list("pk", flat=True))
-        for page in pages:
-            welcome, *news = page.frames()
+        for number in range(len(everybody)):
+            welcome, *news = self.received(f"reply.{number}!")
             joined = [frame["person"]["name"] for frame in news if frame["type"] == "joined"]
             said = [frame["line"]["id"] for frame in news if frame["type"] == "said"]
             self.assertCountEqual(names(welcome["here"]) + joined, everybody)
             self.assertEqual([line["id"] for line in welcome["lines"]] + said, kept)
+
+    def received(self, channel):
+        layer = channel_layers["default"]
+        messages = iter(lambda: layer.receive([channel])[1], None)
+        return [json.loads(message["text"]) for message in messages]
 
 
 class Pages(TestCase):

@@ -1,38 +1,30 @@
-"""The post's chat, with messages as the interface server sends them."""
-
-from demo.testing import ConsumerTestCase, Window
+"""The post's chat, as browsers meet it."""
 
 from dbchannels import Group
+from dbchannels.testing import ChannelTestCase
 
 PATH = "/post-2015/"
 
 
-def texts(window):
-    """What has arrived, as text; the server takes ``content`` for ``text`` unless ``binary`` says otherwise."""
-    arrived = window.received()
-    assert not any(message["binary"] for message in arrived)
-    return [message["content"] for message in arrived]
+class Post2015(ChannelTestCase):
+    def setUp(self):
+        self.ann, self.ben = self.client.ws(PATH), self.client.ws(PATH)
 
-
-class Post2015(ConsumerTestCase):
     def test_everybody_gets_what_one_says_the_sender_as_well(self):
-        ann, ben = Window(PATH), Window(PATH)
-        ann.send("hello")
-        ben.send("")
-        self.assertEqual(texts(ann), ["hello", ""])
-        self.assertEqual(texts(ben), ["hello", ""])
+        self.ann.send("hello")
+        self.ben.send("")
+        self.assertEqual(self.ann.receive_all(), ["hello", ""])
+        self.assertEqual(self.ben.receive_all(), ["hello", ""])
 
     def test_binary_messages_are_ignored(self):
-        ann = Window(PATH)
-        ann.send_binary(b"\0\1")
-        self.assertEqual(texts(ann), [])
+        self.ann.send(b"\0\1")
+        self.ann.assertNothingReceived()
 
     def test_who_has_gone_gets_nothing(self):
-        ann, ben = Window(PATH), Window(PATH)
-        ben.close()
-        ann.send("are you there?")
-        self.assertEqual(texts(ben), [])
-        self.assertEqual(Group("chatroom").channels(), [ann.reply_channel])
+        self.ben.close()
+        self.ann.send("are you there?")
+        self.ben.assertNothingReceived()
+        self.assertEqual(Group("chatroom").channels(), [self.ann.reply_channel])
 
     def test_the_page_shows_the_code_that_serves_it(self):
         page = self.client.get(PATH)

@@ -1,0 +1,213 @@
+"""The JavaScript client in a browser, on a page that writes down all its events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+import dbchannels
+from tests.browser.conftest import Window
+from tests.browser.pages import SETTINGS
+from tests.endtoend.conftest import migrated, postgresql_database
+from tests.harness import HOST, LiveSite, Served, until
+
+pytestmark = [pytest.mark.browser, pytest.mark.postgresql]
+
+FILE = Path(dbchannels.__file__).parent / "static" / "dbchannels" / "dbchannels.js"
+
+
+@pytest.fixture(scope="module")
+def live_site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
+    """A site with the pages of these tests, nothing started."""
+    site = migrated(postgresql_database("dbchannels_client"), tmp_path_factory.mktemp("client"))
+    yield site
+    site.end()
+
+
+@pytest.fixture(scope="module")
+def server(live_site: LiveSite) -> Served:
+    """Its server with one worker, for all tests that leave it as it was."""
+    return live_site.serve("--workers", "1", settings=SETTINGS)
+
+
+class Client:
+    """A page with one socket."""
+
+    def __init__(self, window: Window, server: Served) -> None:
+        self.window, self.page = window, window.page
+        self.page.goto(f"http://{HOST}:{server.port}/client/")
+
+    def connect(self, url: str, options: str = "{}") -> Client:
+        """Make the socket."""
+        self.page.evaluate(f"void connect({url!r}, {options})")
+        return self
+
+    def do(self, code: str) -> Any:
+        """Run code with the socket."""
+        return self.page.evaluate(code)
+
+    def events(self) -> list[list[Any]]:
+        """Return all events until now: name and detail of each."""
+        return list(self.page.evaluate("events"))
+
+    def names(self) -> list[str]:
+        """Return their names."""
+        return [name for name, _ in self.events()]
+
+    def saw(self, *wanted: list[Any]) -> None:
+        """Wait until these events came, in this order, whatever came between."""
+
+        def found() -> bool:
+            left = iter(self.events())
+            return all(any(one == event for event in left) for one in wanted)
+
+        _wait(self.page, found, lambda: f"{wanted} in {self.events()}")
+
+    def reached(self, *names: str) -> None:
+        """Wait until the events are these."""
+        _wait(self.page, lambda: self.names() == list(names), lambda: f"{names}, but {self.events()}")
+
+
+def _wait(page: Page, condition: Callable[[], bool], what: Callable[[], str]) -> None:
+    until(condition, what, every=0.05)
+
+
+@pytest.fixture
+def client(server: Served, new_window: Callable[[], Window]) -> Client:
+    """A page on the server."""
+    return Client(new_window(), server)
+
+
+def test_it_is_small_and_one_file() -> None:
+    assert FILE.stat().st_size < 5_000
+    assert "import " not in FILE.read_text()
+
+
+def test_a_relative_address_is_one_on_the_page_s_server(client: Client) -> None:
+    client.connect("echo/").reached("connecting", "open")
+    assert client.do("socket.state") == "open"
+    client.do("socket.send('hi')")
+    client.saw(["text", "hi"])
+
+
+def test_json_and_what_is_none(client: Client) -> None:
+    client.connect("/echo/").reached("connecting", "open")
+    client.do(
+        "socket.sendJSON({ a: [1, null] }) && socket.send('{') && socket.send('null') && socket.send('')"
+    )
+    client.saw(
+        ["text", '{"a":[1,null]}'], ["json", {"a": [1, None]}], ["text", "{"], ["json", None], ["text", ""]
+    )
+    assert client.names().count("json") == 2
+
+
+def test_binary(client: Client) -> None:
+    client.connect("/echo/").reached("connecting", "open")
+    client.do("socket.send(new Uint8Array([0, 255, 10]))")
+    client.saw(["binary", [0, 255, 10]])
+
+
+def test_streams(client: Client) -> None:
+    client.connect("/streams/").reached("connecting", "open")
+    client.do("socket.stream('chat').on((payload) => events.push(['chat', payload])).send({ text: 'hi' })")
+    client.saw(["chat", [{"text": "hi"}]])
+    client.do("socket.sendJSON({ stream: 'toString', payload: 1 })")
+    client.saw(["json", {"stream": "toString", "payload": [1]}])
+    assert client.do("socket.stream('chat') === socket.stream('chat')")
+
+
+@pytest.mark.parametrize("code", [1000, 1008, 4400, 4401])
+def test_it_stays_away_after_a_code_that_says_so(client: Client, code: int) -> None:
+    client.connect("/echo/").reached("connecting", "open")
+    client.do(f"socket.send('close {code}')")
+    detail = {"code": code, "reason": ""}
+    last = [["unauthorized", detail]] if code == 4401 else []
+    client.saw(*last, ["closed", detail])
+    assert client.names() == ["connecting", "open", *(name for name, _ in last), "closed"]
+    assert client.do("[socket.send('lost'), socket.state, socket.timer]") == [False, "closed", None]
+
+
+@pytest.mark.parametrize("code", [1001, 1011, 1012, 1013])
+def test_it_comes_back_after_all_others(client: Client, code: int) -> None:
+    client.connect("/echo/").reached("connecting", "open")
+    client.do(f"socket.send('close {code}')")
+    client.reached("connecting", "open", "waiting", "connecting", "open")
+    assert client.events()[2] == ["waiting", {"seconds": 1}]
+
+
+def test_the_page_may_know_better(client: Client) -> None:
+    client.connect("/echo/", "{ again: (code) => code === 4000 }").reached("connecting", "open")
+    client.do("socket.send('close 4000')")
+    client.reached("connecting", "open", "waiting", "connecting", "open")
+    client.do("socket.send('close 1001')")
+    client.saw(["closed", {"code": 1001, "reason": ""}])
+
+
+def test_it_comes_back_when_the_server_does_and_brings_what_was_queued(
+    live_site: LiveSite, new_window: Callable[[], Window]
+) -> None:
+    first = live_site.serve("--workers", "1", settings=SETTINGS)
+    client = Client(new_window(), first).connect("/echo/", "{ queue: 2, longest: 600 }")
+    client.reached("connecting", "open")
+    first.terminate()
+    client.saw(["waiting", {"seconds": 1}])
+    assert client.do("['one', 'two', 'three'].map((text) => socket.send(text))") == [True, True, False]
+    live_site.serve("--workers", "1", settings=SETTINGS, bind=f"{HOST}:{first.port}")
+    client.saw(["open", {}], ["waiting", {"seconds": 1}], ["open", {}], ["text", "one"], ["text", "two"])
+    client.window.forgive("WebSocket connection to")
+
+
+def test_a_refused_connection_is_tried_again_after_longer_and_longer(client: Client) -> None:
+    client.do("Math.random = () => 1, globalThis.setTimeout = (act, ms) => setInterval(act, ms / 100)")
+    client.connect("/refused/")
+    until(lambda: client.names().count("waiting") >= 7, lambda: str(client.events()), every=0.05)
+    client.do("socket.close()")
+    seconds = [detail["seconds"] for name, detail in client.events() if name == "waiting"]
+    assert seconds[:7] == [1, 2, 4, 8, 10, 10, 10]
+    client.window.forgive("WebSocket connection to")
+    client.window.forgive("was answered 403")
+    client.window.forgive("/refused/ failed")
+
+
+def test_a_wait_is_part_chance_and_cut_short_when_the_page_is_online_again(client: Client) -> None:
+    client.do("Math.random = () => 0.5")
+    client.connect("/echo/").reached("connecting", "open")
+    client.do("window.late = [], globalThis.setTimeout = (act, ms) => late.push(ms)")
+    client.do("socket.send('close 1012')")
+    client.reached("connecting", "open", "waiting")
+    assert client.do("late.at(-1)") == 750
+    client.do("dispatchEvent(new Event('online'))")
+    client.reached("connecting", "open", "waiting", "connecting", "open")
+    client.do("dispatchEvent(new Event('online')), document.dispatchEvent(new Event('visibilitychange'))")
+    client.do("socket.send('still the same')")
+    client.saw(["text", "still the same"])
+    assert client.names().count("open") == 2
+
+
+def test_it_is_closed_by_the_page_and_opened_again(client: Client) -> None:
+    client.connect("/room/").reached("connecting", "open")
+    client.do("socket.close(4001, 'bye')")
+    client.saw(["closed", {"code": 4001, "reason": "bye"}])
+    assert client.do("socket.send('lost')") is False
+    client.do("socket.open()")
+    client.reached("connecting", "open", "closed", "connecting", "open")
+
+
+def test_one_that_was_closed_before_it_began_never_connects(client: Client) -> None:
+    client.do("connect('/echo/').close()")
+    client.reached("closed")
+    assert client.window.sockets() == []
+
+
+def test_a_page_that_is_gone_has_left(
+    client: Client, server: Served, new_window: Callable[[], Window]
+) -> None:
+    client.connect("/room/").reached("connecting", "open")
+    other = Client(new_window(), server).connect("/room/")
+    client.saw(["text", "came"])
+    other.page.close()
+    client.saw(["text", "left 1001"])
