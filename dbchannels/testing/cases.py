@@ -18,8 +18,8 @@ from dbchannels.testing.sent import SentMessage, SentMessages
 class ChannelTestMixin:
     """Gives each test channels of its own, and their methods; for Django's test cases, and before them."""
 
-    client_class = ChannelClient
-    client: ChannelClient
+    client_class: Any = ChannelClient
+    client: Any  # a ChannelClient
     channels: Channels
 
     @classmethod

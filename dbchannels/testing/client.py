@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from django.http.request import HttpHeaders
 from django.test import Client
-from django.test.client import HttpHeaders
 
 from dbchannels.gateway import read_request
 from dbchannels.interface.http import Request
@@ -52,7 +52,8 @@ class ChannelClient(Client):
     ) -> Request:
         parsed = urlsplit(str(path))
         port = {"SERVER_PORT": "443", "wsgi.url_scheme": "https"} if secure else {}
-        environ = self._base_environ(PATH_INFO=self._get_path(parsed), **port)
+        own: Any = self  # what Django's own requests begin with
+        environ = own._base_environ(PATH_INFO=own._get_path(parsed), **port)
         query = urlencode(query_params, doseq=True) if query_params else parsed.query
         # What a browser would not write as it is: a path in a test may be any text.
         environ["QUERY_STRING"] = quote(query, safe="%/:?#[]@!$&'()*+,;=~") or environ.get("QUERY_STRING", "")

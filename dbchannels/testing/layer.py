@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 
 from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.link import Link
 from dbchannels.testing import transactions
+from dbchannels.testing.link import RecordingLink
 from dbchannels.testing.members import Members
 from dbchannels.testing.rows import Row, Rows
 from dbchannels.testing.sent import Record, SentMessage
@@ -29,7 +30,9 @@ class RecordingLayer(BaseLayer):
         self.records = records
         self.clock = 0.0
         self.dead_letters: list[ops.Failure] = []
-        self._lock = threading.RLock()
+        self.held: dict[str, Sequence[ops.Delivery]] = {}  # by worker: what it has popped and not finished
+        self.schedule: dict[tuple[str, str], datetime] = {}  # when periodic messages are due
+        self.lock = threading.RLock()
         self._rows = Rows()
         self._members = Members()
         self._claims: dict[int | None, tuple[str, Row]] = {}  # by id: its worker, and the message
@@ -42,12 +45,12 @@ class RecordingLayer(BaseLayer):
 
     def advance(self, seconds: float) -> None:
         """Let time pass."""
-        with self._lock:
+        with self.lock:
             self.clock += seconds
 
     def next_due(self) -> float | None:
         """Return in how many seconds the next message that waits for its time is due."""
-        with self._lock:
+        with self.lock:
             self._settle()
             return min(
                 (row.due - self.clock for row in self._rows.visible() if row.due > self.clock), default=None
@@ -75,14 +78,14 @@ class RecordingLayer(BaseLayer):
 
     def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         mark = Mark.of_caller()
-        with self._lock:
+        with self.lock:
             refused = self._write(operations, mark, drop)
             self._record(operations, mark)
             return refused
 
     def write_apart(self, operations: Sequence[ops.Operation], record: bool = True) -> list[ops.Send]:
         """Write outside the caller's transactions; return the sends that found a channel full."""
-        with self._lock:
+        with self.lock:
             refused = self._write(operations, None, drop=True)
             if record:
                 self._record(operations, None)
@@ -120,8 +123,8 @@ class RecordingLayer(BaseLayer):
                 self._members.discard(group, channel, mark)
             case ops.GroupClear(group):
                 self._members.empty(group, mark)
-            case ops.Connect():
-                self._members.connect(operation.reply_channel)
+            case ops.Connect(channel, server):
+                self._members.connect(channel, server)
             case ops.Identify(channel, user_id):
                 self._members.identify(channel, user_id, mark)
             case ops.Disconnect(channel):
@@ -144,18 +147,18 @@ class RecordingLayer(BaseLayer):
     # Reading.
 
     def group_channels(self, group: str) -> list[str]:
-        with self._lock:
+        with self.lock:
             self._settle()
             return self._members.channels(group, self.clock)
 
     def group_users(self, group: str) -> list[str]:
-        with self._lock:
+        with self.lock:
             self._settle()
             return self._members.users(group, self.clock)
 
     def waiting(self) -> list[str]:
         """Return the channels on which messages are due, each once: the one with the oldest of them first."""
-        with self._lock:
+        with self.lock:
             self._settle()
             due = [row for row in self._rows.visible() if row.due <= self.clock]
             return list(
@@ -164,12 +167,12 @@ class RecordingLayer(BaseLayer):
 
     def held_back(self) -> int:
         """Return how many messages are in transactions that are still open."""
-        with self._lock:
+        with self.lock:
             self._settle()
             return self._rows.held_back()
 
     def pop(self, queues: Sequence[str], limit: int) -> list[ops.Delivery]:
-        with self._lock:
+        with self.lock:
             self._settle()
             found: list[ops.Delivery] = []
             for queue in queues:
@@ -180,11 +183,15 @@ class RecordingLayer(BaseLayer):
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[ops.Delivery]:
-        with self._lock:
+        with self.lock:
             self._settle()
             claimed: list[ops.Delivery] = []
             for channel in channels:
-                for row in self._rows.take(channel, limit - len(claimed), self.clock):
+                room = limit - len(claimed)
+                if at_most and channel in at_most:
+                    held = sum(row.send.channel == channel for _, row in self._claims.values())
+                    room = max(0, min(room, 1, at_most[channel] - held))
+                for row in self._rows.take(channel, room, self.clock):
                     row.delivery = row.delivery._replace(attempt=row.delivery.attempt + 1)
                     self._claims[row.delivery.id] = worker, row
                     claimed.append(row.delivery)
@@ -194,14 +201,14 @@ class RecordingLayer(BaseLayer):
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
         mark = Mark.of_caller()
-        with self._lock:
+        with self.lock:
             row = self._unclaim(worker, delivery)
             if row is not None and mark is not None:
                 self._ended.append((mark, worker, row))
             return row is not None
 
     def fail(self, worker: str, failure: ops.Failure) -> None:
-        with self._lock:
+        with self.lock:
             self._settle()
             row = self._unclaim(worker, failure.delivery)
             if row and failure.retry_in is None:
@@ -210,7 +217,7 @@ class RecordingLayer(BaseLayer):
                 self._rows.put_back(row, self.clock + (failure.retry_in or 0))
 
     def release(self, worker: str, delivery: ops.Delivery) -> None:
-        with self._lock:
+        with self.lock:
             if row := self._unclaim(worker, delivery):
                 row.delivery = delivery._replace(attempt=delivery.attempt - 1)
                 self._rows.put_back(row, self.clock)
@@ -223,9 +230,14 @@ class RecordingLayer(BaseLayer):
 
     # Operating.
 
+    def register(self, server: str) -> None:
+        """Note that a server is alive."""
+        self._members.register(server)
+
     def flush(self) -> None:
-        with self._lock:
-            for store in (self._rows, self._claims, self._ended, self._members, self.dead_letters):
+        with self.lock:
+            self.dead_letters.clear()
+            for store in (self._rows, self._claims, self._ended, self._members, self.held, self.schedule):
                 store.clear()
 
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
@@ -234,7 +246,7 @@ class RecordingLayer(BaseLayer):
 
     def replay(self, ids: Iterable[int]) -> int:
         wanted, mark = set(ids), Mark.of_caller()
-        with self._lock:
+        with self.lock:
             again = [one for one in self.dead_letters if one.delivery.id in wanted]
             for failure in again:
                 self.dead_letters.remove(failure)
@@ -247,28 +259,16 @@ class RecordingLayer(BaseLayer):
         return self.channel_statistics("")
 
     def channel_statistics(self, channel: str) -> dict[str, float]:
-        with self._lock:
+        with self.lock:
             self._settle()
-            waiting = self._rows.visible(channel)
-            held = [row for _, row in self._claims.values() if channel in ("", row.delivery.channel)]
-        oldest = min((row.sent for row in waiting if row.due <= self.clock), default=self.clock)
+            now, waiting = self.clock, self._rows.visible(channel)
+            held = [row.delivery for _, row in self._claims.values()]
+            held += [one for popped in self.held.values() for one in popped if not one.durable]
         return {
             "messages_pending": len(waiting),
-            "messages_held": len(held),
-            "messages_max_age": self.clock - oldest,
+            "messages_held": sum(channel in ("", one.channel) for one in held),
+            "messages_max_age": now - min((row.sent for row in waiting if row.due <= now), default=now),
         }
 
     def describe(self) -> str:
         return "the layer of a test, in memory"
-
-
-class RecordingLink(Link):
-    """The reader's side: what it writes is in no transaction of the caller's."""
-
-    layer: RecordingLayer
-
-    def next_due(self) -> float | None:
-        return self.layer.next_due()
-
-    def apply(self, operations: Sequence[ops.Operation]) -> list[ops.Send]:
-        return self.layer.write_apart(operations)

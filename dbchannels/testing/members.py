@@ -13,11 +13,13 @@ class Members:
     def __init__(self) -> None:
         self._groups: dict[str, dict[str, Cell]] = {}  # by name: each channel, and when it leaves
         self._users: dict[str, Cell] = {}  # by the reply channel of each open socket, "" for nobody known
+        self._kept: set[str] = set()  # the channels of sockets whose server is alive
+        self._servers: set[str] = set()  # the names of these
 
     def add(self, group: str, channel: str, ends: float, mark: Mark | None) -> None:
         """Put a channel in until then; one of an open socket stays."""
         cell = self._groups.setdefault(group, {}).setdefault(channel, Cell(0.0))
-        cell.set(FOREVER if channel in self._users else ends, mark)
+        cell.set(FOREVER if channel in self._kept else ends, mark)
 
     def discard(self, group: str, channel: str, mark: Mark | None) -> None:
         """Take a channel out."""
@@ -37,9 +39,15 @@ class Members:
         users = [self._users.get(channel, Cell("")).get() for channel in self.channels(group, now)]
         return sorted({user for user in users if user})
 
-    def connect(self, channel: str) -> None:
+    def register(self, server: str) -> None:
+        """Note a server that is alive."""
+        self._servers.add(server)
+
+    def connect(self, channel: str, server: str) -> None:
         """Note an open socket."""
         self._users.setdefault(channel, Cell(""))
+        if server in self._servers:
+            self._kept.add(channel)
 
     def identify(self, channel: str, user_id: str, mark: Mark | None) -> None:
         """Note whose it is."""
@@ -48,11 +56,12 @@ class Members:
     def disconnect(self, channel: str) -> None:
         """Forget a socket."""
         self._users.pop(channel, None)
+        self._kept.discard(channel)
         self.leave_all(channel)
 
     def leave_all(self, channel: str) -> None:
         """Take a channel that nobody reads out of all groups; one of an open socket stays."""
-        if "!" in channel and channel not in self._users:
+        if "!" in channel and channel not in self._kept:
             for members in self._groups.values():
                 members.pop(channel, None)
 

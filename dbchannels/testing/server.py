@@ -18,6 +18,7 @@ from dbchannels.interface.server import InterfaceServer
 from dbchannels.interface.verdict import Accepted, Denied
 from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text
 from dbchannels.layers.operations import Operation
+from dbchannels.models import Process
 from dbchannels.plan import allowed_hosts
 from dbchannels.testing.layer import RecordingLayer
 
@@ -104,6 +105,7 @@ class Server:
         self.name = f"server-{names.random_part()}"
         self.queue = f"reply.{names.random_part()}!"
         self._link = layer.link()
+        self._link.register(self.name, Process.SERVER, self.queue)
         self._receivers: dict[str, Receiver] = {}
 
     # What a connection asks of a relay.
@@ -125,7 +127,7 @@ class Server:
 
     # Handshakes.
 
-    check_origin = InterfaceServer.check_origin
+    check_origin: Any = InterfaceServer.check_origin
 
     @property
     def options(self) -> Options:

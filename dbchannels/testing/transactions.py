@@ -57,6 +57,7 @@ class Block:
         self._block = connection.atomic_blocks[position]
         self._in_test = position > 0  # the test is one transaction, so this is a savepoint
         self._savepoint = connection.savepoint_ids[position - 1] if self._in_test else None
+        self._thread = threading.get_ident()
         self._final: State | None = None
         # Django forgets it when the innermost savepoint, or what is around it, is rolled back.
         connection.on_commit(self._committed)
@@ -74,7 +75,9 @@ class Block:
         return self._final or State.OPEN
 
     def _is_forgotten(self) -> bool:
-        return all(entry[1] != self._committed for entry in self._connection.run_on_commit)
+        """Whether it was rolled back; only its own thread can tell that from a commit that is just being noted."""
+        can_tell = self._in_test or self._thread == threading.get_ident()
+        return can_tell and all(entry[1] != self._committed for entry in self._connection.run_on_commit)
 
     def _is_open(self) -> bool:
         if self._savepoint is not None:

@@ -1,27 +1,30 @@
-"""Pages and consumers for the tests of the JavaScript client and of htmx: URLs and routes in one."""
+"""Pages and consumers for the tests of the JavaScript client and of htmx: URLs and routes in one.
+
+Only the site's own processes import this: it takes consumers from docs/javascript.rst, and registers them.
+"""
 
 from __future__ import annotations
 
 import json
+import re
+import textwrap
+from pathlib import Path
 
 from django.http import HttpResponse
 from django.template import engines
 from django.urls import path
-from django.utils.html import format_html
 
 from dbchannels import DenyConnection, Group, route
 
-#: What the site is set to, beside its own settings.
-SETTINGS = {
-    "DEBUG": True,  # static files are served
-    "ROOT_URLCONF": "tests.browser.pages",
-    "DBCHANNELS": {"default": {"ROUTING": "tests.browser.pages"}},
-    "INSTALLED_APPS": ["dbchannels", "django.contrib.staticfiles", "django_htmx", "livesite"],
-    "MIDDLEWARE": [],
-    "TEMPLATES": [{"BACKEND": "django.template.backends.django.DjangoTemplates"}],
-}
+PAGE = (Path(__file__).parents[2] / "docs" / "javascript.rst").read_text()
 
-CLIENT = """{% load static %}<!doctype html><title>Client</title><link rel="icon" href="data:,">
+
+def block(caption: str) -> str:
+    """Return the code of the block in docs/javascript.rst with this caption."""
+    return textwrap.dedent(re.findall(rf":caption: {caption}\n\n((?:   .*\n|\n)+)", PAGE)[0])
+
+
+CLIENT = """{% load static %}
 <script type="module">
   import { Socket } from "{% static 'dbchannels/dbchannels.js' %}";
   window.events = [];
@@ -34,33 +37,26 @@ CLIENT = """{% load static %}<!doctype html><title>Client</title><link rel="icon
     return (window.socket = socket);
   };
 </script>"""
-HTMX = {
-    2: """{% load static %}<!doctype html><title>htmx</title><link rel="icon" href="data:,">
-<script src="{% static 'django_htmx/htmx-2.min.js' %}"></script>
-<script src="{% static 'django_htmx/ext/hx-ws-2.min.js' %}"></script>
-<div hx-ext="ws" ws-connect="/htmx/">
-  <form ws-send><label>Line <input name="line"></label><button>Send</button></form>
-  <ul id="lines"></ul>
-</div>""",
-    4: """{% load static %}<!doctype html><title>htmx</title><link rel="icon" href="data:,">
-<script src="{% static 'django_htmx/htmx-4.min.js' %}"></script>
+HTMX_4 = """{% load static %}<script src="{% static 'django_htmx/htmx-4.min.js' %}"></script>
 <script src="{% static 'django_htmx/ext/hx-ws-4.min.js' %}"></script>
 <div hx-ws:connect="/htmx/">
   <form hx-ws:send><label>Line <input name="line"></label><button>Send</button></form>
   <ul id="lines"></ul>
-</div>""",
-}
+</div>"""
+START = '<!doctype html><title>Page</title><link rel="icon" href="data:,">'
 
 
 def page(template: str):
     """Return a view of a template."""
-    return lambda request: HttpResponse(engines["django"].from_string(template).render())
+    return lambda request: HttpResponse(engines["django"].from_string(START + template).render())
 
 
 urlpatterns = [
     path("client/", page(CLIENT)),
-    path("htmx/2/", page(HTMX[2])),
-    path("htmx/4/", page(HTMX[4])),
+    path("docs/", page(block("a page"))),
+    path("login/", page("Log in")),
+    path("htmx/2/", page(block("htmx"))),
+    path("htmx/4/", page(HTMX_4)),
 ]
 
 
@@ -95,18 +91,21 @@ def leave(message):
     Group("room").send({"text": f"left {message['code']}"})
 
 
-def join(message):
-    """Take part in what htmx shows."""
-    Group("htmx").add(message.reply_channel)
+def chat(message):
+    """Tell everybody on the page of the documentation; or have them log in."""
+    if json.loads(message["text"])["line"] == "log out":
+        Group("garden").send({"close": 4401})
+    Group("garden").send({"text": message["text"]})
 
 
-def show(message):
-    """Add a line to everybody's page; htmx 2 sends the fields, htmx 4 puts them into ``body``."""
-    frame = json.loads(message["text"])
-    line = frame.get("body", frame)["line"]
-    html = format_html('<ul id="lines" hx-swap-oob="beforeend"><li>{}</li></ul>', line)
-    Group("htmx").send({"text": html})
+def sit(message):
+    """Take part in that."""
+    Group("garden").add(message.reply_channel)
 
+
+exec(
+    block("consumers.py"), {"__name__": "tests.browser.documented"}
+)  # which routes them, by their decorators
 
 routes = [
     route("websocket.receive", echo, path=r"^/(client/)?echo/$"),
@@ -114,6 +113,6 @@ routes = [
     route("websocket.connect", refuse, path=r"^/refused/$"),
     route("websocket.connect", enter, path=r"^/room/$"),
     route("websocket.disconnect", leave, path=r"^/room/$"),
-    route("websocket.connect", join, path=r"^/htmx/$"),
-    route("websocket.receive", show, path=r"^/htmx/$"),
+    route("websocket.connect", sit, path=r"^/chat/garden/$"),
+    route("websocket.receive", chat, path=r"^/chat/garden/$"),
 ]

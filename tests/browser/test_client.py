@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, expect
 
 import dbchannels
 from tests.browser.conftest import Window
-from tests.browser.pages import SETTINGS
-from tests.endtoend.conftest import migrated, postgresql_database
+from tests.browser.pagesite import new_site, serve
 from tests.harness import HOST, LiveSite, Served, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.postgresql]
 
 FILE = Path(dbchannels.__file__).parent / "static" / "dbchannels" / "dbchannels.js"
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "javascript.rst").read_text()
 
 
 @pytest.fixture(scope="module")
 def live_site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSite]:
     """A site with the pages of these tests, nothing started."""
-    site = migrated(postgresql_database("dbchannels_client"), tmp_path_factory.mktemp("client"))
+    site = new_site("dbchannels_client", tmp_path_factory.mktemp("client"))
     yield site
     site.end()
 
@@ -31,7 +32,7 @@ def live_site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Ite
 @pytest.fixture(scope="module")
 def server(live_site: LiveSite) -> Served:
     """Its server with one worker, for all tests that leave it as it was."""
-    return live_site.serve("--workers", "1", settings=SETTINGS)
+    return serve(live_site)
 
 
 class Client:
@@ -150,13 +151,13 @@ def test_the_page_may_know_better(client: Client) -> None:
 def test_it_comes_back_when_the_server_does_and_brings_what_was_queued(
     live_site: LiveSite, new_window: Callable[[], Window]
 ) -> None:
-    first = live_site.serve("--workers", "1", settings=SETTINGS)
+    first = serve(live_site)
     client = Client(new_window(), first).connect("/echo/", "{ queue: 2, longest: 600 }")
     client.reached("connecting", "open")
     first.terminate()
     client.saw(["waiting", {"seconds": 1}])
     assert client.do("['one', 'two', 'three'].map((text) => socket.send(text))") == [True, True, False]
-    live_site.serve("--workers", "1", settings=SETTINGS, bind=f"{HOST}:{first.port}")
+    serve(live_site, first.port)
     client.saw(["open", {}], ["waiting", {"seconds": 1}], ["open", {}], ["text", "one"], ["text", "two"])
     client.window.forgive("WebSocket connection to")
 
@@ -211,3 +212,32 @@ def test_a_page_that_is_gone_has_left(
     client.saw(["text", "came"])
     other.page.close()
     client.saw(["text", "left 1001"])
+
+
+def test_the_page_of_the_documentation(server: Served, new_window: Callable[[], Window]) -> None:
+    pages = [new_window().page for _ in range(2)]
+    for page in pages:
+        page.goto(f"http://{HOST}:{server.port}/docs/")
+        expect(page.locator("#state")).to_have_text("Connected")
+    pages[0].get_by_label("Line").fill("<b>hello</b>")
+    pages[0].get_by_label("Line").press("Enter")
+    for page in pages:
+        expect(page.locator("#lines li")).to_have_text(["<b>hello</b>"])
+    expect(pages[0].get_by_label("Line")).to_have_value("")
+    pages[1].get_by_label("Line").fill("log out")
+    pages[1].get_by_label("Line").press("Enter")
+    for page in pages:
+        page.wait_for_url("**/login/")
+
+
+def test_the_documentation_names_every_event_and_option() -> None:
+    words = set(re.findall(r"``(\w+)``", DOCUMENT))
+    code = FILE.read_text()
+    assert set(re.findall(r"#(?:tell|become)\(\"(\w+)\"", code)) <= words
+    options = re.search(r"url, \{ (.*) \} = \{\}", code)
+    assert options
+    assert (
+        {one.split(" = ")[0] for one in options[1].split(", ")}
+        == {"protocols", "queue", "longest", "again"}
+        <= words
+    )

@@ -8,8 +8,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from tests.browser.conftest import Window
-from tests.browser.pages import SETTINGS
-from tests.endtoend.conftest import migrated, postgresql_database
+from tests.browser.pagesite import new_site, serve
 from tests.harness import HOST, Served
 
 pytestmark = [pytest.mark.browser, pytest.mark.postgresql]
@@ -18,9 +17,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.postgresql]
 @pytest.fixture(scope="module")
 def server(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A site with the pages of these tests."""
-    site = migrated(postgresql_database("dbchannels_htmx"), tmp_path_factory.mktemp("htmx"))
+    site = new_site("dbchannels_htmx", tmp_path_factory.mktemp("htmx"))
     try:
-        yield site.serve("--workers", "1", settings=SETTINGS)
+        yield serve(site)
     finally:
         site.end()
 

@@ -1,0 +1,53 @@
+"""A reader's way into the layer of a test: the workers', and the interface server's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from django.utils import timezone
+
+from dbchannels.layers import operations as ops
+from dbchannels.layers.link import Link
+
+if TYPE_CHECKING:
+    from dbchannels.testing.layer import RecordingLayer
+
+
+class RecordingLink(Link):
+    """What it writes is in no transaction of the caller's."""
+
+    layer: RecordingLayer
+
+    def next_due(self) -> float | None:
+        return self.layer.next_due()
+
+    def register(self, name: str, kind: str, queue: str = "") -> None:
+        self.layer.register(name)
+
+    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[ops.Delivery]:
+        found = super().receive_many(queues, limit)
+        if holder and found:
+            self.layer.held[holder] = found
+        return found
+
+    def finish(self, worker: str, done: ops.Done) -> list[ops.Send]:
+        self.layer.held[worker] = done.held
+        return super().finish(worker, done)
+
+    def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
+        return self.layer.schedule.get((channel, every)), timezone.now()
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[ops.Send]
+    ) -> bool:
+        with self.layer.lock:
+            still = self.layer.schedule.get((channel, every)) == due
+            if still:
+                self.layer.schedule[channel, every] = following
+                self.layer.write_apart(sends)
+            return still
+
+    def apply(self, operations: Sequence[ops.Operation]) -> list[ops.Send]:
+        return self.layer.write_apart(operations)
