@@ -49,7 +49,9 @@ class Consumption:
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 return self._raised(delivery, error)
             finally:
-                if self._route is not None or delivery.channel != "http.request":  # Django does so after a view
+                if (
+                    self._route is not None or delivery.channel != "http.request"
+                ):  # Django does so after a view
                     self.tidy()
 
     def _run(self, delivery: Delivery, worker: str) -> list[Operation]:

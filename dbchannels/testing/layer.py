@@ -149,12 +149,12 @@ class RecordingLayer(BaseLayer):
     def group_channels(self, group: str) -> list[str]:
         with self.lock:
             self._settle()
-            return self._members.channels(group, self.clock)
+            return self._members.channels(names.check_group_name(group), self.clock)
 
     def group_users(self, group: str) -> list[str]:
         with self.lock:
             self._settle()
-            return self._members.users(group, self.clock)
+            return self._members.users(names.check_group_name(group), self.clock)
 
     def waiting(self) -> list[str]:
         """Return the channels on which messages are due, each once: the one with the oldest of them first."""
@@ -256,9 +256,12 @@ class RecordingLayer(BaseLayer):
             return len(again)
 
     def global_statistics(self) -> dict[str, float]:
-        return self.channel_statistics("")
+        return self._statistics("")
 
     def channel_statistics(self, channel: str) -> dict[str, float]:
+        return self._statistics(names.check_channel_name(channel))
+
+    def _statistics(self, channel: str) -> dict[str, float]:
         with self.lock:
             self._settle()
             now, waiting = self.clock, self._rows.visible(channel)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from dbchannels.layers.operations import Delivery, Send
+from dbchannels.layers.row import sent_row
 from dbchannels.testing.transactions import Mark, State
 
 
@@ -37,11 +38,11 @@ class Rows:
     def put(self, send: Send, now: float, mark: Mark | None) -> None:
         """Add a message, unless one with its unique key waits."""
         number = next(self._numbers)
-        delivery = send.delivery(number)
+        row = sent_row(send, number, now)
+        delivery = row.delivery()
         if send.unique and any(row.send.unique == send.unique for row in self._of(delivery.channel)):
             return
-        end = float("inf") if delivery.durable else now + send.expiry
-        self._rows.append(Row(number, send, delivery, now + max(0.0, send.due_in()), end, now, mark))
+        self._rows.append(Row(number, send, delivery, row.due, row.end, now, mark))
 
     def put_back(self, row: Row, due: float) -> None:
         """Add a message that was taken; nothing can undo that it was sent."""

@@ -1,7 +1,7 @@
 // The page of one room. Every text from elsewhere is set as textContent, so it can be nothing but text.
 
 import { Socket } from "../dbchannels/dbchannels.js";
-import { showState } from "../demo/state.js";
+import { followState } from "../demo/state.js";
 
 const NOT_ADMITTED = 4400; // close code: the name was refused, coming back will not help
 const TOGETHER = 5 * 60_000; // ms between two lines of one person that are shown as one block
@@ -23,7 +23,7 @@ let socket = null;
 function join(name) {
   const query = new URLSearchParams({ name });
   socket = new Socket(`?${query}`, { again: (code) => code !== NOT_ADMITTED }).on("json", read);
-  showState($("state"), socket, changed);
+  followState($("state"), socket, changed);
   stored(() => sessionStorage.setItem("chat-name", name));
   stored(() => localStorage.setItem("chat-name", name));
   $("join-problem").textContent = "";

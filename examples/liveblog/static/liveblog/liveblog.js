@@ -1,6 +1,7 @@
 // The posts as they are now, the newest first. Every text is set as textContent, so it can be nothing but text.
 
-import { Connection, showState } from "../demo/connection.js";
+import { Socket } from "../dbchannels/dbchannels.js";
+import { followState } from "../demo/state.js";
 
 const $ = (id) => document.getElementById(id);
 const shown = new Map(); // id of a post -> its element
@@ -21,8 +22,7 @@ function remove(id) {
   shown.delete(id);
 }
 
-function read(text) {
-  const news = JSON.parse(text);
+function read(news) {
   if (news.type === "all") {
     [...shown.keys()].forEach(remove);
     news.posts.toReversed().forEach(show);
@@ -31,5 +31,4 @@ function read(text) {
   $("nothing").hidden = shown.size > 0;
 }
 
-const address = new URL(location.pathname, location.href.replace(/^http/, "ws"));
-new Connection(address, { onState: (state) => showState($("state"), state), onFrame: read }).open();
+followState($("state"), new Socket(location.pathname).on("json", read));

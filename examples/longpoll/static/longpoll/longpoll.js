@@ -1,6 +1,6 @@
 // Ask for the next headline, show it, ask again: the oldest way of all to be told something.
 
-import { showState } from "../demo/connection.js";
+import { showState } from "../demo/state.js";
 
 const list = document.getElementById("headlines");
 const state = document.getElementById("state");

@@ -1,7 +1,7 @@
 // One room: what is typed goes out as it is, what comes in is shown as it is.
 
 import { Socket } from "../dbchannels/dbchannels.js";
-import { showState } from "../demo/state.js";
+import { followState } from "../demo/state.js";
 
 const $ = (id) => document.getElementById(id);
 
@@ -13,7 +13,7 @@ const socket = new Socket(location.pathname).on("text", (text) => {
   $("log").scrollTop = $("log").scrollHeight;
 });
 
-showState($("state"), socket, (state) => {
+followState($("state"), socket, (state) => {
   $("text").disabled = $("send").disabled = state !== "open";
 });
 

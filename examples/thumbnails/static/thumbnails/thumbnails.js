@@ -1,6 +1,6 @@
 // Uploads without leaving the page, and how far each picture is. EventSource comes back by itself.
 
-import { showState } from "../demo/connection.js";
+import { showState } from "../demo/state.js";
 
 const $ = (id) => document.getElementById(id);
 const list = $("photos");
