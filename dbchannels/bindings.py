@@ -229,7 +229,9 @@ class Binding:
         """Return an instance as the database has it, or None; inside a transaction it can be locked for its change."""
         rows = cls.rows(using)
         if lock and connections[using].in_atomic_block:
-            rows = rows.select_for_update()
+            # The lock that an UPDATE takes: one of a DELETE would wait for whoever inserts rows that refer to it.
+            no_key = connections[using].features.has_select_for_no_key_update
+            rows = rows.select_for_update(no_key=no_key)
         return rows.filter(pk=pk).first()
 
     @classmethod

@@ -19,7 +19,7 @@ They run in the worker. What a receiver of the first two sends shares the consum
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,8 @@ def told(consumer: Callable[..., Any], message: Message) -> AbstractContextManag
 
 @contextmanager
 def _telling(consumer: Callable[..., Any], message: Message) -> Iterator[None]:
-    consumer_started.send_robust(consumer, message=message)
+    sender = consumer if isinstance(consumer, Hashable) else type(consumer)
+    consumer_started.send_robust(sender, message=message)
     started, raised = time.monotonic(), None
     try:
         yield
@@ -57,7 +58,7 @@ def _telling(consumer: Callable[..., Any], message: Message) -> Iterator[None]:
         raise
     finally:
         seconds = time.monotonic() - started
-        consumer_finished.send_robust(consumer, message=message, seconds=seconds, error=raised)
+        consumer_finished.send_robust(sender, message=message, seconds=seconds, error=raised)
 
 
 def tell_of_dead(sender: type, failures: Sequence[Failure]) -> None:

@@ -484,6 +484,27 @@ def test_two_moves_at_once_leave_nobody_with_what_has_gone(site, bind):
     assert [one[:2] for one in site.sent()] == [("tea", "delete"), ("milk", "create"), ("milk", "delete")]
 
 
+@kinds.only("postgresql")
+def test_a_save_does_not_wait_for_rows_that_are_made_to_refer_to_it(site, bind):
+    bind()
+    post, done = site.save(), []
+    with transaction.atomic():
+        with connections["default"].cursor() as cursor:
+            cursor.execute(
+                "SET CONSTRAINTS ALL IMMEDIATE"
+            )  # so that the reference is looked for now, and locks
+        Photo.objects.create(post=post)
+        post.title = "b"
+
+        def save():
+            transaction.atomic(post.save)()
+            done.append(True)
+
+        in_thread(site.layer, save).join(20)
+        assert done
+    assert [one[1] for one in site.sent()] == ["update"]
+
+
 # Bulk operations.
 
 

@@ -140,6 +140,19 @@ def test_what_a_receiver_sends_shares_the_consumers_fate(layer, new_worker, hear
     assert (waiting(layer, "metrics"), waiting(layer, "now")) == (sent, 1)
 
 
+def test_a_consumer_that_cannot_be_a_sender_is_told_of_by_its_class(layer, new_worker, hear):
+    class Consumer:
+        __hash__ = None
+
+        def __call__(self, message):
+            pass
+
+    said = hear(signals.consumer_finished)
+    layer.send("own", {})
+    consume(new_worker(Consumer()))
+    assert [(one["sender"], one["error"]) for one in said] == [(Consumer, None)]
+
+
 def test_nothing_is_made_when_nobody_listens(layer):
     assert signals.told(fine, None) is signals.told(boom, None)
 
