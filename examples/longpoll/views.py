@@ -25,7 +25,7 @@ def page(request):
 def next_headline(request):
     """Answer with the first headline after the one that the page has, now or later; 204 when there was none."""
     after = request.GET.get("after", "")
-    if not after.isdecimal() or len(after) > 18:
+    if not (after.isascii() and after.isdecimal()) or len(after) > 18:
         return JsonResponse(
             {"error": "Say ?after=, the id of the newest headline that you have, or 0."}, status=400
         )
