@@ -16,10 +16,11 @@ from django.db.models import F
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.test.utils import CaptureQueriesContext
 
-from dbchannels import Binding, Channel, Group, bindings
+from dbchannels import Binding, Channel, Group, bindings, consumer, routing
 from dbchannels.binding_users import users_group
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, MessageTooLarge
 from dbchannels.layers.operations import Connect, Disconnect
+from dbchannels.testing import ChannelTestCase
 from dbchannels.testing.layer_case import in_thread, raises
 from tests import kinds
 from tests.blog.models import Draft, Photo, Post, Review, Tag
@@ -682,6 +683,53 @@ def test_each_user_has_one_name_in_a_group(group, key):
     others = {users_group(group, other) for other in ("8", key + "x", "y")}
     others.add(users_group("milk", key))
     assert Group(name).name == name and name not in others
+
+
+# In a site's own tests.
+
+
+class LiveModelsInTests(ChannelTestCase):
+    """A binding tells the sockets of the test client, by their users, inside the transaction of a TestCase."""
+
+    def setUp(self):
+        decorated, routing._decorated[:] = list(routing._decorated), []
+        self.addCleanup(routing._decorated.__setitem__, slice(None), decorated)
+
+        class StaffBinding(Binding):
+            model = Post
+            fields = ("title",)
+
+            def groups(self, instance, action):
+                return ["blog"]
+
+            def permitted(self, user, instance, action):
+                return instance.public or user.is_staff
+
+        self.addCleanup(StaffBinding.disconnect)
+
+        @consumer("websocket.connect", path="/blog/<int:pk>/")
+        def join(message, pk):
+            StaffBinding.subscribe("blog", message.reply_channel, User.objects.get(pk=pk))
+
+        users = [User.objects.create(username=name, is_staff=name == "bob") for name in ("ann", "bob")]
+        self.ann, self.bob = (self.client.ws(f"/blog/{user.pk}/") for user in users)
+
+    def actions(self):
+        """Return what each socket was told."""
+        return [[frame["action"] for frame in one.receive_all_json()] for one in (self.ann, self.bob)]
+
+    def test_sockets_are_told_what_their_users_may_know(self):
+        post = Post.objects.create(title="a")
+        assert self.actions() == [["create"], ["create"]]
+        post.public = False
+        post.save()
+        assert self.actions() == [["delete"], ["update"]]
+
+    def test_nothing_is_told_of_what_is_rolled_back(self):
+        with pytest.raises(RuntimeError), transaction.atomic():
+            Post.objects.create(title="a")
+            raise RuntimeError
+        assert self.actions() == [[], []]
 
 
 # Declarations.

@@ -520,6 +520,14 @@ def test_w009_is_silent_when_consumers_import_them(app):
     assert found() == []
 
 
+def test_w009_says_it_once_of_an_app_inside_of_an_app(app, settings):
+    (app / "deep" / "__init__.py").write_text("")
+    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "unread_app.deep"]
+    said = {message.msg.split()[0]: message.hint.split(",")[0] for message in found()}
+    assert len(found()) == len(said) == 3
+    assert said["unread_app.deep.more"] == "Import it in unread_app.deep.consumers"
+
+
 def test_w009_leaves_what_is_installed_alone(app, monkeypatch):
     monkeypatch.setattr(modules, "_NOT_ITS_OWN", {app.parent.name})
     assert found() == []

@@ -35,7 +35,8 @@ def _unread(config: AppConfig) -> Iterator[checks.CheckMessage]:
         return
     for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
         module = ".".join([config.name, *path.relative_to(root).with_suffix("").parts])
-        if module not in sys.modules and not _is_elsewhere(path.relative_to(root)):
+        its_own = apps.get_containing_app_config(module) is config  # and not that of an app inside of it
+        if its_own and module not in sys.modules and not _is_elsewhere(path.relative_to(root)):
             yield from _said(path, module, config)
 
 
