@@ -82,3 +82,13 @@ def ordered(message, client):
     """Write down whose frame it was, and say it back."""
     Entry.objects.create(text=f"{client} {message['text']}", pid=os.getpid())
     message.reply_channel.send({"text": message["text"]})
+
+
+NAMED = r"^/named/(?P<client>\w+)/$"
+
+
+@consumer("websocket.receive", path=NAMED)
+def name(message, client):
+    """Say whose connection it is, and say back what came."""
+    message.reply_channel.identify(message["text"])
+    message.reply_channel.send({"text": message["text"]})
