@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import NamedTuple
 
-from tests.harness import LiveSite, Served
+from tests.harness import LiveSite, Served, until
 from tests.sender import sender
 from tests.soak.row import Row, Seen
 from tests.soak.sites import on_postgresql
@@ -89,6 +89,7 @@ def stranger(site: LiveSite, seconds: float, parts: int) -> Stranger:
     flood.start()
     echoes.start()
     try:
+        until(lambda: site.rows(NEWEST) != [(0,)], "messages are consumed", 60)
         before = _load(site, echoes, seconds)
         with open_transaction(site):
             during = [_load(site, echoes, seconds) for _ in range(parts)]
