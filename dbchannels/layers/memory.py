@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, MutableMapping, Sequence
-from contextlib import contextmanager
+from collections.abc import MutableMapping, Sequence
 from typing import Any
 
 from dbchannels.conf import LayerSettings
@@ -33,16 +32,18 @@ class MemoryLayer(StoreLayer):
     def link(self, name: str = "", listen: bool = True) -> MemoryLink:
         return MemoryLink(self)
 
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        with self._condition:
-            self._depth += 1
-            try:
-                yield
-            finally:
-                self._depth -= 1
-                if not self._depth:
-                    self._drop_empty()
+    def locked(self) -> MemoryLayer:  # a generator would take a third of the time of a send
+        return self
+
+    def __enter__(self) -> None:
+        self._condition.acquire()
+        self._depth += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._drop_empty()
+        self._condition.release()
 
     def _drop_empty(self) -> None:
         """Let go of tables that are empty now: each request's body has a queue of its own."""

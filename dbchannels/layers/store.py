@@ -111,8 +111,7 @@ class StoreLayer(BaseLayer):
         return capacity is None or len(self._unexpired(queue)) < capacity
 
     def _put(self, send: ops.Send) -> None:
-        queue, now = names.split(send.channel)[0], self.clock()
-        waiting = self._unexpired(queue)
+        waiting, now = self.table("waiting", names.split(send.channel)[0]), self.clock()
         if not send.unique or all(row.unique != send.unique for row in rows(waiting)):
             numbers = self.table("numbers")
             numbers["last"] = number = numbers.get("last", 0) + 1
@@ -169,12 +168,14 @@ class StoreLayer(BaseLayer):
 
     def _due(self, queue: str, limit: int) -> list[Row]:
         """Return the next messages of a queue: the highest priority, then the oldest; of a unique key the first."""
+        if limit <= 0 or not (waiting := self._unexpired(queue)):
+            return []
         now = self.clock()
         first: dict[str | int, Row] = {}
-        for row in sorted(rows(self._unexpired(queue)), key=lambda row: row.id):
+        for row in sorted(rows(waiting), key=lambda row: row.id):
             if row.due <= now:
                 first.setdefault(row.unique or row.id, row)
-        return sorted(first.values(), key=lambda row: -row.priority)[: max(0, limit)]
+        return sorted(first.values(), key=lambda row: -row.priority)[:limit]
 
     def _take(self, row: Row) -> None:
         """Take a message off its queue, and with it what waits with its unique key: that was sent before it runs."""

@@ -215,8 +215,8 @@ class PostgreSQLLink(Link):
 
     def unregister(self, name: str) -> None:
         self._blocked.try_again(now=True)
-        self._blocked.forget()
         self._sweeper.clean_up(name)
+        self._blocked.forget()
 
     def bury(self, name: str) -> None:
         self._sweeper.clean_up(name)
