@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from django.contrib import admin, messages
 from django.db import connections
 from django.db.models import BinaryField, Count, Model, OuterRef, Subquery, Value
-from django.db.models.functions import Length, Now, Substr
+from django.db.models.functions import Concat, Length, Now, Substr
 from django.template.defaultfilters import filesizeformat
 from django.utils import html, timezone
 
@@ -256,8 +256,10 @@ class ProcessAdmin(LookingAdmin):
 
     def get_queryset(self, request: Any) -> Any:
         held = models.Held.objects.filter(worker=OuterRef("name"))
+        blocked = models.Held.objects.filter(worker=Concat(OuterRef("name"), Value(models.Held.BLOCKED)))
         rows = super().get_queryset(request)
         return rows.annotate(
+            blocked=Subquery(blocked.values("messages")),
             popped=Subquery(held.values("messages")),
             since=Subquery(held.values("since")),
             claims=_count(models.DurableMessage, "claimed_by"),
@@ -272,6 +274,8 @@ class ProcessAdmin(LookingAdmin):
         popped = Counter(channel for channel, _ in models.parse_held(row.popped or ""))
         parts = [f"{channel}: {number}" for channel, number in popped.items()]
         parts += [f"taken {duration(row.clock - row.since)} ago"] if popped else []
+        blocked = len(models.parse_held(row.blocked or ""))
+        parts += [f"done, and waiting for somebody's transaction: {blocked:,}"] if blocked else []
         parts += [f"durable messages: {row.claims:,}"] if row.claims else []
         parts += [f"connections: {row.sockets:,}"] if row.sockets else []
         return ", ".join(parts) or "nothing"

@@ -249,8 +249,11 @@ class Held(models.Model):
     """What one worker has popped and not finished: a line ``CHANNEL REPLY_CHANNEL`` for each message.
 
     UNLOGGED on PostgreSQL, and written by the very statement that pops: when the worker is killed, it says
-    which clients are to be told.
+    which clients are to be told. There a worker may have a second row, of messages whose consumers have run and whose
+    results wait for somebody's transaction.
     """
+
+    BLOCKED = " (blocked)"  # after the worker's name, in that second row
 
     worker = models.CharField("worker", max_length=MAX_LENGTH, primary_key=True)
     messages = models.TextField("messages", default="", blank=True)

@@ -227,6 +227,17 @@ def test_a_worker_shows_what_it_holds(admin_client: Client) -> None:
         assert re.search(held, text)
 
 
+def test_a_worker_shows_what_waits_for_somebodys_transaction(admin_client: Client) -> None:
+    row = process("worker-1")
+    Held.objects.create(worker="worker-1")
+    Held.objects.create(
+        worker=f"worker-1{Held.BLOCKED}", messages="websocket.receive reply.a!c\nhttp.request reply.a!d"
+    )
+    for address in (list_url(Process), url(row)):
+        assert "done, and waiting for somebody" in (text := page(admin_client, address))
+        assert re.search(r"transaction: 2\b", text)
+
+
 def test_a_server_shows_its_number_of_connections(admin_client: Client) -> None:
     row = process("web", Process.SERVER)
     process("other", Process.SERVER)

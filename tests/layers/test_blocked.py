@@ -16,7 +16,6 @@ from dbchannels.layers.operations import (
     Identify,
 )
 from dbchannels.layers.postgresql import blocked
-from dbchannels.layers.postgresql.blocked import BLOCKED
 from dbchannels.models import Connection, DurableMessage, Held
 from dbchannels.routing import Routing, route
 from dbchannels.testing.layer_case import DEADLINE, drain, in_thread, wait_until
@@ -123,7 +122,7 @@ def test_what_is_blocked_is_held_until_it_is_written(layer, link, at_once):
         link.finish("w1", batch(layer, taken, [Identify(MEMBER, "12")], []))
         assert {one.worker: one.lines() for one in Held.objects.all()} == {
             "w1": [],
-            "w1" + BLOCKED: [("websocket.receive", MEMBER)],
+            "w1" + Held.BLOCKED: [("websocket.receive", MEMBER)],
         }
         take(layer, link, OTHER)  # which writes the worker's own row anew
         assert layer.global_statistics()["messages_held"] == 2

@@ -30,8 +30,8 @@ from dbchannels.layers.operations import (
 )
 from dbchannels.layers.postgresql import sql, sql_liveness
 from dbchannels.layers.postgresql.session import Locked, Statement
+from dbchannels.models import Held
 
-BLOCKED = " (blocked)"  # after the worker's name, in its second row of what is held
 MOMENT = 50  # milliseconds that a batch waits for a lock, which others of ours have for a few
 SINGLY = 5  # ... and each message's result, when the batch has waited in vain
 AGAIN = 1  # ... and when it is tried again
@@ -158,7 +158,7 @@ class Blocked:
         return sql.HOLD, {"worker": self._worker, "messages": held_lines(held)}
 
     def _hold_blocked(self, blocked: Iterable[Done]) -> Statement:
-        name, messages = self._worker + BLOCKED, held_lines(_deliveries(blocked))
+        name, messages = self._worker + Held.BLOCKED, held_lines(_deliveries(blocked))
         if not messages:
             return sql_liveness.UNHOLD, {"name": name}
         return sql.HOLD_BLOCKED, {"worker": name, "messages": messages}

@@ -9,10 +9,9 @@ from dbchannels.layers.ended import REMAINS
 from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import Send
 from dbchannels.layers.postgresql import sql, sql_durable, sql_liveness
-from dbchannels.layers.postgresql.blocked import BLOCKED
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
-from dbchannels.models import Process, parse_held
+from dbchannels.models import Held, Process, parse_held
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
@@ -49,7 +48,7 @@ class Sweeper:
         if not gone:
             return
         self.tell_held(name)
-        self.tell_held(name + BLOCKED)
+        self.tell_held(name + Held.BLOCKED)
         self._session.run([(sql_durable.UNCLAIM, {"name": name})])
         kind, queue = gone[0]
         if kind == Process.SERVER:
