@@ -67,6 +67,10 @@ class Connection:
         self._relay.send(record, self._relay.make_send("websocket.connect", fields))
         self._in_flight = ("websocket.connect", fields)  # not before: what was refused will not be answered
 
+    def give_up(self) -> None:
+        """Wait no longer for the connect consumer: the server stops."""
+        self._decide(denied(503))
+
     def abandon(self) -> None:
         """Give up a connection that never opened; if its connect consumer accepts all the same, it is told."""
         self._abandoned = True

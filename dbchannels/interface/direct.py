@@ -85,6 +85,7 @@ class DirectExchange:
         self._parts: SimpleQueue = SimpleQueue()  # for the hub
         self._reports: queue.SimpleQueue[Message] = queue.SimpleQueue()  # for the thread
         self._sent = self._taken = 0  # bytes, in the thread
+        self._waits = self._given_up = False  # for a free thread; and the server stops
 
     # In the hub.
 
@@ -95,22 +96,32 @@ class DirectExchange:
         started = False
         try:
             with gevent.Timeout(timeout, False):
-                self._direct.free.acquire()
+                self._await_thread()
+                if self._given_up:
+                    return http.failure_message(503)
                 self._direct.run(partial(self._run, message))
                 started = True
                 first: Message = self._parts.get()
                 if "left" in first:
                     raise BrokenOff
-                return http.failure_message(500) if "error" in first else first
+                status = http.failure_status(first)
+                return first if status is None else http.failure_message(status)
         finally:
             if not started:
                 self._direct.leave()
         return http.failure_message(504, LATE) if started else http.failure_message(503)
 
+    def _await_thread(self) -> None:
+        self._waits = True
+        try:
+            self._direct.free.acquire()
+        finally:
+            self._waits = False
+
     def next_chunk(self, timeout: float) -> Message:
         """Return the next part, however long the view takes; raises BrokenOff when there will be none."""
         part: Message = self._parts.get()
-        if "error" in part or "left" in part:
+        if "left" in part or http.failure_status(part) is not None:
             raise BrokenOff
         return part
 
@@ -122,6 +133,13 @@ class DirectExchange:
         """Wake who waits for the view, and tell the thread."""
         self.report({"closed": True})
         self._parts.put({"left": True})
+
+    def give_up(self) -> None:
+        """End the wait for a thread, or for what it makes: the server stops, and no thread is needed any more."""
+        self._given_up = True
+        if self._waits:
+            self._direct.free.release()
+        self._parts.put({"lost": "server stops"})
 
     def close(self) -> None:
         """Wait for nothing more; a thread that still makes parts is told so."""

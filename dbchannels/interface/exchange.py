@@ -130,6 +130,11 @@ class Exchange:
             with suppress(OutboxFull):
                 self._relay.send(self._relay.make_send("http.disconnect", message))
 
+    def give_up(self) -> None:
+        """End the wait for the next message: the server stops, and its client is answered 503."""
+        self._in_groups = True  # whatever its worker does in the end
+        self._replies.put({"lost": "server stops"})
+
     def close(self) -> None:
         """Wait for nothing more, and be in no group."""
         self._relay.close(self.reply_channel)

@@ -20,6 +20,7 @@ SLOWEST = 1_024  # bytes a second that a body must bring, beyond what body_timeo
 LINGER = 2.0  # seconds in which a client may still send what nobody reads, so that it sees its refusal
 LINGERING = 16_777_216  # bytes of it
 
+_STOPS = "This server stops: send the request again."
 _SLOW_HEAD = "The head of the request took too long to come."
 _SLOW_BODY = "The body of the request took too long to come."
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -43,6 +44,8 @@ class Inlet:
         self._ahead = b""  # read, and not yet used
         self._first = True  # no request has come yet
         self._watcher: Any = None
+        self._waiting: Any = None  # the greenlet, while it waits for more of a body
+        self._given_up = False
         self.reader: HeadReader | None = None  # of the head that comes
 
     # Heads.
@@ -83,6 +86,7 @@ class Inlet:
         Raises Refused with what to answer, and Left when the connection broke. A client that waits for a 100 gets
         it first, for what is taken; one whose body has begun to come does not need it.
         """
+        self._given_up = False
         reader = BodyReader(head.length, self._options.max_body)
         started, received = time.monotonic(), len(self._ahead)
         data, self._ahead = self._ahead, b""
@@ -96,12 +100,30 @@ class Inlet:
                 return
             latest = started + self._options.body_timeout + received / SLOWEST
             try:
-                data = self._receive(min(latest, time.monotonic() + self._options.body_timeout))
+                data = self._receive_more(min(latest, time.monotonic() + self._options.body_timeout))
             except TimeoutError:
                 raise Refused(408, _SLOW_BODY) from None
             if not data:
                 raise Refused(400, "The body of the request ended before its end.")
             received += len(data)
+
+    def _receive_more(self, deadline: float) -> bytes:
+        if self._given_up:
+            raise _stopping()
+        self._waiting = gevent.getcurrent()
+        try:
+            return self._receive(deadline)
+        finally:
+            self._waiting = None
+
+    def give_up(self) -> None:
+        """Read no more of a body: the server stops, and ``read_body`` raises Refused with a 503."""
+        self._given_up = True
+        gevent.get_hub().loop.run_callback(self._interrupt)
+
+    def _interrupt(self) -> None:
+        if self._waiting is not None:
+            self._waiting.throw(_stopping())
 
     def _receive(self, deadline: float) -> bytes:
         """Return what comes, b"" at the end; raises TimeoutError at the deadline, Left for a broken connection."""
@@ -167,3 +189,7 @@ class Inlet:
                 dropped += len(data)
         except OSError:
             return
+
+
+def _stopping() -> Refused:
+    return Refused(503, _STOPS, [("Retry-After", "5")])

@@ -22,6 +22,7 @@ from dbchannels.backoff import Backoff
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.interface.calls import Calls, Hub
+from dbchannels.interface.outage import Outage
 from dbchannels.interface.publisher import Outbox, Publisher
 from dbchannels.interface.reply import Receiver, Reply, read_reply
 from dbchannels.layers.base import BaseLayer
@@ -53,7 +54,7 @@ class Relay:
         self.hub = hub
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
-        self._away: set[str] = set()  # names of threads that cannot use the layer at the moment
+        self._outage = Outage()
         self._past: set[str] = set()  # queues that were given up
         self._bells = bells
         self._on_dead = on_dead
@@ -107,11 +108,7 @@ class Relay:
     @property
     def away(self) -> bool:
         """Whether the layer cannot be used at the moment, in one direction at least."""
-        return bool(self._away)
-
-    def _tell(self, away: bool) -> None:
-        name = threading.current_thread().name
-        (self._away.add if away else self._away.discard)(name)
+        return bool(self._outage)
 
     def send(self, *operations: Operation) -> None:
         """Hand operations to the publisher, in order. Raises OutboxFull."""
@@ -212,12 +209,10 @@ class Relay:
         while True:
             try:
                 result = attempt()
-                self._tell(away=False)
+                self._outage.worked()
                 return result
             except LayerUnavailable as error:
-                self._tell(away=True)
-                if delays.tries == 0:
-                    log.warning("The layer cannot be used now (%s); trying again.", error)
+                self._outage.failed(error)
                 if self._stopping.is_set() and delays.tries > tries:
                     return None
                 time.sleep(delays.delay())
@@ -231,7 +226,7 @@ class Relay:
             try:
                 self._receive_all(link)
                 self._read_at = time.monotonic()
-                self._tell(away=False)
+                self._outage.worked()
                 delays.reset()  # it answers: should only the wait fail, the session was ended, not the database
                 if deaf:  # what was told in between was told to nobody: the workers look by themselves
                     self._ring(self._bells)
@@ -240,7 +235,7 @@ class Relay:
                 failing = False
             except Exception as error:
                 deaf = True
-                self._tell(away=True)
+                self._outage.failed(error)
                 if not isinstance(error, LayerUnavailable) and not failing:
                     log.exception("The replies could not be read; trying again.")
                     failing = True

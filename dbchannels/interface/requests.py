@@ -16,6 +16,7 @@ from dbchannels.interface.inlet import Inlet
 from dbchannels.interface.options import Options
 from dbchannels.interface.relay import Relay
 from dbchannels.interface.spool import NotStored, Spool, SpooledBody
+from dbchannels.interface.under_way import UnderWay
 from dbchannels.interface.upload import Upload
 
 log = logging.getLogger("dbchannels.server")
@@ -32,19 +33,19 @@ class Requests:
     def __init__(self, relay: Relay, options: Options) -> None:
         self.static_files: StaticFiles | None = None
         self.direct: DirectViews | None = None  # where views run, if not in workers
-        self.under_way = 0  # that wait for their view, or stream its response
+        self.under_way = UnderWay()
         self._relay, self._options = relay, options
 
     def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request: PEP 3333's interface, as pywsgi calls it."""
         request: Request = environ["dbchannels.request"]
-        if self._options.is_outside(request.path):
-            return self._refuse(handshake.Refused(404, OUTSIDE), request, start_response)
         inlet: Inlet = environ["dbchannels.inlet"]
         spool = Spool() if environ["dbchannels.has_body"] else None
         handed_on = False
         try:
+            self._check(request)
             if spool is not None:
+                self.under_way.waits(inlet, inlet.give_up)
                 environ["dbchannels.read_body"](spool.write)
             served = self._serve_static(request)
             if served is not None:
@@ -62,6 +63,12 @@ class Requests:
             if spool is not None and not handed_on:
                 spool.close()
 
+    def _check(self, request: Request) -> None:
+        if self._options.is_outside(request.path):
+            raise handshake.Refused(404, OUTSIDE)
+        if self.under_way.given_up:
+            raise handshake.Refused(503, http.SENTENCES[503])
+
     def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
         if self.static_files is None or request.method not in ("GET", "HEAD"):
             return None
@@ -72,11 +79,11 @@ class Requests:
     ) -> Iterable[bytes]:
         later = self._options.later_timeout
         exchange = self.direct.exchange() if self.direct else Exchange(self._relay, later)
-        self.under_way += 1
         ended = partial(self._end_exchange, exchange, spool, inlet)
         streaming = False
         try:
             inlet.watch(exchange.client_left)
+            self.under_way.waits(inlet, exchange.give_up)
             message = self._request_message(request, exchange, spool)
             first, head = self._checked(exchange.request(message, self._options.http_timeout), request)
             if not first.get("more_content"):
@@ -104,7 +111,7 @@ class Requests:
         return http.request_message(request, *channels, size)
 
     def _end_exchange(self, exchange: Exchange | DirectExchange, spool: Spool | None, inlet: Inlet) -> None:
-        self.under_way -= 1
+        self.under_way.waits(inlet, None)
         inlet.unwatch()
         exchange.close()
         if spool is not None:

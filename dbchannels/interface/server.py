@@ -16,6 +16,7 @@ from dbchannels.interface.binding import AddressInUse, Bind, Listening, listen_a
 from dbchannels.interface.caps import Caps, address_of, connections_that_fit, turn_away
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
 from dbchannels.interface.http import Request
+from dbchannels.interface.inlet import Inlet
 from dbchannels.interface.options import Options
 from dbchannels.interface.probes import Probes
 from dbchannels.interface.proxy import forwarded
@@ -29,6 +30,7 @@ log = logging.getLogger("dbchannels.server")
 
 # Seconds: five for clients to answer a close, two until that is looked at, and one for the last disconnect consumers.
 FAREWELLS = 8.0
+LAST_ANSWERS = 1.0  # seconds in which those that waited until the end must take their 503
 
 
 class Listener(WSGIServer):  # type: ignore[misc]
@@ -41,6 +43,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self.public_address = ("localhost", 80) if listening.bind.path else listening.bind[:2]
         self.read_request = server.read_request
         self.is_draining = server.is_draining
+        self.under_way = server.requests.under_way
         self.options = server.options
         self.caps = server.caps
         self.check_origin = server.check_origin
@@ -109,13 +112,20 @@ class InterfaceServer:
         self._ticking = gevent.spawn(self._tick)
 
     def stop(self, restart: bool = False) -> None:
-        """Close the listening socket, finish the requests under way, close the WebSockets, let their consumers run."""
+        """Close the listening socket, finish the requests under way, close the WebSockets, let their consumers run.
+
+        What is not answered at the end of ``drain_timeout`` is answered 503; a response that has begun is cut.
+        """
         self.close_listeners()
         self._closing = SERVICE_RESTART if restart else GOING_AWAY
         deadline = time.monotonic() + self.options.drain_timeout
         for connection in list(self.connections):
             connection.close(self._closing, "")
-        self._wait_until(lambda: not self.requests.under_way, deadline)
+        under_way = self.requests.under_way
+        self._wait_until(lambda: under_way.is_over, deadline)
+        if not under_way.is_over:
+            under_way.give_up()
+            self._wait_until(lambda: under_way.is_over, time.monotonic() + LAST_ANSWERS)
         self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + FAREWELLS))
         if self._ticking is not None:
             self._ticking.kill()
@@ -189,15 +199,20 @@ class InterfaceServer:
                 403, "This Origin may not connect: add its host to ALLOWED_HOSTS if it is yours."
             )
 
-    def connect(self, request: Request) -> tuple[Connection, Accepted]:
+    def connect(self, request: Request, inlet: Inlet) -> tuple[Connection, Accepted]:
         """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
         log_websocket("WSCONNECT", request, "-", 0.0)
+        if self.requests.under_way.given_up:
+            raise handshake.Refused(503, http.SENTENCES[503], [("Retry-After", "5")])
         connection = Connection(self.relay, request, self.options.websocket)
+        self.requests.under_way.waits(inlet, connection.give_up)
         try:
             connection.connect()
             verdict = connection.verdict.get(timeout=self.options.handshake_timeout)
         except (gevent.Timeout, OutboxFull):
             verdict = Denied(503, http.SENTENCES[503])
+        finally:
+            self.requests.under_way.waits(inlet, None)
         if isinstance(verdict, Denied):
             connection.abandon()
             own = any(name.lower() == "retry-after" for name, _ in verdict.headers)

@@ -62,11 +62,21 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         if head is None:
             return None
         self._take_head(head)
-        self.handle_one_response()
-        self.close_connection = self.close_connection or self._unread
-        if self._unread and self.socket is not None:
+        self.server.under_way.begin(self.inlet)
+        try:
+            self.handle_one_response()
+        finally:
+            self.server.under_way.end(self.inlet)
+        if self._unread:
+            self._linger()
+        gevent.sleep(0)  # others have a turn before this connection's next request, which may be here already
+        return None if self.close_connection or self._unread else True
+
+    def _linger(self) -> None:
+        if self.socket is not None:
+            self.server.under_way.lingering += 1
             self.inlet.linger()
-        return None if self.close_connection else True
+            self.server.under_way.lingering -= 1
 
     def _take_head(self, head: Head) -> None:
         self.head, self.requestline = head, head.line
@@ -94,7 +104,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             refused.status, handshake.refuse_response(refused.status, refused.sentence, refused.headers)
         )
         self.log_request()
-        self.inlet.linger()
+        self._linger()
 
     def _discard(self) -> None:
         """pywsgi would read what is left of a body, however much it is. A body that was refused ends the connection."""
@@ -129,7 +139,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     def _check_and_connect(self, request: Request) -> None:
         shaken = handshake.read_handshake(request.method, request.http_version, request.headers)
         self.server.check_origin(shaken, request)
-        connection, accepted = self.server.connect(request)
+        connection, accepted = self.server.connect(request, self.inlet)
         try:
             head = handshake.accept_response(shaken, accepted.subprotocol, accepted.headers)
         except ValueError as error:
@@ -161,6 +171,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     def run_websocket(self) -> None:
         """Hand the socket over. pywsgi must not touch it again, so it gets none to close."""
+        self.time_finish = time.time()
+        self.log_request()  # now: the socket may be closed, and that be logged, before pywsgi would
         buffered = self.inlet.take_ahead()
         released = partial(self.server.caps.release, address_of(self.client_address))
         # The duplicate is a plain socket: watchers read and write it in the hub, where nothing may block.
@@ -204,10 +216,9 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         """The base class would look for its own WebSocket here."""
 
     def handle_one_response(self) -> None:
-        """Give others a turn before the next request of this connection, which may be here already."""
+        """As the base's, with nothing left of the request before."""
         self.websocket, self.body_length = None, 0
         super().handle_one_response()
-        gevent.sleep(0)
 
     def _sendall(self, data: bytes | bytearray) -> None:
         """Write piece by piece, so that a slow client has its time for each; one that is too slow has left."""
@@ -230,6 +241,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     def log_request(self) -> None:
         """One line in the log for each request."""
+        if self.handed_over:
+            return
         self.code = self.code or CLIENT_LEFT
         self.server.log_access(self, (self.time_finish or time.time()) - self.time_start)
         self.request = None

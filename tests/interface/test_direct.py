@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from http.client import IncompleteRead
 
 import gevent
 import pytest
@@ -165,7 +166,7 @@ def test_who_finds_all_threads_taken_waits_and_beyond_the_queue_it_is_503(new_si
     first = site.send("/block")
     until(lambda: len(site.threads) == 1)
     waiting = [site.send("/whole") for _ in range(2)]
-    until(lambda: site.server.requests.under_way == 3)
+    until(lambda: len(site.server.requests.under_way) == 3)
     refused = site.get("/whole")
     assert (refused.status, refused.header("Retry-After")) == (503, "5")
     site.released.set()
@@ -215,14 +216,14 @@ def test_a_client_that_leaves_ends_the_view(site):
     client.sock.close()
     until(lambda: site.closed == ["/large"])
     assert site.made < 64
-    until(lambda: site.server.requests.under_way == 0)
+    until(lambda: not site.server.requests.under_way)
 
 
 def test_a_client_that_leaves_before_its_answer_is_waited_for_no_more(site):
     client = site.send("/block")
     until(lambda: site.threads)
     client.sock.close()
-    until(lambda: site.server.requests.under_way == 0)
+    until(lambda: not site.server.requests.under_way)
     assert site.closed == []  # a thread cannot be ended; it ends when its view does
     site.released.set()
     until(lambda: site.closed == ["/block"])
@@ -267,10 +268,28 @@ def test_the_end_waits_for_what_is_under_way(new_site):
     assert stopping.successful()
 
 
-def test_the_end_does_not_wait_for_ever(new_site):
-    site = new_site(drain_timeout=0.1)
-    site.send("/block")
+def test_the_end_does_not_wait_for_ever_and_who_still_waits_is_answered(new_site):
+    site = new_site(1, drain_timeout=0.05)
+    blocked = site.send("/block")
     until(lambda: site.threads)
+    waiting = [site.send("/whole") for _ in range(3)]
+    until(lambda: len(site.server.requests.under_way) == 4)
     started = time.monotonic()
     site.stop()
     assert time.monotonic() - started < 15
+    for client in (blocked, *waiting):
+        response = client.response()
+        assert (response.status, response.header("Retry-After")) == (503, "5")
+    assert len(site.threads) == 1  # no other view has begun
+
+
+def test_at_the_end_a_stream_is_cut_and_its_view_ends(new_site):
+    site = new_site(drain_timeout=0.05)
+    client = site.send("/trickle")
+    response = client.head()
+    assert response.read(5) == b"first"
+    site.stop()
+    with pytest.raises(IncompleteRead):
+        response.read()
+    site.released.set()
+    until(lambda: site.closed == ["/trickle"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 
@@ -354,7 +355,9 @@ def test_an_outage_loses_nothing_and_keeps_the_order(relay, told):
         send(relay, number)
     relay.harness.gate.set()
     assert numbers(relay, 601) == list(range(601))
-    assert told() == ["The layer cannot be used now (It is down.); trying again."]
+    began, ended = told()
+    assert began == "The layer cannot be used now (It is down.); trying again."
+    assert re.fullmatch(r"The layer can be used again, after \d+\.\d s\.", ended)
 
 
 @in_memory

@@ -127,7 +127,7 @@ class Site:
 
     def is_quiet(self):
         """Nothing waits for a reply."""
-        return self.relay.waiting() == 0 and self.server.requests.under_way == 0
+        return self.relay.waiting() == 0 and not self.server.requests.under_way
 
     def stop(self, **options):
         if not self.stopped:
@@ -722,10 +722,84 @@ def refuses(address):
 
 def test_a_request_that_nobody_answers_does_not_hold_up_the_stop(new_site):
     site = new_site(drain_timeout=0.05).silent("http.request")
-    site.client().send_request("GET", "/")
+    client = site.client()
+    client.send_request("GET", "/")
     until(lambda: site.messages("http.request"))
     site.stop()
-    assert site.relay.waiting() == 1 and not any(thread.is_alive() for thread in site.relay._threads)
+    assert is_put_off(client)
+    assert site.is_quiet() and not any(thread.is_alive() for thread in site.relay._threads)
+
+
+def is_put_off(client):
+    """Whether the server has asked a client to come again, and closed."""
+    response = client.response()
+    assert (response.status, response.header("Retry-After"), response.header("Connection")) == (
+        503,
+        "5",
+        "close",
+    )
+    return client.is_closed()
+
+
+@pytest.mark.parametrize("body", [b"half", b""])
+def test_nor_does_a_body_that_does_not_come_to_its_end(new_site, body):
+    site = new_site(drain_timeout=0.05)
+    client = site.client()
+    client.send_request("POST", "/", body, {"Content-Length": "100"})
+    until(lambda: site.server.requests.under_way)
+    gevent.spawn(site.stop)
+    assert is_put_off(client)
+    assert site.seen == []
+
+
+def test_nor_does_a_view_that_has_said_that_it_answers_later(new_site):
+    site = new_site(drain_timeout=0.05).responding({"later": True})
+    client = site.client()
+    client.send_request("GET", "/")
+    until(lambda: site.messages("http.request"))
+    site.stop()
+    assert is_put_off(client)
+
+
+def test_nor_does_a_handshake_that_nobody_decides(new_site):
+    site = new_site(drain_timeout=0.05).silent("websocket.connect")
+    opening = gevent.spawn(site.socket)
+    until(lambda: site.messages("websocket.connect"))
+    site.stop()
+    refused = opening.get(timeout=10)
+    assert refused.status == 503 and "Retry-After: 5" in refused.lines
+
+
+def test_a_response_that_has_begun_is_cut_so_that_its_client_sees_it(new_site):
+    site = new_site(drain_timeout=0.05).responding(*streamed(b"one")[:2])
+    client = site.client()
+    client.send_request("GET", "/")
+    response = client.head()
+    assert response.read(3) == b"one"
+    site.stop()
+    with pytest.raises(IncompleteRead):
+        response.read()
+    assert client.is_closed()
+    assert site.reports() == [{"closed": True}]
+
+
+def test_all_that_wait_are_answered_each_by_itself(new_site):
+    site = new_site(drain_timeout=0.05).silent("http.request")
+    clients = [site.client() for _ in range(20)]
+    for client in clients:
+        client.send_request("GET", "/")
+    until(lambda: len(site.messages("http.request")) == 20)
+    site.stop()
+    assert all(map(is_put_off, clients)) and site.is_quiet()
+
+
+def test_a_request_that_comes_after_the_last_answer_is_put_off_too(site):
+    client = site.client()
+    assert client.ask("GET", "/before").content == b"/before"
+    site.server.requests.under_way.give_up()
+    assert site.socket().status == 503
+    assert client.ask("GET", "/after").status == 503 and client.is_closed()
+    assert [message["path"] for message in site.messages("http.request")] == ["/before"]
 
 
 @pytest.mark.parametrize(("restart", "code"), [(False, 1001), (True, 1012)])
