@@ -31,6 +31,10 @@ class Options(NamedTuple):
     max_headers: int = 100  # their number
     max_body: int = 1_114_112  # 1 MiB, and 64 KiB for the form around it
 
+    # What the bodies of all requests together may take.
+    max_body_memory: int = 268_435_456  # 256 MiB
+    max_spool: int = 1_073_741_824  # 1 GiB, of the disk
+
     # How long it may take.
     head_timeout: float = 15.0  # from a head's first byte to its last, or the connection's beginning
     body_timeout: float = 30.0  # without a byte of it; in all so long and a second for each KiB
@@ -67,12 +71,16 @@ FLAGS = {
     "max_head": "bytes of a request's headers",
     "max_headers": "headers of a request",
     "max_body": "bytes of a request's body",
+    "max_body_memory": "bytes of memory for the bodies of all requests together",
+    "max_spool": "bytes of the disk for them",
     "head_timeout": "seconds for a request's first line and headers",
     "body_timeout": "seconds without a byte of a request's body, and in all so many and one for each KiB",
     "keep_alive_timeout": "seconds between two requests on one connection",
     "write_timeout": "seconds until the client has taken 64 KiB of its response",
     "later_timeout": "seconds until a request is given up whose view has raised ResponseLater",
 }
+#: Where it is not 1. Below its own the memory would not do for one body's beginning.
+LEAST = {"max_requests": 0, "max_body": 0, "max_body_memory": 1_048_576}
 
 
 def checked(given: Mapping[str, float | None]) -> dict[str, Any]:
@@ -84,7 +92,13 @@ def checked(given: Mapping[str, float | None]) -> dict[str, Any]:
             continue
         if name.endswith("timeout"):
             check_timeout(option, value)
-        elif value < (0 if name in ("max_requests", "max_body") else 1):
-            raise InvalidConfiguration(f"{option} takes a number above 0.")
+        elif value < LEAST.get(name, 1):
+            least = LEAST.get(name)
+            raise InvalidConfiguration(f"{option} takes a number {f'from {least}' if least else 'above 0'}.")
         found[name] = value
+    body, spool = (found.get(name, Options._field_defaults[name]) for name in ("max_body", "max_spool"))
+    if body > spool:
+        raise InvalidConfiguration(
+            f"--max-body takes no more than --max-spool, {spool}, where all bodies have room together: raise that too."
+        )
     return found

@@ -16,6 +16,7 @@ from dbchannels.interface.inlet import Inlet
 from dbchannels.interface.options import Options
 from dbchannels.interface.relay import Relay
 from dbchannels.interface.spool import NotStored, Spool, SpooledBody
+from dbchannels.interface.storage import Storage
 from dbchannels.interface.under_way import UnderWay
 from dbchannels.interface.upload import Upload
 
@@ -35,16 +36,18 @@ class Requests:
         self.direct: DirectViews | None = None  # where views run, if not in workers
         self.under_way = UnderWay()
         self._relay, self._options = relay, options
+        self._storage = Storage(options.max_body_memory, options.max_spool)
 
     def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request: PEP 3333's interface, as pywsgi calls it."""
         request: Request = environ["dbchannels.request"]
         inlet: Inlet = environ["dbchannels.inlet"]
-        spool = Spool() if environ["dbchannels.has_body"] else None
-        handed_on = False
+        length: int | None = environ["dbchannels.length"]
+        spool, handed_on = None, False
         try:
             self._check(request)
-            if spool is not None:
+            if length != 0:
+                spool = Spool(self._storage, min(length or 0, self._options.max_body))  # beyond it: 413
                 self.under_way.waits(inlet, inlet.give_up)
                 environ["dbchannels.read_body"](spool.write)
             served = self._serve_static(request)

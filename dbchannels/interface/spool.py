@@ -10,6 +10,8 @@ from typing import Any
 
 import gevent
 
+from dbchannels.interface.storage import Storage
+
 FIRST = 131_072  # bytes that go to the worker in the request's message; the rest it asks for
 IN_MEMORY = 262_144  # bytes behind them that are gathered before they are written to the file
 
@@ -21,11 +23,17 @@ class NotStored(Exception):
 class Spool:
     """``write`` what comes, ``read`` the part behind ``first``, ``close`` it. Files are touched in native threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, storage: Storage, expected: int = 0) -> None:
+        """``expected``: the body's length in bytes, 0 if unknown; raises Refused when there is no room for it."""
+        if expected > FIRST + IN_MEMORY:
+            storage.admit(expected)
         self.size = 0  # bytes in all
+        self._storage = storage
+        self._kept = 0  # bytes of the storage's memory
         self._first = bytearray()
         self._memory = bytearray()  # what follows, and is in no file
         self._in_file = 0  # bytes
+        self._on_disk = 0  # bytes of the storage's disk: those in the file, or on their way there
         self._file: Any = None
 
     @property
@@ -39,16 +47,17 @@ class Spool:
         return self.size - len(self._first)
 
     def write(self, data: bytes) -> None:
-        """Add what has come. Raises NotStored when the disk is full."""
+        """Add what has come. Raises NotStored when the disk is full, and Refused beyond what all bodies may take."""
+        self._storage.keep(len(data))
+        self._kept += len(data)
         self.size += len(data)
         room = FIRST - len(self._first)
         if room > 0:
             self._first += data[:room]
             data = data[room:]
         self._memory += data
-        if len(self._memory) >= IN_MEMORY:
-            memory, self._memory = self._memory, bytearray()
-            _in_thread(self._store, memory)
+        if len(self._memory) >= IN_MEMORY or (self._memory and self._storage.is_tight):
+            self._put_away()
 
     def read(self, position: int, size: int) -> bytes:
         """Return up to ``size`` bytes from a position behind the first part; there is no more to write."""
@@ -76,8 +85,22 @@ class Spool:
         """Let go of all of it."""
         file, self._file = self._file, None
         self._memory.clear()
+        self._storage.give_back(self._kept, self._on_disk)
+        self._kept = self._on_disk = 0
         if file is not None:
             gevent.get_hub().threadpool.spawn(file.close)  # freeing its blocks takes a while
+
+    def _put_away(self) -> None:
+        """Write to the file what is in memory behind the first part."""
+        size = len(self._memory)
+        if not self._on_disk:
+            self._storage.admit(size)
+        self._storage.store(size)
+        self._on_disk += size
+        memory, self._memory = self._memory, bytearray()
+        _in_thread(self._store, memory)
+        self._storage.give_back(memory=size)
+        self._kept -= size
 
     def _store(self, data: bytearray) -> None:
         if self._file is None:

@@ -87,7 +87,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.application = self.server.application
         self.environ = {
             "dbchannels.inlet": self.inlet,
-            "dbchannels.has_body": head.length != 0,
+            "dbchannels.length": head.length,
             "dbchannels.read_body": self._read_body,
         }
 

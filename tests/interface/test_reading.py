@@ -359,6 +359,34 @@ def test_a_disk_that_is_full_is_a_503(new_site, told, monkeypatch):
     assert site.seen == [] and site.is_quiet()
 
 
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_body_beyond_what_all_may_take_is_a_503_and_the_others_are_whole(new_site, told, declared):
+    site = new_site(max_body=10_000_000, max_spool=1_200_000).silent("http.request")
+    body = bytes(range(256)) * 4_000
+    first = site.client()
+    first.send_request("POST", "/first", body, {"Content-Length": len(body)})
+    (message,) = until(lambda: site.messages("http.request"))
+    second = site.client()
+    if declared:
+        second.send_request(
+            "POST", "/second", headers={"Content-Length": len(body), "Expect": "100-continue"}
+        )
+    else:
+        second.send_request("POST", "/second", b"%x\r\n" % len(body) + body, {"Transfer-Encoding": "chunked"})
+    response = second.response("POST")  # without a 100 before it
+    assert (response.status, response.header("Retry-After")) == (503, "5")
+    assert response.header("Connection") == "close" and response.content.endswith(b"try again soon.\n")
+    asked(site, message, until=10**9)
+    found = []
+    until(lambda: found.extend(chunks_of(site, message)) or (found and not found[-1]["more_content"]))
+    assert message["body"] + b"".join(chunk["content"] for chunk in found) == body
+    site.reply(message, status=200, content=b"done")
+    assert first.response("POST").content == b"done"
+    site.responding({"status": 200, "content": b"done"})
+    until(lambda: site.client().ask("POST", "/third", body).status == 200)  # the room is free again
+    assert len(told()) == 1
+
+
 # --- who left, and who is answered later
 
 
@@ -452,3 +480,10 @@ def test_an_option_that_cannot_be_used_is_one_sentence():
             checked({name: -1})
         assert raised.sentence.startswith(f"--{name.replace('_', '-')} takes ")
     assert set(FLAGS) <= set(Options._fields)
+
+
+def test_one_body_must_have_room_where_all_have():
+    assert checked({"max_body": 2**31, "max_spool": 2**31})["max_spool"] == 2**31
+    with raises(Exception) as raised:
+        checked({"max_body": 2**31})
+    assert raised.sentence.startswith("--max-body takes no more than --max-spool, 1073741824, ")
