@@ -29,6 +29,8 @@ TESTS = [
     "pytest-django>=4.9",
     "ruff>=0.9",
     "types-psycopg2",
+    "websocket-client>=1.8",  # two clients that real programs use: one compresses, one does not
+    "websockets>=14",
 ]
 DOCS = ["furo", "sphinx>=8"]
 

@@ -62,6 +62,7 @@ def server_options(host: str, port: int, options: dict[str, Any]) -> Options:
         handshake_timeout=min(http_timeout, Options().handshake_timeout),
         drain_timeout=check_timeout("--graceful-timeout", options["graceful_timeout"]),
         websocket=checked_limits(options),
+        ws_compression=bool(options.get("ws_compression")),
         binds=tuple(map(Bind.of, options.get("bind") or ())),
         socket_rights=SocketRights.of(options.get("socket_mode") or "660", options.get("socket_owner") or ""),
         proxies=trusted(options.get("proxy_headers"), options.get("trusted_proxies")),

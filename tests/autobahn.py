@@ -20,6 +20,7 @@ from tests.harness import HOST
 from tests.soak.sites import on_postgresql, options
 
 SECTIONS = ("1", "2", "3", "4", "5", "6", "7", "9", "10")
+COMPRESSION = ("12", "13")  # with --compression
 GOOD = {"OK", "NON-STRICT", "INFORMATIONAL"}
 LARGEST = 16 * 1024 * 1024  # bytes of the largest message of section 9
 FRAGMENTS = 300_000  # of 64 bytes, 4 MiB: fault 19 has its limit elsewhere, here the suite must get through
@@ -91,17 +92,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--suite", required=True, help="where autobahntestsuite was installed")
     parser.add_argument("--python", default="python2.7", help="CPython 2.7 (python2.7)")
     parser.add_argument("--report", default="", help="keep the suite's own pages in this folder")
-    parser.add_argument("cases", nargs="*", default=[f"{section}.*" for section in SECTIONS])
+    parser.add_argument("--compression", action="store_true", help="serve with --ws-compression, and test it")
+    parser.add_argument(
+        "cases", nargs="*", help="such as 6.* (default: all sections, 12 and 13 with --compression)"
+    )
     given = parser.parse_args(arguments)
+    sections = [*SECTIONS, *(COMPRESSION if given.compression else ())]
+    cases = given.cases or [f"{section}.*" for section in sections]
     with tempfile.TemporaryDirectory(prefix="dbchannels-autobahn-") as folder:
         report = Path(given.report or folder) / "report"
-        cases = run(given.python, given.suite, given.cases, Path(folder), report)
-    print(table(cases))
-    return 0 if cases and all(case.is_right() for case in cases) else 1
+        found = run((given.python, given.suite), cases, Path(folder), report, given.compression)
+    print(table(found))
+    return 0 if found and all(case.is_right() for case in found) else 1
 
 
-def run(python: str, suite: str, cases: list[str], folder: Path, report: Path) -> list[Case]:
-    """Serve, and let the suite at it."""
+def run(
+    suite: tuple[str, str], cases: list[str], folder: Path, report: Path, compression: bool
+) -> list[Case]:
+    """Serve, and let the suite at it: its Python, and the folder where it is."""
     large = str(LARGEST)
     with on_postgresql(fsync="off") as (site, _):
         limits = (
@@ -111,6 +119,7 @@ def run(python: str, suite: str, cases: list[str], folder: Path, report: Path) -
             str(FRAGMENTS),
             "--ws-waiting-bytes",
             str(2 * LARGEST),
+            *(["--ws-compression"] if compression else []),
         )
         settings = options(max_message_size=LARGEST + 4096)
         served = site.serve("--workers", "2", *limits, settings=settings)
@@ -118,7 +127,7 @@ def run(python: str, suite: str, cases: list[str], folder: Path, report: Path) -
         server = {"agent": "dbchannels", "url": url, "options": {"version": 18}}
         spec = {"outdir": str(report), "servers": [server], "cases": cases, "exclude-cases": []}
         (folder / "spec.json").write_text(json.dumps({**spec, "exclude-agent-cases": {}}))
-        command = [python, "-c", START, suite, "-m", "fuzzingclient", "-s", str(folder / "spec.json")]
+        command = [suite[0], "-c", START, suite[1], "-m", "fuzzingclient", "-s", str(folder / "spec.json")]
         subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
     return read(json.loads((report / "index.json").read_text()))
 

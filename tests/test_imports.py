@@ -38,7 +38,18 @@ NEVER = {
     "wsgi": ("gevent", "geventwebsocket", "routing", "consumers", "handler", "worker"),
     **{
         f"interface.{name}": PURE
-        for name in ("http", "websocket", "frames", "handshake", "proxy", "access", "head", "body")
+        for name in (
+            "http",
+            "websocket",
+            "frames",
+            "handshake",
+            "proxy",
+            "access",
+            "head",
+            "body",
+            "deflate",
+            "assembly",
+        )
     },
 }
 #: Imports inside functions, except of models: the registry of apps must be ready first.

@@ -18,6 +18,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from dbchannels.interface.access import log_websocket
+from dbchannels.interface.deflate import Deflate
 from dbchannels.interface.http import Request, connect_message
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay
@@ -53,6 +54,7 @@ class Connection:
         self._abandoned = False
         self._refused_at: float | None = None  # since when the channel is full
         # Towards the client.
+        self.deflate: Deflate | None = None  # how messages are compressed, set before `start`
         self._wire: Wire | None = None  # from `start` on
         self._early: list[Outgoing] = []  # data that came before the 101 was written
         self._code: int | None = None  # what websocket.disconnect will say
@@ -92,7 +94,7 @@ class Connection:
 
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
-        self._wire = self.make_wire(sock, self._received, self._gone, self._limits)
+        self._wire = self.make_wire(sock, self._received, self._gone, self._limits, self.deflate)
         for out in self._early:
             self._wire.send(out)
         self._early = []

@@ -14,6 +14,7 @@ CONTINUATION, TEXT, BINARY = 0x0, 0x1, 0x2
 CLOSE, PING, PONG = 0x8, 0x9, 0xA
 _DATA, _CONTROL = frozenset((CONTINUATION, TEXT, BINARY)), frozenset((CLOSE, PING, PONG))
 
+RSV1 = 0x40  # on the first frame of a message: it is compressed (RFC 7692 section 6)
 MAX_CONTROL_PAYLOAD = 125  # bytes (RFC 6455 section 5.5)
 # The value of the 7-bit length: how many bytes of real length follow, and the least length that needs them.
 _LONGER = {126: (2, 126), 127: (8, 65536)}
@@ -33,11 +34,12 @@ def is_close_code(code: int) -> bool:
 
 
 class Frame(NamedTuple):
-    """One frame of the client's, unmasked: opcode, whether it ends its message, payload."""
+    """One frame of the client's, unmasked."""
 
     opcode: int
-    fin: bool
+    fin: bool  # it ends its message
     payload: bytes
+    deflated: bool = False  # it begins a message that is compressed
 
 
 def encode_frame(opcode: int, payload: bytes, fin: bool = True) -> bytes:
@@ -48,6 +50,12 @@ def encode_frame(opcode: int, payload: bytes, fin: bool = True) -> bytes:
     if size < 65536:
         return struct.pack("!BBH", first, 126, size) + payload
     return struct.pack("!BBQ", first, 127, size) + payload
+
+
+def decode_frame(frame: bytes) -> tuple[int, bytes]:
+    """Return (opcode, payload) of a frame that ``encode_frame`` has made, of one that ends its message."""
+    extra, _ = _LONGER.get(frame[1], (0, 0))
+    return frame[0] & 0x0F, frame[2 + extra :]
 
 
 def encode_close(code: int, reason: str = "") -> bytes:
@@ -84,14 +92,26 @@ class FrameReader:
     After a ProtocolError the reader is of no more use.
     """
 
-    __slots__ = ("_buffer", "_fin", "_key", "_length", "_opcode", "_unfinished", "max_payload")
+    __slots__ = (
+        "_buffer",
+        "_deflated",
+        "_fin",
+        "_key",
+        "_length",
+        "_opcode",
+        "_unfinished",
+        "max_deflated",
+        "max_payload",
+    )
 
     def __init__(self, max_payload: int) -> None:
         self.max_payload = max_payload  # bytes of the next data frame; may be changed between frames
+        self.max_deflated = 0  # bytes of the first frame of a compressed message; 0: none was agreed on
         self._buffer = bytearray()  # what came and is not yet part of a frame
         self._unfinished = False  # a data frame without FIN came, so continuations must follow
         self._key = b""  # of the frame whose payload is awaited; empty while a header is awaited
-        self._opcode, self._fin, self._length = 0, False, 0  # valid while _key is not empty
+        # Valid while _key is not empty.
+        self._opcode, self._fin, self._deflated, self._length = 0, False, False, 0
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Add ``data`` and return an iterator over the frames that it completes.
@@ -113,6 +133,7 @@ class FrameReader:
         if len(buffer) < 2:
             return False
         opcode, fin, length = buffer[0] & 0x0F, buffer[0] >= 0x80, buffer[1] & 0x7F
+        deflated = bool(buffer[0] & RSV1)
         self._check_start(buffer[0], opcode, fin)
         if buffer[1] < 0x80:
             raise ProtocolError(1002, "A client's frames must be masked.")
@@ -123,17 +144,20 @@ class FrameReader:
             return False
         if size:
             length = int.from_bytes(buffer[2 : 2 + size], "big")
-        self._check_length(opcode, length, least)
+        self._check_length(opcode, length, least, self.max_deflated if deflated else self.max_payload)
         if len(buffer) < 6 + size:
             return False
-        self._opcode, self._fin, self._length = opcode, fin, length
+        self._opcode, self._fin, self._deflated, self._length = opcode, fin, deflated, length
         self._key = bytes(buffer[2 + size : 6 + size])
         del buffer[: 6 + size]
         return True
 
     def _check_start(self, first: int, opcode: int, fin: bool) -> None:
-        if first & 0x70:
-            raise ProtocolError(1002, "A reserved bit is set, and no extension was agreed on.")
+        reserved = first & 0x70
+        if reserved and not (reserved == RSV1 and self.max_deflated and opcode in (TEXT, BINARY)):
+            raise ProtocolError(
+                1002, "A reserved bit is set, and no extension was agreed on that asks for it."
+            )
         if opcode in _CONTROL:
             if not fin:
                 raise ProtocolError(1002, "A control frame cannot be fragmented.")
@@ -144,13 +168,13 @@ class FrameReader:
         elif not self._unfinished and opcode == CONTINUATION:
             raise ProtocolError(1002, "There is no message to continue.")
 
-    def _check_length(self, opcode: int, length: int, least: int) -> None:
+    def _check_length(self, opcode: int, length: int, least: int, most: int) -> None:
         if length >> 63:
             raise ProtocolError(1002, "The first bit of a 64-bit length must be 0.")
         if length < least:
             raise ProtocolError(1002, "The length is not in its shortest form.")
         # Here and not once it came: a header of 14 bytes may announce 8 EiB.
-        if opcode in _DATA and length > self.max_payload:
+        if opcode in _DATA and length > most:
             raise ProtocolError(1009, "The message is too large.")
 
     def _take_frame(self) -> Frame:
@@ -159,4 +183,4 @@ class FrameReader:
         self._key = b""
         if self._opcode in _DATA:
             self._unfinished = not self._fin
-        return Frame(self._opcode, self._fin, payload)
+        return Frame(self._opcode, self._fin, payload, self._deflated)

@@ -156,7 +156,9 @@ def _plain_host(host: str) -> str:
     return host.lower().removesuffix(".")
 
 
-def accept_response(handshake: Handshake, subprotocol: str | None = None, headers: Headers = ()) -> bytes:
+def accept_response(
+    handshake: Handshake, subprotocol: str | None = None, headers: Headers = (), extensions: str = ""
+) -> bytes:
     """Return the head of the 101; ValueError, with one sentence to log, for what it may not carry."""
     digest = hashlib.sha1(handshake.key.encode("ascii") + _GUID, usedforsecurity=False).digest()
     accept = base64.b64encode(digest).decode("ascii")
@@ -165,6 +167,8 @@ def accept_response(handshake: Handshake, subprotocol: str | None = None, header
         if subprotocol not in handshake.subprotocols:
             raise ValueError(f"The client offered no subprotocol {subprotocol!a:.60}: choose one it did.")
         own.append(("Sec-WebSocket-Protocol", subprotocol))
+    if extensions:
+        own.append(("Sec-WebSocket-Extensions", extensions))
     return _head(101, own, _checked(headers, _HANDSHAKE))
 
 

@@ -45,6 +45,7 @@ class Options(NamedTuple):
     handshake_timeout: float = 15.0  # until the connect consumer has decided
     drain_timeout: float = 10.0  # for requests under way when the server stops
     websocket: Limits = Limits()
+    ws_compression: bool = False  # permessage-deflate, with clients that offer it
     binds: tuple[Bind, ...] = ()  # where to listen; none: at host and port
     socket_rights: SocketRights = SocketRights()  # of Unix sockets
     # Whose X-Forwarded headers are believed; None: nobody's, and they are left alone.

@@ -19,6 +19,7 @@ from geventwebsocket.handler import WebSocketHandler
 
 from dbchannels.interface import handshake
 from dbchannels.interface.caps import CountedSocket, address_of
+from dbchannels.interface.deflate import negotiate
 from dbchannels.interface.head import Head
 from dbchannels.interface.http import Request
 from dbchannels.interface.inlet import Inlet, Left
@@ -139,13 +140,16 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     def _check_and_connect(self, request: Request) -> None:
         shaken = handshake.read_handshake(request.method, request.http_version, request.headers)
         self.server.check_origin(shaken, request)
+        deflate = negotiate(request.headers) if self.server.options.ws_compression else None
         connection, accepted = self.server.connect(request, self.inlet)
         try:
-            head = handshake.accept_response(shaken, accepted.subprotocol, accepted.headers)
+            extensions = "" if deflate is None else deflate.header
+            head = handshake.accept_response(shaken, accepted.subprotocol, accepted.headers, extensions)
         except ValueError as error:
             connection.abandon()
             log.error("The connect consumer of %s accepted badly: %s", request.path, error)
             raise handshake.Refused(500, "The site's code raised an error, which is in the log.") from None
+        connection.deflate = deflate
         self._answer(101, head)
         self.websocket = connection
 

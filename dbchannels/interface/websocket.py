@@ -7,16 +7,16 @@ between frames and messages on channels, and alone know what ``content`` with ``
 
 from __future__ import annotations
 
-import codecs
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from dbchannels.interface import frames
+from dbchannels.interface.assembly import Assembly
+from dbchannels.interface.deflate import Deflate
 from dbchannels.interface.frames import BINARY, TEXT, Frame, ProtocolError, encode_frame
 from dbchannels.interface.limits import Limits
 
 MAX_PONGS = 16  # unsent: of more pings than that the latest are answered, which RFC 6455 section 5.5.3 allows
-_Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 # Dataclasses and no tuples: as tuples a Ping and a Pong with the same payload would be equal.
@@ -63,44 +63,38 @@ class Closed:
 Event = Text | Binary | Ping | Pong | Closed
 
 
-class _Message:
-    """A data message under way: what its frames have brought so far."""
-
-    __slots__ = ("decoder", "fragments", "parts")
-
-    def __init__(self, opcode: int) -> None:
-        self.decoder = _Utf8Decoder() if opcode == TEXT else None  # None: a binary message
-        self.parts: list[Any] = []  # str if there is a decoder, else bytes
-        self.fragments = 0
-
-    def add(self, frame: Frame) -> None:
-        self.fragments += 1
-        if self.decoder is None:
-            self.parts.append(frame.payload)
-            return
-        try:
-            self.parts.append(self.decoder.decode(frame.payload, frame.fin))
-        except UnicodeDecodeError:
-            raise ProtocolError(1007, "A text message is not UTF-8.") from None
-
-    def event(self) -> Text | Binary:
-        return Binary(b"".join(self.parts)) if self.decoder is None else Text("".join(self.parts))
-
-
 class WebSocket:
     """The server's side of one accepted connection. Nothing here raises for what a client sends."""
 
-    __slots__ = ("_control", "_message", "_pongs", "_reader", "max_fragments", "max_message_size", "state")
+    __slots__ = (
+        "_control",
+        "_message",
+        "_pongs",
+        "_reader",
+        "deflate",
+        "max_fragments",
+        "max_message_size",
+        "state",
+    )
 
     def __init__(
-        self, max_message_size: int = Limits().max_size, max_fragments: int = Limits().max_fragments
+        self,
+        max_message_size: int = Limits().max_size,
+        max_fragments: int = Limits().max_fragments,
+        deflate: Deflate | None = None,
     ) -> None:
-        self.max_message_size, self.max_fragments = max_message_size, max_fragments
+        self.max_message_size, self.max_fragments = (
+            max_message_size,
+            max_fragments,
+        )  # bytes are those inflated
+        self.deflate = deflate  # None: messages are not compressed
         # "open": data goes both ways. "closing": our Close is out, or in the output, and the client's is
         # awaited. "closed": Closed was returned; whatever is in the output is the last to be written.
         self.state = "open"
         self._reader = frames.FrameReader(max_message_size)
-        self._message: _Message | None = None  # set from a message's first frame until its last, while open
+        if deflate is not None:  # what cannot be compressed becomes larger, by how much depends on the client
+            self._reader.max_deflated = max_message_size + max_message_size // 8 + 1024
+        self._message: Assembly | None = None  # set from a message's first frame until its last, while open
         self._pongs: list[bytes] = []  # payloads to answer pings with, at most MAX_PONGS
         self._control: list[bytes] = []  # frames: our pings, and the Close as the last
 
@@ -157,15 +151,19 @@ class WebSocket:
     def _receive_data(self, frame: Frame) -> Text | Binary | None:
         if self.state != "open":
             return None
-        message = self._message or _Message(frame.opcode)
+        if self._message is None:
+            self._message = Assembly(frame, self.max_message_size)
+            if frame.deflated:
+                self._reader.max_payload = self._reader.max_deflated
+        message = self._message
         message.add(frame)
         # 1009 and not 1008: too many parts is too big to handle, and the client's cure is the same.
         if message.fragments > self.max_fragments:
             raise ProtocolError(1009, "The message has too many fragments.")
         if frame.fin:
             self._message, self._reader.max_payload = None, self.max_message_size
-            return message.event()
-        self._message = message
+            content = message.whole()
+            return Text(content) if isinstance(content, str) else Binary(content)
         self._reader.max_payload -= len(frame.payload)
         return None
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import gevent
 
+from dbchannels.interface.deflate import Deflate
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.websocket import Binary, Event, Outgoing, Ping, Text, WebSocket
 
@@ -54,10 +55,11 @@ class Wire:
         on_events: Callable[[list[Event]], None],
         on_gone: Callable[[int], None],
         limits: Limits,
+        deflate: Deflate | None = None,
     ) -> None:
         loop = gevent.get_hub().loop
         self._on_events, self._on_gone, self._limits = on_events, on_gone, limits
-        self._protocol = WebSocket(limits.max_size, limits.max_fragments)
+        self._protocol = WebSocket(limits.max_size, limits.max_fragments, deflate)
         self._frames: deque[bytes | memoryview] = deque()  # what the socket has not taken
         self._waiting = 0  # bytes in _frames
         self._blocked_at: float | None = None  # since when the socket takes nothing
@@ -125,7 +127,8 @@ class Wire:
         if out.frame and self._protocol.state == "open":
             if self._limits.idle_timeout:
                 self._message_at = time.monotonic()
-            self._write(out.frame)
+            deflate = self._protocol.deflate
+            self._write(out.frame if deflate is None else deflate.frame(out.frame))
         if out.close is not None:
             self.close(out.close, "")
 

@@ -19,6 +19,11 @@ def add_limit_options(parser: Any) -> None:
             metavar="S" if name.endswith("timeout") else "N",
             help=text if default is None else f"{text} ({default})",
         )
+    parser.add_argument(
+        "--ws-compression",
+        action="store_true",
+        help="compress messages of WebSockets, with clients that offer it (no)",
+    )
     for name, default in Limits()._asdict().items():
         unit, text = HELP[name]
         parser.add_argument(
