@@ -60,7 +60,10 @@ def serve(
     supervisor = supervise(tasks(plan, bells), server.relay, plan.graceful_timeout)
     stopping = stop_at_signals(supervisor.kill)
     restart_at_hangup(plan, supervisor, stopping)
-    server.has_worker = supervisor.has_ready if plan.workers else None
+    if plan.workers:
+        server.has_worker = supervisor.has_ready
+    elif not plan.threads:  # views run in workers, which others start
+        server.has_worker = server.relay.look_for_workers()
     server.start()
     supervisor.start()
     write(banner(plan, server, layer))

@@ -34,11 +34,12 @@ from dbchannels.watch import Watch
 
 log = logging.getLogger("dbchannels.worker")
 
+REQUESTS = "http.request"
 PROTOCOL_CHANNELS = (
     "websocket.connect",
     "websocket.receive",
     "websocket.disconnect",
-    "http.request",
+    REQUESTS,
     "http.disconnect",
 )
 # Seconds that protocol messages may put off a claim, after one that found nothing; of a slow one ten times its own.
@@ -243,7 +244,8 @@ class Worker:
 
     def _register(self) -> None:
         self._renewed_at = time.monotonic()
-        self.link.register(self.name, Process.WORKER)
+        # By its queue on record servers elsewhere see that there is somebody to answer requests.
+        self.link.register(self.name, Process.WORKER, REQUESTS if REQUESTS in self.channels else "")
 
     def _keep_alive(self) -> None:
         now = time.monotonic()

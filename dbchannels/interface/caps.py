@@ -29,12 +29,19 @@ TOO_MANY = refuse_response(429, "There are too many connections from this addres
 
 
 class Caps:
-    """Counts the open connections. ``per_address`` None: 1,000, but any number from this machine, a proxy say."""
+    """Counts the open connections. ``per_address`` None: 1,000, but any number from this machine.
 
-    def __init__(self, total: int, per_address: int | None) -> None:
+    ``is_proxy`` says whose connections are those of many clients: they count in all, and not by their address. What
+    comes through them counts by the client's address, from ``enter`` to ``leave``.
+    """
+
+    def __init__(
+        self, total: int, per_address: int | None, is_proxy: Callable[[str], bool] = lambda address: False
+    ) -> None:
         self.total = total
         self.open = 0
         self._per_address = per_address
+        self._is_proxy = is_proxy
         self._by_address: Counter[str] = Counter()
         self._turned_away: Counter[bytes] = Counter()
         self._told_at = -TOLD_EVERY
@@ -43,15 +50,26 @@ class Caps:
         """Count a connection, to be released when it ends; or return the answer for one too many."""
         if self.open >= self.total:
             return self._turn_away(FULL)
-        if self._by_address[address] >= self._limit(address):
-            return self._turn_away(TOO_MANY)
+        if not self._is_proxy(address) and (answer := self.enter(address)):
+            return answer
         self.open += 1
-        self._by_address[address] += 1
         return None
 
     def release(self, address: str) -> None:
         """One that was admitted has ended."""
         self.open -= 1
+        if not self._is_proxy(address):
+            self.leave(address)
+
+    def enter(self, address: str) -> bytes | None:
+        """Count one by its address alone, that has a connection of a proxy's; or return the answer for one too many."""
+        if self._by_address[address] >= self._limit(address):
+            return self._turn_away(TOO_MANY)
+        self._by_address[address] += 1
+        return None
+
+    def leave(self, address: str) -> None:
+        """One that has entered is gone."""
         self._by_address[address] -= 1
         if self._by_address[address] <= 0:
             del self._by_address[address]

@@ -65,6 +65,7 @@ class Relay:
         self._stopping = threading.Event()
         self._renewed_at = time.monotonic()
         self._read_at = 0.0  # when the layer last gave what waited for this server
+        self._looks_for_workers = self._has_worker = False
         self._wake = WakeupPipe()  # ends the receiver's wait
         #: Rung by workers of this process tree that have written replies; by what they would NOTIFY.
         self.door = Doorbell.new()
@@ -109,6 +110,11 @@ class Relay:
     def away(self) -> bool:
         """Whether the layer cannot be used at the moment, in one direction at least."""
         return bool(self._outage)
+
+    def look_for_workers(self) -> Callable[[], bool]:
+        """Have the housekeeper look for workers of whatever process tree; return what says whether there are any."""
+        self._looks_for_workers = True
+        return lambda: self._has_worker
 
     def send(self, *operations: Operation) -> None:
         """Hand operations to the publisher, in order. Raises OutboxFull."""
@@ -301,6 +307,8 @@ class Relay:
         self._renewed_at = asked_at
         self._find_near(link)
         link.sweep()
+        if self._looks_for_workers:
+            self._has_worker = link.has_worker("http.request")
 
     def _find_near(self, link: Link) -> None:
         """Ring for our own workers only while nobody else has any: whom a ring cannot reach needs the NOTIFY."""

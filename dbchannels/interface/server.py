@@ -59,6 +59,12 @@ class Listener(WSGIServer):  # type: ignore[misc]
         else:
             turn_away(sock, answer)
 
+    def release(self, address: str, client: str | None) -> None:
+        """A WebSocket has ended; ``client`` is the address that came through a proxy."""
+        self.caps.release(address)
+        if client is not None:
+            self.caps.leave(client)
+
     def handle(self, sock: Any, address: Any) -> None:
         """Serve a connection to its end, or until a WebSocket was handed over."""
         handler = Handler(sock, address, self)
@@ -76,7 +82,8 @@ class InterfaceServer:
         self.options = options
         self.relay = make_relay(self._declared_dead)
         self.requests = Requests(self.relay, options)
-        self.caps = Caps(options.max_connections, options.max_per_address)
+        is_proxy = options.proxies.believes if options.proxies else lambda address: False
+        self.caps = Caps(options.max_connections, options.max_per_address, is_proxy)
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
         self._probes = Probes(options.probe, self.why_not_ready) if options.probe else None

@@ -48,6 +48,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.wsgi_input = self  # whose _discard pywsgi calls after each answer
         self._requests = 0
         self._unread = False  # there is a body, and not all of it was read
+        self._client: str | None = None  # the address behind a proxy, while it counts
         super().__init__(sock, address, server, rfile=self.inlet)
 
     def handle_one_request(self) -> Any:
@@ -68,10 +69,26 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             self.handle_one_response()
         finally:
             self.server.under_way.end(self.inlet)
+            self._leave()
         if self._unread:
             self._linger()
         gevent.sleep(0)  # others have a turn before this connection's next request, which may be here already
         return None if self.close_connection or self._unread else True
+
+    def _enter(self, request: Request) -> bytes | None:
+        """Count a client that came through a proxy; or return the answer for one too many."""
+        address = request.client[0]
+        if address == address_of(self.client_address):
+            return None
+        answer: bytes | None = self.server.caps.enter(address)
+        if answer is None:
+            self._client = address
+        return answer
+
+    def _leave(self) -> None:
+        address, self._client = self._client, None
+        if address is not None:
+            self.server.caps.leave(address)
 
     def _linger(self) -> None:
         if self.socket is not None:
@@ -125,6 +142,10 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     def upgrade_websocket(self) -> Any:
         """Answer a handshake; None, and no status, leaves the request to the WSGI application."""
         request = self.request = self.environ["dbchannels.request"] = self.read_whole_request()
+        if too_many := self._enter(request):
+            self.close_connection = True
+            self._answer(429, too_many)
+            return []
         if not handshake.is_upgrade(request.headers):
             return None
         self.close_connection = True
@@ -178,7 +199,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.time_finish = time.time()
         self.log_request()  # now: the socket may be closed, and that be logged, before pywsgi would
         buffered = self.inlet.take_ahead()
-        released = partial(self.server.caps.release, address_of(self.client_address))
+        released = partial(self.server.release, address_of(self.client_address), self._client)
+        self._client = None
         # The duplicate is a plain socket: watchers read and write it in the hub, where nothing may block.
         plain = CountedSocket(os.dup(self.socket.fileno()), released)
         self.handed_over = True

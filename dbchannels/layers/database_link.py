@@ -206,6 +206,11 @@ class DatabaseLink(Link):
         with unavailable():
             return set(self.layer.rows(Process).filter(kind=Process.WORKER).values_list("name", flat=True))
 
+    def has_worker(self, queue: str) -> bool:
+        with unavailable():
+            workers = self.layer.rows(Process).filter(kind=Process.WORKER, queue=queue)
+            return bool(workers.filter(lease_until__gte=timezone.now()).exists())
+
     def unregister(self, name: str) -> None:
         self.bury(name)
 

@@ -106,7 +106,7 @@ class Link:
     # Liveness.
 
     def register(self, name: str, kind: str, queue: str = "") -> None:
-        """Put this process on record as alive; ``queue`` is a server's reply queue."""
+        """Put this process on record as alive; ``queue`` is a server's reply queue, or what a worker reads."""
 
     def renew(self, name: str) -> bool:
         """Renew the lease; False when the process was declared dead and must register again."""
@@ -124,6 +124,10 @@ class Link:
 
     def sweep(self) -> None:
         """Drop what has expired, and clean up after processes that nobody saw die."""
+
+    def has_worker(self, queue: str) -> bool:
+        """Whether a worker that is on record as alive was registered with this queue."""
+        return True
 
     def close(self) -> None:
         """Let the connection go."""

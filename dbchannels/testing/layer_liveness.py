@@ -42,6 +42,23 @@ class LivenessContract(LayerCase):
                 link.finish("w2", Done(acknowledged=[alone]))
             assert claim(link, "w2") == []
 
+    def test_a_worker_is_found_by_its_queue_as_long_as_it_lives(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            worker, server = process_name("worker"), process_name("server")
+            queue = f"http.{worker}"
+            link.register(worker, "worker")
+            link.register(server, "server", queue)
+            assert not link.has_worker(queue)
+            reader = process_name("reader")
+            link.register(reader, "worker", queue)
+            assert link.has_worker(queue)
+            self.link(layer).unregister(reader)
+            assert not link.has_worker(queue)
+            for name in (worker, server):
+                link.unregister(name)
+
     def test_members_of_a_live_server_stay_and_leave_with_it(self) -> None:
         layer = self.layer(group_expiry=SOON, expiry=60)
         link = self.link(layer)

@@ -192,6 +192,20 @@ def test_a_server_is_ready_with_its_first_worker_and_until_it_stops(site):
     assert served.process.wait(20) == 0
 
 
+def test_a_server_without_workers_is_ready_with_those_elsewhere(site):
+    options = {"DBCHANNELS": {"default": {"OPTIONS": {"lease": 3}}}}
+    served = site.serve("--workers", "0", "--probe-port", "0", settings=options)
+    port = probes_of(served)
+    nobody = (503, "Not ready: no worker is ready.\n")
+    until(lambda: asked(port, "/readyz") == nobody, "it is not")
+    other = site.work("--exclude", "http.*", settings=options)
+    worker = site.work("--only", "http.*", settings=options)
+    until(lambda: asked(port, "/readyz") == (200, "Ready.\n"), "it is")
+    assert worker.terminate() == 0
+    until(lambda: asked(port, "/readyz") == nobody, "it is not any more")
+    assert other.process.poll() is None
+
+
 def test_a_busy_port_for_probes_is_one_sentence(site):
     with socket.create_server((HOST, 0)) as taken:
         port = taken.getsockname()[1]

@@ -10,7 +10,7 @@ from gevent import socket as gevent_socket
 from dbchannels.interface.binding import Bind
 from dbchannels.interface.proxy import LOOPBACK, Trusted
 from tests.interface import test_server
-from tests.interface.test_server import Client
+from tests.interface.test_server import Client, until
 
 new_site, told = test_server.new_site, test_server.told
 
@@ -63,6 +63,84 @@ def test_the_log_names_the_client_not_the_proxy(site, told, caplog):
     site.get("/", **FORWARDED)
     told(0)
     assert caplog.records[-1].getMessage().startswith("198.51.100.7 - - [")
+
+
+# Caps by address.
+
+
+def from_client(address):
+    """What a proxy says of a request of this client's."""
+    return {"X_Forwarded_For": address}
+
+
+@pytest.fixture
+def capped(new_site):
+    """A server behind a proxy on this machine; each client may have two at once."""
+    return new_site(proxies=Trusted.of(LOOPBACK), max_per_address=2)
+
+
+def test_a_proxy_may_have_any_number_of_connections(capped):
+    clients = [capped.client() for _ in range(10)]
+    assert [client.ask("GET", "/").status for client in clients] == [200] * 10
+    assert capped.server.caps.open == 10
+
+
+def test_requests_under_way_count_by_their_client(capped):
+    capped.silent("http.request")
+    waiting = [capped.client() for _ in range(2)]
+    for client in waiting:
+        client.send_request("GET", "/", headers={"X-Forwarded-For": "192.0.2.9"})
+    messages = until(lambda: len(found := capped.messages("http.request")) == 2 and found)
+    refused = capped.get("/", **from_client("192.0.2.9"))
+    assert (refused.status, refused.header("Connection")) == (429, "close")
+    assert capped.get("/", **from_client("192.0.2.9, 192.0.2.9")).status == 429
+    capped.responding({"status": 200, "content": b"another's"})
+    assert capped.get("/", **from_client("192.0.2.8")).content == b"another's"
+    assert capped.get("/").content == b"another's"  # the proxy's own
+    for message in messages:
+        capped.reply(message, status=200, content=b"done")
+    assert [client.response().content for client in waiting] == [b"done"] * 2
+    assert [waiting[0].ask("GET", "/", **from_client("192.0.2.9")).status for _ in range(5)] == [200] * 5
+    assert not capped.server.caps._by_address
+
+
+def test_a_body_that_is_refused_so_is_not_read(capped):
+    capped.silent("http.request")
+    for _ in range(2):
+        capped.client().send_request("GET", "/", headers={"X-Forwarded-For": "192.0.2.9"})
+    until(lambda: len(capped.messages("http.request")) == 2)
+    client = capped.client()
+    headers = {"X-Forwarded-For": "192.0.2.9", "Content-Length": "1000000"}
+    client.send_request("POST", "/", b"x" * 100_000, headers)
+    assert client.response("POST").status == 429
+    assert len(capped.messages("http.request")) == 2
+
+
+def test_websockets_count_by_their_client_until_they_are_closed(capped):
+    open_ones = [capped.socket(**from_client("192.0.2.9")) for _ in range(2)]
+    assert [client.status for client in open_ones] == [101, 101]
+    assert capped.socket(**from_client("192.0.2.9")).status == 429
+    assert capped.get("/", **from_client("192.0.2.9")).status == 429
+    assert capped.socket(**from_client("192.0.2.8")).status == 101
+    open_ones[0].sock.close()
+    until(lambda: capped.server.caps._by_address["192.0.2.9"] == 1)
+    assert capped.socket(**from_client("192.0.2.9")).status == 101
+
+
+@pytest.mark.parametrize("refusal", ["websocket.connect", "origin"])
+def test_a_handshake_that_is_refused_does_not_count(capped, refusal):
+    capped.on("websocket.connect", lambda message, reply: reply(accept=False))
+    origin = {"Origin": "https://evil.example"} if refusal == "origin" else {}
+    for _ in range(5):
+        assert capped.socket(**from_client("192.0.2.9"), **origin).status == 403
+    assert not capped.server.caps._by_address
+
+
+def test_a_stranger_who_says_so_counts_by_its_own_address(new_site):
+    site = new_site(proxies=Trusted.of(["10.0.0.1"]), max_per_address=1)
+    first = site.client()
+    assert first.ask("GET", "/", **from_client("192.0.2.9")).status == 200
+    assert site.client().response().status == 429
 
 
 # The root path.

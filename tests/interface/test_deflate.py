@@ -201,7 +201,7 @@ def test_the_window_is_no_wider_than_was_agreed_on(bits):
     data = random.Random(1).randbytes(700) * 100  # it repeats itself at 700 bytes, which 2**9 do not reach
     frame = agreed(f"permessage-deflate; server_max_window_bits={bits}").frame(encode_frame(BINARY, data))
     assert message_of(frame, bits) == (BINARY, data, True)
-    assert (len(frame) < 5_000) is (bits > 9)
+    assert (len(frame) < 20_000) is (bits > 9)
 
 
 @pytest.mark.parametrize(

@@ -213,6 +213,10 @@ class PostgreSQLLink(Link):
     def workers(self) -> set[str]:
         return {name for (name,) in self.session.run([(sql_liveness.WORKERS, {})])}
 
+    def has_worker(self, queue: str) -> bool:
+        ((found,),) = self.session.run([(sql_liveness.HAS_WORKER, {"queue": queue})])
+        return bool(found)
+
     def unregister(self, name: str) -> None:
         self._blocked.try_again(now=True)
         self._sweeper.clean_up(name)

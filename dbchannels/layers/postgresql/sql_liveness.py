@@ -23,6 +23,10 @@ WHERE name = %(name)s RETURNING id
 """
 
 WORKERS = "SELECT name FROM dbchannels_process WHERE kind = 'worker'"
+HAS_WORKER = """
+SELECT EXISTS (SELECT FROM dbchannels_process
+               WHERE queue = %(queue)s AND kind = 'worker' AND lease_until >= statement_timestamp())
+"""
 
 # A held lock speaks for a process whose lease has ended, for half a lease: one that was stopped, or whose host
 # hangs, keeps its session, and what it holds would wait for ever.
