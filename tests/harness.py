@@ -36,6 +36,7 @@ TABLES = (
     "dbchannels_connection",
     "dbchannels_schedule",
     "livesite_entry",
+    "livesite_document",
 )
 
 OPENED: list[socket.socket] = []

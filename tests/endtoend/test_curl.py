@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.endtoend.test_bodies import content
+from tests.endtoend.test_bodies import MEBIBYTE, content
 from tests.harness import HOST, Served
 
 SIZE = 20_000_000
@@ -73,6 +74,47 @@ def test_it_is_told_at_once_of_a_body_that_is_too_large(large, tmp_path):
     (tmp_path / "larger.bin").write_bytes(b"x" * (SIZE + 1))
     said = curl(large, "-T", f"{tmp_path}/larger.bin", "-w", " %{http_code} %{size_upload}", "/hash")
     assert said == f"The request's body is larger than this server takes: {SIZE} bytes.\n 413 0"
+
+
+def test_it_uploads_a_file_of_50_mebibytes_through_the_admin(site, tmp_path):
+    """Log in, fill in Django's own form with its token, and read the message on the page behind it."""
+    served = site.serve("--workers", "1", "--max-body", str(64 * MEBIBYTE))
+    data = content(50 * MEBIBYTE)
+    (tmp_path / "large.bin").write_bytes(data)
+    (tmp_path / "cookies").touch()
+    jar = ["-b", f"{tmp_path}/cookies", "-c", f"{tmp_path}/cookies"]
+
+    def token(page: str) -> str:
+        found = re.search(r'name="csrfmiddlewaretoken" value="(\w+)"', page)
+        assert found, page
+        return found[1]
+
+    def form(path: str, *fields: str) -> str:
+        given = [f"csrfmiddlewaretoken={token(curl(served, *jar, path))}", *fields]
+        flags = [part for field in given for part in ("-F", field)]
+        return curl(served, *jar, "-L", "-w", " %{http_code}", *flags, path)
+
+    add = "/admin/livesite/document/add/"
+    assert form("/admin/login/", "username=admin", "password=secret", "next=/admin/").endswith(" 200")
+    page = form(add, "name=tea and cake", f"file=@{tmp_path}/large.bin")
+    assert "was added successfully" in page and "tea and cake" in page and page.endswith(" 200")
+    assert "was added successfully" not in curl(served, *jar, "/admin/livesite/document/")
+    (name,) = [name for (name,) in site.rows("SELECT file FROM livesite_document")]
+    assert (site.folder / name).read_bytes() == data
+    refused = curl(
+        *(
+            served,
+            *jar,
+            "-w",
+            " %{http_code}",
+            "-F",
+            "name=no token",
+            "-F",
+            f"file=@{tmp_path}/large.bin",
+            add,
+        )
+    )
+    assert refused.endswith(" 403") and site.rows("SELECT count(*) FROM livesite_document") == [(1,)]
 
 
 def test_it_gets_a_part_of_a_file(served):

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import re
 import shutil
 import socket
+import ssl
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.harness import HOST, LiveSite, Served, until
+from tests.harness import HOST, Answer, LiveSite, Served, ask, until
 
 pytestmark = [pytest.mark.nginx, pytest.mark.postgresql]
 
 NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
-#: A proxy as docs/server.rst shows it; what it says of the scheme a test chooses, in place of a certificate.
+#: A proxy as docs/server.rst shows it; without TLS a test chooses what it says of the scheme.
 CONFIGURATION = """
 {user}
 daemon off;
@@ -36,13 +38,13 @@ http {{
   scgi_temp_path {folder}/scgi;
   map $http_upgrade $connection_upgrade {{ default upgrade; "" ""; }}
   server {{
-    listen {host}:{port};
+    listen {host}:{port} {tls};
     location / {{
       proxy_pass http://unix:{socket};
       proxy_http_version 1.1;
       proxy_set_header Host $http_host;
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
-      proxy_set_header X-Forwarded-Proto $http_x_test_scheme;
+      proxy_set_header X-Forwarded-Proto {scheme};
       proxy_set_header Upgrade $http_upgrade;
       proxy_set_header Connection $connection_upgrade;
       proxy_buffering off;
@@ -52,15 +54,18 @@ http {{
 """
 
 
+TLS = "ssl; ssl_certificate {certificate}; ssl_certificate_key {key}"
+
+
 @contextmanager
-def behind_nginx(site: LiveSite, folder: Path) -> Iterator[Served]:
+def behind_nginx(site: LiveSite, folder: Path, tls: bool = False) -> Iterator[Served]:
     """Start a server on a Unix socket, and nginx on a port: clients go to the latter."""
     if NGINX is None:
         pytest.skip("There is no nginx.")
     path = folder / "s"
     served = site.serve("--workers", "1", "--bind", f"unix:{path}", "--proxy-headers", bind="")
     assert f"Serving unix:{path} and WebSockets" in served.output()
-    nginx = start_nginx(folder, path, served)
+    nginx = start_nginx(folder, path, served, tls)
     try:
         yield served
     finally:
@@ -76,12 +81,60 @@ def proxied(postgresql_site, tmp_path_factory):
         yield served
 
 
-def start_nginx(folder: Path, path: Path, served: Served) -> subprocess.Popen[bytes]:
+@pytest.fixture(scope="module")
+def encrypted(postgresql_site, tmp_path_factory):
+    """Another one, with a certificate of its own signing in its folder."""
+    folder = tmp_path_factory.mktemp("n")
+    certificate, key = folder / "certificate.pem", folder / "key.pem"
+    command = [
+        "openssl",
+        "req",
+        "-x509",
+        "-newkey",
+        "ec",
+        "-pkeyopt",
+        "ec_paramgen_curve:prime256v1",
+        "-nodes",
+    ]
+    command += ["-days", "2", "-subj", "/CN=site", "-addext", f"subjectAltName=IP:{HOST}"]
+    subprocess.run([*command, "-out", certificate, "-keyout", key], check=True, capture_output=True)
+    with behind_nginx(postgresql_site, folder, tls=True) as served:
+        yield Encrypted(served, ssl.create_default_context(cafile=str(certificate)))
+
+
+class Encrypted:
+    """The pair as its clients see it, who trust the certificate."""
+
+    def __init__(self, served: Served, context: ssl.SSLContext) -> None:
+        self.port, self.context = served.port, context
+
+    def request(
+        self, method: str, path: str, body: str = "", headers: dict[str, str] | None = None
+    ) -> Answer:
+        """Send one request by https."""
+        with closing(
+            http.client.HTTPSConnection(HOST, self.port, timeout=20, context=self.context)
+        ) as connection:
+            return ask(connection, method, path, body or None, headers)
+
+    def socket(self, path: str, origin: str):
+        """Open a WebSocket by wss."""
+        client = pytest.importorskip("websockets.sync.client")
+        return client.connect(f"wss://{HOST}:{self.port}{path}", ssl=self.context, origin=origin)
+
+
+def start_nginx(folder: Path, path: Path, served: Served, tls: bool) -> subprocess.Popen[bytes]:
     """Start it on a free port, which becomes the server's."""
     with socket.create_server((HOST, 0)) as free:
         served.port = free.getsockname()[1]
     user = "user root;" if os.geteuid() == 0 else ""
-    configuration = CONFIGURATION.format(folder=folder, user=user, host=HOST, port=served.port, socket=path)
+    given = {
+        "tls": TLS.format(certificate=folder / "certificate.pem", key=folder / "key.pem") if tls else "",
+        "scheme": "$scheme" if tls else "$http_x_test_scheme",
+    }
+    configuration = CONFIGURATION.format(
+        folder=folder, user=user, host=HOST, port=served.port, socket=path, **given
+    )
     (folder / "nginx.conf").write_text(configuration)
     command = [
         str(NGINX),
@@ -131,6 +184,45 @@ def test_a_websocket_passes_with_its_scheme_and_its_origin_is_checked(proxied):
     assert proxied.socket("/echo/", Origin="https://evil.example").status == 403
     client.close(4000)
     assert client.closed() == 4000
+
+
+def test_over_tls_a_view_knows_that_it_is_secure(encrypted):
+    seen = encrypted.request("GET", "/seen").json()
+    assert (seen["secure"], seen["host"], seen["REMOTE_ADDR"]) == (True, f"{HOST}:{encrypted.port}", HOST)
+    lie = {"X-Forwarded-Proto": "http", "X-Forwarded-For": "198.51.100.7"}
+    assert encrypted.request("GET", "/seen", headers=lie).json()["secure"] is True
+
+
+def test_over_tls_a_form_needs_a_referer_of_the_site_as_django_asks(encrypted):
+    """Only of secure requests, and compared with the scheme and the host that the proxy tells."""
+    answer = encrypted.request("GET", "/token")
+    given = {"Cookie": f"csrftoken={answer.cookies()['csrftoken']}", "X-CSRFToken": answer.text}
+
+    def status(**headers: str) -> int:
+        return encrypted.request("POST", "/guarded", "a=b", {**given, **headers}).status
+
+    assert status() == 403
+    assert status(Referer="https://evil.example/") == 403
+    assert status(Origin=f"http://{HOST}:{encrypted.port}") == 403
+    assert status(Referer=f"https://{HOST}:{encrypted.port}/token") == 200
+    assert status(Origin=f"https://{HOST}:{encrypted.port}") == 200
+
+
+def test_over_tls_a_websocket_knows_that_it_is_secure_and_its_origin_is_checked(encrypted):
+    origin = f"https://{HOST}:{encrypted.port}"
+    with encrypted.socket("/scheme/", origin) as client:
+        assert client.recv(timeout=20) == f"wss {HOST}"
+    with encrypted.socket("/echo/", origin) as client:
+        for message in ("tea", b"\x00" * 100_000):
+            client.send(message)
+            assert client.recv(timeout=20) == message
+    exceptions = pytest.importorskip("websockets.exceptions")
+    with (
+        pytest.raises(exceptions.InvalidStatus) as raised,
+        encrypted.socket("/echo/", "https://evil.example"),
+    ):
+        pass
+    assert raised.value.response.status_code == 403
 
 
 def test_uploads_and_streams_pass(proxied, postgresql_site):
