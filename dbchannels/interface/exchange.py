@@ -51,7 +51,7 @@ class Exchange:
         self.reply_channel = relay.open(self)
         local = names.split(self.reply_channel)[1]
         self.flow_channel = f"http.flow?{local}"
-        self.body_channel = f"http.request.body?{local}"
+        self.body_channel = http.body_channel(local)
 
     def request(self, message: Message, timeout: float) -> Message:
         """Send the request; return the head of its response, or the failure to answer with.

@@ -29,6 +29,15 @@ SENTENCES = {
 }
 
 
+#: What is sent on a body's channel when no more of it will come.
+BODY_ENDS: dict[str, Any] = {"content": b"", "more_content": False, "closed": True}
+
+
+def body_channel(local: str) -> str:
+    """Return where the rest of a request's body is sent; ``local``: the local part of its reply channel."""
+    return f"http.request.body?{local}"
+
+
 class Request(NamedTuple):
     """What the server read of one request."""
 

@@ -21,6 +21,7 @@ from dbchannels import codec, names
 from dbchannels.backoff import Backoff
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.interface import http
 from dbchannels.interface.calls import Calls, Hub
 from dbchannels.interface.outage import Outage
 from dbchannels.interface.publisher import Outbox, Publisher
@@ -155,17 +156,22 @@ class Relay:
                 receiver.deliver(reply)
             else:
                 strangers.append(local)
-        self._forget(strangers)
+        self._forget(strangers, reply.message)
 
     def lose_all(self) -> None:
         """Tell everybody that no reply will come: they wait on a queue that is read no more."""
         for local in list(self._receivers):
             self._deliver((local,), Reply({"lost": DECLARED_DEAD}))
 
-    def _forget(self, strangers: Sequence[str]) -> None:
-        """Replies for a connection that has ended may come from a group that it was added to too late."""
+    def _forget(self, strangers: Sequence[str], message: dict[str, Any]) -> None:
+        """Replies for a connection that has ended may come from a group that it was added to too late.
+
+        Or from a view that reads a body, when its client was answered before: it would wait for the rest for a minute.
+        """
         for local in strangers:
             self._outbox.put(Disconnect(self.queue + local))
+            if isinstance(message.get("body"), dict):
+                self._outbox.put(self.make_send(http.body_channel(local), http.BODY_ENDS))
 
     # The publisher.
 
@@ -201,8 +207,13 @@ class Relay:
                 self._stopping.wait(delays.delay())
 
     def _is_past(self, operation: Operation) -> bool:
-        """Whether it speaks for a connection of a name that was given up; others ran its disconnect consumer."""
-        return names.split(getattr(operation, "reply_channel", ""))[0] in self._past
+        """Whether it speaks for a connection of a name that was given up; others ran its disconnect consumer.
+
+        Or it is a request whose client was answered 503 while it waited here, and may have sent it again.
+        """
+        queue_name, local = names.split(getattr(operation, "reply_channel", ""))
+        answered = local not in self._receivers and getattr(operation, "channel", "") == "http.request"
+        return queue_name in self._past or bool(local and answered)
 
     def _hand_over(self, reply_channel: str, message: dict[str, Any]) -> None:
         queue_name, local = names.split(reply_channel)

@@ -7,6 +7,7 @@ from typing import Any
 
 import gevent
 
+from dbchannels.interface import http
 from dbchannels.interface.relay import OutboxFull, Relay
 from dbchannels.interface.spool import NotStored, Spool
 
@@ -43,7 +44,7 @@ class Upload:
     def break_off(self) -> None:
         """Tell the worker that its client went away: it waits for nothing more."""
         self.close()
-        self._send({"content": b"", "more_content": False, "closed": True})
+        self._send(http.BODY_ENDS)
 
     def close(self) -> None:
         """Send nothing more."""

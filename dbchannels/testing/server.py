@@ -34,6 +34,7 @@ class Wire:
         on_events: Callable[[list[Event]], None],
         on_gone: Callable[[int], None],
         limits: Limits,
+        deflate: None = None,
     ) -> None:
         self.arrived: list[str | bytes] = []
         self.close_code: int | None = None  # that the client sees; None: it is open

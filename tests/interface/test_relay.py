@@ -342,7 +342,38 @@ def test_everybody_can_be_told_that_no_reply_will_come(relay):
     assert [one.messages() for one in receivers] == [[{"lost": relay_module.DECLARED_DEAD}]] * 2
 
 
+@on_both
+def test_a_view_that_reads_a_body_whose_client_was_answered_is_told_at_once(relay):
+    receiver = Receiver(relay)
+    local = receiver.channel.partition("!")[2]
+    relay.close(receiver.channel)
+    relay.layer.send(receiver.channel, {"body": {"until": 100}})
+    link = relay.layer.link()
+    (told,) = until(lambda: link.receive_many([f"http.request.body?{local}"], 2))
+    assert codec.decode(told.payload) == {"content": b"", "more_content": False, "closed": True}
+    relay.layer.send(receiver.channel, {"body": b"of a response"})
+    relay.layer.send(receiver.channel, {"text": "from a group"})
+    until(lambda: len(relay.harness.operations(Disconnect)) == 3)
+    assert len(relay.harness.operations(Send)) == 1
+    link.close()
+
+
 # --- outages
+
+
+@in_memory
+def test_a_request_whose_client_was_answered_in_an_outage_is_not_run_after_it(relay):
+    relay.harness.gate.clear()
+    send(relay, 0)
+    until(lambda: "apply" in relay.harness.asked)
+    gone, waiting = Receiver(relay), Receiver(relay)
+    for number, receiver in enumerate((gone, waiting), 1):
+        send(relay, number, receiver.channel)
+    send(relay, 3, gone.channel, channel="http.disconnect")
+    relay.close(gone.channel)
+    relay.harness.gate.set()
+    assert numbers(relay, 2) == [0, 2]
+    assert numbers(relay, 1, "http.disconnect") == [3]  # others may have heard of it already
 
 
 @in_memory

@@ -167,6 +167,7 @@ urlpatterns = [
     path("stored", waiting.stored),
     path("unread", waiting.unread),
     path("read/<name>", waiting.read_at),
+    path("read-at-sign/<name>", waiting.read_at_sign),
     path("body", waiting.body),
     path("die/<name>", waiting.die_at),
     path("in-a-transaction", waiting.in_a_transaction),
