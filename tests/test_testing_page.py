@@ -47,7 +47,7 @@ def test_it_names_all_that_a_test_may_use():
         if not name.startswith("_") and hasattr(vars(plugin)[name], "__wrapped__")
     ]
     methods = [name for one in (Channels, ClientSocket) for name in vars(one) if not name.startswith("_")]
-    internal = {"accept", "refuse", "connect", "run", "waiting"}
+    internal = {"accept", "refuse", "connect", "explain", "run", "waiting"}
     words = set(re.findall(r"\w+", PAGE))
     wanted = {*dbchannels.testing.__all__, *fixtures, *methods, *SentMessage.__annotations__}
     wanted -= {"Channels", "ClientSocket", "SentMessage", *internal}

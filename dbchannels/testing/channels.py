@@ -32,7 +32,7 @@ class Channels:
         self.layers = {alias: RecordingLayer(conf.layer_settings(alias), self._records) for alias in aliases}
         self.layer = self.layers["default"]
         self._runners = [Runner(layer) for layer in self.layers.values()]
-        self._server = Server(self.layer)
+        self.server = Server(self.layer)
 
     # Looking at what was sent.
 
@@ -79,7 +79,7 @@ class Channels:
         """
         count = 0
         while True:
-            self._server.deliver()
+            self.server.deliver()
             if not any(runner.run_next(_any, raise_exception) for runner in self._runners):
                 if not (delayed and self._skip()):
                     return count
@@ -114,9 +114,9 @@ class Channels:
 
     def run(self, raise_exception: bool = True) -> None:
         """Run the consumers that sockets wait for, and give the sockets what was sent to them."""
-        self._server.deliver()
+        self.server.deliver()
         while any(runner.run_next(is_spoken, raise_exception) for runner in self._runners):
-            self._server.deliver()
+            self.server.deliver()
 
     # Sockets.
 
@@ -126,14 +126,14 @@ class Channels:
         def run() -> None:
             self.run(raise_exception)
 
-        socket = ClientSocket(request, run, self._explain)
+        socket = ClientSocket(request, run, self.explain)
         try:
-            socket.accept(*self._server.connect(request, run))
+            socket.accept(*self.server.connect(request, run))
         except Refused as refused:
             socket.refuse(refused.status, str(refused), refused.headers)
         return socket
 
-    def _explain(self) -> list[str]:
+    def explain(self) -> list[str]:
         """Return why something may not have arrived."""
         held = sum(layer.held_back() for layer in self.layers.values())
         sentences = []
@@ -158,6 +158,11 @@ def use_channels() -> Iterator[Channels]:
             yield channels
         finally:
             _current.remove(channels)
+
+
+def in_use() -> bool:
+    """Whether a test's channels are in place of the site's."""
+    return bool(_current)
 
 
 def current_channels() -> Channels:

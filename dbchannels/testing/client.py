@@ -12,12 +12,20 @@ from dbchannels.gateway import read_request
 from dbchannels.interface.http import Request
 from dbchannels.testing.channels import current_channels
 from dbchannels.testing.client_socket import ClientSocket
+from dbchannels.testing.later import LaterHandler
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3's
 
 
 class ChannelClient(Client):
-    """As Django's: sessions, logins and default headers are those of the HTTP requests."""
+    """As Django's: sessions, logins and default headers are those of the HTTP requests.
+
+    A view that raises ResponseLater gives an empty response with the attribute ``later``, see LaterAnswer.
+    """
+
+    def __init__(self, enforce_csrf_checks: bool = False, *arguments: Any, **options: Any) -> None:
+        super().__init__(enforce_csrf_checks, *arguments, **options)
+        self.handler = LaterHandler(enforce_csrf_checks)
 
     def ws(
         self,

@@ -123,10 +123,10 @@ class RecordingLayer(BaseLayer):
                 self._members.discard(group, channel, mark)
             case ops.GroupClear(group):
                 self._members.empty(group, mark)
-            case ops.Connect(channel, server):
-                self._members.connect(channel, server)
-            case ops.Identify(channel, user_id):
-                self._members.identify(channel, user_id, mark)
+            case ops.Connect():
+                self._members.connect(operation)
+            case ops.Identify():
+                self._members.change(operation, mark)
             case ops.Disconnect(channel):
                 self._members.disconnect(channel)
 

@@ -47,6 +47,8 @@ class ChannelLiveServerTestCase(TransactionTestCase):
         database = conf.layer_settings().database
         self._quieten()
         with transaction.atomic(using=database):
+            # Written first: on SQLite a transaction that reads, and writes later, fails when others wrote meanwhile.
+            Process.objects.using(database).filter(name="").delete()
             rows = list(Process.objects.using(database).values())
             super()._fixture_teardown()  # type: ignore[misc]
             Process.objects.using(database).bulk_create(Process(**row) for row in rows)

@@ -1,25 +1,27 @@
-"""Who is in which group, and whose socket it is, in a test."""
+"""Who is in which group, and what is on record of each open socket, in a test."""
 
 from __future__ import annotations
 
+from typing import Any
+
+from dbchannels.layers.operations import Connect
 from dbchannels.testing.transactions import Cell, Mark
 
 FOREVER = float("inf")
 
 
 class Members:
-    """Groups and the users of open sockets; what is written in a transaction is undone with it."""
+    """Groups and the records of open sockets; what is written in a transaction is undone with it."""
 
     def __init__(self) -> None:
         self._groups: dict[str, dict[str, Cell]] = {}  # by name: each channel, and when it leaves
-        self._users: dict[str, Cell] = {}  # by the reply channel of each open socket, "" for nobody known
-        self._kept: set[str] = set()  # the channels of sockets whose server is alive
-        self._servers: set[str] = set()  # the names of these
+        self._records: dict[str, dict[str, Cell]] = {}  # by the reply channel of each open socket: its fields
+        self._servers: set[str] = set()  # those that are alive
 
     def add(self, group: str, channel: str, ends: float, mark: Mark | None) -> None:
         """Put a channel in until then; one of an open socket stays."""
         cell = self._groups.setdefault(group, {}).setdefault(channel, Cell(0.0))
-        cell.set(FOREVER if channel in self._kept else ends, mark)
+        cell.set(FOREVER if self._is_alive(channel) else ends, mark)
 
     def discard(self, group: str, channel: str, mark: Mark | None) -> None:
         """Take a channel out."""
@@ -36,32 +38,38 @@ class Members:
 
     def users(self, group: str, now: float) -> list[str]:
         """Return the ids of the users whose sockets are in a group."""
-        users = [self._users.get(channel, Cell("")).get() for channel in self.channels(group, now)]
-        return sorted({user for user in users if user})
+        records = [self._records.get(channel, {}) for channel in self.channels(group, now)]
+        return sorted({record["user_id"].get() for record in records if record} - {""})
 
     def register(self, server: str) -> None:
         """Note a server that is alive."""
         self._servers.add(server)
 
-    def connect(self, channel: str, server: str) -> None:
+    def connect(self, operation: Connect) -> None:
         """Note an open socket."""
-        self._users.setdefault(channel, Cell(""))
-        if server in self._servers:
-            self._kept.add(channel)
+        fields = {"user_id": "", **operation._asdict()}
+        self._records.setdefault(
+            operation.reply_channel, {name: Cell(value) for name, value in fields.items()}
+        )
 
-    def identify(self, channel: str, user_id: str, mark: Mark | None) -> None:
-        """Note whose it is."""
-        self._users.get(channel, Cell()).set(user_id, mark)
+    def change(self, operation: Any, mark: Mark | None) -> None:
+        """Change what is on record of a socket; None leaves a field as it was, and so does a socket that has gone."""
+        record = self._records.get(operation.reply_channel, {})
+        for name, value in operation._asdict().items() if record else ():
+            if value is not None:
+                record[name].set(value, mark)
 
     def disconnect(self, channel: str) -> None:
         """Forget a socket."""
-        self._users.pop(channel, None)
-        self._kept.discard(channel)
+        self._records.pop(channel, None)
         self.leave_all(channel)
+
+    def _is_alive(self, channel: str) -> bool:
+        return channel in self._records and self._records[channel]["server"].get() in self._servers
 
     def leave_all(self, channel: str) -> None:
         """Take a channel that nobody reads out of all groups; one of an open socket stays."""
-        if "!" in channel and channel not in self._kept:
+        if "!" in channel and not self._is_alive(channel):
             for members in self._groups.values():
                 members.pop(channel, None)
 

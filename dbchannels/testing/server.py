@@ -111,7 +111,9 @@ class Server:
 
     # What a connection asks of a relay.
 
-    open, close, make_send = Relay.open, Relay.close, Relay.make_send
+    open: Any = Relay.open
+    close: Any = Relay.close
+    make_send: Any = Relay.make_send
 
     def send(self, *operations: Operation) -> None:
         """Write at once."""

@@ -58,6 +58,11 @@ def address(message):
     message.reply_channel.send({"text": text})
 
 
+def forget(message):
+    """Note a client that did not wait."""
+    Channel("done").send({"left": message["path"]})
+
+
 def work(message):
     """Send oneself the next step, three times."""
     if message["step"] < 3:
@@ -96,6 +101,7 @@ routes = [
     route("websocket.disconnect", leave, path=r"^/room/(?P<room>\w+)/$"),
     route("websocket.connect", choose, path=r"^/choose/$"),
     route("websocket.connect", address, path=r"^/address/$"),
+    route("http.disconnect", forget, path=r"^/later/$"),
     route("work", work),
     route("loop", loop),
     route("flaky", flaky, retries=2),

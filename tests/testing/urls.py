@@ -6,7 +6,7 @@ from django.db import transaction
 from django.http import HttpResponse
 from django.urls import path
 
-from dbchannels import Channel, Group
+from dbchannels import Channel, Group, ResponseLater
 
 
 @transaction.atomic
@@ -24,9 +24,16 @@ def fail(request):
     raise ValueError("view failed")
 
 
+def later(request):
+    """Leave the answer to whoever answers the group."""
+    Group("waiting").add(request.reply_channel)
+    Model.objects.create(name="a view that waits")
+    raise ResponseLater
+
+
 def rows(request):
     """Answer with the names of all rows."""
     return HttpResponse(",".join(Model.objects.order_by("pk").values_list("name", flat=True)))
 
 
-urlpatterns = [path("send/", send), path("fail/", fail), path("rows/", rows)]
+urlpatterns = [path("send/", send), path("fail/", fail), path("rows/", rows), path("later/", later)]
