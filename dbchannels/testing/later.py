@@ -32,16 +32,19 @@ class LaterAnswer:
         self._channels.run()
         return bool(self._messages) and not self._messages[-1].get("more_content")
 
+    @property
+    def content(self) -> bytes:
+        """What has arrived of it until now: of a stream that stays open, such as server-sent events."""
+        self._channels.run()
+        return b"".join(message.get("content", b"") for message in self._messages)
+
     def receive(self) -> HttpResponse:
         """Return the answer. Fails when there is none, or not all of it, yet."""
         if not self.arrived:
             sentences = [f"The request of {self._path} was not answered.", *self._channels.explain()]
             raise AssertionError(" ".join(sentences))
         self.close()
-        response = HttpResponse(
-            b"".join(message.get("content", b"") for message in self._messages),
-            status=self._messages[0].get("status", 200),
-        )
+        response = HttpResponse(self.content, status=self._messages[0].get("status", 200))
         for name, value in self._messages[0].get("headers", ()):
             response[_text(name)] = _text(value)
         return response

@@ -1,6 +1,6 @@
-"""The long poll: what is answered when, as far as no socket is needed for it; tests/browser has the rest."""
+"""The long poll: what is answered when."""
 
-from dbchannels import Channel, Group
+from dbchannels import Group
 from dbchannels.testing import ChannelTestCase
 from longpoll.models import Headline
 from longpoll.views import SHOWN
@@ -19,12 +19,27 @@ class LongPoll(ChannelTestCase):
         self.assertNotSent(Group("longpoll"))
         self.assertFalse(Headline.objects.exists())
 
+    def test_who_waits_is_answered_by_whoever_adds_a_headline(self):
+        waiting = [self.client.get("/longpoll/next/", {"after": 0}).later for _ in range(2)]
+        self.assertFalse(waiting[0].arrived)
+        self.client.post("/longpoll/add/", {"text": "It rains."})
+        for later in waiting:
+            self.assertJSONEqual(later.receive().content, Headline.objects.get().as_json())
+
+    def test_who_has_missed_some_is_answered_with_the_first_of_them_at_once(self):
+        first, second = (Headline.objects.create(text=text) for text in ("one", "two"))
+        for after, headline in ((0, first), (first.pk, second)):
+            answer = self.client.get("/longpoll/next/", {"after": after})
+            self.assertEqual(answer.json(), headline.as_json())
+
     def test_patience_ends_with_an_empty_answer(self):
-        Channel("longpoll.patience", delay=25).send({"to": "reply.a!b"})
+        later = self.client.get("/longpoll/next/", {"after": 0}).later
+        self.advance(24)
         self.drain()
-        self.assertNotSent("reply.a!b")
-        self.drain(delayed=True)
-        self.assertSent("reply.a!b", status=204)
+        self.assertFalse(later.arrived)
+        self.advance(1)
+        self.drain()
+        self.assertEqual(later.receive().status_code, 204)
 
     def test_what_is_no_id_is_refused_with_a_sentence(self):
         for after in ("", "-1", "x", "9" * 19, "\u0663"):

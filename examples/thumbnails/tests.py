@@ -1,6 +1,7 @@
 """Thumbnails: what becomes of an upload."""
 
 import io
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -26,7 +27,9 @@ class Thumbnails(ChannelTestCase):
     def setUp(self):
         folder = tempfile.mkdtemp()
         self.addCleanup(shutil.rmtree, folder)
-        self.enterContext(override_settings(MEDIA_ROOT=folder))
+        media = override_settings(MEDIA_ROOT=folder)
+        media.enable()
+        self.addCleanup(media.disable)
 
     def files(self):
         return sorted(path.name for path in Path(settings.MEDIA_ROOT).rglob("*") if path.is_file())
@@ -42,13 +45,14 @@ class Thumbnails(ChannelTestCase):
         self.assertEqual(len(self.files()), 1)
 
     def test_each_size_is_made_and_told(self):
+        events = self.client.get("/thumbnails/events/").later
         self.upload(picture())
-        with self.captureMessages() as told:
-            self.drain()
+        self.drain()
         photo = Photo.objects.get()
         self.assertEqual(photo.as_json()["progress"], 100)
-        self.assertEqual(len([one for one in told if one.group == "thumbnails"]), len(SIDES))
-        self.assertSent(Group("thumbnails"), more_content=True)
+        told = [json.loads(line[6:]) for line in events.content.splitlines() if line.startswith(b"data: ")]
+        self.assertEqual([one["progress"] for one in told], [33, 67, 100])
+        self.assertFalse(events.arrived)  # the stream stays open
         for side, size in zip(SIDES, [(400, 200), (400, 200), (160, 80)], strict=True):
             answer = self.client.get(f"/thumbnails/{photo.pk}/{side}.jpg")
             self.assertEqual(Image.open(io.BytesIO(b"".join(answer.streaming_content))).size, size)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 from django.contrib.auth.models import Group as Model
+from django.db import connection
 from django.test import TestCase, override_settings
 
 from dbchannels import Group
@@ -27,7 +30,7 @@ class Later(ChannelTestCase):
     def test_a_stream_has_arrived_with_its_last_part(self):
         later = self.client.get("/later/").later
         Group("waiting").send({"status": 200, "content": b"a", "more_content": True})
-        assert not later.arrived
+        assert (later.arrived, later.content) == (False, b"a")
         Group("waiting").send({"content": b"b", "more_content": False})
         assert later.receive().content == b"ab"
 
@@ -35,6 +38,13 @@ class Later(ChannelTestCase):
         self.client.get("/later/").later.leave()
         self.assertSent("done", left="/later/")
         Group("waiting").send({"status": 200, "content": b"nobody reads this"})
+
+    def test_with_atomic_requests_what_the_view_did_is_kept_as_ever(self):
+        with mock.patch.dict(connection.settings_dict, ATOMIC_REQUESTS=True):
+            later = self.client.get("/later/").later
+        assert Model.objects.exists()
+        Group("waiting").send({"status": 204})
+        assert later.receive().status_code == 204
 
     def test_other_views_answer_as_ever(self):
         assert not hasattr(self.client.get("/rows/"), "later")
