@@ -20,7 +20,7 @@ from django.utils import html, timezone
 
 from dbchannels import conf, models
 from dbchannels.layers import channel_layers
-from dbchannels.message_text import message_text
+from dbchannels.message_text import message_text, run_again
 
 LINE = 120  # characters of a text that a list shows
 SHOWN = 4096  # characters of a message that its own page shows
@@ -190,7 +190,7 @@ class DeadLetterAdmin(MessageAdmin):
     def replay(self, request: Any, queryset: Any) -> None:
         moved = channel_layers["default"].replay(queryset.values_list("pk", flat=True))
         if moved:
-            self.message_user(request, models.run_again(moved), messages.SUCCESS)
+            self.message_user(request, run_again(moved), messages.SUCCESS)
         else:
             self.message_user(
                 request, "Nothing was left to run again: somebody was faster.", messages.WARNING

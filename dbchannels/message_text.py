@@ -11,7 +11,7 @@ from dbchannels import codec, names
 from dbchannels.masking import mask_query
 
 PRETTY = 65_536  # characters up to which a message is laid out in lines: a message of 1 MiB can take 10 s
-SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "set-cookie", "x-csrftoken"})
+SECRET = frozenset({"authorization", "cookie", "proxy-authorization", "session", "set-cookie", "x-csrftoken"})
 #: Headers that hold an address, and with it perhaps a query string.
 ADDRESS = frozenset({"location", "referer"})
 BODY = frozenset({"body", "content"})
@@ -76,3 +76,8 @@ def message_text(channel: str, payload: bytes, pretty: bool = True) -> str:
         return pformat(shown, width=100, sort_dicts=False) if pretty and len(text) <= PRETTY else text
     except DECODING_ERRORS:
         return UNREADABLE
+
+
+def run_again(number: int) -> str:
+    """Return what is said of a replay: ``3 dead letters run again.``"""
+    return f"{number:,} dead letters run again." if number != 1 else "1 dead letter runs again."

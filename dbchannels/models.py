@@ -14,7 +14,7 @@ from django.db import models
 from django.db.models.functions import Now
 
 from dbchannels import codec
-from dbchannels.names import MAX_LENGTH, MAX_USER_ID
+from dbchannels.names import MAX_LENGTH, MAX_LOGIN, MAX_USER_ID
 
 
 class PayloadMixin:
@@ -281,6 +281,11 @@ class Connection(models.Model):
         "user", max_length=MAX_USER_ID, default="", db_default="", blank=True, help_text="the primary key"
     )
     connected_at = models.DateTimeField("connected", db_default=Now())
+    # Of the HTTP session, the session cookie's value; shown to nobody. The digest is short enough for an index.
+    session_key = models.TextField("session key", default="", db_default="", blank=True)
+    session_digest = models.CharField("digest of it", max_length=64, default="", db_default="", db_index=True)
+    login = models.CharField("login", max_length=MAX_LOGIN, default="", db_default="", db_index=True)
+    session = models.BinaryField("channel session", null=True)
 
     class Meta:
         verbose_name = "connection"
@@ -293,8 +298,3 @@ def parse_held(messages: str) -> list[tuple[str, str]]:
     """Return (channel, reply channel) for each line of ``Held.messages``."""
     pairs = [line.partition(" ") for line in messages.splitlines()]
     return [(channel, reply_channel) for channel, _, reply_channel in pairs]
-
-
-def run_again(number: int) -> str:
-    """Return what is said of a replay: ``3 dead letters run again.``"""
-    return f"{number:,} dead letters run again." if number != 1 else "1 dead letter runs again."

@@ -388,6 +388,7 @@ def test_secrets_in_addresses_are_masked(message: dict[str, Any], shown: str) ->
         {"status": 200, "content": b"pr1vate", "binary": True},
         {"later": {"list": [{"headers": [["Set-Cookie", "pr1vate"]]}]}},
         {"headers": {"Cookie": "pr1vate"}},
+        {"session": b"pr1vate"},
         {"headers": [[b"COOKIE", b"pr1vate", "pr1vate"]]},
     ],
 )

@@ -16,6 +16,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -30,17 +31,17 @@ from dbchannels.layers.operations import (
     GroupAdd,
     GroupClear,
     GroupDiscard,
-    Identify,
     Operation,
     Send,
     SendGroup,
 )
 from dbchannels.layers.options import delivery_options
+from dbchannels.layers.websockets import WebSockets
 
 Fields = dict[str, Any]
 
 
-class BaseLayer:
+class BaseLayer(WebSockets):
     """What every layer can do. Positional arguments as in the public channel-layer draft."""
 
     #: Other processes receive what is sent here.
@@ -61,6 +62,8 @@ class BaseLayer:
         self.options = settings.options
         self.group_expiry: float = self.options["group_expiry"]
         self._threads = threading.local()
+        # By context and not by thread: what an async consumer awaits runs in another thread, and sends into it too.
+        self._buffer: ContextVar[Buffer | None] = ContextVar("buffer", default=None)
         self._spread: dict[str, deque[tuple[str, bytes]]] = {}
         self._spreading = threading.Lock()
 
@@ -99,10 +102,6 @@ class BaseLayer:
         payload = codec.encode(message, self.options["max_message_size"])
         self._submit([SendGroup(names.check_group_name(group), payload)], immediately)
 
-    def identify(self, channel: str, user_id: str) -> None:
-        """Note whose WebSocket has this reply channel; "" for nobody known. No error when it has gone meanwhile."""
-        self._submit([Identify(names.check_channel_name(channel), names.check_user_id(user_id))])
-
     def make_send(self, channel: str, message: Fields, **delivery: Any) -> Send:
         """Check a message and encode it: what happens to the dict afterwards changes nothing."""
         names.check_channel_name(channel)
@@ -115,14 +114,14 @@ class BaseLayer:
 
     @contextmanager
     def buffered(self) -> Iterator[Buffer]:
-        """Hold back what this thread sends and adds outside ``atomic()``; the caller writes ``pending()``."""
-        self._threads.buffer = buffer = Buffer()
+        """Hold back what is sent and added outside ``atomic()`` in this context; the caller writes ``pending()``."""
+        token = self._buffer.set(buffer := Buffer())
         try:
             yield buffer
         finally:
-            self._threads.buffer = None
+            self._buffer.reset(token)
 
-    def _submit(self, operations: list[Operation], immediately: bool = False) -> None:
+    def _submit(self, operations: Sequence[Operation], immediately: bool = False) -> None:
         """Write or buffer; with transactions open on other databases alone, wait until all of them have committed.
 
         ``immediately`` goes before a consumer's end and never before a commit, as on the layer's own database.
@@ -130,7 +129,7 @@ class BaseLayer:
         if self.transactional and (others := open_transactions(self.database)) and not self.in_transaction():
             after_commit(others, lambda: self._submit(operations, immediately))
             return
-        buffer: Buffer | None = getattr(self._threads, "buffer", None)
+        buffer = self._buffer.get()
         if buffer is None or immediately:
             self.write(operations)
         elif self.in_transaction():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from dbchannels.layers.operations import Operation
 
@@ -19,11 +19,11 @@ class Buffer:
         self._operations: list[Operation] = []
         self._written: list[tuple[int, Callable[[], bool]]] = []
 
-    def append(self, operations: list[Operation]) -> None:
+    def append(self, operations: Sequence[Operation]) -> None:
         """Add operations that wait for the consumer's end."""
         self._operations += operations
 
-    def written(self, operations: list[Operation], rolled_back: Callable[[], bool]) -> None:
+    def written(self, operations: Sequence[Operation], rolled_back: Callable[[], bool]) -> None:
         """Note that everything up to now was written; ``rolled_back`` will say if it was undone."""
         self._written.append((len(self._operations), rolled_back))
 

@@ -24,6 +24,7 @@ from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.bells import BellFolder, bell_folder, ring_at_commit
+from dbchannels.layers.connections import find_records
 from dbchannels.layers.database_link import DatabaseLink, unavailable
 from dbchannels.layers.database_writer import Writer
 from dbchannels.layers.ended import Ended
@@ -124,6 +125,11 @@ class DatabaseLayer(BaseLayer):
         """Return a query set of a group's memberships that have not ended."""
         current = Q(expires_at__isnull=True) | Q(expires_at__gt=timezone.now())
         return self.rows(Membership).filter(current, group=names.check_group_name(group)).order_by("id")
+
+    def connections(
+        self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
+    ) -> list[ops.Record]:
+        return find_records(self.database, after, limit, watched, fields)
 
     def group_channels(self, group: str) -> list[str]:
         return [queue + local for queue, local in self.members(group).values_list("channel", "local")]

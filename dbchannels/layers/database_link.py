@@ -16,6 +16,7 @@ from django.utils import timezone
 from dbchannels import names
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.bells import Bell, BellFolder
+from dbchannels.layers.connections import record_of
 from dbchannels.layers.ended import REMAINS
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send, notice_sends
@@ -129,7 +130,8 @@ class DatabaseLink(Link):
 
     def finish(self, worker: str, done: Done) -> list[Send]:
         with unavailable(), self.layer.atomic():
-            self._hold(worker, done.held)
+            held = self.layer.rows(Held).filter(worker=worker)  # none after a flush
+            held.update(messages=held_lines(done.held), since=timezone.now())
             for delivery in done.acknowledged:
                 self._claimed(worker, delivery).delete()
             for failure in done.failures:
@@ -241,7 +243,7 @@ class DatabaseLink(Link):
         if connections.exists() or members.exists():  # a sweep comes back for the rest
             self.register(name + REMAINS, Process.SERVER, process.queue)
             self.layer.rows(Process).filter(name=name + REMAINS).update(lease_until=timezone.now())
-        self.layer.write([disconnect_send(one.reply_channel, one.path, expiry) for one in lost], drop=True)
+        self.layer.write([disconnect_send(record_of(one), one.path, expiry) for one in lost], drop=True)
 
     def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:
         self.layer.write(notice_sends(lost, why, self.layer.options["expiry"]), drop=True)

@@ -94,13 +94,19 @@ class Writer:
 
     def _connect(self, connect: ops.Connect) -> None:
         self._layer.rows(Connection).get_or_create(
-            reply_channel=connect.reply_channel,
-            defaults={"server": connect.server, "path": ops.storable(connect.path)},
+            reply_channel=connect.reply_channel, defaults=connect.fields()
         )
 
     def _identify(self, identify: ops.Identify) -> None:
         connection = self._layer.rows(Connection).filter(reply_channel=identify.reply_channel)
         connection.update(user_id=identify.user_id)
+
+    def _keep(self, keep: ops.Keep) -> None:
+        rows = self._layer.rows(Connection).filter(reply_channel=keep.reply_channel)
+        if keep.session is not None:
+            rows.update(session=keep.session)
+        if keep.login is not None:
+            (rows.filter(login=ops.UNKNOWN) if keep.login == ops.NOBODY else rows).update(login=keep.login)
 
     def _disconnect(self, disconnect: ops.Disconnect) -> None:
         queue, local = names.split(disconnect.reply_channel)
@@ -122,4 +128,5 @@ _WRITERS: dict[type, Any] = {
     ops.Connect: Writer._connect,
     ops.Disconnect: Writer._disconnect,
     ops.Identify: Writer._identify,
+    ops.Keep: Writer._keep,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from dbchannels import codec
-from dbchannels.layers.operations import Send
+from dbchannels.layers.operations import Record, Send
 
 #: The close code of a connection that ended without a closing handshake (RFC 6455, section 7.4.1).
 ABNORMAL_CLOSURE = 1006
@@ -23,7 +23,8 @@ def notice_sends(lost: Iterable[tuple[str, str]], why: str, expiry: float) -> li
     ]
 
 
-def disconnect_send(reply_channel: str, path: str, expiry: float) -> Send:
-    """Return the ``websocket.disconnect`` of a connection whose server died."""
-    message = {"reply_channel": reply_channel, "path": path, "code": ABNORMAL_CLOSURE, "order": -1}
-    return Send("websocket.disconnect", codec.encode_trusted(message), reply_channel, expiry, certain=True)
+def disconnect_send(record: Record, path: str, expiry: float) -> Send:
+    """Return the ``websocket.disconnect`` of a connection whose server died; it carries what was on record."""
+    message = {"reply_channel": record.reply_channel, "path": path, "code": ABNORMAL_CLOSURE, "order": -1}
+    payload = codec.encode_trusted({**message, **record.kept()})
+    return Send("websocket.disconnect", payload, record.reply_channel, expiry, certain=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from django.utils import timezone
+
+from dbchannels import codec
 
 
 class Send(NamedTuple):
@@ -63,6 +66,25 @@ class Connect(NamedTuple):
     reply_channel: str
     server: str
     path: str
+    session_key: str = ""  # of the client's HTTP session; "" when it has none
+
+    def session_digest(self) -> str:
+        """Return what the connections of one session are found by."""
+        return session_digest(self.session_key)
+
+    def login(self) -> str:
+        """Return who is logged in: nobody where there is no session, else it is found out when somebody asks."""
+        return UNKNOWN if self.session_key else NOBODY
+
+    def fields(self) -> dict[str, str]:
+        """Return the record's fields, without its key."""
+        return {
+            "server": self.server,
+            "path": storable(self.path),
+            "session_key": self.session_key,
+            "session_digest": self.session_digest(),
+            "login": self.login(),
+        }
 
 
 class Disconnect(NamedTuple):
@@ -78,7 +100,37 @@ class Identify(NamedTuple):
     user_id: str  # the text of the primary key, "" for nobody known
 
 
-Operation = Send | GroupAdd | GroupDiscard | GroupClear | SendGroup | Connect | Disconnect | Identify
+class Keep(NamedTuple):
+    """Keep something with a WebSocket until it ends; nothing happens when no connection has that channel."""
+
+    reply_channel: str
+    session: bytes | None  # the encoded channel session; None: as it was
+    login: str | None  # see Record; None: as it was; NOBODY only where it was UNKNOWN
+
+
+Operation = Send | GroupAdd | GroupDiscard | GroupClear | SendGroup | Connect | Disconnect | Identify | Keep
+
+#: What Record.login says beside ``+`` with the text of a user's primary key.
+UNKNOWN, NOBODY = "", "-"
+
+
+class Record(NamedTuple):
+    """What is on record of an open WebSocket."""
+
+    reply_channel: str
+    session_key: str = ""  # of the client's HTTP session
+    login: str = UNKNOWN  # who is, or was, logged in by that session
+    session: bytes = b""  # the encoded channel session; b"" when nothing is kept
+
+    def kept(self) -> dict[str, Any]:
+        """Return what the disconnect consumer of a connection is told that has no record any more."""
+        told = {"session_key": self.session_key, "login": self.login, "session": self.session}
+        return {"session": codec.encode_trusted(told)} if self.session_key or self.session else {}
+
+
+def session_digest(session_key: str) -> str:
+    """Return the SHA-256 of a session's key in hexadecimal digits; "" for no session."""
+    return hashlib.sha256(session_key.encode()).hexdigest() if session_key else ""
 
 
 class Delivery(NamedTuple):

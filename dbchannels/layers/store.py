@@ -21,14 +21,14 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.notices import notice_sends
 from dbchannels.layers.row import Letter, Row, rows, sent_row
 from dbchannels.layers.store_link import StoreLink
+from dbchannels.layers.store_records import StoreRecords
 
 __all__ = ["StoreLayer"]
 
 #: Kinds of tables that ``flush`` empties. Messages by id: "waiting", one for each queue, and "claims", for each worker;
 #: "held", by worker: (channel, reply channel) of what it has popped and not finished; "members", one for each group:
 #: when each channel leaves it; "letters" by id; "schedule", by "CHANNEL EVERY": when a periodic message is due.
-#: Others are "connections", by reply channel: (server, path, user); "processes", by name: (kind, queue, the lease's
-#: end); and "numbers", the last id.
+#: Others are "connections", see StoreRecords; "processes", by name: (kind, queue, the lease's end); and "numbers".
 FLUSHED = ("waiting", "claims", "held", "members", "letters", "schedule")
 
 
@@ -96,11 +96,8 @@ class StoreLayer(BaseLayer):
                 self.table("members", group).pop(channel, None)
             case ops.GroupClear(group):
                 self.table("members", group).clear()
-            case ops.Connect(channel, server, path):
-                self.table("connections").setdefault(channel, (server, ops.storable(path), ""))
-            case ops.Identify(channel, user_id):
-                if connection := self.table("connections").get(channel):
-                    self.table("connections")[channel] = (*connection[:2], user_id)
+            case ops.Connect() | ops.Identify() | ops.Keep():
+                StoreRecords(self.table("connections")).write(operation)
             case ops.Disconnect(channel):
                 self.table("connections").pop(channel, None)
                 self.leave_groups(channel)
@@ -160,9 +157,14 @@ class StoreLayer(BaseLayer):
 
     def group_users(self, group: str) -> list[str]:
         with self.locked():
-            connections = self.table("connections")
-            members = self.group_channels(group)
-            return sorted({connections[channel][2] for channel in members if channel in connections} - {""})
+            records = StoreRecords(self.table("connections"))
+            return sorted({records.user_id(channel) for channel in self.group_channels(group)} - {""})
+
+    def connections(
+        self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
+    ) -> list[ops.Record]:
+        with self.locked():
+            return StoreRecords(self.table("connections")).find(after, limit, watched, fields)
 
     # Receiving.
 

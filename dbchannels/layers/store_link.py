@@ -13,6 +13,7 @@ from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send
 from dbchannels.layers.operations import Delivery, Done, Send
 from dbchannels.layers.row import rows
+from dbchannels.layers.store_records import StoreRecords
 
 if TYPE_CHECKING:
     from dbchannels.layers.store import StoreLayer
@@ -32,7 +33,8 @@ class StoreLink(Link):
 
     def finish(self, worker: str, done: Done) -> list[Send]:
         with self.layer.locked():
-            self._hold(worker, done.held)
+            if worker in self.layer.table("held"):  # it is not there after a flush
+                self._hold(worker, done.held)
             return super().finish(worker, done)
 
     def _hold(self, worker: str, held: Sequence[Delivery]) -> None:
@@ -109,9 +111,11 @@ class StoreLink(Link):
             for channel in [one for one in members if names.split(one)[0] == queue]:
                 del members[channel]
         self.layer.table("waiting", queue).clear()
-        connections, expiry = self.layer.table("connections"), self.layer.options["expiry"]
-        lost = [channel for channel, connection in connections.items() if connection[0] == name]
-        self.layer.write([disconnect_send(one, connections.pop(one)[1], expiry) for one in lost], drop=True)
+        lost, expiry = (
+            StoreRecords(self.layer.table("connections")).pop_of(name),
+            self.layer.options["expiry"],
+        )
+        self.layer.write([disconnect_send(record, path, expiry) for record, path in lost], drop=True)
 
     def sweep(self) -> None:
         self.layer.expire()

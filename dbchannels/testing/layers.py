@@ -14,6 +14,7 @@ a database only inside its tests, so that fixtures can open it (``@pytest.mark.u
 from __future__ import annotations
 
 from dbchannels.testing.layer_case import LayerCase, raises, wait_until
+from dbchannels.testing.layer_connections import ConnectionContract
 from dbchannels.testing.layer_delivery import DeliveryContract
 from dbchannels.testing.layer_durable import DurableContract
 from dbchannels.testing.layer_groups import GroupContract
@@ -33,6 +34,7 @@ class LayerContract(
     UniqueContract,
     OperatingContract,
     LivenessContract,
+    ConnectionContract,
 ):
     """Everything that a layer promises. Set ``layer_class``, or write ``make_layer`` yourself.
 

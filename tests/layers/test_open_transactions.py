@@ -48,6 +48,7 @@ def left(layer):
 #: What a consumer or a view does with a reply channel, and what is left of it at its end: memberships, connections.
 CALLS = {
     "identify": (lambda layer, channel: layer.identify(channel, "7"), (0, 1)),
+    "keep": (lambda layer, channel: layer.keep(channel, session=b"x"), (0, 1)),
     "discard": (lambda layer, channel: layer.group_discard("group", channel), (1, 0)),
     "clear": (lambda layer, channel: layer.group_clear("group"), (1, 0)),
     "add again": (lambda layer, channel: layer.group_add("group", channel), (1, 0)),

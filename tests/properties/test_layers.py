@@ -204,12 +204,26 @@ class Pair(RuleBasedStateMachine):
 
     @rule(channel=st.sampled_from(REPLIES), opens=st.booleans())
     def connect(self, channel, opens):
-        operation = Connect(channel, "s", "/") if opens else Disconnect(channel)
+        operation = Connect(channel, "s", "/", "key-of-one"[: len(channel)]) if opens else Disconnect(channel)
         self.both(lambda link: link.apply([operation]), self.links)
 
     @rule(channel=channels, user=st.sampled_from(["", "7", "12"]))
     def identify(self, channel, user):
         self.both(lambda layer: layer.identify(channel, user))
+
+    @rule(
+        channel=channels, session=st.sampled_from([None, b"", b"x"]), login=st.sampled_from([None, "+7", "-"])
+    )
+    def keep(self, channel, session, login):
+        self.both(lambda layer: layer.keep(channel, session=session, login=login))
+
+    @rule(
+        logins=st.lists(st.sampled_from(["", "+7", "-"])),
+        after=st.sampled_from(["", *REPLIES]),
+        watched=st.booleans(),
+    )
+    def look_at_connections(self, logins, after, watched):
+        self.both(lambda layer: layer.connections(after, 2, watched=watched, server=["s"], login=logins))
 
     @rule()
     def flush(self):

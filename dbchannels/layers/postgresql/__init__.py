@@ -17,8 +17,9 @@ from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.connections import find_records
 from dbchannels.layers.ended import Ended
-from dbchannels.layers.operations import Delivery, Operation, Send
+from dbchannels.layers.operations import Delivery, Operation, Record, Send
 from dbchannels.layers.outages import is_unavailable
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.link import PostgreSQLLink
@@ -116,6 +117,11 @@ class PostgreSQLLayer(BaseLayer):
 
     def group_count(self, group: str) -> int:
         return int(self._of_group(sql.GROUP_COUNT, group)[0][0])
+
+    def connections(
+        self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
+    ) -> list[Record]:
+        return find_records(self.database, after, limit, watched, fields)
 
     def group_channels(self, group: str) -> list[str]:
         return [row[0] for row in self._of_group(sql.GROUP_CHANNELS, group)]

@@ -119,11 +119,19 @@ WHERE "group" = %(group)s AND (expires_at IS NULL OR expires_at > statement_time
 """
 
 CONNECT = """
-INSERT INTO dbchannels_connection (reply_channel, server, path, connected_at)
-SELECT reply_channel, server, path, statement_timestamp()
-FROM unnest(%(reply_channels)s::text[], %(servers)s::text[], %(paths)s::text[])
-     AS opened(reply_channel, server, path)
+INSERT INTO dbchannels_connection (reply_channel, server, path, session_key, session_digest, login, connected_at)
+SELECT reply_channel, server, path, session_key, session_digest, login, statement_timestamp()
+FROM unnest(%(reply_channels)s::text[], %(servers)s::text[], %(paths)s::text[], %(session_keys)s::text[],
+            %(session_digests)s::text[], %(logins)s::text[])
+     AS opened(reply_channel, server, path, session_key, session_digest, login)
 ON CONFLICT (reply_channel) DO NOTHING
+"""
+
+KEEP = """
+UPDATE dbchannels_connection
+SET session = coalesce(%(session)s::bytea, session),
+    login = CASE WHEN login = '' OR %(login)s::text <> '-' THEN coalesce(%(login)s::text, login) ELSE login END
+WHERE reply_channel = %(reply_channel)s
 """
 
 # A site's open transaction may hold such a row, and nobody waits for that: a sweep comes back for it, see ended.

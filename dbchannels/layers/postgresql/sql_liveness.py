@@ -46,7 +46,7 @@ UNHOLD = "DELETE FROM dbchannels_held WHERE worker = %(name)s RETURNING messages
 CONNECTIONS_OF = """
 DELETE FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
     SELECT reply_channel FROM dbchannels_connection WHERE server = %(name)s FOR UPDATE SKIP LOCKED
-)) RETURNING reply_channel, path
+)) RETURNING path, reply_channel, session_key, login, session
 """
 MEMBERSHIPS_OF = """
 DELETE FROM dbchannels_membership WHERE id = ANY(ARRAY(

@@ -16,6 +16,7 @@ from dbchannels.layers.operations import (
     GroupClear,
     GroupDiscard,
     Identify,
+    Keep,
     Operation,
     Send,
     SendGroup,
@@ -234,6 +235,9 @@ def _connects(layer: PostgreSQLLayer, connects: list[Connect], wakes: Wakes) -> 
         "reply_channels": [connect.reply_channel for connect in connects],
         "servers": [connect.server for connect in connects],
         "paths": [storable(connect.path) for connect in connects],
+        "session_keys": [connect.session_key for connect in connects],
+        "session_digests": [connect.session_digest() for connect in connects],
+        "logins": [connect.login() for connect in connects],
     }
     yield sql.CONNECT, values, []
 
@@ -257,6 +261,11 @@ def _identifies(layer: PostgreSQLLayer, identifies: list[Identify], wakes: Wakes
         yield sql.IDENTIFY, identify._asdict(), []
 
 
+def _keeps(layer: PostgreSQLLayer, keeps: list[Keep], wakes: Wakes) -> Iterator[Planned]:
+    for keep in keeps:
+        yield sql.KEEP, keep._asdict(), []
+
+
 _PLANS: dict[type, Any] = {
     Send: _sends,
     SendGroup: _group_sends,
@@ -266,4 +275,5 @@ _PLANS: dict[type, Any] = {
     Connect: _connects,
     Disconnect: _disconnects,
     Identify: _identifies,
+    Keep: _keeps,
 }

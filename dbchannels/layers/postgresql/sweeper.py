@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from dbchannels.layers.ended import REMAINS
 from dbchannels.layers.notices import disconnect_send, notice_sends
-from dbchannels.layers.operations import Send
+from dbchannels.layers.operations import Record, Send
 from dbchannels.layers.postgresql import sql, sql_durable, sql_liveness
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
@@ -69,7 +69,11 @@ class Sweeper:
         values = {"name": name, "queue": queue, "remains": name + REMAINS}
         self._session.run([(sql_liveness.REMAINS_OF, values)])
         expiry = self._layer.options["expiry"]
-        self._write([disconnect_send(reply_channel, path, expiry) for reply_channel, path in lost])
+        records = [
+            (Record(channel, key, login, bytes(session or b"")), path)
+            for path, channel, key, login, session in lost
+        ]
+        self._write([disconnect_send(record, path, expiry) for record, path in records])
 
     # Connections.
 
