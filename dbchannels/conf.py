@@ -100,6 +100,11 @@ def _option_problems(options: dict[str, Any], where: str, own: bool) -> list[str
     return ([] if own else _unknown(options, OPTIONS, where)) + [one for one in problems if one]
 
 
+def layer_aliases() -> list[str]:
+    """Return the aliases of all layers."""
+    return list(getattr(settings, "DBCHANNELS", {}) or ["default"])
+
+
 def layer_settings(alias: str = "default") -> LayerSettings:
     """Return the settings of one layer; raises InvalidConfiguration with the first problem's sentence."""
     for sentence in problems():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import random
 import traceback
@@ -12,16 +13,28 @@ from django.db import connections, transaction
 
 from dbchannels import codec, signals
 from dbchannels.consumer_options import ConsumerOptions
-from dbchannels.exceptions import DenyConnection, InvalidMessage, ResponseLater, WorkerKilled
+from dbchannels.coroutines import completed
+from dbchannels.exceptions import (
+    ConsumeLater,
+    DenyConnection,
+    InvalidMessage,
+    ResponseLater,
+    WebSocketCloseException,
+    WorkerKilled,
+)
 from dbchannels.handler import ViewHandler
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Failure, Operation, Outcome, Send
+from dbchannels.layers.operations import Delivery, Failure, Keep, Operation, Outcome, Send
 from dbchannels.layers.options import LONGEST_DELAY
 from dbchannels.message import Message
 from dbchannels.routing import Captures, Route, Routing
 
 log = logging.getLogger("dbchannels.worker")
+
+
+WEBSOCKET = ("websocket.connect", "websocket.receive", "websocket.disconnect")
+NOT_YET = b"This cannot be answered yet: try again soon."
 
 
 class ClaimLost(Exception):
@@ -81,6 +94,7 @@ class Consumption:
         together = transaction.atomic(using=self.layer.database) if route.options.atomic else nullcontext()
         with signals.told(route.consumer, message), together:
             answered = self._answered(route, message, captures)
+            message.save_sessions()
             # In the consumer's own transaction: its effect and the end of its message are one, or neither is.
             if route.options.atomic and delivery.durable and not self.layer.acknowledge(worker, delivery):
                 raise ClaimLost
@@ -88,7 +102,11 @@ class Consumption:
 
     def _answered(self, route: Route, message: Message, captures: Captures) -> bool:
         try:
-            route.run(message, captures)
+            result = route.run(message, captures)
+            if inspect.iscoroutine(result):
+                completed(result)
+                if route.options.atomic:
+                    self.layer.send_many([])  # and with it, into the transaction, what it has sent before
         except ResponseLater:
             if message.channel.name != "http.request" or message.reply_channel is None:
                 raise
@@ -107,8 +125,11 @@ class Consumption:
         if isinstance(error, ClaimLost):
             log.warning("A message on %s was claimed by another worker meanwhile.", delivery.channel)
             return Outcome([], None, False)
+        if (answers := said_by_raising(self.layer, delivery, error)) is not None:
+            return Outcome(answers, None, False)
         text = "".join(traceback.format_exception(error))
-        if not isinstance(error, DenyConnection):
+        expected = isinstance(error, DenyConnection) or (delivery.durable and isinstance(error, ConsumeLater))
+        if not expected:
             self.report(delivery, error, text)
         outcome = self._failed(delivery, text, isinstance(error, DenyConnection))
         if isinstance(error, WorkerKilled) and outcome.failure is not None:
@@ -180,9 +201,31 @@ def reply(layer: BaseLayer, channel: str, message: dict[str, Any]) -> Operation:
     return Send(channel, codec.encode_trusted(message), "", layer.options["expiry"], certain=True)
 
 
+def said_by_raising(layer: BaseLayer, delivery: Delivery, error: BaseException) -> list[Operation] | None:
+    """Return what is answered when a consumer asks for its message later, or closes; None where that means nothing."""
+    later = isinstance(error, ConsumeLater)
+    if delivery.durable or not (later or isinstance(error, WebSocketCloseException)):
+        return None
+    if delivery.channel == "http.request" and later:
+        headers = [[b"Retry-After", b"1"], [b"Content-Type", b"text/plain"]]
+        return [reply(layer, delivery.reply_channel, {"status": 503, "headers": headers, "content": NOT_YET})]
+    order = codec.decode(delivery.payload).get("order")
+    if delivery.channel not in WEBSOCKET or not isinstance(order, int) or order < 0:
+        return None
+    if isinstance(error, WebSocketCloseException):
+        # To be closed with a code a client must be accepted.
+        accept = {"accept": True} if delivery.channel == "websocket.connect" else {}
+        answer = {**accept, "close": error.code, "finished": order}
+    else:
+        answer = {"again": order}
+    return [reply(layer, delivery.reply_channel, answer)]
+
+
 def _joined(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
     """Let the consumer's last word to a connection say that the frame is finished too: one row in place of two."""
     last = sent[-1] if sent else None
+    if isinstance(last, Keep):  # in front, so that the last word is one
+        return [last, *_joined(sent[:-1], answers)]
     if len(answers) == 1 and isinstance(last, Send) and last[:1] == answers[0][:1]:
         content = codec.decode(answers[0].payload)
         if list(content) == ["finished"] and (

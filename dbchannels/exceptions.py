@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+LOGGED_OUT = 4401  # the close code of a connection whose login has ended: 4000 and HTTP's 401
+SENDABLE_CODES = frozenset(
+    {1000, 1001, 1002, 1003, *range(1007, 1015)}
+)  # RFC 6455 section 7.4, IANA's registry
+
 
 class DBChannelsError(Exception):
     """The base of every error that dbchannels raises on purpose."""
@@ -64,6 +69,38 @@ class ResponseLater(DBChannelsError):
 
 class DenyConnection(DBChannelsError):
     """Raise it in a ``websocket.connect`` consumer: the client is refused with 403 before the handshake ends."""
+
+
+class WebSocketCloseException(DBChannelsError):
+    """Raise it in a ``websocket.*`` consumer: the connection is closed with the code.
+
+    As with every exception, what the consumer has sent is dropped; to say something first, send it with ``close``. In
+    ``websocket.connect`` the client is accepted and closed, because a browser's script can read no other refusal.
+    """
+
+    def __init__(self, code: int = 1000) -> None:
+        if not isinstance(code, int) or not (code in SENDABLE_CODES or 3000 <= code <= 4999):
+            raise ValueError(f"A WebSocket cannot be closed with {shown(code)}: use 1000, or 3000 to 4999.")
+        super().__init__(f"The consumer closes the connection with {code}.")
+        self.code = code
+
+
+class LoginEnded(WebSocketCloseException):
+    """Who was logged in on this connection is not any more; it is closed with 4401."""
+
+    def __init__(self) -> None:
+        super().__init__(LOGGED_OUT)
+
+
+class ConsumeLater(DBChannelsError):
+    """Raise it in a consumer that cannot do its work yet: the message is delivered again a little later.
+
+    What the consumer has sent is dropped. The frames of a connection keep their order: those behind it wait.
+    """
+
+
+class NoClient(DBChannelsError, AttributeError):
+    """A message has no session or user: it comes from no client, or the site has none; the sentence says which."""
 
 
 def shown(value: object, length: int = 60) -> str:

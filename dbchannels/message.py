@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from asgiref.sync import sync_to_async
 
 from dbchannels.channel import Channel
+from dbchannels.client import Client
+
+if TYPE_CHECKING:
+    from django.contrib.sessions.backends.base import SessionBase
+
+    from dbchannels.sessions import ChannelSession
 
 
 class Message:
     """One message: its fields by key, its ``channel``, and the ``reply_channel`` to answer on, if it has one.
 
-    ``attempt`` counts from 1 for messages on the site's own channels, and is 0 for protocol messages.
+    ``http_session``, ``channel_session`` and ``user`` say which client it comes from. ``attempt`` counts from 1 for
+    messages on the site's own channels, and is 0 for protocol messages.
     """
 
     def __init__(
@@ -20,8 +29,15 @@ class Message:
         self.channel = Channel(channel, layer=layer)
         self.content = content
         self.attempt = attempt
+        self._layer = layer
+        self._client: Client | None = None
         reply_channel = content.get("reply_channel")
         self.reply_channel = Channel(reply_channel, layer=layer) if reply_channel else None
+
+    @property
+    def layer(self) -> str:
+        """The alias of its layer."""
+        return self._layer
 
     def __getitem__(self, key: str) -> Any:
         return self.content[key]
@@ -39,6 +55,48 @@ class Message:
 
     def __repr__(self) -> str:
         return f"<Message on {self.channel}: {', '.join(self.content) or 'empty'}>"
+
+    # The client that it comes from, as far as anybody asks.
+
+    @property
+    def http_session(self) -> SessionBase:
+        """The session of Django's that the client's cookie names; of ``http.request`` and ``websocket.*``.
+
+        What a consumer changes is saved when it ends well. Raises NoClient for every other message.
+        """
+        return self._asked().http_session
+
+    @property
+    def channel_session(self) -> ChannelSession:
+        """What consumers keep with this WebSocket until it ends. Raises NoClient for what is none."""
+        return self._asked().channel_session
+
+    @property
+    def user(self) -> Any:
+        """Who is logged in, as ``request.user``. Raises NoClient where no client is, LoginEnded after a logout."""
+        return self._asked().user
+
+    async def ahttp_session(self) -> SessionBase:
+        """Return ``http_session`` to an async consumer."""
+        return await sync_to_async(lambda: self.http_session)()
+
+    async def achannel_session(self) -> ChannelSession:
+        """Return ``channel_session`` to an async consumer."""
+        return await sync_to_async(lambda: self.channel_session)()
+
+    async def auser(self) -> Any:
+        """Return ``user`` to an async consumer."""
+        return await sync_to_async(lambda: self.user)()
+
+    def save_sessions(self) -> None:
+        """Save what was changed; the worker does it when the consumer has ended well."""
+        if self._client is not None:
+            self._client.save()
+
+    def _asked(self) -> Client:
+        if self._client is None:
+            self._client = Client(self.channel.name, self.content, self._layer)
+        return self._client
 
     def as_keywords(self) -> dict[str, Any]:
         """Return the fields as the 2015 post's consumers take them.

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 import pytest
+from asgiref.sync import sync_to_async
+from django.db import connections
+from django.utils import timezone
 
-from dbchannels import Channel, Group, channel_layers, route
+from dbchannels import Channel, ConsumeLater, Group, WebSocketCloseException, channel_layers, route
 from dbchannels.models import DeadLetter, DurableMessage, Membership
 from dbchannels.routing import Routing
 from dbchannels.testing.layer_case import drain, waiting
 from dbchannels.worker import Worker
 from tests import kinds
+from tests.visitors import Visitor
 
 pytestmark = kinds.on_databases
 
@@ -147,3 +152,154 @@ def test_an_idle_reader_knows_when_the_next_message_is_due(layer, new_link):
     layer.send("own", {}, delay=3600)
     due = link.next_due()
     assert due is None if not layer.wakeups else 3500 < due <= 3600
+
+
+# Later, and the end of a connection.
+
+
+@pytest.fixture
+def socket(layer, new_link):
+    """A client with a WebSocket, on record."""
+    one = Visitor(layer, new_link(layer)).opens()
+    drain(layer, "websocket.connect")
+    yield one
+    one.ends()
+
+
+@pytest.fixture
+def run(layer):
+    """Run a consumer for what waits on a channel."""
+    made = []
+
+    def run(channel, consumer, **options):
+        made.append(Worker(channel_layers["default"], Routing([route(channel, consumer, **options)])))
+        made[-1]._register()
+        while made[-1].run_once():
+            pass
+
+    yield run
+    for one in made:
+        one.link.close()
+
+
+def send_and(error):
+    """Return a consumer that sends, and then raises."""
+
+    def consume(message):
+        Channel("out").send({})
+        raise error
+
+    return consume
+
+
+def test_a_frame_that_is_wanted_later_goes_back_to_its_server(layer, socket, run, caplog):
+    socket.says("hi")
+    run("websocket.receive", send_and(ConsumeLater))
+    assert socket.told() == [{"again": 1}]
+    assert (waiting(layer, "out"), caplog.records) == (0, [])
+
+
+def test_a_message_of_the_sites_own_that_is_wanted_later_waits_as_one_that_failed(layer, run, caplog):
+    layer.send("own", {"number": 1})
+    run("own", send_and(ConsumeLater), backoff=3600)
+    (message,) = rows(layer, DurableMessage)
+    assert (message.attempts, message.due_at > message.sent_at, waiting(layer, "out")) == (1, True, 0)
+    assert caplog.records == []  # no traceback: nothing has failed
+
+
+def test_a_request_that_is_wanted_later_is_asked_to_come_again(layer, run):
+    layer.send("http.request", {"reply_channel": "reply.v1!r", "path": "/", "headers": []})
+    run("http.request", send_and(ConsumeLater))
+    (answer,) = drain(layer, "reply.v1!")
+    assert (answer["status"], answer["headers"][0]) == (503, [b"Retry-After", b"1"])
+
+
+def test_a_disconnect_that_nobody_can_bring_again_is_an_error(layer, run, caplog):
+    gone = {"reply_channel": "reply.v1!r", "path": "/", "code": 1006, "order": -1}
+    layer.send("websocket.disconnect", gone)
+    run("websocket.disconnect", send_and(ConsumeLater))
+    assert "ConsumeLater" in caplog.text
+    assert drain(layer, "reply.v1!") == []
+
+
+@pytest.mark.parametrize(
+    ("step", "told"),
+    [
+        ("connect", {"accept": True, "close": 4000}),
+        ("receive", {"close": 4000}),
+        ("disconnect", {"close": 4000}),
+    ],
+)
+@pytest.mark.parametrize("atomic", [False, True])
+def test_an_exception_closes_the_connection(layer, socket, run, step, told, atomic, caplog):
+    {"connect": socket.opens, "receive": lambda: socket.says("hi"), "disconnect": socket.leaves}[step]()
+    run(f"websocket.{step}", send_and(WebSocketCloseException(4000)), atomic=atomic)
+    assert socket.told() == [told]
+    assert (waiting(layer, "out"), caplog.records) == (0, [])
+
+
+def test_where_there_is_no_connection_to_close_it_is_an_error(layer, run, caplog):
+    layer.send("own", {})
+    run("own", send_and(WebSocketCloseException(4000)), retries=0)
+    assert rows(layer, DeadLetter).get().error.endswith("The consumer closes the connection with 4000.\n")
+
+
+# Async.
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_an_async_consumer_runs_to_its_end(layer, run, atomic):
+    seen = []
+
+    async def consume(message):
+        await asyncio.sleep(0)
+        Channel("out").send({"number": 1})
+        await DeadLetter.objects.using(layer.database).acreate(
+            channel="kept", payload=b"", attempts=0, sent_at=timezone.now(), error=""
+        )
+        await sync_to_async(Channel("out").send)({"number": 2})
+        Channel("out").send({"number": 3})
+        seen.append(waiting_in_thread())
+        await sync_to_async(lambda: seen.append(connections[layer.database].in_atomic_block))()
+
+    def waiting_in_thread():
+        return asyncio.get_running_loop().is_running()
+
+    layer.send("own", {})
+    run("own", consume, atomic=atomic)
+    assert seen == [True, atomic]
+    assert [one["number"] for one in drain(layer, "out")] == [1, 2, 3]
+    assert rows(layer, DeadLetter).get().channel == "kept"
+    assert not rows(layer, DurableMessage).exists()
+
+
+@pytest.mark.parametrize("atomic", [False, True])
+def test_an_async_consumer_that_raises_has_sent_nothing(layer, run, atomic):
+    async def consume(message):
+        Channel("out").send({"number": 1})
+        await sync_to_async(Channel("out").send)({"number": 2})
+        raise RuntimeError("as asked for")
+
+    layer.send("own", {})
+    run("own", consume, atomic=atomic, backoff=3600)
+    assert waiting(layer, "out") == 0
+    assert rows(layer, DurableMessage).get().attempts == 1
+
+
+def test_what_an_atomic_async_consumer_sends_is_gone_with_a_lost_claim(layer, run):
+    async def consume(message):
+        Channel("out").send({"number": 1})
+        await rows(layer, DurableMessage).aupdate(claimed_by="another")
+
+    layer.send("own", {})
+    run("own", consume, atomic=True)
+    assert waiting(layer, "out") == 0
+
+
+def test_the_orm_is_refused_where_django_refuses_it(layer, run):
+    async def consume(message):
+        Channel("out", immediately=True).send({})
+
+    layer.send("own", {})
+    run("own", consume, retries=0)
+    assert "SynchronousOnlyOperation" in rows(layer, DeadLetter).get().error

@@ -21,12 +21,14 @@ from dbchannels.interface.access import log_websocket
 from dbchannels.interface.deflate import Deflate
 from dbchannels.interface.http import Request, connect_message
 from dbchannels.interface.limits import Limits
+from dbchannels.interface.postponed import Postponed
 from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay
 from dbchannels.interface.reply import Reply
 from dbchannels.interface.verdict import Accepted, Denied, denied
 from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text, incoming
 from dbchannels.interface.wire import Wire
 from dbchannels.layers.operations import Connect, Disconnect
+from dbchannels.session_keys import session_key
 
 log = logging.getLogger("dbchannels.server")
 
@@ -53,6 +55,7 @@ class Connection:
         self._order = 0
         self._abandoned = False
         self._refused_at: float | None = None  # since when the channel is full
+        self._postponed: Postponed | None = None  # the message in the layer, when its consumer wants it later
         # Towards the client.
         self.deflate: Deflate | None = None  # how messages are compressed, set before `start`
         self._wire: Wire | None = None  # from `start` on
@@ -65,8 +68,11 @@ class Connection:
     def connect(self) -> None:
         """Record the connection and send its connect message. Raises OutboxFull."""
         fields = connect_message(self.request, self.reply_channel)
-        record = Connect(self.reply_channel, self._relay.name, self.request.path[:2000])
+        key = session_key(self.request.headers)
+        record = Connect(self.reply_channel, self._relay.name, self.request.path[:2000], key)
         self._relay.send(record, self._relay.make_send("websocket.connect", fields))
+        if key:
+            self._relay.has_sessions = True
         self._in_flight = ("websocket.connect", fields)  # not before: what was refused will not be answered
 
     def give_up(self) -> None:
@@ -137,6 +143,8 @@ class Connection:
             self._take(out, message)
         if "finished" in message:
             self._finished(message["finished"])
+        elif "again" in message:
+            self._consume_again(message["again"])
 
     def _take(self, out: Outgoing, message: dict[str, Any]) -> None:
         if self._wire is not None:
@@ -169,7 +177,7 @@ class Connection:
         """
         if self._in_flight is None or self._in_flight[1]["order"] != order:
             return
-        finished, self._in_flight, self._refused_at = self._in_flight, None, None
+        finished, self._in_flight, self._refused_at, self._postponed = self._in_flight, None, None, None
         denied = self._abandoned and isinstance(self.verdict.value, Denied)
         if denied or finished[0] == "websocket.disconnect":
             self._end()
@@ -177,6 +185,24 @@ class Connection:
             self._disconnect(1006)
         else:
             self._pump()
+
+    def _consume_again(self, order: object) -> None:
+        """The consumer of the message in the layer wants it later; none overtakes it, as no other goes there."""
+        if self._in_flight is None or self._in_flight[1]["order"] != order:
+            return
+        postponed = self._postponed = self._postponed or Postponed()
+        if postponed.waits:
+            return
+        if (delay := postponed.next_delay()) is not None:
+            gevent.spawn_later(delay, self._send_again, postponed)
+        elif self._in_flight[0] == "websocket.disconnect":
+            self._end()
+        else:
+            self._lost("expired", None)
+
+    def _send_again(self, postponed: Postponed) -> None:
+        postponed.sent()
+        self._send_in_flight()
 
     def _lost(self, why: str, channel: str | None) -> None:
         """The message in the layer will not be consumed; without a channel it is whichever is there."""

@@ -828,3 +828,103 @@ def test_an_idle_connection_has_no_greenlet(new_line):
         one.say("a")
     until(lambda: all(one.texts() for one in lines))
     assert sum(isinstance(one, gevent.Greenlet) for one in gc.get_objects()) == before
+
+
+# --- a consumer that wants its message later
+
+
+def test_a_message_that_is_wanted_later_goes_again_and_none_overtakes_it(line, at_once):
+    line.open()
+    line.say("one", "two")
+    until(lambda: line.texts() == ["one"])
+    for tries in range(2, 5):
+        line.reply(again=1)
+        until(lambda: line.texts() == ["one"] * tries)  # noqa: B023
+    line.reply(again=1, text="and says something")
+    until(lambda: line.texts() == ["one"] * 5)
+    line.finish()
+    assert line.texts() == ["one"] * 5 + ["two"]
+    assert line.received() == [(TEXT, b"and says something")]
+    assert line.connection._postponed is None
+
+
+def test_word_of_it_that_comes_twice_or_late_counts_for_nothing(line, at_once):
+    line.open()
+    line.say("one", "two")
+    until(line.texts)
+    line.reply(again=1)
+    line.reply(again=1)
+    line.reply(again=7)
+    until(lambda: len(line.texts()) == 2)
+    line.finish()
+    line.reply(again=1)
+    gevent.sleep(0.01)
+    assert line.texts() == ["one", "one", "two"]
+
+
+def test_it_waits_longer_each_time(line, monkeypatch):
+    waited = []
+    monkeypatch.setattr(random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(
+        gevent, "spawn_later", lambda delay, call, *given: waited.append(delay) or call(*given)
+    )
+    line.open()
+    line.say("one")
+    until(line.texts)
+    for _ in range(8):
+        line.reply(again=1)
+    assert waited == [0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 5.0, 5.0]
+
+
+def put_off_for_too_long(line, monkeypatch, order):
+    """Let the consumer raise once more when its time is over."""
+    line.reply(again=order)
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    line.connection._postponed.sent()
+    line.reply(again=order)
+    monkeypatch.undo()
+
+
+def test_a_handshake_that_is_put_off_for_too_long_is_refused(line, monkeypatch):
+    line.connect()
+    put_off_for_too_long(line, monkeypatch, 0)
+    assert line.verdict().status == 503
+
+
+def test_a_frame_that_is_put_off_for_too_long_closes_the_connection(line, monkeypatch):
+    line.open()
+    line.say("one", "two")
+    until(line.texts)
+    put_off_for_too_long(line, monkeypatch, 1)
+    assert line.closed_with() == 1013
+    assert "two" not in line.texts()
+
+
+def test_a_disconnect_that_is_put_off_for_too_long_ends_it(line, monkeypatch):
+    line.open()
+    line.client.close()
+    until(line.codes)
+    put_off_for_too_long(line, monkeypatch, 1)
+    assert line.is_over()
+
+
+# --- the session's key
+
+
+def test_the_sessions_key_is_put_on_record_and_not_into_frames(line):
+    cookie = (b"cookie", b"a=b; sessionid=abcdefgh12345678")
+    line.connection.request = REQUEST._replace(
+        headers=[*REQUEST.headers, cookie], target="/?sessionid=forged-key"
+    )
+    line.open()
+    line.say("hi")
+    until(line.texts)
+    assert line.relay.operations[0] == Connect("reply.s1!c1", "s1", "/", "abcdefgh12345678")
+    assert line.relay.has_sessions
+    assert "abcdefgh" not in str(line.sent("websocket.receive"))
+
+
+def test_without_a_session_nobody_is_looked_after(line):
+    line.open()
+    assert not hasattr(line.relay, "has_sessions")
