@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-from django.apps import AppConfig
+from django.apps import AppConfig, apps
 from django.db import connections
 from django.db.models.signals import post_migrate
 
@@ -18,11 +18,13 @@ class DBChannelsConfig(AppConfig):
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the system checks (consumers are found by workers only)."""
-        from dbchannels import bindings, checks  # noqa: F401  (the import of checks registers them)
+        """Register the system checks (consumers are found by workers only), and hear of logouts."""
+        from dbchannels import bindings, checks, logins  # noqa: F401  (the import of checks registers them)
 
         bindings.connect_pending()
         post_migrate.connect(make_functions, sender=self)
+        if apps.is_installed("django.contrib.auth"):
+            logins.connect_signals()
 
 
 def make_functions(using: str, **kwargs: Any) -> None:

@@ -37,6 +37,7 @@ log = logging.getLogger("dbchannels.server")
 OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
 BATCH = 500  # rows in one statement
 FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep
+CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see logins.py
 REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts as gone
 DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
 
@@ -67,6 +68,8 @@ class Relay:
         self._renewed_at = time.monotonic()
         self._read_at = 0.0  # when the layer last gave what waited for this server
         self._looks_for_workers = self._has_worker = False
+        self.has_sessions = False  # whether a WebSocket has brought a session's cookie
+        self._checked_at = time.monotonic()
         self._wake = WakeupPipe()  # ends the receiver's wait
         #: Rung by workers of this process tree that have written replies; by what they would NOTIFY.
         self.door = Doorbell.new()
@@ -317,6 +320,9 @@ class Relay:
             self.call_in_hub(self._on_dead)
         self._renewed_at = asked_at
         self._find_near(link)
+        if self.has_sessions and asked_at - self._checked_at > CHECK_LOGINS:
+            self._checked_at = asked_at
+            link.apply([self.make_send("websocket.logins", {"server": self.name})])
         link.sweep()
         if self._looks_for_workers:
             self._has_worker = link.has_worker("http.request")

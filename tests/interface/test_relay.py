@@ -664,3 +664,20 @@ def test_its_own_workers_are_woken_without_a_notification(new_relay, new_link):
     relay.send(relay.make_send("http.request", {"path": "/"}))
     until(lambda: wait_readable([bell.reader], 0))
     assert listener.wait(0.05) == set()
+
+
+# Logins.
+
+
+@pytest.mark.parametrize("has_sessions", [True, False])
+def test_once_a_minute_the_logins_of_its_sockets_are_looked_at(new_relay, monkeypatch, has_sessions):
+    relay = new_relay(lease=0.3)
+    relay.has_sessions = has_sessions
+    asked = len(relay.harness.asked)
+    until(lambda: relay.harness.asked[asked:].count("sweep") > 1)
+    assert drain(relay.layer, "websocket.logins") == []
+    relay._checked_at -= 60
+    asked = len(relay.harness.asked)
+    until(lambda: relay.harness.asked[asked:].count("sweep") > 2)
+    found = drain(relay.layer, "websocket.logins")
+    assert found == ([{"server": relay.name}] if has_sessions else [])

@@ -1,0 +1,137 @@
+"""WebSockets end with the login that they were opened by: their sessions and users are looked at again.
+
+Django's signals say of a logout, and of a user who was saved or deleted. Of what sends no signal (a session's row that
+is deleted, ``QuerySet.update(is_active=False)``, a session that expires) each server has its connections looked at once
+a minute. Both come as messages on ``websocket.logins``, which a worker consumes: a server runs no code of the site.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.contrib.auth.signals import user_logged_out
+from django.db import transaction
+from django.db.models.signals import post_delete, post_save
+
+from dbchannels import auth, conf
+from dbchannels.channel import Channel
+from dbchannels.exceptions import LOGGED_OUT
+from dbchannels.layers import channel_layers
+from dbchannels.layers.operations import NOBODY, UNKNOWN, Record, session_digest
+from dbchannels.message import Message
+from dbchannels.sessions import installed, stored_sessions
+
+log = logging.getLogger("dbchannels.logins")
+
+CHANNEL = "websocket.logins"
+PAGE = 200  # connections that one message looks at: some 10 ms, so that nobody waits long behind it
+
+
+def connect_signals() -> None:
+    """Hear of logouts and users; a proxy of the user model sends signals of its own."""
+    user_logged_out.connect(on_logged_out, dispatch_uid="dbchannels")
+    for model in apps.get_models():
+        if issubclass(model, get_user_model()):
+            post_save.connect(on_user_saved, sender=model, dispatch_uid="dbchannels")
+            post_delete.connect(on_user_deleted, sender=model, dispatch_uid="dbchannels")
+
+
+def on_logged_out(request: Any, **kwargs: Any) -> None:
+    """Close the session's WebSockets in the transaction of the logout, and after its commit any opened meanwhile."""
+    digest = session_digest(getattr(getattr(request, "session", None), "session_key", None) or "")
+    for alias in conf.layer_aliases() if digest else ():
+        layer = channel_layers[alias]
+        try:
+            with transaction.atomic(using=layer.database):
+                close_session(alias, digest)
+        except Exception:  # nobody stays logged in because of it
+            log.exception("The WebSockets of a session that was logged out could not be closed now.")
+        if layer.in_transaction():
+            transaction.on_commit(_closing(alias, digest), using=layer.database, robust=True)
+
+
+def close_session(alias: str, digest: str) -> None:
+    """Close the WebSockets that were opened by a session, see ``operations.session_digest``."""
+    layer, after = channel_layers[alias], ""
+    while page := [one.reply_channel for one in layer.connections(after, session_digest=[digest])]:
+        layer.close_connections(page, LOGGED_OUT)
+        after = page[-1]
+
+
+def _closing(alias: str, digest: str) -> Callable[[], None]:
+    # No partial: Django logs the name of one that fails, and a partial has none.
+    return lambda: close_session(alias, digest)
+
+
+def on_user_saved(
+    instance: Any, created: bool, raw: bool, update_fields: Any, using: str, **kwargs: Any
+) -> None:
+    """Look at the user's WebSockets after the commit. The last login says nothing of the present one."""
+    if not (created or raw or (update_fields and set(update_fields) <= {"last_login"})):
+        _look_at(instance, using)
+
+
+def on_user_deleted(instance: Any, using: str, **kwargs: Any) -> None:
+    """Look at the user's WebSockets after the commit."""
+    _look_at(instance, using)
+
+
+def _look_at(user: Any, using: str) -> None:
+    login = auth.login_of(user)
+    # Robust, and after the commit: what becomes of a user does not depend on the layer.
+    transaction.on_commit(lambda: _send_for_user(login), using=using, robust=True)
+
+
+def _send_for_user(login: str) -> None:
+    for alias in conf.layer_aliases():
+        if channel_layers[alias].connections(limit=1, login=[login, UNKNOWN]):
+            Channel(CHANNEL, layer=alias).send({"user": login})
+
+
+def check(message: Message) -> None:
+    """Consume ``{"user": login}`` or ``{"server": name}``: close the WebSockets whose login has ended.
+
+    What is found out of the others is noted: nobody is looked at twice who was not logged in from the start.
+    """
+    if not (installed() and apps.is_installed("django.contrib.auth")):
+        return
+    layer = channel_layers[message.layer]
+    page = layer.connections(message.get("after", ""), PAGE, watched=True, **_criteria(message))
+    ended = []
+    for record, login in zip(page, _logins(page, message.get("user", "")), strict=True):
+        if login is None:
+            ended.append(record.reply_channel)
+        elif login != record.login:
+            layer.keep(record.reply_channel, login=login)
+    layer.close_connections(ended, LOGGED_OUT)
+    if len(page) == PAGE:
+        message.channel.send({**message.content, "after": page[-1].reply_channel})
+
+
+def _criteria(message: Message) -> dict[str, Sequence[str]]:
+    if "user" in message:
+        return {"login": [message["user"], UNKNOWN]}
+    return {"server": [message["server"]]}
+
+
+def _logins(records: Sequence[Record], asked: str) -> list[str | None]:
+    """Return what each record is to say of who is logged in; None for a login that has ended."""
+    stored = stored_sessions([one.session_key for one in records])
+    sessions = [stored.get(one.session_key, {}) for one in records]
+    return [
+        _login(record, session, auth.login_of(user), asked)
+        for record, session, user in zip(records, sessions, auth.session_users(sessions), strict=True)
+    ]
+
+
+def _login(record: Record, session: Mapping[str, Any], login: str, asked: str) -> str | None:
+    if record.login.startswith(auth.LOGGED_IN):
+        return login if login == record.login else None
+    # Not looked at before. Who is found out now was not logged in from the start, unless the user has just changed.
+    if asked and not login and auth.claimed_login(session) == asked:
+        return None
+    return login or NOBODY
