@@ -1,0 +1,129 @@
+"""docs/consumers.rst and docs/sessions.rst: their code runs, and does what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
+
+import dbchannels
+from dbchannels import Group, exceptions
+from dbchannels.consumers import json_frames
+from dbchannels.routing import Routing
+from dbchannels.worker import Worker
+from tests import kinds
+from tests.visitors import Visitor, new_session, new_user
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = {name: (DOCS / f"{name}.rst").read_text() for name in ("consumers", "sessions")}
+BLOCK = re.compile(r"\.\. code-block:: python\n   :caption: (.*)\n\n((?:   .*\n|\n)+)")
+CODE = {(page, caption): code for page, text in PAGES.items() for caption, code in BLOCK.findall(text)}
+
+pytestmark = kinds.only("memory")
+
+
+@pytest.fixture
+def play(layer, new_link, monkeypatch):
+    """Run a page's code: ``play(page, caption, path)`` gives a function that does one step of a client's."""
+    found, ended = [], []
+    monkeypatch.setattr("dbchannels.routing._decorated", found)
+
+    def start(page, caption, path, *keys):
+        names = {"__name__": "site.consumers"}
+        exec(textwrap.dedent(CODE[page, caption]), names)
+        one = Worker(layer, Routing(found))
+        one._register()
+        clients = [
+            Visitor(layer, new_link(layer), key, f"c{number}") for number, key in enumerate(keys or [""])
+        ]
+        ended.extend([one.link.close, *(client.ends for client in clients)])
+
+        def step(number, name, *given):
+            getattr(clients[number], name)(*given, path=path)
+            while one.run_once():
+                pass
+            return [told.get("text", told) for told in clients[number].told()]
+
+        return step, names
+
+    yield start
+    for end in ended:
+        end()
+
+
+@pytest.fixture
+def anna(layer):
+    """A user."""
+    yield new_user()
+    Session.objects.all().delete()
+    User.objects.all().delete()
+
+
+def test_the_chat_as_functions(play):
+    step, _ = play("consumers", "chat/consumers.py", "/chat/tea/")
+    assert step(0, "opens") == []
+    assert step(0, "says", "hi") == ["hi"]
+
+
+def test_the_chat_as_a_class(play, anna):
+    step, _ = play(
+        "consumers", "chat/consumers.py, as a class", "/chat/tea/", new_session(anna).session_key, ""
+    )
+    assert step(0, "opens") == step(1, "opens") == []
+    assert step(0, "says", "hi") == ["anna: hi"] * 2
+    assert step(1, "says", "hi") == ["somebody: hi"] * 2
+    assert step(1, "leaves") == ["somebody left."] * 2
+
+
+def test_the_votes(play):
+    step, names = play("consumers", "votes/consumers.py", "/votes/")
+    assert step(0, "opens") == []
+    assert step(0, "says", '{"choice": "tea"}') == ['{"vote": "tea"}']
+    (error,) = step(0, "says", '{"choice": "milk"}')
+    assert json.loads(error)["error"]["code"] == "invalid_choice"
+    (error,) = step(0, "says", "tea")
+    assert json.loads(error)["error"]["code"] == "invalid_json"
+    Group("votes").send(names["Votes"].frame({"vote": "tea"}))
+    assert step(0, "says", "[]")[0] == '{"vote": "tea"}'
+
+
+def test_the_streams(play):
+    step, names = play("consumers", "site/consumers.py", "/socket/")
+    assert step(0, "opens") == []
+    Group("news").send(names["News"].frame({"title": "..."}, stream="news"))
+    told = step(0, "says", '{"stream": "search", "payload": {"start": "te"}}')
+    assert [json.loads(one) for one in told] == [
+        {"stream": "news", "payload": {"title": "..."}},
+        {"stream": "search", "payload": {"found": ["tea", "teapot"]}},
+    ]
+
+
+def test_the_chat_of_those_who_are_logged_in(play, anna):
+    step, _ = play("sessions", "chat/consumers.py", "/chat/", new_session(anna).session_key, "")
+    assert step(1, "opens") == [{"accept": False, "status": 403}]
+    assert step(0, "opens") == []
+    assert step(0, "says", "hi") == ["anna: hi"]
+    assert step(0, "leaves") == ["anna leaves, and has said 1 things."]
+
+
+def test_the_error_codes_are_all_there(layer):
+    package = Path(json_frames.__file__).parent
+    said = {
+        code
+        for path in package.glob("*.py")
+        for code in re.findall(r'send_error\(\s*"(\w+)"', path.read_text())
+    }
+    assert said == set(re.findall(r"^``(\w+)``  +", PAGES["consumers"], re.MULTILINE))
+
+
+@pytest.mark.parametrize(
+    "name", ["DenyConnection", "WebSocketCloseException", "ConsumeLater", "ResponseLater", "LoginEnded"]
+)
+def test_what_a_consumer_may_raise_is_explained(layer, name):
+    assert getattr(dbchannels, name) is getattr(exceptions, name)
+    assert re.search(rf"^``{name}(\(code\))?``$", PAGES["consumers"], re.MULTILINE)
