@@ -15,22 +15,29 @@ below are all that a site needs; everything else is machinery.
     Sends what happens to the instances of a model to groups.
 ``reverse``
     ``reverse("room", kwargs={"room": "tea"})`` gives the path of the route that has this name.
+``WebsocketConsumer``, ``JsonWebsocketConsumer``, ``Demultiplexer``, ``route_class``
+    Consumers as classes, one for all messages of a WebSocket.
 ``channel_layers``
     The configured layers by alias, ``channel_layers["default"]``, for code that wants the layer itself.
 """
 
 from dbchannels.bindings import Binding
 from dbchannels.channel import Channel, Group
+from dbchannels.consumers import Demultiplexer, JsonWebsocketConsumer, WebsocketConsumer, route_class
 from dbchannels.exceptions import (
     ChannelFull,
+    ConsumeLater,
     DBChannelsError,
     DenyConnection,
     InvalidConfiguration,
     InvalidMessage,
     InvalidName,
     LayerUnavailable,
+    LoginEnded,
     MessageTooLarge,
+    NoClient,
     ResponseLater,
+    WebSocketCloseException,
 )
 from dbchannels.layers import channel_layers
 from dbchannels.message import Message
@@ -41,21 +48,29 @@ __all__ = [
     "Binding",
     "Channel",
     "ChannelFull",
+    "ConsumeLater",
     "DBChannelsError",
+    "Demultiplexer",
     "DenyConnection",
     "Group",
     "InvalidConfiguration",
     "InvalidMessage",
     "InvalidName",
+    "JsonWebsocketConsumer",
     "LayerUnavailable",
+    "LoginEnded",
     "Message",
     "MessageTooLarge",
+    "NoClient",
     "ResponseLater",
+    "WebSocketCloseException",
+    "WebsocketConsumer",
     "channel_layers",
     "consumer",
     "include",
     "reverse",
     "route",
+    "route_class",
 ]
 
 __version__ = "0.1.0"

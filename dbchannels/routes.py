@@ -68,10 +68,11 @@ class Route:
         self.options = options or ConsumerOptions(channel)
         if not callable(consumer):
             raise InvalidConfiguration(f"The consumer of a route on {channel} is not callable: {consumer!r}.")
-        self.consumer = consumer
+        as_consumer = getattr(consumer, "as_consumer", None)  # of a class, see ``consumers``
+        self.consumer: Consumer = as_consumer() if as_consumer else consumer
         self.filters = Filters(filters)
         self.url_name = url_name
-        self._takes = _keywords_taken(consumer)
+        self._takes = _keywords_taken(self.consumer)
 
     @property
     def name(self) -> str:

@@ -20,7 +20,8 @@ LEVELS = (
     ("message",),
     ("periodic",),
     ("consumer_options",),
-    ("routing", "consumers", "handler"),
+    ("routing", "handler"),
+    ("consumers",),
     ("consuming",),
     ("watch",),
     ("worker", "interface"),
@@ -58,6 +59,8 @@ LATE = {
     ("apps", "checks"),
     ("apps", "bindings"),
     ("binding_users", "django.contrib.auth.models"),
+    ("apps", "logins"),
+    ("auth", "django.contrib.auth.models"),
     ("layers", "django.db"),
     ("wsgi", "gateway"),
 }

@@ -13,6 +13,7 @@ from django.conf import settings
 from django.core import checks
 
 from dbchannels import conf
+from dbchannels.consumers.misfit import misfit
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.patterns import stray_capture
 from dbchannels.routing import Placed, Routing, load_routing
@@ -95,6 +96,13 @@ def _shown(placed: Placed) -> str:
 def _signature(placed: Placed) -> Messages:
     """E004: a consumer does not take what its route captures, or needs what it does not."""
     captures, route = placed.captures(), placed.route
+    if wrong := misfit(route.consumer, route.channel, captures):
+        yield checks.Error(
+            f"The route of {route.name} on {route.channel}{_shown(placed)} does not fit the class: {wrong}.",
+            hint="Let each method take what the route captures, or change what that captures.",
+            id="dbchannels.E004",
+        )
+        return
     try:
         signature = inspect.signature(route.consumer)
     except (TypeError, ValueError):

@@ -282,3 +282,20 @@ def test_a_dead_worker_is_replaced(site, room):
     assert before != after
     assert not is_running(before)
     assert served.workers() == [after]
+
+
+# Messages that their consumer wants later.
+
+
+def test_a_frame_that_is_wanted_later_keeps_its_place(any_site):
+    served = any_site.serve("--workers", "2")
+    opening = Socket(served.port, "/patient/anna/", {})
+    until(lambda: "later anna open" in any_site.entries(), "the handshake is put off")
+    any_site.note("anna open")
+    assert opening.handshake().status == 101
+    for text in ("one", "two", "three"):
+        opening.send(text)
+    until(lambda: any_site.entries().count("later anna one") > 1, "the first frame is put off twice")
+    assert opening.is_open()
+    any_site.note("anna one")
+    assert [opening.receive() for _ in range(3)] == ["one", "two", "three"]

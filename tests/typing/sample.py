@@ -9,7 +9,19 @@ from typing import Any
 from django.contrib.auth.models import User
 from typing_extensions import assert_type
 
-from dbchannels import Binding, Channel, Group, Message, consumer, include, reverse, route
+from dbchannels import (
+    Binding,
+    Channel,
+    Group,
+    JsonWebsocketConsumer,
+    Message,
+    WebsocketConsumer,
+    consumer,
+    include,
+    reverse,
+    route,
+    route_class,
+)
 from dbchannels.exceptions import DenyConnection
 from dbchannels.routing import Include, Route
 from dbchannels.signals import consumer_finished
@@ -71,3 +83,24 @@ with UserBinding.changing(User.objects.all()):
 assert_type(UserBinding.message(User()), dict[str, str])
 
 consumer_finished.connect(lambda **fields: None, sender=join)
+
+
+@route_class(path="/votes/<slug:room>/")
+class Votes(JsonWebsocketConsumer):
+    groups = ("votes",)
+
+    def receive_json(self, content: dict[str, Any], room: str) -> None:
+        self.send_json(content, close=4000)
+        self.send_json(content, close="4000")  # type: ignore[arg-type]
+
+
+assert_type(route_class(Votes, path="/"), Include)
+assert_type(Votes, type[Votes])
+route_class(int, path="/")  # type: ignore[arg-type]
+
+
+class Chat(WebsocketConsumer):
+    async def receive(self, text: str, room: str) -> None:
+        self.send(text)
+        self.send(7)  # type: ignore[arg-type]
+        assert_type(self.reply_channel, Channel)

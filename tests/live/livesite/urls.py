@@ -14,7 +14,7 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from dbchannels import Channel
-from livesite import imported, sending, waiting
+from livesite import imported, people, sending, waiting
 from livesite.models import Entry
 
 imported.note(__name__)
@@ -176,5 +176,7 @@ urlpatterns = [
     path("ranged", waiting.ranged),
     path("events", waiting.events),
     path("tell/<text>", waiting.tell),
+    path("log-in/<name>", people.log_in),
+    path("log-out", people.log_out),
     path("sends/<how>/<channel>/<text>", sending.sends),
 ]

@@ -1,0 +1,47 @@
+"""Several consumers over one WebSocket, each with a stream of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from dbchannels.consumers.json_frames import JsonWebsocketConsumer
+
+
+class Demultiplexer(JsonWebsocketConsumer):
+    """Frames are ``{"stream": "chat", "payload": ...}``; the stream's consumer gets the payload as its content::
+
+        class Site(Demultiplexer):
+            consumers = {"chat": ChatConsumer, "news": NewsConsumer}
+
+    All of them are connected and disconnected with the socket, in this order, with the captures of its route; when one
+    refuses, all are refused. What they send with ``send_json`` carries the name of their stream. Error codes beside
+    those of JsonWebsocketConsumer: ``invalid_frame``, ``unknown_stream``. Other keys of a frame mean nothing.
+    """
+
+    #: By the name of the stream.
+    consumers: ClassVar[Mapping[str, type[JsonWebsocketConsumer]]] = {}
+
+    def consume_connect(self) -> None:
+        super().consume_connect()
+        for one in map(self._inner, self.consumers):
+            one.consume_connect()
+
+    def consume_disconnect(self) -> None:
+        for one in map(self._inner, self.consumers):
+            one.consume_disconnect()
+        super().consume_disconnect()
+
+    def receive_json(self, content: Any, **captures: Any) -> None:
+        stream = content.get("stream")
+        if not isinstance(stream, str) or "payload" not in content:
+            self.send_error("invalid_frame", 'Send {"stream": "...", "payload": ...}.')
+        elif stream not in self.consumers:
+            self.send_error("unknown_stream", "There is no such stream.")
+        else:
+            self._inner(stream).consume_json(content["payload"])
+
+    def _inner(self, stream: str) -> JsonWebsocketConsumer:
+        inner = self.consumers[stream](self.message, self.captures)
+        inner.stream = stream
+        return inner

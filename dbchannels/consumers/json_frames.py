@@ -1,0 +1,98 @@
+"""A WebSocket's consumer whose frames are JSON (RFC 8259), both ways."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, ClassVar
+
+from django.core.serializers.json import DjangoJSONEncoder
+
+from dbchannels.channel import Group
+from dbchannels.consumers.websocket import WebsocketConsumer
+
+_NAMES = {dict: "an object", list: "an array", str: "a string", bool: "true or false", object: "any value"}
+
+
+class JsonWebsocketConsumer(WebsocketConsumer):
+    """Write ``receive_json`` in place of ``receive``; send with ``send_json``.
+
+    A frame that is wrong never gets that far. It is answered by ``{"error": {"code": ..., "message": ...}}``, and the
+    connection stays open. Codes: ``invalid_json``, ``invalid_content``. What the client sends is the ``content``, and
+    no key in it stands for anything else.
+    """
+
+    #: What a frame holds: ``dict``, ``list``, ``str``, a tuple of such types, or ``object`` for any value.
+    content_type: ClassVar[Any] = dict
+    #: In a demultiplexer, the name of its stream.
+    stream = ""
+
+    def receive_json(self, *arguments: Any, **captures: Any) -> Any:
+        """``receive_json(self, content, **captures)``: one frame's value."""
+
+    def send_json(self, content: Any, close: bool | int | None = None) -> None:
+        """Send a value to this client; dates, UUIDs and the like as Django's serializers write them."""
+        self.send(text=self.frame(content, self.stream)["text"], close=close)
+
+    def send_group_json(self, group: str, content: Any) -> None:
+        """Send a value to all in a group; in a demultiplexer, on this stream of theirs."""
+        Group(group, layer=self.message.layer).send(self.frame(content, self.stream))
+
+    def send_error(self, code: str, sentence: str) -> None:
+        """Say what is wrong with the frame; a subclass may say it otherwise, or close the connection."""
+        stream = {"stream": self.stream} if self.stream else {}
+        self.send(text=self.encode_json({**stream, "error": {"code": code, "message": sentence}}))
+
+    @classmethod
+    def frame(cls, content: Any, stream: str = "") -> dict[str, str]:
+        """Return the message that sends a value, for a Group in a view or a signal handler."""
+        return {"text": cls.encode_json({"stream": stream, "payload": content} if stream else content)}
+
+    @classmethod
+    def encode_json(cls, content: Any) -> str:
+        """Return a value as JSON. Raises ValueError for NaN and infinities, which JSON has not."""
+        return json.dumps(content, cls=DjangoJSONEncoder, allow_nan=False)
+
+    @classmethod
+    def decode_json(cls, text: str) -> Any:
+        """Return the value of a JSON text; raises ValueError for everything else, however deep or long it is."""
+        try:
+            content = json.loads(text, parse_constant=_refuse)
+            if "\\u" in text:  # it may hold half of a surrogate pair, which no database takes
+                json.dumps(content, ensure_ascii=False).encode()
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
+        return content
+
+    # What a route calls.
+
+    def receive(self, text: str | None = None, bytes: bytes | None = None, **captures: Any) -> None:
+        if text is None:
+            self.send_error("invalid_json", "The frame is binary: send JSON as text.")
+            return
+        try:
+            content = self.decode_json(text)
+        except ValueError as error:
+            self.send_error("invalid_json", f"The frame is not JSON: {str(error)[:100]}.")
+            return
+        self.consume_json(content)
+
+    def consume_json(self, content: Any) -> None:
+        """Run ``receive_json``, if the value is of the right type."""
+        if not isinstance(content, self.content_type):
+            self.send_error("invalid_content", f"Send {self._wanted()}, not {_kind(content)}.")
+            return
+        self.call("receive_json", content)
+
+    def _wanted(self) -> str:
+        types = self.content_type if isinstance(self.content_type, tuple) else (self.content_type,)
+        return " or ".join(_NAMES.get(one, one.__name__) for one in types)
+
+
+def _kind(content: Any) -> str:
+    if content is None:
+        return "null"
+    return _NAMES.get(type(content), "a number")
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"it holds {constant}")

@@ -1,0 +1,50 @@
+"""Whether a class takes what its route captures: found by ``manage.py check``, before a client does."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from dbchannels.consumers.demultiplexer import Demultiplexer
+from dbchannels.consumers.json_frames import JsonWebsocketConsumer
+from dbchannels.consumers.websocket import TAKEN, WebsocketConsumer, takes
+
+
+def misfit(consumer: Callable[..., Any], channel: str, captures: Sequence[str]) -> str:
+    """Return what is wrong with the method of a class for this channel; "" for nothing, and for a function."""
+    of = getattr(consumer, "consumer_class", None)
+    if of is None:
+        return ""
+    if taken := sorted(TAKEN.intersection(captures)):
+        return f"{taken[0]!r} is what its methods call something else"
+    return _misfit(of, channel.rpartition(".")[2], captures)
+
+
+def _misfit(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -> str:
+    inner = of.consumers.values() if issubclass(of, Demultiplexer) else ()
+    wrong = [_call(of, method, given, captures) for method, given in _calls(of, kind)]
+    return next(filter(None, [*wrong, *(_misfit(one, kind, captures) for one in inner)]), "")
+
+
+def _calls(of: type[WebsocketConsumer], kind: str) -> list[tuple[str, dict[str, None] | tuple[None]]]:
+    """Return the methods that are called for a kind of message, and what with."""
+    if kind != "receive":
+        groups: list[tuple[str, Any]] = [("groups", ())] if kind == "connect" and callable(of.groups) else []
+        return [*groups, (kind, (None,))]
+    if issubclass(of, JsonWebsocketConsumer):
+        return [("receive_json", (None,))]
+    kinds = [one for one in ("text", "bytes") if takes(of.receive, one)]
+    return [("receive", {one: None}) for one in kinds]
+
+
+def _call(
+    of: type[WebsocketConsumer], method: str, given: dict[str, None] | tuple[None], captures: Sequence[str]
+) -> str:
+    arguments = () if isinstance(given, dict) else given
+    keywords = {**(given if isinstance(given, dict) else {}), **dict.fromkeys(captures)}
+    try:
+        inspect.signature(getattr(of, method)).bind(None, *arguments, **keywords)
+    except TypeError as error:
+        return f"{of.__qualname__}.{method} has {error}"
+    return ""

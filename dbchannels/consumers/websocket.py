@@ -1,0 +1,171 @@
+"""A WebSocket's consumer as a class: an instance for each message, a method for each kind of message."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Any, ClassVar
+
+from dbchannels.channel import Channel, Group
+from dbchannels.coroutines import completed
+from dbchannels.exceptions import (
+    DenyConnection,
+    InvalidConfiguration,
+    InvalidName,
+    WebSocketCloseException,
+)
+from dbchannels.message import Message
+from dbchannels.routing import Route, route
+
+UNSUPPORTED_DATA = 1003  # RFC 6455 section 7.4.1
+#: What methods are given beside the captures: no capture is called so.
+TAKEN = frozenset({"self", "message", "text", "bytes", "content", "code"})
+
+
+class WebsocketConsumer:
+    """Subclass it, and write ``connect``, ``receive`` and ``disconnect``, each plain or ``async def``.
+
+    An instance lives for one message: what is to be remembered goes into ``self.channel_session``. What the route
+    captured comes as keywords, and stands in ``self.captures``.
+    """
+
+    CHANNELS: ClassVar[tuple[str, ...]] = ("websocket.connect", "websocket.receive", "websocket.disconnect")
+    #: The names of the groups that a client is in from its connection to its end; or a method that returns them, which
+    #: is given the captures.
+    groups: Any = ()
+    #: Options of its routes, as ``consumer`` takes them: ``{"atomic": True}``.
+    options: ClassVar[Mapping[str, Any]] = {}
+
+    def __init__(self, message: Message, captures: dict[str, Any]) -> None:
+        self.message = message
+        self.captures = captures
+
+    @classmethod
+    def as_routes(cls, **options_and_filters: Any) -> list[Route]:
+        """Return its routes, one for each channel; ``route_class`` puts them into a table."""
+        return [route(channel, cls, **{**cls.options, **options_and_filters}) for channel in cls.CHANNELS]
+
+    @classmethod
+    def as_consumer(cls) -> Callable[..., None]:
+        """Return the function that a route calls, always the same one."""
+        if "_consumer" not in cls.__dict__:
+
+            def consume(message: Message, /, **captures: Any) -> None:
+                cls(message, captures).consume()
+
+            consume.consumer_class = cls  # type: ignore[attr-defined]
+            consume.__module__, consume.__qualname__ = cls.__module__, cls.__qualname__
+            cls._consumer = staticmethod(consume)  # type: ignore[attr-defined]
+        return cls.__dict__["_consumer"].__func__  # type: ignore[no-any-return]
+
+    # For subclasses to write. A type checker takes any signature in their place.
+
+    def connect(self, *arguments: Any, **captures: Any) -> Any:
+        """``connect(self, message, **captures)``: the handshake. To return accepts, to raise DenyConnection refuses."""
+
+    def receive(self, *arguments: Any, **captures: Any) -> Any:
+        """``receive(self, text=None, bytes=None, **captures)``: one frame, text or binary.
+
+        One that names only one of the two has the other kind closed with 1003.
+        """
+
+    def disconnect(self, *arguments: Any, **captures: Any) -> Any:
+        """``disconnect(self, code, **captures)``: the end, and its close code, 1006 when the client vanished."""
+
+    # For subclasses to call.
+
+    @property
+    def user(self) -> Any:
+        """Who is logged in; see ``Message.user``."""
+        return self.message.user
+
+    @property
+    def http_session(self) -> Any:
+        """The session of the client's cookie; see ``Message.http_session``."""
+        return self.message.http_session
+
+    @property
+    def channel_session(self) -> Any:
+        """What is kept with this connection; see ``Message.channel_session``."""
+        return self.message.channel_session
+
+    @property
+    def reply_channel(self) -> Channel:
+        """The channel of this client."""
+        assert self.message.reply_channel is not None
+        return self.message.reply_channel
+
+    def accept(self, subprotocol: str | None = None, headers: Sequence[Sequence[str]] = ()) -> None:
+        """Accept the handshake, with one of the subprotocols that the client offered and headers of the answer."""
+        accept: dict[str, Any] = {"accept": True, "headers": [list(pair) for pair in headers]}
+        self.reply_channel.send({**accept, "subprotocol": subprotocol} if subprotocol else accept)
+
+    def send(
+        self, text: str | None = None, bytes: bytes | None = None, close: bool | int | None = None
+    ) -> None:
+        """Send one frame to this client, and with ``close``, True or a code, close the connection after it."""
+        fields = {"text": text, "bytes": bytes, "close": close}
+        self.reply_channel.send({key: value for key, value in fields.items() if value is not None})
+
+    def close(self, code: int = 1000) -> None:
+        """Close the connection after what was sent; a handshake that was not accepted is refused with 403."""
+        WebSocketCloseException(code)  # raises ValueError for a code that may not be sent
+        self.reply_channel.send({"close": code})
+
+    # What a route calls.
+
+    def consume(self) -> None:
+        """Run the method for the message."""
+        if taken := TAKEN.intersection(self.captures):
+            raise InvalidConfiguration(
+                f"The route of {type(self).__qualname__} captures {sorted(taken)[0]!r}, which its methods are given "
+                "for something else: call the group of the regular expression otherwise."
+            )
+        kind = self.message.channel.name.rpartition(".")[2]
+        {"connect": self.consume_connect, "receive": self.consume_receive}.get(
+            kind, self.consume_disconnect
+        )()
+
+    def consume_connect(self) -> None:
+        """Join the groups, and run ``connect``; when that raises, neither was done."""
+        self.join_groups()
+        self.call("connect", self.message)
+
+    def consume_receive(self) -> None:
+        """Run ``receive`` with the text or the bytes."""
+        kind = "text" if self.message.get("text") is not None else "bytes"
+        if not takes(type(self).receive, kind):
+            raise WebSocketCloseException(UNSUPPORTED_DATA)
+        self.call("receive", **{kind: self.message[kind]})
+
+    def consume_disconnect(self) -> None:
+        """Run ``disconnect``. The connection leaves its groups by its end."""
+        self.call("disconnect", self.message["code"])
+
+    def join_groups(self) -> None:
+        """Add this client to the groups. Names that a method makes of captures may be none, and are refused."""
+        if not callable(self.groups):
+            for name in self.groups:
+                Group(name, layer=self.message.layer).add(self.reply_channel)
+            return
+        try:
+            groups = [Group(name, layer=self.message.layer) for name in self.groups(**self.captures)]
+        except InvalidName as error:
+            raise DenyConnection(str(error)) from None
+        for group in groups:
+            group.add(self.reply_channel)
+
+    def call(self, method: str, *arguments: Any, **keywords: Any) -> None:
+        """Run a method to its end, with the captures."""
+        completed(getattr(self, method)(*arguments, **keywords, **self.captures))
+
+
+@cache
+def takes(method: Callable[..., Any], keyword: str) -> bool:
+    """Whether a method names this keyword; one that names neither text nor bytes, but takes any, takes both."""
+    parameters = inspect.signature(method).parameters
+    if keyword in parameters:
+        return True
+    any_keyword = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    return any_keyword and parameters.keys().isdisjoint({"text", "bytes"})
