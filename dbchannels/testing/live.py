@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from django.conf import settings
 from django.db import transaction
@@ -45,24 +45,23 @@ class ChannelLiveServerTestCase(TransactionTestCase):
     def _fixture_teardown(self) -> None:
         """As the base's, in one transaction that leaves the server's processes on record."""
         database = conf.layer_settings().database
-        self._quieten()
+        self._quieten(database)
         with transaction.atomic(using=database):
+            processes = Process.objects.using(database)
             # Written first: on SQLite a transaction that reads, and writes later, fails when others wrote meanwhile.
-            Process.objects.using(database).filter(name="").delete()
-            rows = list(Process.objects.using(database).values())
+            processes.filter(name="").delete()
+            rows = list(processes.values())
             super()._fixture_teardown()  # type: ignore[misc]
-            Process.objects.using(database).bulk_create(Process(**row) for row in rows)
+            processes.bulk_create(Process(**row) for row in rows)
 
-    def _quieten(self) -> None:
+    def _quieten(self, database: str) -> None:
         """Close the sockets, and wait until their consumers have run."""
-        opened = list(Connection.objects.values_list("reply_channel", flat=True))
+        connections, held = Connection.objects.using(database), Held.objects.using(database)
+        opened = list(connections.values_list("reply_channel", flat=True))
         for channel in opened:
             Channel(channel).send({"close": 1001})
         ends_at = time.monotonic() + QUIET_WITHIN
-        while time.monotonic() < ends_at and self._is_busy(opened):
+        while time.monotonic() < ends_at and (
+            connections.filter(reply_channel__in=opened).exists() or held.exclude(messages="").exists()
+        ):
             time.sleep(PAUSE)
-
-    def _is_busy(self, opened: list[str]) -> Any:
-        return Connection.objects.filter(reply_channel__in=opened).exists() or (
-            Held.objects.exclude(messages="").exists()
-        )

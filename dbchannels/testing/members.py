@@ -57,7 +57,7 @@ class Members:
         record = self._records.get(operation.reply_channel, {})
         for name, value in operation._asdict().items() if record else ():
             if value is not None:
-                record[name].set(value, mark)
+                record.setdefault(name, Cell()).set(value, mark)
 
     def disconnect(self, channel: str) -> None:
         """Forget a socket."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dbchannels import conf, names
+from dbchannels import names
 from dbchannels.batch import Batch
 from dbchannels.consuming import Consumption
 from dbchannels.layers.operations import Delivery
-from dbchannels.routing import Routing, load_routing
+from dbchannels.routing import Routing, site_routing
 from dbchannels.testing.layer import RecordingLayer
 from dbchannels.worker import PROTOCOL_CHANNELS
 
@@ -44,7 +44,7 @@ class Runner:
 
         Raises what the consumer raised, after the message has met the same end as in a worker.
         """
-        routing = self._routing()
+        routing = site_routing(self._layer.alias)
         delivery = self._next(routing, wanted)
         if delivery is None:
             return False
@@ -62,10 +62,7 @@ class Runner:
 
     def waiting(self) -> list[str]:
         """Return the channels that have consumers and a message that is due, the one with the oldest first."""
-        return self._waiting(self._routing())
-
-    def _routing(self) -> Routing:
-        return load_routing(conf.layer_settings(self._layer.alias).routing)
+        return self._waiting(site_routing(self._layer.alias))
 
     def _waiting(self, routing: Routing) -> list[str]:
         read = {*PROTOCOL_CHANNELS, *routing.channels()}

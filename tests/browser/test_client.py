@@ -148,13 +148,14 @@ def test_the_page_may_know_better(client: Client) -> None:
     client.saw(["closed", {"code": 1001, "reason": ""}])
 
 
+@pytest.mark.parametrize("end", [Served.terminate, Served.end], ids=["stopped", "killed"])
 def test_it_comes_back_when_the_server_does_and_brings_what_was_queued(
-    live_site: LiveSite, new_window: Callable[[], Window]
+    live_site: LiveSite, new_window: Callable[[], Window], end: Callable[[Served], Any]
 ) -> None:
     first = serve(live_site)
     client = Client(new_window(), first).connect("/echo/", "{ queue: 2, longest: 600 }")
     client.reached("connecting", "open")
-    first.terminate()
+    end(first)
     client.saw(["waiting", {"seconds": 1}])
     assert client.do("['one', 'two', 'three'].map((text) => socket.send(text))") == [True, True, False]
     serve(live_site, first.port)
