@@ -62,9 +62,7 @@ class Consumption:
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 return self._raised(delivery, error)
             finally:
-                if (
-                    self._route is not None or delivery.channel != "http.request"
-                ):  # Django does so after a view
+                if self._route or delivery.channel != "http.request":  # else Django does it, after a view
                     self.tidy()
 
     def _run(self, delivery: Delivery, worker: str) -> list[Operation]:

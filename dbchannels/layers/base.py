@@ -129,6 +129,9 @@ class BaseLayer(WebSockets):
         if self.transactional and (others := open_transactions(self.database)) and not self.in_transaction():
             after_commit(others, lambda: self._submit(operations, immediately))
             return
+        self._write_or_hold(operations, immediately)
+
+    def _write_or_hold(self, operations: Sequence[Operation], immediately: bool) -> None:
         buffer = self._buffer.get()
         if buffer is None or immediately:
             self.write(operations)

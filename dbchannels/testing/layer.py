@@ -65,16 +65,9 @@ class RecordingLayer(BaseLayer):
         mark = Mark.of_caller()
         return lambda: mark is not None and mark.state is State.UNDONE
 
-    def _submit(self, operations: list[ops.Operation], immediately: bool = False) -> None:
+    def _submit(self, operations: Sequence[ops.Operation], immediately: bool = False) -> None:
         """As the base's; but any database's transaction holds back what is sent in it, and the test's own does not."""
-        buffer = getattr(self._threads, "buffer", None)
-        if buffer is None or immediately:
-            self.write(operations)
-        elif self.in_transaction():
-            self.write([*buffer.pending(), *operations])
-            buffer.written(operations, self.rollback_probe())
-        else:
-            buffer.append(operations)
+        self._write_or_hold(operations, immediately)
 
     def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         mark = Mark.of_caller()
@@ -125,7 +118,7 @@ class RecordingLayer(BaseLayer):
                 self._members.empty(group, mark)
             case ops.Connect():
                 self._members.connect(operation)
-            case ops.Identify():
+            case ops.Identify() | ops.Keep():
                 self._members.change(operation, mark)
             case ops.Disconnect(channel):
                 self._members.disconnect(channel)
@@ -155,6 +148,13 @@ class RecordingLayer(BaseLayer):
         with self.lock:
             self._settle()
             return self._members.users(names.check_group_name(group), self.clock)
+
+    def connections(
+        self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
+    ) -> list[ops.Record]:
+        with self.lock:
+            self._settle()
+            return self._members.records(after, watched, fields)[:limit]
 
     def waiting(self) -> list[str]:
         """Return the channels on which messages are due, each once: the one with the oldest of them first."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping, Sequence
 
-from dbchannels.layers.operations import Connect
+from dbchannels.layers.operations import NOBODY, UNKNOWN, Connect, Identify, Keep, Record
 from dbchannels.testing.transactions import Cell, Mark
 
 FOREVER = float("inf")
@@ -47,17 +47,28 @@ class Members:
 
     def connect(self, operation: Connect) -> None:
         """Note an open socket."""
-        fields = {"user_id": "", **operation._asdict()}
+        fields = {"user_id": "", "session": b"", **operation.fields()}
         self._records.setdefault(
             operation.reply_channel, {name: Cell(value) for name, value in fields.items()}
         )
 
-    def change(self, operation: Any, mark: Mark | None) -> None:
+    def change(self, operation: Identify | Keep, mark: Mark | None) -> None:
         """Change what is on record of a socket; None leaves a field as it was, and so does a socket that has gone."""
         record = self._records.get(operation.reply_channel, {})
-        for name, value in operation._asdict().items() if record else ():
-            if value is not None:
-                record.setdefault(name, Cell()).set(value, mark)
+        for name, value in operation._asdict().items():
+            known = name != "login" or value != NOBODY or record.get(name, Cell("")).get() == UNKNOWN
+            if name in record and value is not None and known:
+                record[name].set(value, mark)
+
+    def records(self, after: str, watched: bool, fields: Mapping[str, Sequence[str]]) -> list[Record]:
+        """Return what is on record of the sockets with these fields; see ``BaseLayer.connections``."""
+        found = []
+        for channel, cells in sorted(self._records.items()):
+            row = {name: cell.get() for name, cell in cells.items()} | {"reply_channel": channel}
+            wanted = channel > after and not (watched and row["login"] == NOBODY)
+            if wanted and all(row[name] in values for name, values in fields.items()):
+                found.append(Record(channel, row["session_key"], row["login"], row["session"]))
+        return found
 
     def disconnect(self, channel: str) -> None:
         """Forget a socket."""
