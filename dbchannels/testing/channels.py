@@ -85,8 +85,8 @@ class Channels:
                     return count
                 continue
             count += 1
-            if count >= limit and self.waiting():
-                raise AssertionError(self._endless(limit))
+            if count >= limit and (left := self.waiting(delayed)):
+                raise AssertionError(self._endless(limit, left))
 
     def _skip(self) -> bool:
         """Let time pass until the next message is due; False when none waits for its time."""
@@ -95,15 +95,15 @@ class Channels:
             self.advance(min(left))
         return bool(left)
 
-    def waiting(self) -> list[str]:
-        """Return the channels on which messages with consumers are due."""
-        return [channel for runner in self._runners for channel in runner.waiting()]
+    def waiting(self, delayed: bool = False) -> list[str]:
+        """Return the channels on which messages with consumers are due, or wait for their time."""
+        return [channel for runner in self._runners for channel in runner.waiting(delayed)]
 
-    def _endless(self, limit: int) -> str:
+    def _endless(self, limit: int, left: list[str]) -> str:
         last = ", ".join(channel for runner in self._runners for channel in runner.ran)
         return (
-            f"{limit} messages ran and more wait on {', '.join(self.waiting())}: mend the consumer that sends to its "
-            f"own channel, or give drain() a higher limit. The last ones: {last}."
+            f"{limit} messages ran and more wait on {', '.join(left)}: mend the consumer that sends to its own "
+            f"channel, or give drain() a higher limit. The last ones: {last}."
         )
 
     def advance(self, time: timedelta | float) -> None:

@@ -156,14 +156,13 @@ class RecordingLayer(BaseLayer):
             self._settle()
             return self._members.records(after, watched, fields)[:limit]
 
-    def waiting(self) -> list[str]:
-        """Return the channels on which messages are due, each once: the one with the oldest of them first."""
+    def waiting(self, delayed: bool = False) -> list[str]:
+        """Return the channels whose messages are due, or wait for their time: that with the oldest first."""
         with self.lock:
             self._settle()
-            due = [row for row in self._rows.visible() if row.due <= self.clock]
-            return list(
-                dict.fromkeys(row.delivery.channel for row in sorted(due, key=lambda row: row.number))
-            )
+            rows = sorted(self._rows.visible(), key=lambda row: row.number)
+            found = [row.delivery.channel for row in rows if delayed or row.due <= self.clock]
+            return list(dict.fromkeys(found))
 
     def held_back(self) -> int:
         """Return how many messages are in transactions that are still open."""

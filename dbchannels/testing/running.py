@@ -60,13 +60,13 @@ class Runner:
             raise consumption.error
         return True
 
-    def waiting(self) -> list[str]:
-        """Return the channels that have consumers and a message that is due, the one with the oldest first."""
-        return self._waiting(site_routing(self._layer.alias))
+    def waiting(self, delayed: bool = False) -> list[str]:
+        """Return the channels that have consumers and a message that is due, or waits for its time."""
+        return self._waiting(site_routing(self._layer.alias), delayed)
 
-    def _waiting(self, routing: Routing) -> list[str]:
+    def _waiting(self, routing: Routing, delayed: bool = False) -> list[str]:
         read = {*PROTOCOL_CHANNELS, *routing.channels()}
-        return [channel for channel in self._layer.waiting() if channel in read]
+        return [channel for channel in self._layer.waiting(delayed) if channel in read]
 
     def _next(self, routing: Routing, wanted: Callable[[str], bool]) -> Delivery | None:
         """Take the oldest message; of its channel the one with the highest priority."""

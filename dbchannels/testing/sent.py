@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from dbchannels import codec
 from dbchannels.channel import Channel, Group
-from dbchannels.exceptions import shown
+from dbchannels.exceptions import InvalidMessage, shown
 from dbchannels.layers.operations import Send, SendGroup
 from dbchannels.testing.transactions import Mark, State
 
@@ -120,7 +120,7 @@ class Wanted:
     def __init__(self, target: Channel | Group | str, fields: Mapping[str, Any]) -> None:
         self.is_group = isinstance(target, Group)
         self.name = target if isinstance(target, str) else target.name
-        self.fields = fields
+        self.fields = {key: _carried(value) for key, value in fields.items()}
 
     def find(self, messages: Iterable[SentMessage]) -> SentMessage | None:
         """Return the first message that fits."""
@@ -170,6 +170,14 @@ class Wanted:
             for key in self._misfits(message)
         ]
         return f"  ({'; '.join(wrong)})"
+
+
+def _carried(value: Any) -> Any:
+    """Return a value as a message carries it, a tuple as a list; what none can, such as mock.ANY, is left as it is."""
+    try:
+        return codec.decode(codec.encode({"value": value}))["value"]
+    except InvalidMessage:
+        return value
 
 
 def _messages(number: int) -> str:

@@ -76,6 +76,11 @@ def loop(message):
     Channel("loop").send({})
 
 
+def tick(message):
+    """Send oneself the next, an hour later, for ever."""
+    Channel("tick", delay=3600).send({})
+
+
 def flaky(message):
     """Fail twice; what is sent by an attempt that fails is not sent."""
     Channel("done").send({"attempt": message.attempt})
@@ -104,6 +109,7 @@ routes = [
     route("http.disconnect", forget, path=r"^/later/$"),
     route("work", work),
     route("loop", loop),
+    route("tick", tick),
     route("flaky", flaky, retries=2),
     route("exact", exact, atomic=True),
     route("broken", broken, retries=0),

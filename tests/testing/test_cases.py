@@ -151,6 +151,20 @@ class Asserting(ChannelTestCase):
             "  thumbs {'step': 7}",
         ]
 
+    def test_the_failure_shows_ten_messages_at_most(self):
+        for step in range(12):
+            Channel("work").send({"step": step})
+        with pytest.raises(AssertionError) as raised:
+            self.assertSent("works")
+        lines = str(raised.value).splitlines()
+        assert len(lines) == 13
+        assert lines[-1] == "  and 2 more"
+
+    def test_values_are_compared_as_messages_carry_them(self):
+        Channel("work").send({"sizes": (1, 2), "at": {"x": (3,)}})
+        self.assertSent("work", sizes=(1, 2), at={"x": [3]})
+        self.assertNotSent("work", sizes=(2, 1))
+
     def test_the_failure_tells_of_an_open_block(self):
         with transaction.atomic():
             Channel("work").send({"step": 1})
@@ -250,9 +264,17 @@ class Draining(ChannelTestCase):
         ):
             self.drain(limit=20)
 
+    def test_one_that_is_endless_by_delays_too(self):
+        Channel("tick").send({})
+        assert self.drain() == 1
+        with pytest.raises(AssertionError, match=r"^5 messages ran and more wait on tick:"):
+            self.drain(delayed=True, limit=5)
+        assert self.channels.layer.clock == 5 * 3600
+
     def test_as_many_as_the_limit_are_no_failure(self):
         Channel("work").send({"step": 1})
-        assert self.drain(limit=3) == 3
+        Channel("unread", delay=5).send({})
+        assert self.drain(limit=3, delayed=True) == 3
 
 
 @override_settings(DBCHANNELS=ROUTING)
