@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import socket
-import threading
+import subprocess
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import NamedTuple
 
 from tests.endtoend.test_http import LIMIT
@@ -84,29 +85,28 @@ class Flood(NamedTuple):
 
     p99: float  # of the good client's requests, in milliseconds
     requests: int  # of the good client
-    statuses: Counter[bytes]  # of the others, b"" for a plain close
+    statuses: Counter[str]  # of the others, "" for a plain close
 
 
 def flood(served: Served, number: int) -> Flood:
     """Hold so many half requests until each was turned away or given up, beside a good client."""
-    with served.connection() as kept, many_descriptors(number):
+    with served.connection() as kept:
         assert ask(kept, "GET", "/").text == "hello"
-        over = threading.Event()
-        statuses: Counter[bytes] = Counter()
-        others = threading.Thread(target=lambda: (statuses.update(_held(served.port, number)), over.set()))
-        others.start()
+        # A process of their own: what they cost is not to slow down the good client.
+        crowd = [sys.executable, "-m", "tests.soak.floods", str(served.port), str(number)]
+        others = subprocess.Popen(crowd, stdout=subprocess.PIPE, text=True)
         spent = []
-        while not over.is_set():
+        while others.poll() is None:
             started = time.perf_counter()
             assert ask(kept, "GET", "/").text == "hello"
             spent.append(time.perf_counter() - started)
             time.sleep(0.01)
-        others.join()
+        statuses = Counter(json.loads(others.communicate()[0]))
     until(lambda: served.get("/").status == 200, "there is room for a newcomer")
     return Flood(1000 * sorted(spent)[len(spent) * 99 // 100], len(spent), statuses)
 
 
-def _held(port: int, number: int) -> list[bytes]:
+def held(port: int, number: int) -> list[str]:
     """Begin so many requests and end none; return the status that each got in the end."""
     begun = []
     for index in range(number):
@@ -116,23 +116,12 @@ def _held(port: int, number: int) -> list[bytes]:
     return [_status(raw) for raw in begun]
 
 
-def _status(raw: socket.socket) -> bytes:
+def _status(raw: socket.socket) -> str:
     data = b""
     with raw, suppress(ConnectionError):
         while more := raw.recv(65_536):
             data += more
-    return data[9:12]
-
-
-@contextmanager
-def many_descriptors(number: int) -> Iterator[None]:
-    """Let this process have so many connections."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, max(soft, number + 500)), hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    return data[9:12].decode()
 
 
 def _flood(scale: float) -> Seen:
@@ -143,11 +132,9 @@ def _flood(scale: float) -> Seen:
         served = site.serve("--workers", "2", *limits)
         found = flood(served, number)
         sound = "Traceback" not in served.output() and served.output().count("Turned away") < 20
-    statuses = ", ".join(
-        f"{count:,} x {status.decode() or 'closed'}" for status, count in found.statuses.items()
-    )
+    statuses = ", ".join(f"{count:,} x {status or 'closed'}" for status, count in found.statuses.items())
     text = f"{number:,} with a cap of {cap:,}: {statuses}; good client p99 {found.p99:.0f} ms of {found.requests}"
-    bounded = found.statuses.keys() <= {b"408", b"503", b""} and found.statuses.total() == number
+    bounded = found.statuses.keys() <= {"408", "503", ""} and found.statuses.total() == number
     return Seen(text, found.p99 < 200 and bounded and sound)
 
 
@@ -201,3 +188,9 @@ ROWS = [
     Row(22, "5,000 half requests", "408, 503 or closed; a good client's p99 < 200 ms", _flood),
     Row(23, f"{len(HOSTILE)} hostile requests, 20 times", "one refusal and one line for each", _hostile),
 ]
+
+
+if __name__ == "__main__":
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    print(json.dumps(held(int(sys.argv[1]), int(sys.argv[2]))))
