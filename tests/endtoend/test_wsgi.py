@@ -1,8 +1,10 @@
-"""``dbchannels.wsgi`` behind real WSGI servers: gunicorn's threads and processes, and wsgiref."""
+"""``dbchannels.wsgi`` behind real WSGI servers: gunicorn's threads, processes and greenlets, uWSGI, and wsgiref."""
 
 from __future__ import annotations
 
 import json
+import shutil
+import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -200,6 +202,49 @@ def test_wsgiref(site):
     assert served.get("/").text == "hello"
     assert served.get("/download/3").content == bytes(3 * MEBIBYTE)
     assert served.request("POST", "/upload", b"name=a").status == 400
+
+
+def sound(served: Served) -> None:
+    """Many requests at once get each its own answer, streams come as they are made, and nothing is held up."""
+    with ThreadPoolExecutor(8) as pool:
+        slow = pool.submit(served.get, "/sleep/1000")
+        answers = list(pool.map(lambda number: served.get(f"/seen?{number}").json(), range(60)))
+        assert not slow.done()
+    assert [answer["QUERY_STRING"] for answer in answers] == [str(number) for number in range(60)]
+    assert served.get("/download/3").content == bytes(3 * MEBIBYTE)
+    with served.connection() as connection:
+        connection.request("GET", "/stream/sound")
+        response = connection.getresponse()
+        assert response.readline() == b"first\n"
+        served.site.note("sound")
+        assert response.read() == b"second\n"
+    assert served.request("POST", "/upload", b"name=a").status == 400
+    assert served.get("/boom").status == 500
+    assert served.terminate() == 0
+    assert served.site.count("process", "kind = 'server'") == 0
+
+
+def test_greenlets_of_gunicorn(site):
+    site.crew(2)
+    sound(gunicorn(site, "--worker-class", "gevent"))
+
+
+def test_uwsgi(site):
+    program = shutil.which("uwsgi")
+    if program is None:
+        pytest.skip("There is no uWSGI.")
+    site.crew(2)
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    own = ["--http", f"{HOST}:{port}", "--chdir", str(MANAGE.parent), "--module", "livesite.wsgi", "--master"]
+    own += [part for path in sys.path if path for part in ("--pythonpath", path)]
+    arguments = [*own, "--die-on-term", "--processes", "2", "--threads", "4"]
+    served = Served(site, arguments, None, (program,))
+    site.processes.append(served)
+    served.port = port
+    served.wait_for_line("spawned uWSGI http")
+    until(lambda: served.get("/").status == 200, "it answers")
+    sound(served)
 
 
 def test_a_child_has_a_relay_of_its_own_and_leaves_its_parent_s_alone(any_site):
