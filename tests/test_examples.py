@@ -21,7 +21,7 @@ def manage(entry: dict[str, Any], *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, env=environment(entry), capture_output=True, text=True, timeout=120)
 
 
-APPS = ("chat", "demo", "liveblog", "longpoll", "post2015", "thumbnails")
+APPS = ("chat", "demo", "liveblog", "longpoll", "post2015", "rooms", "thumbnails")
 
 
 def own_tests(entry: dict[str, Any]) -> tuple[int, str]:

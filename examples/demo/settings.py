@@ -28,6 +28,7 @@ INSTALLED_APPS = [
     "demo",
     "chat",
     "post2015",
+    "rooms",
     "liveblog",
     "thumbnails",
     "longpoll",
@@ -67,5 +68,6 @@ DBCHANNELS = {"default": {"ROUTING": "post2015.routing"}}
 
 USE_TZ = True
 TIME_ZONE = "UTC"
+LOGIN_REDIRECT_URL = "/"
 STATIC_URL = "/static/"
 MEDIA_ROOT = BASE_DIR / ".media"  # the pictures that are uploaded

@@ -24,6 +24,12 @@ EXAMPLES = [
         "Decorated consumers, a group for each room, models and transactions as in any view.",
     ),
     Example(
+        "The chat of the tutorial",
+        "rooms",
+        "Rooms for users who are logged in, with what was said and who came and left.",
+        "A consumer as a class, sessions and users, in 48 lines of Python; docs/tutorial.rst explains each.",
+    ),
+    Example(
         "Thumbnails",
         "thumbnails:page",
         "Upload pictures, and watch three sizes of each being made.",

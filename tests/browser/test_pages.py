@@ -78,6 +78,33 @@ def test_a_post_is_on_every_page_when_the_admin_has_saved_it(
     expect(reader.get_by_text("Nothing has been posted yet.")).to_be_visible()
 
 
+def test_the_tutorials_chat_shows_who_comes_what_is_said_and_who_leaves(
+    demo: Command, new_window: Callable[[], Window]
+) -> None:
+    windows = [new_window() for _ in range(2)]
+    pages = [window.page for window in windows]
+    for page in pages:
+        page.goto(demo.url)
+        page.get_by_role("link", name="The chat of the tutorial").click()
+        page.get_by_label("Username").fill("admin")
+        page.get_by_label("Password").fill("admin")
+        page.get_by_role("button", name="Log in").click()
+        expect(page.locator("#state")).to_have_text("open")
+    pages[0].get_by_label("Message").fill("Is <i>anybody</i> here?")
+    pages[0].get_by_role("button", name="Say").click()
+    for page in pages:
+        expect(page.locator("#lines li")).to_have_text(["admin: Is <i>anybody</i> here?"])
+        expect(page.locator("#visits li", has_text="to now")).to_have_count(2)
+    windows[1].context.close()
+    expect(pages[0].locator("#visits li", has_text="to now")).to_have_count(1)
+    expect(pages[0].locator("#visits li")).to_have_count(2)
+    admin = windows[0].context.new_page()
+    admin.goto(f"{demo.url}/admin/")
+    admin.get_by_role("button", name="Log out").click()
+    expect(pages[0].get_by_role("button", name="Log in")).to_be_visible()
+    assert windows[0].sockets() == []  # those of the page that the script has left
+
+
 def picture(folder: Path, name: str, size: tuple[int, int]) -> Path:
     """Make a picture that has something to see."""
     path = folder / name

@@ -41,6 +41,12 @@ def blocks(page: str, language: str = "") -> list[Block]:
     return [one for one in found if language in ("", one.language)]
 
 
+def files(page: str) -> list[tuple[str, str]]:
+    """Return the files that it shows whole from elsewhere, each by the path that its caption gives."""
+    found = re.findall(r"^\.\. literalinclude:: (.+)\n   :caption: (.+)$", text(page), re.MULTILINE)
+    return [(caption, (DOCS / source).resolve().read_text()) for source, caption in found]
+
+
 def commands(page: str) -> list[str]:
     """Return what it has a reader type into a shell."""
     return [

@@ -36,6 +36,9 @@ class Project(LiveSite):
         for command in pages.commands(page):
             if command.startswith(("django-admin startproject", "python manage.py startapp")):
                 self.run(command)
+        for path, code in pages.files(page):
+            (self.manage_py.parent / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.manage_py.parent / path).write_text(code)
         for block in pages.blocks(page):
             if "/" in block.caption:
                 path = self.manage_py.parent / block.caption.partition(":")[0]
