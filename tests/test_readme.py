@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import unittest
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,18 @@ def test_its_consumers_carry_a_message_to_those_in_the_room(layer, consumers):
     arrived = [layer.receive(["reply.a!"]) for _ in range(2)]
     assert sorted(arrived) == [("reply.a!0", {"text": "hi"}), ("reply.a!1", {"text": "hi"})]
     assert layer.receive(["reply.a!"]) == (None, None)
+
+
+@pytest.mark.usefixtures("tables")
+def test_its_test_passes(consumers, monkeypatch, django_db_blocker):
+    names = {"__name__": "chat.tests"}
+    exec(block("chat/tests.py"), names)
+    monkeypatch.setattr("dbchannels.testing.running.site_routing", lambda alias: consumers["routing"])
+    with django_db_blocker.unblock():
+        result = unittest.defaultTestLoader.loadTestsFromTestCase(names["ChatTest"]).run(
+            unittest.TestResult()
+        )
+    assert (result.testsRun, result.failures, result.errors) == (1, [], [])
 
 
 @kinds.only("postgresql", "memory")

@@ -1,9 +1,10 @@
 """Between the interface server's hub and the channel layer: three native threads with a link each.
 
 The hub never touches the database. What it sends goes to a bounded outbox, which the ``Publisher`` empties. The
-*receiver* takes the replies and hands them to the hub; it is the one that LISTENs, and rings for the workers of this
-process tree. The *housekeeper* renews the server's lease and cleans up after the dead. Where all workers on record are
-of this process tree, the publisher rings for them itself, and no NOTIFY is sent; they ring for the receiver alike.
+``ReplyReader`` takes the replies, which are handed to the hub; it is the one that LISTENs, and rings for the workers
+of this process tree. The *housekeeper* renews the server's lease and cleans up after the dead. Where all workers on
+record are of this process tree, the publisher rings for them itself, and no NOTIFY is sent; they ring for the reader
+alike.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,19 +27,17 @@ from dbchannels.interface.calls import Calls, Hub
 from dbchannels.interface.outage import Outage
 from dbchannels.interface.publisher import Outbox, Publisher
 from dbchannels.interface.reply import Receiver, Reply, read_reply
+from dbchannels.interface.reply_reader import ReplyReader
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Disconnect, Operation, Send
+from dbchannels.layers.operations import Delivery, Disconnect, Operation, Send
 from dbchannels.models import Process
-from dbchannels.waiting import WakeupPipe
 
 log = logging.getLogger("dbchannels.server")
 
 OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
-BATCH = 500  # rows in one statement
 FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep
 CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see logins.py
-REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts as gone
 DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
 
 
@@ -66,19 +65,20 @@ class Relay:
         self._calls = Calls(hub)
         self._stopping = threading.Event()
         self._renewed_at = time.monotonic()
-        self._read_at = 0.0  # when the layer last gave what waited for this server
         self._looks_for_workers = self._has_worker = False
         self.has_sessions = False  # whether a WebSocket has brought a session's cookie
         self._checked_at = time.monotonic()
-        self._wake = WakeupPipe()  # ends the receiver's wait
-        #: Rung by workers of this process tree that have written replies; by what they would NOTIFY.
-        self.door = Doorbell.new()
+        self._reader = ReplyReader(layer, lambda: self.queue, bells, self._hand_to_hub, self._outage)
         #: Returns the names of the workers of this process tree that take every protocol message.
         self.own_workers: Callable[[], set[str]] = set
         self._near: dict[str, Doorbell] = {}  # whom the publisher rings for
         self._threads = [
-            threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True)
-            for target in (self._publish, self._receive, self._keep_house)
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (
+                ("publisher", self._publish),
+                ("reader", self._reader.run),
+                ("housekeeper", self._keep_house),
+            )
         ]
 
     # The hub's side.
@@ -106,9 +106,14 @@ class Relay:
         """Return how many receivers are open."""
         return len(self._receivers)
 
+    @property
+    def door(self) -> Doorbell:
+        """What workers of this process tree ring when they have written replies, in place of a NOTIFY."""
+        return self._reader.door
+
     def is_reachable(self) -> bool:
         """Whether the layer has answered when it was last looked at, or should have been."""
-        return time.monotonic() - self._read_at < 2 * self.layer.poll_interval() + REACHABLE
+        return self._reader.is_reachable()
 
     @property
     def away(self) -> bool:
@@ -141,7 +146,7 @@ class Relay:
         self._outbox.put(None)
         self._threads[0].join(10)
         self._stopping.set()
-        self._wake.ring()
+        self._reader.stop()
         self._chores.put(None)
         for thread in self._threads[1:]:
             thread.join(10)
@@ -149,6 +154,11 @@ class Relay:
     def call_in_hub(self, function: Callable[[], None]) -> None:
         """Have the hub run a function, in the order of these calls; from any thread."""
         self._calls.add(function)
+        self._calls.wake()
+
+    def _hand_to_hub(self, deliveries: Sequence[Delivery]) -> None:
+        for delivery in deliveries:
+            self._calls.add(partial(self._deliver, delivery.locals, read_reply(delivery)))
         self._calls.wake()
 
     def _deliver(self, parts: Sequence[str], reply: Reply) -> None:
@@ -236,55 +246,6 @@ class Relay:
                 if self._stopping.is_set() and delays.tries > tries:
                     return None
                 time.sleep(delays.delay())
-
-    # The receiver.
-
-    def _receive(self) -> None:
-        link = self.layer.link("receiver")
-        delays, failing, deaf = Backoff(), False, False
-        while not self._stopping.is_set():
-            try:
-                self._receive_all(link)
-                self._read_at = time.monotonic()
-                self._outage.worked()
-                delays.reset()  # it answers: should only the wait fail, the session was ended, not the database
-                if deaf:  # what was told in between was told to nobody: the workers look by themselves
-                    self._ring(self._bells)
-                    deaf = False
-                self._await_replies(link)
-                failing = False
-            except Exception as error:
-                deaf = True
-                self._outage.failed(error)
-                if not isinstance(error, LayerUnavailable) and not failing:
-                    log.exception("The replies could not be read; trying again.")
-                    failing = True
-                self._stopping.wait(delays.delay())
-        link.close()
-
-    def _receive_all(self, link: Link) -> None:
-        more = True
-        while more:
-            deliveries = link.receive_many([self.queue], BATCH)
-            for delivery in deliveries:
-                self._calls.add(partial(self._deliver, delivery.locals, read_reply(delivery)))
-            if deliveries:
-                self._calls.wake()
-            more = len(deliveries) == BATCH
-
-    def _await_replies(self, link: Link) -> None:
-        """Wait until something may have come for us; ring for the workers when it is for them."""
-        deadline = time.monotonic() + self.layer.poll_interval()
-        while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-            wakeups = link.wait(left, self._wake.reader, self.door.reader)
-            self._ring(wakeups)
-            if self.door.silence() or self.queue in wakeups:
-                return
-
-    def _ring(self, kinds: Container[str]) -> None:
-        for kind, bell in self._bells.items():
-            if kind in kinds:
-                bell.ring()
 
     # The housekeeper.
 
