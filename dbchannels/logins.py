@@ -12,8 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from django.apps import apps
+from django.conf import settings
 from django.contrib.auth import get_user_model
-from django.contrib.auth.signals import user_logged_out
+from django.contrib.auth.signals import user_logged_in, user_logged_out
 from django.db import transaction
 from django.db.models.signals import post_delete, post_save
 
@@ -34,6 +35,7 @@ PAGE = 200  # connections that one message looks at: some 10 ms, so that nobody 
 def connect_signals() -> None:
     """Hear of logouts and users; a proxy of the user model sends signals of its own."""
     user_logged_out.connect(on_logged_out, dispatch_uid="dbchannels")
+    user_logged_in.connect(on_logged_in, dispatch_uid="dbchannels")
     for model in apps.get_models():
         if issubclass(model, get_user_model()):
             post_save.connect(on_user_saved, sender=model, dispatch_uid="dbchannels")
@@ -42,29 +44,47 @@ def connect_signals() -> None:
 
 def on_logged_out(request: Any, **kwargs: Any) -> None:
     """Close the session's WebSockets in the transaction of the logout, and after its commit any opened meanwhile."""
-    digest = session_digest(getattr(getattr(request, "session", None), "session_key", None) or "")
+    _end_session(getattr(getattr(request, "session", None), "session_key", None) or "")
+
+
+def on_logged_in(request: Any, **kwargs: Any) -> None:
+    """Close the WebSockets of somebody else whom a browser was logged in as: it has another session now.
+
+    Those that it has opened as a stranger go on.
+    """
+    before = getattr(request, "COOKIES", {}).get(settings.SESSION_COOKIE_NAME, "")
+    if before != getattr(getattr(request, "session", None), "session_key", None):
+        _end_session(before, strangers=False)
+
+
+def _end_session(key: str, strangers: bool = True) -> None:
+    digest = session_digest(key)
     for alias in conf.layer_aliases() if digest else ():
         layer = channel_layers[alias]
         try:
             with transaction.atomic(using=layer.database):
-                close_session(alias, digest)
+                close_session(alias, digest, strangers)
         except Exception:  # nobody stays logged in because of it
-            log.exception("The WebSockets of a session that was logged out could not be closed now.")
+            log.exception("The WebSockets of a session that has ended could not be closed now.")
         if layer.in_transaction():
-            transaction.on_commit(_closing(alias, digest), using=layer.database, robust=True)
+            transaction.on_commit(_closing(alias, digest, strangers), using=layer.database, robust=True)
 
 
-def close_session(alias: str, digest: str) -> None:
-    """Close the WebSockets that were opened by a session, see ``operations.session_digest``."""
+def close_session(alias: str, digest: str, strangers: bool = True) -> None:
+    """Close the WebSockets that were opened by a session; without ``strangers`` those of somebody known.
+
+    See ``operations.session_digest``.
+    """
     layer, after = channel_layers[alias], ""
-    while page := [one.reply_channel for one in layer.connections(after, session_digest=[digest])]:
-        layer.close_connections(page, LOGGED_OUT)
-        after = page[-1]
+    while page := layer.connections(after, session_digest=[digest]):
+        ended = [one for one in page if strangers or one.login.startswith(auth.LOGGED_IN)]
+        layer.close_connections([one.reply_channel for one in ended], LOGGED_OUT)
+        after = page[-1].reply_channel
 
 
-def _closing(alias: str, digest: str) -> Callable[[], None]:
+def _closing(alias: str, digest: str, strangers: bool) -> Callable[[], None]:
     # No partial: Django logs the name of one that fails, and a partial has none.
-    return lambda: close_session(alias, digest)
+    return lambda: close_session(alias, digest, strangers)
 
 
 def on_user_saved(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from django.contrib.auth import logout
+from django.contrib.auth import login, logout
 from django.contrib.auth.models import User
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.models import Session
@@ -116,6 +116,35 @@ def test_it_is_part_of_the_logouts_transaction(layer, visitor, anna, rolled_back
         transaction.set_rollback(rolled_back, using=layer.database)
     expected = set() if rolled_back else {("c0", 4401), ("c1", 4401)}
     assert set(closed(layer)) == (expected if layer.transactional else {("c0", 4401)})
+
+
+def log_in(session, user):
+    """Log in as a view does, in a browser that has this session."""
+    request = HttpRequest()
+    request.COOKIES["sessionid"] = session.session_key
+    request.session = session
+    login(request, user, backend="django.contrib.auth.backends.ModelBackend")
+    return request
+
+
+@pytest.mark.parametrize("other", [True, False], ids=["somebody else", "again"])
+def test_a_login_as_somebody_else_ends_the_one_before(layer, visitor, work, anna, other):
+    here, there = new_session(anna), new_session(anna)
+    visitor(here), visitor(there)
+    work(route("websocket.connect", look))
+    log_in(here, new_user("bert") if other else anna)
+    assert closed(layer) == ([("c0", 4401)] if other else [])
+
+
+def test_a_login_leaves_strangers_alone(layer, visitor, work, anna):
+    session = new_session(cart=3)
+    visitor(session)
+    work(route("websocket.connect", look))
+    request = log_in(session, anna)
+    assert closed(layer) == []
+    visitor(request.session.session_key)
+    log_in(request.session, anna)
+    assert closed(layer) == []  # whoever has asked for nobody is told at the next look
 
 
 def test_a_layer_that_fails_keeps_nobody_logged_in(layer, visitor, anna, monkeypatch, caplog):
