@@ -299,3 +299,18 @@ def test_a_frame_that_is_wanted_later_keeps_its_place(any_site):
     assert opening.is_open()
     any_site.note("anna one")
     assert [opening.receive() for _ in range(3)] == ["one", "two", "three"]
+
+
+# Logins; the faults have more.
+
+
+def test_a_logout_closes_the_sockets_of_its_session_on_each_database(any_site):
+    served = any_site.serve("--workers", "2")
+    cookies = [f"sessionid={served.get('/log-in/anna').cookies()['sessionid']}" for _ in range(2)]
+    here, there = (served.socket("/who/", Cookie=cookie) for cookie in cookies)
+    assert here.ask("{}") == there.ask("{}") == '{"user": "anna", "count": 1}'
+    assert served.get("/log-out", Cookie=cookies[0]).text == "out"
+    assert here.closed() == 4401
+    assert there.ask("{}") == '{"user": "anna", "count": 2}'
+    told = 'who {"user": "anna", "count": 1, "code": 4401}'
+    until(lambda: told in any_site.entries(), "the disconnect consumer knows who it was")
