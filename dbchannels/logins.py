@@ -29,7 +29,7 @@ from dbchannels.sessions import installed, stored_sessions
 log = logging.getLogger("dbchannels.logins")
 
 CHANNEL = "websocket.logins"
-PAGE = 200  # connections that one message looks at: some 10 ms, so that nobody waits long behind it
+PAGE = 200  # connections that one message looks at: some 20 ms, so that nobody waits long behind it
 
 
 def connect_signals() -> None:
