@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -194,11 +195,15 @@ class Connection:
         if postponed.waits:
             return
         if (delay := postponed.next_delay()) is not None:
-            gevent.spawn_later(delay, self._send_again, postponed)
+            self.call_later(delay, self._send_again, postponed)
         elif self._in_flight[0] == "websocket.disconnect":
             self._end()
         else:
             self._lost("expired", None)
+
+    def call_later(self, delay: float, function: Callable[..., None], *arguments: Any) -> None:
+        """Call a function in so many seconds; tests have a clock of their own."""
+        gevent.spawn_later(delay, function, *arguments)
 
     def _send_again(self, postponed: Postponed) -> None:
         postponed.sent()
@@ -232,7 +237,7 @@ class Connection:
         if not last and now - self._refused_at > FULL_DEADLINE:
             self._fail(TRY_AGAIN)
         else:
-            gevent.spawn_later(random.uniform(0.2, 0.6), self._send_in_flight)
+            self.call_later(random.uniform(0.2, 0.6), self._send_in_flight)
 
     def _fail(self, code: int) -> None:
         """A frame was lost, so those behind it are not consumed either; only the disconnect is."""

@@ -90,7 +90,8 @@ class Channels:
 
     def _skip(self) -> bool:
         """Let time pass until the next message is due; False when none waits for its time."""
-        left = [due for layer in self.layers.values() if (due := layer.next_due()) is not None]
+        clocks: list[Server | RecordingLayer] = [self.server, *self.layers.values()]
+        left = [due for one in clocks if (due := one.next_due()) is not None]
         if left:
             self.advance(min(left))
         return bool(left)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from dbchannels import names
@@ -92,6 +93,11 @@ class TestedConnection(Connection):
 
     make_wire = Wire  # type: ignore[assignment]
 
+    def call_later(self, delay: float, function: Callable[..., None], *arguments: Any) -> None:
+        """Call it when so much time has passed for the test."""
+        server: Any = self._relay
+        server.call_later(delay, partial(function, *arguments))
+
     @property
     def wire(self) -> Wire:
         """The wire, once the connection was started."""
@@ -108,6 +114,9 @@ class Server:
         self._link = layer.link()
         self._link.register(self.name, Process.SERVER, self.queue)
         self._receivers: dict[str, Receiver] = {}
+        self._calls: list[
+            tuple[float, Callable[[], None]]
+        ] = []  # what is to be called, and when by the clock
 
     # What a connection asks of a relay.
 
@@ -119,8 +128,20 @@ class Server:
         """Write at once."""
         self.layer.write_apart(operations, record=False)
 
+    def call_later(self, delay: float, call: Callable[[], None]) -> None:
+        """Call it at the first ``deliver`` after so many seconds."""
+        self._calls.append((self.layer.clock + delay, call))
+
+    def next_due(self) -> float | None:
+        """Return in how many seconds something is to be called."""
+        return min((due - self.layer.clock for due, _ in self._calls), default=None)
+
     def deliver(self) -> None:
-        """Give all replies that wait to those who wait for them."""
+        """Call what is due, and give all replies that wait to those who wait for them."""
+        due = [call for at, call in self._calls if at <= self.layer.clock]
+        self._calls = [one for one in self._calls if one[0] > self.layer.clock]
+        for call in due:
+            call()
         while deliveries := self._link.receive_many([self.queue], 100):
             for delivery in deliveries:
                 reply = read_reply(delivery)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from django.contrib.auth.models import Group as Model
 from django.db import transaction
 
-from dbchannels import Channel, DenyConnection, Group, route
+from dbchannels import Channel, ConsumeLater, DenyConnection, Group, route
 
 ROUTING = {"default": {"ROUTING": "tests.testing.site"}, "second": {"BACKEND": "memory"}}
 
@@ -63,6 +63,19 @@ def forget(message):
     Channel("done").send({"left": message["path"]})
 
 
+def patient(message):
+    """Answer once there is a row."""
+    if not Model.objects.exists():
+        raise ConsumeLater
+    message.reply_channel.send({"text": message["text"]})
+
+
+def user(message):
+    """Say who asks, and for which time."""
+    count = message.channel_session["count"] = message.channel_session.get("count", 0) + 1
+    message.reply_channel.send({"text": f"{message.user} {count}"})
+
+
 def work(message):
     """Send oneself the next step, three times."""
     if message["step"] < 3:
@@ -107,6 +120,8 @@ routes = [
     route("websocket.connect", choose, path=r"^/choose/$"),
     route("websocket.connect", address, path=r"^/address/$"),
     route("http.disconnect", forget, path=r"^/later/$"),
+    route("websocket.receive", patient, path=r"^/patient/$"),
+    route("websocket.receive", user, path=r"^/user/$"),
     route("work", work),
     route("loop", loop),
     route("tick", tick),

@@ -146,6 +146,27 @@ class Sockets(ChannelTestCase):
         with pytest.raises(AssertionError, match="On the WebSocket /room/a/ arrived:\n  'later'"):
             socket.assertNothingReceived()
 
+    def test_a_frame_that_is_put_off_comes_when_time_passes_and_none_overtakes_it(self):
+        socket = self.client.ws("/patient/")
+        socket.send("one")
+        socket.send("two")
+        self.advance(1)
+        socket.assertNothingReceived()
+        Model.objects.create(name="at last")
+        socket.assertNothingReceived()
+        self.drain(delayed=True)
+        assert socket.receive_all() == ["one", "two"]
+
+    def test_the_session_and_its_user_are_there_and_their_end_closes_the_socket(self):
+        self.client.force_login(User.objects.create_user("ann"))
+        socket = self.client.ws("/user/")
+        socket.send("who")
+        assert socket.receive() == "ann 1"
+        socket.send("who")
+        assert socket.receive() == "ann 2"
+        self.client.logout()
+        assert socket.close_code == 4401
+
     # The end.
 
     def test_a_closed_socket_has_run_its_disconnect_consumer_and_left_its_groups(self):
