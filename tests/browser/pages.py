@@ -14,7 +14,7 @@ from django.http import HttpResponse
 from django.template import engines
 from django.urls import path
 
-from dbchannels import DenyConnection, Group, route
+from dbchannels import Demultiplexer, DenyConnection, Group, JsonWebsocketConsumer, route
 
 PAGE = (Path(__file__).parents[2] / "docs" / "javascript.rst").read_text()
 
@@ -69,10 +69,17 @@ def echo(message):
         message.reply_channel.send({"text": text} if text is not None else {"bytes": message["bytes"]})
 
 
-def answer(message):
-    """Answer on the stream that was asked."""
-    frame = json.loads(message["text"])
-    message.reply_channel.send({"text": json.dumps({**frame, "payload": [frame["payload"]]})})
+class Chat(JsonWebsocketConsumer):
+    """Send each payload back, with one's own name."""
+
+    def receive_json(self, content):
+        self.send_json({"chat": content})
+
+
+class Streams(Demultiplexer):
+    """Two streams of one kind."""
+
+    consumers = {"chat": Chat, "other": Chat}  # noqa: RUF012
 
 
 def refuse(message):
@@ -109,7 +116,7 @@ exec(
 
 routes = [
     route("websocket.receive", echo, path=r"^/(client/)?echo/$"),
-    route("websocket.receive", answer, path=r"^/streams/$"),
+    *Streams.as_routes(path=r"^/streams/$"),
     route("websocket.connect", refuse, path=r"^/refused/$"),
     route("websocket.connect", enter, path=r"^/room/$"),
     route("websocket.disconnect", leave, path=r"^/room/$"),

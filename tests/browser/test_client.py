@@ -112,12 +112,21 @@ def test_binary(client: Client) -> None:
     client.saw(["binary", [0, 255, 10]])
 
 
+def errors(client: Client) -> list[Any]:
+    """Return the frames that say what was wrong."""
+    return [value for name, value in client.events() if name == "json" and "error" in value]
+
+
 def test_streams(client: Client) -> None:
     client.connect("/streams/").reached("connecting", "open")
     client.do("socket.stream('chat').on((payload) => events.push(['chat', payload])).send({ text: 'hi' })")
-    client.saw(["chat", [{"text": "hi"}]])
-    client.do("socket.sendJSON({ stream: 'toString', payload: 1 })")
-    client.saw(["json", {"stream": "toString", "payload": [1]}])
+    client.saw(["chat", {"chat": {"text": "hi"}}])
+    client.do("socket.sendJSON({ stream: 'other', payload: { text: 'ho' } })")
+    client.saw(["json", {"stream": "other", "payload": {"chat": {"text": "ho"}}}])
+    client.do("socket.stream('chat').send('no object')")
+    client.do("socket.stream('toString').send({})")
+    until(lambda: len(errors(client)) == 2, lambda: str(client.events()), every=0.05)
+    assert [error["error"]["code"] for error in errors(client)] == ["invalid_content", "unknown_stream"]
     assert client.do("socket.stream('chat') === socket.stream('chat')")
 
 

@@ -103,7 +103,7 @@ export class Socket {
       return;
     }
     const stream = this.streams.get(value?.stream);
-    if (stream) for (const listener of stream.listeners) listener(value.payload);
+    if (stream && "payload" in value) for (const listener of stream.listeners) listener(value.payload);
     else this.#tell("json", value);
   }
 
