@@ -1,0 +1,199 @@
+"""The code of docs/groups.rst, docs/background.rst and docs/deploying.rst runs, and does what they say."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from django.contrib.auth.models import User
+from django.db.models.signals import post_save
+from django.test import RequestFactory
+
+from dbchannels import Channel, Group, Message
+from dbchannels.conf import OPTIONS
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.operations import Connect
+from dbchannels.routes import Route
+from dbchannels.routing import Routing
+from tests import kinds
+from tests.blog.models import Post
+from tests.docs import pages
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Route]:
+    """What the decorators of the page's code register."""
+    routes: list[Route] = []
+    monkeypatch.setattr("dbchannels.routing._decorated", routes)
+    return routes
+
+
+@pytest.fixture
+def run(found: list[Route]) -> Run:
+    """Run the block of a page whose caption begins so, with names that its surroundings have."""
+
+    def block(page: str, caption: str, **names: Any) -> dict[str, Any]:
+        (code,) = (one.code for one in pages.blocks(page, "python") if one.caption.startswith(caption))
+        namespace = {"__name__": "shop.consumers", **names}
+        exec(code, namespace)
+        return namespace
+
+    return block
+
+
+def consume(routing: Routing, channel: str, **fields: Any) -> None:
+    """Route a message, and run its consumer."""
+    matched = routing.match(Message(channel, fields))
+    assert matched is not None
+    route, captures = matched
+    route.run(Message(channel, fields), captures)
+
+
+def pending(layer: BaseLayer, channel: str) -> float:
+    return layer.channel_statistics(channel)["messages_pending"]
+
+
+on_layers = kinds.only("postgresql", "memory")
+
+
+# Background work.
+
+
+@on_layers
+def test_what_a_view_sends_is_consumed(
+    layer: BaseLayer, run: Run, found: list[Route], capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = run("background", "shop/views.py")["order"]
+    run("background", "shop/consumers.py")
+    assert view(RequestFactory().get("/")).content == b"Thank you."
+    channel, fields = layer.receive(["invoices"])
+    assert channel is not None and fields is not None
+    consume(Routing(found), channel, **fields)
+    assert capsys.readouterr().out == "an invoice for order 7\n"
+
+
+@on_layers
+def test_a_send_has_these_options(layer: BaseLayer, run: Run) -> None:
+    run("background", "options of a send")
+    run("background", "options of a send")
+    assert pending(layer, "reminders") == 4
+    assert layer.receive(["reminders"]) == (None, None)
+    assert pending(layer, "invoices") == 2
+    assert pending(layer, "search") == 1
+
+
+def test_a_consumer_has_these_options(run: Run, found: list[Route]) -> None:
+    run("background", "options of a consumer")
+    options = [one.options for one in found]
+    assert (options[0].retries, options[0].backoff) == (3, 60)
+    assert (options[1].concurrency, options[1].hard_timeout) == (1, 3600)
+    assert options[2].interval() is not None
+
+
+def test_the_defaults_of_a_consumer_are_as_said() -> None:
+    page = re.sub(r"\s+", " ", pages.text("background"))
+    assert f"tried again; {OPTIONS['retries']}." in page
+    assert f"replaced; {OPTIONS['soft_timeout']:g} and {OPTIONS['hard_timeout']:g}." in page
+
+
+@on_layers
+def test_an_atomic_consumer_sends_what_it_sends(layer: BaseLayer, run: Run, found: list[Route]) -> None:
+    run("background", "in a transaction")
+    assert found[0].options.atomic
+    consume(Routing(found), "payments", payment=3)
+    assert layer.receive(["receipts"]) == ("receipts", {"payment": 3})
+
+
+# Groups.
+
+
+@on_layers
+def test_a_channel_is_in_a_group_until_it_is_taken_out(layer: BaseLayer) -> None:
+    message = Message("websocket.connect", {"reply_channel": "reply.a!b"})
+    (code,) = (one.code for one in pages.blocks("groups", "python") if one.caption == "in a consumer")
+    added, discarded = code.split("room.discard")
+    exec(added, names := {"message": message})
+    assert names["room"].channels() == ["reply.a!b"]
+    exec("room.discard" + discarded, names)
+    assert names["room"].channels() == []
+
+
+@on_layers
+def test_a_view_shows_who_is_here(layer: BaseLayer, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    ann, _ = User.objects.get_or_create(username="ann")
+    User.objects.get_or_create(username="ben")
+    link = layer.link()
+    link.apply([Connect("reply.a!b", "server", "/")])
+    link.close()
+    Channel("reply.a!b").identify(ann)
+    Group("room-garden").add("reply.a!b")
+    shown: dict[str, Any] = {}
+    monkeypatch.setattr("django.shortcuts.render", lambda request, name, context: shown.update(context))
+    run("groups", "a view")["who_is_here"](RequestFactory().get("/"))
+    assert list(shown["here"]) == [ann]
+
+
+@on_layers
+def test_a_person_is_reached_wherever_she_is(layer: BaseLayer, run: Run) -> None:
+    ann = User(pk=7, username="ann")
+    names = {"Group": Group, "user": ann}
+    run("groups", "in a consumer, and", **names, message=Message("own", {"reply_channel": "reply.a!b"}))
+    assert layer.receive(["reply.a!"]) == ("reply.a!b", {"text": "Your export is ready."})
+
+
+@on_layers
+def test_whoever_saves_a_post_tells_its_readers(
+    layer: BaseLayer, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(post_save, "receivers", [])
+    monkeypatch.setattr(post_save, "sender_receivers_cache", type(post_save.sender_receivers_cache)())
+    receiver = run("groups", "receivers.py")["tell"]  # connected weakly
+    Group("blog").add("reply.a!b")
+    post = Post.objects.create(title="Kick-off")
+    User(username="ann").set_password("x")
+    _, message = layer.receive(["reply.a!"])
+    assert message is not None
+    assert json.loads(message["text"]) == {"id": post.pk, "title": "Kick-off"}
+    assert layer.receive(["reply.a!"]) == (None, None)
+    assert receiver is not None
+
+
+@on_layers
+def test_who_joins_first_and_then_reads_is_in_the_group_before(layer: BaseLayer, run: Run) -> None:
+    class Line:
+        class objects:
+            @staticmethod
+            def filter(room: str) -> list[str]:
+                return Group(f"room-{room}").channels()
+
+    join = run("groups", "a consumer that joins", Line=Line)["join"]
+    with layer.buffered() as buffer:
+        join(Message("websocket.connect", {"reply_channel": "reply.a!b"}), "garden")
+        assert Group("room-garden").channels() == ["reply.a!b"]
+        assert buffer.pending() == []
+
+
+# Deploying.
+
+
+def test_production_has_these_settings(run: Run) -> None:
+    names = run("deploying", "settings.py")
+    assert names["DEBUG"] is False
+    assert names["SESSION_COOKIE_SECURE"] and names["CSRF_COOKIE_SECURE"]
+
+
+@on_layers
+def test_a_monitor_prints_the_statistics(
+    layer: BaseLayer, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Channel("own").send({})
+    run("deploying", "for your own")
+    printed = capsys.readouterr().out
+    for word in re.findall(r"messages_\w+", pages.text("deploying")):
+        assert word in printed
+    assert "'messages_pending': 1" in printed
