@@ -93,6 +93,7 @@ DECLARE
     ends timestamptz := statement_timestamp() + expiry * interval '1 second';
     serves interval := interval '60 s';
     spare interval := interval '60 s';
+    wakeup text;
     wakeups text[] := '{}';
 BEGIN
     FOR queue IN
@@ -160,7 +161,9 @@ BEGIN
         wakeups := wakeups || CASE WHEN queue.channel ~ '[!?]' THEN queue.channel ELSE 'p' END::text;
     END LOOP;
     IF wakes AND wakeups <> '{}' AND pg_notification_queue_usage() < 0.5 THEN
-        PERFORM pg_notify('dbchannels', payload) FROM unnest(wakeups) AS payload WHERE payload <> ALL (near);
+        FOREACH wakeup IN ARRAY wakeups LOOP  -- an expression: a PERFORM would be planned and run as a query
+            CONTINUE WHEN wakeup = ANY (near) OR pg_notify('dbchannels', wakeup) IS NULL;
+        END LOOP;
     END IF;
 END
 $function$;

@@ -19,14 +19,21 @@ from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.connections import find_records
 from dbchannels.layers.ended import Ended
-from dbchannels.layers.operations import Delivery, Operation, Record, Send
+from dbchannels.layers.operations import Delivery, Operation, Record, Send, SendGroup
 from dbchannels.layers.outages import is_unavailable
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.notify_queue import NotifyQueue
+from dbchannels.layers.postgresql.plain_cursor import execute
 from dbchannels.layers.postgresql.room import Room
 from dbchannels.layers.postgresql.session import Session, one_line, session_name
-from dbchannels.layers.postgresql.statements import single, statements, without_room
+from dbchannels.layers.postgresql.statements import (
+    broadcast,
+    single,
+    sql_capacities,
+    statements,
+    without_room,
+)
 from dbchannels.layers.postgresql.wakes import Wakes
 from dbchannels.layers.postgresql.wakeup_check import WakeupCheck
 from dbchannels.layers.rollback import rollback_probe
@@ -51,6 +58,7 @@ class PostgreSQLLayer(BaseLayer):
         self.ended = Ended()
         self.notify_queue = NotifyQueue()
         self.wakeup_check = WakeupCheck(self.poll_interval)
+        self.sql_capacities = sql_capacities(self.options)
 
     @property
     def wakeups(self) -> bool:  # type: ignore[override]
@@ -73,7 +81,7 @@ class PostgreSQLLayer(BaseLayer):
         return rollback_probe(self.database)
 
     def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
-        if len(operations) == 1 and isinstance(operations[0], Send) and self._send_single(operations[0]):
+        if len(operations) == 1 and self._write_single(operations[0]):
             return []
         refused: list[Send] = []
         plan = list(statements(self, operations))
@@ -93,6 +101,13 @@ class PostgreSQLLayer(BaseLayer):
                         raise ChannelFull(names.split(refused[0].channel)[0])
         return refused
 
+    def _write_single(self, operation: Operation) -> bool:
+        """Write a send or a broadcast, which are most of what is written; False where it has to go the other way."""
+        if isinstance(operation, SendGroup):
+            execute(connections[self.database], *broadcast(self, operation, Wakes(self)))
+            return True
+        return isinstance(operation, Send) and self._send_single(operation)
+
     def _send_single(self, send: Send) -> bool:
         """Write one usual message by the shortest way; False where it has to go the other."""
         connection = connections[self.database]
@@ -100,10 +115,10 @@ class PostgreSQLLayer(BaseLayer):
         statement = single(self, send, Wakes(self), asks)
         if statement is None:
             return False
-        with connection.cursor() as cursor:
-            cursor.execute(*statement)
-            if asks and self.wakeups:
-                self.notify_queue.learn(cursor.fetchone()[0] is not None)
+        wants_answer = asks and self.wakeups
+        rows = execute(connection, *statement, fetch=wants_answer)
+        if wants_answer:
+            self.notify_queue.learn(rows[0][0] is not None)
         return True
 
     def has_room(self, queue: str) -> bool:

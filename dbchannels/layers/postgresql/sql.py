@@ -86,8 +86,7 @@ SELECT channel, waited, has_room FROM room
 # One row for each queue that has members, however many they are: the body is stored once. The function stands in
 # migration 0002: planned anew at each broadcast, the same work took three times as long.
 SEND_GROUP = """
-SELECT dbchannels_send_group(%(group)s::text, %(payload)s::bytea, %(expiry)s::float, %(patterns)s::text[],
-                             %(capacities)s::int[], %(wakes)s::boolean, %(near)s::text[])
+SELECT dbchannels_send_group(%s::text, %s::bytea, %s::float, %s::text[], %s::int[], %s::boolean, %s::text[])
 """
 
 # A member whose server is alive stays without an end. The row is touched only where that changes something, so

@@ -177,24 +177,30 @@ def _waking(wakes: Wakes, kinds: set[str], planned: tuple[str, Values, list[Send
 
 
 def _group_sends(layer: PostgreSQLLayer, sends: list[SendGroup], wakes: Wakes) -> Iterator[Planned]:
-    capacities = _capacities(layer)
     for send in sends:
-        values = {
-            "group": send.group,
-            "payload": send.payload,
-            "expiry": layer.options["expiry"],
-            "patterns": list(capacities),
-            "capacities": list(capacities.values()),
-            "wakes": wakes.broadcast(),
-            "near": list(wakes.near),
-        }
-        yield sql.SEND_GROUP, values, []
+        yield (*broadcast(layer, send, wakes), [])
 
 
-def _capacities(layer: PostgreSQLLayer) -> dict[str, int | None]:
-    """Return what ``layer.capacity`` goes by as regular expressions of PostgreSQL's; one fits every channel."""
-    own = {sql_pattern(key): capacity for key, capacity in layer.options["channel_capacity"].items()}
-    return own | {r"[!?]|^http\.|^websocket\.": layer.options["capacity"], "": None}
+def broadcast(layer: PostgreSQLLayer, send: SendGroup, wakes: Wakes) -> tuple[str, tuple[Any, ...]]:
+    """Return the statement that sends to a group, with its values."""
+    patterns, capacities = layer.sql_capacities
+    told, near = wakes.broadcast(), list(wakes.near)
+    return sql.SEND_GROUP, (
+        send.group,
+        send.payload,
+        layer.options["expiry"],
+        patterns,
+        capacities,
+        told,
+        near,
+    )
+
+
+def sql_capacities(options: dict[str, Any]) -> tuple[list[str], list[int | None]]:
+    """Return what ``layer.capacity`` goes by: PostgreSQL's regular expressions, of which the last fits all."""
+    own = {sql_pattern(key): capacity for key, capacity in options["channel_capacity"].items()}
+    both = own | {r"[!?]|^http\.|^websocket\.": options["capacity"], "": None}
+    return list(both), list(both.values())
 
 
 def sql_pattern(pattern: str) -> str:
