@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import random
 import socket
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ READ = 65_536  # bytes read at once
 SLOWEST = 1_024  # bytes a second that a body must bring, beyond what body_timeout gives it
 LINGER = 2.0  # seconds in which a client may still send what nobody reads, so that it sees its refusal
 LINGERING = 16_777_216  # bytes of it
+SPREAD = 0.1  # of a deadline, by which some have it later: a flood that came at once must not end at once
 
 _STOPS = "This server stops: send the request again."
 _SLOW_HEAD = "The head of the request took too long to come."
@@ -58,7 +60,7 @@ class Inlet:
         self.reader = HeadReader(self._options.head_limits)
         idle = self._options.head_timeout if self._first else self._options.keep_alive_timeout
         self._first = False
-        deadline = time.monotonic() + idle
+        deadline = time.monotonic() + _spread(idle)
         data, self._ahead = self._ahead, b""
         while True:
             if data:
@@ -68,7 +70,7 @@ class Inlet:
                     self._ahead = self.reader.rest
                     return head
                 if not begun:
-                    deadline = time.monotonic() + self._options.head_timeout
+                    deadline = time.monotonic() + _spread(self._options.head_timeout)
             try:
                 data = self._receive(deadline)
             except TimeoutError:
@@ -89,6 +91,7 @@ class Inlet:
         self._given_up = False
         reader = BodyReader(head.length, self._options.max_body)
         started, received = time.monotonic(), len(self._ahead)
+        patience = _spread(self._options.body_timeout)
         data, self._ahead = self._ahead, b""
         if head.expects_continue and not data:
             self._socket.sendall(_CONTINUE)
@@ -98,9 +101,9 @@ class Inlet:
             if reader.ended:
                 self._ahead = reader.rest
                 return
-            latest = started + self._options.body_timeout + received / SLOWEST
+            latest = started + patience + received / SLOWEST
             try:
-                data = self._receive_more(min(latest, time.monotonic() + self._options.body_timeout))
+                data = self._receive_more(min(latest, time.monotonic() + patience))
             except TimeoutError:
                 raise Refused(408, _SLOW_BODY) from None
             if not data:
@@ -189,6 +192,10 @@ class Inlet:
                 dropped += len(data)
         except OSError:
             return
+
+
+def _spread(seconds: float) -> float:
+    return seconds * (1 + SPREAD * random.random())
 
 
 def _stopping() -> Refused:

@@ -1,4 +1,4 @@
-"""Faults 18 and 22, the part of HTTP: bodies beyond the limit, and clients that hold connections for nothing."""
+"""Faults 18, 22 and 23: what is too large, clients that hold connections for nothing, and heads that are none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections import Counter
 
 from tests.endtoend.test_http import LIMIT
 from tests.harness import HOST, ask, connect, until
+from tests.soak import floods
 
 HALF = f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode()
 HALF_BODY = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\nhalf".encode()
@@ -61,3 +62,16 @@ def test_a_body_beyond_the_limit_leaves_no_row(site):
     site.work()
     assert served.get("/").text == "hello"
     assert site.count("protocolmessage") == 0
+
+
+def test_what_is_as_large_as_may_be_is_taken_and_a_byte_more_is_refused(site):
+    found = floods.sizes(site, site.serve("--workers", "1"))
+    assert found == floods.Sizes((200, 413), (True, 1009), "True True", 0)
+
+
+def test_every_hostile_request_is_refused_once_in_one_line(site):
+    served = site.serve("--workers", "1")
+    assert floods.hostile(served, 1) == []
+    until(lambda: floods.lines(served) == len(floods.HOSTILE), "each has its line")
+    assert served.get("/").text == "hello"
+    assert "Traceback" not in served.output()

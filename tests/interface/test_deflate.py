@@ -17,7 +17,7 @@ from dbchannels.interface.handshake import Refused
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.websocket import Binary, Closed, Outgoing, Ping, Text, WebSocket, encode_text
 from dbchannels.interface.wire import Wire
-from tests.interface.test_websocket import client
+from tests.interface.test_websocket import client, frames_at_random, plausible
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 RSV1, RSV2, RSV3 = 0x40, 0x20, 0x10
@@ -488,3 +488,27 @@ def test_garbage_is_inflated_or_refused(pieces, limit):
     else:
         code = 0
     assert code in (0, 1007, 1009)
+
+
+compressed_frames = st.builds(
+    lambda opcode, payload, fin: with_bits(client(opcode, payload, fin), RSV1),
+    st.sampled_from([TEXT, BINARY]),
+    st.one_of(st.binary(max_size=40), st.binary(max_size=300).map(deflated)),
+    st.booleans(),
+)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.lists(st.one_of(compressed_frames, frames_at_random, plausible), max_size=12), st.booleans())
+def test_garbage_ends_the_connection_at_most_once_and_never_raises(pieces, closing):
+    socket, events = WebSocket(max_message_size=100, max_fragments=5, deflate=agreed()), []
+    if closing:
+        socket.close()
+    for piece in pieces:
+        events += socket.receive(piece)
+        socket.take_output()
+    events += socket.receive_end()
+    assert [index for index, event in enumerate(events) if isinstance(event, Closed)] == [len(events) - 1]
+    sizes = [len(event.text.encode()) for event in events if isinstance(event, Text)]
+    sizes += [len(event.data) for event in events if isinstance(event, Binary)]
+    assert socket.state == "closed" and max(sizes, default=0) <= 100

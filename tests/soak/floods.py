@@ -168,16 +168,17 @@ def _hostile(scale: float) -> Seen:
         served = site.serve("--workers", "1")
         wrong = hostile(served, rounds)
         sent = rounds * len(HOSTILE)
-        until(lambda: _lines(served) >= sent, lambda: f"{_lines(served)} of {sent} lines are logged")
-        lines, alive = _lines(served), served.get("/").text == "hello"
+        until(lambda: lines(served) >= sent, lambda: f"{lines(served)} of {sent} lines are logged")
+        logged, alive = lines(served), served.get("/").text == "hello"
         sound = "Traceback" not in served.output()
     text = (
-        f"{sent - len(wrong):,} of {sent:,} refused once, {lines:,} lines, no traceback {sound}; {wrong[:3]}"
+        f"{sent - len(wrong):,} of {sent:,} refused once, {logged:,} lines, no traceback {sound}; {wrong[:3]}"
     )
-    return Seen(text, not wrong and lines == sent and alive and sound)
+    return Seen(text, not wrong and logged == sent and alive and sound)
 
 
-def _lines(served: Served) -> int:
+def lines(served: Served) -> int:
+    """Return how many lines the access log has."""
     return sum(line.startswith(HOST) for line in served.output().splitlines())
 
 
