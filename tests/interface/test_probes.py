@@ -72,7 +72,7 @@ def test_without_a_worker_it_is_not_ready(site):
 
 def test_a_layer_that_does_not_answer_is_not_ready_but_alive(site, monkeypatch):
     until(lambda: readiness(site)[0] == 200)
-    monkeypatch.setattr(site.relay, "_receive_all", lambda link: time.sleep(0.01) or 1 / 0)
+    monkeypatch.setattr(site.relay._reader, "_read_all", lambda link: time.sleep(0.01) or 1 / 0)
     until(lambda: readiness(site) == (503, b"Not ready: the layer cannot be used.\n"))
     assert asked(site, "/healthz").status == 200
     monkeypatch.undo()
@@ -82,7 +82,9 @@ def test_a_layer_that_does_not_answer_is_not_ready_but_alive(site, monkeypatch):
 def test_a_layer_that_hangs_holds_up_no_probe(site, monkeypatch):
     until(lambda: readiness(site)[0] == 200)
     hanging = []
-    monkeypatch.setattr(site.relay, "_receive_all", lambda link: hanging.append(1) or until_released(hanging))
+    monkeypatch.setattr(
+        site.relay._reader, "_read_all", lambda link: hanging.append(1) or until_released(hanging)
+    )
     until(lambda: hanging)
     until(lambda: readiness(site)[0] == 503)
     assert asked(site, "/healthz").status == 200
