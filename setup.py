@@ -27,6 +27,7 @@ TESTS = [
     "playwright>=1.50",
     "pytest>=8.3",
     "pytest-django>=4.9",
+    "pyuwsgi>=2.0.30",  # another WSGI server, ready built
     "ruff>=0.9",
     "types-psycopg2",
     "websocket-client>=1.8",  # two clients that real programs use: one compresses, one does not

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import socket
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -230,9 +232,9 @@ def test_greenlets_of_gunicorn(site):
 
 
 def test_uwsgi(site):
-    program = shutil.which("uwsgi")
-    if program is None:
-        pytest.skip("There is no uWSGI.")
+    places = [str(Path(sys.executable).parent), os.environ["PATH"]]
+    program = shutil.which("uwsgi", path=os.pathsep.join(places))
+    assert program is not None, "No uWSGI: install the package pyuwsgi."
     site.crew(2)
     with socket.create_server((HOST, 0)) as free:
         port = free.getsockname()[1]
