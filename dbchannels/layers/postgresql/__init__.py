@@ -22,6 +22,7 @@ from dbchannels.layers.ended import Ended
 from dbchannels.layers.operations import Delivery, Operation, Record, Send, SendGroup
 from dbchannels.layers.outages import is_unavailable
 from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql.destinations import Destinations
 from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.notify_queue import NotifyQueue
 from dbchannels.layers.postgresql.plain_cursor import execute
@@ -59,6 +60,7 @@ class PostgreSQLLayer(BaseLayer):
         self.notify_queue = NotifyQueue()
         self.wakeup_check = WakeupCheck(self.poll_interval)
         self.sql_capacities = sql_capacities(self.options)
+        self.destinations = Destinations(self)
 
     @property
     def wakeups(self) -> bool:  # type: ignore[override]
@@ -120,10 +122,6 @@ class PostgreSQLLayer(BaseLayer):
         if wants_answer:
             self.notify_queue.learn(rows[0][0] is not None)
         return True
-
-    def has_room(self, queue: str) -> bool:
-        """Whether one more message may go to a queue without a count; if so, it is taken off the room."""
-        return self.capacity(queue) is None or self.room.take_one(queue)
 
     @staticmethod
     def _is_one_by_one(connection: Any) -> bool:

@@ -28,7 +28,8 @@ def execute(connection: Any, text: str, values: Any, fetch: bool = False) -> lis
     # What connection.cursor() and its cursor do otherwise.
     connection.validate_thread_sharing()
     connection.close_if_health_check_failed()
-    connection.ensure_connection()
+    if connection.connection is None:
+        connection.connect()
     connection.validate_no_broken_transaction()
     with connection.wrap_database_errors, connection.connection.cursor() as cursor:
         cursor.execute(text, values)

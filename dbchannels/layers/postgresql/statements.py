@@ -23,6 +23,7 @@ from dbchannels.layers.operations import (
     storable,
 )
 from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql.destinations import woken
 from dbchannels.layers.postgresql.wakes import Wakes
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _sends(layer: PostgreSQLLayer, sends: list[Send], wakes: Wakes) -> Iterator[
         "expiry": sends[0].expiry,
     }
     yield _waking(
-        wakes, set(map(_woken, queues)), _into(layer, queues, values, sends, sql.SEND, sql.SEND_IF_ROOM)
+        wakes, set(map(woken, queues)), _into(layer, queues, values, sends, sql.SEND, sql.SEND_IF_ROOM)
     )
 
 
@@ -104,7 +105,7 @@ def _alike(layer: PostgreSQLLayer, sends: list[Send], wakes: Wakes) -> Planned |
         return None
     payloads = [send.payload for send in sends]
     values = {"channel": queue, "local": local, "reply_channel": reply_channel, "payloads": payloads}
-    return _waking(wakes, {_woken(queue)}, (sql.SEND_ALIKE, {**values, "expiry": expiry}, []))
+    return _waking(wakes, {woken(queue)}, (sql.SEND_ALIKE, {**values, "expiry": expiry}, []))
 
 
 def single(
@@ -116,23 +117,20 @@ def single(
     """
     if send.unique or send.delay or send.priority or send.due_at:
         return None
-    queue, local = names.split(send.channel)
-    if not (send.certain or layer.has_room(queue)):
+    queue, local, protocol, limited, wake = layer.destinations.of(send.channel)
+    if limited and not send.certain and not layer.room.take_one(queue):
         return None
-    values: tuple[Any, ...]
-    if names.is_protocol(queue):
-        values = (queue, local, send.reply_channel, send.payload, f"{send.expiry} s")
-        text, wake = sql.SEND_ONE, _woken(queue)
-    else:
-        text, values, wake = sql_durable.SEND_DURABLE_ONE, (queue, send.payload), "d"
-    if not wakes.notified({wake}):
-        return text, values
-    return text + (sql.WAKE_ONE if asks else sql.WAKE_ONE_UNASKED), (*values, wake)
+    ending = (_ASKED if asks else _UNASKED) if wakes.notified({wake}) else _UNTOLD
+    told = (wake,) if ending is not _UNTOLD else ()
+    if not protocol:
+        return ending[1], (queue, send.payload, *told)
+    return ending[0], (queue, local, send.reply_channel, send.payload, f"{send.expiry} s", *told)
 
 
-def _woken(queue: str) -> str:
-    """Return what a wakeup for a protocol queue says."""
-    return queue if queue[-1:] == "!" or "?" in queue else "p"
+# How a message is written, a protocol's and a durable one, by how its readers are told.
+_UNTOLD = sql.SEND_ONE, sql_durable.SEND_DURABLE_ONE
+_ASKED = sql.SEND_ONE + sql.WAKE_ONE, sql_durable.SEND_DURABLE_ONE + sql.WAKE_ONE
+_UNASKED = sql.SEND_ONE + sql.WAKE_ONE_UNASKED, sql_durable.SEND_DURABLE_ONE + sql.WAKE_ONE_UNASKED
 
 
 def _durable_sends(layer: PostgreSQLLayer, sends: list[Send], wakes: Wakes) -> Iterator[Planned]:
