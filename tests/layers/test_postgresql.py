@@ -15,7 +15,15 @@ from django.test.utils import CaptureQueriesContext
 from dbchannels import channel_layers, codec
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.operations import Done
-from dbchannels.layers.postgresql import floors, notify_queue, prepared, sql, sql_durable, sql_liveness
+from dbchannels.layers.postgresql import (
+    floors,
+    notify_queue,
+    prepared,
+    sql,
+    sql_durable,
+    sql_liveness,
+    statements,
+)
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import sql_pattern
 from dbchannels.testing.layer_case import DEADLINE, in_thread, raises, wait_until
@@ -137,7 +145,9 @@ def test_without_wakeups_nobody_is_notified(new_layer, new_link):
 
 @pytest.mark.parametrize("channel", ["own", "http.request"])
 def test_nobody_is_notified_while_the_queue_of_notifications_is_full(patient, new_link, monkeypatch, channel):
-    monkeypatch.setattr(sql, "WAKE_ONE", sql.WAKE_ONE.replace("< 0.5", "< 0"))
+    full = tuple(text.replace("< 0.5", "< 0") for text in statements._ASKED)
+    assert full != statements._ASKED
+    monkeypatch.setattr(statements, "_ASKED", full)
     patient.send(channel, {})  # counts, and learns the channel's room
     patient.notify_queue.learn(has_room=False)
     listening = new_link(patient)
