@@ -24,9 +24,8 @@ from dbchannels.layers.postgresql import (
     sql_durable,
     sql_liveness,
 )
-from dbchannels.layers.postgresql.statements import single
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
-from dbchannels.layers.postgresql.statements import sql_pattern
+from dbchannels.layers.postgresql.statements import single, sql_pattern
 from dbchannels.testing.layer_case import DEADLINE, in_thread, raises, wait_until
 from dbchannels.testing.layer_operating import bury_letters
 from tests import kinds
