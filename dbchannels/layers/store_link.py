@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from dbchannels.layers.store import StoreLayer
 
 
+SERVER, WORKER = "server", "worker"  # the kinds of processes, as the model Process has them
+
+
 class StoreLink(Link):
     """See Link for what the methods take and give."""
 
@@ -81,7 +84,12 @@ class StoreLink(Link):
     def workers(self) -> set[str]:
         with self.layer.locked():
             processes = self.layer.table("processes").items()
-            return {name for name, process in processes if process[0] == "worker"}
+            return {name for name, process in processes if process[0] == WORKER}
+
+    def has_worker(self, queue: str) -> bool:
+        with self.layer.locked():
+            now, processes = self.layer.clock(), self.layer.table("processes").values()
+            return any((kind, reads) == (WORKER, queue) and end >= now for kind, reads, end in processes)
 
     def unregister(self, name: str) -> None:
         self.bury(name)
@@ -93,8 +101,9 @@ class StoreLink(Link):
                 return
             self.layer.tell(self.layer.table("held").pop(name, ()), "worker died")
             self._release_claims(name)
-            if process[1]:
-                self._bury_server(name, process[1])
+            kind, queue, _ = process
+            if kind == SERVER:  # of a worker it is what it reads
+                self._bury_server(name, queue)
             self.layer.changed()
 
     def _release_claims(self, worker: str) -> None:

@@ -54,8 +54,11 @@ class LivenessContract(LayerCase):
             reader = process_name("reader")
             link.register(reader, "worker", queue)
             assert link.has_worker(queue)
-            self.link(layer).unregister(reader)
+            assert {worker, reader} <= link.workers()
+            layer.send(queue, {"number": 1})
+            self.link(layer).bury(reader)
             assert not link.has_worker(queue)
+            assert layer.receive([queue]) == (queue, {"number": 1})  # what it would have read is for others
             for name in (worker, server):
                 link.unregister(name)
 
