@@ -31,5 +31,5 @@ def add_limit_options(parser: Any) -> None:
             type=type(default),
             default=default,
             metavar=unit,
-            help=f"{text} ({default:,g})",
+            help=f"{text} ({default:,})",
         )
