@@ -14,6 +14,7 @@ from dbchannels.layers.operations import (
     GroupClear,
     GroupDiscard,
     Identify,
+    Keep,
 )
 from dbchannels.layers.postgresql import blocked
 from dbchannels.models import Connection, DurableMessage, Held
@@ -34,6 +35,7 @@ LOCKS = {
     "discard": (lambda layer: layer.group_clear("group"), [GroupDiscard("group", MEMBER)]),
     "clear": (lambda layer: layer.group_discard("group", MEMBER), [GroupClear("group")]),
     "identify": (lambda layer: layer.identify(MEMBER, "7"), [Identify(MEMBER, "12")]),
+    "keep": (lambda layer: layer.identify(MEMBER, "7"), [Keep(MEMBER, b"kept", None)]),
 }
 
 
@@ -87,6 +89,16 @@ def test_the_others_of_the_batch_are_written(layer, link, at_once, lock, operati
         assert (told(layer), layer.group_channels("other")) == ([OTHER], [OTHER])
         assert take(layer, link) == [] and told(layer) == []
     assert take(layer, link) == []
+    assert told(layer) == [MEMBER]
+
+
+@pytest.mark.parametrize(("lock", "operations"), LOCKS.values(), ids=LOCKS)
+def test_a_result_that_is_blocked_alone_holds_up_nobody(layer, link, at_once, lock, operations):
+    taken = take(layer, link, MEMBER)
+    with open_transaction(layer, lambda: lock(layer)):
+        link.finish("w1", batch(layer, taken, operations))
+        assert told(layer) == []
+    take(layer, link)
     assert told(layer) == [MEMBER]
 
 

@@ -1,11 +1,11 @@
 """Results that wait for somebody's transaction, while those of other messages are written.
 
-A consumer's add, discard, clear or identify waits while an open transaction of the site holds the same membership or
-connection. A worker writes the results of a whole batch at once, so all of them, and all that come after, would wait
-for that one. Instead nobody waits for longer than a moment: what is blocked is set apart, a message's operations with
-its acknowledgement, and tried again from time to time. What the next messages of the same connection did stays behind
-it, in order. Until it is written the message counts as held: when its worker dies, its client is told, or the message
-is claimed again.
+A consumer's add, discard, clear or identify, and what is kept with a connection, waits while an open transaction of the
+site holds the same membership or connection. A worker writes the results of a whole batch at once, so all of them, and
+all that come after, would wait for that one. Instead nobody waits for longer than a moment: what is blocked is set
+apart, a message's operations with its acknowledgement, and tried again from time to time. What the next messages of the
+same connection did stays behind it, in order. Until it is written the message counts as held: when its worker dies, its
+client is told, or the message is claimed again.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from dbchannels.layers.operations import (
     GroupClear,
     GroupDiscard,
     Identify,
+    Keep,
     Operation,
     Send,
     held_lines,
@@ -40,7 +41,7 @@ MOST_FAILED = 5  # ... after so many that are still blocked,
 ROUND = 0.1  # ... or so many seconds
 
 #: What waits for a row that an open transaction holds.
-_WAIT = (GroupAdd, GroupDiscard, GroupClear, Identify)
+_WAIT = (GroupAdd, GroupDiscard, GroupClear, Identify, Keep)
 
 Write = Callable[[str, Done, Sequence[Statement]], list[Send]]
 
@@ -182,7 +183,7 @@ def _connections(part: Done) -> set[str]:
     """Return the channels of connections that a message came from, or that its consumer had to do with."""
     found = {delivery.reply_channel for delivery, _ in part.ends}
     for one in part.operations:
-        if isinstance(one, Identify):
+        if isinstance(one, (Identify, Keep)):
             found.add(one.reply_channel)
         elif isinstance(one, (GroupAdd, GroupDiscard, Send)) and "!" in one.channel:
             found.add(one.channel)
