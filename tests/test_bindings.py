@@ -685,6 +685,22 @@ def test_each_user_has_one_name_in_a_group(group, key):
     assert Group(name).name == name and name not in others
 
 
+@on_default
+def test_a_group_that_a_client_names_is_no_other_users_part(site, bind, crowd):
+    """A room of a ``<str:room>``: the names of parts are no names of groups with something behind."""
+    crowd.enter(bind(permitted=secret_of), "ann")
+    for name in (f"tea.user-{crowd.ann.pk}", "tea.anonymous"):
+        Group(name).add("reply.b!sly")
+    Post(secret="ann").save()
+    assert [one[0] for one in site.sent()] == ["ann"]
+
+
+def test_the_names_of_parts_need_the_sites_secret(settings):
+    before = users_group("tea", "7")
+    settings.SECRET_KEY = "another one"
+    assert users_group("tea", "7") != before
+
+
 # In a site's own tests.
 
 
