@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, ClassVar
 
 from django.core.serializers.json import DjangoJSONEncoder
@@ -54,9 +55,12 @@ class JsonWebsocketConsumer(WebsocketConsumer):
 
     @classmethod
     def decode_json(cls, text: str) -> Any:
-        """Return the value of a JSON text; raises ValueError for everything else, however deep or long it is."""
+        """Return the value of a JSON text; raises ValueError for everything else, however deep or long it is.
+
+        A number beyond what a float holds is refused too: it would be an infinity, which cannot be sent on.
+        """
         try:
-            content = json.loads(text, parse_constant=_refuse)
+            content = json.loads(text, parse_constant=_refuse, parse_float=_finite)
             if "\\u" in text:  # it may hold half of a surrogate pair, which no database takes
                 json.dumps(content, ensure_ascii=False).encode()
         except RecursionError:
@@ -92,6 +96,13 @@ def _kind(content: Any) -> str:
     if content is None:
         return "null"
     return _NAMES.get(type(content), "a number")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("it holds a number that is too large")
+    return number
 
 
 def _refuse(constant: str) -> None:
