@@ -18,6 +18,7 @@ from django.contrib.auth import (
     get_user_model,
     load_backend,
 )
+from django.core.exceptions import ValidationError
 from django.utils.crypto import constant_time_compare
 
 from dbchannels.exceptions import NoClient
@@ -44,8 +45,8 @@ def session_users(sessions: Iterable[Mapping[str, Any]]) -> list[Any]:
     sessions = list(sessions)
     wanted: dict[str, set[Any]] = {}
     for session in sessions:
-        if (path := _backend(session)) is not None:
-            wanted.setdefault(path, set()).add(_primary_key(session))
+        if (path := _backend(session)) is not None and (key := _primary_key(session)) is not None:
+            wanted.setdefault(path, set()).add(key)
     found = {path: _load(load_backend(path), keys) for path, keys in wanted.items()}
     return [_verified(session, found.get(_backend(session) or "", {})) for session in sessions]
 
@@ -74,7 +75,11 @@ def _backend(session: Mapping[str, Any]) -> str | None:
 
 
 def _primary_key(session: Mapping[str, Any]) -> Any:
-    return get_user_model()._meta.pk.to_python(session[SESSION_KEY])
+    """Return the key of a session's user; None for what is none, as after a change of AUTH_USER_MODEL."""
+    try:
+        return get_user_model()._meta.pk.to_python(session[SESSION_KEY])
+    except ValidationError:  # it is one of many that are looked at, and ends nobody else's
+        return None
 
 
 # In the record of a connection.

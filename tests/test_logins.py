@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from django.contrib.auth import login, logout
+from django.contrib.auth import SESSION_KEY, login, logout
 from django.contrib.auth.models import User
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.models import Session
@@ -194,6 +194,18 @@ def test_a_user_who_may_no_more_is_closed(layer, visitor, work, anna, change, kn
     work()
     assert closed(layer) == [("c0", 4401), ("c2", 4401)]
     assert records(layer)[1] == f"+{bert.pk}"
+
+
+def test_a_session_of_no_possible_user_keeps_nobody_logged_in(layer, visitor, work, anna):
+    """As those from before a change of AUTH_USER_MODEL: all are looked at together."""
+    old = new_session(anna)
+    old[SESSION_KEY] = "0b6f8b5e-not-a-number"
+    old.save()
+    for session in (old, new_session(anna)):
+        visitor(session)
+    deactivate(anna)
+    work()
+    assert closed(layer) == [("c1", 4401)]
 
 
 def test_a_user_who_was_saved_goes_on(layer, visitor, work, anna):
