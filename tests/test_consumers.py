@@ -465,6 +465,42 @@ def test_a_frame_that_is_for_nobody_is_answered(serve, visitor, frame, stream, c
 
 
 @layers
+def test_a_frame_of_another_type_is_for_no_stream(serve, visitor, caplog):
+    class Anything(Site):
+        content_type = object
+
+    visitor.opens("/tea/").says('["stream", "payload"]', "/tea/")
+    serve(Anything)
+    assert [one["error"]["code"] for one in answers(visitor) if "error" in one] == ["invalid_frame"]
+    assert caplog.records == []
+
+
+@layers
+def test_the_disconnect_of_one_stream_that_raises_ends_no_others(layer, serve, visitor, caplog):
+    ran = []
+
+    class Broken(JsonWebsocketConsumer):
+        def disconnect(self, code, room):
+            ran.append("broken")
+            raise ValueError("disconnect failed")
+
+    class Leaving(JsonWebsocketConsumer):
+        def disconnect(self, code, room):
+            ran.append(self.stream)
+
+    class Several(Demultiplexer):
+        consumers = {"broken": Broken, "b": Leaving, "c": Leaving}  # noqa: RUF012
+
+        def disconnect(self, code, room):
+            ran.append("own")
+
+    visitor.opens("/tea/").leaves("/tea/")
+    serve(Several)
+    assert ran == ["broken", "b", "c", "own"]
+    assert "disconnect failed" in caplog.text
+
+
+@layers
 def test_when_one_stream_refuses_all_are_refused(layer, serve, visitor):
     class Closed(JsonWebsocketConsumer):
         def connect(self, message, room):

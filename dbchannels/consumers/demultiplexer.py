@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any, ClassVar
 
 from dbchannels.consumers.json_frames import JsonWebsocketConsumer
@@ -15,8 +16,9 @@ class Demultiplexer(JsonWebsocketConsumer):
             consumers = {"chat": ChatConsumer, "news": NewsConsumer}
 
     All of them are connected and disconnected with the socket, in this order, with the captures of its route; when one
-    refuses, all are refused. What they send with ``send_json`` carries the name of their stream. Error codes beside
-    those of JsonWebsocketConsumer: ``invalid_frame``, ``unknown_stream``. Other keys of a frame mean nothing.
+    refuses, all are refused, and when the ``disconnect`` of one raises, that of the others has run all the same. What
+    they send with ``send_json`` carries the name of their stream. Error codes beside those of JsonWebsocketConsumer:
+    ``invalid_frame``, ``unknown_stream``. Other keys of a frame mean nothing.
     """
 
     #: By the name of the stream.
@@ -28,12 +30,13 @@ class Demultiplexer(JsonWebsocketConsumer):
             one.consume_connect()
 
     def consume_disconnect(self) -> None:
-        for one in map(self._inner, self.consumers):
-            one.consume_disconnect()
-        super().consume_disconnect()
+        with ExitStack() as ends:  # runs all of them, the last one that was put on first
+            ends.callback(super().consume_disconnect)
+            for stream in reversed(list(self.consumers)):
+                ends.callback(self._inner(stream).consume_disconnect)
 
     def receive_json(self, content: Any, **captures: Any) -> None:
-        stream = content.get("stream")
+        stream = content.get("stream") if isinstance(content, dict) else None
         if not isinstance(stream, str) or "payload" not in content:
             self.send_error("invalid_frame", 'Send {"stream": "...", "payload": ...}.')
         elif stream not in self.consumers:
