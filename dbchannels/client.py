@@ -7,12 +7,12 @@ from typing import Any
 
 from django.contrib.sessions.backends.base import SessionBase
 
-from dbchannels import auth, codec
-from dbchannels.exceptions import LOGGED_OUT, LoginEnded, NoClient, WebSocketCloseException
+from dbchannels import auth, codec, conf
+from dbchannels.exceptions import LoginEnded, NoClient, WebSocketCloseException
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import Record, session_digest
 from dbchannels.session_keys import session_key
-from dbchannels.sessions import ChannelSession, open_session, save_session
+from dbchannels.sessions import ChannelSession, close_session, open_session, save_session
 
 #: Their messages are made by the interface server; all others may hold what a client has written.
 WITH_HEADERS = ("http.request", "websocket.connect")
@@ -74,8 +74,8 @@ class Client:
         """Write what the consumer has changed, and note who is logged in, so that a logout finds the connection."""
         loaded = self.__dict__
         if "http_session" in loaded and save_session(self.http_session, self._session_key):
-            others = self._layer.connections(session_digest=[session_digest(self._session_key)])
-            self._layer.close_connections([one.reply_channel for one in others], LOGGED_OUT)
+            for alias in conf.layer_aliases():
+                close_session(alias, session_digest(self._session_key))
         kept: dict[str, Any] = {}
         if "channel_session" in loaded and self.channel_session.modified:
             kept["session"] = self.channel_session.payload(self._layer.options["max_message_size"])

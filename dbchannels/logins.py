@@ -24,7 +24,7 @@ from dbchannels.exceptions import LOGGED_OUT
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import NOBODY, UNKNOWN, Record, session_digest
 from dbchannels.message import Message
-from dbchannels.sessions import installed, stored_sessions
+from dbchannels.sessions import close_session, installed, stored_sessions
 
 log = logging.getLogger("dbchannels.logins")
 
@@ -68,18 +68,6 @@ def _end_session(key: str, strangers: bool = True) -> None:
             log.exception("The WebSockets of a session that has ended could not be closed now.")
         if layer.in_transaction():
             transaction.on_commit(_closing(alias, digest, strangers), using=layer.database, robust=True)
-
-
-def close_session(alias: str, digest: str, strangers: bool = True) -> None:
-    """Close the WebSockets that were opened by a session; without ``strangers`` those of somebody known.
-
-    See ``operations.session_digest``.
-    """
-    layer, after = channel_layers[alias], ""
-    while page := layer.connections(after, session_digest=[digest]):
-        ended = [one for one in page if strangers or one.login.startswith(auth.LOGGED_IN)]
-        layer.close_connections([one.reply_channel for one in ended], LOGGED_OUT)
-        after = page[-1].reply_channel
 
 
 def _closing(alias: str, digest: str, strangers: bool) -> Callable[[], None]:

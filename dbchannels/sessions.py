@@ -14,8 +14,9 @@ from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
 from django.utils import timezone
 
-from dbchannels import codec
-from dbchannels.exceptions import InvalidMessage, LoginEnded, NoClient
+from dbchannels import auth, codec
+from dbchannels.exceptions import LOGGED_OUT, InvalidMessage, LoginEnded, NoClient
+from dbchannels.layers import channel_layers
 
 log = logging.getLogger("dbchannels.worker")
 
@@ -102,6 +103,18 @@ def _warn(why: str) -> None:
         "put it there in a view, or use message.channel_session.",
         why,
     )
+
+
+def close_session(alias: str, digest: str, strangers: bool = True) -> None:
+    """Close the WebSockets that were opened by a session; without ``strangers`` those of somebody known.
+
+    See ``operations.session_digest``.
+    """
+    layer, after = channel_layers[alias], ""
+    while page := layer.connections(after, session_digest=[digest]):
+        ended = [one for one in page if strangers or one.login.startswith(auth.LOGGED_IN)]
+        layer.close_connections([one.reply_channel for one in ended], LOGGED_OUT)
+        after = page[-1].reply_channel
 
 
 def stored_sessions(keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:

@@ -225,6 +225,27 @@ def test_a_key_that_its_cookie_names_no_more_closes_the_sessions_sockets(serve, 
     assert other.told() == []
 
 
+@kinds.only("postgresql")
+def test_it_closes_them_all_however_many_and_on_every_layer(layer, serve, visitor, settings, monkeypatch):
+    """Two are looked at a time, and the site has another layer, on which the session has two more."""
+    look, key, closed = type(layer).connections, new_session(cart=3).session_key, []
+
+    def two(self, after="", limit=2, **criteria):
+        return look(self, after, limit, **criteria)
+
+    monkeypatch.setattr(type(layer), "connections", two)
+    monkeypatch.setattr(
+        type(layer),
+        "close_connections",
+        lambda self, channels, code: closed.extend((self.alias, one[-2:], code) for one in channels),
+    )
+    settings.DBCHANNELS = {"default": {}, "second": {}}
+    clients = [visitor(key, f"c{number}").opens() for number in range(5)]
+    clients[0].says("hi")
+    serve(connect=lambda message: None, receive=lambda message: message.http_session.flush())
+    assert closed == [(alias, f"c{n}", 4401) for alias in ("default", "second") for n in range(5)]
+
+
 @pytest.mark.parametrize("name", ["http_session", "channel_session", "user"])
 @everywhere
 def test_a_frame_that_was_left_behind_is_consumed_by_nobody(serve, visitor, name):
