@@ -5,9 +5,8 @@ from __future__ import annotations
 import time
 from typing import ClassVar
 
-from django.conf import settings
 from django.db import transaction
-from django.test import TransactionTestCase, override_settings
+from django.test import TransactionTestCase
 
 from dbchannels import Channel, conf
 from dbchannels.models import Connection, Held, Process
@@ -34,9 +33,6 @@ class ChannelLiveServerTestCase(TransactionTestCase):
     @classmethod
     def setUpClass(cls) -> None:
         super().setUpClass()
-        hosts = override_settings(ALLOWED_HOSTS=[*settings.ALLOWED_HOSTS, cls.host])
-        hosts.enable()
-        cls.addClassCleanup(hosts.disable)
         cls.live_server = LiveServer(cls.host, cls.port, cls.workers)
         cls.addClassCleanup(cls.live_server.stop)
         cls.live_server_url = cls.live_server.url

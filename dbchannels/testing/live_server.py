@@ -33,7 +33,7 @@ class LiveServer:
                 *(sys.executable, "-m", "dbchannels.testing.live_site", SERVE, f"{host}:{port}"),
                 *("--workers", str(workers), "--graceful-timeout", "2"),
             ],
-            env=environment(),
+            env=environment(host),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -79,8 +79,8 @@ class LiveServer:
             self._process.stdout.close()
 
 
-def environment() -> dict[str, str]:
-    """Return what the processes find in their environment."""
+def environment(host: str) -> dict[str, str]:
+    """Return what the processes find in their environment; the host is allowed, whatever the settings say."""
     module = getattr(_holders()[-1], "SETTINGS_MODULE", None)
     if not module:
         raise InvalidConfiguration(
@@ -88,6 +88,7 @@ def environment() -> dict[str, str]:
             "of settings.configure()."
         )
     changes = {"databases": databases(), "settings": overridden_settings()}
+    changes["settings"]["ALLOWED_HOSTS"] = [*settings.ALLOWED_HOSTS, host]
     paths = [os.path.abspath(path) for path in sys.path]
     return {
         **os.environ,
@@ -119,7 +120,6 @@ def overridden_settings() -> dict[str, Any]:
         found = {**own, **found}
     found = {name: value for name, value in found.items() if name != "SETTINGS_MODULE"}
     found.setdefault("DEBUG", settings.DEBUG)  # the test runner's
-    found.setdefault("ALLOWED_HOSTS", list(settings.ALLOWED_HOSTS))
     for name, value in found.items():
         with suppress(TypeError, ValueError):
             json.dumps(value, default=_plain)

@@ -14,9 +14,11 @@ SECRET_KEY = "x"
 INSTALLED_APPS = [
     "dbchannels", "django.contrib.auth", "django.contrib.contenttypes", "django.contrib.sessions", "shop",
 ]
-MIDDLEWARE = ["django.contrib.sessions.middleware.SessionMiddleware"]
+MIDDLEWARE = [
+    "django.contrib.sessions.middleware.SessionMiddleware", "django.middleware.common.CommonMiddleware",
+]
 ROOT_URLCONF = "shop.urls"
-ALLOWED_HOSTS = []
+ALLOWED_HOSTS = []  # as startproject leaves it
 DATABASES = {"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": "site.sqlite3", "TEST": {"NAME": TEST}}}
 """
 URLS = """
