@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -37,8 +38,10 @@ class LiveServer:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
+        self._passing = threading.Thread(target=self._pass_on, name="live server's output", daemon=True)
         try:
             self.address = self._read_address()
+            self._passing.start()
         except BaseException:
             self.stop()
             raise
@@ -66,6 +69,13 @@ class LiveServer:
                 break
         raise InvalidConfiguration(f"The live server did not start. It said:\n{said.strip() or 'nothing'}")
 
+    def _pass_on(self) -> None:
+        """Show what consumers and views print, until all processes have ended; a full pipe would stop them."""
+        assert self._process.stdout is not None
+        while data := os.read(self._process.stdout.fileno(), 65_536):
+            with suppress(OSError):  # nobody may be there to read
+                os.write(2, data)
+
     def stop(self) -> None:
         """End it and its workers, and wait until they have."""
         if self._process.stdin:
@@ -75,7 +85,9 @@ class LiveServer:
         except subprocess.TimeoutExpired:
             self._process.kill()  # its workers notice, and end
             self._process.wait()
-        if self._process.stdout:
+        if self._passing.is_alive():
+            self._passing.join(1.0)  # at most: a process that a consumer has started may hold the pipe
+        if self._process.stdout and not self._passing.is_alive():
             self._process.stdout.close()
 
 

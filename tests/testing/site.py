@@ -33,6 +33,13 @@ def say(message, room):
         message.reply_channel.send({"close": 4001})
 
 
+def talk(message):
+    """Print more than a pipe holds, as one does to see what goes on."""
+    for _ in range(1000):
+        print("x" * 200)
+    message.reply_channel.send({"text": "done"})
+
+
 def leave(message, room):
     """Tell those who stay."""
     Group(f"room-{room}").send({"text": f"left {message['code']}"})
@@ -122,6 +129,7 @@ routes = [
     route("http.disconnect", forget, path=r"^/later/$"),
     route("websocket.receive", patient, path=r"^/patient/$"),
     route("websocket.receive", user, path=r"^/user/$"),
+    route("websocket.receive", talk, path=r"^/talk/$"),
     route("work", work),
     route("loop", loop),
     route("tick", tick),

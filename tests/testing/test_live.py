@@ -73,6 +73,11 @@ class Live(ChannelLiveServerTestCase):
         assert socket.closed() == 1001
         assert Process.objects.count() == 1 + self.workers
 
+    def test_a_consumer_may_print_as_much_as_it_likes(self):
+        socket = Socket(int(self.live_server_url.rpartition(":")[2]), "/talk/", {}).handshake()
+        socket.send("go on")
+        assert socket.receive() == "done"
+
     def test_static_files_are_served(self):
         assert "django" in self.get("/static/admin/css/base.css").lower()
 
