@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import random
 import traceback
@@ -93,18 +92,18 @@ class Consumption:
         with signals.told(route.consumer, message), together:
             answered = self._answered(route, message, captures)
             message.save_sessions()
-            # In the consumer's own transaction: its effect and the end of its message are one, or neither is.
-            if route.options.atomic and delivery.durable and not self.layer.acknowledge(worker, delivery):
-                raise ClaimLost
+            if route.options.atomic:
+                self.layer.send_many(
+                    []
+                )  # takes along what a coroutine has sent: in its thread is no transaction
+                # In the consumer's own transaction: its effect and the end of its message are one, or neither is.
+                if delivery.durable and not self.layer.acknowledge(worker, delivery):
+                    raise ClaimLost
         return answered
 
     def _answered(self, route: Route, message: Message, captures: Captures) -> bool:
         try:
-            result = route.run(message, captures)
-            if inspect.iscoroutine(result):
-                completed(result)
-                if route.options.atomic:
-                    self.layer.send_many([])  # and with it, into the transaction, what it has sent before
+            completed(route.run(message, captures))
         except ResponseLater:
             if message.channel.name != "http.request" or message.reply_channel is None:
                 raise

@@ -6,11 +6,20 @@ import asyncio
 import logging
 
 import pytest
-from asgiref.sync import sync_to_async
+from asgiref.sync import async_to_sync, sync_to_async
 from django.db import connections
 from django.utils import timezone
 
-from dbchannels import Channel, ConsumeLater, Group, WebSocketCloseException, channel_layers, route
+from dbchannels import (
+    Channel,
+    ConsumeLater,
+    Group,
+    WebSocketCloseException,
+    WebsocketConsumer,
+    channel_layers,
+    route,
+)
+from dbchannels.coroutines import completed
 from dbchannels.models import DeadLetter, DurableMessage, Membership
 from dbchannels.routing import Routing
 from dbchannels.testing.layer_case import drain, waiting
@@ -294,6 +303,33 @@ def test_what_an_atomic_async_consumer_sends_is_gone_with_a_lost_claim(layer, ru
     layer.send("own", {})
     run("own", consume, atomic=True)
     assert waiting(layer, "out") == 0
+
+
+async def send_out(message):
+    Channel("out").send({"number": 1})
+
+
+class Sending(WebsocketConsumer):
+    """What a class runs is no coroutine any more."""
+
+    CHANNELS = ("own",)
+
+    def consume(self):
+        completed(send_out(self.message))
+
+
+@pytest.mark.parametrize(
+    "consume", [send_out, async_to_sync(send_out), Sending], ids=["async", "sync", "class"]
+)
+def test_what_an_atomic_async_consumer_sends_is_in_its_transaction(layer, new_worker, consume):
+    """The worker is killed after the commit, in front of what it would write next."""
+    worker = new_worker(consume, atomic=True)
+    layer.send("own", {})
+    (claimed,) = worker.link.claim(["own"], 1, worker.name)
+    outcome = worker._consumption.consume(claimed, worker.name)
+    assert (list(outcome.operations), outcome.failure) == ([], None)
+    assert drain(layer, "out") == [{"number": 1}]
+    assert not rows(layer, DurableMessage).exists()
 
 
 def test_the_orm_is_refused_where_django_refuses_it(layer, run):

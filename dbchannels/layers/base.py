@@ -136,8 +136,9 @@ class BaseLayer(WebSockets):
         if buffer is None or immediately:
             self.write(operations)
         elif self.in_transaction():
-            self.write([*buffer.pending(), *operations])
-            buffer.written(operations, self.rollback_probe())
+            if both := [*buffer.pending(), *operations]:
+                self.write(both)
+                buffer.written(operations, self.rollback_probe())
         else:
             buffer.append(operations)
 
