@@ -214,6 +214,14 @@ def test_one_that_was_closed_before_it_began_never_connects(client: Client) -> N
     assert client.window.sockets() == []
 
 
+def test_one_that_is_closed_as_it_begins_stays_closed(client: Client) -> None:
+    client.do("{ const one = connect('/echo/'); one.on('connecting', () => one.close()); }")
+    client.reached("connecting", "closed")
+    assert client.do("[socket.state, socket.socket]") == ["closed", None]
+    until(lambda: [one["opened"] for one in client.window.sockets() if one["code"]] == [False], "its end")
+    client.window.forgive("closed before the connection is established")
+
+
 def test_a_page_that_is_gone_has_left(
     client: Client, server: Served, new_window: Callable[[], Window]
 ) -> None:

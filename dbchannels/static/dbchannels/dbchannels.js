@@ -45,7 +45,6 @@ export class Socket {
     this.#drop();
     this.ended = false;
     this.#listen(addEventListener);
-    this.#become("connecting");
     const url = new URL(typeof this.url === "function" ? this.url() : this.url, location.href);
     url.protocol = url.protocol.replace("http", "ws");
     const socket = (this.socket = new WebSocket(url, this.protocols));
@@ -59,6 +58,7 @@ export class Socket {
     });
     socket.onmessage = current(({ data }) => this.#read(data));
     socket.onclose = current(({ code, reason }) => this.#closed(code, reason, Date.now() - opened >= GOOD));
+    this.#become("connecting"); // the last: a listener may close it
   }
 
   close(code = 1000, reason = "") {
