@@ -17,6 +17,7 @@ from dbchannels.exceptions import (
     ConsumeLater,
     DenyConnection,
     InvalidMessage,
+    LoginEnded,
     ResponseLater,
     WebSocketCloseException,
     WorkerKilled,
@@ -33,7 +34,6 @@ log = logging.getLogger("dbchannels.worker")
 
 
 WEBSOCKET = ("websocket.connect", "websocket.receive", "websocket.disconnect")
-NOT_YET = b"This cannot be answered yet: try again soon."
 
 
 class ClaimLost(Exception):
@@ -203,9 +203,8 @@ def said_by_raising(layer: BaseLayer, delivery: Delivery, error: BaseException) 
     later = isinstance(error, ConsumeLater)
     if delivery.durable or not (later or isinstance(error, WebSocketCloseException)):
         return None
-    if delivery.channel == "http.request" and later:
-        headers = [[b"Retry-After", b"1"], [b"Content-Type", b"text/plain"]]
-        return [reply(layer, delivery.reply_channel, {"status": 503, "headers": headers, "content": NOT_YET})]
+    if delivery.channel == "http.request" and (later or isinstance(error, LoginEnded)):
+        return [reply(layer, delivery.reply_channel, _NOT_YET if later else _LOGIN_ENDED)]
     order = codec.decode(delivery.payload).get("order")
     if delivery.channel not in WEBSOCKET or not isinstance(order, int) or order < 0:
         return None
@@ -216,6 +215,20 @@ def said_by_raising(layer: BaseLayer, delivery: Delivery, error: BaseException) 
     else:
         answer = {"again": order}
     return [reply(layer, delivery.reply_channel, answer)]
+
+
+_TEXT = [b"Content-Type", b"text/plain"]
+_NOT_YET = {
+    "status": 503,
+    "headers": [[b"Retry-After", b"1"], _TEXT],
+    "content": b"This cannot be answered yet: try again soon.",
+}
+#: As Django answers a request whose session was deleted before its end.
+_LOGIN_ENDED = {
+    "status": 400,
+    "headers": [_TEXT],
+    "content": b"The session of this request has ended meanwhile: log in again.",
+}
 
 
 def _joined(sent: list[Operation], answers: list[Operation]) -> list[Operation]:

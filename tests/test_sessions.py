@@ -163,6 +163,24 @@ def test_a_consumer_of_requests_has_the_session_too(layer, stored, visitor):
         message.channel_session  # noqa: B018
 
 
+@once
+def test_a_request_whose_session_was_deleted_meanwhile_is_answered_400(layer, stored, visitor, caplog):
+    """The user has logged out in another window: nobody's fault, so no traceback."""
+
+    def consume(message):
+        message.http_session["cart"] = 4
+        Session.objects.all().delete()
+
+    client = visitor(new_session(cart=3).session_key)
+    layer.send("http.request", {"reply_channel": client.channel, "path": "/", "headers": client.headers()})
+    worker = Worker(channel_layers["default"], Routing([route("http.request", consume)]))
+    worker._register()
+    worker.run_once()
+    worker.link.close()
+    assert [one["status"] for one in client.told()] == [400]
+    assert not Session.objects.exists() and caplog.records == []
+
+
 @pytest.mark.parametrize("key", ["", "an-unknown-key-of-nobody"])
 @once
 def test_who_has_no_session_is_given_none(serve, visitor, key, caplog):
