@@ -128,7 +128,10 @@ class Binding:
 
     @classmethod
     def message(cls, instance: Any, action: str = UPDATE) -> dict[str, str]:
-        """Return what is sent of an instance, for a reply channel: a newcomer is shown what there is already."""
+        """Return what is sent of an instance, for a reply channel: a newcomer is shown what there is already.
+
+        Whom it is for is not known here: ask ``permitted`` yourself.
+        """
         data = {} if action == DELETE else cls._serialize(instance)
         return cls.frame(action, cls._pk(instance), data)
 
