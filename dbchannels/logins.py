@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
@@ -43,8 +44,42 @@ def connect_signals() -> None:
 
 
 def on_logged_out(request: Any, **kwargs: Any) -> None:
-    """Close the session's WebSockets in the transaction of the logout, and after its commit any opened meanwhile."""
-    _end_session(getattr(getattr(request, "session", None), "session_key", None) or "")
+    """Close the session's WebSockets in the transaction of the logout, and after its commit any opened meanwhile.
+
+    Django sends the signal before it deletes the session: a page that came back at once would still be let in. So it is
+    done as soon as the session is gone.
+    """
+    session: Any = getattr(request, "session", None)
+    key = getattr(session, "session_key", None) or ""
+    if hasattr(session, "flush"):
+        _after_flush(session, key)
+    else:
+        _end_session(key)
+
+
+def _after_flush(session: Any, key: str) -> None:
+    """Have the WebSockets of a session closed once it is flushed, in the one way or the other."""
+    flush, aflush = session.flush, session.aflush
+
+    def flushed() -> None:
+        _restore(session)
+        try:
+            flush()
+        finally:
+            _end_session(key)
+
+    async def aflushed() -> None:
+        _restore(session)
+        try:
+            await aflush()
+        finally:
+            await sync_to_async(_end_session)(key)
+
+    session.flush, session.aflush = flushed, aflushed
+
+
+def _restore(session: Any) -> None:
+    del session.flush, session.aflush
 
 
 def on_logged_in(request: Any, **kwargs: Any) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from django.contrib.auth import SESSION_KEY, login, logout
+from asgiref.sync import async_to_sync
+from django.contrib.auth import SESSION_KEY, alogout, login, logout
 from django.contrib.auth.models import User
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.models import Session
@@ -103,6 +104,38 @@ def test_a_logout_closes_that_sessions_sockets_and_no_others(layer, visitor, ann
         visitor(session)
     log_out(here)
     assert closed(layer) == [("c0", 4401), ("c2", 4401)]
+
+
+def test_nothing_is_closed_before_the_session_is_gone(layer, visitor, anna):
+    """Django sends its signal first: whoever was closed by then would come back as the same user."""
+    session, seen = new_session(anna), []
+    visitor(session)
+
+    def receiver(**kwargs):
+        seen.extend(closed(layer))
+
+    user_logged_out.connect(receiver)  # after ours
+    try:
+        log_out(session)
+    finally:
+        user_logged_out.disconnect(receiver)
+    assert seen == []
+    assert closed(layer) == [("c0", 4401)]
+    assert "flush" not in vars(session) and "aflush" not in vars(session)
+
+
+def test_a_logout_of_an_async_view_closes_too(layer, visitor, anna):
+    session = new_session(anna)
+    visitor(session)
+    request = HttpRequest()
+    request.session = session
+
+    async def auser():
+        return anna
+
+    request.auser = auser
+    async_to_sync(alogout)(request)
+    assert closed(layer) == [("c0", 4401)]
 
 
 @pytest.mark.parametrize("rolled_back", [False, True])
