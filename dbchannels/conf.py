@@ -80,6 +80,11 @@ def _entry_problems(alias: str, entry: dict[str, Any]) -> list[str]:
             "a layer class."
         )
         backend = ""
+    elif backend and "." not in backend and backend not in SHORT_BACKENDS:
+        found.append(
+            f"{where}['BACKEND'] names {shown(backend)}, which is no layer: write one of {', '.join(SHORT_BACKENDS)}, "
+            "or the dotted name of a layer class."
+        )
     options = entry.get("OPTIONS", {})
     if not isinstance(options, dict):
         found.append(f"{where}['OPTIONS'] is a dict, such as {{'capacity': 1000}}.")

@@ -126,16 +126,26 @@ class Consumption:
             return Outcome(answers, None, False)
         text = "".join(traceback.format_exception(error))
         expected = isinstance(error, DenyConnection) or (delivery.durable and isinstance(error, ConsumeLater))
-        if not expected:
-            self.report(delivery, error, text)
         outcome = self._failed(delivery, text, isinstance(error, DenyConnection))
         if isinstance(error, WorkerKilled) and outcome.failure is not None:
-            return outcome._replace(failure=outcome.failure._replace(ran=False))
+            outcome = outcome._replace(failure=outcome.failure._replace(ran=False))
+        if not expected:
+            self.report(delivery, error, text + self._fate(delivery, outcome))
         return outcome
 
     def report(self, delivery: Delivery, error: BaseException, text: str) -> None:
-        """Say that a consumer raised; ``text`` is the traceback."""
-        log.error("The consumer of a message on %s raised:\n%s", delivery.channel, text)
+        """Say that a consumer raised; ``text`` is the traceback, and what becomes of the message."""
+        name = self._route.name if self._route else "The view"
+        log.error("%s raised on a message of %s:\n%s", name, delivery.channel, text)
+
+    def _fate(self, delivery: Delivery, outcome: Outcome) -> str:
+        """Return the line below the traceback of a message of the site's own channels."""
+        if outcome.failure is None:
+            return ""
+        attempt = f"This was attempt {outcome.failure.attempts} of {self._option('retries') + 1}"
+        if outcome.failure.retry_in is None:
+            return f"{attempt}: it is a dead letter now, see the admin, or 'manage.py replay {delivery.channel}'.\n"
+        return f"{attempt}; the next is in {outcome.failure.retry_in:.1f} s.\n"
 
     def tidy(self) -> None:
         """Leave Django's connections as they are left at the end of a request."""

@@ -73,10 +73,12 @@ def route(
 def _check_keywords(channel: str, keywords: dict[str, Any]) -> None:
     """Refuse an option that is spelled wrong: what is no option is a filter, and a filter is text."""
     for key, value in keywords.items():
-        near = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.7)
-        if near and not isinstance(value, (str, re.Pattern)):
+        is_text = isinstance(value, (str, re.Pattern))
+        near = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.8 if is_text else 0.6)
+        if near:
             raise InvalidConfiguration(
-                f"A route on {channel} has the unknown option {key!r}: write {near[0]!r}."
+                f"A route on {channel} has the unknown option {key!r}: write {near[0]!r}, or, for a field of the "
+                f"message that is called so, filters={{{key!r}: ...}}."
             )
 
 
@@ -108,6 +110,11 @@ def consumer(
     ``concurrency`` and ``every``; on all of them ``atomic``, ``soft_timeout`` and ``hard_timeout``. Every other
     keyword is a filter, as in ``route``.
     """
+
+    if callable(channel):
+        raise InvalidConfiguration(
+            f'@consumer stands bare on {channel!r}: name the channel, as @consumer("websocket.receive").'
+        )
 
     def register(function: F) -> F:
         made = route(channel, function, name=name, filters=filters, **options_and_filters)

@@ -13,8 +13,17 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import OperationalError, connections, transaction
 
+from dbchannels import (
+    JsonWebsocketConsumer,
+    WebsocketConsumer,
+    conf,
+    consumer,
+    include,
+    route,
+    route_class,
+    routing,
+)
 from dbchannels import checks as our_checks
-from dbchannels import conf, consumer, include, route, routing
 from dbchannels.checks import databases, modules
 from dbchannels.checks.routes import FIELDS
 
@@ -298,6 +307,32 @@ def test_e004_says_what_a_consumer_cannot_be_called_with(configured, path, consu
     )
     assert said in sentence
     assert given == f"Let it take {hint}, or change what the route captures."
+
+
+class Misspelt(JsonWebsocketConsumer):
+    """Would never see a frame."""
+
+    def recieve_json(self, content):
+        """Take it."""
+
+
+class Lettered(WebsocketConsumer):
+    """Would be in a group for each letter."""
+
+    groups = "everybody"
+
+
+@pytest.mark.parametrize(
+    ("consume", "said"),
+    [
+        (Misspelt, "Misspelt.recieve_json is never run; write receive_json"),
+        (Lettered, "its groups are one text; write groups = ['everybody']"),
+    ],
+)
+def test_e004_says_what_a_class_is_taken_for(configured, consume, said):
+    configured(ROUTING=[route_class(consume, path="/")])
+    sentences = [message.msg for message in found() if message.id == "dbchannels.E004"]
+    assert sentences and all(said in sentence for sentence in sentences)
 
 
 def test_e004_counts_what_includes_capture(configured):

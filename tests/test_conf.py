@@ -71,6 +71,7 @@ def test_short_names_of_backends(settings, short):
         ({"DATABASE": "elsewhere"}, ["['DATABASE']", "'elsewhere'", "DATABASES"]),
         ({"DATABASE": ["default"]}, ["['DATABASE']", "['default']", "DATABASES"]),
         ({"DATABASE": None}, ["['DATABASE']", "None", "DATABASES"]),
+        ({"BACKEND": "redis"}, ["['BACKEND']", "'redis'", "memory", "dotted name"]),
         ({"BACKEND": ["memory"]}, ["['BACKEND']", "['memory']", "memory"]),
         ({"BACKEND": conf.LayerSettings}, ["['BACKEND']", "dotted name"]),
     ],

@@ -90,6 +90,18 @@ def test_a_backoff_that_is_none_leaves_the_usual_one(layer, new_worker, backoff,
     assert 0.5 < (message.due_at - message.sent_at).total_seconds() < 60
 
 
+def test_the_log_says_whose_fault_it_was_and_what_comes_of_the_message(layer, new_worker, caplog):
+    worker = new_worker(boom, retries=1, backoff=0)
+    layer.send("own", {})
+    while worker.run_once():
+        pass
+    first, second = [one.getMessage() for one in caplog.records if one.name == "dbchannels.worker"]
+    assert first.startswith(f"{boom.__module__}.{boom.__qualname__} raised on a message of own:\nTraceback")
+    assert first.endswith("This was attempt 1 of 2; the next is in 0.0 s.\n")
+    assert "attempt 2 of 2: it is a dead letter now" in second and "'manage.py replay own'" in second
+    assert "attempt" not in rows(layer, DeadLetter).get().error
+
+
 def test_a_message_that_kills_its_worker_each_time_is_a_dead_letter_in_the_end(layer, new_worker, new_link):
     ran = []
     layer.send("own", {"number": 1})

@@ -165,13 +165,28 @@ def test_fields_that_are_called_as_an_option_are_filtered_by_a_dict():
 
 
 @pytest.mark.parametrize(
-    ("key", "near"), [("retrys", "retries"), ("concurency", "concurrency"), ("atomc", "atomic")]
+    ("key", "value", "near"),
+    [
+        ("retrys", 3, "retries"),
+        ("retry", 3, "retries"),
+        ("concurency", 1, "concurrency"),
+        ("atomc", True, "atomic"),
+        ("evry", "0 7 * * *", "every"),  # as a filter it would be a text that is never there
+    ],
 )
-def test_an_option_that_is_spelled_wrong_is_one_sentence(key, near):
-    for make in (lambda: route("own", one, **{key: 3}), lambda: consumer("own", **{key: 3})(one)):
+def test_an_option_that_is_spelled_wrong_is_one_sentence(key, value, near):
+    for make in (lambda: route("own", one, **{key: value}), lambda: consumer("own", **{key: value})(one)):
         with raises(InvalidConfiguration) as refused:
             make()
-        assert refused.sentence == f"A route on own has the unknown option {key!r}: write {near!r}."
+        assert refused.sentence.startswith(
+            f"A route on own has the unknown option {key!r}: write {near!r}, or,"
+        )
+
+
+def test_a_decorator_that_stands_bare_is_one_sentence():
+    with raises(InvalidConfiguration) as refused:
+        consumer(one)
+    assert refused.sentence.endswith('name the channel, as @consumer("websocket.receive").')
 
 
 def test_a_consumer_that_comes_too_late_is_told_of(decorated, caplog):

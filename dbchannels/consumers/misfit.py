@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,15 +11,29 @@ from dbchannels.consumers.demultiplexer import Demultiplexer
 from dbchannels.consumers.json_frames import JsonWebsocketConsumer
 from dbchannels.consumers.websocket import TAKEN, WebsocketConsumer, takes
 
+OURS = {*Demultiplexer.__mro__, *JsonWebsocketConsumer.__mro__}
+RUN = ("connect", "receive", "receive_json", "disconnect", "groups")
+
 
 def misfit(consumer: Callable[..., Any], channel: str, captures: Sequence[str]) -> str:
     """Return what is wrong with the method of a class for this channel; "" for nothing, and for a function."""
     of = getattr(consumer, "consumer_class", None)
     if of is None:
         return ""
+    if isinstance(of.groups, str):
+        return f"its groups are one text; write groups = [{of.groups!r}]"
     if taken := sorted(TAKEN.intersection(captures)):
         return f"{taken[0]!r} is what its methods call something else"
-    return _misfit(of, channel.rpartition(".")[2], captures)
+    return _misspelt(of) or _misfit(of, channel.rpartition(".")[2], captures)
+
+
+def _misspelt(of: type[WebsocketConsumer]) -> str:
+    """Return what is wrong with a method that is nearly called as one that is run."""
+    for name in (one for base in of.__mro__ if base not in OURS for one in vars(base)):
+        near = difflib.get_close_matches(name, RUN, n=1, cutoff=0.85)
+        if near and name not in RUN:
+            return f"{of.__qualname__}.{name} is never run; write {near[0]}"
+    return ""
 
 
 def _misfit(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -> str:

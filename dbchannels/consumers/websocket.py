@@ -145,6 +145,10 @@ class WebsocketConsumer:
 
     def join_groups(self) -> None:
         """Add this client to the groups. Names that a method makes of captures may be none, and are refused."""
+        if isinstance(self.groups, str):  # whose letters would be groups
+            raise InvalidConfiguration(
+                f"{type(self).__qualname__}.groups is one text: write a list, groups = [{self.groups!r}]."
+            )
         if not callable(self.groups):
             for name in self.groups:
                 Group(name, layer=self.message.layer).add(self.reply_channel)

@@ -16,6 +16,10 @@ from dbchannels.interface.deflate import Deflate
 from dbchannels.interface.frames import BINARY, TEXT, Frame, ProtocolError, encode_frame
 from dbchannels.interface.limits import Limits
 
+#: Of a message to a connection; the last two are a worker's own.
+KEYS = frozenset(
+    {"accept", "text", "bytes", "content", "close", "subprotocol", "headers", "status", "finished", "again"}
+)
 MAX_PONGS = 16  # unsent: of more pings than that the latest are answered, which RFC 6455 section 5.5.3 allows
 
 
@@ -225,13 +229,16 @@ def incoming(event: Text | Binary) -> dict[str, Any]:
 
 
 def outgoing(message: dict[str, Any]) -> Outgoing:
-    """Read a message that a consumer sent to a connection; unknown keys are left alone.
+    """Read a message that a consumer sent to a connection; unknown keys beside known ones are left alone.
 
     Keys: ``accept`` bool, ``text`` str, ``bytes`` bytes, ``close`` True (1000) or a code, ``subprotocol``
     str, ``headers`` list of pairs; or, in place of text and bytes, ``content`` str or bytes with ``binary``
     bool. Data under more than one key is left out. Raises ValueError, with one sentence to log, for anything
-    of another kind.
+    of another kind, and for a message that has unknown keys alone.
     """
+    if message and KEYS.isdisjoint(message):
+        shown = ", ".join(map(repr, message))[:100]
+        raise ValueError(f"Nothing of it says anything here ({shown}): write 'text', 'bytes' or 'close'.")
     return Outgoing(
         _typed(message, "accept", bool, "True or False"),
         _data_frame(message),

@@ -161,6 +161,7 @@ def test_whoever_saves_a_post_tells_its_readers(
     assert json.loads(message["text"]) == {"id": post.pk, "title": "Kick-off"}
     assert layer.receive(["reply.a!"]) == (None, None)
     assert receiver is not None
+    post.delete()
 
 
 @on_layers

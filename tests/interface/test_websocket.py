@@ -669,6 +669,8 @@ def test_a_reply_as_a_frame(message, expected):
 @pytest.mark.parametrize(
     ("message", "word"),
     [
+        ({"txet": "hi"}, "'txet'.*write 'text', 'bytes' or 'close'"),
+        ({"type": "chat.message", "message": "hi"}, "write 'text'"),
         ({"text": b"hi"}, "'text' is of type bytes"),
         ({"text": 7}, "'text' is of type int"),
         ({"text": "half \ud800"}, "not UTF-8"),
