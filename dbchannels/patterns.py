@@ -1,8 +1,9 @@
 """Patterns: what one field of a message must look like for a route, and the text that a reverse makes of it.
 
 There are two kinds, told apart by their characters. One that holds any of ``^ $ * + ? ( ) [ ] { } | \\`` is a
-regular expression, searched from the start of the field. Every other one is a **path**, as in Django's ``path()``:
-it is the whole field (in an ``include`` its beginning), and ``<slug:room>`` in it captures, by Django's converters.
+regular expression, searched from the start of the field; one with ``$`` at its end lets no newline follow, as in
+Django's ``re_path()``. Every other one is a **path**, as in Django's ``path()``: it is the whole field (in an
+``include`` its beginning), and ``<slug:room>`` in it captures, by Django's converters.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ class Pattern(NamedTuple):
     converters: Mapping[str, Any]  # of a path, by the capture's name
     is_path: bool
     whole: bool  # a path that is the whole field, not its beginning
+
+    @property
+    def ends(self) -> bool:
+        """Whether a regular expression says that the field ends with it."""
+        return (
+            not self.is_path and self.regex.pattern.endswith("$") and not self.regex.pattern.endswith(r"\$")
+        )
 
     def candidates(self) -> list[tuple[str, list[str]]]:
         """Return texts with ``%(name)s`` for their captures, and the names of these, that may match."""

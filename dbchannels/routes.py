@@ -27,7 +27,10 @@ class Filters:
     def __init__(self, texts: Texts, *, whole: bool = True) -> None:
         self.patterns = {key: compile_pattern(key, text, whole=whole) for key, text in texts.items()}
         # For each message of the channel: no attribute is looked up, and nothing is converted where nothing can be.
-        self._compiled = [(key, one.regex.match, one.converters) for key, one in self.patterns.items()]
+        self._compiled = [
+            (key, one.regex.fullmatch if whole and one.ends else one.regex.match, one.converters)
+            for key, one in self.patterns.items()
+        ]
 
     def match(self, values: Callable[[str], Any]) -> tuple[Captures, dict[str, str]] | None:
         """Return the named captures and what is left of each field after its match, or None."""

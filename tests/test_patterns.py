@@ -45,6 +45,21 @@ def test_a_compiled_one_is_a_regular_expression_with_its_flags():
 # Paths.
 
 
+@pytest.mark.parametrize(
+    ("text", "value", "whole", "matches"),
+    [
+        (r"^/(?P<a>\w+)/$", "/tea/", True, True),
+        (r"^/(?P<a>\w+)/$", "/tea/\n", True, False),
+        (re.compile(r"^/(?P<a>\w+)/$"), "/tea/\n", True, False),
+        (r"^/(?P<a>\w+)/", "/tea/\n", True, True),
+        (r"^/(?P<a>\w+)\$", "/tea$\n", True, True),
+        (r"^/(?P<a>\w+)/$", "/tea/\n", False, True),
+    ],
+)
+def test_a_dollar_at_the_end_lets_no_newline_pass(text, value, whole, matches):
+    assert (captured(text, value, whole) == {"a": "tea"}) is matches
+
+
 def test_a_path_is_the_whole_field():
     assert captured("/chat/", "/chat/") == {}
     for value in ("/chat/x", "/chat", "/chat/\n", "/a/chat/"):
