@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dbchannels import names
+from dbchannels import names, signals
 from dbchannels.batch import Batch
 from dbchannels.consuming import Consumption
 from dbchannels.layers.operations import Delivery
 from dbchannels.routing import Routing, site_routing
 from dbchannels.testing.layer import RecordingLayer
-from dbchannels.worker import PROTOCOL_CHANNELS
+from dbchannels.worker import PROTOCOL_CHANNELS, Worker
 
 NAME = "test"  # the worker's
 
@@ -54,7 +54,9 @@ class Runner:
         batch.fill([delivery])
         batch.start_next()
         batch.finished(consumption.consume(delivery, NAME))
-        self._link.finish(NAME, batch.report())
+        report = batch.report()
+        self._link.finish(NAME, report)
+        signals.tell_of_dead(Worker, report.failures)
         self.ran = [*self.ran[-9:], delivery.channel]
         if raise_exception and consumption.error is not None:
             raise consumption.error

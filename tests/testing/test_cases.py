@@ -11,8 +11,9 @@ from django.contrib.auth.models import Group as Model
 from django.db import connections, transaction
 from django.test import override_settings
 
-from dbchannels import Channel, Group, InvalidMessage, channel_layers
+from dbchannels import Channel, Group, InvalidMessage, channel_layers, signals
 from dbchannels.testing import ChannelTestCase, ChannelTransactionTestCase, use_channels
+from dbchannels.worker import Worker
 from tests.testing.site import ROUTING
 
 
@@ -238,6 +239,18 @@ class Draining(ChannelTestCase):
             (number,) = self.channels.layer.dead_letter_ids(["broken"])
             assert self.drain(delayed=True) == 0
             assert self.channels.layer.replay([number]) == 1
+
+    def test_a_dead_letter_is_told_of_and_a_failure_that_is_tried_again_is_not(self):
+        told = mock.Mock()
+        signals.message_dead.connect(told)
+        self.addCleanup(signals.message_dead.disconnect, told)
+        Channel("flaky").send({})
+        Channel("broken").send({"number": 7})
+        with self.assertLogs("dbchannels.worker", "ERROR"):
+            self.drain(delayed=True, raise_exception=False)
+        (call,) = told.call_args_list
+        assert (call.kwargs["sender"], call.kwargs["channel"]) == (Worker, "broken")
+        assert (call.kwargs["content"], call.kwargs["attempts"]) == ({"number": 7}, 1)
 
     def test_an_atomic_consumer_leaves_nothing_of_an_attempt_that_fails(self):
         Channel("exact").send({})
