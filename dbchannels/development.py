@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable
+from copy import copy
 from importlib.util import resolve_name
 from pathlib import Path
 
@@ -211,7 +212,9 @@ def run_in_process(plan: Plan, announce: Announce) -> None:
 
 
 class RequestLines(ServerFormatter):
-    """Lines as those of Django's runserver, coloured by the status that is in them."""
+    """Lines as those of Django's runserver, short, and coloured by the status that is in them."""
+
+    _COMBINED = re.compile(r'\S+ - - \[[^]]*\] ("[^"]*" (\S+) \S+) "[^"]*" "[^"]*" (\d+ ms)')
 
     def __init__(self, force_color: bool) -> None:
         super().__init__("[{server_time}] {message}", "%d/%b/%Y %H:%M:%S", style="{")
@@ -219,9 +222,13 @@ class RequestLines(ServerFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
-        found = re.search(r'" (\d{3})\b', record.getMessage())
-        record.status_code = int(found[1]) if found else 200
-        return super().format(record)
+        shown = copy(record)  # other handlers have the whole of it
+        shown.status_code = 200
+        if found := self._COMBINED.fullmatch(record.getMessage()):
+            shown.msg, shown.args = f"{found[1]} {found[3]}", ()
+            if re.fullmatch(r"\d{3}", found[2]):  # of a WebSocket's end it is a close code
+                shown.status_code = int(found[2])
+        return super().format(shown)
 
 
 def show_requests(force_color: bool) -> None:

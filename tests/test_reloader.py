@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -120,16 +121,23 @@ def test_names_that_import_statements_hold(tmp_path):
 @pytest.mark.parametrize(
     ("text", "coloured"),
     [
-        ('1.2.3.4 "GET / HTTP/1.1" 200 12', False),
-        ('1.2.3.4 "GET / HTTP/1.1" 500 12', True),
-        ("a word", False),
+        ('"GET / HTTP/1.1" 200 12', False),
+        ('"GET / HTTP/1.1" 500 12', True),
+        ('"WSDISCONNECT /chat/ HTTP/1.1" 1000 -', False),
     ],
 )
-def test_a_line_has_the_colour_of_its_status(text, coloured):
-    line = RequestLines(True).format(logging.LogRecord("access", logging.INFO, "", 0, text, (), None))
-    assert line.startswith("[")
-    assert text in line
+def test_a_line_is_as_short_as_django_s_and_has_the_colour_of_its_status(text, coloured):
+    combined = f'1.2.3.4 - - [26/Nov/2026:00:18:26 +0000] {text} "-" "Mozilla/5.0 (X11)" 7 ms'
+    record = logging.LogRecord("access", logging.INFO, "", 0, combined, (), None)
+    line = RequestLines(True).format(record)
+    assert re.fullmatch(r"\[[\w/: ]+\] " + re.escape(f"{text} 7 ms"), re.sub(r"\x1b\[[\d;]*m", "", line))
     assert ("\x1b[35;1m" in line) is coloured
+    assert record.getMessage() == combined
+
+
+def test_a_line_of_another_form_is_left_alone():
+    record = logging.LogRecord("access", logging.INFO, "", 0, "a word", (), None)
+    assert RequestLines(False).format(record).endswith("] a word")
 
 
 def test_request_lines_are_left_to_the_site_s_logging(monkeypatch):

@@ -26,7 +26,7 @@ EXAMPLES = [
     Example(
         "The chat of the tutorial",
         "rooms",
-        "Rooms for users who are logged in, with what was said and who came and left.",
+        "Rooms for users who are logged in (on your own machine: admin, admin), with what was said and who was there.",
         "A consumer as a class, sessions and users, in 48 lines of Python; docs/tutorial.rst explains each.",
     ),
     Example(

@@ -25,10 +25,8 @@ class UploadForm(forms.Form):
 
 
 def page(request):
-    """Show the photos."""
-    return render(
-        request, "thumbnails/page.html", {"photos": Photo.objects.all()[:SHOWN], "form": UploadForm()}
-    )
+    """Show the form; the photos come by the events."""
+    return render(request, "thumbnails/page.html", {"sides": " ".join(map(str, SIDES))})
 
 
 @require_POST

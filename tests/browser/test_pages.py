@@ -124,6 +124,7 @@ def test_each_size_of_an_upload_is_seen_to_be_made(
         expect(one.locator(".photo .name")).to_have_text(["tall.jpg", "wide.png"])
         expect(one.locator(".photo img:visible")).to_have_count(2)
         expect(one.locator(".photo progress").first).to_have_js_property("value", 100)
+        expect(one.locator(".photo").last.get_by_role("link")).to_have_text(["1280 px", "640 px", "160 px"])
     address = page.locator(".photo img").last.get_attribute("src")
     assert address is not None
     sizes = {}

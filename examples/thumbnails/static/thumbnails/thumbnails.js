@@ -6,6 +6,12 @@ const $ = (id) => document.getElementById(id);
 const list = $("photos");
 const shown = new Map(); // id of a photo -> its element
 
+const address = (photo, side) => list.dataset.picture.replace("/0/160", `/${photo.id}/${side}`);
+
+function link(photo, side) {
+  return Object.assign(document.createElement("a"), { href: address(photo, side), textContent: `${side} px` });
+}
+
 function show(photo) {
   if (!shown.has(photo.id)) {
     const element = $("photo-template").content.firstElementChild.cloneNode(true);
@@ -20,8 +26,11 @@ function show(photo) {
   bar.hidden = Boolean(photo.problem);
   const image = element.querySelector("img");
   if (bar.value === 100 && image.hidden) {
-    image.src = list.dataset.picture.replace("/0/", `/${photo.id}/`);
+    image.src = address(photo, 160);
     image.hidden = false;
+    const sizes = element.querySelector(".sizes");
+    sizes.append(...list.dataset.sides.split(" ").map((side) => link(photo, side)));
+    sizes.hidden = false;
   }
 }
 
