@@ -7,7 +7,7 @@ from typing import Any
 
 from django.contrib.sessions.backends.base import SessionBase
 
-from dbchannels import auth, codec, conf
+from dbchannels import auth, codec, conf, names
 from dbchannels.exceptions import LoginEnded, NoClient, WebSocketCloseException
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import Record, session_digest
@@ -16,7 +16,6 @@ from dbchannels.sessions import ChannelSession, close_session, open_session, sav
 
 #: Their messages are made by the interface server; all others may hold what a client has written.
 WITH_HEADERS = ("http.request", "websocket.connect")
-WITH_RECORD = ("websocket.connect", "websocket.receive", "websocket.disconnect")
 
 GOING_AWAY = 1001
 
@@ -30,7 +29,7 @@ class Client:
     @cached_property
     def _record(self) -> Record:
         """What is on record of the WebSocket; nothing, once it has ended."""
-        if self._channel not in WITH_RECORD:
+        if self._channel not in names.WEBSOCKET:
             raise NoClient(
                 f"A message on {self._channel} belongs to no WebSocket: send what its consumer wants to know along."
             )
@@ -86,7 +85,7 @@ class Client:
 
     def _new_login(self) -> str:
         """Return what the record does not say yet of the user."""
-        if self._channel not in WITH_RECORD or not self.user.is_authenticated:
+        if self._channel not in names.WEBSOCKET or not self.user.is_authenticated:
             return ""
         known = "_record" in self.__dict__ and self._record.login.startswith(auth.LOGGED_IN)
         return "" if known else auth.login_of(self.user)

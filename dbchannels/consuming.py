@@ -10,7 +10,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from dbchannels import codec, signals
+from dbchannels import codec, names, signals
 from dbchannels.consumer_options import ConsumerOptions
 from dbchannels.coroutines import completed
 from dbchannels.exceptions import (
@@ -31,9 +31,6 @@ from dbchannels.message import Message
 from dbchannels.routing import Captures, Route, Routing
 
 log = logging.getLogger("dbchannels.worker")
-
-
-WEBSOCKET = ("websocket.connect", "websocket.receive", "websocket.disconnect")
 
 
 class ClaimLost(Exception):
@@ -216,7 +213,7 @@ def said_by_raising(layer: BaseLayer, delivery: Delivery, error: BaseException) 
     if delivery.channel == "http.request" and (later or isinstance(error, LoginEnded)):
         return [reply(layer, delivery.reply_channel, _NOT_YET if later else _LOGIN_ENDED)]
     order = codec.decode(delivery.payload).get("order")
-    if delivery.channel not in WEBSOCKET or not isinstance(order, int) or order < 0:
+    if delivery.channel not in names.WEBSOCKET or not isinstance(order, int) or order < 0:
         return None
     if isinstance(error, WebSocketCloseException):
         # To be closed with a code a client must be accepted.

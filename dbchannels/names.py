@@ -15,6 +15,8 @@ from dbchannels.exceptions import InvalidName, shown
 MAX_LENGTH = 100
 MAX_USER_ID = 255
 MAX_LOGIN = MAX_USER_ID + 1  # a sign goes in front, see layers/operations.py
+#: The channels of a WebSocket's life, in order.
+WEBSOCKET = ("websocket.connect", "websocket.receive", "websocket.disconnect")
 RANDOM_LENGTH = 22  # characters of what random_part gives
 MOST_KNOWN = 10_000  # names that were checked already and are remembered
 _CHANNEL = re.compile(r"\A[A-Za-z0-9_.-]+(?:[!?][A-Za-z0-9_.-]*)?\Z")

@@ -35,13 +35,7 @@ from dbchannels.watch import Watch
 log = logging.getLogger("dbchannels.worker")
 
 REQUESTS = "http.request"
-PROTOCOL_CHANNELS = (
-    "websocket.connect",
-    "websocket.receive",
-    "websocket.disconnect",
-    REQUESTS,
-    "http.disconnect",
-)
+PROTOCOL_CHANNELS = (*names.WEBSOCKET, REQUESTS, "http.disconnect")
 # Seconds that protocol messages may put off a claim, after one that found nothing; of a slow one ten times its own.
 CLAIM_WITHIN = 0.02
 FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep

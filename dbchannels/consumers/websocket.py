@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar
 
+from dbchannels import names
 from dbchannels.channel import Channel, Group
 from dbchannels.coroutines import completed
 from dbchannels.exceptions import (
@@ -30,7 +31,7 @@ class WebsocketConsumer:
     captured comes as keywords, and stands in ``self.captures``.
     """
 
-    CHANNELS: ClassVar[tuple[str, ...]] = ("websocket.connect", "websocket.receive", "websocket.disconnect")
+    CHANNELS: ClassVar[tuple[str, ...]] = names.WEBSOCKET
     #: The names of the groups that a client is in from its connection to its end; or a method that returns them, which
     #: is given the captures.
     groups: Any = ()
