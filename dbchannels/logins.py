@@ -16,7 +16,7 @@ from django.apps import apps
 from django.conf import settings
 from django.contrib.auth import get_user_model
 from django.contrib.auth.signals import user_logged_in, user_logged_out
-from django.db import transaction
+from django.db import Error, transaction
 from django.db.models.signals import post_delete, post_save
 
 from dbchannels import auth, conf
@@ -30,6 +30,7 @@ from dbchannels.sessions import close_session, installed, stored_sessions
 log = logging.getLogger("dbchannels.logins")
 
 CHANNEL = "websocket.logins"
+MOST_FAILED = 3  # of these, after which the others stay as they are: what fails may take long
 PAGE = 200  # connections that one message looks at: some 20 ms, so that nobody waits long behind it
 
 
@@ -145,7 +146,7 @@ def check(message: Message) -> None:
     layer = channel_layers[message.layer]
     page = layer.connections(message.get("after", ""), PAGE, watched=True, **_criteria(message))
     ended = []
-    for record, login in zip(page, _logins(page, message.get("user", "")), strict=True):
+    for record, login in zip(page, _looked_up(page, message.get("user", "")), strict=True):
         if login is None:
             ended.append(record.reply_channel)
         elif login != record.login:
@@ -159,6 +160,24 @@ def _criteria(message: Message) -> dict[str, Sequence[str]]:
     if "user" in message:
         return {"login": [message["user"], UNKNOWN]}
     return {"server": [message["server"]]}
+
+
+def _looked_up(page: Sequence[Record], asked: str) -> list[str | None]:
+    """As ``_logins``; whom the site's backend cannot look up stays as recorded, and is in nobody's way."""
+    try:
+        return _logins(page, asked)
+    except Error:  # the database's: the next look finds it back
+        raise
+    except Exception:
+        log.exception("Some users of WebSockets could not be looked up; the others are, one by one.")
+    found, failed = list[str | None](), 0
+    for one in page:
+        try:
+            found += _logins([one], asked) if failed < MOST_FAILED else [one.login]
+        except Exception:
+            failed += 1
+            found.append(one.login)
+    return found
 
 
 def _logins(records: Sequence[Record], asked: str) -> list[str | None]:

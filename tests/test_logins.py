@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from asgiref.sync import async_to_sync
 from django.contrib.auth import SESSION_KEY, alogout, login, logout
+from django.contrib.auth.backends import ModelBackend
 from django.contrib.auth.models import User
 from django.contrib.auth.signals import user_logged_out
 from django.contrib.sessions.models import Session
@@ -239,6 +240,30 @@ def test_a_session_of_no_possible_user_keeps_nobody_logged_in(layer, visitor, wo
     deactivate(anna)
     work()
     assert closed(layer) == [("c1", 4401)]
+
+
+class Directory(ModelBackend):
+    """It is away for one of the users."""
+
+    def get_user(self, user_id):
+        if User.objects.get(pk=user_id).username.startswith("away"):
+            raise OSError("the directory is away")
+        return super().get_user(user_id)
+
+
+@pytest.mark.parametrize(("away", "ended"), [(1, True), (logins.MOST_FAILED, False)])
+def test_a_user_whom_a_backend_cannot_look_up_is_in_nobodys_way(
+    layer, visitor, work, anna, settings, caplog, away, ended
+):
+    settings.AUTHENTICATION_BACKENDS = [f"{__name__}.Directory"]
+    for number in range(away):
+        visitor(new_session(new_user(f"away{number}")))
+    visitor(new_session(anna))
+    deactivate(anna)
+    work()
+    assert closed(layer) == ([(f"c{away}", 4401)] if ended else [])
+    assert [one for one in records(layer) if one] == []
+    assert caplog.text.count("could not be looked up") == 1
 
 
 def test_a_user_who_was_saved_goes_on(layer, visitor, work, anna):
