@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dbchannels.testing.channels import Channels, use_channels
     from dbchannels.testing.client import ChannelClient
     from dbchannels.testing.client_socket import ClientSocket
+    from dbchannels.testing.later import LaterAnswer
     from dbchannels.testing.live import ChannelLiveServerTestCase
     from dbchannels.testing.sent import SentMessage
 
@@ -25,6 +26,7 @@ _MODULES = {
     "ChannelTransactionTestCase": "cases",
     "Channels": "channels",
     "ClientSocket": "client_socket",
+    "LaterAnswer": "later",
     "SentMessage": "sent",
     "use_channels": "channels",
 }
@@ -37,6 +39,7 @@ __all__ = [
     "ChannelTransactionTestCase",
     "Channels",
     "ClientSocket",
+    "LaterAnswer",
     "SentMessage",
     "use_channels",
 ]

@@ -12,6 +12,7 @@ from django.core.management import get_commands, load_command_class
 from django.core.management.base import BaseCommand
 
 import dbchannels
+from dbchannels import testing
 from tests.docs import pages
 
 README = (Path(__file__).parents[2] / "README.rst").read_text()
@@ -73,6 +74,11 @@ def test_each_public_name_is_in_the_reference() -> None:
     assert missing == []
     documented = re.findall(r"^\.\. auto\w+:: dbchannels\.(\w+)$", reference, re.MULTILINE)
     assert set(documented) - {"exceptions"} <= set(dbchannels.__all__)
+
+
+def test_each_tool_for_tests_is_on_its_page() -> None:
+    assert [name for name in testing.__all__ if f"``{name}" not in ALL_PAGES["testing"]] == []
+    assert all(hasattr(testing, name) for name in testing.__all__)
 
 
 def test_each_page_is_in_the_table_of_contents() -> None:
