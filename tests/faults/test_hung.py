@@ -20,7 +20,7 @@ def letters(site: LiveSite) -> list[str]:
 @pytest.mark.parametrize("way", ["sleep", "busy"])
 def test_a_hung_consumer_costs_its_worker_and_its_message_alone(site, way):
     served = site.serve("--workers", "2", settings=SETTINGS)
-    before = served.workers()
+    before = until(lambda: len(served.workers()) == 2 and served.workers(), "both have started")
     site.send("ledger", {"text": way, way: 3600, "announce": True}, {"text": "next"})
     (error,) = until(lambda: letters(site), "the hung message is a dead letter")
     assert "had not ended after 1 s (hard_timeout)" in error and "consumers.py" in error
