@@ -24,6 +24,7 @@ from dbchannels.waiting import wait_readable
 log = logging.getLogger("dbchannels.supervisor")
 
 STEADY = 2.0  # seconds after which a worker that was ready counts as started well: its delays begin anew
+SOON = 1.0  # seconds at most until another takes the place of one that worked: what it held waits for that
 READY_WITHIN = 60.0  # seconds in which a new worker must have imported the site
 KILL_AFTER = 5.0  # seconds beyond the workers' own graceful time-out
 
@@ -152,7 +153,8 @@ class Supervisor:
             if child is None:
                 return
             status = child.wait()
-            steady = child.is_ready() and time.monotonic() - child.started_at > STEADY
+            was_ready = child.is_ready()
+            steady = was_ready and time.monotonic() - child.started_at > STEADY
             replaced = self._end(post, child)
             if status == 0 and (replaced or self.stopping.is_set()):
                 continue
@@ -162,6 +164,8 @@ class Supervisor:
             if steady:
                 delays = Backoff(0.1, 10.0)
             delay = delays.delay()
+            if was_ready:
+                delay = min(delay, SOON)
             if not self.stopping.is_set():
                 log.warning("Worker %d %s; starting another in %.1f s.", post.number, _ending(status), delay)
             self.stopping.wait(delay)

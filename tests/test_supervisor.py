@@ -165,6 +165,16 @@ def test_one_that_had_run_well_starts_the_delays_anew(shell, supervise, delays, 
     assert delays.asked == [1, 1, 1]
 
 
+def test_one_that_worked_is_soon_replaced_however_often_it_dies(shell, supervise, monkeypatch, caplog):
+    monkeypatch.setattr(supervisor, "SOON", 0.01)
+    monkeypatch.setattr(Delays, "delay", lambda self: 3600)
+    started = shell("READY; exit 3", "READY; exit 3", "exit 3", ENDLESS)
+    supervise()
+    wait_until(lambda: caplog.text.count("starting another in 3600.0 s") == 1)  # it never got ready
+    assert len(started) == 3
+    assert caplog.text.count("starting another in 0.0 s") == 2
+
+
 def test_one_that_was_long_about_its_failed_start_did_not_run_well(shell, supervise, delays, monkeypatch):
     monkeypatch.setattr(supervisor, "STEADY", 0.0)
     started = shell("exit 3", "exit 3", ENDLESS)
