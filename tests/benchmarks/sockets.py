@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests.benchmarks.crowd import Crowd
 from tests.benchmarks.measure import Figure, compare
-from tests.harness import HOST, Served, client_frame
+from tests.harness import HOST, MANAGE, LiveSite, Served, client_frame
 from tests.soak.sites import on_postgresql
 
 TEXT = b"x" * 100
@@ -39,6 +39,7 @@ def figures(quick: bool) -> Iterator[Figure | str]:
         served = site.serve("--workers", "2")
         yield from echoing(served, seconds)
         yield from requesting(served, seconds)
+        yield from beside_gunicorn(site, seconds)
         with bare_server() as port:
             yield from broadcasting(served.port, port, seconds)
         yield from idling(served, 1_000 if quick else 10_000, 10 if quick else 60)
@@ -128,6 +129,32 @@ def requesting(served: Served, seconds: float) -> Iterator[str]:
             yield closed_loop(
                 name, target, crowd, clients, request, lambda data: data.endswith(b"hello"), seconds
             )
+
+
+def beside_gunicorn(site: LiveSite, seconds: float) -> Iterator[str]:
+    """Give the figures of a view that no layer is between: in the server's threads, and in gunicorn's greenlets."""
+    request = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    bind = ["--chdir", str(MANAGE.parent), "--bind", f"{HOST}:0", "--keep-alive", "60"]
+    gunicorn = ["livesite.plain", *bind, "--worker-class", "gevent", "--workers", "2"]
+    other = Served(site, gunicorn, None, (sys.executable, "-m", "gunicorn"))
+    site.processes.append(other)
+    other.wait_ready("Listening at")
+    for name, served in (
+        ("--http direct", site.serve("--workers", "1", "--http", "direct")),
+        ("gunicorn, gevent", other),
+    ):
+        with closing(Crowd(served.port)) as crowd:
+            clients = [crowd.connect() for _ in range(32)]
+            yield closed_loop(
+                f"the same view, {name}, 32 clients",
+                "",
+                crowd,
+                clients,
+                request,
+                lambda data: data.endswith(b"hello"),
+                seconds,
+            )
+        served.end()
 
 
 @contextmanager
