@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.conf import settings
+from django.contrib.auth.models import User
+from django.contrib.sessions.models import Session
 from django.db import connections
 from django.test.utils import setup_databases, teardown_databases
 
@@ -16,7 +18,10 @@ from dbchannels import conf
 from dbchannels.layers import channel_layers, make_layer
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
+from dbchannels.routing import Routing
+from dbchannels.worker import Worker
 from tests import kinds
+from tests.visitors import new_user
 
 CONTRACT = (
     "layer_case",
@@ -135,3 +140,27 @@ def new_link() -> Iterator[Callable[[BaseLayer], Link]]:
     yield new
     for link in made:
         link.close()
+
+
+@pytest.fixture
+def work_off(layer: BaseLayer) -> Iterator[Callable[..., None]]:
+    """Let a worker with these routes run the consumers of what waits, until nothing does."""
+    made: list[Worker] = []
+
+    def run(*routes: Any) -> None:
+        made.append(Worker(channel_layers["default"], Routing(routes)))
+        made[-1]._register()
+        while made[-1].run_once():
+            pass
+
+    yield run
+    for one in made:
+        one.link.close()
+
+
+@pytest.fixture
+def anna(layer: BaseLayer) -> Iterator[Any]:
+    """A user, who is gone afterwards with all others and their sessions."""
+    yield new_user()
+    Session.objects.all().delete()
+    User.objects.all().delete()

@@ -9,21 +9,10 @@ from django.contrib.sessions.models import Session
 from django.http import HttpRequest
 
 from dbchannels import Message, NoClient, auth, route
-from dbchannels.layers import channel_layers
-from dbchannels.routing import Routing
-from dbchannels.worker import Worker
 from tests import kinds
 from tests.visitors import OF_CLIENTS, Visitor, new_session, new_user, statements_about
 
 pytestmark = kinds.only("postgresql", "memory")
-
-
-@pytest.fixture
-def anna(layer):
-    """A user, who is gone afterwards with all others and their sessions."""
-    yield new_user()
-    Session.objects.all().delete()
-    User.objects.all().delete()
 
 
 @pytest.fixture
@@ -41,21 +30,14 @@ def visitor(layer, new_link):
 
 
 @pytest.fixture
-def serve(layer):
+def serve(work_off):
     """Run one consumer for all messages of WebSockets until nothing waits."""
-    made = []
 
     def run(consumer, **options):
         kinds = ("connect", "receive", "disconnect")
-        table = Routing([route(f"websocket.{kind}", consumer, **options) for kind in kinds])
-        made.append(Worker(channel_layers["default"], table))
-        made[-1]._register()
-        while made[-1].run_once():
-            pass
+        work_off(*(route(f"websocket.{kind}", consumer, **options) for kind in kinds))
 
-    yield run
-    for one in made:
-        one.link.close()
+    return run
 
 
 def test_every_message_of_a_websocket_has_its_user(serve, visitor, anna):

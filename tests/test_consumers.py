@@ -15,7 +15,6 @@ from dbchannels import (
     Group,
     JsonWebsocketConsumer,
     WebsocketConsumer,
-    channel_layers,
     consumer,
     include,
     route,
@@ -35,19 +34,9 @@ layers = kinds.only("postgresql", "memory")
 
 
 @pytest.fixture
-def serve(layer):
+def serve(work_off):
     """Run a class for what waits: ``serve(Chat, **options)``."""
-    made = []
-
-    def run(of, **options):
-        made.append(Worker(channel_layers["default"], Routing([route_class(of, path=ROOM, **options)])))
-        made[-1]._register()
-        while made[-1].run_once():
-            pass
-
-    yield run
-    for one in made:
-        one.link.close()
+    return lambda of, **options: work_off(route_class(of, path=ROOM, **options))
 
 
 @pytest.fixture

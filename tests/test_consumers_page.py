@@ -8,8 +8,6 @@ import textwrap
 from pathlib import Path
 
 import pytest
-from django.contrib.auth.models import User
-from django.contrib.sessions.models import Session
 
 import dbchannels
 from dbchannels import Group, exceptions
@@ -17,7 +15,7 @@ from dbchannels.consumers import json_frames
 from dbchannels.routing import Routing
 from dbchannels.worker import Worker
 from tests import kinds
-from tests.visitors import Visitor, new_session, new_user
+from tests.visitors import Visitor, new_session
 
 DOCS = Path(__file__).parents[1] / "docs"
 PAGES = {name: (DOCS / f"{name}.rst").read_text() for name in ("consumers", "sessions")}
@@ -54,14 +52,6 @@ def play(layer, new_link, monkeypatch):
     yield start
     for end in ended:
         end()
-
-
-@pytest.fixture
-def anna(layer):
-    """A user."""
-    yield new_user()
-    Session.objects.all().delete()
-    User.objects.all().delete()
 
 
 def test_the_chat_as_functions(play):

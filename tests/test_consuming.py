@@ -188,19 +188,9 @@ def socket(layer, new_link):
 
 
 @pytest.fixture
-def run(layer):
+def run(work_off):
     """Run a consumer for what waits on a channel."""
-    made = []
-
-    def run(channel, consumer, **options):
-        made.append(Worker(channel_layers["default"], Routing([route(channel, consumer, **options)])))
-        made[-1]._register()
-        while made[-1].run_once():
-            pass
-
-    yield run
-    for one in made:
-        one.link.close()
+    return lambda channel, consumer, **options: work_off(route(channel, consumer, **options))
 
 
 def send_and(error):

@@ -12,22 +12,13 @@ from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.http import HttpRequest
 
-from dbchannels import Channel, Message, channel_layers, logins, route
-from dbchannels.routing import Routing, load_routing
+from dbchannels import Channel, Message, logins, route
+from dbchannels.routing import load_routing
 from dbchannels.testing.layer_case import drain
-from dbchannels.worker import Worker
 from tests import kinds
 from tests.visitors import Visitor, new_session, new_user, statements_about
 
 pytestmark = kinds.only("postgresql", "sqlite", "memory")
-
-
-@pytest.fixture
-def anna(layer):
-    """A user, who is gone afterwards with all others and their sessions."""
-    yield new_user()
-    Session.objects.all().delete()
-    User.objects.all().delete()
 
 
 @pytest.fixture
@@ -46,20 +37,9 @@ def visitor(layer, new_link):
 
 
 @pytest.fixture
-def work(layer):
+def work(work_off):
     """Let a worker look after what is asked for."""
-    made = []
-
-    def run(*routes):
-        table = Routing([route(logins.CHANNEL, logins.check), *routes])
-        made.append(Worker(channel_layers["default"], table))
-        made[-1]._register()
-        while made[-1].run_once():
-            pass
-
-    yield run
-    for one in made:
-        one.link.close()
+    return lambda *routes: work_off(route(logins.CHANNEL, logins.check), *routes)
 
 
 def look(message):

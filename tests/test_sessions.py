@@ -37,21 +37,14 @@ def stored(tables):
 
 
 @pytest.fixture
-def serve(layer, stored):
+def serve(work_off, stored):
     """Run consumers until nothing waits: ``serve(connect=..., receive=..., disconnect=..., **options)``."""
-    made = []
 
     def run(**given):
         kind = {name: given.pop(name) for name in ("connect", "receive", "disconnect") if name in given}
-        routes = [route(f"websocket.{name}", consumer, **given) for name, consumer in kind.items()]
-        made.append(Worker(channel_layers["default"], Routing(routes)))
-        made[-1]._register()
-        while made[-1].run_once():
-            pass
+        work_off(*(route(f"websocket.{name}", consumer, **given) for name, consumer in kind.items()))
 
-    yield run
-    for one in made:
-        one.link.close()
+    return run
 
 
 @pytest.fixture
