@@ -80,7 +80,8 @@ def _after_flush(session: Any, key: str) -> None:
 
 
 def _restore(session: Any) -> None:
-    del session.flush, session.aflush
+    for name in ("flush", "aflush"):  # who logs out twice has covered them twice
+        vars(session).pop(name, None)
 
 
 def on_logged_in(request: Any, **kwargs: Any) -> None:

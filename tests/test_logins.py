@@ -105,6 +105,26 @@ def test_nothing_is_closed_before_the_session_is_gone(layer, visitor, anna):
     assert "flush" not in vars(session) and "aflush" not in vars(session)
 
 
+def test_a_logout_that_is_told_of_twice_is_one(layer, visitor, anna):
+    session = new_session(anna)
+    visitor(session)
+    request = HttpRequest()
+    request.session, request.user = session, anna
+    user_logged_out.send(sender=type(anna), request=request, user=anna)
+    logout(request)
+    assert {code for _, code in closed(layer)} == {4401}
+    assert session.session_key is None and "flush" not in vars(session)
+
+
+def test_sockets_are_closed_though_the_session_cannot_be_deleted(layer, visitor, anna, monkeypatch):
+    session = new_session(anna)
+    visitor(session)
+    monkeypatch.setattr(type(session), "flush", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        log_out(session)
+    assert closed(layer) == [("c0", 4401)]
+
+
 def test_a_logout_of_an_async_view_closes_too(layer, visitor, anna):
     session = new_session(anna)
     visitor(session)

@@ -1,4 +1,4 @@
-"""Where a channel's messages go, worked out once: most sends are to few channels, and it takes 6 us of 70."""
+"""Where a channel's messages go, worked out once: most sends are to few channels, and it takes 5 us of 70."""
 
 from __future__ import annotations
 
