@@ -5,22 +5,17 @@ from __future__ import annotations
 import pytest
 
 from tests.harness import LiveSite, until
-from tests.soak.sites import options
+from tests.soak.clocks import HOUR, LOOK, clocks, host
 
 pytestmark = pytest.mark.postgresql
 
-HOUR = 3600  # seconds
-LEASE = 0.6  # seconds
 
-
-def clock(seconds: int) -> dict:
-    """Return the settings of a host whose clock is wrong."""
-    return {"CLOCK": seconds, **options(lease=LEASE)}
+GIVEN = {"lease": 0.6}  # seconds
 
 
 def shell(site: LiveSite, seconds: int, code: str) -> str:
-    """Run a line of Python on such a host."""
-    done = site.manage("shell", "--verbosity", "0", "-c", code, settings=clock(seconds))
+    """Run a line of Python on a host whose clock is wrong."""
+    done = site.manage("shell", "--verbosity", "0", "-c", code, settings=host(seconds, GIVEN))
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -48,8 +43,8 @@ def test_the_clock_is_wrong_as_it_is_to_be(site):
 
 
 def test_nobody_is_declared_dead_and_nothing_expires_by_a_hosts_clock(site):
-    served = site.serve("--workers", "2", settings=clock(HOUR))
-    site.work("--only", "stream", settings=clock(-HOUR))
+    served = site.serve("--workers", "2", settings=host(HOUR, GIVEN))
+    site.work("--only", "stream", settings=host(-HOUR, GIVEN))
     shell(site, -HOUR, "from dbchannels import Channel; Channel('parked?early').send({})")
     shell(site, HOUR, "from dbchannels import Channel, Group; Group('g').add('parked?late')")
     until(lambda: len(leases(site)) == 4, "all are on record")
@@ -65,28 +60,16 @@ def test_nobody_is_declared_dead_and_nothing_expires_by_a_hosts_clock(site):
     assert served.get("/").text == "hello"
 
 
-def test_a_delay_is_by_the_databases_clock(site):
-    code = (
-        "from dbchannels import Channel\n"
-        "Channel('stream', delay=2).send({'text': 'soon'})\n"
-        "Channel('stream', delay=1800).send({'text': 'later'})\n"
-    )
-    for sender in (HOUR, -HOUR):
-        shell(site, sender, code)
-    delays = "SELECT round(extract(epoch FROM due_at - sent_at)) FROM dbchannels_durablemessage ORDER BY id"
-    assert site.rows(delays) == [(2,), (1800,)] * 2
-    soon = (
-        "SELECT max(due_at)::text FROM dbchannels_durablemessage WHERE due_at < now() + interval '1 minute'"
-    )
-    ((due,),) = site.rows(soon)
-    site.work("--only", "stream", settings=clock(-HOUR))
-    until(lambda: site.entries() == ["soon", "soon"], "the first ones have run")
-    assert site.rows(f"SELECT now() >= '{due}'") == [(True,)]
-    assert site.count("durablemessage") == 2
+def test_what_begins_or_ends_at_a_time_is_not_early(site):
+    found = clocks(site, 40, lease=2.0, expiry=1.0)
+    assert (found.tally[1:], found.declared_dead) == ((0, 0), 0)
+    assert all(late > -LOOK for late in found.late)
+    assert all(life > 1.0 - LOOK for life in found.lives)
+    assert found.rescue.seconds > found.rescue.lease - LOOK
 
 
 def test_what_failed_is_tried_again_by_the_databases_clock(site):
-    site.work("--only", "ledger", settings=clock(HOUR))
+    site.work("--only", "ledger", settings=host(HOUR, GIVEN))
     site.send("ledger", {"text": "second", "raise": 1})
     until(lambda: site.entries() == ["second"], "it has run again")
     assert site.count("durablemessage") == 0
