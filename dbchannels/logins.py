@@ -140,7 +140,7 @@ def _send_for_user(login: str) -> None:
 def check(message: Message) -> None:
     """Consume ``{"user": login}`` or ``{"server": name}``: close the WebSockets whose login has ended.
 
-    What is found out of the others is noted: nobody is looked at twice who was not logged in from the start.
+    What is found out of the others is noted: nobody is looked at twice whose session names no user.
     """
     if not (installed() and apps.is_installed("django.contrib.auth")):
         return
@@ -194,7 +194,10 @@ def _logins(records: Sequence[Record], asked: str) -> list[str | None]:
 def _login(record: Record, session: Mapping[str, Any], login: str, asked: str) -> str | None:
     if record.login.startswith(auth.LOGGED_IN):
         return login if login == record.login else None
-    # Not looked at before. Who is found out now was not logged in from the start, unless the user has just changed.
-    if asked and not login and auth.claimed_login(session) == asked:
+    if login:
+        return login
+    claimed = auth.claimed_login(session)
+    if asked and claimed == asked:  # whose login has just ended, as far as anybody can tell
         return None
-    return login or NOBODY
+    # Another whom the session names may have changed a moment ago too, and the word about that is under way.
+    return record.login if claimed else NOBODY

@@ -230,6 +230,17 @@ def test_a_user_who_may_no_more_is_closed(layer, visitor, work, anna, change, kn
     assert records(layer)[1] == f"+{bert.pk}"
 
 
+@pytest.mark.parametrize("change", [deactivate, change_password, delete])
+def test_of_users_who_change_at_once_each_is_closed(layer, visitor, work, anna, change):
+    """Who is looked at for the first one's sake has changed by then too, and the word about that comes next."""
+    users = [anna, new_user("bert"), new_user("carl")]
+    for user in users:
+        visitor(new_session(user))
+    for user in users:
+        change(user)
+    assert ask(layer, work) == [("c0", 4401), ("c1", 4401), ("c2", 4401)]
+
+
 def test_a_session_of_no_possible_user_keeps_nobody_logged_in(layer, visitor, work, anna):
     """As those from before a change of AUTH_USER_MODEL: all are looked at together."""
     old = new_session(anna)
@@ -336,7 +347,9 @@ def test_who_was_never_logged_in_is_left_alone(layer, visitor, work, anna):
     visitor(old), visitor(new_session(cart=3)), visitor(None)
     Session.objects.filter(session_data="").delete()
     assert ask(layer, work) == []
-    assert records(layer) == ["-"] * 3
+    assert records(layer) == ["", "-", "-"]
+    old.delete()
+    assert ask(layer, work) == []
     with statements_about("django_session", "auth_user") as found:
         assert ask(layer, work) == []
     assert found == []

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from tests.harness import LiveSite, Served, Socket, until
+from tests.soak.logins import PROMISED, log_in, who
 from tests.soak.sites import options
 
 pytestmark = pytest.mark.postgresql
 
-SECONDS = 5.0
 LOOK = "from django.contrib.auth.models import User\n"
 
 
@@ -27,21 +25,9 @@ def served(site: LiveSite) -> Served:
     return site.serve("--workers", "2")
 
 
-def log_in(served: Served, name: str) -> str:
-    """Log in; return the cookie."""
-    return f"sessionid={served.get(f'/log-in/{name}').cookies()['sessionid']}"
-
-
-def who(socket: Socket) -> object:
-    """Ask the site who the client is."""
-    answer = socket.ask("{}")
-    assert isinstance(answer, str)
-    return json.loads(answer)["user"]
-
-
 def code(socket: Socket) -> int | None:
     """Wait for the close of the connection, and no longer than is promised."""
-    assert socket.receive(SECONDS) is None
+    assert socket.receive(PROMISED) is None
     return socket.close_code
 
 
