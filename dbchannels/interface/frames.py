@@ -21,7 +21,7 @@ _LONGER = {126: (2, 126), 127: (8, 65536)}
 
 
 class ProtocolError(Exception):
-    """The client broke the protocol: close with ``code`` (1002, 1007, 1009) and ``reason``, one sentence."""
+    """The client broke the protocol: close with ``code`` (1002, 1007, 1008, 1009) and ``reason``, one sentence."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)

@@ -76,8 +76,10 @@ class WebSocket:
         "_pongs",
         "_reader",
         "deflate",
+        "failed",
         "max_fragments",
         "max_message_size",
+        "pings_left",
         "state",
     )
 
@@ -95,6 +97,10 @@ class WebSocket:
         # "open": data goes both ways. "closing": our Close is out, or in the output, and the client's is
         # awaited. "closed": Closed was returned; whatever is in the output is the last to be written.
         self.state = "open"
+        self.failed = (
+            False  # whether it was closed for what the client has sent, which may still be under way
+        )
+        self.pings_left = Limits().max_pings  # of the client; one more closes with 1008
         self._reader = frames.FrameReader(max_message_size)
         if deflate is not None:  # what cannot be compressed becomes larger, by how much depends on the client
             self._reader.max_deflated = max_message_size + max_message_size // 8 + 1024
@@ -172,6 +178,9 @@ class WebSocket:
         return None
 
     def _receive_ping(self, frame: Frame) -> Ping:
+        self.pings_left -= 1
+        if self.pings_left < 0:  # each is answered, so a flood of them is work for nothing
+            raise ProtocolError(1008, "There are too many pings.")
         self._pongs.append(frame.payload)
         del self._pongs[:-MAX_PONGS]
         return Ping(frame.payload)
@@ -190,7 +199,7 @@ class WebSocket:
         # Once our own Close is out, a second one would be a frame after the last.
         if self.state == "open":
             self._control.append(frames.encode_close(error.code, error.reason))
-        self.state, self._message = "closed", None
+        self.state, self.failed, self._message = "closed", True, None
         return Closed(error.code, error.reason)
 
     _RECEIVERS: ClassVar[dict[int, Any]] = {

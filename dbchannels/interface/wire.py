@@ -8,22 +8,24 @@ socket costs no stack, and a client that does not read holds up nobody.
 from __future__ import annotations
 
 import random
+import socket
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gevent
 
 from dbchannels.interface.deflate import Deflate
 from dbchannels.interface.limits import Limits
-from dbchannels.interface.websocket import Binary, Event, Outgoing, Ping, Text, WebSocket
+from dbchannels.interface.websocket import Binary, Event, Outgoing, Text, WebSocket
 
 READ = 65_536  # bytes read at once
 CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
 PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
 
-GOING_AWAY, ABNORMAL, POLICY, TRY_AGAIN = 1001, 1006, 1008, 1013
+GOING_AWAY, ABNORMAL, TRY_AGAIN = 1001, 1006, 1013
 
 
 class Wire:
@@ -35,12 +37,12 @@ class Wire:
         "_frames",
         "_heard_at",
         "_limits",
+        "_lingers",
         "_message_at",
         "_on_events",
         "_on_gone",
         "_opened_at",
         "_pinged_at",
-        "_pings",
         "_pings_since",
         "_protocol",
         "_reader",
@@ -65,7 +67,9 @@ class Wire:
         self._blocked_at: float | None = None  # since when the socket takes nothing
         self._closing_at: float | None = None
         self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
-        self._pings, self._pings_since = 0, 0.0  # the client's, and since when they are counted
+        self._pings_since = self._opened_at  # since when the client's are counted
+        self._protocol.pings_left = limits.max_pings
+        self._lingers = False  # all is said, and what still comes is thrown away
         self._socket = sock  # None: gone
         self._reader, self._writer = loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2)
 
@@ -95,30 +99,24 @@ class Wire:
             data = b""
         if data:
             self.received(data)
+        elif self._lingers:
+            self.drop()
         else:
             self._on_events(self._protocol.receive_end())
             self.drop()
 
     def received(self, data: bytes) -> None:
         """Take what was read of the socket."""
+        if self._lingers:
+            return
         self._heard_at = time.monotonic()
+        if self._heard_at - self._pings_since > PINGS_WITHIN:
+            self._protocol.pings_left, self._pings_since = self._limits.max_pings, self._heard_at
         events = self._protocol.receive(data)
         self._on_events(events)
-        self._note(events)
-        self._flush_protocol()
-
-    def _note(self, events: list[Event]) -> None:
-        """Note when a message came, and count pings: each is answered, so a flood of them is work for nothing."""
         if any(isinstance(event, (Text, Binary)) for event in events):
             self._message_at = self._heard_at
-        pings = sum(isinstance(event, Ping) for event in events)
-        if not pings:
-            return
-        if self._heard_at - self._pings_since > PINGS_WITHIN:
-            self._pings, self._pings_since = 0, self._heard_at
-        self._pings += pings
-        if self._pings > self._limits.max_pings:
-            self.close(POLICY, "too many pings")
+        self._flush_protocol()
 
     # Out.
 
@@ -144,8 +142,22 @@ class Wire:
         output = self._protocol.take_output()
         if output:
             self._write(output)
-        if self._protocol.state == "closed" and not self._frames:
+        if self._protocol.state == "closed" and not self._frames and self._socket is not None:
+            self._end()
+
+    def _end(self) -> None:
+        """Close the socket; one that failed once its client is silent, or five seconds later.
+
+        Where a socket is closed with bytes unread, the kernel resets the connection, and the client may lose the Close
+        frame that says what was wrong (RFC 6455 section 7.1.1).
+        """
+        if not self._protocol.failed:
             self.drop()
+        elif not self._lingers:
+            self._lingers, self._closing_at = True, time.monotonic()
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+            self.read()
 
     def _write(self, data: bytes) -> None:
         if self._socket is None:

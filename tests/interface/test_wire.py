@@ -181,12 +181,45 @@ def test_pings_are_counted_anew_after_a_while(new_peer):
     assert CLOSE not in {opcode for opcode, _ in peer.frames()}
 
 
-def test_a_flood_is_not_answered_once_it_was_closed(new_peer):
+def test_of_one_flood_no_more_is_read_than_may_be(new_peer):
+    peer = new_peer(max_pings=100)
+    peer.send(client_frame(PING, b"") * 1000)
+    assert peer.events[100:] == [Closed(1008, "There are too many pings.")]
+
+
+# The end of one that has failed: what it has sent, or still sends, is in nobody's way.
+
+
+def failed(new_peer):
+    """A peer that was told that its flood is too much, and has not read that."""
     peer = new_peer(max_pings=100)
     peer.send(client_frame(PING, b"") * 101)
-    peer.frames()
-    peer.send(client_frame(PING, b"") * 1000)
-    assert CLOSE not in {opcode for opcode, _ in peer.frames()}
+    assert len(peer.events) == 101
+    return peer
+
+
+def test_after_a_failure_nothing_is_answered_and_the_close_stays_readable(new_peer):
+    peer = failed(new_peer)
+    for _ in range(50):
+        peer.client.send(client_frame(PING, b"") * 1000)
+        gevent.sleep(0.001)
+    assert len(peer.events) == 101 and not peer.gone
+    assert [opcode for opcode, _ in peer.frames()][-1] == CLOSE
+    assert peer.client.recv(1) == b""  # the server will say no more
+
+
+def test_who_has_failed_is_gone_when_the_client_closes(new_peer):
+    peer = failed(new_peer)
+    peer.client.close()
+    until(lambda: peer.gone)
+
+
+def test_who_has_failed_and_does_not_close_is_dropped_after_five_seconds(new_peer):
+    peer = failed(new_peer)
+    peer.wire.tick(time.monotonic() + 4)
+    assert not peer.gone
+    peer.wire.tick(time.monotonic() + 6)
+    assert peer.gone == [1006]
 
 
 # Messages.
