@@ -727,8 +727,18 @@ def prepared_plan(link, costs="OFF"):
     return "\n".join(row[0] for row in rows)
 
 
-@pytest.mark.parametrize(("seconds", "anew"), [(0, True), (3600, False)])
-def test_a_claim_is_planned_anew_after_a_second(layer, new_link, monkeypatch, seconds, anew):
+@pytest.mark.parametrize(
+    ("limits", "anew"),
+    [
+        ({"REPLAN_ANYWAY": 0}, True),
+        ({"REPLAN_AFTER": 0, "OFTEN": 0}, True),
+        ({"REPLAN_AFTER": 0, "SLOW": 0}, True),
+        ({"REPLAN_AFTER": 0}, False),
+        ({"OFTEN": 0, "SLOW": 0, "REPLAN_AFTER": 3600}, False),
+    ],
+    ids=["after a while", "often", "slow", "seldom", "a moment ago"],
+)
+def test_a_claim_is_planned_anew_when_it_pays(layer, new_link, monkeypatch, limits, anew):
     with connection.cursor() as cursor:
         cursor.execute(
             "TRUNCATE dbchannels_durablemessage"
@@ -741,7 +751,10 @@ def test_a_claim_is_planned_anew_after_a_second(layer, new_link, monkeypatch, se
             "INSERT INTO dbchannels_durablemessage (channel, payload, attempts, unique_key)"
             " SELECT 'own' || g % 2, '', 0, g::text FROM generate_series(1, 2000) AS g"
         )
-    monkeypatch.setattr(prepared, "REPLAN_AFTER", seconds)
+    link.session._slow = False  # on a slow machine it may have been
+    for name, value in limits.items():
+        monkeypatch.setattr(prepared, name, value)
+    link.session.run([("SELECT 1", {})])
     link.claim(["own0"], 1, "w")
     assert (prepared_plan(link, "ON") != before) == anew
 

@@ -83,6 +83,8 @@ class Session:
         self._backend = 0  # the process id of the connection's other end, and of the last one's
         self._prepared: set[str] | None = set()  # names in this connection; None: it does not keep them
         self._planned_at = 0.0  # time.monotonic()
+        self._ran = 0  # times that statements were run since then
+        self._slow = False  # one of them took long: its plan may be for what the tables held once
         self._within = False  # a transaction, which an error with what is prepared would end
         #: A pooler stands between, which may give each transaction another session of the database's.
         self.pooled = False
@@ -113,7 +115,9 @@ class Session:
         try:
             with self._deadline, self._connection.cursor() as cursor:
                 text = b";".join([cursor.mogrify(text, values) for text, values in statements])
+                started = time.monotonic()
                 cursor.execute(text)
+                self._slow = self._slow or time.monotonic() - started > prepared.SLOW
                 return cursor.fetchall() if cursor.description else []
         except psycopg2.Error as error:
             if isinstance(error, LOST) or not is_unavailable(error):
@@ -134,11 +138,13 @@ class Session:
         return [*self._replan(), *planned] if known else planned
 
     def _replan(self) -> list[Statement]:
-        """Let a plan be made anew for what the tables hold now."""
-        now = time.monotonic()
-        if now - self._planned_at < prepared.REPLAN_AFTER:
+        """Let plans be made anew for what the tables hold now, see prepared.py."""
+        age = time.monotonic() - self._planned_at
+        due = age >= prepared.REPLAN_AFTER and (self._slow or self._ran >= prepared.OFTEN)
+        if not due and age < prepared.REPLAN_ANYWAY:
+            self._ran += 1
             return []
-        self._planned_at = now
+        self._planned_at, self._ran, self._slow = time.monotonic(), 0, False
         return [("DISCARD PLANS", {})]
 
     @property
