@@ -140,7 +140,7 @@ def _send_for_user(login: str) -> None:
 def check(message: Message) -> None:
     """Consume ``{"user": login}`` or ``{"server": name}``: close the WebSockets whose login has ended.
 
-    What is found out of the others is noted: nobody is looked at twice whose session names no user.
+    What is found out of the others is noted: by the server's own look, nobody is looked at twice who is not logged in.
     """
     if not (installed() and apps.is_installed("django.contrib.auth")):
         return
@@ -197,7 +197,7 @@ def _login(record: Record, session: Mapping[str, Any], login: str, asked: str) -
     if login:
         return login
     claimed = auth.claimed_login(session)
-    if asked and claimed == asked:  # whose login has just ended, as far as anybody can tell
-        return None
-    # Another whom the session names may have changed a moment ago too, and the word about that is under way.
-    return record.login if claimed else NOBODY
+    if not asked or not claimed:
+        return NOBODY  # a login that had ended before anybody asked is none
+    # Another than the one who was asked for may have changed a moment ago too: the word about that is under way.
+    return None if claimed == asked else record.login

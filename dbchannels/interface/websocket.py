@@ -40,7 +40,7 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """The client sent a ping; its pong is in the output already. Count these to limit them."""
+    """The client sent a ping; its pong is in the output already."""
 
     payload: bytes
 
@@ -87,20 +87,19 @@ class WebSocket:
         self,
         max_message_size: int = Limits().max_size,
         max_fragments: int = Limits().max_fragments,
+        max_pings: int = Limits().max_pings,
         deflate: Deflate | None = None,
     ) -> None:
         self.max_message_size, self.max_fragments = (
             max_message_size,
             max_fragments,
         )  # bytes are those inflated
+        self.pings_left = max_pings  # of the client, until somebody sets it anew; one more fails with 1008
         self.deflate = deflate  # None: messages are not compressed
         # "open": data goes both ways. "closing": our Close is out, or in the output, and the client's is
         # awaited. "closed": Closed was returned; whatever is in the output is the last to be written.
         self.state = "open"
-        self.failed = (
-            False  # whether it was closed for what the client has sent, which may still be under way
-        )
-        self.pings_left = Limits().max_pings  # of the client; one more closes with 1008
+        self.failed = False  # closed for what the client has sent, of which more may be under way
         self._reader = frames.FrameReader(max_message_size)
         if deflate is not None:  # what cannot be compressed becomes larger, by how much depends on the client
             self._reader.max_deflated = max_message_size + max_message_size // 8 + 1024

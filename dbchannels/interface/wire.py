@@ -18,6 +18,7 @@ from typing import Any
 import gevent
 
 from dbchannels.interface.deflate import Deflate
+from dbchannels.interface.inlet import LINGERING
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.websocket import Binary, Event, Outgoing, Text, WebSocket
 
@@ -37,7 +38,6 @@ class Wire:
         "_frames",
         "_heard_at",
         "_limits",
-        "_lingers",
         "_message_at",
         "_on_events",
         "_on_gone",
@@ -47,6 +47,7 @@ class Wire:
         "_protocol",
         "_reader",
         "_socket",
+        "_thrown",
         "_waiting",
         "_writer",
     )
@@ -61,15 +62,14 @@ class Wire:
     ) -> None:
         loop = gevent.get_hub().loop
         self._on_events, self._on_gone, self._limits = on_events, on_gone, limits
-        self._protocol = WebSocket(limits.max_size, limits.max_fragments, deflate)
+        self._protocol = WebSocket(limits.max_size, limits.max_fragments, limits.max_pings, deflate)
         self._frames: deque[bytes | memoryview] = deque()  # what the socket has not taken
         self._waiting = 0  # bytes in _frames
         self._blocked_at: float | None = None  # since when the socket takes nothing
         self._closing_at: float | None = None
         self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
         self._pings_since = self._opened_at  # since when the client's are counted
-        self._protocol.pings_left = limits.max_pings
-        self._lingers = False  # all is said, and what still comes is thrown away
+        self._thrown: int | None = None  # all is said: how many bytes came and were thrown away since
         self._socket = sock  # None: gone
         self._reader, self._writer = loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2)
 
@@ -99,7 +99,7 @@ class Wire:
             data = b""
         if data:
             self.received(data)
-        elif self._lingers:
+        elif self._thrown is not None:
             self.drop()
         else:
             self._on_events(self._protocol.receive_end())
@@ -107,7 +107,8 @@ class Wire:
 
     def received(self, data: bytes) -> None:
         """Take what was read of the socket."""
-        if self._lingers:
+        if self._thrown is not None:
+            self._throw_away(data)
             return
         self._heard_at = time.monotonic()
         if self._heard_at - self._pings_since > PINGS_WITHIN:
@@ -142,22 +143,30 @@ class Wire:
         output = self._protocol.take_output()
         if output:
             self._write(output)
-        if self._protocol.state == "closed" and not self._frames and self._socket is not None:
-            self._end()
+        if self._protocol.state == "closed" and self._socket is not None:
+            self._closing_at = self._closing_at or time.monotonic()
+            if not self._frames:
+                self._end()
 
     def _end(self) -> None:
-        """Close the socket; one that failed once its client is silent, or five seconds later.
+        """Close the socket; one that failed once its client is silent, after five seconds, or after 16 MiB.
 
         Where a socket is closed with bytes unread, the kernel resets the connection, and the client may lose the Close
         frame that says what was wrong (RFC 6455 section 7.1.1).
         """
         if not self._protocol.failed:
             self.drop()
-        elif not self._lingers:
-            self._lingers, self._closing_at = True, time.monotonic()
+        elif self._thrown is None:
+            self._thrown = 0
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
             self.read()
+
+    def _throw_away(self, data: bytes) -> None:
+        assert self._thrown is not None
+        self._thrown += len(data)
+        if self._thrown > LINGERING:
+            self.drop()
 
     def _write(self, data: bytes) -> None:
         if self._socket is None:

@@ -214,6 +214,16 @@ def test_who_has_failed_is_gone_when_the_client_closes(new_peer):
     until(lambda: peer.gone)
 
 
+def test_who_has_failed_and_never_stops_is_dropped(new_peer, monkeypatch):
+    monkeypatch.setattr("dbchannels.interface.wire.LINGERING", 100_000)
+    peer = failed(new_peer)
+    peer.client.send(bytes(90_000))
+    gevent.sleep(0.01)
+    assert not peer.gone
+    peer.client.send(bytes(20_000))
+    until(lambda: peer.gone)
+
+
 def test_who_has_failed_and_does_not_close_is_dropped_after_five_seconds(new_peer):
     peer = failed(new_peer)
     peer.wire.tick(time.monotonic() + 4)

@@ -733,7 +733,7 @@ def prepared_plan(link, costs="OFF"):
         ({"REPLAN_ANYWAY": 0}, True),
         ({"REPLAN_AFTER": 0, "OFTEN": 0}, True),
         ({"REPLAN_AFTER": 0, "SLOW": 0}, True),
-        ({"REPLAN_AFTER": 0}, False),
+        ({"REPLAN_AFTER": 0, "SLOW": 3600}, False),
         ({"OFTEN": 0, "SLOW": 0, "REPLAN_AFTER": 3600}, False),
     ],
     ids=["after a while", "often", "slow", "seldom", "a moment ago"],
@@ -756,6 +756,8 @@ def test_a_claim_is_planned_anew_when_it_pays(layer, new_link, monkeypatch, limi
         monkeypatch.setattr(prepared, name, value)
     link.session.run([("SELECT 1", {})])
     link.claim(["own0"], 1, "w")
+    for name in ("REPLAN_AFTER", "REPLAN_ANYWAY"):  # and not by the look at it
+        monkeypatch.setattr(prepared, name, 3600)
     assert (prepared_plan(link, "ON") != before) == anew
 
 

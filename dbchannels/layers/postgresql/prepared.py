@@ -18,7 +18,9 @@ from dbchannels.layers.postgresql import sql, sql_durable
 
 REPLAN_AFTER = 1.0  # seconds, when the session has run something so OFTEN, or something SLOW
 OFTEN = 100  # times
-SLOW = 0.01  # seconds
+SLOW = (
+    0.01  # seconds until the answer: with the way to the database, so a slow one is planned for each second
+)
 REPLAN_ANYWAY = 60.0  # seconds
 # What is forbidden only costs 10**10 more, which would let the compiler (jit) start at each sweep.
 SETTINGS = """
