@@ -49,8 +49,10 @@ class End:
         )
 
     def take(self) -> list[int]:
-        """Return whose rows have come; wait a second for the first."""
+        """Return whose rows have come, as soon as there is one; AssertionError when none comes for a minute."""
+        stop = time.monotonic() + 60
         while not (taken := self._taken()):
+            assert time.monotonic() < stop, "The other end is silent."
             # What comes with a statement's answer leaves the socket silent.
             if not self.connection.notifies and select.select([self.connection], [], [], 1.0)[0]:
                 self.connection.poll()
@@ -66,7 +68,7 @@ def main() -> None:
     end = End(sys.argv[1], sends="back", takes="there")
     print("ready", flush=True)
     while True:
-        end.send(end.take())
+        end.send(end.take())  # it is ended with what has started it
 
 
 @contextmanager

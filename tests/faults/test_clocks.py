@@ -61,10 +61,10 @@ def test_nobody_is_declared_dead_and_nothing_expires_by_a_hosts_clock(site):
 
 
 def test_what_begins_or_ends_at_a_time_is_not_early(site):
-    found = clocks(site, 40, lease=2.0, expiry=1.0)
+    found = clocks(site, 40, lease=2.0, expiry=3.0)
     assert (found.tally[1:], found.declared_dead) == ((0, 0), 0)
-    assert all(late > -LOOK for late in found.late)
-    assert all(life > 1.0 - LOOK for life in found.lives)
+    assert all(-LOOK < late < 600 for late in found.late)
+    assert all(life > 3.0 - LOOK for life in found.lives)
     assert found.rescue.seconds > found.rescue.lease - LOOK
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 from tests.endtoend.test_http import LIMIT
 from tests.harness import HOST, ask, connect, until
-from tests.soak import floods
+from tests.soak import floods, tiny_frames
 
 HALF = f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode()
 HALF_BODY = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\nhalf".encode()
@@ -67,6 +67,13 @@ def test_a_body_beyond_the_limit_leaves_no_row(site):
 def test_what_is_as_large_as_may_be_is_taken_and_a_byte_more_is_refused(site):
     found = floods.sizes(site, site.serve("--workers", "1"))
     assert found == floods.Sizes((200, 413), (True, 1009), "True True", 0)
+
+
+def test_tiny_fragments_and_pings_without_end_are_closed(site):
+    served = site.serve("--workers", "1", "--ws-max-size", str(2 * len(tiny_frames.FRAGMENTS)))
+    found = tiny_frames.tiny_frames(served, 1)
+    assert (found.codes, found.wrong) == ({1009: 2, 1008: 2}, 0)
+    assert site.count("protocolmessage", "channel = 'websocket.receive'") == 0
 
 
 def test_every_hostile_request_is_refused_once_in_one_line(site):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness import LiveSite, Served, Socket, until
-from tests.soak.logins import PROMISED, log_in, who
+from tests.soak.logins import CHANGES, PATHS, PROMISED, log_in, logins, who
 from tests.soak.sites import options
 
 pytestmark = pytest.mark.postgresql
@@ -59,6 +59,12 @@ def test_a_change_of_the_user_closes_them_too_from_any_process(served: Served, c
     served.site.shell(LOOK + change)
     assert (code(sockets[0]), code(asked)) == (4401, 4401)
     assert who(sockets[1]) == "bert"
+
+
+def test_of_several_who_change_at_once_each_is_closed(served: Served) -> None:
+    found = logins(served, 3)
+    assert found.codes == {4401: 3 * len(PATHS) * (1 + len(CHANGES))}
+    assert (found.kept, found.forged) == (3 * len(PATHS), False)
 
 
 def test_a_session_that_was_deleted_unsaid_is_seen_at_the_next_message(served: Served) -> None:

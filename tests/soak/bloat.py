@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tests.harness import LiveSite
 from tests.sender import Sender, sender
-from tests.soak.row import Row, Seen
+from tests.soak.row import Row, Seen, p99
 from tests.soak.sites import on_postgresql
 from tests.soak.tally import drained
 
@@ -69,11 +69,7 @@ def bloat(site: LiveSite, minutes: float) -> Bloat:
     drained(site)
     times = [float(text.split()[1]) * 1000 for text in site.entries()]
     tenth = max(1, len(times) // 10)
-    return Bloat(largest, rate, _p99(times[:tenth]), _p99(times[-tenth:]))
-
-
-def _p99(times: list[float]) -> float:
-    return sorted(times)[int(len(times) * 0.99)]
+    return Bloat(largest, rate, p99(times[:tenth]), p99(times[-tenth:]))
 
 
 def _bloat(scale: float) -> Seen:

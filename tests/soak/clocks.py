@@ -24,13 +24,14 @@ for start in range(0, len(texts), 100):
     few = [("stream", {{"text": text, "sleep": {2}}}) for text in texts[start : start + 100]]
     channel_layers["default"].send_many(few)
 """
-AGE = """
-SELECT extract(epoch FROM clock_timestamp() - sent_at)::float FROM dbchannels_protocolmessage WHERE channel = '{}'
-"""
+NOW = (
+    "from django.db import connection; from dbchannels import Channel; cursor = connection.cursor(); "
+    "cursor.execute('SELECT extract(epoch FROM clock_timestamp())'); print(cursor.fetchone()[0])"
+)
+PARKED = "SELECT count(*) FROM dbchannels_protocolmessage WHERE channel = '{}'"
 LEASE = """
 SELECT name, extract(epoch FROM lease_until - clock_timestamp())::float FROM dbchannels_process WHERE pid = {}
 """
-LATER = "SELECT extract(epoch FROM due_at - clock_timestamp())::float FROM dbchannels_durablemessage"
 
 
 class Rescue(NamedTuple):
@@ -72,35 +73,36 @@ def clocks(site: LiveSite, messages: int, lease: float, expiry: float) -> Clocks
     return Clocks(streamed, declared_dead, _rescue(site, given), late, lives)
 
 
-def _run(site: LiveSite, seconds: int, given: dict[str, float], code: str) -> None:
+def _run(site: LiveSite, seconds: int, given: dict[str, float], code: str) -> str:
     done = site.manage("shell", "--verbosity", "0", "-c", code, settings=host(seconds, given))
     assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def _lives(site: LiveSite, given: dict[str, float]) -> list[float]:
     """Send what nobody reads; return the seconds from each send until a sweep has taken it."""
-    sent = []
-    for seconds in HOSTS:
-        channel = f"parked?{seconds}"
-        _run(site, seconds, given, f"from dbchannels import Channel; Channel({channel!r}).send({{}})")
-        ((age,),) = site.rows(AGE.format(channel))
-        sent.append((channel, time.monotonic() - age))
+    sent = {
+        f"parked?{host}": _sent(site, host, given, f"Channel('parked?{host}').send({{}})") for host in HOSTS
+    }
     lives = []
-    for channel, at in sent:
-        until(lambda channel=channel: not site.rows(AGE.format(channel)), "it has expired", 120)  # type: ignore[misc]
-        lives.append(time.monotonic() - at)
+    for channel, at in sent.items():
+        until(lambda channel=channel: site.rows(PARKED.format(channel)) == [(0,)], "it has expired", 120)  # type: ignore[misc]
+        lives.append(time.time() - at)
     return lives
 
 
 def _late(site: LiveSite, seconds: int, given: dict[str, float]) -> float:
     """Return the seconds from the due time of a delayed message until it had run; below 0: early."""
     text = f"delayed {seconds}"
-    code = f"from dbchannels import Channel; Channel('stream', delay={DELAY}).send({{'text': {text!r}}})"
-    _run(site, seconds, given, code)
-    ((left,),) = site.rows(LATER)
-    due = time.monotonic() + left
+    code = f"Channel('stream', delay={DELAY}).send({{'text': {text!r}}})"
+    due = _sent(site, seconds, given, code) + DELAY
     until(lambda: text in site.entries(), "it has run")
-    return time.monotonic() - due
+    return time.time() - due
+
+
+def _sent(site: LiveSite, seconds: int, given: dict[str, float], code: str) -> float:
+    """Send on such a host; return when it began, by the clock of the database, which is this process's too."""
+    return float(_run(site, seconds, given, f"{NOW}; {code}"))
 
 
 def _rescue(site: LiveSite, given: dict[str, float]) -> Rescue:

@@ -6,7 +6,7 @@ import time
 from typing import NamedTuple
 
 from tests.harness import LiveSite, until
-from tests.soak.row import Row, Seen
+from tests.soak.row import Row, Seen, p99
 from tests.soak.sites import on_postgresql, options, scaled
 
 LONGEST = 7_999  # bytes of a payload: PostgreSQL takes no more
@@ -65,11 +65,7 @@ def flood(site: LiveSite, number: int) -> Flood:
         meanwhile += echo(5)
     seconds = time.monotonic() - started
     ((lag,),) = site.rows("SELECT pg_notification_queue_usage()")
-    return Flood(_p99(before), _p99(meanwhile), wrong, seconds, lag)
-
-
-def _p99(spent: list[float]) -> float:
-    return sorted(spent)[int(len(spent) * 0.99)]
+    return Flood(p99(before), p99(meanwhile), wrong, seconds, lag)
 
 
 def _unheard(scale: float) -> Seen:

@@ -44,8 +44,10 @@ def rollbacks(served: Served, ways: dict[str, list[str]], number: int) -> Rollba
                     wrong[how, status] += 1
                 committed += [text + more for more in texts]
                 views += 1
+        until(lambda: len(served.workers()) == 2, "two workers are there")
         consumed(served, how)  # a worker that dies takes protocol messages along that it had begun
-    ghosts = [text for text in site.entries() if text not in committed and not text.endswith(LAST)]
+    known = set(committed)
+    ghosts = [text for text in site.entries() if text not in known and not text.endswith(LAST)]
     return Rollbacks(tally(site, committed), len(ghosts), views, wrong)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 
@@ -20,3 +20,9 @@ class Row(NamedTuple):
     what: str
     target: str
     measure: Callable[[float], Seen]
+
+
+def p99(spent: Iterable[float]) -> float:
+    """Return what 99 of 100 do not exceed."""
+    ordered = sorted(spent)
+    return ordered[int(len(ordered) * 0.99)]

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from tests.harness import Served, client_frame
-from tests.soak.row import Row, Seen
+from tests.soak.row import Row, Seen, p99
 from tests.soak.sites import on_postgresql, scaled
 
 SIZE = 64  # bytes of a fragment
@@ -55,7 +55,7 @@ def tiny_frames(served: Served, rounds: int) -> Tiny:
             while not all(one.done() for one in bad):
                 meanwhile.append(echo())
             codes += Counter(one.result() for one in bad)
-    return Tiny(codes, len(meanwhile), wrong, _p99(meanwhile), _p99(before))
+    return Tiny(codes, len(meanwhile), wrong, p99(meanwhile), p99(before))
 
 
 def _flood(served: Served, data: bytes) -> int | None:
@@ -71,14 +71,11 @@ def _flood(served: Served, data: bytes) -> int | None:
     return bad.closed()
 
 
-def _p99(spent: list[float]) -> float:
-    return sorted(spent)[int(len(spent) * 0.99)]
-
-
 def _tiny_frames(scale: float) -> Seen:
     rounds = scaled(200, scale)
     with on_postgresql(fsync="off") as (site, _):
-        served = site.serve("--workers", "2")
+        # A message of that many bytes may be: what is refused is the number of its parts.
+        served = site.serve("--workers", "2", "--ws-max-size", str(2 * MEBIBYTES * 1_048_576))
         found = tiny_frames(served, rounds)
         left = site.count("protocolmessage", "channel = 'websocket.receive'")
         sound = "Traceback" not in served.output()
