@@ -92,7 +92,9 @@ class Worker:
         self._dropped = Dropped()
         self._writing = threading.Lock()  # a report is taken and written before another one is
         self._written_at = 0.0
-        self._claim_by = 0.0  # time.monotonic(): protocol messages go before the next claim until then
+        # time.monotonic() until which protocol messages go before a claim; None: for a while from the next of them on
+        self._claim_by: float | None = 0.0
+        self._patience = CLAIM_WITHIN  # seconds of that while
         self._renewed_at = 0.0
         self._swept_at = time.monotonic()
         self._watch = Watch(
@@ -155,7 +157,7 @@ class Worker:
             bell.silence()
         taken = self.link.receive_many(_turned(self._protocol), limit, self.name) if self._protocol else []
         # Whoever woke it may have waited for what was taken: a claim goes first only when one is overdue.
-        if self._durable and len(taken) < limit and not (taken and time.monotonic() < self._claim_by):
+        if self._durable and len(taken) < limit and not (taken and self._claim_may_wait()):
             try:
                 taken += self._claim(limit - len(taken))
             except LayerUnavailable:
@@ -167,8 +169,16 @@ class Worker:
         started = time.monotonic()
         claimed = self.link.claim(_turned(self._durable), limit, self.name, self._concurrency)
         ended = time.monotonic()
-        self._claim_by = 0.0 if claimed else ended + max(CLAIM_WITHIN, (ended - started) * 10)
+        self._claim_by = 0.0 if claimed else None
+        self._patience = max(CLAIM_WITHIN, (ended - started) * 10)
         return claimed
+
+    def _claim_may_wait(self) -> bool:
+        """Whether nothing was there to claim a while ago. Sleep does not count: whoever sends meanwhile wakes it."""
+        now = time.monotonic()
+        if self._claim_by is None:
+            self._claim_by = now + self._patience
+        return now < self._claim_by
 
     def _ring_for_others(self) -> None:
         for bell in self._bells:

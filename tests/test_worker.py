@@ -929,6 +929,23 @@ def test_protocol_messages_do_not_wait_for_a_claim_that_would_find_nothing(
     assert (len(claims), one.consumed) == (3, 3)
 
 
+def test_a_claim_is_overdue_by_what_goes_before_it_and_not_by_sleep(
+    layer, new_worker, batches_of, monkeypatch
+):
+    claims = []
+    batches_of(5)
+    one = new_worker(route("own", quiet), route("websocket.receive", quiet))
+    claim = one.link.claim
+    monkeypatch.setattr(one.link, "claim", lambda *given: claims.append(given) or claim(*given))
+    monkeypatch.setattr(worker, "CLAIM_WITHIN", 0.02)
+    assert not one.run_once()
+    for number in (1, 2):  # the first one is no later for what the worker has slept; the next one is
+        time.sleep(max(0.02, one._patience) * 2)
+        frame(layer)
+        assert one.run_once()
+        assert len(claims) == number
+
+
 # The end.
 
 

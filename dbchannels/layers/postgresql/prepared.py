@@ -71,6 +71,7 @@ _ALIKE = {
     "payloads": "bytea[]",
     "expiry": "float",
 }
+_IF_ROOM = {**_SEND, "certain": "boolean[]", "queues": "text[]", "capacities": "int[]"}
 _DURABLE = {"worker": "text", "ids": "bigint[]", "attempts": "int[]"}
 
 _CLAIM = {**_POP, "worker": "text"}
@@ -83,6 +84,7 @@ _ONE = ("text", "text", "text", "bytea", "text")
 _OTHERS = [
     Prepared("dbchannels_send_one_near", sql.SEND_ONE, _ONE),
     Prepared("dbchannels_send_one", sql.SEND_ONE + sql.WAKE_ONE, (*_ONE, "text")),
+    Prepared("dbchannels_send_if_room", sql.SEND_IF_ROOM, _IF_ROOM),
     Prepared("dbchannels_promote", sql_durable.PROMOTE),
     Prepared("dbchannels_next_due", sql_durable.NEXT_DUE),
     Prepared("dbchannels_receive", sql.RECEIVE, _RECEIVE),
