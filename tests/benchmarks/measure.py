@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 ROUNDS = 5
+MOST = 8_000  # messages: a fast machine would fill a channel, which takes 10,000
 
 
 class Figure(NamedTuple):
@@ -48,10 +49,10 @@ def compare(
     return Figure(name, unit, first, second, statistics.median(ratios), min(ratios), max(ratios), target)
 
 
-def rate(action: Callable[[], object], each: int = 1, seconds: float = 0.5) -> float:
-    """Repeat an action for some time; return how many things a second, ``each`` of them at a time."""
+def rate(action: Callable[[], object], each: int = 1, seconds: float = 0.5, most: int = MOST) -> float:
+    """Repeat an action for some time, or for so many things; return how many a second, ``each`` of them at a time."""
     done, start = 0, time.perf_counter()
-    while (spent := time.perf_counter() - start) < seconds:
+    while (spent := time.perf_counter() - start) < seconds and done < most:
         action()
         done += each
     return done / spent
