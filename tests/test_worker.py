@@ -907,14 +907,19 @@ def test_who_comes_too_late_for_a_ring_goes_on_waiting(layer, new_worker, monkey
         os.close(descriptor)
 
 
+def claims_of(one, monkeypatch):
+    """The list to which a worker adds each of its claims."""
+    claims, claim = [], one.link.claim
+    monkeypatch.setattr(one.link, "claim", lambda *given: claims.append(given) or claim(*given))
+    return claims
+
+
 def test_protocol_messages_do_not_wait_for_a_claim_that_would_find_nothing(
     layer, new_worker, batches_of, monkeypatch
 ):
-    claims = []
     batches_of(5)
     one = new_worker(route("own", quiet), route("websocket.receive", quiet))
-    claim = one.link.claim
-    monkeypatch.setattr(one.link, "claim", lambda *given: claims.append(given) or claim(*given))
+    claims = claims_of(one, monkeypatch)
     monkeypatch.setattr(worker, "CLAIM_WITHIN", 3600)
     assert not one.run_once()
     assert len(claims) == 1
@@ -933,11 +938,9 @@ def test_protocol_messages_do_not_wait_for_a_claim_that_would_find_nothing(
 def test_a_claim_is_overdue_by_what_goes_before_it_and_not_by_sleep(
     layer, new_worker, batches_of, monkeypatch
 ):
-    claims = []
     batches_of(5)
     one = new_worker(route("own", quiet), route("websocket.receive", quiet))
-    claim = one.link.claim
-    monkeypatch.setattr(one.link, "claim", lambda *given: claims.append(given) or claim(*given))
+    claims = claims_of(one, monkeypatch)
     monkeypatch.setattr(worker, "CLAIM_WITHIN", 0.02)
     assert not one.run_once()
     for number in (1, 2):  # the first one is no later for what the worker has slept; the next one is
