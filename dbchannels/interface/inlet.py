@@ -14,12 +14,12 @@ import gevent
 from dbchannels.interface.body import BodyReader
 from dbchannels.interface.handshake import Refused
 from dbchannels.interface.head import Head, HeadReader
+from dbchannels.interface.limits import LINGERING
 from dbchannels.interface.options import Options
 
 READ = 65_536  # bytes read at once
 SLOWEST = 1_024  # bytes a second that a body must bring, beyond what body_timeout gives it
 LINGER = 2.0  # seconds in which a client may still send what nobody reads, so that it sees its refusal
-LINGERING = 16_777_216  # bytes of it
 SPREAD = 0.1  # of a deadline, by which some have it later: a flood that came at once must not end at once
 
 _STOPS = "This server stops: send the request again."

@@ -8,6 +8,10 @@ from typing import Any, NamedTuple
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.waiting import check_timeout
 
+LINGERING = (
+    16_777_216  # bytes that a client may still send after its refusal, of any kind, so that it sees it
+)
+
 
 class Limits(NamedTuple):
     """Times in seconds, sizes in bytes; an ``idle_timeout`` or ``lifetime`` of 0 is none."""

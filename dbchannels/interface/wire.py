@@ -18,8 +18,7 @@ from typing import Any
 import gevent
 
 from dbchannels.interface.deflate import Deflate
-from dbchannels.interface.inlet import LINGERING
-from dbchannels.interface.limits import Limits
+from dbchannels.interface.limits import LINGERING, Limits
 from dbchannels.interface.websocket import Binary, Event, Outgoing, Text, WebSocket
 
 READ = 65_536  # bytes read at once

@@ -4,7 +4,7 @@ To parse and plan the claim takes PostgreSQL 320 us, to run it on a short queue 
 plan is made once, perhaps while the tables are empty, and used when they hold a million rows: so it may be made of
 index scans only, and it is made anew now and then, to choose among the indexes by what the tables hold. Once a second
 is enough, and for that the session must have much to do, or have waited for an answer: who has slept for a second and
-is woken by one message should not begin by planning (an echo once a second takes 5.5 ms in place of 7).
+is woken by one message should not begin by planning.
 See https://www.postgresql.org/docs/current/sql-prepare.html.
 """
 
