@@ -1,5 +1,6 @@
 """How many connections the server takes, in all and from one address, and what it says to one too many.
 
+An address counts by its ``address_key``: an IPv6 client has a whole /64 to choose its addresses from.
 Turning one away costs no greenlet: a flood of them must cost less than the requests that it keeps out.
 """
 
@@ -13,9 +14,11 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
 from dbchannels.interface.handshake import refuse_response
+from dbchannels.interface.proxy import read_address
 
 log = logging.getLogger("dbchannels.server")
 
@@ -63,16 +66,18 @@ class Caps:
 
     def enter(self, address: str) -> bytes | None:
         """Count one by its address alone, that has a connection of a proxy's; or return the answer for one too many."""
-        if self._by_address[address] >= self._limit(address):
+        key = address_key(address)
+        if self._by_address[key] >= self._limit(address):
             return self._turn_away(TOO_MANY)
-        self._by_address[address] += 1
+        self._by_address[key] += 1
         return None
 
     def leave(self, address: str) -> None:
         """One that has entered is gone."""
-        self._by_address[address] -= 1
-        if self._by_address[address] <= 0:
-            del self._by_address[address]
+        key = address_key(address)
+        self._by_address[key] -= 1
+        if self._by_address[key] <= 0:
+            del self._by_address[key]
 
     def _limit(self, address: str) -> float:
         if self._per_address is not None:
@@ -99,11 +104,23 @@ def address_of(client: Any) -> str:
     return str(client[0]) if isinstance(client, tuple) else ""
 
 
+@lru_cache(4096)  # a new one costs 4 us
+def address_key(address: str) -> str:
+    """Return what a client counts as: its IPv4 address, or the /64 network of its IPv6 address.
+
+    ``2001:db8::5:1`` counts as ``2001:db8::/64``, ``::ffff:192.0.2.1`` as ``192.0.2.1``, and what is no address, such
+    as a Unix socket's "", as itself.
+    """
+    parsed = read_address(address)
+    if parsed is None:
+        return address
+    return str(parsed if parsed.version == 4 else ipaddress.ip_network((parsed, 64), strict=False))
+
+
 def is_local(address: str) -> bool:
     """Whether it is this machine: a loopback address, or none, which is a Unix socket."""
-    with suppress(ValueError):
-        return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-    return not address
+    parsed = read_address(address)
+    return not address if parsed is None else parsed.is_loopback
 
 
 def turn_away(sock: Any, answer: bytes) -> None:

@@ -66,7 +66,7 @@ class Options(NamedTuple):
 #: What runchannels takes as an option, ``--max-body`` for ``max_body``, with its help.
 FLAGS = {
     "max_connections": "connections at once, WebSockets among them",
-    "max_per_address": "the same from one address (1000, and any number from this machine itself)",
+    "max_per_address": "the same from one address, an IPv6 /64 network (1000, and any number from this machine)",
     "max_requests": "requests on one connection, 0: any number",
     "max_line": "bytes of a request's first line, which has the address",
     "max_head": "bytes of a request's headers",

@@ -43,7 +43,7 @@ class Trusted(NamedTuple):
         """Whether the peer with this address is one of them; a Unix socket's peer has none."""
         if not host:
             return self.unix
-        address = _address(host)
+        address = read_address(host)
         return address is not None and self.contains(address)
 
     def contains(self, address: Address) -> bool:
@@ -95,7 +95,7 @@ def _client(items: Sequence[bytes], trusted: Trusted) -> tuple[str, int] | None:
     found = None
     for item in reversed(items):
         host, port = _split(item.decode("latin-1"))
-        address = _address(host)
+        address = read_address(host)
         if address is None:  # "unknown", or a lie: what stands left of it is no better
             break
         found = (str(address), port)
@@ -113,10 +113,10 @@ def _split(text: str) -> tuple[str, int]:
     return match["six"] or match["four"], port if port <= 65_535 else 0
 
 
-def _address(host: str) -> Address | None:
-    """Read an address; an IPv4 one that an IPv6 socket tells of (``::ffff:192.0.2.1``) is the IPv4 one."""
+def read_address(host: str) -> Address | None:
+    """Return an address, or None for what is none: without its scope, ``::ffff:192.0.2.1`` as the IPv4 one."""
     try:
-        address = ipaddress.ip_address(host)
+        address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address

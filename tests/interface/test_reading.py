@@ -264,6 +264,33 @@ def test_a_proxy_on_this_machine_has_any_number_unless_told():
     assert counted.open == 6_000 and "192.0.2.1" not in counted._by_address
 
 
+@pytest.mark.parametrize(
+    ("address", "key"),
+    [
+        ("2001:db8:0:1:ffff::5", "2001:db8:0:1::/64"),
+        ("2001:db8:0:2::5", "2001:db8:0:2::/64"),
+        ("fe80::7%eth0", "fe80::/64"),
+        ("::ffff:192.0.2.1", "192.0.2.1"),
+        ("192.0.2.1", "192.0.2.1"),
+        ("", ""),
+        ("no address", "no address"),
+    ],
+)
+def test_an_ipv6_client_counts_by_its_network(address, key):
+    assert caps.address_key(address) == key
+
+
+def test_addresses_of_one_ipv6_network_have_one_cap():
+    counted = Caps(10_000, None)
+    addresses = [f"2001:db8:0:{n % 2}::{n:x}" for n in range(4_000)]
+    admitted = [one for one in addresses if counted.admit(one) is None]
+    assert len(admitted) == 2_000 and admitted == addresses[:2_000]
+    for one in admitted:
+        counted.release(one)
+    assert counted.open == 0 and not counted._by_address
+    assert caps.is_local("::ffff:127.0.0.1") and not caps.is_local("::2")
+
+
 def test_many_who_are_turned_away_are_one_line(told):
     counted = Caps(0, None)
     for _ in range(100):
