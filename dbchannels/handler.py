@@ -190,22 +190,21 @@ def _head(response: HttpResponseBase) -> dict[str, Any]:
 
 def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
     """Return the WSGI environment of an ``http.request`` message (PEP 3333)."""
-    root_path = message.get("root_path", "")
-    path = message["path"]
-    path = path[len(root_path) :] if f"{path}/".startswith(f"{root_path}/") else path
+    root_path = _utf_8(message.get("root_path", ""))
+    path = message.get("path_bytes") or _utf_8(message["path"])
+    path = path.removeprefix(root_path) if (path + b"/").startswith(root_path + b"/") else path
     body = message.get("body", b"")
     client, server = message.get("client") or ["", 0], message.get("server") or ["localhost", 80]
     environ = {
         "REQUEST_METHOD": message["method"],
-        "SCRIPT_NAME": _wsgi_text(root_path),
-        "PATH_INFO": _wsgi_text(path),
+        "SCRIPT_NAME": root_path.decode("latin-1"),
+        "PATH_INFO": path.decode("latin-1"),
         "QUERY_STRING": message["query_string"].decode("latin-1"),
         "SERVER_NAME": str(server[0]),
         "SERVER_PORT": str(server[1]),
         "SERVER_PROTOCOL": f"HTTP/{message['http_version']}",
         "REMOTE_ADDR": str(client[0]),
         "REMOTE_PORT": str(client[1]),
-        "CONTENT_LENGTH": str(message.get("body_size", len(body)) or ""),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": message.get("scheme", "http"),
         "wsgi.input": BytesIO(body),
@@ -214,6 +213,10 @@ def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
     }
+    size = message.get("body_size", len(body))
+    # As from any WSGI server: "0" where the client said so, and no key where it sent no body. That of chunks is known.
+    if size or any(name in (b"content-length", b"transfer-encoding") for name, _ in message["headers"]):
+        environ["CONTENT_LENGTH"] = str(size)
     for name, value in message["headers"]:
         _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
     return environ
@@ -230,6 +233,5 @@ def _add_header(environ: dict[str, Any], name: str, value: str) -> None:
     environ[key] = f"{environ[key]}{joiner}{value}" if key in environ else value
 
 
-def _wsgi_text(text: str) -> str:
-    """Return UTF-8 bytes in latin-1's clothes, as WSGI wants them; bytes that were no UTF-8 come through."""
-    return text.encode("utf-8", "surrogateescape").decode("latin-1")
+def _utf_8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

@@ -32,7 +32,12 @@ def again(**given):
     return make_environ(Message("http.request", fields))
 
 
-@pytest.mark.parametrize("path", ["/", "/a b", "/\xc3\xa9t\xc3\xa9", "/a%2Fb", "/a?b", "/a;b=c", "//x/../y"])
+NO_UTF_8 = ["/caf\xe9", "/\xfe", "/\xff", "/\0", "/\xef\xbf\xbd"]  # the last is U+FFFD itself
+
+
+@pytest.mark.parametrize(
+    "path", ["/", "/a b", "/\xc3\xa9t\xc3\xa9", "/a%2Fb", "/a?b", "/a;b=c", "//x/../y", *NO_UTF_8]
+)
 def test_a_path_comes_through(path):
     assert again(PATH_INFO=path)["PATH_INFO"] == path
 
@@ -41,6 +46,7 @@ def test_a_site_below_a_path_comes_through():
     seen = again(SCRIPT_NAME="/caf\xc3\xa9", PATH_INFO="/menu", QUERY_STRING="a=%20&b")
     assert (seen["SCRIPT_NAME"], seen["PATH_INFO"]) == ("/caf\xc3\xa9", "/menu")
     assert seen["QUERY_STRING"] == "a=%20&b"
+    assert again(SCRIPT_NAME="/caf\xc3\xa9", PATH_INFO="/\xe9")["PATH_INFO"] == "/\xe9"
 
 
 def test_headers_and_addresses_come_through():
@@ -62,7 +68,8 @@ def test_headers_and_addresses_come_through():
 
 def test_a_header_has_one_way_in():
     seen = again(HTTP_CONTENT_LENGTH="7", HTTP_CONTENT_TYPE="text/html")
-    assert (seen["CONTENT_LENGTH"], seen.get("CONTENT_TYPE")) == ("", None)
+    assert (seen.get("CONTENT_LENGTH"), seen.get("CONTENT_TYPE")) == (None, None)
+    assert again(CONTENT_LENGTH="0")["CONTENT_LENGTH"] == "0"
 
 
 def test_a_unix_socket_has_no_ports():

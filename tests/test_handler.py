@@ -328,7 +328,11 @@ def test_a_request_says_no_more_than_it_must():
     few = {key: FIELDS[key] for key in ("method", "path", "query_string", "http_version", "headers")}
     made = make_environ(Message("http.request", few))
     assert (made["SERVER_NAME"], made["SERVER_PORT"], made["REMOTE_ADDR"]) == ("localhost", "80", "")
-    assert (made["CONTENT_LENGTH"], made["wsgi.input"].read(), made["wsgi.url_scheme"]) == ("", b"", "http")
+    assert (made.get("CONTENT_LENGTH"), made["wsgi.input"].read(), made["wsgi.url_scheme"]) == (
+        None,
+        b"",
+        "http",
+    )
 
 
 @pytest.mark.parametrize(
@@ -360,6 +364,19 @@ def test_the_length_is_the_bodys_whatever_the_client_said(length):
     made = environ(body=b"12345", headers=[[b"content-length", length]])
     assert made["CONTENT_LENGTH"] == "5"
     assert "HTTP_CONTENT_LENGTH" not in made
+
+
+@pytest.mark.parametrize(
+    ("headers", "length"),
+    [
+        ([], None),
+        ([[b"content-length", b"0"]], "0"),
+        ([[b"transfer-encoding", b"chunked"]], "0"),
+        ([[b"content-type", b"text/plain"]], None),
+    ],
+)
+def test_without_a_body_there_is_the_length_that_the_client_sent_or_none(headers, length):
+    assert environ(headers=headers).get("CONTENT_LENGTH") == length
 
 
 def test_the_root_path_is_taken_off_the_path():

@@ -51,10 +51,14 @@ class Request(NamedTuple):
     root_path: str = ""
 
     @property
+    def path_bytes(self) -> bytes:
+        """The path without its percent signs."""
+        return unquote_to_bytes(self.target.partition("?")[0].encode("latin-1"))
+
+    @property
     def path(self) -> str:
         """The decoded path; what is no UTF-8 becomes U+FFFD, and NUL too, which PostgreSQL's text refuses."""
-        raw = self.target.partition("?")[0].encode("latin-1")
-        return unquote_to_bytes(raw).decode("utf-8", "replace").replace("\0", "\ufffd")
+        return self.path_bytes.decode("utf-8", "replace").replace("\0", "\ufffd")
 
     @property
     def query_string(self) -> bytes:
@@ -97,10 +101,12 @@ def connect_message(request: Request, reply_channel: str) -> dict[str, Any]:
 
 
 def _common(request: Request, reply_channel: str) -> dict[str, Any]:
+    path = request.path
     return {
         "reply_channel": reply_channel,
         "scheme": request.scheme,
-        "path": request.path,
+        "path": path,
+        **({"path_bytes": request.path_bytes} if "\ufffd" in path else {}),  # the text has lost some of them
         "query_string": request.query_string,
         "root_path": request.root_path,
         "headers": [list(pair) for pair in request.headers],
