@@ -115,6 +115,9 @@ class Writer:
             self._layer.rows(Connection).filter(reply_channel=disconnect.reply_channel)
         )
 
+    def _withdraw(self, withdraw: ops.Withdraw) -> None:
+        self._layer.delete_unlocked(self._layer.rows(ProtocolMessage).filter(**withdraw._asdict()))
+
     def _group_clear(self, clear: ops.GroupClear) -> None:
         self._layer.rows(Membership).filter(group=clear.group).delete()
 
@@ -127,6 +130,7 @@ _WRITERS: dict[type, Any] = {
     ops.GroupClear: Writer._group_clear,
     ops.Connect: Writer._connect,
     ops.Disconnect: Writer._disconnect,
+    ops.Withdraw: Writer._withdraw,
     ops.Identify: Writer._identify,
     ops.Keep: Writer._keep,
 }

@@ -93,6 +93,13 @@ class Disconnect(NamedTuple):
     reply_channel: str
 
 
+class Withdraw(NamedTuple):
+    """Take back what waits on a protocol channel with this reply channel; what a worker has taken stays taken."""
+
+    channel: str  # without a local part
+    reply_channel: str
+
+
 class Identify(NamedTuple):
     """Note whose WebSocket it is; nothing happens when no connection has that channel."""
 
@@ -108,7 +115,18 @@ class Keep(NamedTuple):
     login: str | None  # see Record; None: as it was; NOBODY only where it was UNKNOWN
 
 
-Operation = Send | GroupAdd | GroupDiscard | GroupClear | SendGroup | Connect | Disconnect | Identify | Keep
+Operation = (
+    Send
+    | GroupAdd
+    | GroupDiscard
+    | GroupClear
+    | SendGroup
+    | Connect
+    | Disconnect
+    | Withdraw
+    | Identify
+    | Keep
+)
 
 #: What Record.login says beside ``+`` with the text of a user's primary key.
 UNKNOWN, NOBODY = "", "-"

@@ -101,6 +101,10 @@ class StoreLayer(BaseLayer):
             case ops.Disconnect(channel):
                 self.table("connections").pop(channel, None)
                 self.leave_groups(channel)
+            case ops.Withdraw(channel, reply_channel):
+                waiting = self.table("waiting", channel)
+                for row in [one for one in rows(waiting) if one.reply_channel == reply_channel]:
+                    del waiting[str(row.id)]
 
     def _has_room(self, channel: str) -> bool:
         queue = names.split(channel)[0]

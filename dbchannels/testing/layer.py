@@ -122,6 +122,8 @@ class RecordingLayer(BaseLayer):
                 self._members.change(operation, mark)
             case ops.Disconnect(channel):
                 self._members.disconnect(channel)
+            case ops.Withdraw():
+                self._rows.withdraw(*operation)
 
     def _has_room(self, channel: str) -> bool:
         queue = names.split(channel)[0]

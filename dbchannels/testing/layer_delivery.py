@@ -9,7 +9,7 @@ from typing import Any
 from django.db import transaction
 
 from dbchannels.exceptions import InvalidMessage, InvalidName
-from dbchannels.layers.operations import GroupAdd
+from dbchannels.layers.operations import GroupAdd, Withdraw
 from dbchannels.testing.layer_case import (
     DEADLINE,
     SOON,
@@ -217,6 +217,19 @@ class DeliveryContract(LayerCase):
             return True
 
         wait_until(sent)
+
+    def test_what_is_withdrawn_is_not_received(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        for channel in ("http.request", "http.disconnect"):
+            for local in ("b", "c", "d"):
+                layer.send(channel, {"reply_channel": f"reply.a!{local}"})
+        assert drain(layer, "http.disconnect") and layer.receive(["http.request"])[0]
+        layer.send("http.disconnect", {"reply_channel": "reply.a!c"})
+        taken, waits, never = (Withdraw("http.request", f"reply.a!{local}") for local in ("b", "c", "e"))
+        assert link.apply([taken, waits, never]) == []
+        assert drain(layer, "http.request") == [{"reply_channel": "reply.a!d"}]
+        assert drain(layer, "http.disconnect") == [{"reply_channel": "reply.a!c"}]
 
     def test_a_delayed_message_comes_when_it_is_due(self) -> None:
         layer = self.layer()

@@ -49,6 +49,11 @@ class Rows:
         row.due, row.mark = due, None
         self._rows.append(row)
 
+    def withdraw(self, channel: str, reply_channel: str) -> None:
+        """Drop what waits on a channel with this reply channel."""
+        sought = channel, reply_channel
+        self._rows = [row for row in self._rows if (row.send.channel, row.send.reply_channel) != sought]
+
     def settle(self, now: float) -> list[str]:
         """Drop what was rolled back or has expired; return the channels of the expired ones."""
         expired = [row.send.channel for row in self._rows if row.end <= now]

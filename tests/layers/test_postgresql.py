@@ -588,6 +588,10 @@ def test_dead_rows_do_not_lead_a_look_away_from_the_queues_index(layer, new_link
     rows = link.session.run([("EXPLAIN (COSTS OFF) " + one.execute, values)])
     plan = "\n".join(row[0] for row in rows)
     assert "dbchannels_protocol_queue" in plan, plan
+    values = {"channel": "http.request", "reply_channels": ["reply.a!b"] * 500}
+    rows = link.session.run([("EXPLAIN (COSTS OFF) " + sql.WITHDRAW, values)])
+    plan = "\n".join(row[0] for row in rows)
+    assert "Index Scan using dbchannels_protocol_queue" in plan, plan
 
 
 # Prepared statements.
@@ -698,6 +702,7 @@ HOT = [
     (sql_liveness.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),
     (sql_liveness.REPLIES_OF, {"queue": "http.7"}, "dbchannels_protocol_queue"),
     (sql.STATISTICS, {"channel": "own7"}, "dbchannels_durable_queue"),
+    (sql.WITHDRAW, {"channel": "http.7", "reply_channels": ["a!b", "a!c"]}, "dbchannels_protocol_queue"),
 ]
 
 

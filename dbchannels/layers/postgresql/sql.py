@@ -146,6 +146,13 @@ DELETE FROM dbchannels_membership WHERE id = ANY(ARRAY(
     JOIN dbchannels_membership AS membership USING (channel, local) FOR UPDATE OF membership SKIP LOCKED
 ))
 """
+# By the index of the channel, whose rows a server keeps few of: one by reply channel would cost each send more.
+WITHDRAW = """
+DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
+    SELECT id FROM dbchannels_protocolmessage
+    WHERE channel = %(channel)s AND reply_channel = ANY(%(reply_channels)s::text[]) FOR UPDATE SKIP LOCKED
+))
+"""
 # The pop. LATERAL gives each queue an index scan of its own: `channel IN (...) ORDER BY id` may walk the primary
 # key through everybody's rows instead. ANY(ARRAY(...)) measured 1.1 to 2 times as fast as IN (...). The floors are
 # hints, and often 0: see floors.py. With `channel = ... ORDER BY id` an ANALYZE that finds dead rows alone makes the

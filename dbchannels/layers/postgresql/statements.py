@@ -20,6 +20,7 @@ from dbchannels.layers.operations import (
     Operation,
     Send,
     SendGroup,
+    Withdraw,
     storable,
 )
 from dbchannels.layers.postgresql import sql, sql_durable
@@ -250,6 +251,12 @@ def _disconnects(layer: PostgreSQLLayer, disconnects: list[Disconnect], wakes: W
     yield sql.DISCONNECT, of_connections([disconnect.reply_channel for disconnect in disconnects]), []
 
 
+def _withdraws(layer: PostgreSQLLayer, withdraws: list[Withdraw], wakes: Wakes) -> Iterator[Planned]:
+    for channel, group in groupby(withdraws, key=lambda one: one.channel):
+        reply_channels = [withdraw.reply_channel for withdraw in group]
+        yield sql.WITHDRAW, {"channel": channel, "reply_channels": reply_channels}, []
+
+
 def of_connections(reply_channels: Sequence[str]) -> Values:
     """Return the values of a statement about connections: their reply channels, whole and in parts."""
     parts = [names.split(reply_channel) for reply_channel in reply_channels]
@@ -278,6 +285,7 @@ _PLANS: dict[type, Any] = {
     GroupClear: _group_clears,
     Connect: _connects,
     Disconnect: _disconnects,
+    Withdraw: _withdraws,
     Identify: _identifies,
     Keep: _keeps,
 }
