@@ -1,4 +1,4 @@
-"""The site's own WSGI application as what answers ``http.request`` messages, for ``--http direct``."""
+"""The site's own code as this process runs it: its WSGI application for ``--http direct``, and all that it imports."""
 
 from __future__ import annotations
 
@@ -8,9 +8,13 @@ from typing import Any
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.servers.basehttp import get_internal_wsgi_application
+from django.template import engines
+from django.urls import URLResolver, get_resolver
 
+from dbchannels.conf import layer_settings
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.handler import make_environ
+from dbchannels.routing import Routing, load_routing
 from dbchannels.streaming import CHUNK
 
 Message = dict[str, Any]
@@ -82,6 +86,28 @@ def _messages(head: Head, result: Iterable[bytes]) -> Generator[Message, None, N
     for piece in pieces:
         yield {"content": piece, "more_content": True}
     yield {"content": b"", "more_content": False}
+
+
+def load_site(layer: str) -> Routing:
+    """Import what would be imported at the first message otherwise, when the files may be those of the next deploy.
+
+    That is the consumers, the whole URLconf with its error handlers, and the libraries of template tags.
+    """
+    routing = load_routing(layer_settings(layer).routing)
+    if hasattr(settings, "ROOT_URLCONF"):
+        resolver = get_resolver()
+        load_urls(resolver)
+        for status in (400, 403, 404, 500):
+            resolver.resolve_error_handler(status)
+    engines.all()
+    return routing
+
+
+def load_urls(resolver: URLResolver) -> None:
+    """Import an URLconf and what it includes."""
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLResolver):
+            load_urls(pattern)
 
 
 def site_application() -> Application:

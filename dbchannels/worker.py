@@ -107,6 +107,11 @@ class Worker:
 
     # The life of a worker.
 
+    def load(self) -> None:
+        """Load the middleware, which would be loaded at the first request otherwise."""
+        if REQUESTS in self.channels:
+            self._consumption.views.load_middleware()
+
     def run(self) -> None:
         """Work until ``stop``; finish what runs, hand back the rest, and leave no record behind."""
         self._retry(self._register)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from django.core.handlers.wsgi import WSGIHandler
 from django.core.signals import request_finished
 from django.http import FileResponse
+from django.template import engines
+from django.urls import clear_url_caches
 
-from dbchannels.application import ApplicationViews, site_application
+from dbchannels.application import ApplicationViews, load_site, site_application
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface import http
 from dbchannels.streaming import CHUNK
@@ -193,3 +197,63 @@ def test_the_site_s_own_application(settings):
     assert error.sentence.startswith(
         "WSGI_APPLICATION names 'tests.nowhere.application', which cannot be imported (No "
     )
+
+
+# All that the site imports.
+
+
+@pytest.fixture
+def site_of(settings, tmp_path, monkeypatch):
+    """The URLconf is these modules: ``site_of(urls="...", inner="...")``; forgotten after the test."""
+
+    def use(**modules):
+        for name, code in modules.items():
+            (tmp_path / f"loaded_{name}.py").write_text(code)
+            monkeypatch.delitem(sys.modules, f"loaded_{name}", raising=False)
+        settings.ROOT_URLCONF = "loaded_urls"
+        clear_url_caches()
+
+    monkeypatch.syspath_prepend(tmp_path)
+    yield use
+    for name in [name for name in sys.modules if name.startswith("loaded_")]:
+        del sys.modules[name]
+    clear_url_caches()
+
+
+def test_a_site_is_loaded_with_all_that_a_request_would_import(site_of, settings, tmp_path):
+    site_of(
+        urls="from django.urls import include, path\n"
+        "urlpatterns = [path('', include('loaded_inner'))]\nhandler404 = 'loaded_errors.missing'",
+        inner="urlpatterns = []",
+        errors="def missing(request, exception): ...",
+        tags="from django import template\nregister = template.Library()",
+    )
+    settings.TEMPLATES = [
+        {
+            "BACKEND": "django.template.backends.django.DjangoTemplates",
+            "OPTIONS": {"libraries": {"tags": "loaded_tags"}},
+        }
+    ]
+    assert load_site("default").channels()
+    assert {"loaded_urls", "loaded_inner", "loaded_errors"} <= set(sys.modules)
+    assert "django" in engines._engines
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "urlpatterns = [",
+        "from django.urls import include, path\nurlpatterns = [path('', include('no_such_module'))]",
+        "from django.urls import include, path\nurlpatterns = [path('', include('loaded_inner'))]",
+        "urlpatterns = []\nhandler500 = 'no_such_module.view'",
+    ],
+)
+def test_an_urlconf_that_is_broken_anywhere_is_not_loaded(site_of, code):
+    site_of(urls=code, inner="views = []")
+    with pytest.raises(Exception, match=r"never closed|no_such_module|does not appear to have any patterns"):
+        load_site("default")
+
+
+def test_a_site_without_urls_is_loaded(settings):
+    del settings.ROOT_URLCONF
+    assert load_site("default").channels()

@@ -16,12 +16,11 @@ from django.template import engines
 from django.template.backends.django import DjangoTemplates
 from django.template.loaders import cached
 
-from dbchannels.conf import layer_settings
+from dbchannels.application import load_site
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.management.output import log_to_terminal
-from dbchannels.routing import load_routing
 from dbchannels.waiting import check_timeout
 from dbchannels.worker import Worker
 
@@ -80,7 +79,7 @@ class Command(BaseCommand):
             layer = channel_layers[options["layer"]]
             if not child:
                 layer.check()
-            routing = load_routing(layer_settings(options["layer"]).routing)
+            routing = load_site(options["layer"])
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
         if not layer.shared:
@@ -108,6 +107,7 @@ class Command(BaseCommand):
             self.stdout.write(
                 f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}."
             )
+        worker.load()
         stop_at_signals(worker, graceful_timeout)
         worker.run()
 

@@ -9,12 +9,12 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, SystemCheckError
 from django.db import connections
-from django.urls import get_resolver
 
 from dbchannels import reloader
+from dbchannels.application import load_site
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.routing import load_routing
+from dbchannels.handler import ViewHandler
 
 
 class Command(BaseCommand):
@@ -59,9 +59,9 @@ class Command(BaseCommand):
             report("ready")
 
     def prepare(self, options: dict[str, Any]) -> None:
-        """Import the consumers and the views, run the system checks, and warn of missing migrations."""
-        load_routing(layer_settings(options["layer"]).routing)
-        get_resolver().url_patterns  # noqa: B018  (it imports the URLconf)
+        """Import what a worker does, run the system checks, and warn of missing migrations."""
+        load_site(options["layer"])
+        ViewHandler().load_middleware()
         if not options["unchecked"]:
             self.stdout.write("Performing system checks...\n\n")
             self.check(display_num_errors=True, databases=[layer_settings(options["layer"]).database])
