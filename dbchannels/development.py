@@ -41,7 +41,7 @@ Announce = Callable[[int, BaseLayer], None]  # is given the port when the site c
 
 def run(plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: bool) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError before it has begun, or when what it is cannot work."""
-    bells = {"p": Doorbell.new(), "d": Doorbell.new()}
+    bells = {kind: Doorbell.new() for kind in "hwd"}
     layer = usable_layer(plan.layer)
     release(os.environ.pop(HANDED_OVER, ""))
     server = make_server(plan, layer, bells)

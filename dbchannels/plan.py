@@ -34,10 +34,10 @@ class Plan(NamedTuple):
 
     @classmethod
     def of(cls, host: str, port: int, options: dict[str, Any]) -> Plan:
-        """Fill in the defaults: as many workers as cores, and two at least, so that one is always kept free."""
+        """Fill in the defaults: as many workers as cores, and four at least, so that some are always kept free."""
         workers = options["workers"]
         if workers is None:
-            workers = max(2, os.cpu_count() or 1)
+            workers = max(4, os.cpu_count() or 1)
         if workers < 0:
             raise InvalidConfiguration("--workers takes a number from 0.")
         passed_on = [f"--pythonpath={options['pythonpath']}"] if options.get("pythonpath") else []

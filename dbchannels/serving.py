@@ -39,7 +39,7 @@ LAST_WORK = 4.0  # seconds beyond --graceful-timeout for what workers run, when 
 def run(plan: Plan, write: Write) -> None:
     """Serve until SIGTERM or Ctrl-C, then leave nothing running. Raises DBChannelsError before it has begun."""
     checks = start_checks(plan)
-    bells = {"p": Doorbell.new(), "d": Doorbell.new()}
+    bells = {kind: Doorbell.new() for kind in "hwd"}
     try:
         layer = usable_layer(plan.layer)
         server = make_server(plan, layer, bells)
@@ -106,14 +106,22 @@ def usable_layer(alias: str) -> BaseLayer:
 
 
 def tasks(plan: Plan, bells: dict[str, Doorbell]) -> list[Task]:
-    """Return what each worker does. The first of several takes ``http.*`` and ``websocket.*`` alone.
+    """Return what each worker does: with four or more one takes ``websocket.*`` only, one ``http.*`` too, the rest all.
 
-    So long work on the site's own channels can never hold up every page.
+    So background work can never hold up every page, and slow pages cannot hold up every WebSocket. Two or three workers
+    have one for pages and WebSockets: with another one less, a single consumer would hold up all background work.
     """
-    common = ["--layer", plan.layer, "--graceful-timeout", str(plan.graceful_timeout), *plan.passed_on]
-    general = Task(tuple(common), (bells["p"], bells["d"]))
-    kept = Task((*common, "--only", "http.*", "--only", "websocket.*"), (bells["p"],))
-    return [kept if number == 0 and plan.workers > 1 else general for number in range(plan.workers)]
+    common = ("--layer", plan.layer, "--graceful-timeout", str(plan.graceful_timeout), *plan.passed_on)
+    only = {
+        "w": ("--only", "websocket.*"),
+        "hw": ("--only", "http.*", "--only", "websocket.*"),
+        "hwd": (),
+    }
+    kept = ["w", "hw"] if plan.workers > 3 else ["hw"] if plan.workers > 1 else []
+    return [
+        Task((*common, *only[kinds]), {kind: bells[kind] for kind in kinds})
+        for kinds in [*kept, *["hwd"] * (plan.workers - len(kept))]
+    ]
 
 
 def restart_at_hangup(plan: Plan, supervisor: Supervisor, stopping: Stopping) -> None:
@@ -159,7 +167,8 @@ def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
     """Return what Django's users expect to read: versions, settings, address, and how to stop."""
     places, probe = " and ".join(map(shown, server.binds)), server.probe_bind
     workers = {0: "none here: start them with runworker", 1: "1 process"}
-    kept = f"{plan.workers} processes, one kept for http.* and websocket.*"
+    for_frames = "one kept for websocket.*, " if plan.workers > 3 else ""
+    kept = f"{plan.workers} processes, {for_frames}one kept for http.* and websocket.*"
     return "\n".join(
         [
             f"dbchannels {dbchannels.__version__}, Django {django.get_version()}, "

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
@@ -33,7 +33,9 @@ class Task(NamedTuple):
     """What one worker is to do."""
 
     arguments: tuple[str, ...]  # of runworker
-    bells: tuple[Doorbell, ...]
+    bells: Mapping[
+        str, Doorbell
+    ]  # by what it takes: ``h`` for http.*, ``w`` for websocket.*, ``d`` for the rest
     doors: tuple[tuple[str, Doorbell], ...] = ()  # of readers that it rings for itself, by their queue
 
 
@@ -42,6 +44,7 @@ class Child:
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], reader: int) -> None:
         self.name, self.process = name, process
+        self.kinds: frozenset[str] = frozenset()  # of what it takes, see Task.bells
         self.started_at = time.monotonic()
         self._reader = reader  # the end of what it may say: one byte
         self._ready = False
@@ -104,10 +107,11 @@ class Supervisor:
             return [child.process.pid for child in self._children]
 
     def has_ready(self) -> bool:
-        """Whether a worker takes messages; it answers at once."""
+        """Whether workers take what clients send, requests and frames; it answers at once."""
         if self._lock.acquire(blocking=False):  # the hub asks, and it must not wait for a process to start
             try:
-                self._had_ready = any(child.is_ready() for child in self._children)
+                taken = {kind for child in self._children if child.is_ready() for kind in child.kinds}
+                self._had_ready = taken >= {"h", "w"}
             finally:
                 self._lock.release()
         return self._had_ready
@@ -180,6 +184,7 @@ class Supervisor:
 
     def _launch(self, post: Post) -> Child:
         child = start_worker(f"worker-{post.number}-{names.random_part()}", post.task)
+        child.kinds = frozenset(post.task.bells)
         self._children.append(child)
         return child
 
@@ -250,7 +255,7 @@ class Supervisor:
 
 def start_worker(name: str, task: Task) -> Child:
     """Start ``runworker``. Its standard input is a pipe that ends when this process dies, however it dies."""
-    bells = [text for bell in task.bells for text in ("--bell", str(bell))]
+    bells = [text for bell in task.bells.values() for text in ("--bell", str(bell))]
     doors = [text for queue, door in task.doors for text in ("--door", f"{queue}={door}")]
     reader, writer = os.pipe()
     command = [
@@ -270,7 +275,7 @@ def start_worker(name: str, task: Task) -> Child:
             stdin=subprocess.PIPE,
             pass_fds=[
                 writer,
-                *(end for pipe in (*task.bells, *(door for _, door in task.doors)) for end in pipe),
+                *(end for pipe in (*task.bells.values(), *(door for _, door in task.doors)) for end in pipe),
             ],
             # A session of its own: Ctrl-C in the terminal reaches us alone, and we tell the workers in good order.
             start_new_session=True,

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from itertools import pairwise
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -194,8 +195,8 @@ def plan(**options):
     return Plan.of("127.0.0.1", 8000, {**OPTIONS, **options})
 
 
-@pytest.mark.parametrize(("cores", "workers"), [(None, 2), (1, 2), (2, 2), (8, 8)])
-def test_there_are_as_many_workers_as_cores_and_two_at_least(monkeypatch, cores, workers):
+@pytest.mark.parametrize(("cores", "workers"), [(None, 4), (2, 4), (8, 8)])
+def test_there_are_as_many_workers_as_cores_and_four_at_least(monkeypatch, cores, workers):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
     assert plan().workers == workers
 
@@ -234,22 +235,28 @@ def test_static_files_are_not_served_without_their_app(settings):
 
 
 def tasks(**options):
-    """Return (arguments, bells) of each worker of a plan."""
-    return [(task.arguments, task.bells) for task in serving.tasks(plan(**options), {"p": "P", "d": "D"})]
+    """Return (arguments, the kinds of its doorbells) of each worker of a plan."""
+    bells = {kind: kind.upper() for kind in "hwd"}
+    return [(task.arguments, "".join(task.bells)) for task in serving.tasks(plan(**options), bells)]
 
 
-def test_one_of_several_workers_is_kept_for_clients():
-    kept, *others = tasks(workers=3)
-    assert kept[0][-4:] == ("--only", "http.*", "--only", "websocket.*")
-    assert kept[1] == ("P",)
-    assert [("--only" in arguments, bells) for arguments, bells in others] == [(False, ("P", "D"))] * 2
-
-
-def test_a_single_worker_does_everything():
-    ((arguments, bells),) = tasks(workers=1)
-    assert "--only" not in arguments
-    assert bells == ("P", "D")
-    assert tasks(workers=0) == []
+@pytest.mark.parametrize(
+    ("workers", "kinds"),
+    [
+        (0, []),
+        (1, ["hwd"]),
+        (2, ["hw", "hwd"]),
+        (3, ["hw", "hwd", "hwd"]),
+        (4, ["w", "hw", "hwd", "hwd"]),
+        (6, ["w", "hw", "hwd", "hwd", "hwd", "hwd"]),
+    ],
+)
+def test_some_of_several_workers_are_kept_for_clients(workers, kinds):
+    found = tasks(workers=workers)
+    assert [bells for _, bells in found] == kinds
+    for arguments, bells in found:
+        only = [pattern for option, pattern in pairwise(arguments) if option == "--only"]
+        assert only == {"w": ["websocket.*"], "hw": ["http.*", "websocket.*"], "hwd": []}[bells]
 
 
 def test_workers_are_told_what_the_server_was_told():
@@ -361,6 +368,7 @@ def test_an_unknown_layer_is_one_sentence(started):
         (0, "Workers: none here: start them with runworker"),
         (1, "Workers: 1 process"),
         (3, "Workers: 3 processes, one kept for http.* and websocket.*"),
+        (4, "Workers: 4 processes, one kept for websocket.*, one kept for http.* and websocket.*"),
     ],
 )
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
@@ -467,6 +475,20 @@ def test_a_child_has_its_name_bells_and_life_from_its_parent(layer, workers, mon
     sys.stdin.close()
     for descriptor in (writer, *bell):
         os.close(descriptor)
+
+
+@kinds.only("sqlite")
+def test_a_worker_loads_the_site_before_it_says_that_it_is_ready(layer, workers, monkeypatch):
+    order = []
+    load_site, load = runworker.load_site, runworker.Worker.load
+    monkeypatch.setattr(runworker, "load_site", lambda alias: (order.append("site"), load_site(alias))[1])
+    monkeypatch.setattr(runworker.Worker, "load", lambda self: (order.append("middleware"), load(self))[1])
+    monkeypatch.setattr(runworker.Worker, "run", lambda self: order.append(self))
+    run()
+    *before, worker = order
+    worker.link.close()
+    assert before == ["site", "middleware"]
+    assert worker._consumption.views._middleware_chain is not None
 
 
 @kinds.only("sqlite")

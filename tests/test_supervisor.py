@@ -83,9 +83,10 @@ def supervise():
     """Start a supervisor of so many workers; all that it started has ended when the test has."""
     made = []
 
-    def start(number=1, graceful_timeout=10.0, on_death=None):
+    def start(number=1, graceful_timeout=10.0, on_death=None, kinds=("hwd",)):
         deaths = []
-        tasks = [Task((f"--number={position}",), ()) for position in range(number)]
+        each = [dict.fromkeys(kinds[position % len(kinds)]) for position in range(number)]
+        tasks = [Task((f"--number={position}",), bells) for position, bells in enumerate(each)]
         one = Supervisor(tasks, on_death or deaths.append, graceful_timeout)
         one.deaths = deaths
         made.append(one)
@@ -131,7 +132,7 @@ def test_one_that_dies_is_told_of_and_started_again_under_a_new_name(shell, supe
     names = [name for name, _ in started]
     assert one.deaths == names[:2]
     assert len(set(names)) == 3
-    assert len({task for _, task in started}) == 1
+    assert len({task.arguments for _, task in started}) == 1
 
 
 def test_one_that_dies_leaves_the_others_alone(shell, supervise):
@@ -438,6 +439,17 @@ def test_it_knows_whether_a_worker_takes_messages(shell, supervise):
         assert one.has_ready()
 
 
+@pytest.mark.parametrize(
+    ("kinds", "ready"),
+    [(["hwd"], True), (["w", "hw"], True), (["w", "h"], True), (["w", "d"], False), (["h"], False)],
+)
+def test_it_is_ready_when_both_requests_and_frames_are_taken(shell, supervise, kinds, ready):
+    shell(OLD)
+    one = supervise(len(kinds), kinds=kinds)
+    wait_until(lambda: len(one.ready_names()) == len(kinds))
+    assert one.has_ready() is ready
+
+
 # How they are started.
 
 
@@ -453,15 +465,15 @@ def command(monkeypatch):
 
 def test_a_worker_is_runworker_with_its_name_bells_and_arguments(command, capfd):
     command("import sys; print(*sys.argv[1:])")
-    bells = (Doorbell.new(), Doorbell.new())
+    bells = {"h": Doorbell.new(), "d": Doorbell.new()}
     worker = start_worker("worker-1-x", Task(("--only", "http.*"), bells))
     assert worker.wait() == 0
     worker.close()
     words = capfd.readouterr().out.split()
     assert words.pop(4).isdecimal()
-    expected = f"runworker --child worker-1-x --ready --bell {bells[0]} --bell {bells[1]} --only http.*"
+    expected = f"runworker --child worker-1-x --ready --bell {bells['h']} --bell {bells['d']} --only http.*"
     assert " ".join(words) == expected
-    for bell in bells:
+    for bell in bells.values():
         for descriptor in bell:
             os.close(descriptor)
 
@@ -469,7 +481,7 @@ def test_a_worker_is_runworker_with_its_name_bells_and_arguments(command, capfd)
 def test_a_worker_can_ring_its_bells(command):
     command("import os, sys; os.write(int(sys.argv[7].split(',')[1]), b'!')")
     bell = Doorbell.new()
-    worker = start_worker("worker-1-x", Task((), (bell,)))
+    worker = start_worker("worker-1-x", Task((), {"h": bell}))
     assert worker.wait() == 0
     worker.close()
     assert os.read(bell.reader, 10) == b"!"
@@ -480,7 +492,7 @@ def test_a_worker_can_ring_its_bells(command):
 def test_a_worker_can_ring_the_doors_of_others(command):
     command("import os, sys; os.write(int(sys.argv[7].removeprefix('reply.a!=').split(',')[1]), b'!')")
     door = Doorbell.new()
-    worker = start_worker("worker-1-x", Task((), (), (("reply.a!", door),)))
+    worker = start_worker("worker-1-x", Task((), {}, (("reply.a!", door),)))
     assert worker.wait() == 0
     worker.close()
     assert os.read(door.reader, 10) == b"!"
@@ -490,7 +502,7 @@ def test_a_worker_can_ring_the_doors_of_others(command):
 
 def test_a_worker_can_say_that_it_is_ready(command):
     command("import os, sys; os.write(int(sys.argv[5]), b'!'); sys.stdin.read()")
-    worker = start_worker("worker-1-x", Task((), ()))
+    worker = start_worker("worker-1-x", Task((), {}))
     assert worker.is_ready(20) and worker.is_ready()
     worker.process.stdin.close()
     assert worker.wait() == 0
@@ -500,7 +512,7 @@ def test_a_worker_can_say_that_it_is_ready(command):
 
 def test_one_that_ends_before_it_is_ready_never_was(command):
     command("raise SystemExit(3)")
-    worker = start_worker("worker-1-x", Task((), ()))
+    worker = start_worker("worker-1-x", Task((), {}))
     assert not worker.is_ready(20)
     assert worker.wait() == 3
     worker.close()
@@ -511,13 +523,13 @@ def test_one_that_cannot_be_started_leaves_no_descriptor(monkeypatch):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         with pytest.raises(FileNotFoundError):
-            start_worker("worker-1-x", Task((), ()))
+            start_worker("worker-1-x", Task((), {}))
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_workers_standard_input_ends_with_its_parent(command):
     command("import sys; sys.exit(7 if sys.stdin.read() == '' else 1)")
-    worker = start_worker("worker-1-x", Task((), ()))
+    worker = start_worker("worker-1-x", Task((), {}))
     assert worker.process.poll() is None
     worker.process.stdin.close()  # as the kernel does for a parent that dies
     assert worker.wait() == 7
@@ -526,7 +538,7 @@ def test_a_workers_standard_input_ends_with_its_parent(command):
 
 def test_ctrl_c_in_the_terminal_does_not_reach_a_worker(command):
     command("import os, sys; sys.exit(0 if os.getsid(0) == os.getpid() else 1)")
-    worker = start_worker("worker-1-x", Task((), ()))
+    worker = start_worker("worker-1-x", Task((), {}))
     assert worker.wait() == 0
     worker.close()
 

@@ -292,4 +292,4 @@ class Relay:
         """Ring for our own workers only while nobody else has any: whom a ring cannot reach needs the NOTIFY."""
         own = self.own_workers()
         alone = bool(own) and link.workers() <= own
-        self._near = {"p": self._bells["p"]} if alone else {}
+        self._near = {kind: bell for kind, bell in self._bells.items() if kind != "d"} if alone else {}

@@ -104,7 +104,7 @@ class DatabaseLink(Link):
             rung = self._bell.wait(min(timeout, self.layer.poll_interval()), *others)
             if not self._bell.is_there():
                 self._unlisten()
-        return {"p", "d", *self._read} if rung is None else rung
+        return {"h", "w", "d", *self._read} if rung is None else rung
 
     @staticmethod
     def _listen_at(bells: BellFolder) -> Bell | None:

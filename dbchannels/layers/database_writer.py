@@ -48,7 +48,7 @@ class Writer:
             sent_at=now,
             expires_at=now + timedelta(seconds=send.expiry),
         )
-        return {queue if "!" in queue or "?" in queue else "p"}
+        return {queue if "!" in queue or "?" in queue else queue[:1]}
 
     def _insert_durable(self, channel: str, send: ops.Send, now: datetime) -> None:
         waiting = self._layer.rows(DurableMessage).filter(channel=channel, claimed_by=None)

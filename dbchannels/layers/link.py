@@ -55,8 +55,8 @@ class Link:
     def wait(self, timeout: float, *others: int) -> set[str]:
         """Return when something may have come or one of the descriptors can be read, or after ``timeout`` s.
 
-        What is returned says for whom it came, where the layer knows: a queue, ``p`` for workers that take
-        protocol messages, ``d`` for those that take durable ones.
+        What is returned says for whom it came, where the layer knows: a queue, ``h`` and ``w`` for workers that
+        take ``http.*`` and ``websocket.*``, ``d`` for those that take durable messages.
         """
         wait_readable(others, min(timeout, self.layer.poll_interval()))
         return set()

@@ -86,4 +86,4 @@ class MemoryLink(StoreLink):
 
     def wait(self, timeout: float, *others: int) -> set[str]:
         before, self._seen = self._seen, self.layer.wait(timeout, self._seen)
-        return set() if self._seen == before else {"p", "d", *self._read}
+        return set() if self._seen == before else {"h", "w", "d", *self._read}

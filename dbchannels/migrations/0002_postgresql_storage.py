@@ -158,7 +158,7 @@ BEGIN
             (channel, locals, audience, reply_channel, payload, sent_at, expires_at)
         VALUES (queue.channel, CASE WHEN audience_key IS NULL THEN parts ELSE '' END, audience_key, '', body,
                 statement_timestamp(), ends);
-        wakeups := wakeups || CASE WHEN queue.channel ~ '[!?]' THEN queue.channel ELSE 'p' END::text;
+        wakeups := wakeups || CASE WHEN queue.channel ~ '[!?]' THEN queue.channel ELSE left(queue.channel, 1) END::text;
     END LOOP;
     IF wakes AND wakeups <> '{}' AND pg_notification_queue_usage() < 0.5 THEN
         FOREACH wakeup IN ARRAY wakeups LOOP  -- an expression: a PERFORM would be planned and run as a query

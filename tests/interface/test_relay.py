@@ -602,20 +602,20 @@ def test_a_server_that_stops_leaves_no_connection_and_tells_its_consumers(relay)
 @on_postgresql
 @pytest.mark.parametrize(
     ("channel", "kind"),
-    [("http.request", "p"), ("websocket.receive", "p"), ("thumbnails", "d"), ("asgi.delay", "d")],
+    [("http.request", "h"), ("websocket.receive", "w"), ("thumbnails", "d"), ("asgi.delay", "d")],
 )
 def test_a_message_rings_for_its_kind_of_worker_alone(new_relay, channel, kind):
-    bells = {"p": Doorbell.new(), "d": Doorbell.new()}
+    bells = {kind: Doorbell.new() for kind in "hwd"}
     relay = new_relay(bells, poll_interval=None)
     until(lambda: "wait" in relay.harness.asked)
     relay.layer.send(channel, {"number": 1})
     until(lambda: wait_readable([bells[kind].reader], 0))
-    assert not wait_readable([bells["d" if kind == "p" else "p"].reader], 0)
+    assert not wait_readable([bells[other].reader for other in bells if other != kind], 0)
 
 
 @on_postgresql
 def test_a_reply_rings_for_no_worker(new_relay):
-    bells = {"p": Doorbell.new(), "d": Doorbell.new()}
+    bells = {kind: Doorbell.new() for kind in "hwd"}
     relay = new_relay(bells, poll_interval=None)
     receiver = Receiver(relay)
     answer(relay, receiver, number=1)
@@ -640,23 +640,23 @@ def test_a_ring_at_its_door_has_it_read_its_replies(new_relay, new_link):
 @on_postgresql
 def test_workers_are_rung_for_only_while_all_on_record_are_its_own(new_relay, new_link):
     bell = Doorbell.new()
-    relay = new_relay({"p": bell}, lease=0.3)
+    relay = new_relay({"h": bell}, lease=0.3)
     link = new_link(relay.layer)
     link.register("own", Process.WORKER)
     until(lambda: relay.harness.asked.count("sweep") > 2)
     assert relay._near == {}  # it has none that is ready
     relay.own_workers = lambda: {"own", "another that is not on record yet"}
-    until(lambda: relay._near == {"p": bell})
+    until(lambda: relay._near == {"h": bell})
     link.register("stranger", Process.WORKER)
     until(lambda: relay._near == {})
     link.unregister("stranger")
-    until(lambda: relay._near == {"p": bell})
+    until(lambda: relay._near == {"h": bell})
 
 
 @on_postgresql
 def test_its_own_workers_are_woken_without_a_notification(new_relay, new_link):
     bell = Doorbell.new()
-    relay = new_relay({"p": bell}, poll_interval=3600, lease=0.3)
+    relay = new_relay({"h": bell}, poll_interval=3600, lease=0.3)
     listener = new_link(relay.layer)
     listener.wait(0)
     relay.own_workers = lambda: {"own"}

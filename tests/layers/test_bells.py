@@ -39,7 +39,7 @@ def listening(patient, new_link):
 
     def new():
         link = new_link(patient)
-        assert {"p", "d"} <= link.wait(0)
+        assert {"h", "w", "d"} <= link.wait(0)
         return link
 
     return new
@@ -70,7 +70,7 @@ def is_quiet(link):
 
 @pytest.mark.parametrize(
     ("channel", "kind"),
-    [("http.request", "p"), ("own", "d"), ("reply.a!b", "reply.a!"), ("body?x", "body?x")],
+    [("http.request", "h"), ("own", "d"), ("reply.a!b", "reply.a!"), ("body?x", "body?x")],
 )
 def test_a_send_wakes_its_readers(patient, listening, channel, kind):
     one, other = listening(), listening()
@@ -95,7 +95,7 @@ def test_a_broadcast_wakes_every_server_once(patient, listening):
         patient.group_add("group", channel)
     link = listening()
     patient.send_group("group", {})
-    assert link.wait(DEADLINE) == {"reply.a!", "reply.b!", "p", "d"}
+    assert link.wait(DEADLINE) == {"reply.a!", "reply.b!", "h", "d"}
     assert is_quiet(link)
 
 
@@ -113,8 +113,8 @@ def test_a_transaction_rings_once_at_its_commit_and_never_after_a_rollback(patie
         with transaction.atomic(using="sqlite"):
             patient.send("reply.a!b", {})
         assert is_quiet(link)
-    assert link.wait(DEADLINE) == {"p", "d", "reply.a!"}
-    assert rings == [{"p", "d", "reply.a!"}]
+    assert link.wait(DEADLINE) == {"h", "d", "reply.a!"}
+    assert rings == [{"h", "d", "reply.a!"}]
 
 
 def test_what_is_rung_in_a_savepoint_that_is_rolled_back_is_not_heard(patient, listening):
@@ -124,7 +124,7 @@ def test_what_is_rung_in_a_savepoint_that_is_rolled_back_is_not_heard(patient, l
             patient.send("own", {})
             transaction.set_rollback(True, using="sqlite")
         patient.send("http.request", {})
-    assert link.wait(DEADLINE) == {"p"}
+    assert link.wait(DEADLINE) == {"h"}
     assert is_quiet(link)
 
 
@@ -132,7 +132,7 @@ def test_what_came_before_the_first_wait_is_looked_for(patient, new_link):
     link = new_link(patient)
     assert link.receive_many(["reply.a!"], 1) == []
     patient.send("reply.a!b", {})
-    assert link.wait(DEADLINE) == {"p", "d", "reply.a!"}
+    assert link.wait(DEADLINE) == {"h", "w", "d", "reply.a!"}
 
 
 def test_a_message_that_is_handed_back_wakes_the_next_worker(patient, listening):
@@ -222,7 +222,7 @@ def test_a_reader_that_cannot_listen_any_more_looks_instead(patient, new_link, m
     monkeypatch.setattr(BellFolder, "listen", raise_no_space)
     link = new_link(patient)
     try:
-        assert link.wait(DEADLINE) >= {"p", "d"}
+        assert link.wait(DEADLINE) >= {"h", "w", "d"}
         assert not patient.wakeups
         assert link.wait(0) == set()
     finally:
@@ -236,7 +236,7 @@ def raise_no_space(folder):
 def test_who_may_not_enter_the_folder_says_so_once(folder, heard, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(bells.os, "listdir", raise_not_permitted)
-        folder.ring({"p"})
+        folder.ring({"h"})
         folder.ring({"d"})
     (record,) = caplog.records
     assert f"may not enter {folder.path}: they find what it sends when they look." in record.getMessage()
@@ -266,7 +266,7 @@ def test_the_folder_goes_with_its_last_reader(folder):
     assert os.listdir(folder.path) == [os.path.basename(other.path)]
     other.close()
     assert not os.path.exists(folder.path)
-    folder.ring({"p"})
+    folder.ring({"h"})
     assert not os.path.exists(folder.path)
 
 
@@ -281,14 +281,14 @@ os._exit(9)
 def test_a_killed_readers_socket_is_taken_away_by_the_next_ring(folder, heard):
     subprocess.run([sys.executable, "-c", LISTEN_AND_DIE, folder.database], check=False)
     assert len(os.listdir(folder.path)) == 2
-    folder.ring({"p"})
+    folder.ring({"h"})
     assert os.listdir(folder.path) == [os.path.basename(heard.path)]
-    assert heard.wait(0) == {"p"}
+    assert heard.wait(0) == {"h"}
 
 
 def test_a_full_socket_holds_up_nobody_and_everybody_is_looked_for(folder, heard):
     for _ in range(1000):
-        folder.ring({"p"})
+        folder.ring({"h"})
     folder.ring({"reply.a!"})
     assert heard.wait(0) is None
     folder.ring({"d"})
@@ -320,8 +320,8 @@ def test_a_long_path_is_no_hindrance(tmp_path):
     folder = BellFolder(str(deep / "site.sqlite3"))
     assert folder.problem == ""
     bell = folder.listen()
-    folder.ring({"p"})
-    assert bell.wait(0) == {"p"}
+    folder.ring({"h"})
+    assert bell.wait(0) == {"h"}
     bell.close()
 
 
@@ -330,7 +330,7 @@ def test_a_reader_whose_folder_was_cleared_up_listens_anew(patient, listening):
     (name,) = os.listdir(patient.bells.path)
     os.unlink(os.path.join(patient.bells.path, name))
     link.wait(0)
-    assert {"p", "d"} <= link.wait(0)
+    assert {"h", "w", "d"} <= link.wait(0)
     patient.send("own", {})
     assert link.wait(DEADLINE) == {"d"}
 
@@ -343,7 +343,7 @@ def test_readers_come_and_go_at_once(folder):
         try:
             for _ in range(100):
                 bell = folder.listen()
-                folder.ring({"p"})
+                folder.ring({"h"})
                 bell.close()
         except Exception as error:
             failed.append(error)

@@ -84,8 +84,8 @@ def waiting_thread(link):
 @pytest.mark.parametrize(
     ("channel", "payload"),
     [
-        ("http.request", "p"),
-        ("websocket.receive", "p"),
+        ("http.request", "h"),
+        ("websocket.receive", "w"),
         ("own", "d"),
         ("reply.a!b", "reply.a!"),
         ("body?x", "body?x"),
@@ -105,7 +105,7 @@ def test_a_broadcast_wakes_every_server_once(patient, new_link):
     link = new_link(patient)
     link.wait(0)
     patient.send_group("group", {})
-    assert wait_until(lambda: link.wait(DEADLINE)) == {"reply.a!", "reply.b!", "p", "d"}
+    assert wait_until(lambda: link.wait(DEADLINE)) == {"reply.a!", "reply.b!", "h", "d"}
 
 
 def test_a_wakeup_comes_at_commit_and_never_after_a_rollback(patient, new_link):
@@ -126,7 +126,7 @@ def test_a_wakeup_that_comes_during_a_statement_is_not_lost(patient, new_link):
     patient.send("http.request", {})
     link.claim(["own"], 1, "w1")  # the notification comes with this answer, and the socket is silent then
     started = time.monotonic()
-    assert link.wait(DEADLINE) == {"p"}
+    assert link.wait(DEADLINE) == {"h"}
     assert time.monotonic() - started < AT_ONCE
 
 

@@ -74,7 +74,7 @@ def test_who_is_near_is_rung_for_and_not_notified(writer, listener, door, sends)
 def test_who_is_far_is_notified_in_the_same_write(writer, listener, door):
     writer.apply([one(f"{NEAR}a"), one(f"{FAR}b"), one("http.request")])
     assert door.silence()
-    assert heard(listener) == {FAR, "p"}
+    assert heard(listener) == {FAR, "h"}
 
 
 def test_a_broadcast_is_told_to_both(writer, listener, door):
@@ -95,7 +95,7 @@ def test_nobody_is_rung_for_what_was_not_written(writer, door):
 def test_what_is_for_others_alone_rings_nothing(writer, listener, door):
     writer.apply([one("http.request")])
     assert not door.silence()
-    assert heard(listener) == {"p"}
+    assert heard(listener) == {"h"}
 
 
 def test_who_is_near_is_rung_for_where_nothing_is_notified(new_layer, new_link, door):

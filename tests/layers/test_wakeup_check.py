@@ -72,7 +72,7 @@ def test_probes_that_arrive_are_nothing_to_speak_of(check, database, said):
     for _ in range(3):
         check._looked_at = -3600.0
         check.look(database)
-        assert check.heard({"p", database.sent[-1]}) == {"p"}
+        assert check.heard({"h", database.sent[-1]}) == {"h"}
     assert (len(database.sent), said()) == (3, [])
 
 

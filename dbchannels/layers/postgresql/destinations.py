@@ -44,5 +44,5 @@ class Destinations:
 
 
 def woken(queue: str) -> str:
-    """Return what a wakeup for a protocol queue says."""
-    return queue if queue[-1:] == "!" or "?" in queue else "p"
+    """Return what a wakeup for a protocol queue says: itself, ``h`` for ``http.*`` or ``w`` for ``websocket.*``."""
+    return queue if queue[-1:] == "!" or "?" in queue else queue[:1]

@@ -3,8 +3,8 @@
 ``statement_timestamp()`` is the database's clock at this statement: hosts' clocks decide nothing, and in a long
 transaction of the site ``now()`` would be the time of its start.
 
-A wakeup's payload says who is meant: ``p`` workers with protocol messages, ``d`` workers with durable ones, else
-the queue of a process-specific channel. Equal payloads in one transaction are merged by PostgreSQL
+A wakeup's payload says who is meant: ``h`` workers with ``http.*``, ``w`` with ``websocket.*``, ``d`` the others,
+else the queue of a process-specific channel. Equal payloads in one transaction are merged by PostgreSQL
 (https://www.postgresql.org/docs/current/sql-notify.html).
 """
 

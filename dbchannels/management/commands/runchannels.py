@@ -70,7 +70,7 @@ class Command(BaseCommand):
             type=int,
             default=None,
             metavar="N",
-            help="worker processes (default: the number of cores, at least 2; 0: the server alone)",
+            help="worker processes (default: the number of cores, at least 4; 0: the server alone)",
         )
         parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
         parser.add_argument(
