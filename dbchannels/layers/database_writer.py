@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
+from django.conf import settings
 from django.utils import timezone
 
 from dbchannels import names
@@ -54,7 +55,13 @@ class Writer:
         waiting = self._layer.rows(DurableMessage).filter(channel=channel, claimed_by=None)
         if send.unique and waiting.filter(unique_key=send.unique).exists():
             return
-        due = send.due_at or (now + timedelta(seconds=send.delay) if send.delay else None)
+        due = now + timedelta(seconds=send.delay) if send.delay else None
+        if send.due_at:
+            due = (
+                send.due_at
+                if settings.USE_TZ
+                else timezone.make_naive(send.due_at, timezone.get_default_timezone())
+            )
         fields = {"priority": send.priority, "unique_key": send.unique}
         self._layer.rows(DurableMessage).create(
             channel=channel, payload=send.payload, sent_at=now, due_at=due, **fields

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, NamedTuple
-
-from django.utils import timezone
 
 from dbchannels import codec
 
@@ -30,7 +28,7 @@ class Send(NamedTuple):
 
     def due_in(self) -> float:
         """Return in how many seconds it is due, by this host's clock; below 0 when it was due before."""
-        return (self.due_at - timezone.now()).total_seconds() if self.due_at else self.delay
+        return (self.due_at - datetime.now(timezone.utc)).total_seconds() if self.due_at else self.delay
 
 
 class GroupAdd(NamedTuple):

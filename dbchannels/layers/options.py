@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from datetime import timezone as datetime_timezone
 from typing import Any
 
 from django.utils import timezone
@@ -71,8 +72,11 @@ def _moment(deliver_at: object) -> datetime | None:
         raise InvalidMessage(
             f"The moment deliver_at is a datetime, not {shown(deliver_at, 40)}: write deliver_at=datetime(...)."
         )
-    moment = timezone.make_aware(deliver_at) if timezone.is_naive(deliver_at) else deliver_at
-    seconds = (moment - timezone.now()).total_seconds()
+    moment = deliver_at
+    if timezone.is_naive(deliver_at):  # as in a model's field, it is the site's local time
+        moment = timezone.make_aware(deliver_at, timezone.get_default_timezone())
+    # Not timezone.now(), which is naive with USE_TZ = False.
+    seconds = (moment - datetime.now(datetime_timezone.utc)).total_seconds()
     if seconds > LONGEST_DELAY:
         raise InvalidMessage(
             f"The moment deliver_at is within ten years, not {deliver_at!s:.40}: send the message later."

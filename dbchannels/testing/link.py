@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
-
-from django.utils import timezone
 
 from dbchannels.layers import operations as ops
 from dbchannels.layers.link import Link
@@ -37,7 +35,7 @@ class RecordingLink(Link):
         return super().finish(worker, done)
 
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
-        return self.layer.schedule.get((channel, every)), timezone.now()
+        return self.layer.schedule.get((channel, every)), datetime.now(timezone.utc)
 
     def move_time(
         self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[ops.Send]
