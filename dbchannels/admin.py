@@ -241,10 +241,11 @@ def _count(model: type[Model], column: str) -> Subquery:
 @admin.register(models.Schedule)
 class ScheduleAdmin(LookingAdmin):
     deletable: ClassVar[dict[str, Any]] = {}
-    list_display = ("channel", "every", "comes")
-    fields = ("channel", "every", "next_at")
+    list_display = ("channel", "every", "comes", "seen")
+    fields = ("channel", "every", "next_at", "seen_at")
     ordering = ("channel", "every")
     comes = moment("next_at", "next")
+    seen = moment("seen_at", "seen")
 
 
 @admin.register(models.Process)

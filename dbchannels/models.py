@@ -156,6 +156,7 @@ class Schedule(models.Model):
     channel = models.CharField("channel", max_length=MAX_LENGTH)
     every = models.CharField("every", max_length=255)
     next_at = models.DateTimeField("next")
+    seen_at = models.DateTimeField("seen", help_text="a live worker had it in its routing")
 
     class Meta:
         verbose_name = "schedule"

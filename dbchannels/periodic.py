@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, tzinfo
+from datetime import timezone as datetime_timezone
 from typing import Any, NamedTuple, Protocol
 
 from django.utils import timezone
@@ -18,8 +19,11 @@ from dbchannels.exceptions import InvalidConfiguration, shown
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Send
 
+UTC = datetime_timezone.utc
 SHORTEST, LONGEST = timedelta(seconds=1), timedelta(days=3650)
 LONGEST_LINE = 255  # characters, in the database
+ABSENT_FOR = timedelta(minutes=10)  # a line that is taken out and put back in a deploy is still the same
+LONGEST_CHANGE = timedelta(hours=3)  # of a clock, for summer time and the like
 LOOK_EVERY = 60.0  # seconds: a clock may be set, and another worker may have moved the row on
 
 
@@ -44,17 +48,50 @@ class Period:
 
 
 class CronLine:
-    """Five fields as in crontab(5), in the site's TIME_ZONE."""
+    """Five fields as in crontab(5), in the site's TIME_ZONE; clock changes are treated as by Debian's cron(8).
+
+    A line whose minute or hour begins with ``*`` follows the clock: it runs in both of the hours that come twice, and
+    not at a time that is skipped. Any other line has fixed times: one that comes twice runs at the first, and one that
+    is skipped runs right after the gap.
+    """
 
     def __init__(self, text: str, parse: Any) -> None:
         self._text, self._parse = text, parse
+        self._has_fixed_times = not any(field.startswith("*") for field in text.split()[:2])
 
     def __str__(self) -> str:
         return self._text
 
     def following(self, due: datetime, now: datetime) -> datetime:
-        local = now.astimezone(timezone.get_default_timezone())
-        return next(self._parse(self._text, local))  # type: ignore[no-any-return]
+        zone = timezone.get_default_timezone()
+        clock = now.astimezone(zone).replace(tzinfo=None)
+        # What the clock will show again, if it is about to be set back, comes after now as well.
+        start = min(clock, (now + LONGEST_CHANGE).astimezone(zone).replace(tzinfo=None) - LONGEST_CHANGE)
+        found: list[datetime] = []
+        # The parser counts on a clock without a time zone: in one it goes wrong where changes are not of whole hours.
+        for showing in self._parse(self._text, start):
+            found += [moment for moment in self._moments(showing, zone) if moment > now]
+            if found and showing > clock:
+                break
+        return min(found)
+
+    def _moments(self, clock: datetime, zone: tzinfo) -> list[datetime]:
+        """Return when the line runs for a time that the clock shows: once, twice, or not at all."""
+        first, second = _first_and_second(clock, zone)
+        if first < second:  # it comes twice
+            return [first] if self._has_fixed_times else [first, second]
+        if first > second and not self._has_fixed_times:  # it is skipped
+            return []
+        while first > second:
+            clock += timedelta(minutes=1)
+            first, second = _first_and_second(clock, zone)
+        return [first]
+
+
+def _first_and_second(clock: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
+    """Return both moments at which the clock shows a time; they are in the wrong order where it never does."""
+    first, second = (clock.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    return first, second
 
 
 def parse_interval(every: object, channel: str) -> Interval:
@@ -89,9 +126,10 @@ def _parse_line(text: str, channel: str) -> CronLine:
             f"{len(line)}: write ranges and steps, such as '*/5', instead of lists."
         )
     found = CronLine(line, CronSim)
+    now = datetime.now(UTC)
     try:
-        found.following(timezone.now(), timezone.now())
-    except (CronSimError, StopIteration):
+        found.following(now, now)
+    except (CronSimError, ValueError):
         raise InvalidConfiguration(
             f"The every of a route on {channel} is not a crontab line that ever comes: {shown(text)}; give five "
             "fields, minute, hour, day, month and weekday, such as '0 7 * * *'."
@@ -112,7 +150,10 @@ class Timetable:
     def __init__(self, entries: Sequence[Entry], link: Link) -> None:
         self._entries = entries
         self._link = link
-        self._look_at = 0.0  # time.monotonic()
+        self._look_at = self._keep_at = 0.0  # time.monotonic()
+        #: By the layer's clock: the last time that ``keep`` kept, and since when it has done so without a break.
+        self._kept_at: datetime | None = None
+        self._kept_since = datetime.min.replace(tzinfo=UTC)
 
     def seconds_left(self) -> float:
         """Return for how long a worker may sleep."""
@@ -124,6 +165,22 @@ class Timetable:
             return
         left = [self._send_if_due(entry) for entry in self._entries]
         self._look_at = time.monotonic() + min(LOOK_EVERY, *left)
+
+    def keep(self, drop: bool) -> None:
+        """Note once a minute that a live worker has these; may be called while a consumer runs.
+
+        With ``drop`` those go that no live worker has had for ABSENT_FOR. A worker counts that time only while it runs
+        itself: after a downtime, an outage or a pause the others are given as long to come back.
+        """
+        if time.monotonic() < self._keep_at:
+            return
+        now = self._link.keep_times([(entry.channel, str(entry.interval)) for entry in self._entries])
+        self._keep_at = time.monotonic() + LOOK_EVERY
+        if self._kept_at is None or now - self._kept_at > timedelta(seconds=2 * LOOK_EVERY):
+            self._kept_since = now
+        self._kept_at = now
+        if drop and now - self._kept_since >= ABSENT_FOR:
+            self._link.drop_times(now - ABSENT_FOR)
 
     def _send_if_due(self, entry: Entry) -> float:
         """Return in how many seconds to look again."""

@@ -80,6 +80,7 @@ class Worker:
         self._consumption = Consumption(layer, routing, self.link)
         periodic = [entry for entry in routing.timetable() if entry.channel in self.channels]
         self._timetable = Timetable(periodic, self.link)
+        self._knows_all_times = not only and not exclude
         self.stopping = threading.Event()
         self.consumed = 0
         self._bells = bells
@@ -265,6 +266,7 @@ class Worker:
         if not self._bells and now - self._swept_at > self.layer.options["lease"] / 3:
             self._swept_at = now
             self.link.sweep()
+        self._timetable.keep(drop=self._knows_all_times)
 
     def _declared_dead(self) -> None:
         """It was stopped for too long and others cleaned up after it: nothing it holds is its own any more."""

@@ -7,8 +7,10 @@ import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
+from datetime import timezone as datetime_timezone
 from typing import TYPE_CHECKING
 
+from django.conf import settings
 from django.db import Error, connections
 from django.db.models import Case, F, Min, When
 from django.utils import timezone
@@ -44,6 +46,8 @@ from dbchannels.models import (
 
 if TYPE_CHECKING:
     from dbchannels.layers.database import DatabaseLayer
+
+utc = datetime_timezone.utc
 
 
 class DatabaseLink(Link):
@@ -174,7 +178,7 @@ class DatabaseLink(Link):
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
         with unavailable():
             entry = self.layer.rows(Schedule).filter(channel=channel, every=every).first()
-        return entry and entry.next_at, timezone.now()
+        return entry and _loaded(entry.next_at), datetime.now(utc)
 
     def move_time(
         self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
@@ -182,11 +186,27 @@ class DatabaseLink(Link):
         with unavailable(), self.layer.atomic():
             rows = self.layer.rows(Schedule)
             if due is None:
-                return bool(rows.get_or_create({"next_at": following}, channel=channel, every=every)[1])
-            moved = rows.filter(channel=channel, every=every, next_at=due).update(next_at=following)
+                first = {"next_at": _stored(following), "seen_at": _stored(datetime.now(utc))}
+                return bool(rows.get_or_create(first, channel=channel, every=every)[1])
+            row = rows.filter(channel=channel, every=every, next_at=_stored(due))
+            moved = row.update(next_at=_stored(following))
             if moved:
                 self.layer.write(sends, drop=True)
             return bool(moved)
+
+    def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
+        now = datetime.now(utc)
+        with unavailable():
+            for channel, every in entries:
+                self.layer.rows(Schedule).filter(channel=channel, every=every).update(seen_at=_stored(now))
+        return now
+
+    def drop_times(self, before: datetime) -> None:
+        with unavailable():
+            # They are compared here: of two local times a database cannot say which was first.
+            for row in self.layer.rows(Schedule):
+                if _loaded(row.seen_at) < before:
+                    self.layer.rows(Schedule).filter(id=row.id, seen_at=row.seen_at).delete()
 
     # Liveness. Without session locks the lease alone decides, so it is three times as long.
 
@@ -287,6 +307,26 @@ class DatabaseLink(Link):
     def close(self) -> None:
         self._unlisten()
         connections[self.layer.database].close()
+
+
+def _stored(moment: datetime) -> datetime:
+    """Return a moment as a row keeps it.
+
+    With USE_TZ = False that is local time, which is the same for two moments when clocks are set back: the microsecond
+    tells which of them it is.
+    """
+    if settings.USE_TZ:
+        return moment
+    local = timezone.make_naive(moment, timezone.get_default_timezone())
+    return local.replace(microsecond=local.fold)
+
+
+def _loaded(stored: datetime) -> datetime:
+    """Return the moment that a row keeps."""
+    if settings.USE_TZ:
+        return stored
+    local = stored.replace(microsecond=0, fold=stored.microsecond)
+    return timezone.make_aware(local, timezone.get_default_timezone())
 
 
 @contextmanager

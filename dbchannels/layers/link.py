@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from dbchannels.layers.operations import Delivery, Done, Operation, Send, resends
@@ -102,6 +102,16 @@ class Link:
     ) -> bool:
         """Move that moment on and send, in one transaction; False, and nothing, when it is not ``due`` any more."""
         raise NotImplementedError
+
+    def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
+        """Note that a live worker has these periodic messages, (channel, every); return the layer's own time.
+
+        This one and the next serve a layer that keeps nothing of periodic messages, or keeps it for ever.
+        """
+        return datetime.now(timezone.utc)
+
+    def drop_times(self, before: datetime) -> None:
+        """Delete the periodic messages that no live worker has had since ``before``."""
 
     # Liveness.
 

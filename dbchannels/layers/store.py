@@ -27,7 +27,8 @@ __all__ = ["StoreLayer"]
 
 #: Kinds of tables that ``flush`` empties. Messages by id: "waiting", one for each queue, and "claims", for each worker;
 #: "held", by worker: (channel, reply channel) of what it has popped and not finished; "members", one for each group:
-#: when each channel leaves it; "letters" by id; "schedule", by "CHANNEL EVERY": when a periodic message is due.
+#: when each channel leaves it; "letters" by id; "schedule", by "CHANNEL EVERY": when a periodic message is due,
+#: and when a live worker last had it.
 #: Others are "connections", see StoreRecords; "processes", by name: (kind, queue, the lease's end); and "numbers".
 FLUSHED = ("waiting", "claims", "held", "members", "letters", "schedule")
 

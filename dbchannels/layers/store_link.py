@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING
-
-from django.utils import timezone
 
 from dbchannels import names
 from dbchannels.layers.link import Link
@@ -51,19 +49,33 @@ class StoreLink(Link):
 
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
         with self.layer.locked():
-            moment = self.layer.table("schedule").get(f"{channel} {every}")
-        return moment and datetime.fromisoformat(moment), timezone.now()
+            moment, _ = self.layer.table("schedule").get(f"{channel} {every}", ("", ""))
+        return datetime.fromisoformat(moment) if moment else None, datetime.now(timezone.utc)
 
     def move_time(
         self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
     ) -> bool:
         with self.layer.locked():
             schedule, key = self.layer.table("schedule"), f"{channel} {every}"
-            if schedule.get(key) != (due and due.isoformat()):
+            if schedule.get(key, ("",))[0] != (due.isoformat() if due else ""):
                 return False
-            schedule[key] = following.isoformat()
+            schedule[key] = (following.isoformat(), datetime.now(timezone.utc).isoformat())
             self.layer.write(sends, drop=True)
             return True
+
+    def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
+        with self.layer.locked():
+            now, schedule = datetime.now(timezone.utc), self.layer.table("schedule")
+            for key in (f"{channel} {every}" for channel, every in entries):
+                if key in schedule:
+                    schedule[key] = (schedule[key][0], now.isoformat())
+            return now
+
+    def drop_times(self, before: datetime) -> None:
+        with self.layer.locked():
+            schedule = self.layer.table("schedule")
+            for key in [key for key, (_, seen) in schedule.items() if datetime.fromisoformat(seen) < before]:
+                del schedule[key]
 
     # Liveness. Without session locks the lease alone decides, so it is three times as long.
 

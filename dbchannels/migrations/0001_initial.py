@@ -150,6 +150,7 @@ class Migration(migrations.Migration):
                 ('channel', models.CharField(max_length=100, verbose_name='channel')),
                 ('every', models.CharField(max_length=255, verbose_name='every')),
                 ('next_at', models.DateTimeField(verbose_name='next')),
+                ('seen_at', models.DateTimeField(help_text='a live worker had it in its routing', verbose_name='seen')),
             ],
             options={
                 'verbose_name': 'schedule',

@@ -187,6 +187,19 @@ class DurableContract(LayerCase):
         assert first.next_time("own", "other")[0] is None
         assert drain(layer, "own") == [{"number": 0}]
 
+    def test_a_moment_goes_when_no_live_worker_has_had_it_for_a_while(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        _, now = link.next_time("own", "1 s")
+        for every in ("1 s", "2 s"):
+            assert link.move_time("own", every, None, now, [])
+        link.drop_times(now - timedelta(seconds=60))
+        while (seen := link.keep_times([("own", "1 s"), ("own", "3 s")])) <= now:
+            """A clock may be coarse."""
+        link.drop_times(seen)
+        found = [link.next_time("own", every)[0] for every in ("1 s", "2 s", "3 s")]
+        assert found == [now, None, None]
+
     # Options of a send.
 
     def test_a_delayed_message_waits_for_its_time(self) -> None:

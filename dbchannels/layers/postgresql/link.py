@@ -189,6 +189,15 @@ class PostgreSQLLink(Link):
                 self.apply(sends)
         return moved
 
+    def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
+        channels, everys = [channel for channel, _ in entries], [every for _, every in entries]
+        values = {"channels": channels, "everys": everys}
+        ((now,),) = self.session.run([(sql_durable.KEEP_TIMES, values)])
+        return now  # type: ignore[no-any-return]
+
+    def drop_times(self, before: datetime) -> None:
+        self.session.run([(sql_durable.DROP_TIMES, {"before": before})])
+
     # Liveness.
 
     def register(self, name: str, kind: str, queue: str = "") -> None:

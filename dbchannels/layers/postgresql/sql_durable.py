@@ -196,13 +196,26 @@ SELECT (SELECT next_at FROM dbchannels_schedule WHERE channel = %(channel)s AND 
        statement_timestamp()
 """
 FIRST_TIME = """
-INSERT INTO dbchannels_schedule (channel, every, next_at) VALUES (%(channel)s, %(every)s, %(following)s)
+INSERT INTO dbchannels_schedule (channel, every, next_at, seen_at)
+VALUES (%(channel)s, %(every)s, %(following)s, statement_timestamp())
 ON CONFLICT (channel, every) DO NOTHING RETURNING id
 """
 MOVE_TIME = """
 UPDATE dbchannels_schedule SET next_at = %(following)s
 WHERE channel = %(channel)s AND every = %(every)s AND next_at = %(due)s RETURNING id
 """
+# Rows that another worker notes, or moves, at this moment are left to it.
+KEEP_TIMES = """
+WITH kept AS (
+    UPDATE dbchannels_schedule SET seen_at = statement_timestamp() WHERE id = ANY(ARRAY(
+        SELECT schedule.id FROM dbchannels_schedule AS schedule
+        JOIN unnest(%(channels)s::text[], %(everys)s::text[]) AS own(channel, every) USING (channel, every)
+        FOR UPDATE OF schedule SKIP LOCKED
+    ))
+)
+SELECT statement_timestamp()
+"""
+DROP_TIMES = "DELETE FROM dbchannels_schedule WHERE seen_at < %(before)s"
 
 DEAD_LETTER_IDS = """
 SELECT id FROM dbchannels_deadletter
