@@ -20,7 +20,8 @@ from django.utils import html, timezone
 
 from dbchannels import conf, models
 from dbchannels.layers import channel_layers
-from dbchannels.message_text import message_text, run_again
+from dbchannels.management.output import run_again
+from dbchannels.redaction import message_text
 
 LINE = 120  # characters of a text that a list shows
 SHOWN = 4096  # characters of a message that its own page shows

@@ -19,8 +19,9 @@ class DBChannelsConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the system checks (consumers are found by workers only), and hear of logouts."""
-        from dbchannels import bindings, checks, logins  # noqa: F401  (the import of checks registers them)
+        from dbchannels import bindings, checks, logins, redaction  # noqa: F401  (the import of checks registers them)
 
+        redaction.escape_logs()
         bindings.connect_pending()
         post_migrate.connect(make_functions, sender=self)
         if apps.is_installed("django.contrib.auth"):

@@ -28,6 +28,7 @@ from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery, Failure, Keep, Operation, Outcome, Send
 from dbchannels.layers.options import LONGEST_DELAY
 from dbchannels.message import Message
+from dbchannels.redaction import Lines
 from dbchannels.routing import Captures, Route, Routing
 
 log = logging.getLogger("dbchannels.worker")
@@ -133,7 +134,7 @@ class Consumption:
     def report(self, delivery: Delivery, error: BaseException, text: str) -> None:
         """Say that a consumer raised; ``text`` is the traceback, and what becomes of the message."""
         name = self._route.name if self._route else "The view"
-        log.error("%s raised on a message of %s:\n%s", name, delivery.channel, text)
+        log.error("%s raised on a message of %s:\n%s", name, delivery.channel, Lines(text))
 
     def _fate(self, delivery: Delivery, outcome: Outcome) -> str:
         """Return the line below the traceback of a message of the site's own channels."""

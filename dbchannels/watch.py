@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dbchannels.batch import Batch
 from dbchannels.consuming import Consumption
 from dbchannels.layers.operations import Delivery
+from dbchannels.redaction import Lines
 
 log = logging.getLogger("dbchannels.worker")
 
@@ -77,7 +78,7 @@ class Watch:
                 "The consumer of a message on %s has run for %g s (soft_timeout) and stands here:\n%s",
                 delivery.channel,
                 soft,
-                self._stack(),
+                Lines(self._stack()),
             )
 
     def _give_up(self, delivery: Delivery, hard: float) -> None:
@@ -87,7 +88,7 @@ class Watch:
         )
         if not self._batch.give_up(delivery, self._consumption.hung(delivery, text)):
             return  # it has ended just now
-        log.error("The consumer of a message on %s hangs. %s", delivery.channel, text)
+        log.error("The consumer of a message on %s hangs. %s", delivery.channel, Lines(text))
         # What it holds in the database may be what the report waits for: the process ends in any case.
         timer = threading.Timer(WRITE_WITHIN, os._exit, [1])
         timer.daemon = True

@@ -18,7 +18,6 @@ from django.utils import timezone
 
 from dbchannels import codec
 from dbchannels.admin import HEAD, LINE, SHOWN, duration
-from dbchannels.message_text import UNREADABLE, message_text
 from dbchannels.models import (
     Audience,
     Connection,
@@ -29,6 +28,7 @@ from dbchannels.models import (
     Process,
     ProtocolMessage,
 )
+from dbchannels.redaction import UNREADABLE, message_text
 
 pytestmark = pytest.mark.django_db
 

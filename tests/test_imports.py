@@ -14,7 +14,7 @@ ROOT = Path(dbchannels.__file__).parent
 #: From the bottom up. What is not named is a part of those that import it, and bound by their rules.
 LEVELS = (
     ("exceptions", "names", "codec", "conf", "signals"),
-    ("models",),
+    ("models", "redaction"),
     ("layers",),
     ("channel",),
     ("message",),
@@ -25,7 +25,6 @@ LEVELS = (
     ("consuming",),
     ("watch",),
     ("worker", "interface"),
-    ("message_text",),
     ("plan",),
     ("serving", "site_checks"),
     ("management", "admin", "checks", "testing", "wsgi"),
@@ -58,6 +57,7 @@ LATE = {
     ("periodic", "cronsim"),
     ("apps", "checks"),
     ("apps", "bindings"),
+    ("apps", "redaction"),
     ("binding_users", "django.contrib.auth.models"),
     ("apps", "logins"),
     ("auth", "django.contrib.auth.models"),

@@ -8,20 +8,16 @@ at its end (WSDISCONNECT, with the close code in the place of the status).
 from __future__ import annotations
 
 import logging
-import re
 import time
 from functools import lru_cache
 from typing import Any
 
 from dbchannels.interface.http import Request
-from dbchannels.masking import mask_query
+from dbchannels.redaction import escaped, mask_query
 
 log = logging.getLogger("dbchannels.access")
 
 LINE, FIELD = 500, 200  # characters of a request line and of a header that a line may hold
-
-# What could end a field or a line, steer a terminal, or is no ASCII.
-_UNSAFE = re.compile(r"[^ !#-\[\]-~]")
 
 
 def access_line(
@@ -37,8 +33,8 @@ def access_line(
     agent = _header(request, b"user-agent")
     date = _date_at(int(time.time()))
     return (
-        f'{escaped(client, FIELD) or "-"} - - [{date}] "{escaped(mask_query(line), LINE)}" {status} {size} '
-        f'"{escaped(mask_query(referer), FIELD)}" "{escaped(agent, FIELD)}" {seconds * 1000:.0f} ms'
+        f'{_field(client, FIELD) or "-"} - - [{date}] "{_field(line, LINE)}" {status} {size} '
+        f'"{_field(referer, FIELD)}" "{_field(agent, FIELD)}" {seconds * 1000:.0f} ms'
     )
 
 
@@ -66,10 +62,11 @@ def _write(line: str) -> None:
     log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None))
 
 
-def escaped(text: str, most: int) -> str:
-    """Return what a stranger sent, latin-1, as plain ASCII without double quotes, and cut."""
-    safe = _UNSAFE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
-    return safe if len(safe) <= most else safe[: most - 3] + "..."
+def _field(text: str, most: int) -> str:
+    """Return what a stranger sent, latin-1, as a field: masked, cut, in ASCII without quotes and backslashes."""
+    # What is cut off here costs nothing; what masking leaves out may bring more of the rest into the line.
+    masked = mask_query(text[: 2 * most]).replace("\\", "\\\\").replace('"', "\\x22")
+    return escaped(masked.encode("ascii", "backslashreplace").decode("ascii"), most)
 
 
 def _header(request: Request | None, name: bytes) -> str:

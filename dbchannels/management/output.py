@@ -1,4 +1,4 @@
-"""What the commands have in common: log lines on the terminal."""
+"""What commands and the admin print in the same way: log lines on the terminal, and the number of a replay."""
 
 from __future__ import annotations
 
@@ -23,3 +23,8 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
         return record.getMessage() if record.name == "dbchannels.access" else super().format(record)
+
+
+def run_again(number: int) -> str:
+    """Return what is said of a replay: ``3 dead letters run again.``"""
+    return f"{number:,} dead letters run again." if number != 1 else "1 dead letter runs again."

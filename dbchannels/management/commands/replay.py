@@ -8,7 +8,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
-from dbchannels.message_text import run_again
+from dbchannels.management.output import run_again
 
 
 class Command(BaseCommand):
