@@ -236,6 +236,13 @@ class Process(models.Model):
     pid = models.IntegerField("process id")
     started_at = models.DateTimeField("started", db_default=Now())
     lease_until = models.DateTimeField("lease until")
+    work = models.TextField(
+        "work",
+        default="",
+        db_default="",
+        blank=True,
+        help_text="of a worker: what it takes and runs, as JSON",
+    )
 
     class Meta:
         verbose_name = "process"

@@ -7,6 +7,7 @@ the messages that wait behind it, and it renews the worker's lease.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import random
@@ -97,6 +98,7 @@ class Worker:
         self._claim_by: float | None = 0.0
         self._patience = CLAIM_WITHIN  # seconds of that while
         self._renewed_at = 0.0
+        self._told_work = ""
         self._swept_at = time.monotonic()
         self._watch = Watch(
             self._batch,
@@ -256,6 +258,19 @@ class Worker:
         self._renewed_at = time.monotonic()
         # By its queue on record servers elsewhere see that there is somebody to answer requests.
         self.link.register(self.name, Process.WORKER, REQUESTS if REQUESTS in self.channels else "")
+        self._told_work = ""
+        self._tell_work()
+
+    def _tell_work(self) -> None:
+        """Put on record what this worker takes and runs: servers say it when messages wait for long."""
+        running, seconds = self._batch.running()
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - seconds)) if running else ""
+        work = json.dumps(
+            {"takes": self.channels, "runs": running.channel if running else "", "since": since}
+        )
+        if work != self._told_work:
+            self.link.tell_work(self.name, work)
+            self._told_work = work
 
     def _keep_alive(self) -> None:
         now = time.monotonic()
@@ -263,6 +278,7 @@ class Worker:
             self._renewed_at = now
             if not self.link.renew(self.name):
                 self._declared_dead()
+            self._tell_work()
         if not self._bells and now - self._swept_at > self.layer.options["lease"] / 3:
             self._swept_at = now
             self.link.sweep()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import threading
 import time
@@ -1135,3 +1136,38 @@ def test_names_of_workers_are_new():
     names = {new_worker_name() for _ in range(100)}
     assert len(names) == 100
     assert all(name.startswith(f"worker-{os.getpid()}-") for name in names)
+
+
+# What is on record.
+
+
+@kinds.only("postgresql", "sqlite")
+def test_a_busy_worker_has_on_record_what_it_takes_and_runs(layer, new_worker, new_link, run):
+    started, ended = threading.Event(), threading.Event()
+
+    def slow(message):
+        started.set()
+        ended.wait(10)
+
+    def recorded():
+        return json.loads(new_link(layer).workers()[one.name])
+
+    one = new_worker(route("own", slow), only=["own"], registered=False)
+    run(one)
+    wait_until(lambda: one.name in new_link(layer).workers())
+    assert recorded() == {"takes": ["own"], "runs": "", "since": ""}
+    layer.send("own", {})
+    started.wait(10)
+    one._renewed_at = 0.0
+    work = wait_until(lambda: recorded()["runs"] and recorded())
+    assert work["runs"] == "own" and abs(time.time() - parsed(work["since"])) < 60
+    ended.set()
+    wait_until(lambda: not one._batch.running()[0])
+    one._renewed_at = 0.0
+    one._wake.ring()
+    wait_until(lambda: recorded() == {"takes": ["own"], "runs": "", "since": ""})
+
+
+def parsed(text):
+    """Return the moment that a local time names."""
+    return time.mktime(time.strptime(text, "%Y-%m-%d %H:%M:%S"))

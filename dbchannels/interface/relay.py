@@ -25,6 +25,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.interface import http
 from dbchannels.interface.calls import Calls, Hub
 from dbchannels.interface.outage import Outage
+from dbchannels.interface.overload import Overload
 from dbchannels.interface.publisher import Outbox, Publisher
 from dbchannels.interface.reply import Receiver, Reply, read_reply
 from dbchannels.interface.reply_reader import ReplyReader
@@ -56,6 +57,7 @@ class Relay:
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
         self._outage = Outage()
+        self._overload = Overload()
         self._past: set[str] = set()  # queues that were given up
         self._bells = bells
         self._on_dead = on_dead
@@ -280,7 +282,9 @@ class Relay:
             link.register(self.name, Process.SERVER, self.queue)
             self.call_in_hub(self._on_dead)
         self._renewed_at = asked_at
-        self._find_near(link)
+        workers = link.workers()
+        self._find_near(set(workers))
+        self._overload.look(link, workers)
         if self.has_sessions and asked_at - self._checked_at > CHECK_LOGINS:
             self._checked_at = asked_at
             link.apply([self.make_send("websocket.logins", {"server": self.name})])
@@ -288,8 +292,8 @@ class Relay:
         if self._looks_for_workers:
             self._has_worker = link.has_worker("http.request")
 
-    def _find_near(self, link: Link) -> None:
+    def _find_near(self, workers: set[str]) -> None:
         """Ring for our own workers only while nobody else has any: whom a ring cannot reach needs the NOTIFY."""
         own = self.own_workers()
-        alone = bool(own) and link.workers() <= own
+        alone = bool(own) and workers <= own
         self._near = {kind: bell for kind, bell in self._bells.items() if kind != "d"} if alone else {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import Error, connections
-from django.db.models import Case, F, Min, When
+from django.db.models import Case, F, Min, Q, When
 from django.utils import timezone
 
 from dbchannels import names
@@ -224,9 +224,28 @@ class DatabaseLink(Link):
         with unavailable():
             return bool(self.layer.rows(Process).filter(name=name).update(lease_until=self._lease_end()))
 
-    def workers(self) -> set[str]:
+    def tell_work(self, name: str, work: str) -> None:
         with unavailable():
-            return set(self.layer.rows(Process).filter(kind=Process.WORKER).values_list("name", flat=True))
+            self.layer.rows(Process).filter(name=name).update(work=work)
+
+    def workers(self) -> dict[str, str]:
+        with unavailable():
+            return dict(self.layer.rows(Process).filter(kind=Process.WORKER).values_list("name", "work"))
+
+    def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
+        found = {}
+        with unavailable():
+            for channel in channels:
+                if names.is_protocol(channel):
+                    rows = self.layer.rows(ProtocolMessage)
+                    waiting = rows.filter(channel=channel, expires_at__gt=timezone.now()).order_by("id")
+                else:
+                    rows = self.layer.rows(DurableMessage)
+                    due = rows.filter(Q(due_at=None) | Q(due_at__lte=timezone.now()))
+                    waiting = due.filter(channel=channel, claimed_by=None).order_by("-priority", "id")
+                if head := waiting.first():
+                    found[channel] = (head.pk, rows.latest("id").pk)
+        return found
 
     def has_worker(self, queue: str) -> bool:
         with unavailable():

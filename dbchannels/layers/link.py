@@ -122,9 +122,19 @@ class Link:
         """Renew the lease; False when the process was declared dead and must register again."""
         return True
 
-    def workers(self) -> set[str]:
-        """Return the names of the workers on record, wherever they run."""
-        return set()
+    def tell_work(self, name: str, work: str) -> None:
+        """Put on record what a worker takes and runs, as ``Worker`` writes it."""
+
+    def workers(self) -> dict[str, str]:
+        """Return the workers on record, wherever they run: by name, what each has told of its work."""
+        return {}
+
+    def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
+        """Return of channels with messages that wait and are due the id of the next one, and the greatest id there is.
+
+        Ids grow with time, so a head that is no greater than an id of earlier has waited since then.
+        """
+        return {}
 
     def unregister(self, name: str) -> None:
         """Take this process off the record: it has cleaned up after itself."""

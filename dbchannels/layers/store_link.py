@@ -93,10 +93,10 @@ class StoreLink(Link):
                 self.layer.table("processes")[name] = (*process[:2], self._lease_end())
             return bool(process)
 
-    def workers(self) -> set[str]:
+    def workers(self) -> dict[str, str]:
         with self.layer.locked():
             processes = self.layer.table("processes").items()
-            return {name for name, process in processes if process[0] == WORKER}
+            return {name: "" for name, process in processes if process[0] == WORKER}
 
     def has_worker(self, queue: str) -> bool:
         with self.layer.locked():

@@ -118,6 +118,7 @@ class Migration(migrations.Migration):
                 ('pid', models.IntegerField(verbose_name='process id')),
                 ('started_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), verbose_name='started')),
                 ('lease_until', models.DateTimeField(verbose_name='lease until')),
+                ('work', models.TextField(blank=True, db_default='', default='', help_text='of a worker: what it takes and runs, as JSON', verbose_name='work')),
             ],
             options={
                 'verbose_name': 'process',

@@ -54,7 +54,12 @@ class LivenessContract(LayerCase):
             reader = process_name("reader")
             link.register(reader, "worker", queue)
             assert link.has_worker(queue)
-            assert {worker, reader} <= link.workers()
+            assert {worker, reader} <= set(link.workers())
+            link.tell_work(reader, "work")
+            assert link.workers()[reader] in (
+                "work",
+                "",
+            )  # a layer that lives in one process need not keep it
             layer.send(queue, {"number": 1})
             self.link(layer).bury(reader)
             assert not link.has_worker(queue)

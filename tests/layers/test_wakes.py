@@ -112,7 +112,7 @@ def test_a_layers_own_sends_notify_everybody(patient, writer, listener, door):
 
 
 def test_the_workers_on_record_are_known(writer):
-    assert writer.workers() == set()
+    assert writer.workers() == {}
     writer.register("w1", Process.WORKER)
     writer.register("s1", Process.SERVER, FAR)
-    assert writer.workers() == {"w1"}
+    assert writer.workers() == {"w1": ""}

@@ -219,8 +219,15 @@ class PostgreSQLLink(Link):
         if granted:  # else a sweeper has it for a moment: the next renewal asks again
             self._locked = (name, self.session.generation)
 
-    def workers(self) -> set[str]:
-        return {name for (name,) in self.session.run([(sql_liveness.WORKERS, {})])}
+    def tell_work(self, name: str, work: str) -> None:
+        self.session.run([(sql_liveness.TELL_WORK, {"name": name, "work": work})])
+
+    def workers(self) -> dict[str, str]:
+        return dict(self.session.run([(sql_liveness.WORKERS, {})]))
+
+    def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
+        rows = self.session.run([(sql_durable.PROMOTE, {}), (sql_liveness.HEADS, {"queues": list(channels)})])
+        return {channel: (head, last) for channel, head, last in rows}
 
     def has_worker(self, queue: str) -> bool:
         ((found,),) = self.session.run([(sql_liveness.HAS_WORKER, {"queue": queue})])

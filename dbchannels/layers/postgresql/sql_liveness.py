@@ -22,7 +22,22 @@ UPDATE dbchannels_process SET lease_until = statement_timestamp() + %(lease)s * 
 WHERE name = %(name)s RETURNING id
 """
 
-WORKERS = "SELECT name FROM dbchannels_process WHERE kind = 'worker'"
+TELL_WORK = "UPDATE dbchannels_process SET work = %(work)s WHERE name = %(name)s"
+WORKERS = "SELECT name, work FROM dbchannels_process WHERE kind = 'worker'"
+# A row for each channel with messages that wait: the next one's id, and the greatest of the table.
+HEADS = """
+SELECT queue.name, head.id, (SELECT max(id) FROM dbchannels_durablemessage)
+FROM unnest(%(queues)s::text[]) AS queue(name) CROSS JOIN LATERAL (
+    SELECT id FROM dbchannels_durablemessage
+    WHERE channel = queue.name AND claimed_by IS NULL AND due_at IS NULL
+    ORDER BY priority DESC, id LIMIT 1
+) AS head
+UNION ALL
+SELECT queue.name, head.id, (SELECT max(id) FROM dbchannels_protocolmessage)
+FROM unnest(%(queues)s::text[]) AS queue(name) CROSS JOIN LATERAL (
+    SELECT id FROM dbchannels_protocolmessage WHERE channel = queue.name ORDER BY id LIMIT 1
+) AS head
+"""
 HAS_WORKER = """
 SELECT EXISTS (SELECT FROM dbchannels_process
                WHERE queue = %(queue)s AND kind = 'worker' AND lease_until >= statement_timestamp())
