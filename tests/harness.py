@@ -96,7 +96,6 @@ class LiveSite:
             "LIVESITE_SETTINGS": json.dumps(settings or {}),
             "LIVESITE_FOLDER": str(self.folder),
             "PYTHONPATH": str(MANAGE.parents[2]),  # this tree's dbchannels, for a copy of the site too
-            "PYTHONUNBUFFERED": "1",
         }
 
     def manage(

@@ -1,13 +1,20 @@
-"""What commands and the admin print in the same way: log lines on the terminal, and the number of a replay."""
+"""What commands have in common: log lines on the terminal, an option, and the number of a replay."""
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
+from typing import Any
 
 
 def log_to_terminal(verbosity: int) -> None:
-    """Show the log of dbchannels on standard error, unless the site's LOGGING has a handler for it."""
+    """Show the log of dbchannels on standard error, unless the site's LOGGING has a handler for it.
+
+    Standard output is flushed at each line, also when it is a pipe: a container's log shows it at once.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)
     log = logging.getLogger("dbchannels")
     if log.handlers or logging.getLogger().handlers:
         return
@@ -28,3 +35,14 @@ class Lines(logging.Formatter):
 def run_again(number: int) -> str:
     """Return what is said of a replay: ``3 dead letters run again.``"""
     return f"{number:,} dead letters run again." if number != 1 else "1 dead letter runs again."
+
+
+def add_wait_option(parser: Any) -> None:
+    """Add ``--wait-for-database``."""
+    parser.add_argument(
+        "--wait-for-database",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds to wait at the start for a database that cannot be reached or is starting up (60; 0: not at all)",
+    )
