@@ -45,6 +45,8 @@ class ChannelFull(DBChannelsError):
 class LayerUnavailable(DBChannelsError):
     """The layer's database cannot be used now; the sentence carries the database's own words."""
 
+    may_pass = False  # it could not be reached or is starting up: to ask again later may help
+
 
 class WorkerKilled(DBChannelsError):
     """Each attempt to run a durable message ended its worker; it is not tried again."""

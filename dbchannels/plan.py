@@ -25,6 +25,7 @@ class Plan(NamedTuple):
     layer: str
     static: bool  # static files are served as while DEBUG is on
     passed_on: tuple[str, ...]  # options of manage.py itself that the children need too
+    wait_for_database: float = 0.0  # seconds at the start
     threads: int = 0  # views run in so many threads of the server; 0: in the workers
 
     @property
@@ -47,6 +48,7 @@ class Plan(NamedTuple):
             options["layer"],
             settings.DEBUG and not options["nostatic"] and apps.is_installed("django.contrib.staticfiles"),
             tuple(passed_on),
+            check_timeout("--wait-for-database", options["wait_for_database"]),
             check_threads(options["threads"]) if options.get("http") == "direct" else 0,
         )
 

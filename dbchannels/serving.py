@@ -26,6 +26,7 @@ from dbchannels.interface.server import InterfaceServer
 from dbchannels.interface.static import DevelopmentFiles
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.outages import await_layer
 from dbchannels.plan import Plan
 from dbchannels.site_checks import Write, await_checks, complaint, start_checks
 from dbchannels.stopping import Stopping, has_terminal, stop_at_signals
@@ -38,10 +39,10 @@ LAST_WORK = 4.0  # seconds beyond --graceful-timeout for what workers run, when 
 
 def run(plan: Plan, write: Write) -> None:
     """Serve until SIGTERM or Ctrl-C, then leave nothing running. Raises DBChannelsError before it has begun."""
+    layer = usable_layer(plan.layer, plan.wait_for_database)
     checks = start_checks(plan)
     bells = {kind: Doorbell.new() for kind in "hwd"}
     try:
-        layer = usable_layer(plan.layer)
         server = make_server(plan, layer, bells)
         try:
             await_checks(checks, write)
@@ -96,12 +97,12 @@ def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> Int
     return server
 
 
-def usable_layer(alias: str) -> BaseLayer:
-    """Return the layer, checked; raises DBChannelsError with what to do."""
+def usable_layer(alias: str, wait: float = 0.0) -> BaseLayer:
+    """Return the layer, checked, as soon as its database can be used; raises DBChannelsError with what to do."""
     layer = channel_layers[alias]
     if not layer.shared:
         raise InvalidConfiguration("This layer lives in one process: runchannels needs one on a database.")
-    layer.check()
+    await_layer(layer, wait)
     return layer
 
 

@@ -32,7 +32,7 @@ from dbchannels.layers.operations import (
     held_lines,
     resends,
 )
-from dbchannels.layers.outages import is_unavailable
+from dbchannels.layers.outages import is_unavailable, may_pass
 from dbchannels.models import (
     Connection,
     DeadLetter,
@@ -359,4 +359,6 @@ def unavailable() -> Iterator[None]:
         for connection in connections.all(initialized_only=True):
             connection.close_if_unusable_or_obsolete()
         sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise LayerUnavailable(f"The layer's database cannot be used now ({sentence}).") from error
+        away = LayerUnavailable(f"The layer's database cannot be used now ({sentence}).")
+        away.may_pass = may_pass(error)
+        raise away from error

@@ -126,10 +126,18 @@ def test_a_bad_number_of_workers(site):
 def test_a_database_that_is_down(site, command):
     with socket.create_server((HOST, 0)) as closed:
         port = closed.getsockname()[1]
-    said = complaint(elsewhere(site, HOST=HOST, PORT=port), command)
+    said = complaint(elsewhere(site, HOST=HOST, PORT=port), command, "--wait-for-database", "0")
     assert "Connection refused" in said
     assert "DATABASES" in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["runchannels", "runworker"])
+@pytest.mark.parametrize(("key", "said"), [("NAME", "does not exist"), ("USER", "no_such_name")])
+def test_a_database_that_will_never_take_it_is_not_waited_for(site, command, key, said):
+    found = complaint(elsewhere(site, **{key: "no_such_name"}), command)
+    assert said in found
+    assert "Waiting" not in found and len(found.splitlines()) == 1
 
 
 @pytest.mark.parametrize("command", ["runchannels", "runworker"])

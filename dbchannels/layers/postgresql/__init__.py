@@ -20,7 +20,7 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.connections import find_records
 from dbchannels.layers.ended import Ended
 from dbchannels.layers.operations import Delivery, Operation, Record, Send, SendGroup
-from dbchannels.layers.outages import is_unavailable
+from dbchannels.layers.outages import is_unavailable, may_pass
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.destinations import Destinations
 from dbchannels.layers.postgresql.link import PostgreSQLLink
@@ -196,9 +196,11 @@ class PostgreSQLLayer(BaseLayer):
             if self._shares_backends(session):
                 log.warning(POOLER, self.alias, self.poll_interval())
         except LayerUnavailable as error:
-            raise LayerUnavailable(
+            away = LayerUnavailable(
                 f"The database {self.database!r} cannot be used ({error}): start it, or correct DATABASES."
-            ) from error
+            )
+            away.may_pass = may_pass(error)
+            raise away from error
         finally:
             session.close()
         if not present:

@@ -13,7 +13,7 @@ from dbchannels.exceptions import DBChannelsError
 from dbchannels.interface.binding import Bind
 from dbchannels.interface.proxy import LOOPBACK
 from dbchannels.management.limit_options import add_limit_options
-from dbchannels.management.output import log_to_terminal
+from dbchannels.management.output import add_wait_option, log_to_terminal
 from dbchannels.plan import Plan
 
 
@@ -87,6 +87,7 @@ class Command(BaseCommand):
             metavar="S",
             help="seconds to finish in at the end (10)",
         )
+        add_wait_option(parser)
         add_limit_options(parser)
         parser.add_argument(
             "--nostatic", action="store_true", help="do not serve static files when DEBUG is on"
@@ -109,6 +110,8 @@ class Command(BaseCommand):
             options["bind"].insert(0, options["address"])
         try:
             serving.run(Plan.of(host, port, options), self.stdout.write)
+        except KeyboardInterrupt:  # before it serves: it may have waited for the database
+            raise SystemExit(130) from None
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
 

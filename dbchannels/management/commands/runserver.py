@@ -87,7 +87,13 @@ class Command(runserver.Command):
             workers = 1
         elif workers is None and not channel_layers[options["layer"]].shared:
             workers = development.THREADS
-        arguments = ["--graceful-timeout", str(development.GRACE), "--layer", options["layer"]]
+        arguments = [
+            "--graceful-timeout",
+            str(development.GRACE),
+            "--layer",
+            options["layer"],
+            "--wait-for-database=0",
+        ]
         parser = runchannels.Command().create_parser("manage.py", "runchannels")
         given = vars(parser.parse_args(arguments)) | {
             "workers": workers,

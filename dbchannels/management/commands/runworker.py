@@ -20,7 +20,8 @@ from dbchannels.application import load_site
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
-from dbchannels.management.output import log_to_terminal
+from dbchannels.layers.outages import await_layer
+from dbchannels.management.output import add_wait_option, log_to_terminal
 from dbchannels.waiting import check_timeout
 from dbchannels.worker import Worker
 
@@ -46,6 +47,7 @@ class Command(BaseCommand):
             metavar="S",
             help="seconds a consumer may finish in (30)",
         )
+        add_wait_option(parser)
         # For runchannels, which starts its workers with these.
         parser.add_argument(
             "--child", default="", metavar="NAME", help="set by runchannels: this worker's name"
@@ -77,8 +79,9 @@ class Command(BaseCommand):
         try:
             graceful_timeout = check_timeout("--graceful-timeout", options["graceful_timeout"])
             layer = channel_layers[options["layer"]]
-            if not child:
-                layer.check()
+            wait = check_timeout("--wait-for-database", options["wait_for_database"])
+            if not child:  # a parent has waited, and a child tries again for ever
+                await_layer(layer, wait)
             routing = load_site(options["layer"])
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
@@ -103,12 +106,12 @@ class Command(BaseCommand):
         )
         if not worker.channels:
             raise CommandError("No channel with a consumer is left: change --only or --exclude.")
+        stop_at_signals(worker, graceful_timeout)
+        worker.load()
         if not child:
             self.stdout.write(
                 f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}."
             )
-        worker.load()
-        stop_at_signals(worker, graceful_timeout)
         worker.run()
 
 
