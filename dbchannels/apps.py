@@ -36,8 +36,9 @@ def make_functions(using: str, **kwargs: Any) -> None:
     storage = import_module("dbchannels.migrations.0002_postgresql_storage")
     with connection.cursor() as cursor:
         cursor.execute(
-            "SELECT to_regclass('dbchannels_membership') IS NOT NULL AND NOT EXISTS"
-            " (SELECT FROM pg_proc WHERE proname = 'dbchannels_send_group')"
+            "SELECT pg_catalog.to_regclass('dbchannels_membership') IS NOT NULL"
+            " AND pg_catalog.to_regproc('dbchannels_send_group') IS NULL"
         )
-        if cursor.fetchone()[0]:
-            cursor.execute(storage.FUNCTIONS)
+        ((missing,),) = cursor.fetchall()
+    if missing:
+        storage.run(connection, storage.KEEP_TALLY + storage.SEND_GROUP)

@@ -6,6 +6,8 @@ rows whatever the table's size, and does not pause; updates find room on their p
 See https://www.postgresql.org/docs/current/sql-createtable.html.
 """
 
+import re
+
 from django.db import migrations
 
 UNLOGGED = ("dbchannels_protocolmessage", "dbchannels_held", "dbchannels_audience")
@@ -24,49 +26,65 @@ STORAGE = (
     "autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.0, autovacuum_analyze_threshold = 5000"
 )
 
+# Whoever may create objects in a schema of somebody's search_path can plant functions and operators there that fit a
+# call better than PostgreSQL's own, and they run with the caller's rights. So the functions look names up in pg_catalog
+# alone. "our." stands for the schema of the tables, wherever the search_path had them made: a restore, which sets none,
+# finds them too. See https://wiki.postgresql.org/wiki/A_Guide_to_CVE-2018-1058.
+SAFE = "SET search_path = pg_catalog, pg_temp"
+DIGEST = "(hashtextextended(local, 0)::numeric * 18446744073709551616 + hashtextextended(local, 1))"
+
 # What each statement does to memberships is added to the tally as rows of its own. They add up, in any snapshot, to
 # what that snapshot's memberships are, and no two that change one group at once wait for each other. The digest adds up
 # hashes of 128 bits, so that a tally says whether two sets of members are equal.
-KEEP_TALLY = """
-CREATE OR REPLACE FUNCTION dbchannels_digest(local text) RETURNS numeric LANGUAGE sql IMMUTABLE AS $function$
-    SELECT hashtextextended(local, 0)::numeric * 18446744073709551616 + hashtextextended(local, 1)
-$function$;
-CREATE OR REPLACE FUNCTION dbchannels_keep_tally() RETURNS trigger LANGUAGE plpgsql AS $function$
+# Rows of the tally that are loaded from a dump of the data are left out: those of the memberships make it anew. Of what
+# is inserted by no trigger only the sums of a merge go in (sql_liveness.py).
+KEEP_TALLY = f"""
+CREATE OR REPLACE FUNCTION our.dbchannels_keep_tally() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $function$
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        INSERT INTO dbchannels_tally ("group", channel, members, ending, digest, merged)
-        SELECT "group", channel, count(*), count(expires_at), sum(dbchannels_digest(local)), false
+        INSERT INTO our.dbchannels_tally ("group", channel, members, ending, digest, merged)
+        SELECT "group", channel, count(*), count(expires_at), sum({DIGEST}), false
         FROM come GROUP BY "group", channel;
     ELSIF TG_OP = 'DELETE' THEN
-        INSERT INTO dbchannels_tally ("group", channel, members, ending, digest, merged)
-        SELECT "group", channel, -count(*), -count(expires_at), -sum(dbchannels_digest(local)), false
+        INSERT INTO our.dbchannels_tally ("group", channel, members, ending, digest, merged)
+        SELECT "group", channel, -count(*), -count(expires_at), -sum({DIGEST}), false
         FROM gone GROUP BY "group", channel;
     ELSIF TG_OP = 'UPDATE' THEN
-        INSERT INTO dbchannels_tally ("group", channel, members, ending, digest, merged)
+        INSERT INTO our.dbchannels_tally ("group", channel, members, ending, digest, merged)
         SELECT "group", channel, sum(number), coalesce(sum(number) FILTER (WHERE ends), 0), sum(number * digest), false FROM (
-            SELECT "group", channel, -1 AS number, expires_at IS NOT NULL AS ends, dbchannels_digest(local) AS digest
+            SELECT "group", channel, -1 AS number, expires_at IS NOT NULL AS ends, {DIGEST} AS digest
             FROM gone UNION ALL
-            SELECT "group", channel, 1, expires_at IS NOT NULL, dbchannels_digest(local) FROM come
+            SELECT "group", channel, 1, expires_at IS NOT NULL, {DIGEST} FROM come
         ) AS changed GROUP BY "group", channel
         HAVING sum(number) FILTER (WHERE ends) <> 0 OR sum(number * digest) <> 0;
     ELSE
-        DELETE FROM dbchannels_tally;
+        DELETE FROM our.dbchannels_tally;
     END IF;
     RETURN NULL;
 END
 $function$;
-DROP TRIGGER IF EXISTS dbchannels_added ON dbchannels_membership;
-CREATE TRIGGER dbchannels_added AFTER INSERT ON dbchannels_membership
-    REFERENCING NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION dbchannels_keep_tally();
-DROP TRIGGER IF EXISTS dbchannels_discarded ON dbchannels_membership;
-CREATE TRIGGER dbchannels_discarded AFTER DELETE ON dbchannels_membership
-    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION dbchannels_keep_tally();
-DROP TRIGGER IF EXISTS dbchannels_changed ON dbchannels_membership;
-CREATE TRIGGER dbchannels_changed AFTER UPDATE ON dbchannels_membership
-    REFERENCING OLD TABLE AS gone NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION dbchannels_keep_tally();
-DROP TRIGGER IF EXISTS dbchannels_emptied ON dbchannels_membership;
-CREATE TRIGGER dbchannels_emptied AFTER TRUNCATE ON dbchannels_membership
-    FOR EACH STATEMENT EXECUTE FUNCTION dbchannels_keep_tally();
+CREATE OR REPLACE FUNCTION our.dbchannels_leave_out() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $function$
+BEGIN
+    RETURN NULL;
+END
+$function$;
+DROP TRIGGER IF EXISTS dbchannels_added ON our.dbchannels_membership;
+CREATE TRIGGER dbchannels_added AFTER INSERT ON our.dbchannels_membership
+    REFERENCING NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_keep_tally();
+DROP TRIGGER IF EXISTS dbchannels_discarded ON our.dbchannels_membership;
+CREATE TRIGGER dbchannels_discarded AFTER DELETE ON our.dbchannels_membership
+    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_keep_tally();
+DROP TRIGGER IF EXISTS dbchannels_changed ON our.dbchannels_membership;
+CREATE TRIGGER dbchannels_changed AFTER UPDATE ON our.dbchannels_membership
+    REFERENCING OLD TABLE AS gone NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_keep_tally();
+DROP TRIGGER IF EXISTS dbchannels_emptied ON our.dbchannels_membership;
+CREATE TRIGGER dbchannels_emptied AFTER TRUNCATE ON our.dbchannels_membership
+    FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_keep_tally();
+DROP TRIGGER IF EXISTS dbchannels_restored ON our.dbchannels_tally;
+CREATE TRIGGER dbchannels_restored BEFORE INSERT ON our.dbchannels_tally FOR EACH ROW
+    WHEN (pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0
+          AND (pg_catalog.current_setting('dbchannels.merges', true) OPERATOR(pg_catalog.=) 'on'::text) IS NOT TRUE)
+    EXECUTE FUNCTION our.dbchannels_leave_out();
 """
 
 # Who the members are, the tally says without looking at them. A broadcast to more than 40 on one server (from 2 kB on
@@ -79,10 +97,11 @@ CREATE TRIGGER dbchannels_emptied AFTER TRUNCATE ON dbchannels_membership
 # To compare a long text with '' reads its length alone. A plan is kept by the session, so it must not be one that a
 # small table invited: enable_seqscan. Names without a '!' or '?' that do not start as http. or websocket. are the
 # site's own, durable channels, the same rule as names.is_protocol; no NOTIFY past a half of its queue, see sql.py.
-SEND_GROUP = """
-CREATE OR REPLACE FUNCTION dbchannels_send_group(
+AUDIENCE_KEY = "encode(substring(sha256(convert_to({members} || ' ' || {digest}, 'UTF8')) FOR 16), 'hex')::uuid"
+SEND_GROUP = f"""
+CREATE OR REPLACE FUNCTION our.dbchannels_send_group(
     to_group text, body bytea, expiry float, patterns text[], capacities int[], wakes boolean, near text[]
-) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off AS $function$
+) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off {SAFE} AS $function$
 DECLARE
     queue record;
     parts text;
@@ -94,11 +113,11 @@ DECLARE
     serves interval := interval '60 s';
     spare interval := interval '60 s';
     wakeup text;
-    wakeups text[] := '{}';
+    wakeups text[] := '{{}}';
 BEGIN
     FOR queue IN
         SELECT channel, sum(members) AS members, sum(digest) AS digest, sum(ending) = 0 AND sum(members) > 40 AS named
-        FROM dbchannels_tally WHERE "group" = to_group GROUP BY channel HAVING sum(members) > 0
+        FROM our.dbchannels_tally WHERE "group" = to_group GROUP BY channel HAVING sum(members) > 0
     LOOP
         FOR position IN 1 .. cardinality(patterns) LOOP  -- the first that fits
             capacity := capacities[position];
@@ -106,73 +125,88 @@ BEGIN
         END LOOP;
         IF queue.channel !~ '[!?]|^http[.]|^websocket[.]' THEN
             CONTINUE WHEN NOT EXISTS (
-                SELECT FROM dbchannels_membership WHERE "group" = to_group AND channel = queue.channel
+                SELECT FROM our.dbchannels_membership WHERE "group" = to_group AND channel = queue.channel
                 AND (expires_at IS NULL OR expires_at > statement_timestamp())
             );
             IF capacity IS NOT NULL THEN
                 SELECT count(*) INTO waiting FROM (
-                    SELECT FROM dbchannels_durablemessage
+                    SELECT FROM our.dbchannels_durablemessage
                     WHERE channel = queue.channel AND claimed_by IS NULL LIMIT capacity
                 ) AS counted;
                 CONTINUE WHEN waiting >= capacity;
             END IF;
-            INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
+            INSERT INTO our.dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
             VALUES (queue.channel, body, 0, '', 0, false, statement_timestamp());
             wakeups := wakeups || 'd'::text;
             CONTINUE;
         END IF;
         IF capacity IS NOT NULL AND capacity <= (
-            SELECT id FROM dbchannels_protocolmessage WHERE channel = queue.channel ORDER BY id DESC LIMIT 1
+            SELECT id FROM our.dbchannels_protocolmessage WHERE channel = queue.channel ORDER BY id DESC LIMIT 1
         ) - (
-            SELECT id FROM dbchannels_protocolmessage WHERE channel = queue.channel ORDER BY id LIMIT 1
+            SELECT id FROM our.dbchannels_protocolmessage WHERE channel = queue.channel ORDER BY id LIMIT 1
         ) + 1 THEN
             SELECT count(*) INTO waiting FROM (
-                SELECT FROM dbchannels_protocolmessage WHERE channel = queue.channel LIMIT capacity
+                SELECT FROM our.dbchannels_protocolmessage WHERE channel = queue.channel LIMIT capacity
             ) AS counted;
             CONTINUE WHEN waiting >= capacity;
         END IF;
         audience_key := NULL;
         seen := 0;
         IF queue.named THEN
-            audience_key := dbchannels_audience_key(queue.members, queue.digest);
-            SELECT coalesce(max(CASE WHEN locals <> '' THEN 2 ELSE 1 END), 0) INTO seen FROM dbchannels_audience
+            audience_key := {AUDIENCE_KEY.format(members="queue.members", digest="queue.digest")};
+            SELECT coalesce(max(CASE WHEN locals <> '' THEN 2 ELSE 1 END), 0) INTO seen FROM our.dbchannels_audience
             WHERE key = audience_key AND expires_at > ends + spare;
         END IF;
         IF seen < 2 THEN
             SELECT string_agg(local, ' '),
                    CASE WHEN queue.named
-                   THEN dbchannels_audience_key(count(*), sum(dbchannels_digest(local))) END
-            INTO parts, audience_key FROM dbchannels_membership
+                   THEN {AUDIENCE_KEY.format(members="count(*)", digest=f"sum({DIGEST})")} END
+            INTO parts, audience_key FROM our.dbchannels_membership
             WHERE "group" = to_group AND channel = queue.channel
                   AND (expires_at IS NULL OR expires_at > statement_timestamp());
             CONTINUE WHEN parts IS NULL;
             IF audience_key IS NOT NULL THEN
-                INSERT INTO dbchannels_audience (key, locals, expires_at)
+                INSERT INTO our.dbchannels_audience (key, locals, expires_at)
                 VALUES (audience_key, CASE WHEN seen = 1 THEN parts ELSE '' END, ends + serves + spare);
                 IF seen = 0 THEN
                     audience_key := NULL;
                 END IF;
             END IF;
         END IF;
-        INSERT INTO dbchannels_protocolmessage
+        INSERT INTO our.dbchannels_protocolmessage
             (channel, locals, audience, reply_channel, payload, sent_at, expires_at)
         VALUES (queue.channel, CASE WHEN audience_key IS NULL THEN parts ELSE '' END, audience_key, '', body,
                 statement_timestamp(), ends);
         wakeups := wakeups || CASE WHEN queue.channel ~ '[!?]' THEN queue.channel ELSE left(queue.channel, 1) END::text;
     END LOOP;
-    IF wakes AND wakeups <> '{}' AND pg_notification_queue_usage() < 0.5 THEN
+    IF wakes AND wakeups <> '{{}}' AND pg_notification_queue_usage() < 0.5 THEN
         FOREACH wakeup IN ARRAY wakeups LOOP  -- an expression: a PERFORM would be planned and run as a query
             CONTINUE WHEN wakeup = ANY (near) OR pg_notify('dbchannels', wakeup) IS NULL;
         END LOOP;
     END IF;
 END
 $function$;
-CREATE OR REPLACE FUNCTION dbchannels_audience_key(members numeric, digest numeric) RETURNS uuid
-LANGUAGE sql IMMUTABLE AS $function$
-    SELECT encode(substring(sha256(convert_to(members || ' ' || digest, 'UTF8')) FOR 16), 'hex')::uuid
-$function$;
 """
-FUNCTIONS = f"{KEEP_TALLY}{SEND_GROUP}"
+
+
+SCHEMA = """
+SELECT pg_catalog.quote_ident(nspname) FROM pg_catalog.pg_namespace JOIN pg_catalog.pg_class
+    ON pg_namespace.oid OPERATOR(pg_catalog.=) relnamespace
+WHERE pg_class.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('dbchannels_membership')
+"""
+DROP = """
+DROP TRIGGER dbchannels_restored ON our.dbchannels_tally;
+DROP FUNCTION our.dbchannels_send_group, our.dbchannels_leave_out;
+DROP FUNCTION our.dbchannels_keep_tally CASCADE
+"""
+
+
+def run(connection, text):
+    """Run statements in which "our." stands for the schema where the tables are."""
+    with connection.cursor() as cursor:
+        cursor.execute(SCHEMA)
+        ((schema,),) = cursor.fetchall()
+        cursor.execute(re.sub(r"\bour\.", lambda found: f"{schema}.", text))
 
 
 def set_storage(apps, schema_editor):
@@ -184,13 +218,12 @@ def set_storage(apps, schema_editor):
         schema_editor.execute(f"ALTER TABLE {table} SET ({STORAGE})")
     for table in ("dbchannels_held", "dbchannels_process", "dbchannels_durablemessage"):
         schema_editor.execute(f"ALTER TABLE {table} SET (fillfactor = 70)")
-    schema_editor.execute(FUNCTIONS, params=None)
+    run(schema_editor.connection, KEEP_TALLY + SEND_GROUP)
 
 
 def drop_functions(apps, schema_editor):
     if schema_editor.connection.vendor == "postgresql":
-        schema_editor.execute("DROP FUNCTION dbchannels_send_group, dbchannels_audience_key")
-        schema_editor.execute("DROP FUNCTION dbchannels_keep_tally, dbchannels_digest CASCADE")
+        run(schema_editor.connection, DROP)
 
 
 class Migration(migrations.Migration):

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import psycopg2
 from django.db import connections
 
 from dbchannels import codec
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import GroupAdd
+from dbchannels.layers.postgresql.session import connection_parameters
 from dbchannels.models import Process
 from dbchannels.routing import Routing, route
 from dbchannels.worker import Worker
@@ -48,9 +50,9 @@ class Bare:
 
     def __init__(self) -> None:
         self.layer: Any = channel_layers["default"]
-        self.session = self.layer.session("dbchannels benchmark")
-        self.session.run([("SELECT 1", {})])
-        self.connection = self.session._connection
+        settings = connections[self.layer.database].settings_dict
+        self.connection = psycopg2.connect(**connection_parameters(settings, "dbchannels benchmark"))
+        self.connection.autocommit = True
 
     def run(self, text: str, values: Any = None) -> list[Any]:
         with self.connection.cursor() as cursor:
@@ -98,7 +100,7 @@ def figures(quick: bool) -> Iterator[Figure]:
     yield from broadcasting(bare)
     yield waking(bare, 50 if quick else 300)
     bare.empty()
-    bare.session.close()
+    bare.connection.close()
 
 
 def after(empty: Callable[[], None], measure: Callable[[], float]) -> Callable[[], float]:

@@ -72,9 +72,10 @@ def hooked_site(
     entry = {**settings.DATABASES["default"], "NAME": name}
     keys = ("ENGINE", "NAME", "USER", "PASSWORD", "HOST", "PORT")
     site = migrated({key: entry.get(key, "") for key in keys}, tmp_path_factory.mktemp("hooked"))
-    # A name without a schema is looked for along the path, and ours comes first.
+    # Ours are looked for nowhere else than in pg_catalog.
+    taken = function.partition(")")[0] + ")"
     site.rows(
-        f"{before}CREATE FUNCTION public.{function}; "
-        f"ALTER DATABASE {name} SET search_path = public, pg_catalog"
+        f"{before}SET allow_system_table_mods = on; ALTER FUNCTION pg_catalog.{taken} RENAME TO replaced; "
+        f"CREATE FUNCTION pg_catalog.{function}"
     )
     yield from quiet(site)

@@ -245,6 +245,7 @@ def test_nothing_is_said_of_a_direct_connection(layer, new_link, said):
 
 @on_postgresql
 def test_a_pooler_that_gives_sessions_one_backend_is_said_at_the_start(layer, said, monkeypatch):
+    monkeypatch.setattr(sql, "FIND", sql.FIND.replace("pg_catalog.pg_backend_pid()", "0"))
     monkeypatch.setattr(sql, "BACKEND", "SELECT 0")
     layer.check()
     assert said() == ["A pooler in transaction mode"]
@@ -252,7 +253,7 @@ def test_a_pooler_that_gives_sessions_one_backend_is_said_at_the_start(layer, sa
 
 @on_postgresql
 def test_a_pooler_with_a_backend_for_each_session_is_none_to_speak_of(layer, said, monkeypatch):
-    monkeypatch.setattr(sql, "BACKEND", "SELECT -pg_backend_pid()")
+    monkeypatch.setattr(sql, "FIND", sql.FIND.replace("pg_catalog.pg_backend_pid()", "0"))
     layer.check()
     assert said() == []
 
@@ -260,12 +261,16 @@ def test_a_pooler_with_a_backend_for_each_session_is_none_to_speak_of(layer, sai
 @on_postgresql
 def test_nothing_is_set_or_prepared_through_a_pooler(layer, new_link, monkeypatch):
     """It would stay in a session of the database's that the site's own statements get next."""
-    monkeypatch.setattr(sql, "BACKEND", "SELECT 0")
+    monkeypatch.setattr(sql, "FIND", sql.FIND.replace("pg_catalog.pg_backend_pid()", "0"))
     link = new_link(layer)
     layer.send("own", {})
     assert len(link.claim(["own"], 1, "w1")) == 1
     assert link.session.run([("SELECT count(*) FROM pg_prepared_statements", {})]) == [(0,)]
     assert link.session.run([("SHOW enable_seqscan", {})]) == [("on",)]
+    assert link.session.run([("SHOW search_path", {})]) == [("pg_catalog, pg_temp",)]  # within a transaction
+    with link.session._connection.cursor() as cursor:
+        cursor.execute("SHOW search_path")
+        assert cursor.fetchone() == ('"$user", public',)
 
 
 @on_postgresql

@@ -1,6 +1,6 @@
 """An end to the wait for an answer that never comes.
 
-A network that falls silent is noticed by the kernel (``session.KEEPALIVE``). But behind a proxy or a pooler that has
+A network that falls silent is noticed by the kernel (``session._KEEPALIVE``). But behind a proxy or a pooler that has
 stopped, the next kernel goes on to acknowledge what is sent, and libpq, which knows a deadline for connecting alone,
 would wait for ever (https://www.postgresql.org/docs/current/libpq-connect.html). So a thread looks after all
 statements under way, and shuts the socket of one that has had no answer in time: libpq sees the session's end.

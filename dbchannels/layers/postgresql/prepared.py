@@ -22,10 +22,6 @@ SLOW = (
     0.01  # seconds until the answer: with the way to the database, so a slow one is planned for each second
 )
 REPLAN_ANYWAY = 60.0  # seconds
-# What is forbidden only costs 10**10 more, which would let the compiler (jit) start at each sweep.
-SETTINGS = """
-SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; SET enable_bitmapscan = off; SET jit = off
-"""
 #: A pooler gave the session another connection, or had the name already; or a migration changed the columns.
 LOST = (
     psycopg2.errors.InvalidSqlStatementName,

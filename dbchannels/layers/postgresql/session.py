@@ -6,6 +6,7 @@ Not Django's: that one belongs to the site's code and its transactions, may be p
 from __future__ import annotations
 
 import os
+import re
 import threading
 import time
 from collections.abc import Sequence
@@ -14,21 +15,27 @@ from typing import Any
 
 import psycopg2
 import psycopg2.errors
-import psycopg2.extensions
+from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import prepared, sql
 from dbchannels.layers.postgresql.deadline import ANSWER_WITHIN, Deadline, watched
-from dbchannels.layers.postgresql.prepared import LOST, SETTINGS
+from dbchannels.layers.postgresql.prepared import LOST
 from dbchannels.waiting import wait_readable
 
 LONGEST_PAYLOAD = 128  # bytes of ours, a queue's name; anybody who may connect can NOTIFY up to 7,999
 REST = 0.005  # seconds in which strange ones are only read and dropped: so often at most they wake a reader
 
+#: The names of our tables in a statement, and no others that begin like them.
+_TABLE = re.compile(
+    r"\bdbchannels_(?:protocolmessage|audience|durablemessage|deadletter|membership|tally|process|held|connection"
+    r"|schedule|send_group)\b"
+)
+
 Statement = tuple[str, dict[str, Any] | tuple[Any, ...]]
 
 # libpq alone would notice a silent partition after two hours. With these it does within 15 s; times in seconds,
-# tcp_user_timeout in milliseconds; sql.KEEPALIVE says the same to the other end, deadline.py sees what they miss.
+# tcp_user_timeout in milliseconds; sql.SETTINGS says the same to the other end, deadline.py sees what they miss.
 # https://www.postgresql.org/docs/current/libpq-connect.html
 _KEEPALIVE = {
     "keepalives_idle": 5,
@@ -60,7 +67,8 @@ def connection_parameters(settings: dict[str, Any], name: str) -> dict[str, Any]
         "port": settings.get("PORT"),
     }
     given = {key: value for key, value in own.items() if value not in ("", None)}
-    return {**_KEEPALIVE, **given, **options, "application_name": name[:63]}
+    # The encoding is Django's own, whatever is set for the role.
+    return {**_KEEPALIVE, **given, **options, "application_name": name[:63], "client_encoding": "UTF8"}
 
 
 class Locked(LayerUnavailable):
@@ -80,6 +88,8 @@ class Session:
         self._lock = threading.RLock()
         self._connection: Any = None
         self._deadline: Deadline | None = None  # with the connection
+        self._schema = ""  # our tables', with a dot
+        self._qualified: dict[str, str] = {}  # statements as they are written and with that schema
         self._backend = 0  # the process id of the connection's other end, and of the last one's
         self._prepared: set[str] | None = set()  # names in this connection; None: it does not keep them
         self._planned_at = 0.0  # time.monotonic()
@@ -114,7 +124,10 @@ class Session:
         assert self._deadline
         try:
             with self._deadline, self._connection.cursor() as cursor:
-                text = b";".join([cursor.mogrify(text, values) for text, values in statements])
+                parts = [cursor.mogrify(self._qualify(text), values) for text, values in statements]
+                if self.pooled and self._schema and self._connection.get_transaction_status() == IDLE:
+                    parts.insert(0, sql.IN_EACH_TRANSACTION.encode())
+                text = b";".join(parts)
                 started = time.monotonic()
                 cursor.execute(text)
                 self._slow = self._slow or time.monotonic() - started > prepared.SLOW
@@ -126,6 +139,13 @@ class Session:
                 raise Locked(one_line(error)) from error
             raise self._lost(error) from error
 
+    def _qualify(self, text: str) -> str:
+        """Put the schema before the names of our tables, as the search_path has none that others may write to."""
+        qualified = self._qualified.get(text)
+        if qualified is None:
+            qualified = self._qualified[text] = _TABLE.sub(lambda found: self._schema + found[0], text)
+        return qualified
+
     def _planned(self, statements: Sequence[Statement], known: set[str]) -> list[Statement]:
         """Put in the place of hot statements what runs them as this connection has planned them, once."""
         planned: list[Statement] = []
@@ -133,7 +153,7 @@ class Session:
             found = prepared.BY_TEXT.get(text)
             planned += [(one.execute, values) for one in found] if found else [(text, values)]
             if found and (new := [one for one in found if one.name not in known]):
-                self._run([(SETTINGS, {}), *[(one.prepare.replace("%", "%%"), {}) for one in new]])
+                self._run([(one.prepare.replace("%", "%%"), {}) for one in new])
                 known.update(one.name for one in new)
         return [*self._replan(), *planned] if known else planned
 
@@ -239,17 +259,29 @@ class Session:
             raise lost from error
 
     def _set_up(self, cursor: Any) -> None:
-        cursor.execute(sql.BACKEND)
-        self.pooled = cursor.fetchone()[0] != self._connection.get_backend_pid()
-        if not self.pooled:  # whose sessions are the site's too: what is set there stays
-            cursor.execute(sql.KEEPALIVE)
+        if role := self._settings.get("OPTIONS", {}).get("assume_role"):
+            cursor.execute(sql.ASSUME_ROLE, [role])
+        cursor.execute(sql.FIND)
+        backend, table = cursor.fetchone()
+        self.pooled = backend != self._connection.get_backend_pid()
+        if self.pooled:  # whose sessions are the site's too: what is set there stays
+            first = [sql.IN_EACH_TRANSACTION]
+        else:
+            first = [sql.SAFE_PATH, sql.SETTINGS]
+            if self._connection.server_version >= 170000:
+                first.append(sql.TRANSACTION_TIMEOUT)
             # The database may not know yet that the last one has ended: it would keep its locks, and its claim may be
             # under way. By name, since the number may be another's by now.
-            cursor.execute(sql.END_LAST, {"pid": self._backend, "name": self._name[:63]})
-        if role := self._settings.get("OPTIONS", {}).get("assume_role"):
-            cursor.execute("SELECT set_config('role', %s, false)", [role])
+            first.append(sql.END_LAST)
         if self._listen:
-            cursor.execute(sql.LISTEN)
+            first.append(sql.LISTEN)
+        values = {"pid": self._backend, "name": self._name[:63], "table": table}
+        cursor.execute("; ".join([*first, sql.SCHEMAS]), values)
+        schemas = [schema.replace("%", "%%") for (schema,) in cursor.fetchall()]
+        self._schema = f"{schemas[0]}." if len(schemas) == 1 else ""
+        self._qualified.clear()
+        if not self._schema and not self.pooled:  # before the first migration
+            cursor.execute("RESET search_path")
 
 
 class Transaction:

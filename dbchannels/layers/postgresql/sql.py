@@ -10,13 +10,53 @@ else the queue of a process-specific channel. Equal payloads in one transaction 
 
 LISTEN = "LISTEN dbchannels"
 # Another one than libpq was told at the start: a pooler stands between.
-BACKEND = "SELECT pg_backend_pid()"
+BACKEND = "SELECT pg_catalog.pg_backend_pid()"
 
+# What our own session begins with. The first finds our tables by the site's search_path, and has no operator in it: any
+# role that may create objects in one of its schemas can plant a better match there. From then on names are looked for
+# in pg_catalog alone, and our tables' are qualified (see session.py). Without them on the path, as on a site that sets
+# it for each request, those are taken that belong to our role, if there is but one such schema.
+ASSUME_ROLE = "SELECT pg_catalog.set_config('role', %s, false)"
+FIND = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.to_regclass('dbchannels_held')::pg_catalog.oid"
+SCHEMAS = """
+SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
+WHERE relname = 'dbchannels_held' AND CASE WHEN %(table)s::oid IS NOT NULL THEN pg_class.oid = %(table)s::oid
+      ELSE relkind = 'r' AND pg_has_role(relowner, 'USAGE') END
+"""
+SAFE_PATH = "SET search_path = pg_catalog, pg_temp"
+# What is set for the role or the database and would end our sessions, or change what our statements mean: limiting
+# the claims of a channel, for one, needs a snapshot for each statement.
+_SETTINGS = {
+    "default_transaction_isolation": "'read committed'",
+    "default_transaction_read_only": "off",
+    "statement_timeout": "0",
+    "lock_timeout": "0",
+    "idle_in_transaction_session_timeout": "0",
+    "idle_session_timeout": "0",
+}
 # A backend whose client fell silent ends in 11 s instead of two hours, and its locks are free; over a Unix socket these
 # do nothing (https://www.postgresql.org/docs/current/runtime-config-connection.html).
-KEEPALIVE = """
-SET tcp_keepalives_idle = 5; SET tcp_keepalives_interval = 2; SET tcp_keepalives_count = 3;
-SET tcp_user_timeout = 10000
+_KEEPALIVE = {
+    "tcp_keepalives_idle": "5",
+    "tcp_keepalives_interval": "2",
+    "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+}
+# Generic plans must be made of index scans only, see prepared.py. What is forbidden only costs 10**10 more, which would
+# let the compiler (jit) start at each sweep.
+_PLANNER = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "jit": "off",
+}
+SETTINGS = "; ".join(f"SET {name} = {value}" for name, value in (_SETTINGS | _KEEPALIVE | _PLANNER).items())
+# Since PostgreSQL 17.
+TRANSACTION_TIMEOUT = "SET transaction_timeout = 0"
+# Through a pooler a session is the site's next, so what is set must end with each transaction.
+IN_EACH_TRANSACTION = """
+SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path = pg_catalog, pg_temp;
+SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0
 """
 END_LAST = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
@@ -27,22 +67,24 @@ BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 15000"
 
 # A NOTIFY fails its transaction when the queue of all notifications is full, which one idle listener inside a
 # transaction can bring about: past a half none is sent, and the poll finds the rows.
-QUIET = "pg_notification_queue_usage() < 0.5"
+QUIET = "pg_notification_queue_usage() < 0.5::float"
 # For a single row. The first asks the queue, and gives NULL when nobody was woken; the second, in the same string, is
 # for when it is known to have room, see notify_queue.py. What it says is the last of the row's parameters.
-WAKE_ONE = f" RETURNING CASE WHEN {QUIET} THEN pg_notify('dbchannels', %s) END"
+WAKE_ONE = f" RETURNING CASE WHEN {QUIET} THEN pg_catalog.pg_notify('dbchannels', %s) END"
 WAKE_ONE_UNASKED = "; NOTIFY dbchannels, %s"
 # How full the queue is, from 0 to 1, and whether a probe was sent; see wakeup_check.py.
 QUEUE_USAGE = "SELECT pg_notification_queue_usage(), false, NULL"
 PROBE = f"""
-SELECT pg_notification_queue_usage(), {QUIET}, CASE WHEN {QUIET} THEN pg_notify('dbchannels', %(wake)s) END
+SELECT pg_notification_queue_usage(), {QUIET},
+       CASE WHEN {QUIET} THEN pg_catalog.pg_notify('dbchannels', %(wake)s) END
 """
-WAKE = f"SELECT pg_notify('dbchannels', payload) FROM unnest(%(wake)s::text[]) AS payload WHERE {QUIET}"
+WAKE = f"""
+SELECT pg_catalog.pg_notify('dbchannels', payload) FROM pg_catalog.unnest(%(wake)s::text[]) AS payload WHERE {QUIET}"""
 
 _INTO = """
 INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
 SELECT channel, locals, reply_channel, payload, statement_timestamp(),
-       statement_timestamp() + %(expiry)s * interval '1 second'
+       statement_timestamp() + %(expiry)s::float * interval '1 second'
 """
 _ARRAYS = "%(channels)s::text[], %(locals)s::text[], %(reply_channels)s::text[], %(payloads)s::bytea[]"
 
@@ -58,8 +100,8 @@ VALUES (%s, %s, %s, %s, statement_timestamp(), statement_timestamp() + %s::inter
 SEND_ALIKE = """
 INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
 SELECT %(channel)s, %(local)s, %(reply_channel)s, payload, statement_timestamp(),
-       statement_timestamp() + %(expiry)s * interval '1 second'
-FROM unnest(%(payloads)s::bytea[]) AS payload"""
+       statement_timestamp() + %(expiry)s::float * interval '1 second'
+FROM pg_catalog.unnest(%(payloads)s::bytea[]) AS payload"""
 
 # A row goes in only while its queue has room; the count stops at the capacity, so a long queue costs no more.
 # Gives (channel, messages that waited before, whether the rows went in); NULL for a queue without a limit.
@@ -67,7 +109,7 @@ ROOM = """
 counted AS MATERIALIZED (
     SELECT channel, capacity, CASE WHEN capacity IS NOT NULL THEN (
         SELECT count(*) FROM (SELECT FROM {0} AS waiting
-            WHERE waiting.channel = queue.channel {1} LIMIT queue.capacity) AS rows
+            WHERE waiting.channel::text = queue.channel {1} LIMIT queue.capacity) AS rows
     ) END AS waited
     FROM unnest(%(queues)s::text[], %(capacities)s::int[]) AS queue(channel, capacity)
 ), room AS MATERIALIZED (
@@ -95,26 +137,27 @@ GROUP_ADD = """
 INSERT INTO dbchannels_membership ("group", channel, local, added_at, expires_at)
 SELECT %(group)s::text, %(channel)s::text, %(local)s::text, statement_timestamp(),
        CASE WHEN %(channel)s::text NOT LIKE '%%!'
-                 OR NOT EXISTS (SELECT FROM dbchannels_process WHERE queue = %(channel)s::text)
+                 OR NOT EXISTS (SELECT FROM dbchannels_process WHERE queue::text = %(channel)s::text)
             THEN statement_timestamp() + %(expiry)s::float * interval '1 second' END
 ON CONFLICT ("group", channel, local) DO UPDATE SET expires_at = EXCLUDED.expires_at
 WHERE dbchannels_membership.expires_at IS NOT NULL OR EXCLUDED.expires_at IS NOT NULL
 """
 
 GROUP_DISCARD = """
-DELETE FROM dbchannels_membership WHERE "group" = %(group)s AND channel = %(channel)s AND local = %(local)s
+DELETE FROM dbchannels_membership
+WHERE "group"::text = %(group)s::text AND channel::text = %(channel)s::text AND local::text = %(local)s::text
 """
 
-GROUP_CLEAR = 'DELETE FROM dbchannels_membership WHERE "group" = %(group)s'
+GROUP_CLEAR = 'DELETE FROM dbchannels_membership WHERE "group"::text = %(group)s::text'
 
 GROUP_COUNT = """
 SELECT count(*) FROM dbchannels_membership
-WHERE "group" = %(group)s AND (expires_at IS NULL OR expires_at > statement_timestamp())
+WHERE "group"::text = %(group)s::text AND (expires_at IS NULL OR expires_at > statement_timestamp())
 """
 
 GROUP_CHANNELS = """
-SELECT channel || local FROM dbchannels_membership
-WHERE "group" = %(group)s AND (expires_at IS NULL OR expires_at > statement_timestamp()) ORDER BY id
+SELECT channel::text || local::text FROM dbchannels_membership
+WHERE "group"::text = %(group)s::text AND (expires_at IS NULL OR expires_at > statement_timestamp()) ORDER BY id
 """
 
 CONNECT = """
@@ -129,15 +172,16 @@ ON CONFLICT (reply_channel) DO NOTHING
 KEEP = """
 UPDATE dbchannels_connection
 SET session = coalesce(%(session)s::bytea, session),
-    login = CASE WHEN login = '' OR %(login)s::text <> '-' THEN coalesce(%(login)s::text, login) ELSE login END
-WHERE reply_channel = %(reply_channel)s
+    login = CASE WHEN login::text = ''::text OR %(login)s::text <> '-'::text THEN coalesce(%(login)s::text, login::text)
+            ELSE login END
+WHERE reply_channel::text = %(reply_channel)s::text
 """
 
 # A site's open transaction may hold such a row, and nobody waits for that: a sweep comes back for it, see ended.
 DISCONNECT = """
 WITH gone AS (
     DELETE FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
-        SELECT reply_channel FROM dbchannels_connection WHERE reply_channel = ANY(%(reply_channels)s::text[])
+        SELECT reply_channel FROM dbchannels_connection WHERE reply_channel::text = ANY(%(reply_channels)s::text[])
         FOR UPDATE SKIP LOCKED
     ))
 )
@@ -218,25 +262,26 @@ DELETE FROM dbchannels_schedule
 
 # What waits, what is taken and not finished, and the age of the oldest that could be taken now, in seconds. Ready
 # and delayed messages are counted in their partial indexes alone, and of the oldest only that one row is read.
-_OF_CHANNEL = "(%(channel)s::text IS NULL OR channel = %(channel)s)"
+_OF_CHANNEL = "(%(channel)s::text IS NULL OR channel::text = %(channel)s::text)"
 STATISTICS = f"""
 WITH protocol AS (
-    SELECT count(*) AS number, min(sent_at) AS sent_at FROM dbchannels_protocolmessage
+    SELECT count(*) AS number, pg_catalog.min(sent_at) AS sent_at FROM dbchannels_protocolmessage
     WHERE expires_at > statement_timestamp() AND {_OF_CHANNEL}
 ), ready AS (
-    SELECT count(*) AS number, min(id) AS oldest FROM dbchannels_durablemessage
+    SELECT count(*) AS number, pg_catalog.min(id) AS oldest FROM dbchannels_durablemessage
     WHERE claimed_by IS NULL AND due_at IS NULL AND {_OF_CHANNEL}
 ), delayed AS (
     SELECT count(*) AS number FROM dbchannels_durablemessage WHERE due_at IS NOT NULL AND {_OF_CHANNEL}
 ), due AS (
-    SELECT min(sent_at) AS sent_at FROM dbchannels_durablemessage
+    SELECT pg_catalog.min(sent_at) AS sent_at FROM dbchannels_durablemessage
     WHERE due_at <= statement_timestamp() AND {_OF_CHANNEL}
 ), claimed AS (
     SELECT count(*) AS number FROM dbchannels_durablemessage WHERE claimed_by IS NOT NULL AND {_OF_CHANNEL}
 ), held AS (
     SELECT count(*) AS number
-    FROM dbchannels_held CROSS JOIN LATERAL regexp_split_to_table(messages, E'\\n') AS line
-    WHERE messages <> '' AND (%(channel)s::text IS NULL OR split_part(line, ' ', 1) = %(channel)s)
+    FROM dbchannels_held CROSS JOIN LATERAL pg_catalog.regexp_split_to_table(messages, E'\\n') AS line
+    WHERE messages <> ''::text
+          AND (%(channel)s::text IS NULL OR pg_catalog.split_part(line, ' ', 1) = %(channel)s::text)
 )
 SELECT protocol.number + ready.number + delayed.number, claimed.number + held.number,
        greatest(0, coalesce(extract(epoch FROM statement_timestamp() - least(
@@ -246,18 +291,18 @@ SELECT protocol.number + ready.number + delayed.number, claimed.number + held.nu
 FROM protocol, ready, delayed, due, claimed, held
 """
 
-TABLES_PRESENT = "SELECT to_regclass('dbchannels_held') IS NOT NULL"
-SERVER = "SELECT current_setting('server_version'), current_database()"
+TABLES_PRESENT = "SELECT pg_catalog.to_regclass('dbchannels_held') IS NOT NULL"
+SERVER = "SELECT pg_catalog.current_setting('server_version'), current_database()"
 
 # Whose a WebSocket is. Written only where it changes something.
 IDENTIFY = """
 UPDATE dbchannels_connection SET user_id = %(user_id)s
-WHERE reply_channel = %(reply_channel)s AND user_id <> %(user_id)s
+WHERE reply_channel::text = %(reply_channel)s::text AND user_id::text <> %(user_id)s::text
 """
 
 GROUP_USERS = """
 SELECT DISTINCT connection.user_id FROM dbchannels_membership AS member
-JOIN dbchannels_connection AS connection ON connection.reply_channel = member.channel || member.local
-WHERE member."group" = %(group)s AND connection.user_id <> ''
+JOIN dbchannels_connection AS connection ON connection.reply_channel::text = member.channel::text || member.local::text
+WHERE member."group"::text = %(group)s::text AND connection.user_id::text <> ''::text
       AND (member.expires_at IS NULL OR member.expires_at > statement_timestamp())
 """

@@ -12,7 +12,7 @@ _INSERT_DURABLE = """
 INSERT INTO dbchannels_durablemessage
     (channel, payload, priority, unique_key, attempts, alone, sent_at, due_at)
 SELECT channel, payload, priority, unique_key, 0, false, statement_timestamp(),
-       coalesce(due_at, CASE WHEN delay > 0 THEN statement_timestamp() + delay * interval '1 second' END)
+       coalesce(due_at, CASE WHEN delay > 0::float THEN statement_timestamp() + delay * interval '1 second' END)
 FROM unnest(%(channels)s::text[], %(payloads)s::bytea[], %(priorities)s::int[], %(unique_keys)s::text[],
             %(delays)s::float[], %(due_ats)s::timestamptz[]) WITH ORDINALITY
      AS message(channel, payload, priority, unique_key, delay, due_at, position)
@@ -41,8 +41,8 @@ SELECT channel, waited, has_room FROM room
 _SAME = """
 same AS MATERIALIZED (
     SELECT FROM dbchannels_durablemessage AS other
-    WHERE channel = (%(channels)s::text[])[1] AND unique_key = (%(unique_keys)s::text[])[1]
-          AND unique_key <> '' AND claimed_by IS NULL
+    WHERE channel::text = (%(channels)s::text[])[1] AND unique_key::text = (%(unique_keys)s::text[])[1]
+          AND unique_key::text <> ''::text AND claimed_by IS NULL
     LIMIT 1 FOR KEY SHARE SKIP LOCKED
 )"""
 SEND_UNIQUE = f"""
@@ -145,7 +145,8 @@ CLAIM_LIMITED = CLAIM.replace(_READY, _READY_LIMITED)
 ACKNOWLEDGE = """
 DELETE FROM dbchannels_durablemessage AS message
 USING unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS done(id, attempt)
-WHERE message.id = done.id AND message.attempts = done.attempt AND message.claimed_by = %(worker)s
+WHERE message.id = done.id AND message.attempts = done.attempt
+      AND message.claimed_by::text = %(worker)s::text
 """
 
 RELEASE = """
@@ -219,7 +220,7 @@ DROP_TIMES = "DELETE FROM dbchannels_schedule WHERE seen_at < %(before)s"
 
 DEAD_LETTER_IDS = """
 SELECT id FROM dbchannels_deadletter
-WHERE cardinality(%(channels)s::text[]) = 0 OR channel = ANY(%(channels)s::text[]) ORDER BY id
+WHERE pg_catalog.cardinality(%(channels)s::text[]) = 0 OR channel::text = ANY(%(channels)s::text[]) ORDER BY id
 """
 
 # Whoever deletes the dead letter sends it again; one that another replay has under way is skipped, not waited for.
@@ -234,5 +235,6 @@ WITH again AS (
     SELECT channel, payload, 0, '', 0, false, statement_timestamp() FROM again ORDER BY id
     RETURNING 1
 ), counted AS (SELECT count(*) AS number FROM sent)
-SELECT number, CASE WHEN %(wakes)s AND number > 0 AND {QUIET} THEN pg_notify('dbchannels', 'd') END FROM counted
+SELECT number, CASE WHEN %(wakes)s AND number > 0 AND {QUIET} THEN pg_catalog.pg_notify('dbchannels', 'd') END
+FROM counted
 """

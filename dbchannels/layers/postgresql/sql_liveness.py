@@ -105,8 +105,10 @@ DELETE FROM dbchannels_membership WHERE id = ANY(ARRAY(
 """
 
 # What the tally has grown by is added up, see migration 0002; the sum stays the same in every snapshot. Of two
-# sweepers each merges what the other has not locked, and two merged rows of a queue do no harm.
+# sweepers each merges what the other has not locked, and two merged rows of a queue do no harm. The setting tells a
+# merge from a dump that is being loaded.
 MERGE_TALLY = """
+SET LOCAL dbchannels.merges = on;
 WITH fresh AS MATERIALIZED (
     SELECT id, "group", channel FROM dbchannels_tally WHERE NOT merged ORDER BY id LIMIT %(limit)s
     FOR UPDATE SKIP LOCKED
