@@ -15,7 +15,6 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from pprint import pformat
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -35,7 +34,8 @@ SECRET_NAMES = frozenset({"sec-websocket-protocol"})
 LONGEST_NAME = 200  # characters of a name that are read for words
 NESTED = 3  # times that an address inside of an address is decoded
 
-PRETTY = 65_536  # characters up to which a message is laid out in lines: a message of 1 MiB can take 10 s
+PRETTY = 65_536  # characters up to which a message is laid out in lines
+WIDTH = 100  # characters of a line into which a dict or a list is put as a whole
 BODY = frozenset({"body", "content"})
 #: A dict with one of these is a request, a response, or a part of one.
 HTTP = frozenset({"body_channel", "headers", "http_version", "more_content", "status"})
@@ -169,6 +169,19 @@ def readable(value: Any, http: bool = False) -> Any:
     return shown
 
 
+def _laid_out(value: Any, indent: str) -> str:
+    """Return a value in lines. (pprint indents by the length of keys, so that one of 8 kB makes 64 MB of a text.)"""
+    flat = repr(value)
+    if not value or not isinstance(value, (dict, list)) or len(indent) + len(flat) <= WIDTH:
+        return flat
+    inner = indent + "    "
+    if isinstance(value, list):
+        items, ends = [_laid_out(item, inner) for item in value], "[]"
+    else:
+        items, ends = [f"{key!r}: {_laid_out(item, inner)}" for key, item in value.items()], "{}"
+    return f"{ends[0]}\n" + "".join(f"{inner}{item},\n" for item in items) + indent + ends[1]
+
+
 def message_text(channel: str, payload: bytes, pretty: bool = True) -> str:
     """Return an encoded message in Python's notation, its secrets masked; or why that is not possible."""
     try:
@@ -178,6 +191,6 @@ def message_text(channel: str, payload: bytes, pretty: bool = True) -> str:
         if not pretty:
             shown.pop("reply_channel", None)  # long, and of no use in a list
         text = repr(shown)
-        return pformat(shown, width=100, sort_dicts=False) if pretty and len(text) <= PRETTY else text
+        return _laid_out(shown, "") if pretty and len(text) <= PRETTY else text
     except DECODING_ERRORS:
         return UNREADABLE

@@ -26,8 +26,8 @@ _FINAL = b"\x03\x00"  # an empty last block: at its end zlib says whether all be
 _PADDING = 16  # bytes that may follow a last block: the empty one that section 7.2.3.4 asks for has one
 
 _TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_PARAMETER = re.compile(rf'[ \t]*;[ \t]*({_TOKEN})(?:[ \t]*=[ \t]*(?:({_TOKEN})|"({_TOKEN})"))?')
-_EXTENSION = re.compile(rf"[ \t]*({_TOKEN})((?:{_PARAMETER.pattern})*)[ \t]*\Z")
+_PARAMETER = rf'[ \t]*;[ \t]*{_TOKEN}(?:[ \t]*=[ \t]*(?:{_TOKEN}|"{_TOKEN}"))?'
+_EXTENSION = re.compile(rf"[ \t]*({_TOKEN})((?:{_PARAMETER})*)[ \t]*\Z")
 _BITS = re.compile(r"(?:[89]|1[0-5])\Z")
 
 Parameters = list[tuple[str, str | None]]
@@ -140,8 +140,8 @@ def _offer(text: str) -> tuple[str, Parameters]:
     found = _EXTENSION.match(text)
     if found is None:
         raise Refused(400, "The Sec-WebSocket-Extensions header is no list of extensions.")
-    parameters = [(name, plain or quoted or None) for name, plain, quoted in _PARAMETER.findall(found[2])]
-    return found[1], parameters
+    parameters = [part.partition("=") for part in found[2].split(";")[1:]]
+    return found[1], [(name.strip(" \t"), value.strip(' \t"') or None) for name, _, value in parameters]
 
 
 def _agree(parameters: Parameters) -> Deflate | None:
