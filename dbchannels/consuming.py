@@ -77,6 +77,9 @@ class Consumption:
             raise InvalidMessage(
                 f"No consumer on {delivery.channel} matches this message: add a route for it."
             )
+        if delivery.channel == "http.request" and message.reply_channel is not None:
+            # The answer may come from elsewhere, and late: until then another request of its address may come.
+            return [reply(self.layer, delivery.reply_channel, {"taken": True})]
         return self._finished(message, {})
 
     def _run_route(
@@ -225,6 +228,7 @@ def said_by_raising(layer: BaseLayer, delivery: Delivery, error: BaseException) 
     return [reply(layer, delivery.reply_channel, answer)]
 
 
+_TAKEN = codec.encode_trusted({"taken": True})
 _TEXT = [b"Content-Type", b"text/plain"]
 _NOT_YET = {
     "status": 503,
@@ -241,6 +245,12 @@ _LOGIN_ENDED = {
 
 def _joined(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
     """Let the consumer's last word to a connection say that the frame is finished too: one row in place of two."""
+    if (
+        answers
+        and getattr(answers[0], "payload", b"") == _TAKEN
+        and any(one[:1] == answers[0][:1] for one in sent)
+    ):
+        return sent
     last = sent[-1] if sent else None
     if isinstance(last, Keep):  # in front, so that the last word is one
         return [last, *_joined(sent[:-1], answers)]

@@ -93,7 +93,9 @@ def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> Int
         server.requests.static_files = DevelopmentFiles()
     if plan.threads:
         views = ApplicationViews(site_application())
-        server.requests.direct = DirectViews(views, plan.threads, server.relay.call_in_hub)
+        server.requests.direct = DirectViews(
+            views, plan.threads, server.relay.call_in_hub, server.requests.turns
+        )
     return server
 
 

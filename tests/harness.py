@@ -12,6 +12,7 @@ import selectors
 import signal
 import socket
 import sqlite3
+import struct
 import subprocess
 import sys
 import time
@@ -306,6 +307,12 @@ def connect(port: int) -> socket.socket:
     raw = socket.create_connection((HOST, port), timeout=20)
     OPENED.append(raw)
     return raw
+
+
+def reset(raw: socket.socket) -> None:
+    """Leave at once; after a plain close a request is still answered for a while."""
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    raw.close()
 
 
 def close_all() -> None:

@@ -47,7 +47,8 @@ class Connection:
     def __init__(self, relay: Relay, request: Request, limits: Limits = Limits()) -> None:  # noqa: B008
         self.request = request
         self.opened_at = time.monotonic()
-        self.verdict: AsyncResult = AsyncResult()
+        self.verdict: AsyncResult = AsyncResult()  # for who waits
+        self._decided: Accepted | Denied | None = None  # by the consumer
         self.reply_channel = relay.open(self)
         self._relay, self._limits = relay, limits
         # Towards the layer.
@@ -67,25 +68,30 @@ class Connection:
     # The handshake.
 
     def connect(self) -> None:
-        """Record the connection and send its connect message. Raises OutboxFull."""
+        """Record the connection and send its connect message; without room in the outbox it is refused."""
         fields = connect_message(self.request, self.reply_channel)
         key = session_key(self.request.headers)
         record = Connect(self.reply_channel, self._relay.name, self.request.path[:2000], key)
-        self._relay.send(record, self._relay.make_send("websocket.connect", fields))
+        try:
+            self._relay.send(record, self._relay.make_send("websocket.connect", fields))
+        except OutboxFull:
+            self.give_up()
+            return
         if key:
             self._relay.has_sessions = True
         self._in_flight = ("websocket.connect", fields)  # not before: what was refused will not be answered
 
     def give_up(self) -> None:
-        """Wait no longer for the connect consumer: the server stops."""
-        self._decide(denied(503))
+        """Wait no longer for the connect consumer: the server stops, or the client has left."""
+        if not self.verdict.ready():
+            self.verdict.set(denied(503))
 
     def abandon(self) -> None:
         """Give up a connection that never opened; if its connect consumer accepts all the same, it is told."""
         self._abandoned = True
         if self._in_flight is not None:
             return
-        if isinstance(self.verdict.value, Accepted):  # it is known already that the consumer accepted
+        if isinstance(self._decided, Accepted):  # it is known already that the consumer accepted
             self._disconnect(1006)
         else:
             self._end()
@@ -155,7 +161,7 @@ class Connection:
 
     def _judge(self, out: Outgoing, message: dict[str, Any]) -> None:
         """Before the 101: an ``accept``, or a close without data, decides at once; data waits for the verdict."""
-        if self.verdict.ready() and not isinstance(self.verdict.value, Denied):
+        if isinstance(self._decided, Accepted):
             self._early.append(out)
         elif out.accept is False or (
             out.accept is None and out.close is not None and not (out.frame or self._early)
@@ -168,6 +174,7 @@ class Connection:
                 self._decide(Accepted(out.subprotocol, out.headers))
 
     def _decide(self, verdict: Accepted | Denied) -> None:
+        self._decided = self._decided or verdict
         if not self.verdict.ready():
             self.verdict.set(verdict)
 
@@ -179,7 +186,7 @@ class Connection:
         if self._in_flight is None or self._in_flight[1]["order"] != order:
             return
         finished, self._in_flight, self._refused_at, self._postponed = self._in_flight, None, None, None
-        denied = self._abandoned and isinstance(self.verdict.value, Denied)
+        denied = self._abandoned and isinstance(self._decided, Denied)
         if denied or finished[0] == "websocket.disconnect":
             self._end()
         elif self._abandoned:
@@ -211,7 +218,7 @@ class Connection:
 
     def _lost(self, why: str, channel: str | None) -> None:
         """The message in the layer will not be consumed; without a channel it is whichever is there."""
-        if why == DECLARED_DEAD and (self._abandoned or isinstance(self.verdict.value, Accepted)):
+        if why == DECLARED_DEAD and (self._abandoned or isinstance(self._decided, Accepted)):
             self._forget()
             return
         if self._in_flight is None or channel not in (None, self._in_flight[0]):

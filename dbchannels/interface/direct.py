@@ -13,18 +13,18 @@ from functools import partial
 from typing import Any
 
 import gevent
-from gevent.lock import Semaphore
 from gevent.queue import SimpleQueue
 from gevent.threadpool import ThreadPool
 
 from dbchannels.interface import http
 from dbchannels.interface.exchange import BrokenOff
+from dbchannels.interface.turns import Turn, Turns
 
 log = logging.getLogger("dbchannels.server")
 
 WINDOW = 1_048_576  # bytes on the way from the view to the client
 STALLED = 60.0  # seconds without the client taking anything: given up
-WAITING_PER_THREAD = 16  # requests that may wait for a thread; beyond it they are answered 503
+WAITING_PER_THREAD = 16  # requests of one address that may wait for a thread; beyond it they are answered 503
 
 Message = dict[str, Any]
 #: Runs the view of an ``http.request`` message: the messages of its response, the last without ``more_content``.
@@ -35,44 +35,29 @@ LATE = "The site's view took longer than this server waits."
 
 
 class DirectViews:
-    """The threads, and how many requests there may be."""
+    """The threads: as many requests run at once, and addresses take turns."""
 
-    def __init__(self, views: Views, threads: int, call_in_hub: CallInHub) -> None:
+    def __init__(self, views: Views, threads: int, call_in_hub: CallInHub, turns: Turns) -> None:
         self.views = views
         self.call_in_hub = call_in_hub
-        self.free = Semaphore(threads)  # the pool itself would take one more, which then waits unseen
+        self.turns = turns
+        turns.room = threads
+        self.most_waiting = threads * WAITING_PER_THREAD
         self._pool = ThreadPool(threads)
-        self._room = threads * (1 + WAITING_PER_THREAD)
 
     def exchange(self) -> DirectExchange:
         """Return what one request is run by."""
         return DirectExchange(self)
 
-    def enter(self) -> bool:
-        """Take a place; False when there is none. Whoever got one must ``leave``."""
-        self._room -= 1
-        if self._room >= 0:
-            return True
-        self._room += 1
-        return False
+    def run(self, function: Callable[[], None], ended: Callable[[], None]) -> None:
+        """Run a function in a thread, and then ``ended`` in the hub; whoever calls has its turn."""
+        gevent.spawn_raw(self._pool.spawn, self._run, function, ended)  # the pool may wait for a moment
 
-    def leave(self) -> None:
-        """Give the place back."""
-        self._room += 1
-
-    def run(self, function: Callable[[], None]) -> None:
-        """Run a function in a thread; whoever calls has taken a free one, which its end gives back, and the place."""
-        self._pool.spawn(self._run, function)
-
-    def _run(self, function: Callable[[], None]) -> None:
+    def _run(self, function: Callable[[], None], ended: Callable[[], None]) -> None:
         try:
             function()
         finally:
-            self.call_in_hub(self._ended)
-
-    def _ended(self) -> None:
-        self.free.release()
-        self.leave()
+            self.call_in_hub(ended)
 
 
 class DirectExchange:
@@ -82,41 +67,37 @@ class DirectExchange:
 
     def __init__(self, direct: DirectViews) -> None:
         self._direct = direct
+        self._turn: Turn | None = None
         self._parts: SimpleQueue = SimpleQueue()  # for the hub
         self._reports: queue.SimpleQueue[Message] = queue.SimpleQueue()  # for the thread
         self._sent = self._taken = 0  # bytes, in the thread
-        self._waits = self._given_up = False  # for a free thread; and the server stops
 
     # In the hub.
 
     def request(self, message: Message, timeout: float) -> Message:
         """Run the view; return the head of its response, 503 when no thread was free, or 504 when it took too long."""
-        if not self._direct.enter():
+        turns, client = self._direct.turns, message["client"][0]
+        if turns.waiting(client) >= self._direct.most_waiting:
             return http.failure_message(503)
-        started = False
+        self._turn = turn = turns.enter(client, partial(self._start, message))
         try:
             with gevent.Timeout(timeout, False):
-                self._await_thread()
-                if self._given_up:
-                    return http.failure_message(503)
-                self._direct.run(partial(self._run, message))
-                started = True
                 first: Message = self._parts.get()
                 if "left" in first:
                     raise BrokenOff
                 status = http.failure_status(first)
                 return first if status is None else http.failure_message(status)
         finally:
-            if not started:
-                self._direct.leave()
-        return http.failure_message(504, LATE) if started else http.failure_message(503)
+            if not turn.started:
+                turn.leave()
+        return http.failure_message(504, LATE) if turn.started else http.failure_message(503)
 
-    def _await_thread(self) -> None:
-        self._waits = True
-        try:
-            self._direct.free.acquire()
-        finally:
-            self._waits = False
+    def _start(self, message: Message) -> None:
+        self._direct.run(partial(self._run, message), self._ended)
+
+    def _ended(self) -> None:
+        assert self._turn is not None
+        self._turn.leave()
 
     def next_chunk(self, timeout: float) -> Message:
         """Return the next part, however long the view takes; raises BrokenOff when there will be none."""
@@ -135,10 +116,7 @@ class DirectExchange:
         self._parts.put({"left": True})
 
     def give_up(self) -> None:
-        """End the wait for a thread, or for what it makes: the server stops, and no thread is needed any more."""
-        self._given_up = True
-        if self._waits:
-            self._direct.free.release()
+        """End the wait for a thread, or for what it makes: the server stops."""
         self._parts.put({"lost": "server stops"})
 
     def close(self) -> None:

@@ -7,14 +7,16 @@ import logging
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
+from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dbchannels import names
 from dbchannels.interface import http
-from dbchannels.interface.relay import OutboxFull, Relay
+from dbchannels.interface.relay import DECLARED_DEAD, OutboxFull, Relay
 from dbchannels.interface.reply import Reply
-from dbchannels.layers.operations import Disconnect
+from dbchannels.interface.turns import Turn, Turns
+from dbchannels.layers.operations import Disconnect, Withdraw
 
 if TYPE_CHECKING:
     from dbchannels.interface.upload import Upload
@@ -36,17 +38,25 @@ class BrokenOff(ConnectionError):
 
 
 class Exchange:
-    """Waits for the response messages of one request. ``close`` it when the last one was written."""
+    """Waits for the response messages of one request. ``close`` it when the last one was written.
 
-    def __init__(self, relay: Relay, later_timeout: float = 600.0) -> None:
+    With ``turns`` the request goes to the layer when it is its address's turn.
+    """
+
+    def __init__(self, relay: Relay, later_timeout: float = 600.0, turns: Turns | None = None) -> None:
         self._relay = relay
         self._later_timeout = later_timeout
+        self._turns = turns
+        self._turn: Turn | None = None  # until a worker has answered
+        self._answered = False  # by a worker, if only in part
         self._replies = relay.hub.queue()
         self._waiting = 0  # bytes of content in it
         self._later = False  # the view has raised ResponseLater
         self._left = self._broken = False  # by the client, or because it takes less than comes
         self._in_groups = False  # the reply channel may be in some
         self._path: str | None = None  # of the request, once it was sent
+        #: Called when the view has raised ResponseLater.
+        self.on_later: Callable[[], None] = lambda: None
         self.upload: Upload | None = None
         self.reply_channel = relay.open(self)
         local = names.split(self.reply_channel)[1]
@@ -58,12 +68,11 @@ class Exchange:
 
         Raises BrokenOff when the client goes away.
         """
-        send = self._relay.make_send("http.request", message)._replace(expiry=timeout)
-        try:
-            self._relay.send(send)
-        except OutboxFull:
-            return http.failure_message(503)
-        self._path = message["path"]
+        start = partial(self._send, message, timeout)
+        if self._turns is None:
+            start()
+        else:
+            self._turn = self._turns.enter(message["client"][0], start)
         try:
             first = self._next(timeout)
         except Empty:
@@ -72,9 +81,20 @@ class Exchange:
         status = http.failure_status(first)
         return first if status is None else http.failure_message(status)
 
+    def _send(self, message: Message, timeout: float) -> None:
+        send = self._relay.make_send("http.request", message)._replace(expiry=timeout)
+        try:
+            self._relay.send(send)
+        except OutboxFull:
+            self._replies.put({"lost": "full"})
+        else:
+            self._path = message["path"]
+
     def deliver(self, reply: Reply) -> None:
         """Take one message, in the hub."""
         message = reply.message
+        self._answered = message.get("lost") != DECLARED_DEAD  # else it may still wait in the layer
+        self._leave_turn()
         wanted = message.get("body")
         if isinstance(wanted, dict) and "status" not in message:
             if self.upload is not None:
@@ -108,9 +128,11 @@ class Exchange:
             latest = started + (self._later_timeout if self._later else timeout)
             message: Message = self._replies.get(timeout=max(0.0, latest - time.monotonic()))
             self._waiting -= _size(message)
-            if "later" not in message:
+            if "later" in message:
+                self._later = self._in_groups = True
+                self.on_later()
+            elif "taken" not in message:
                 return message
-            self._later = self._in_groups = True
 
     def report(self, report: Message) -> None:
         """Tell the worker that streams how far its client is."""
@@ -122,7 +144,7 @@ class Exchange:
         if self._left:
             return
         self._left = True
-        self._replies.put({"later": True})  # wakes who waits
+        self._replies.put({"taken": True})  # wakes who waits
         if self.upload is not None:
             self.upload.break_off()
         if self._path is not None:
@@ -135,9 +157,18 @@ class Exchange:
         self._in_groups = True  # whatever its worker does in the end
         self._replies.put({"lost": "server stops"})
 
+    def _leave_turn(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.leave()
+
     def close(self) -> None:
-        """Wait for nothing more, and be in no group."""
-        self._relay.close(self.reply_channel)
+        """Wait for nothing more, and be in no group; a request that no worker has taken is not run any more."""
+        self._relay.close(self.reply_channel)  # first: the publisher then leaves out what it has not written
+        self._leave_turn()
+        if self._path is not None and not self._answered:
+            with suppress(OutboxFull):
+                self._relay.send(Withdraw("http.request", self.reply_channel))
         if self.upload is not None:
             self.upload.close()
         if self._in_groups or self._left:

@@ -20,6 +20,8 @@ from dbchannels.interface.options import Options
 READ = 65_536  # bytes read at once
 SLOWEST = 1_024  # bytes a second that a body must bring, beyond what body_timeout gives it
 LINGER = 2.0  # seconds in which a client may still send what nobody reads, so that it sees its refusal
+HALF_CLOSED = 10.0  # seconds in which a client that has ended its sending half still gets its answer
+LOOK_EVERY = 0.5  # seconds between two looks whether it has reset the connection since
 SPREAD = 0.1  # of a deadline, by which some have it later: a flood that came at once must not end at once
 
 _STOPS = "This server stops: send the request again."
@@ -46,6 +48,9 @@ class Inlet:
         self._ahead = b""  # read, and not yet used
         self._first = True  # no request has come yet
         self._watcher: Any = None
+        self._on_left: Callable[[], None] | None = None  # while it is watched
+        self._half_closed_at: float | None = None  # when the client was seen to have ended its half
+        self._needs_client = False  # a client that has ended its half counts as gone
         self._waiting: Any = None  # the greenlet, while it waits for more of a body
         self._given_up = False
         self.reader: HeadReader | None = None  # of the head that comes
@@ -151,31 +156,66 @@ class Inlet:
     def watch(self, on_left: Callable[[], None]) -> None:
         """Call ``on_left``, in the hub, when the client goes away while nobody reads.
 
-        It is known only where the client has sent nothing more: what it has sent is read in its turn.
+        It is known only where the client has sent nothing more: what it has sent is read in its turn. A client that
+        ends its sending half alone, as ``nc -N`` does, looks like one that has closed its socket: it has HALF_CLOSED
+        seconds for its answer. One that resets the connection is gone.
         """
         if self._ahead:
             return
-        self._watcher = gevent.get_hub().loop.io(self._socket.fileno(), 1)
-        self._watcher.start(self._look, on_left)
+        self._on_left, self._needs_client = on_left, False
+        self._start_watcher(gevent.get_hub().loop.io(self._socket.fileno(), 1), self._look)
 
-    def _look(self, on_left: Callable[[], None]) -> None:
-        self.unwatch()
-        try:
-            ended = not self._socket._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            self.watch(on_left)
-            return
-        except OSError:
-            ended = True
-        if ended:
-            on_left()
+    def need_client(self) -> None:
+        """From now on a client that has ended its sending half has left: the response has no end in sight."""
+        self._needs_client = True
+        if self._half_closed_at is not None:
+            self._leave()
 
-    def unwatch(self) -> None:
-        """Look no more; no error when nobody looks."""
+    def _start_watcher(self, watcher: Any, call: Callable[[], None]) -> None:
+        self._stop_watcher()
+        self._watcher = watcher
+        watcher.start(call)
+
+    def _stop_watcher(self) -> None:
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.stop()
             watcher.close()
+
+    def _look(self) -> None:
+        try:
+            ended = not self._socket._sock.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            self._leave()
+            return
+        if not ended:  # the next request
+            self._stop_watcher()
+        elif self._needs_client:
+            self._leave()
+        else:
+            # The socket can be read from now on, so a watcher of that would never rest.
+            self._half_closed_at = time.monotonic()
+            self._start_watcher(gevent.get_hub().loop.timer(LOOK_EVERY, LOOK_EVERY), self._look_half_closed)
+
+    def _look_half_closed(self) -> None:
+        """After the end of a stream ``recv`` says nothing of a reset; the socket's error does."""
+        assert self._half_closed_at is not None
+        late = time.monotonic() - self._half_closed_at >= HALF_CLOSED
+        if late or self._socket._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._leave()
+
+    def _leave(self) -> None:
+        on_left = self._on_left
+        self.unwatch()
+        if on_left is not None:
+            on_left()
+
+    def unwatch(self) -> None:
+        """Look no more; no error when nobody looks."""
+        self._stop_watcher()
+        self._on_left = self._half_closed_at = None
 
     # The end.
 

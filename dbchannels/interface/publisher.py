@@ -81,7 +81,7 @@ def _ordered(operations: list[Operation]) -> list[Operation]:
     """Put neighbours of one kind together, so that each kind is one statement, the sends last.
 
     For one connection this is the order anyway: its record, then its messages; and its record is dropped only
-    after its last message has been consumed.
+    after its last message has been consumed. What is withdrawn was in an earlier batch, or was left out.
     """
     rank = {Connect: 0, Disconnect: 1, Send: 2}
     return sorted(operations, key=lambda operation: rank.get(type(operation), 1))

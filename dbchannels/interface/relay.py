@@ -31,7 +31,7 @@ from dbchannels.interface.reply import Receiver, Reply, read_reply
 from dbchannels.interface.reply_reader import ReplyReader
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Disconnect, Operation, Send
+from dbchannels.layers.operations import Delivery, Disconnect, Operation, Send, Withdraw
 from dbchannels.models import Process
 
 log = logging.getLogger("dbchannels.server")
@@ -183,6 +183,8 @@ class Relay:
 
         Or from a view that reads a body, when its client was answered before: it would wait for the rest for a minute.
         """
+        if "taken" in message:  # a consumer's own, of a request
+            return
         for local in strangers:
             self._outbox.put(Disconnect(self.queue + local))
             if isinstance(message.get("body"), dict):
@@ -224,8 +226,10 @@ class Relay:
     def _is_past(self, operation: Operation) -> bool:
         """Whether it speaks for a connection of a name that was given up; others ran its disconnect consumer.
 
-        Or it is a request whose client was answered 503 while it waited here, and may have sent it again.
+        Or it is a request whose client has left, or was answered 503 while it waited here and may have sent it again.
         """
+        if isinstance(operation, Withdraw):
+            return False
         queue_name, local = names.split(getattr(operation, "reply_channel", ""))
         answered = local not in self._receivers and getattr(operation, "channel", "") == "http.request"
         return queue_name in self._past or bool(local and answered)

@@ -17,6 +17,7 @@ from dbchannels.interface.options import Options
 from dbchannels.interface.relay import Relay
 from dbchannels.interface.spool import NotStored, Spool, SpooledBody
 from dbchannels.interface.storage import Storage
+from dbchannels.interface.turns import Turns
 from dbchannels.interface.under_way import UnderWay
 from dbchannels.interface.upload import Upload
 
@@ -31,11 +32,11 @@ StaticFiles = Callable[[Request], "tuple[int, list[tuple[str, str]], bytes] | No
 class Requests:
     """Answers each by its ``application``, which pywsgi calls in a greenlet of the connection."""
 
-    def __init__(self, relay: Relay, options: Options) -> None:
+    def __init__(self, relay: Relay, options: Options, turns: Turns) -> None:
         self.static_files: StaticFiles | None = None
         self.direct: DirectViews | None = None  # where views run, if not in workers
         self.under_way = UnderWay()
-        self._relay, self._options = relay, options
+        self._relay, self._options, self.turns = relay, options, turns
         self._storage = Storage(options.max_body_memory, options.max_spool)
 
     def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -80,8 +81,12 @@ class Requests:
     def _exchange(
         self, request: Request, spool: Spool | None, inlet: Inlet, start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        later = self._options.later_timeout
-        exchange = self.direct.exchange() if self.direct else Exchange(self._relay, later)
+        exchange: Exchange | DirectExchange
+        if self.direct:
+            exchange = self.direct.exchange()
+        else:
+            exchange = Exchange(self._relay, self._options.later_timeout, self.turns)
+            exchange.on_later = inlet.need_client
         ended = partial(self._end_exchange, exchange, spool, inlet)
         streaming = False
         try:
@@ -91,6 +96,8 @@ class Requests:
             first, head = self._checked(exchange.request(message, self._options.http_timeout), request)
             if not first.get("more_content"):
                 return self._write_whole(first, head, start_response)
+            if declared_length(head) is None:  # it may go on for ever
+                inlet.need_client()
             self._start_stream(head, request, start_response)
             streaming = True
             return Stream(exchange, first, head, self._options.http_timeout, ended)

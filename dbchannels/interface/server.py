@@ -20,8 +20,9 @@ from dbchannels.interface.inlet import Inlet
 from dbchannels.interface.options import Options
 from dbchannels.interface.probes import Probes
 from dbchannels.interface.proxy import forwarded
-from dbchannels.interface.relay import OutboxFull, Relay
+from dbchannels.interface.relay import Relay
 from dbchannels.interface.requests import OUTSIDE, Requests
+from dbchannels.interface.turns import Turns
 from dbchannels.interface.upgrade import Handler
 from dbchannels.interface.verdict import Accepted, Denied
 
@@ -81,8 +82,10 @@ class InterfaceServer:
     def __init__(self, make_relay: Callable[[Callable[[], None]], Relay], options: Options) -> None:
         self.options = options
         self.relay = make_relay(self._declared_dead)
-        self.requests = Requests(self.relay, options)
         is_proxy = options.proxies.believes if options.proxies else lambda address: False
+        # Apart, because a worker is kept free for WebSockets: their handshakes need not wait for requests.
+        self.requests = Requests(self.relay, options, Turns(options.max_waiting_per_address, is_proxy))
+        self._handshakes = Turns(options.max_waiting_per_address, is_proxy)
         self.caps = Caps(options.max_connections, options.max_per_address, is_proxy)
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
@@ -213,12 +216,16 @@ class InterfaceServer:
             raise handshake.Refused(503, http.SENTENCES[503], [("Retry-After", "5")])
         connection = Connection(self.relay, request, self.options.websocket)
         self.requests.under_way.waits(inlet, connection.give_up)
+        inlet.watch(connection.give_up)
+        inlet.need_client()
+        turn = self._handshakes.enter(request.client[0], connection.connect)
         try:
-            connection.connect()
             verdict = connection.verdict.get(timeout=self.options.handshake_timeout)
-        except (gevent.Timeout, OutboxFull):
+        except gevent.Timeout:
             verdict = Denied(503, http.SENTENCES[503])
         finally:
+            turn.leave()
+            inlet.unwatch()
             self.requests.under_way.waits(inlet, None)
         if isinstance(verdict, Denied):
             connection.abandon()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.endtoend.test_http import highest_memory, multipart, options
-from tests.harness import HOST, Served, connect, until
+from tests.harness import HOST, Served, connect, reset, until
 
 MEBIBYTE = 1_048_576
 LARGE = str(64 * MEBIBYTE)
@@ -94,7 +94,7 @@ def test_a_client_that_leaves_makes_the_body_unreadable(site):
     served = site.serve("--workers", "1", "--max-body", LARGE)
     raw = begin(served, "/read/sign", content(8 * MEBIBYTE))
     until(lambda: "began sign" in site.entries(), "the view reads")
-    raw.close()
+    reset(raw)
     until(lambda: site.rows("SELECT 1 FROM dbchannels_protocolmessage") or site.entries()[1:], "it was told")
     site.note("sign")
     until(lambda: any("unreadable" in text for text in site.entries()), site.entries)

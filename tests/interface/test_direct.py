@@ -38,7 +38,8 @@ class Direct:
             return relays[0]
 
         self.server = InterfaceServer(make_relay, Options(**given))
-        self.server.requests.direct = self.direct = DirectViews(self.run, threads, relays[0].call_in_hub)
+        self.direct = DirectViews(self.run, threads, relays[0].call_in_hub, self.server.requests.turns)
+        self.server.requests.direct = self.direct
         self.threads = []
         self.closed = []
         self.released = threading.Event()  # what blocks goes on
@@ -174,6 +175,19 @@ def test_who_finds_all_threads_taken_waits_and_beyond_the_queue_it_is_503(new_si
     assert site.get("/whole").status == 200
 
 
+def test_who_leaves_while_all_threads_are_taken_is_not_run(new_site):
+    site = new_site(1)
+    first = site.send("/block")
+    until(lambda: len(site.threads) == 1)
+    left, stays = site.send("/large"), site.send("/whole")
+    until(lambda: len(site.server.requests.under_way) == 3)
+    left.reset()
+    until(lambda: len(site.server.requests.under_way) == 2)
+    site.released.set()
+    assert [client.response().content for client in (first, stays)] == [b"late", b"whole"]
+    assert "/large" not in site.closed
+
+
 def test_what_takes_too_long_is_504_and_what_no_thread_took_503(new_site):
     site = new_site(1, http_timeout=0.2)
     late = site.send("/block")
@@ -222,7 +236,7 @@ def test_a_client_that_leaves_ends_the_view(site):
 def test_a_client_that_leaves_before_its_answer_is_waited_for_no_more(site):
     client = site.send("/block")
     until(lambda: site.threads)
-    client.sock.close()
+    client.reset()
     until(lambda: not site.server.requests.under_way)
     assert site.closed == []  # a thread cannot be ended; it ends when its view does
     site.released.set()

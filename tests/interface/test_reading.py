@@ -365,7 +365,7 @@ def test_a_chunk_that_was_lost_is_sent_again(upload):
 
 def test_a_client_that_leaves_ends_the_body_and_is_told_of(upload):
     site, client, message, _ = upload
-    client.sock.close()
+    client.reset()
     (end,) = until(lambda: chunks_of(site, message))
     assert end == {"content": b"", "more_content": False, "closed": True}
     (gone,) = until(lambda: site.messages("http.disconnect"))
@@ -423,7 +423,7 @@ def test_a_client_that_leaves_before_its_answer_is_told_of(site, told):
     client.send_request("GET", "/waits")
     (message,) = until(lambda: site.messages("http.request"))
     site.layer.group_add("group", message["reply_channel"])
-    client.sock.close()
+    client.reset()
     (gone,) = until(lambda: site.messages("http.disconnect"))
     assert gone == {"reply_channel": message["reply_channel"], "path": "/waits"}
     until(site.is_quiet)
