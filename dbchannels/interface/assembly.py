@@ -1,42 +1,56 @@
-"""A message of a client's while its frames come: UTF-8 is checked, and what is compressed inflated, frame by frame."""
+"""A message of a client's while its frames come: UTF-8 is checked, and what is compressed inflated, step by step."""
 
 from __future__ import annotations
 
 import codecs
-from typing import Any
+from collections.abc import Iterator
 
 from dbchannels.interface.deflate import Inflater
-from dbchannels.interface.frames import TEXT, Frame, ProtocolError
+from dbchannels.interface.frames import TEXT, ProtocolError
 
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
 
 
 class Assembly:
-    """Made for a message's first frame; ``add`` that one and all others, then the message is ``whole``."""
+    """Made for a message's first frame; ``add`` the payload of that one and all others, then take the ``content``.
 
-    __slots__ = ("_decoder", "_inflater", "_parts", "fragments")
+    It is kept as bytes: as a str one emoji would make each letter of a text take four.
+    """
 
-    def __init__(self, first: Frame, limit: int) -> None:
+    __slots__ = ("_decoder", "content", "fragments", "inflater")
+
+    def __init__(self, opcode: int, deflated: bool, limit: int) -> None:
         """``limit``: bytes of the message, inflated; a plain one is held to it by who reads the frames."""
-        self._decoder = _Utf8Decoder() if first.opcode == TEXT else None  # None: a binary message
-        self._inflater = Inflater(limit) if first.deflated else None
-        self._parts: list[Any] = []  # str if there is a decoder, else bytes
+        self._decoder = _Utf8Decoder() if opcode == TEXT else None  # None: a binary message
+        self.inflater = Inflater(limit) if deflated else None
+        self.content = bytearray()
         self.fragments = 0
 
-    def add(self, frame: Frame) -> None:
-        """Take the next frame. Raises ProtocolError."""
-        self.fragments += 1
-        payload = (
-            frame.payload if self._inflater is None else self._inflater.inflate(frame.payload, frame.fin)
-        )
-        if self._decoder is None:
-            self._parts.append(payload)
-            return
-        try:
-            self._parts.append(self._decoder.decode(payload, frame.fin))
-        except UnicodeDecodeError:
-            raise ProtocolError(1007, "A text message is not UTF-8.") from None
+    def __len__(self) -> int:
+        """Return how many bytes of memory are held."""
+        return self.content.__alloc__() + (0 if self.inflater is None else len(self.inflater))
 
-    def whole(self) -> str | bytes:
-        """Return the message, once its last frame was added."""
-        return b"".join(self._parts) if self._decoder is None else "".join(self._parts)
+    @property
+    def is_text(self) -> bool:
+        """Whether the message is a text."""
+        return self._decoder is not None
+
+    def add(self, payload: bytes, fin: bool) -> Iterator[None]:
+        """Take the payload of the next frame, and yield after each step. Raises ProtocolError."""
+        if self.inflater is None:
+            self._append(payload, fin)
+        else:
+            inflated = self.inflater.inflate(payload, fin)
+            del payload  # it is freed as it is inflated
+            for piece in inflated:
+                self._append(piece, False)
+                yield
+            self._append(b"", fin)
+
+    def _append(self, data: bytes, fin: bool) -> None:
+        if self._decoder is not None:
+            try:
+                self._decoder.decode(data, fin)
+            except UnicodeDecodeError:
+                raise ProtocolError(1007, "A text message is not UTF-8.") from None
+        self.content += data

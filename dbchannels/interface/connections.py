@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 import time
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -19,6 +19,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from dbchannels.interface.access import log_websocket
+from dbchannels.interface.budget import TOTAL, MemoryBudget, Share
 from dbchannels.interface.deflate import Deflate
 from dbchannels.interface.http import Request, connect_message
 from dbchannels.interface.limits import Limits
@@ -28,12 +29,13 @@ from dbchannels.interface.reply import Reply
 from dbchannels.interface.verdict import Accepted, Denied, denied
 from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text, incoming
 from dbchannels.interface.wire import Wire
-from dbchannels.layers.operations import Connect, Disconnect
+from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.session_keys import session_key
 
 log = logging.getLogger("dbchannels.server")
 
 INBOX = 32  # frames that wait for their turn before the socket is not read any more
+ENTRY = 120  # bytes that one of them takes beside its payload
 FULL_DEADLINE = 20.0  # seconds in which a full channel must take a frame
 
 GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN = 1001, 1011, 1012, 1013
@@ -44,7 +46,13 @@ class Connection:
 
     make_wire = Wire  # tests have one without a socket
 
-    def __init__(self, relay: Relay, request: Request, limits: Limits = Limits()) -> None:  # noqa: B008
+    def __init__(
+        self,
+        relay: Relay,
+        request: Request,
+        limits: Limits = Limits(),  # noqa: B008
+        budget: MemoryBudget | None = None,
+    ) -> None:
         self.request = request
         self.opened_at = time.monotonic()
         self.verdict: AsyncResult = AsyncResult()  # for who waits
@@ -52,9 +60,13 @@ class Connection:
         self.reply_channel = relay.open(self)
         self._relay, self._limits = relay, limits
         # Towards the layer.
-        self._inbox: deque[tuple[str, dict[str, Any]]] = deque()  # (channel, fields) that wait for their turn
-        self._in_flight: tuple[str, dict[str, Any]] | None = None  # what the layer has
-        self._order = 0
+        self._share = Share(budget or MemoryBudget(TOTAL, limits.max_memory))
+        self._inbox: list[
+            tuple[bool, bytes]
+        ] = []  # messages that wait for their turn: whether a text, and UTF-8
+        self._leaves = False  # behind them, or instead, websocket.disconnect waits for its turn
+        self._in_flight: Send | None = None  # what the layer has
+        self._order = 0  # of what it has, or had last
         self._abandoned = False
         self._refused_at: float | None = None  # since when the channel is full
         self._postponed: Postponed | None = None  # the message in the layer, when its consumer wants it later
@@ -72,14 +84,15 @@ class Connection:
         fields = connect_message(self.request, self.reply_channel)
         key = session_key(self.request.headers)
         record = Connect(self.reply_channel, self._relay.name, self.request.path[:2000], key)
+        send = self._relay.make_send("websocket.connect", fields)
         try:
-            self._relay.send(record, self._relay.make_send("websocket.connect", fields))
+            self._relay.send(record, send)
         except OutboxFull:
             self.give_up()
             return
         if key:
             self._relay.has_sessions = True
-        self._in_flight = ("websocket.connect", fields)  # not before: what was refused will not be answered
+        self._set_in_flight(send)  # not before: what was refused will not be answered
 
     def give_up(self) -> None:
         """Wait no longer for the connect consumer: the server stops, or the client has left."""
@@ -100,14 +113,14 @@ class Connection:
         """Close a connection that others have cleaned up after: its disconnect consumer runs by their doing."""
         self._note_end(SERVICE_RESTART)
         self.disconnected = True
-        self._in_flight = None
-        self._inbox.clear()
+        self._leaves = False
+        self._set_in_flight(None)
         self._relay.close(self.reply_channel)
         self.close(SERVICE_RESTART, "")
 
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
-        self._wire = self.make_wire(sock, self._received, self._gone, self._limits, self.deflate)
+        self._wire = self.make_wire(sock, self._received, self._gone, self._limits, self._share, self.deflate)
         for out in self._early:
             self._wire.send(out)
         self._early = []
@@ -115,8 +128,7 @@ class Connection:
             self.close(SERVICE_RESTART, "")
         if buffered:
             self._wire.received(buffered)
-        if len(self._inbox) < INBOX:
-            self._wire.read()
+        self._wire.read()
 
     @property
     def closed(self) -> bool:
@@ -127,11 +139,14 @@ class Connection:
         """Start the closing handshake; the client has five seconds for its half."""
         if self._wire is not None:
             self._wire.close(code, reason)
+            self._drop_waiting()
 
     def tick(self, now: float) -> None:
         """Look after deadlines and pings; called every few seconds."""
         if self._wire is not None:
             self._wire.tick(now)
+            if self._wire.closing:
+                self._drop_waiting()
 
     # From the layer.
 
@@ -156,6 +171,8 @@ class Connection:
     def _take(self, out: Outgoing, message: dict[str, Any]) -> None:
         if self._wire is not None:
             self._wire.send(out)
+            if out.close is not None:
+                self._drop_waiting()
         elif not self.disconnected:
             self._judge(out, message)
 
@@ -183,11 +200,13 @@ class Connection:
 
         A batch that the database took just before it went away is written again, and so finished twice.
         """
-        if self._in_flight is None or self._in_flight[1]["order"] != order:
+        finished = self._in_flight
+        if finished is None or order != self._order:
             return
-        finished, self._in_flight, self._refused_at, self._postponed = self._in_flight, None, None, None
+        self._set_in_flight(None)
+        self._refused_at = self._postponed = None
         denied = self._abandoned and isinstance(self._decided, Denied)
-        if denied or finished[0] == "websocket.disconnect":
+        if denied or finished.channel == "websocket.disconnect":
             self._end()
         elif self._abandoned:
             self._disconnect(1006)
@@ -196,14 +215,14 @@ class Connection:
 
     def _consume_again(self, order: object) -> None:
         """The consumer of the message in the layer wants it later; none overtakes it, as no other goes there."""
-        if self._in_flight is None or self._in_flight[1]["order"] != order:
+        if self._in_flight is None or order != self._order:
             return
         postponed = self._postponed = self._postponed or Postponed()
         if postponed.waits:
             return
         if (delay := postponed.next_delay()) is not None:
             self.call_later(delay, self._send_again, postponed)
-        elif self._in_flight[0] == "websocket.disconnect":
+        elif self._in_flight.channel == "websocket.disconnect":
             self._end()
         else:
             self._lost("expired", None)
@@ -221,11 +240,11 @@ class Connection:
         if why == DECLARED_DEAD and (self._abandoned or isinstance(self._decided, Accepted)):
             self._forget()
             return
-        if self._in_flight is None or channel not in (None, self._in_flight[0]):
+        if self._in_flight is None or channel not in (None, self._in_flight.channel):
             return
-        channel = self._in_flight[0]
+        channel = self._in_flight.channel
         if channel == "websocket.connect":
-            self._in_flight = None
+            self._set_in_flight(None)
             self._decide(denied(502 if why == "worker died" else 503))
             if self._abandoned:
                 self._end()
@@ -240,7 +259,7 @@ class Connection:
         """Send the message once more, later: the channel was full, or nobody took it before it expired."""
         now = time.monotonic()
         self._refused_at = self._refused_at or now
-        last = self._in_flight is not None and self._in_flight[0] == "websocket.disconnect"
+        last = self._in_flight is not None and self._in_flight.channel == "websocket.disconnect"
         if not last and now - self._refused_at > FULL_DEADLINE:
             self._fail(TRY_AGAIN)
         else:
@@ -248,26 +267,29 @@ class Connection:
 
     def _fail(self, code: int) -> None:
         """A frame was lost, so those behind it are not consumed either; only the disconnect is."""
-        self._in_flight = None
-        self._inbox = deque(one for one in self._inbox if one[0] == "websocket.disconnect")
+        self._set_in_flight(None)
         self.close(code, "")
         self._pump()
 
     # From the client.
 
-    def _received(self, events: list[Event]) -> None:
-        for event in events:
-            if isinstance(event, (Text, Binary)):
-                self._queue("websocket.receive", incoming(event))
-            elif isinstance(event, Closed):
-                self._disconnect(event.code)
-        if len(self._inbox) >= INBOX and self._wire is not None:
-            self._wire.pause()
+    def _received(self, event: Event) -> None:
+        if isinstance(event, Closed):
+            self._disconnect(event.code)
+        elif isinstance(event, (Text, Binary)):
+            if self._in_flight is None:
+                self._send("websocket.receive", incoming(event))
+                return
+            payload = event.text.encode() if isinstance(event, Text) else event.data
+            self._inbox.append((isinstance(event, Text), payload))
+            self._share.hold(ENTRY + len(payload))
+            if len(self._inbox) >= INBOX and self._wire is not None:
+                self._wire.pause()
 
     def _gone(self, code: int) -> None:
         self._disconnect(self._code if self._code is not None else code)
 
-    def _queue(self, channel: str, fields: dict[str, Any]) -> None:
+    def _send(self, channel: str, fields: dict[str, Any]) -> None:
         self._order += 1
         fields = {
             "reply_channel": self.reply_channel,
@@ -275,14 +297,30 @@ class Connection:
             "order": self._order,
             **fields,
         }
-        self._inbox.append((channel, fields))
-        self._pump()
+        self._set_in_flight(self._relay.make_send(channel, fields))
+        self._send_in_flight()
+
+    def _set_in_flight(self, send: Send | None) -> None:
+        self._share.hold(_size(send) - _size(self._in_flight))
+        self._in_flight = send
+
+    def _drop_waiting(self) -> None:
+        """Once one side has closed, nothing is consumed any more but the disconnect."""
+        self._share.hold(-sum(ENTRY + len(payload) for _, payload in self._inbox))
+        self._inbox.clear()
+        if self._wire is not None:
+            self._wire.read()
 
     def _pump(self) -> None:
         """Send the next message when the last one is finished, and read on when few wait."""
-        if self._in_flight is None and self._inbox:
-            self._in_flight = self._inbox.popleft()
-            self._send_in_flight()
+        if self._in_flight is None:
+            if self._inbox:
+                is_text, payload = self._inbox.pop(0)
+                self._share.hold(-ENTRY - len(payload))
+                self._send("websocket.receive", {"text": payload.decode()} if is_text else {"bytes": payload})
+            elif self._leaves:
+                self._leaves = False
+                self._send("websocket.disconnect", {"code": self._code})
         if len(self._inbox) < INBOX // 2 and self._wire is not None:
             self._wire.read()
 
@@ -290,7 +328,7 @@ class Connection:
         if self._in_flight is None:
             return
         try:
-            self._relay.send(self._relay.make_send(*self._in_flight))
+            self._relay.send(self._in_flight)
         except OutboxFull:
             self._again()
 
@@ -299,15 +337,21 @@ class Connection:
         self._code = code
         if not self.disconnected:
             self._note_end(code)
-            self.disconnected = True
-            self._queue("websocket.disconnect", {"code": code})
+            self.disconnected = self._leaves = True
+            self._drop_waiting()
+            self._pump()
 
     def _note_end(self, code: int) -> None:
         if self._wire is not None and not self.disconnected:
             log_websocket("WSDISCONNECT", self.request, code, time.monotonic() - self.opened_at)
 
     def _end(self) -> None:
-        self._in_flight = None
+        self._set_in_flight(None)
         self._relay.close(self.reply_channel)
         with suppress(OutboxFull):
             self._relay.send(Disconnect(self.reply_channel))
+
+
+def _size(send: Send | None) -> int:
+    """Return what counts as held by a connection; a connect message is bounded as every request's head is."""
+    return 0 if send is None or send.channel == "websocket.connect" else sys.getsizeof(send.payload)

@@ -113,6 +113,14 @@ class FrameReader:
         # Valid while _key is not empty.
         self._opcode, self._fin, self._deflated, self._length = 0, False, False, 0
 
+    def __len__(self) -> int:
+        """Return how many bytes of memory are held by what came and is not yet part of a frame."""
+        return self._buffer.__alloc__() if self._buffer else 0
+
+    def clear(self) -> None:
+        """Forget them: nothing will be read any more."""
+        self._buffer.clear()
+
     def feed(self, data: bytes) -> Iterator[Frame]:
         """Add ``data`` and return an iterator over the frames that it completes.
 

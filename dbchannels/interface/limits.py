@@ -18,6 +18,8 @@ class Limits(NamedTuple):
 
     max_size: int = 1_048_576  # of one message, all fragments together; a larger one closes with 1009
     max_fragments: int = 4096  # of one message: an empty one costs its sender 6 bytes, us a call; 1009
+    max_memory: int = 2_097_152  # of what it sent, and nobody has consumed; 1013, see budget.py
+    message_timeout: float = 30.0  # from a message's first byte to its last, while the socket is read; 1008
     max_pings: int = 1000  # of the client's in ten seconds; a flood of them closes with 1008
     ping_interval: float = 20.0  # between our pings, with a tenth of jitter
     silence: float = 60.0  # without a byte from the client, pongs included: it is gone, 1006
@@ -32,6 +34,8 @@ class Limits(NamedTuple):
 HELP = {
     "max_size": ("BYTES", "of one message"),
     "max_fragments": ("N", "frames of one message"),
+    "max_memory": ("BYTES", "of memory for what it sent, and twice --ws-max-size at least"),
+    "message_timeout": ("S", "seconds for one message, from its first byte to its last"),
     "max_pings": ("N", "pings of a client in ten seconds"),
     "ping_interval": ("S", "seconds between two pings of the server"),
     "silence": ("S", "seconds without a byte from a client, pongs included, until it counts as gone"),
@@ -57,4 +61,5 @@ def checked_limits(given: Mapping[str, Any]) -> Limits:
         raise InvalidConfiguration(
             "--ws-silence must be longer than --ws-ping-interval: only pongs break a silence."
         )
+    limits["max_memory"] = max(limits["max_memory"], 2 * limits["max_size"])
     return Limits(**limits)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface.binding import Bind, SocketRights
+from dbchannels.interface.budget import TOTAL
 from dbchannels.interface.head import HeadLimits
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.proxy import Trusted
@@ -46,6 +47,7 @@ class Options(NamedTuple):
     handshake_timeout: float = 15.0  # until the connect consumer has decided
     drain_timeout: float = 10.0  # for requests under way when the server stops
     websocket: Limits = Limits()
+    max_websocket_memory: int = TOTAL  # for what the clients of all of them sent, and nobody has consumed
     ws_compression: bool = False  # permessage-deflate, with clients that offer it
     binds: tuple[Bind, ...] = ()  # where to listen; none: at host and port
     socket_rights: SocketRights = SocketRights()  # of Unix sockets
@@ -76,6 +78,7 @@ FLAGS = {
     "max_body": "bytes of a request's body",
     "max_body_memory": "bytes of memory for the bodies of all requests together",
     "max_spool": "bytes of the disk for them",
+    "max_websocket_memory": "bytes of memory for what all WebSockets sent",
     "head_timeout": "seconds for a request's first line and headers",
     "body_timeout": "seconds without a byte of a request's body, and in all so many and one for each KiB",
     "keep_alive_timeout": "seconds between two requests on one connection",

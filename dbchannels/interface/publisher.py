@@ -12,6 +12,9 @@ from dbchannels.layers.operations import Connect, Disconnect, Operation, Send
 log = logging.getLogger("dbchannels.server")
 
 BATCH = 500  # rows in one statement
+BATCH_BYTES = (
+    2_097_152  # of their payloads, after which no more are added: a statement takes a multiple of it
+)
 
 #: What the hub puts in, in order; None is the last of all.
 Outbox = queue.SimpleQueue[Operation | None]
@@ -45,8 +48,10 @@ class Publisher:
         ended = False
         while not ended:
             batch = [self._outbox.get()]
-            while len(batch) < BATCH and not self._outbox.empty():
+            size = _size(batch[0])
+            while len(batch) < BATCH and size < BATCH_BYTES and not self._outbox.empty():
                 batch.append(self._outbox.get())
+                size += _size(batch[-1])
             ended = None in batch
             self._ready()
             operations = _ordered([one for one in batch if one is not None and not is_past(one)])
@@ -75,6 +80,10 @@ class Publisher:
                     self._lost(operation.reply_channel, {"lost": "worker died", "channel": operation.channel})
         if lost > 1:
             log.error("%d operations of a batch of %d were left out.", lost, len(operations))
+
+
+def _size(operation: Operation | None) -> int:
+    return len(operation.payload) if isinstance(operation, Send) else 0
 
 
 def _ordered(operations: list[Operation]) -> list[Operation]:

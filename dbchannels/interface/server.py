@@ -13,6 +13,7 @@ from gevent.pywsgi import WSGIServer
 from dbchannels.interface import handshake, http
 from dbchannels.interface.access import log_request, log_websocket
 from dbchannels.interface.binding import AddressInUse, Bind, Listening, listen_all
+from dbchannels.interface.budget import MemoryBudget
 from dbchannels.interface.caps import Caps, address_of, connections_that_fit, turn_away
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
 from dbchannels.interface.http import Request
@@ -87,6 +88,7 @@ class InterfaceServer:
         self.requests = Requests(self.relay, options, Turns(options.max_waiting_per_address, is_proxy))
         self._handshakes = Turns(options.max_waiting_per_address, is_proxy)
         self.caps = Caps(options.max_connections, options.max_per_address, is_proxy)
+        self._budget = MemoryBudget(options.max_websocket_memory, options.websocket.max_memory)
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
         self._probes = Probes(options.probe, self.why_not_ready) if options.probe else None
@@ -214,7 +216,7 @@ class InterfaceServer:
         log_websocket("WSCONNECT", request, "-", 0.0)
         if self.requests.under_way.given_up:
             raise handshake.Refused(503, http.SENTENCES[503], [("Retry-After", "5")])
-        connection = Connection(self.relay, request, self.options.websocket)
+        connection = Connection(self.relay, request, self.options.websocket, self._budget)
         self.requests.under_way.waits(inlet, connection.give_up)
         inlet.watch(connection.give_up)
         inlet.need_client()

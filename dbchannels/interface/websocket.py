@@ -1,19 +1,20 @@
 """A WebSocket after its handshake: bytes in, events and bytes out (RFC 6455 sections 5 to 8).
 
-``WebSocket`` is the server's side of one connection, without its socket: what the client sent goes in by
-``receive``, what must be written comes out by ``take_output``. ``outgoing`` and ``incoming`` translate
-between frames and messages on channels, and alone know what ``content`` with ``binary`` means.
+``WebSocket`` is the server's side of one connection, without its socket: what the client sent goes in by ``receive``,
+which takes one frame after another apart, and what must be written comes out by ``take_output``. ``outgoing`` and
+``incoming`` translate between frames and messages on channels, and alone know what ``content`` with ``binary`` means.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from dbchannels.interface import frames
 from dbchannels.interface.assembly import Assembly
-from dbchannels.interface.deflate import Deflate
-from dbchannels.interface.frames import BINARY, TEXT, Frame, ProtocolError, encode_frame
+from dbchannels.interface.deflate import Deflate, Inflater
+from dbchannels.interface.frames import BINARY, TEXT, ProtocolError, encode_frame
 from dbchannels.interface.limits import Limits
 
 #: Of a message to a connection; the last two are a worker's own.
@@ -107,27 +108,34 @@ class WebSocket:
         self._pongs: list[bytes] = []  # payloads to answer pings with, at most MAX_PONGS
         self._control: list[bytes] = []  # frames: our pings, and the Close as the last
 
-    def receive(self, data: bytes) -> list[Event]:
-        """Take what was read from the socket and return what it completes; ``take_output`` afterwards."""
-        events: list[Event] = []
+    def receive(self, data: bytes) -> Iterator[Event | None]:
+        """Take what was read from the socket, and yield what it completes; ``take_output`` afterwards.
+
+        Each frame, and each step in which a compressed one is inflated, is done when it is asked for; None is one that
+        completed nothing. Ask for all of them before there is more ``data``.
+        """
         if self.state == "closed":
-            return events
+            return
         try:
             for frame in self._reader.feed(data):
-                event = self._RECEIVERS[frame.opcode](self, frame)
-                if event is not None:
-                    events.append(event)
+                if frame.opcode in self._CONTROL:
+                    yield self._CONTROL[frame.opcode](self, frame.payload)
+                elif self.state == "open":
+                    steps = self._receive_data(*frame)
+                    del frame  # a compressed one is freed as it is inflated
+                    yield from steps
+                else:
+                    yield None
                 if self.state == "closed":  # what follows a Close is ignored (section 5.5.1)
                     break
         except ProtocolError as error:
-            events.append(self._fail(error))
-        return events
+            yield self.fail(error.code, error.reason)
 
     def receive_end(self) -> list[Event]:
         """Take the end of the stream: the client vanished, unless the connection was closed before."""
         if self.state == "closed":
             return []
-        self.state, self._message = "closed", None
+        self._forget("closed")
         return [Closed(1006)]
 
     def take_output(self) -> bytes:
@@ -154,61 +162,92 @@ class WebSocket:
         frame = frames.encode_close(_checked_code(code), reason)
         if self.state == "open":
             self._control.append(frame)
-            self.state, self._message = "closing", None
+            self._forget("closing")
             self._reader.max_payload = self.max_message_size
 
-    def _receive_data(self, frame: Frame) -> Text | Binary | None:
-        if self.state != "open":
-            return None
-        if self._message is None:
-            self._message = Assembly(frame, self.max_message_size)
-            if frame.deflated:
+    def fail(self, code: int, reason: str) -> Closed:
+        """Close for what the client has sent, at once: nothing more of it is looked at."""
+        # Once our own Close is out, a second one would be a frame after the last.
+        if self.state == "open":
+            self._control.append(frames.encode_close(code, reason))
+        self.failed = True
+        self._forget("closed")
+        return Closed(code, reason)
+
+    @property
+    def held(self) -> int:
+        """Return how many bytes of the client's are kept until the message that they belong to is complete."""
+        return len(self._reader) + (0 if self._message is None else len(self._message))
+
+    @property
+    def inflater(self) -> Inflater | None:
+        """What inflates the message under way; None for one that is not compressed."""
+        return None if self._message is None else self._message.inflater
+
+    def _forget(self, state: str) -> None:
+        self.state, self._message = state, None
+        if state == "closed":
+            self._reader.clear()
+
+    def _receive_data(
+        self, opcode: int, fin: bool, payload: bytes, deflated: bool
+    ) -> Iterator[Text | Binary | None]:
+        message, size = self._message, len(payload)
+        if message is None:
+            if fin and not deflated:
+                yield Text(_decoded(payload)) if opcode == TEXT else Binary(payload)
+                return
+            message = self._message = Assembly(opcode, deflated, self.max_message_size)
+            if deflated:
                 self._reader.max_payload = self._reader.max_deflated
-        message = self._message
-        message.add(frame)
+        message.fragments += 1
         # 1009 and not 1008: too many parts is too big to handle, and the client's cure is the same.
         if message.fragments > self.max_fragments:
             raise ProtocolError(1009, "The message has too many fragments.")
-        if frame.fin:
+        steps = message.add(payload, fin)
+        del payload
+        for _ in steps:
+            yield None
+            if self._message is not message:  # closed meanwhile
+                return
+        if fin:
             self._message, self._reader.max_payload = None, self.max_message_size
-            content = message.whole()
-            return Text(content) if isinstance(content, str) else Binary(content)
-        self._reader.max_payload -= len(frame.payload)
-        return None
+            content = bytes(message.content)
+            yield Text(_decoded(content)) if message.is_text else Binary(content)
+        else:
+            self._reader.max_payload -= size
+            yield None
 
-    def _receive_ping(self, frame: Frame) -> Ping:
+    def _receive_ping(self, payload: bytes) -> Ping:
         self.pings_left -= 1
         if self.pings_left < 0:  # each is answered, so a flood of them is work for nothing
             raise ProtocolError(1008, "There are too many pings.")
-        self._pongs.append(frame.payload)
+        self._pongs.append(payload)
         del self._pongs[:-MAX_PONGS]
-        return Ping(frame.payload)
+        return Ping(payload)
 
-    def _receive_pong(self, frame: Frame) -> Pong:
-        return Pong(frame.payload)
+    def _receive_pong(self, payload: bytes) -> Pong:
+        return Pong(payload)
 
-    def _receive_close(self, frame: Frame) -> Closed:
-        code, reason = frames.decode_close(frame.payload)
+    def _receive_close(self, payload: bytes) -> Closed:
+        code, reason = frames.decode_close(payload)
         if self.state == "open":
-            self._control.append(encode_frame(frames.CLOSE, frame.payload))
-        self.state, self._message = "closed", None
+            self._control.append(encode_frame(frames.CLOSE, payload))
+        self._forget("closed")
         return Closed(code, reason)
 
-    def _fail(self, error: ProtocolError) -> Closed:
-        # Once our own Close is out, a second one would be a frame after the last.
-        if self.state == "open":
-            self._control.append(frames.encode_close(error.code, error.reason))
-        self.state, self.failed, self._message = "closed", True, None
-        return Closed(error.code, error.reason)
-
-    _RECEIVERS: ClassVar[dict[int, Any]] = {
-        frames.CONTINUATION: _receive_data,
-        TEXT: _receive_data,
-        BINARY: _receive_data,
+    _CONTROL: ClassVar[dict[int, Any]] = {
         frames.CLOSE: _receive_close,
         frames.PING: _receive_ping,
         frames.PONG: _receive_pong,
     }
+
+
+def _decoded(content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ProtocolError(1007, "A text message is not UTF-8.") from None
 
 
 def encode_text(text: str) -> bytes:

@@ -1,8 +1,11 @@
 """The socket of one open WebSocket, without a greenlet.
 
-A watcher reads it. Writing is done at once, without blocking, by whoever has a frame; what the socket does not take
-waits in one bounded queue, and a second watcher goes on when there is room. So there is one writer at a time, an idle
-socket costs no stack, and a client that does not read holds up nobody.
+A watcher reads it. What was read is taken apart frame by frame, as long as the connection has room for messages, its
+share of the memory suffices, and the hub has time for it; until all of it is, no more is read.
+
+Writing is done at once, without blocking, by whoever has a frame; what the socket does not take waits in one bounded
+queue, and a second watcher goes on when there is room. So there is one writer at a time, an idle socket costs no stack,
+and a client that does not read holds up nobody.
 """
 
 from __future__ import annotations
@@ -11,42 +14,51 @@ import random
 import socket
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
 import gevent
 
-from dbchannels.interface.deflate import Deflate
+from dbchannels.interface.budget import LEAST, Share
+from dbchannels.interface.deflate import STEP, Deflate, Inflater
 from dbchannels.interface.limits import LINGERING, Limits
 from dbchannels.interface.websocket import Binary, Event, Outgoing, Text, WebSocket
 
 READ = 65_536  # bytes read at once
+STALLED_DEADLINE = 20.0  # seconds for which a socket may find no memory for what it would read; 1013
 CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
 PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
 
-GOING_AWAY, ABNORMAL, TRY_AGAIN = 1001, 1006, 1013
+GOING_AWAY, ABNORMAL, POLICY_VIOLATION, TRY_AGAIN = 1001, 1006, 1008, 1013
 
 
 class Wire:
-    """Gives what the client sends to ``on_events``, and says ``on_gone`` once, with a code, when the socket ends."""
+    """Gives what the client sends to ``on_event``, and says ``on_gone`` once, with a code, when the socket ends."""
 
     __slots__ = (
         "_blocked_at",
         "_closing_at",
+        "_events",
         "_frames",
         "_heard_at",
+        "_held",
         "_limits",
         "_message_at",
-        "_on_events",
+        "_on_event",
         "_on_gone",
         "_opened_at",
+        "_paused",
         "_pinged_at",
         "_pings_since",
         "_protocol",
         "_reader",
+        "_share",
         "_socket",
+        "_stalled_at",
         "_thrown",
+        "_turns",
+        "_unfinished_at",
         "_waiting",
         "_writer",
     )
@@ -54,13 +66,20 @@ class Wire:
     def __init__(
         self,
         sock: Any,
-        on_events: Callable[[list[Event]], None],
+        on_event: Callable[[Event], None],
         on_gone: Callable[[int], None],
         limits: Limits,
+        share: Share,
         deflate: Deflate | None = None,
     ) -> None:
         loop = gevent.get_hub().loop
-        self._on_events, self._on_gone, self._limits = on_events, on_gone, limits
+        self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
+        self._share, self._turns = share, share.budget.turns
+        self._held = 0  # bytes of the share that are the client's unfinished message
+        self._events: Iterator[Event | None] | None = None  # of what was read and is not taken apart yet
+        self._paused = True  # until `read`
+        self._stalled_at: float | None = None  # since when there is no memory for what would be read
+        self._unfinished_at: float | None = None  # since when a message has begun
         self._protocol = WebSocket(limits.max_size, limits.max_fragments, limits.max_pings, deflate)
         self._frames: deque[bytes | memoryview] = deque()  # what the socket has not taken
         self._waiting = 0  # bytes in _frames
@@ -77,46 +96,123 @@ class Wire:
         """Whether the socket is gone."""
         return self._socket is None
 
+    @property
+    def closing(self) -> bool:
+        """Whether one side has closed: no message of the client's will be taken."""
+        return self._closing_at is not None
+
     # In.
 
     def read(self) -> None:
-        """Read from now on."""
-        if self._socket is not None and not self._reader.active:
-            self._reader.start(self._readable)
+        """Read from now on, or again."""
+        if self._paused:
+            self._paused = False
+            self._turns.run(self._go_on)
 
     def pause(self) -> None:
-        """Do not read until ``read``: the client's frames pile up."""
-        if self._socket is not None:
-            self._reader.stop()
+        """Take nothing more until ``read``: the client's messages pile up."""
+        self._paused = True
 
     def _readable(self) -> None:
-        try:
-            data = self._socket.recv(READ)
-        except (BlockingIOError, InterruptedError):
+        if self._thrown is not None:
+            self._throw_away()
+        elif not self._turns.run(self._receive):
+            self._reader.stop()
+
+    def _receive(self) -> None:
+        if not self._may_go_on():
             return
-        except OSError:
-            data = b""
+        room = self._share.room()
+        if room < LEAST:
+            self._stall()
+            return
+        data = self._read_now(min(READ, room))
         if data:
             self.received(data)
-        elif self._thrown is not None:
+        elif data is not None:
+            for event in self._protocol.receive_end():
+                self._on_event(event)
             self.drop()
         else:
-            self._on_events(self._protocol.receive_end())
-            self.drop()
+            self._go_on()
+
+    def _read_now(self, size: int) -> bytes | None:
+        """Return what is there, b"" at the end, and None when nothing has come."""
+        try:
+            return self._socket.recv(size)  # type: ignore[no-any-return]
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
 
     def received(self, data: bytes) -> None:
         """Take what was read of the socket."""
-        if self._thrown is not None:
-            self._throw_away(data)
-            return
         self._heard_at = time.monotonic()
         if self._heard_at - self._pings_since > PINGS_WITHIN:
             self._protocol.pings_left, self._pings_since = self._limits.max_pings, self._heard_at
-        events = self._protocol.receive(data)
-        self._on_events(events)
-        if any(isinstance(event, (Text, Binary)) for event in events):
-            self._message_at = self._heard_at
+        self._events = self._protocol.receive(data)
+        self._go_on()
+
+    def _may_go_on(self) -> bool:
+        return self._socket is not None and self._thrown is None and not self._paused
+
+    def _go_on(self) -> None:
+        """Take apart what was read, then read on. Whoever ends a wait of the socket's calls this."""
+        while self._events is not None and self._may_go_on():
+            if self._turns.is_over():
+                self._turns.add(self._go_on)
+                break
+            inflater = self._protocol.inflater
+            if inflater is not None and not self._grant_step(inflater):
+                break
+            try:
+                event = next(self._events)
+            except StopIteration:
+                self._events = None
+                break
+            if event is not None:
+                self._take(event)
+        self._hold()
         self._flush_protocol()
+        if self._socket is None or self._thrown is not None:
+            return
+        if self._events is not None or self._paused:
+            self._reader.stop()
+        elif not self._reader.active:
+            self._reader.start(self._readable)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, (Text, Binary)):
+            self._message_at, self._unfinished_at = self._heard_at, None
+        self._on_event(event)
+
+    def _hold(self) -> None:
+        """Count what is kept of the client's, and since when it is an unfinished message."""
+        held = 0 if self._socket is None else self._protocol.held
+        self._share.hold(held - self._held)
+        self._held = held
+        if not held or self._paused:
+            self._unfinished_at = None
+        elif self._unfinished_at is None:
+            self._unfinished_at = time.monotonic()
+        if self._stalled_at is not None and self._share.has_room():
+            self._stalled_at = None
+
+    def _grant_step(self, inflater: Inflater) -> bool:
+        """Let the next step inflate as much as there is room for; False: it has to wait."""
+        self._hold()
+        room = self._share.room()
+        if room < LEAST:
+            self._stall()
+            return False
+        inflater.step = min(STEP, room)
+        return True
+
+    def _stall(self) -> None:
+        """Go on when there is memory again."""
+        self._stalled_at = self._stalled_at or time.monotonic()
+        self._reader.stop()
+        self._share.wait(self._go_on)
 
     # Out.
 
@@ -138,6 +234,12 @@ class Wire:
         self._protocol.close(code, reason)
         self._flush_protocol()
 
+    def _fail(self, code: int, reason: str) -> None:
+        """Close, and look at nothing more of what the client sends."""
+        self._on_event(self._protocol.fail(code, reason))
+        self._hold()
+        self._flush_protocol()
+
     def _flush_protocol(self) -> None:
         output = self._protocol.take_output()
         if output:
@@ -157,15 +259,19 @@ class Wire:
             self.drop()
         elif self._thrown is None:
             self._thrown = 0
+            self._events = None
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
-            self.read()
+            if not self._reader.active:
+                self._reader.start(self._readable)
 
-    def _throw_away(self, data: bytes) -> None:
-        assert self._thrown is not None
-        self._thrown += len(data)
-        if self._thrown > LINGERING:
-            self.drop()
+    def _throw_away(self) -> None:
+        data = self._read_now(READ)
+        if data is not None:
+            assert self._thrown is not None
+            self._thrown += len(data)
+            if not data or self._thrown > LINGERING:
+                self.drop()
 
     def _write(self, data: bytes) -> None:
         if self._socket is None:
@@ -221,6 +327,9 @@ class Wire:
             watcher.close()
         sock.close()
         self._frames.clear()
+        self._events = None
+        self._protocol.receive_end()
+        self._hold()
         self._on_gone(code)
 
     # Time.
@@ -235,6 +344,10 @@ class Wire:
         elif self._closing_at is not None:
             if now - self._closing_at > CLOSE_DEADLINE:
                 self.drop()
+        elif self._stalled_at is not None and now - self._stalled_at > STALLED_DEADLINE:
+            self._fail(TRY_AGAIN, "there is no memory for what you send")
+        elif self._unfinished_at is not None and now - self._unfinished_at > limits.message_timeout:
+            self._fail(POLICY_VIOLATION, "a message was not finished in time")
         elif now - self._heard_at > limits.silence and self._reader.active:
             self.drop()
         elif limits.lifetime and now - self._opened_at > limits.lifetime:

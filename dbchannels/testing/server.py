@@ -8,6 +8,7 @@ from typing import Any
 
 from dbchannels import names
 from dbchannels.interface import handshake
+from dbchannels.interface.budget import Share
 from dbchannels.interface.connections import Connection
 from dbchannels.interface.frames import BINARY, is_close_code
 from dbchannels.interface.http import Request
@@ -32,14 +33,15 @@ class Wire:
     def __init__(
         self,
         sock: None,
-        on_events: Callable[[list[Event]], None],
+        on_event: Callable[[Event], None],
         on_gone: Callable[[int], None],
         limits: Limits,
+        share: Share,
         deflate: None = None,
     ) -> None:
         self.arrived: list[str | bytes] = []
         self.close_code: int | None = None  # that the client sees; None: it is open
-        self._on_events, self._on_gone, self._limits = on_events, on_gone, limits
+        self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
 
     # The server's end, as interface.wire.Wire has it.
 
@@ -47,6 +49,8 @@ class Wire:
     def closed(self) -> bool:
         """Whether it is over."""
         return self.close_code is not None
+
+    closing = closed
 
     def read(self) -> None:
         """Nothing waits to be read."""
@@ -65,7 +69,7 @@ class Wire:
         """Close it; the client answers at once."""
         if not self.closed:
             self.close_code = code
-            self._on_events([Closed(code, reason)])
+            self._on_event(Closed(code, reason))
 
     # The client's end.
 
@@ -75,7 +79,7 @@ class Wire:
         if size > self._limits.max_size:
             self.close(TOO_BIG, "")
             return
-        self._on_events([Text(data) if isinstance(data, str) else Binary(data)])
+        self._on_event(Text(data) if isinstance(data, str) else Binary(data))
 
     def leave(self, code: int) -> None:
         """Close it from the client's side; with a code that cannot be sent, as 1006, without a word."""
@@ -83,7 +87,7 @@ class Wire:
             return
         self.close_code = code
         if is_close_code(code):
-            self._on_events([Closed(code)])
+            self._on_event(Closed(code))
         else:
             self._on_gone(code)
 

@@ -7,7 +7,7 @@ from collections import Counter
 
 from tests.endtoend.test_http import LIMIT
 from tests.harness import HOST, ask, connect, until
-from tests.soak import floods, tiny_frames
+from tests.soak import floods, hoards, tiny_frames
 
 HALF = f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode()
 HALF_BODY = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\nhalf".encode()
@@ -74,6 +74,23 @@ def test_tiny_fragments_and_pings_without_end_are_closed(site):
     found = tiny_frames.tiny_frames(served, 1)
     assert (found.codes, found.wrong) == ({1009: 2, 1008: 2}, 0)
     assert site.count("protocolmessage", "channel = 'websocket.receive'") == 0
+
+
+def test_clients_that_hoard_cost_no_more_than_the_budget(site):
+    served = site.serve(
+        *("--workers", "1", "--probe-port", "0", "--ws-compression"),
+        *("--max-websocket-memory", str(8 * hoards.MEBIBYTE)),
+    )
+    compression = {"Sec_WebSocket_Extensions": "permessage-deflate"}
+    for path, data in (
+        ("/echo/", hoards.UNFINISHED),
+        (hoards.SLOW, hoards.TINY),
+        (hoards.SLOW, hoards.BOMBS),
+    ):
+        found = hoards.hoard(served, path, data, 12, 0.3, **compression)
+        assert found.growth <= 24 and found.codes == {None: 12}, (path[:10], str(found))
+    assert served.socket("/echo/").ask("hello") == "hello"
+    assert "Traceback" not in served.output()
 
 
 def test_every_hostile_request_is_refused_once_in_one_line(site):

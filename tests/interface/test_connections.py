@@ -412,15 +412,41 @@ def test_frames_wait_until_the_connect_consumer_is_through(line):
     assert line.texts() == ["first"]
 
 
-def test_the_disconnect_comes_after_every_frame(line):
+@pytest.mark.parametrize("who", ["client", "consumer", "server", "lifetime", "nobody"])
+def test_once_one_side_has_closed_the_disconnect_alone_waits(line, who):
     line.open()
-    line.client.sendall(frame(TEXT, b"a") + frame(TEXT, b"b") + close_frame(1000))
+    line.say(*"abcdefgh")
     until(line.texts)
-    assert line.codes() == []
+    if who == "client":
+        line.client.sendall(close_frame(1000))
+    elif who == "consumer":
+        line.reply(close=4000)
+    elif who == "server":
+        line.connection.close(1001, "")
+    elif who == "lifetime":
+        line.connection._limits = line.connection._wire._limits = Limits(lifetime=1.0)
+        line.connection.tick(time.monotonic() + 2)
+    else:
+        line.client.close()
+    if who not in ("client", "nobody"):
+        assert line.closed_with() in (4000, 1001)
+        line.client.sendall(frame(TEXT, b"late") + close_frame(1000))
+    until(lambda: line.connection.disconnected)
+    assert line.codes() == []  # it waits for the message in the layer
     line.finish()
+    assert line.texts() == ["a"] and line.codes() == [1006 if who == "nobody" else 1000]
+    assert [fields["order"] for _, fields in line.sent()] == [0, 1, 2]
     line.finish()
-    assert line.texts() == ["a", "b"] and line.codes() == [1000]
-    assert [fields["order"] for _, fields in line.sent()] == [0, 1, 2, 3]
+    assert line.is_over() and line.connection._share.held == 0
+
+
+def test_a_consumer_that_closes_is_heard_though_the_inbox_is_full(line):
+    line.open()
+    line.client.sendall(b"".join(frame(TEXT, b"x") for _ in range(2_125)) + close_frame(4000))
+    until(lambda: len(line.connection._inbox) == INBOX)
+    line.reply(close=4000, finished=1)
+    until(line.codes)  # the client's Close was behind all of them
+    assert line.texts() == ["x"] and line.codes() == [4000]
 
 
 def test_word_of_another_message_is_left_alone(line):

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbchannels.interface import deflate as deflate_module
+from dbchannels.interface.budget import TOTAL, MemoryBudget, Share
 from dbchannels.interface.deflate import LEAST, Inflater, negotiate
 from dbchannels.interface.frames import ProtocolError, decode_frame, encode_frame
 from dbchannels.interface.handshake import Refused
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.websocket import Binary, Closed, Outgoing, Ping, Text, WebSocket, encode_text
 from dbchannels.interface.wire import Wire
-from tests.interface.test_websocket import client, frames_at_random, plausible
+from tests.interface.test_websocket import client, events_of, frames_at_random, plausible
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 RSV1, RSV2, RSV3 = 0x40, 0x20, 0x10
@@ -70,7 +71,9 @@ def receive(stream, step=None, **limits):
     """Return the events that a client's bytes give, and what is answered."""
     socket = WebSocket(deflate=agreed(), **limits)
     step = step or max(len(stream), 1)
-    events = [event for at in range(0, len(stream), step) for event in socket.receive(stream[at : at + step])]
+    events = [
+        event for at in range(0, len(stream), step) for event in events_of(socket, stream[at : at + step])
+    ]
     return events, socket.take_output()
 
 
@@ -226,7 +229,9 @@ class Peer:
     def __init__(self, deflate):
         self.far, near = sockets.socketpair()
         near.setblocking(False)
-        self.wire = Wire(near, lambda events: None, lambda code: None, Limits(), deflate)
+        share = Share(MemoryBudget(TOTAL, Limits().max_memory))
+        self.wire = Wire(near, lambda event: None, lambda code: None, Limits(), share, deflate)
+        self.wire.read()
 
     def close(self):
         self.wire.drop()
@@ -375,7 +380,7 @@ def test_a_reserved_bit_where_it_does_not_belong_is_1002(frame):
 
 
 def test_without_an_agreement_a_compressed_message_is_1002():
-    events = WebSocket().receive(compressed(TEXT, JSON))
+    events = events_of(WebSocket(), compressed(TEXT, JSON))
     assert [event.code for event in events] == [1002]
 
 
@@ -446,7 +451,7 @@ def test_after_our_close_what_is_compressed_is_dropped():
     socket = WebSocket(deflate=agreed())
     socket.close(1001)
     bomb = compressed(BINARY, bytes(MEBIBYTE * 4))
-    assert socket.receive(bomb + client(CLOSE, b"\x03\xe9")) == [Closed(1001)]
+    assert events_of(socket, bomb + client(CLOSE, b"\x03\xe9")) == [Closed(1001)]
 
 
 # --- anything at all
@@ -481,7 +486,7 @@ def test_garbage_is_inflated_or_refused(pieces, limit):
     inflater, size = Inflater(limit), 0
     try:
         for index, piece in enumerate(pieces):
-            size += len(inflater.inflate(piece, index == len(pieces) - 1))
+            size += sum(map(len, inflater.inflate(piece, index == len(pieces) - 1)))
             assert size <= limit
     except ProtocolError as error:
         code = error.code
@@ -505,7 +510,7 @@ def test_garbage_ends_the_connection_at_most_once_and_never_raises(pieces, closi
     if closing:
         socket.close()
     for piece in pieces:
-        events += socket.receive(piece)
+        events += events_of(socket, piece)
         socket.take_output()
     events += socket.receive_end()
     assert [index for index, event in enumerate(events) if isinstance(event, Closed)] == [len(events) - 1]

@@ -9,6 +9,7 @@ from contextlib import suppress
 import gevent
 import pytest
 
+from dbchannels.interface.budget import TOTAL, MemoryBudget, Share
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.websocket import Closed, Outgoing, Text, encode_text
 from dbchannels.interface.wire import PINGS_WITHIN, Wire
@@ -26,7 +27,8 @@ class Peer:
         self.client.setblocking(False)
         server.setblocking(False)
         self.events, self.gone = [], []
-        self.wire = Wire(server, self.events.extend, self.gone.append, Limits(**limits))
+        self.budget = MemoryBudget(TOTAL, Limits().max_memory)
+        self.wire = Wire(server, self.events.append, self.gone.append, Limits(**limits), Share(self.budget))
         self.wire.read()
         self._read = b""
 

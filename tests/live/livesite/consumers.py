@@ -19,6 +19,13 @@ imported.note(__name__)
 if "runworker" in sys.argv and (settings.MEDIA_ROOT / "broken").exists():
     os._exit(3)
 
+
+@consumer("websocket.receive", path=r"^/slow/")
+def slow(message):
+    """Take a while."""
+    time.sleep(0.05)
+
+
 ROOM = r"^/room/(?P<room>[\w-]+)/$"
 
 

@@ -1,0 +1,162 @@
+"""What all WebSockets together may take of the server: memory for what clients sent, and the time of the hub.
+
+Without it each of them could hold as much as one may, and a few sockets with thousands of tiny frames each would
+silence all others. Nothing in here knows sockets, frames or consumers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import gevent
+
+TOTAL = 67_108_864  # 64 MiB
+SPARE = 8  # one of so many parts of the total is kept for what is copied and not counted
+OWN = 4096  # bytes of each connection's that find room even when the others hold all
+LEAST = 1024  # bytes of room below which it is not worth while to go on
+SLICE = 0.005  # seconds of one turn of the hub's loop in which sockets may be read and taken apart
+GO = 0.001  # seconds of them for one socket, before others have theirs
+
+
+class MemoryBudget:
+    """Counts bytes; called in the hub.
+
+    A connection may hold as many bytes as are free, and never more than ``per_connection``, so a crowd always leaves
+    room for the next one. If all waited for the rest of their messages, nothing would ever be freed: therefore the
+    first one that waits may go on to ``per_connection``. Together they hold at most ``total``, one message, and OWN
+    for each connection.
+    """
+
+    def __init__(self, total: int, per_connection: int) -> None:
+        self.total, self.per_connection, self.used = total - total // SPARE, per_connection, 0
+        self.turns = Turns()
+        self._waiting: dict[Share, Callable[[], None]] = {}  # in the order of their coming
+        self._first: Share | None = None  # it goes on without room
+        self._resuming = False
+
+    def fair(self) -> int:
+        """Return what each connection may hold now."""
+        return max(OWN, min(self.per_connection, self.total - self.used))
+
+    def limit(self, share: Share) -> int:
+        """Return what this one may hold now."""
+        return self.per_connection if share is self._first else self.fair()
+
+    def wait(self, share: Share, resume: Callable[[], None]) -> None:
+        """Call the function when the connection may go on, which may be soon."""
+        self._waiting[share] = resume
+        self._resume_later()
+
+    def freed(self, share: Share) -> None:
+        """Take note that a connection holds less than before."""
+        if share is self._first and share.held <= self.fair():
+            self._first = None
+        if self._waiting:
+            self._resume_later()
+
+    def _resume_later(self) -> None:
+        if not self._resuming:
+            self._resuming = True
+            self.turns.add(self._resume)
+
+    def _resume(self) -> None:
+        self._resuming = False
+        for share in [one for one in self._waiting if one.room() >= LEAST]:
+            self._waiting.pop(share)()
+        if self._first is None:
+            most = self.per_connection - LEAST
+            self._first = next((one for one in self._waiting if one.held <= most), None)
+            if self._first is not None:
+                self._waiting.pop(self._first)()
+
+
+class Share:
+    """What one connection holds."""
+
+    __slots__ = ("budget", "held")
+
+    def __init__(self, budget: MemoryBudget) -> None:
+        self.budget = budget
+        self.held = 0  # bytes
+
+    def hold(self, size: int) -> None:
+        """Count so many bytes more, or less."""
+        self.held += size
+        self.budget.used += size
+        if size < 0:
+            self.budget.freed(self)
+
+    def room(self) -> int:
+        """Return how many bytes more there is room for."""
+        return self.budget.limit(self) - self.held
+
+    def has_room(self) -> bool:
+        """Whether it holds no more than each connection may."""
+        return self.budget.fair() - self.held >= LEAST
+
+    def wait(self, resume: Callable[[], None]) -> None:
+        """Call the function when there is room."""
+        self.budget.wait(self, resume)
+
+
+class Turns:
+    """Shares the turns of the hub's loop: in each, sockets take SLICE together and GO one after another."""
+
+    def __init__(self) -> None:
+        self._ends_at = 0.0  # this turn's slice; 0: it has not begun
+        self._go_ends_at = 0.0
+        self._waiting: deque[Callable[[], None]] = deque()
+
+    @cached_property
+    def _later(self) -> Any:
+        return gevent.get_hub().loop.timer(0)  # due in the next turn
+
+    @cached_property
+    def _turned(self) -> Any:
+        return gevent.get_hub().loop.check()  # called when the next turn begins
+
+    def run(self, go: Callable[[], None]) -> bool:
+        """Call the function now; or, and return False, in a later turn, behind those that wait already."""
+        if self._waiting or self._is_used_up():
+            self.add(go)
+            return False
+        self._run(go)
+        return True
+
+    def is_over(self) -> bool:
+        """Whether the function that runs has had its time: it leaves the rest to another ``add``."""
+        return time.perf_counter() > self._go_ends_at
+
+    def add(self, go: Callable[[], None]) -> None:
+        """Call the function in a later turn."""
+        self._waiting.append(go)
+        if not self._later.active:
+            self._later.start(self._run_waiting)
+
+    def _is_used_up(self) -> bool:
+        now = time.perf_counter()
+        if not self._ends_at:
+            self._ends_at = now + SLICE
+            self._turned.start(self._next_turn)
+        return now > self._ends_at
+
+    def _next_turn(self) -> None:
+        self._turned.stop()
+        self._ends_at = 0.0
+
+    def _run(self, go: Callable[[], None]) -> None:
+        self._go_ends_at = min(self._ends_at, time.perf_counter() + GO)
+        go()
+
+    def _run_waiting(self) -> None:
+        self._later.stop()
+        try:
+            while self._waiting and not self._is_used_up():
+                self._run(self._waiting.popleft())
+        finally:
+            if self._waiting:
+                self._later.start(self._run_waiting)

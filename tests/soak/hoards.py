@@ -1,0 +1,148 @@
+"""Fault 39: clients that have the server hold as much as they can: tiny frames, unfinished messages, and bombs."""
+
+from __future__ import annotations
+
+import re
+import selectors
+import subprocess
+import sys
+import time
+import zlib
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.harness import Served, Socket, client_frame
+from tests.soak.row import Row, Seen
+from tests.soak.sites import on_postgresql, scaled
+
+MEBIBYTE = 1_048_576
+SLOW = "/slow/" + "x" * 7_494  # its consumers take 50 ms
+TINY = client_frame(1, b"x") * (65_536 // 7)
+FRAGMENT = b"\x02" + client_frame(2, bytes(65_000))[1:]
+UNFINISHED = FRAGMENT + (b"\x00" + FRAGMENT[1:]) * 15
+
+
+def _bomb() -> bytes:
+    stream = zlib.compressobj(9, zlib.DEFLATED, -15)
+    content = (stream.compress(bytes(MEBIBYTE)) + stream.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    frame = client_frame(2, content)
+    return bytes([frame[0] | 0x40]) + frame[1:]
+
+
+BOMBS = _bomb() * 62
+# Asks until its input ends, then says how long the slowest answer took: a process, so that nobody here holds it up.
+PROBE = """
+import select, socket, sys, time
+worst = 0.0
+while not select.select([sys.stdin], [], [], 0.002)[0]:
+    asked = time.monotonic()
+    with socket.create_connection(("127.0.0.1", int(sys.argv[1])), 60) as raw:
+        raw.sendall(b"GET /healthz HTTP/1.1\\r\\nHost: a\\r\\n\\r\\n")
+        while raw.recv(1000):
+            pass
+    worst = max(worst, time.monotonic() - asked)
+print(worst)
+"""
+
+
+class Hoard(NamedTuple):
+    """What one kind of attack cost."""
+
+    growth: float  # MiB of the server's memory, at its highest
+    silence: float  # of the hub, in seconds: the slowest answer to a probe
+    codes: Counter[int | None]  # with which the bad clients were closed; None: still open at the end
+
+    def __str__(self) -> str:
+        codes = ", ".join(f"{number} x {code}" for code, number in sorted(self.codes.items(), key=str))
+        return f"+{self.growth:.0f} MiB, hub silent for {1000 * self.silence:.0f} ms, {codes}"
+
+
+def hoard(served: Served, path: str, data: bytes, number: int, seconds: float, **headers: str) -> Hoard:
+    """Let so many clients send the same at once, and wait for so long until all are closed; then they leave."""
+    probe_port = re.search(r"/readyz at .*:(\d+)", served.output())
+    assert probe_port, served.output()
+    bad = [served.socket(path, **headers) for _ in range(number)]
+    before = _memory(served, "VmRSS")
+    Path(f"/proc/{served.process.pid}/clear_refs").write_text("5")  # the highest so far is that of now
+    with subprocess.Popen(
+        [sys.executable, "-c", PROBE, probe_port[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as probe:
+        codes = _flood(bad, data, seconds)
+        silence = float(probe.communicate()[0])
+    growth = (_memory(served, "VmHWM") - before) / 1024
+    for one in bad:
+        one.raw.close()
+    return Hoard(growth, silence, codes)
+
+
+def _flood(bad: Sequence[Socket], data: bytes, seconds: float) -> Counter[int | None]:
+    left, end = {one: memoryview(data) for one in bad}, time.monotonic() + seconds
+    with selectors.DefaultSelector() as selector:
+        for one in bad:
+            one.raw.setblocking(False)
+            selector.register(one.raw, selectors.EVENT_READ | selectors.EVENT_WRITE, one)
+        while left and time.monotonic() < end:
+            for key, ready in selector.select(0.1):
+                one = key.data
+                with suppress(BlockingIOError):
+                    if ready & selectors.EVENT_READ:
+                        _read(one)
+                    if one.close_code is not None:
+                        selector.unregister(one.raw)
+                        del left[one]
+                    elif left[one]:
+                        left[one] = left[one][one.raw.send(left[one]) :]
+                    else:
+                        selector.modify(one.raw, selectors.EVENT_READ, one)
+    return Counter(one.close_code for one in bad)
+
+
+def _read(one: Socket) -> None:
+    try:
+        data = one.raw.recv(65_536)
+    except ConnectionError:
+        data = b""
+    if not data:
+        one.close_code = one.close_code or 1006
+    one.feed(data)
+
+
+def _memory(served: Served, name: str) -> int:
+    """Return a figure of the server's process, in KiB."""
+    status = Path(f"/proc/{served.process.pid}/status").read_text()
+    return int(re.findall(rf"{name}:\s+(\d+) kB", status)[0])
+
+
+def _hoards(scale: float) -> Seen:
+    with on_postgresql(fsync="off") as (site, _):
+        served = site.serve("--workers", "2", "--ws-compression", "--probe-port", "0")
+        kinds = {
+            "tiny frames": hoard(served, SLOW, TINY, scaled(20, scale), 10),
+            "unfinished": hoard(served, "/echo/", UNFINISHED, scaled(300, scale), 60),
+            "bombs": hoard(
+                served, SLOW, BOMBS, scaled(30, scale), 30, Sec_WebSocket_Extensions="permessage-deflate"
+            ),
+        }
+        good = served.socket("/echo/").ask("hello") == "hello"
+        sound = "Traceback" not in served.output()
+    text = (
+        "; ".join(f"{name}: {found}" for name, found in kinds.items())
+        + f"; echo {good}, no traceback {sound}"
+    )
+    worst = max(one.growth for one in kinds.values()), max(one.silence for one in kinds.values())
+    return Seen(
+        text, worst[0] <= 64 and worst[1] <= 0.05 and kinds["tiny frames"].growth <= 32 and good and sound
+    )
+
+
+ROWS = [
+    Row(
+        39,
+        "20 x 64 KiB of one-byte frames, 300 unfinished messages of 1 MiB, 30 x 62 bombs of 1 MiB",
+        "growth <= 64 MiB (32 for the first), hub never silent > 50 ms",
+        _hoards,
+    )
+]
