@@ -29,9 +29,11 @@ TESTS = [
     "pytest-django>=4.9",
     "pyuwsgi>=2.0.30",  # another WSGI server, ready built
     "ruff>=0.9",
+    "sentry-sdk>=2.20",  # what patches Django's handler, and wraps a site's WSGI application, as in production
     "types-psycopg2",
     "websocket-client>=1.8",  # two clients that real programs use: one compresses, one does not
     "websockets>=14",
+    "whitenoise>=6.8",
 ]
 DOCS = ["furo", "sphinx>=8"]
 

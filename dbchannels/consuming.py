@@ -11,6 +11,7 @@ from typing import Any
 from django.db import connections, transaction
 
 from dbchannels import codec, names, signals
+from dbchannels.application import ApplicationViews
 from dbchannels.consumer_options import ConsumerOptions
 from dbchannels.coroutines import completed
 from dbchannels.exceptions import (
@@ -22,7 +23,6 @@ from dbchannels.exceptions import (
     WebSocketCloseException,
     WorkerKilled,
 )
-from dbchannels.handler import ViewHandler
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery, Failure, Keep, Operation, Outcome, Send
@@ -44,7 +44,7 @@ class Consumption:
     def __init__(self, layer: BaseLayer, routing: Routing, link: Link) -> None:
         self.layer = layer
         self.routing = routing
-        self.views = ViewHandler()
+        self.views = ApplicationViews()
         self._link = link
         self._route: Route | None = None  # of the message under way
 

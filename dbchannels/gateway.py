@@ -17,7 +17,9 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import quote_from_bytes
 
-from dbchannels import conf
+from django.core.handlers.wsgi import WSGIHandler
+
+from dbchannels import conf, names
 from dbchannels.exceptions import DBChannelsError, InvalidConfiguration, LayerUnavailable
 from dbchannels.interface import http
 from dbchannels.interface.exchange import Exchange, Stream
@@ -46,6 +48,7 @@ class Gateway:
         self._failed_at = -START_AGAIN
         self._starting = threading.Lock()
         self._inherited: list[Relay | None] = []
+        self._handler: WSGIHandler | None = None  # Django's, once it was needed
         if not make_layer(self._settings).shared:
             raise InvalidConfiguration(
                 "This layer lives in one process: dbchannels.wsgi needs one on a database."
@@ -53,7 +56,11 @@ class Gateway:
         os.register_at_fork(after_in_child=self._forget)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request."""
+        """Answer one request; one that is in a worker already, or in --http direct, by Django's own handler."""
+        if names.REQUEST_CONTEXT in environ:
+            with self._starting:
+                self._handler = self._handler or WSGIHandler()
+            return self._handler(environ, start_response)
         request = read_request(environ)
         body = read_body(environ, request, self._max_body)
         if isinstance(body, int):

@@ -1,125 +1,111 @@
-"""Views are consumers: an ``http.request`` message becomes a Django request, and its response messages.
+"""What a request of the layer is for Django: a WSGI environment, and what its handler then knows of the layer.
 
-The request is Django's own WSGIRequest, made of a WSGI environment (PEP 3333), so middleware, sessions, uploads
-and everything else find what they know.
+The environment (PEP 3333) goes to the site's own WSGI application, see ``application``: middleware, sessions, uploads,
+and what wraps or patches Django's handler, find what they know.
 """
 
 from __future__ import annotations
 
-import logging
 import sys
-import threading
-from collections.abc import Iterator
+from functools import cache
 from io import BytesIO
 from typing import Any
+from wsgiref.util import FileWrapper
 
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core import signals
 from django.core.handlers.base import BaseHandler
-from django.core.handlers.wsgi import WSGIRequest
-from django.http import FileResponse, HttpResponse
+from django.http import HttpResponse
 from django.http.response import HttpResponseBase
-from django.urls import set_script_prefix
 
-from dbchannels import codec
+from dbchannels import names
+from dbchannels.channel import Channel
 from dbchannels.exceptions import ResponseLater
-from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Operation, Send
 from dbchannels.layers.outages import is_unavailable
 from dbchannels.message import Message
-from dbchannels.request_body import open_body
-from dbchannels.streaming import CHUNK, ChunkWriter
-
-log = logging.getLogger("dbchannels.handler")
+from dbchannels.streaming import CHUNK
 
 
-class ViewHandler(BaseHandler):
-    """Runs the site's middleware and views. The middleware is loaded at the first request."""
+class RequestContext:
+    """What the layer and Django's handler tell each other about one request.
 
-    def respond(self, message: Message, link: Link, layer: BaseLayer) -> list[Operation]:
-        """Run the view; return the sending of its response. A long one is sent in chunks as it is made."""
-        if self._middleware_chain is None:
-            self.load_middleware()
-        with open_body(message, link, layer.options["expiry"]) as body:
-            environ = {
-                **make_environ(message),
-                "wsgi.input": body,
-                "dbchannels.reply_channel": message.reply_channel,
-            }
-            return self._respond(environ, message, link, layer)
+    It is in the environ, and one object, because what wraps the handler may hand on a copy of the environ.
+    """
 
-    def _respond(
-        self, environ: dict[str, Any], message: Message, link: Link, layer: BaseLayer
-    ) -> list[Operation]:
-        set_script_prefix(environ["SCRIPT_NAME"] + "/" if environ["SCRIPT_NAME"] else "/")
-        signals.request_started.send(sender=type(self), environ=environ)
-        response = self.response_to(environ)
-        try:
-            if getattr(response, "_answered_later", False):
-                return [_reply(layer, message, {"later": True})]
-            if response.streaming or len(response.content) > CHUNK:
-                return self._stream(message, response, link, layer)
-            return [_reply(layer, message, {**_head(response), "content": response.content})]
-        finally:
-            response.close()  # and with it the signal request_finished
+    def __init__(self, reply_channel: Channel | None = None) -> None:
+        self.reply_channel = reply_channel  # None: the request is not the layer's
+        self.answered_later = False  # the view has raised ResponseLater
+        self.outage = False  # something was raised because the database cannot be used
+        self.whole = False  # Django's response is not streamed
 
-    def response_to(self, environ: dict[str, Any]) -> HttpResponseBase:
-        """Return the response to a WSGI environment."""
-        try:
-            request = WSGIRequest(environ)
-        except UnicodeDecodeError:
-            log.warning("Bad Request (UnicodeDecodeError)", exc_info=sys.exc_info())
-            return HttpResponse("The address is not UTF-8.", status=400, content_type="text/plain")
-        request.reply_channel = environ.get("dbchannels.reply_channel")  # type: ignore[attr-defined]
-        _seen.outage = None
-        response = self.get_response(request)
-        if _seen.outage is not None and response.status_code == 500 and not settings.DEBUG:
-            response.close()
+
+@cache
+def teach_django() -> None:
+    """Let Django's handlers in this process know the layer's requests: ``reply_channel``, ResponseLater, outages.
+
+    The base class is patched, so any handler has it, be it a subclass or patched itself, as by Sentry's SDK.
+    """
+    get_response, make_view_atomic = BaseHandler.get_response, BaseHandler.make_view_atomic
+
+    def get_response_here(self: BaseHandler, request: Any) -> HttpResponseBase:
+        context = _context(request)
+        if context is None:
+            return get_response(self, request)
+        if context.reply_channel is not None:
+            request.reply_channel = context.reply_channel
+        response = get_response(self, request)
+        if context.outage and response.status_code == 500 and not settings.DEBUG:
+            closers = response._resource_closers  # type: ignore[attr-defined]
             response = HttpResponse(
                 _AWAY, status=503, content_type="text/plain", headers={"Retry-After": "5"}
             )
-        response._handler_class = type(self)  # type: ignore[attr-defined]
-        response._answered_later = hasattr(request, "_answered_later")  # type: ignore[attr-defined]
+            response._resource_closers = closers  # type: ignore[attr-defined]
+        context.whole = not response.streaming
         return response
 
-    def make_view_atomic(self, view: Any) -> Any:
-        """Take a view that raises ResponseLater for one that returns: what it wrote and sent is kept.
+    def make_view_atomic_here(self: BaseHandler, view: Any) -> Any:
+        return make_view_atomic(self, catching_later(view))
 
-        The middleware sees an empty response, which nobody gets; sessions are saved as ever.
-        """
-
-        def taken(request: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return view(request, *args, **kwargs)
-            except ResponseLater:
-                return _later(request)
-
-        async def awaited(request: Any, *args: Any, **kwargs: Any) -> Any:
-            try:
-                return await view(request, *args, **kwargs)
-            except ResponseLater:
-                return _later(request)
-
-        wrapped: Any = awaited if iscoroutinefunction(view) else taken
-        # The one mark of a view that the base class looks for; functools.wraps would take 3 % of a trivial request.
-        wrapped._non_atomic_requests = getattr(view, "_non_atomic_requests", frozenset())
-        return super().make_view_atomic(wrapped)
-
-    def _stream(
-        self, message: Message, response: HttpResponseBase, link: Link, layer: BaseLayer
-    ) -> list[Operation]:
-        writer = ChunkWriter(
-            send=lambda fields: not link.apply([_reply(layer, message, fields)]),
-            receive_flow=lambda: _flow(message, link),
-        )
-        writer.run(_head(response), _pieces(response))
-        return []
+    BaseHandler.get_response = get_response_here  # type: ignore[method-assign]
+    BaseHandler.make_view_atomic = make_view_atomic_here  # type: ignore[method-assign]
+    signals.got_request_exception.connect(_note_outage)
 
 
-def _later(request: Any) -> HttpResponse:
-    request._answered_later = True
+def _context(request: Any) -> RequestContext | None:
+    environ: dict[str, Any] = getattr(request, "environ", {})  # an ASGIRequest has none
+    return environ.get(names.REQUEST_CONTEXT)
+
+
+def catching_later(view: Any) -> Any:
+    """Take a view that raises ResponseLater for one that returns: what it wrote and sent is kept, even if atomic.
+
+    The middleware sees an empty response, which nobody gets; sessions are saved as ever, and nobody reports an error.
+    """
+
+    def taken(request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return view(request, *args, **kwargs)
+        except ResponseLater as error:
+            return _later(request, error)
+
+    async def awaited(request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await view(request, *args, **kwargs)
+        except ResponseLater as error:
+            return _later(request, error)
+
+    wrapped: Any = awaited if iscoroutinefunction(view) else taken
+    # The one mark of a view that Django looks for; functools.wraps would take 3 % of a trivial request.
+    wrapped._non_atomic_requests = getattr(view, "_non_atomic_requests", frozenset())
+    return wrapped
+
+
+def _later(request: Any, error: ResponseLater) -> HttpResponse:
+    context = _context(request)
+    if context is None or context.reply_channel is None:  # nobody could answer it
+        raise error
+    context.answered_later = True
     return HttpResponse()
 
 
@@ -129,22 +115,10 @@ _AWAY = "The site's database cannot be used now: try again soon."
 _AWAY_CODES = ("08", "53", "57P")
 
 
-class Seen(threading.local):
-    """What the request under way in a thread has raised because its database cannot be used: not the site's fault."""
-
-    outage: BaseException | None = None
-
-
-_seen = Seen()
-
-
-def _look(**_: Any) -> None:
-    error = sys.exc_info()[1]
-    if error is not None and is_outage(error):
-        _seen.outage = error
-
-
-signals.got_request_exception.connect(_look)
+def _note_outage(request: Any = None, **_: Any) -> None:
+    context, error = _context(request), sys.exc_info()[1]
+    if context is not None and error is not None and is_outage(error):
+        context.outage = True
 
 
 def is_outage(error: BaseException) -> bool:
@@ -156,36 +130,6 @@ def is_outage(error: BaseException) -> bool:
         getattr(cause, name) for name in ("sqlstate", "pgcode") if hasattr(cause, name)
     ]  # psycopg 3 and 2
     return bool(codes) and (codes[0] is None or codes[0].startswith(_AWAY_CODES))
-
-
-def _pieces(response: HttpResponseBase) -> Iterator[bytes]:
-    if not response.streaming:
-        content = response.content
-        return (content[start : start + CHUNK] for start in range(0, len(content), CHUNK))
-    if isinstance(response, FileResponse):
-        response.block_size = CHUNK  # Django reads it at each block
-    return iter(response)
-
-
-def _flow(message: Message, link: Link) -> list[dict[str, Any]]:
-    channel = message.get("flow_channel")
-    return [codec.decode(one.payload) for one in link.receive_many([channel], 100)] if channel else []
-
-
-def _reply(layer: BaseLayer, message: Message, fields: dict[str, Any]) -> Operation:
-    assert message.reply_channel is not None
-    return Send(
-        message.reply_channel.name, codec.encode_trusted(fields), "", layer.options["expiry"], certain=True
-    )
-
-
-def _head(response: HttpResponseBase) -> dict[str, Any]:
-    """Return the status, its words, and the headers as (name, value) bytes, cookies last."""
-    headers = [[name.encode("ascii"), value.encode("latin-1")] for name, value in response.items()]
-    headers += [
-        [b"Set-Cookie", cookie.OutputString().encode("latin-1")] for cookie in response.cookies.values()
-    ]
-    return {"status": response.status_code, "reason": response.reason_phrase, "headers": headers}
 
 
 def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
@@ -212,6 +156,7 @@ def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
         "wsgi.multithread": False,
         "wsgi.multiprocess": True,
         "wsgi.run_once": False,
+        "wsgi.file_wrapper": _file_in_chunks,
     }
     size = message.get("body_size", len(body))
     # As from any WSGI server: "0" where the client said so, and no key where it sent no body. That of chunks is known.
@@ -220,6 +165,11 @@ def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
     for name, value in message["headers"]:
         _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
     return environ
+
+
+def _file_in_chunks(file: Any, block_size: int = CHUNK) -> FileWrapper:
+    """Read a file by what one message holds, whatever smaller blocks are asked for."""
+    return FileWrapper(file, CHUNK)
 
 
 def _add_header(environ: dict[str, Any], name: str, value: str) -> None:

@@ -17,6 +17,8 @@ MAX_USER_ID = 255
 MAX_LOGIN = MAX_USER_ID + 1  # a sign goes in front, see layers/operations.py
 #: The channels of a WebSocket's life, in order.
 WEBSOCKET = ("websocket.connect", "websocket.receive", "websocket.disconnect")
+#: The key, in a WSGI environ, of what the layer and Django's handler tell each other; see handler.RequestContext.
+REQUEST_CONTEXT = "dbchannels.request"
 RANDOM_LENGTH = 22  # characters of what random_part gives
 MOST_KNOWN = 10_000  # names that were checked already and are remembered
 _CHANNEL = re.compile(r"\A[A-Za-z0-9_.-]+(?:[!?][A-Za-z0-9_.-]*)?\Z")

@@ -111,9 +111,9 @@ class Worker:
     # The life of a worker.
 
     def load(self) -> None:
-        """Load the middleware, which would be loaded at the first request otherwise."""
+        """Load the site's WSGI application, with its middleware; raises InvalidConfiguration."""
         if REQUESTS in self.channels:
-            self._consumption.views.load_middleware()
+            self._consumption.views.load()
 
     def run(self) -> None:
         """Work until ``stop``; finish what runs, hand back the rest, and leave no record behind."""

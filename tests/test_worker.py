@@ -532,7 +532,7 @@ def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monke
         Channel("out").send({"number": 1})
         return [consuming.reply(its_layer, message.reply_channel.name, {"status": 200})]
 
-    monkeypatch.setattr(consuming.ViewHandler, "respond", respond)
+    monkeypatch.setattr(consuming.ApplicationViews, "respond", respond)
     request(layer)
     assert new_worker().run_once()
     assert drain(layer, "out") == [{"number": 1}]

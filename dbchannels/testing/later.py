@@ -8,8 +8,9 @@ from django.http import HttpRequest, HttpResponse
 from django.http.response import HttpResponseBase
 from django.test.client import ClientHandler
 
+from dbchannels import names
 from dbchannels.channel import Channel
-from dbchannels.handler import ViewHandler
+from dbchannels.handler import RequestContext, teach_django
 from dbchannels.interface.reply import Reply
 from dbchannels.testing.channels import Channels, current_channels, in_use
 
@@ -62,21 +63,26 @@ class LaterAnswer:
         self._channels.server.close(self.reply_channel)
 
 
-class LaterHandler(ClientHandler, ViewHandler):
+class LaterHandler(ClientHandler):
     """Django's, with what views find on a request in the worker: ``reply_channel``, and ResponseLater."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        teach_django()
 
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
         """Run the view; its response has the attribute ``later`` when others answer."""
         if not in_use():
             return super().get_response(request)
         later = LaterAnswer(current_channels(), request.path)
-        request.reply_channel = Channel(later.reply_channel)  # type: ignore[attr-defined]
+        context = RequestContext(Channel(later.reply_channel))
+        request.environ[names.REQUEST_CONTEXT] = context  # type: ignore[attr-defined]
         try:
             response = super().get_response(request)
         except BaseException:
             later.close()
             raise
-        if hasattr(request, "_answered_later"):
+        if context.answered_later:
             response.later = later  # type: ignore[attr-defined]
         else:
             later.close()

@@ -107,7 +107,10 @@ class Command(BaseCommand):
         if not worker.channels:
             raise CommandError("No channel with a consumer is left: change --only or --exclude.")
         stop_at_signals(worker, graceful_timeout)
-        worker.load()
+        try:
+            worker.load()
+        except DBChannelsError as error:
+            raise CommandError(str(error)) from None
         if not child:
             self.stdout.write(
                 f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}."

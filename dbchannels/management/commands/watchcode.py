@@ -11,10 +11,9 @@ from django.core.management.base import BaseCommand, SystemCheckError
 from django.db import connections
 
 from dbchannels import reloader
-from dbchannels.application import load_site
+from dbchannels.application import load_site, site_application
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.handler import ViewHandler
 
 
 class Command(BaseCommand):
@@ -61,7 +60,7 @@ class Command(BaseCommand):
     def prepare(self, options: dict[str, Any]) -> None:
         """Import what a worker does, run the system checks, and warn of missing migrations."""
         load_site(options["layer"])
-        ViewHandler().load_middleware()
+        site_application()
         if not options["unchecked"]:
             self.stdout.write("Performing system checks...\n\n")
             self.check(display_num_errors=True, databases=[layer_settings(options["layer"]).database])
