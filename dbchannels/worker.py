@@ -74,6 +74,7 @@ class Worker:
             if _selected(channel, only, exclude)
         ]
         self._concurrency = routing.concurrency()
+        # Those first that were not served for longest.
         self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
         self.link = layer.link("worker", listen=not bells)
@@ -150,6 +151,7 @@ class Worker:
             self._ring_for_others()
         while not self.stopping.is_set() and (delivery := self._batch.start_next()):
             started = time.monotonic()
+            self._turn(delivery)
             self._batch.finished(self._consumption.consume(delivery, self.name))
             self.consumed += 1
             self._pace.ran(time.monotonic() - started)
@@ -160,10 +162,10 @@ class Worker:
         return bool(deliveries)
 
     def _take(self, limit: int) -> list[Delivery]:
-        """Protocol messages first: somebody waits for them. The channels take turns in being first."""
+        """Protocol messages first: somebody waits for them."""
         for bell in self._bells:
             bell.silence()
-        taken = self.link.receive_many(_turned(self._protocol), limit, self.name) if self._protocol else []
+        taken = self.link.receive_many(self._protocol, limit, self.name) if self._protocol else []
         # Whoever woke it may have waited for what was taken: a claim goes first only when one is overdue.
         if self._durable and len(taken) < limit and not (taken and self._claim_may_wait()):
             try:
@@ -175,11 +177,19 @@ class Worker:
 
     def _claim(self, limit: int) -> list[Delivery]:
         started = time.monotonic()
-        claimed = self.link.claim(_turned(self._durable), limit, self.name, self._concurrency)
+        claimed = self.link.claim(self._durable, limit, self.name, self._concurrency)
+        claimed.sort(key=lambda delivery: self._durable.index(delivery.channel))
         ended = time.monotonic()
         self._claim_by = 0.0 if claimed else None
         self._patience = max(CLAIM_WITHIN, (ended - started) * 10)
         return claimed
+
+    def _turn(self, delivery: Delivery) -> None:
+        """Put the channel that is served now behind all others: so those that have messages have equal shares."""
+        channels = self._durable if delivery.durable else self._protocol
+        if channels[-1] != delivery.channel:
+            channels.remove(delivery.channel)
+            channels.append(delivery.channel)
 
     def _claim_may_wait(self) -> bool:
         """Whether nothing was there to claim a while ago. Sleep does not count: whoever sends meanwhile wakes it."""
@@ -297,12 +307,6 @@ class Worker:
 def new_worker_name() -> str:
     """Return a name that no other worker has or had."""
     return f"worker-{os.getpid()}-{names.random_part()}"
-
-
-def _turned(channels: list[str]) -> list[str]:
-    """Return the channels from a random one on: none of them, however busy, is always the first."""
-    start = random.randrange(len(channels))
-    return channels[start:] + channels[:start]
 
 
 def _selected(channel: str, only: Sequence[str], exclude: Sequence[str]) -> bool:

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from collections import Counter
 
 import pytest
 from django.db import transaction
@@ -150,6 +151,75 @@ def raising(error):
         raise error
 
     return consume
+
+
+# Shares.
+
+
+def counting(counts):
+    """Return a consumer that counts its messages by their channel."""
+
+    def consume(message):
+        counts[message.channel.name] += 1
+
+    return consume
+
+
+@pytest.mark.parametrize("batch", [1, 20])
+@kinds.only("postgresql", "sqlite", "memory")
+def test_channels_that_are_busy_have_equal_shares_a_limited_one_too(layer, new_worker, batches_of, batch):
+    batches_of(batch)
+    counts = Counter()
+    busy, number = ("a", "b", "c", "limited"), 20 * batch
+    idle = [route(f"idle{one}", quiet) for one in range(20)]
+    routes = [route(one, counting(counts), concurrency=1 if one == "limited" else None) for one in busy]
+    one = new_worker(routes[0], *idle, *routes[1:], only=["?", "idle*", "limited"])
+    layer.send_many([(channel, {}) for channel in busy for _ in range(number)])
+    while sum(counts.values()) < number * 2:
+        one.run_once()
+    assert {channel: pytest.approx(number / 2, rel=0.2) for channel in busy} == counts
+
+
+@kinds.only("postgresql", "sqlite", "memory")
+def test_a_quiet_channel_is_in_the_next_batch_whatever_the_priorities_of_a_busy_one(
+    layer, new_worker, batches_of
+):
+    batches_of(5)
+    ran = []
+    order = [route(name, lambda message: ran.append(message.channel.name)) for name in ("busy", "quiet")]
+    one = new_worker(*order, only=["busy", "quiet"])
+    for _ in range(15):
+        layer.send("busy", {}, priority=100)
+    one.run_once()
+    layer.send("quiet", {})
+    one.run_once()
+    assert ran == ["busy"] * 5 + ["quiet"] + ["busy"] * 4
+
+
+def test_protocol_channels_are_served_in_turn(layer, new_worker, batches_of):
+    batches_of(1)
+    ran = []
+    one = new_worker(
+        *(route(name, lambda message: ran.append(message.channel.name)) for name in PROTOCOL_CHANNELS)
+    )
+    for _ in range(3):
+        frame(layer, "websocket.receive")
+        frame(layer, "websocket.disconnect")
+    work(one)
+    assert sorted(ran[:2]) == sorted(ran[2:4]) == ["websocket.disconnect", "websocket.receive"]
+
+
+@kinds.only("postgresql")
+def test_limited_channels_cost_no_round_trip(layer, new_worker, monkeypatch):
+    one = new_worker(route("own", quiet), route("limited", quiet, concurrency=1))
+    for _ in range(2):
+        one.run_once()
+        one.link.next_due()
+    runs, run = [], one.link.session._run
+    monkeypatch.setattr(one.link.session, "_run", lambda statements: runs.append(1) or run(statements))
+    one.run_once()
+    one.link.next_due()
+    assert len(runs) == 3  # a pop, a claim, and when the next one is due
 
 
 # Channels.

@@ -171,10 +171,11 @@ class DatabaseLayer(BaseLayer):
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[ops.Delivery]:
-        limits = at_most or {}
-        rows = self._claimable([channel for channel in channels if channel not in limits], limit)
-        for channel in [channel for channel in channels if channel in limits]:
-            rows += self._claimable_within(channel, limits[channel], limit - len(rows))
+        limits, rows = at_most or {}, list[Any]()
+        due = set(self._due(channels).order_by().values_list("channel", flat=True).distinct())
+        for channel in [channel for channel in channels if channel in due]:
+            if len(rows) < limit:
+                rows += self._claimable(channel, limit - len(rows), worker, limits.get(channel))
         # One that was in the hands of a worker that died runs by itself, so that it alone is blamed.
         alone = [row for row in rows if row.alone]
         rows = self._first(alone[:1] or rows)
@@ -186,14 +187,14 @@ class DatabaseLayer(BaseLayer):
             ops.Delivery(row.channel, bytes(row.payload), id=row.id, attempt=row.attempts) for row in rows
         ]
 
-    def _claimable_within(self, channel: str, at_most: int, limit: int) -> list[Any]:
-        """Lock the next one first, then count: others wait for the lock, on SQLite for that of the whole database."""
-        found = self._locked(self._ready([channel]), min(1, limit), skip=False)
-        held = self.rows(DurableMessage).filter(channel=channel, claimed_by__isnull=False).count()
-        return found if held < at_most else []
-
-    def _claimable(self, channels: Sequence[str], limit: int) -> list[Any]:
-        return self._locked(self._ready(channels), limit) if channels and limit else []
+    def _claimable(self, channel: str, limit: int, worker: str, at_most: int | None) -> list[Any]:
+        """Lock the next ones first, then count: others wait for the lock, on SQLite for that of the whole database."""
+        found = self._locked(self._ready([channel]), limit, skip=at_most is None)
+        if at_most is None:
+            return found
+        held = self.rows(DurableMessage).filter(channel=channel, claimed_by__isnull=False)
+        others = held.exclude(claimed_by=worker).values("claimed_by").distinct().count()
+        return found if others < at_most else []
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
         claimed = self.rows(DurableMessage).filter(

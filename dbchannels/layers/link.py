@@ -42,9 +42,9 @@ class Link:
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[Delivery]:
-        """Claim up to ``limit`` due messages of durable channels; the attempt is counted.
+        """Claim up to ``limit`` due messages of durable channels, of the first channel that has some first.
 
-        Of a channel in ``at_most`` one at a time, and only while all workers together hold fewer of it than that.
+        The attempt is counted. Of a channel in ``at_most`` only while fewer other workers than that hold some of it.
         """
         return self.layer.claim(channels, limit, worker, at_most)
 

@@ -207,8 +207,12 @@ class StoreLayer(BaseLayer):
             found: list[Row] = []
             for channel in channels:
                 room = limit - len(found)
-                if at_most and channel in at_most:
-                    room = min(room, 1, at_most[channel] - len(self._claimed(channel)))
+                if (
+                    at_most
+                    and channel in at_most
+                    and len(self._holders(channel) - {worker}) >= at_most[channel]
+                ):
+                    room = 0
                 found += self._due(channel, room)
             # One that was in the hands of a worker that died runs by itself, so that it alone is blamed.
             found = [row for row in found if row.alone][:1] or found
@@ -219,6 +223,12 @@ class StoreLayer(BaseLayer):
         claimed = row._replace(attempt=row.attempt + 1)
         self.table("claims", worker)[str(row.id)] = claimed
         return claimed.delivery()
+
+    def _holders(self, channel: str) -> set[str]:
+        holders = self.table_names("claims")
+        return {
+            one for one in holders if any(row.channel == channel for row in rows(self.table("claims", one)))
+        }
 
     def _claimed(self, channel: str | None) -> list[Row]:
         claims = [row for worker in self.table_names("claims") for row in rows(self.table("claims", worker))]

@@ -190,8 +190,8 @@ class RecordingLayer(BaseLayer):
             for channel in channels:
                 room = limit - len(claimed)
                 if at_most and channel in at_most:
-                    held = sum(row.send.channel == channel for _, row in self._claims.values())
-                    room = max(0, min(room, 1, at_most[channel] - held))
+                    holders = {one for one, row in self._claims.values() if row.send.channel == channel}
+                    room = room if len(holders - {worker}) < at_most[channel] else 0
                 for row in self._rows.take(channel, room, self.clock):
                     row.delivery = row.delivery._replace(attempt=row.delivery.attempt + 1)
                     self._claims[row.delivery.id] = worker, row

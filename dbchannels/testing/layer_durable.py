@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime, timedelta
 from datetime import timezone as tz
 from functools import partial
@@ -12,7 +13,16 @@ from dbchannels import codec
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery, Done, Failure, GroupAdd
-from dbchannels.testing.layer_case import SOON, LayerCase, drain, in_thread, raises, wait_until, waiting
+from dbchannels.testing.layer_case import (
+    DEADLINE,
+    SOON,
+    LayerCase,
+    drain,
+    in_thread,
+    raises,
+    wait_until,
+    waiting,
+)
 
 
 def numbers(deliveries: list[Delivery]) -> list[int]:
@@ -139,35 +149,58 @@ class DurableContract(LayerCase):
 
     # At most so many at a time.
 
-    def test_of_a_limited_channel_no_more_are_claimed_than_may_run(self) -> None:
+    def test_of_a_limited_channel_no_more_workers_hold_some_than_may_run_it(self) -> None:
         layer = self.layer()
-        link, other = self.link(layer), self.link(layer)
-        layer.send_many([("own", {"number": number}) for number in range(4)])
-        layer.send_many([("other", {"number": number}) for number in range(4, 6)])
+        link = self.link(layer)
+        layer.send_many([("own", {"number": number}) for number in range(6)])
+        layer.send_many([("other", {"number": number}) for number in range(6, 8)])
         limits = {"own": 2}
-        first = link.claim(["own"], 10, "w1", limits)
-        assert numbers(first) == [0]
-        assert sorted(numbers(other.claim(["own", "other"], 10, "w2", limits))) == [1, 4, 5]
-        assert link.claim(["own"], 10, "w1", limits) == []
+        first = link.claim(["own"], 2, "w1", limits)
+        assert numbers(first) == [0, 1]
+        assert numbers(link.claim(["own"], 2, "w2", limits)) == [2, 3]
+        assert numbers(link.claim(["own", "other"], 10, "w3", limits)) == [6, 7]
+        assert numbers(link.claim(["own"], 1, "w1", limits)) == [4]  # it runs one after the other
         link.finish("w1", Done(acknowledged=first))
-        assert numbers(other.claim(["own"], 10, "w2", limits)) == [2]
-        assert other.claim(["own"], 10, "w2", limits) == []
+        assert link.claim(["own"], 10, "w3", limits) == []
+
+    def test_the_channels_are_served_in_the_order_in_which_they_are_asked_for(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        for priority, channel in enumerate(("a", "b", "c", "limited")):
+            layer.send_many([(channel, {"number": number}) for number in range(3)])
+            layer.send(channel, {"number": 3}, priority=priority)
+        for order in (["limited", "quiet", "b", "a"], ["c", "limited", "b"], ["quiet", "a", "limited"]):
+            found = link.claim(order, 4, "w1", {"limited": 1, "quiet": 1})
+            busy = [channel for channel in order if channel != "quiet"]
+            assert {one.channel for one in found} == {busy[0]}, order
+            link.finish("w1", Done(returned=found))
+        (first,) = link.claim(["limited", "a"], 1, "w1", {"limited": 1})
+        assert (first.channel, numbers([first])) == ("limited", [3])  # the one with a priority
+        assert {one.channel for one in link.claim(["limited", "a"], 2, "w2", {"limited": 1})} == {"a"}
+        link.finish("w1", Done(acknowledged=[first]))
+        found = link.claim(["limited", "a"], 5, "w3", {"limited": 1})
+        assert sorted(one.channel for one in found) == ["a", "a", "limited", "limited", "limited"]
 
     def test_two_who_claim_at_once_do_not_exceed_the_limit(self) -> None:
         layer = self.layer()
         layer.send_many([("own", {"number": number}) for number in range(40)])
         claimed: list[Delivery] = []
+        holders, start = set[str](), threading.Barrier(4)
 
         def take(worker: str) -> None:
             link = layer.link()
-            for _ in range(10):
-                claimed.extend(link.claim(["own"], 10, worker, {"own": 3}))
+            start.wait(DEADLINE)
+            for _ in range(40):
+                found = link.claim(["own"], 1, worker, {"own": 3})
+                claimed.extend(found)
+                holders.update([worker] if found else [])
             link.close()
 
         threads = [in_thread(layer, partial(take, f"w{number}")) for number in range(4)]
         for thread in threads:
             thread.join()
-        assert sorted(numbers(claimed)) == [0, 1, 2]
+        assert sorted(numbers(claimed)) == list(range(40))
+        assert len(holders) <= 3
 
     # Periodic messages.
 

@@ -94,25 +94,13 @@ class PostgreSQLLink(Link):
         if self._claiming:
             self.session.run([(sql_durable.RELEASE_ALL, {"worker": worker})])
         limits = at_most or {}
-        with self._claiming:
-            found = self._claim([one for one in channels if one not in limits], limit, worker)
-            limited = [one for one in channels if one in limits]
-            if limited and len(found) < limit:
-                found += self._claim(limited, limit - len(found), worker, limits)
-        return found
-
-    def _claim(
-        self, channels: Sequence[str], limit: int, worker: str, limits: Mapping[str, int] | None = None
-    ) -> list[Delivery]:
-        if not channels:
-            return []
         values = {"queues": list(channels), "limit": limit, "worker": worker}
-        if limits:
-            values["at_most"] = [limits[channel] for channel in channels]
-            limited = [(sql_durable.LOCK_LIMITED, values), (sql_durable.CLAIM_LIMITED, values)]
-            rows = self.session.run([(sql_durable.PROMOTE, {}), *limited])
-        else:
-            rows = self.session.run([(sql_durable.PROMOTE, {}), (sql_durable.CLAIM, values)])
+        claims = [(sql_durable.CLAIM, values)]
+        if not limits.keys().isdisjoint(channels):
+            values["at_most"] = [limits.get(channel) for channel in channels]
+            claims = [(sql_durable.LOCK_LIMITED, values), (sql_durable.CLAIM_LIMITED, values)]
+        with self._claiming:
+            rows = self.session.run([(sql_durable.PROMOTE, {}), *claims])
         claimed = [Delivery(row[1], bytes(row[2]), id=row[0], attempt=row[3]) for row in rows]
         alone = [delivery for delivery, row in zip(claimed, rows, strict=True) if row[4]]
         if not alone or len(claimed) == 1:

@@ -116,13 +116,15 @@ WITH claimed AS (
 SELECT id, channel, payload, attempts, alone FROM claimed ORDER BY priority DESC, id
 """
 
-# Of a channel whose consumer says `concurrency`: one at a time, and only while fewer than that are claimed. The lock
-# is held for this one round trip, and each statement sees what was committed when it begins: so two workers
-# cannot both count before either claims (https://www.postgresql.org/docs/current/transaction-iso.html).
+# Of a channel whose consumer says `concurrency`: only while fewer other workers than that have claimed some, as each
+# runs what it has one after the other. The lock is held for this one round trip, and each statement sees what was
+# committed when it begins: so two workers cannot both count before either claims
+# (https://www.postgresql.org/docs/current/transaction-iso.html).
 LOCK_LIMITED = """
 SELECT pg_advisory_xact_lock(number) FROM (
-    SELECT hashtextextended('dbchannels ' || queue.name, 0) AS number FROM unnest(%(queues)s::text[]) AS queue(name)
-    WHERE EXISTS (
+    SELECT hashtextextended('dbchannels ' || queue.name, 0) AS number
+    FROM unnest(%(queues)s::text[], %(at_most)s::int[]) AS queue(name, at_most)
+    WHERE at_most IS NOT NULL AND EXISTS (
         SELECT FROM dbchannels_durablemessage
         WHERE channel = queue.name AND claimed_by IS NULL AND due_at IS NULL
     )
@@ -134,10 +136,10 @@ _READY_LIMITED = _READY.replace(
     "unnest(%(queues)s::text[], %(at_most)s::int[]) AS queue(name, at_most)",
 ).replace(
     "ORDER BY priority DESC, id LIMIT %(limit)s FOR UPDATE",
-    """ORDER BY priority DESC, id LIMIT CASE WHEN (
-            SELECT count(*) FROM dbchannels_durablemessage AS held
-            WHERE held.channel = queue.name AND held.claimed_by IS NOT NULL
-        ) < queue.at_most THEN 1 ELSE 0 END FOR UPDATE""",
+    """ORDER BY priority DESC, id LIMIT CASE WHEN queue.at_most IS NULL OR (
+            SELECT count(DISTINCT claimed_by) FROM dbchannels_durablemessage AS held
+            WHERE held.channel = queue.name AND held.claimed_by IS NOT NULL AND held.claimed_by <> %(worker)s
+        ) < queue.at_most THEN %(limit)s ELSE 0 END FOR UPDATE""",
 )
 CLAIM_LIMITED = CLAIM.replace(_READY, _READY_LIMITED)
 
