@@ -142,9 +142,7 @@ def _listen_tcp(bind: Bind) -> Listening:
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise AddressInUse(
-            f"{bind} cannot be used ({error.strerror}): stop what listens there, or name another port."
-        ) from None
+        raise AddressInUse(f"{bind} cannot be used {_why(error, _TCP_ADVICE)}.") from None
     return Listening(listening, bind._replace(port=listening.getsockname()[1]))
 
 
@@ -163,10 +161,35 @@ def _listen_unix(bind: Bind, rights: SocketRights) -> Listening:
         listening.listen(BACKLOG)
     except OSError as error:
         listening.close()
-        raise AddressInUse(
-            f"{bind} cannot be used ({error.strerror}): look at the folder's rights, or name another path."
-        ) from None
+        raise AddressInUse(f"{bind} cannot be used {_why(error, _UNIX_ADVICE)}.") from None
     return Listening(listening, bind, inode)
+
+
+def _why(error: OSError, advice: dict[int, str]) -> str:
+    reason = error.strerror or str(error)
+    if isinstance(error, socket.gaierror):  # whose numbers are not errno's
+        return f"({reason}): there is no such host; name an address of this machine, as 127.0.0.1 or 0.0.0.0"
+    return f"({reason}): {advice.get(error.errno or 0, 'name another one')}"
+
+
+_TCP_ADVICE = {
+    errno.EADDRINUSE: "stop what listens there, or name another port",
+    errno.EADDRNOTAVAIL: "it is not an address of this machine; name one that is, or 0.0.0.0 for all of them",
+    errno.EACCES: "this user may not listen there; name a port from 1024 on, or give the service "
+    "CAP_NET_BIND_SERVICE",
+    errno.EPERM: "this user may not listen there; name a port from 1024 on, or give the service "
+    "CAP_NET_BIND_SERVICE",
+    errno.EAFNOSUPPORT: "this machine has no IPv6; name an IPv4 address, as 127.0.0.1 or 0.0.0.0",
+}
+_UNIX_ADVICE = {
+    errno.EADDRINUSE: "stop what listens there, or name another path",
+    errno.EEXIST: "take that file away, or name another path",
+    errno.ENOENT: "make the folder first, or name another path",
+    errno.ENOTDIR: "a part of the path is a file; name another path",
+    errno.EACCES: "this user may not write into the folder; change its rights, or name another path",
+    errno.EPERM: "this user may not do that; look at --socket-owner and the folder's rights",
+    errno.EROFS: "the file system cannot be written to; name another path",
+}
 
 
 def _give(path: str, rights: SocketRights) -> None:
