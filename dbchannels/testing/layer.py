@@ -32,6 +32,7 @@ class RecordingLayer(BaseLayer):
         self.dead_letters: list[ops.Failure] = []
         self.held: dict[str, Sequence[ops.Delivery]] = {}  # by worker: what it has popped and not finished
         self.schedule: dict[tuple[str, str], datetime] = {}  # when periodic messages are due
+        self.seen: dict[tuple[str, str], datetime] = {}  # when a live worker last had them
         self.lock = threading.RLock()
         self._rows = Rows()
         self._members = Members()

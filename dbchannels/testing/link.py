@@ -44,8 +44,20 @@ class RecordingLink(Link):
             still = self.layer.schedule.get((channel, every)) == due
             if still:
                 self.layer.schedule[channel, every] = following
+                self.layer.seen[channel, every] = datetime.now(timezone.utc)
                 self.layer.write_apart(sends)
             return still
+
+    def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
+        now = datetime.now(timezone.utc)
+        with self.layer.lock:
+            self.layer.seen.update(dict.fromkeys(entries, now))
+        return now
+
+    def drop_times(self, before: datetime) -> None:
+        with self.layer.lock:
+            for entry in [one for one in self.layer.schedule if self.layer.seen[one] < before]:
+                del self.layer.schedule[entry]
 
     def apply(self, operations: Sequence[ops.Operation]) -> list[ops.Send]:
         return self.layer.write_apart(operations)
