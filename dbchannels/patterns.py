@@ -3,7 +3,8 @@
 There are two kinds, told apart by their characters. One that holds any of ``^ $ * + ? ( ) [ ] { } | \\`` is a
 regular expression, searched from the start of the field; one with ``$`` at its end lets no newline follow, as in
 Django's ``re_path()``. Every other one is a **path**, as in Django's ``path()``: it is the whole field (in an
-``include`` its beginning), and ``<slug:room>`` in it captures, by Django's converters.
+``include`` its beginning), and ``<slug:room>`` in it captures, by Django's converters. ``path="chat/"`` is
+``path="/chat/"``.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ EXPRESSION = re.compile(r"[\^$*+?()\[\]{}|\\]")  # a character that makes a patt
 _CAPTURE = re.compile(r"<(?:([^<>:]*):)?([^<>:]*)>")
 #: What stands in a regular expression where a path's capture may have been meant: not (?P<name>, (?<= or \<.
 _STRAY = re.compile(r"(?<![\\P?])<(?:(\w+):)?(\w+)>")
+#: The beginning of a regular expression whose first character is there, and is no slash.
+_NO_SLASH = re.compile(r"(?:\^|\\A)?(?:\((?:\?P<\w+>|\?:)?)*(?:[\w-]|\\[wd]|\[[^\]^/]*\])(?![*?{])")
 #: What Django's own converters match is matched by these others too.
 WIDER = {
     "int": ("int", "slug", "str", "path"),
@@ -82,6 +85,9 @@ def compile_pattern(key: str, text: object, *, whole: bool = True) -> Pattern:
     """Return the pattern of the field ``key``; raises InvalidConfiguration. A compiled one is a regular expression."""
     if isinstance(text, str) and not EXPRESSION.search(text):
         regex, converters = _compile_path(key, text)
+        # As in Django's path(), the slash in front may be left out; an include of "" takes nothing off.
+        if key == "path" and not text.startswith("/") and (text or whole):
+            regex = "/?" + regex
         return Pattern(text, re.compile(regex + (r"\Z" if whole else "")), converters, True, whole)
     try:
         compiled = re.compile(text)  # type: ignore[call-overload]
@@ -128,6 +134,11 @@ def _literal(key: str, text: str, start: int, end: int) -> str:
             f"<slug:name>, or the character itself as '\\{stray[0]}', in a regular expression."
         )
     return re.escape(literal)
+
+
+def misses_the_slash(pattern: Pattern) -> bool:
+    """Whether a regular expression is known to match no text that begins with a slash, as each path does."""
+    return not pattern.is_path and "|" not in pattern.text and bool(_NO_SLASH.match(pattern.text))
 
 
 def stray_capture(key: str, pattern: Pattern) -> str:

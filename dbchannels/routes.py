@@ -7,9 +7,11 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from django.urls import URLPattern, URLResolver
+
 from dbchannels import names
 from dbchannels.consumer_options import ConsumerOptions
-from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.exceptions import InvalidConfiguration, shown
 from dbchannels.message import Message
 from dbchannels.patterns import Pattern, compile_pattern, convert, joined
 
@@ -123,11 +125,37 @@ def _keywords_taken(consumer: Consumer) -> Callable[[str], bool] | None:
     return parameters.__contains__
 
 
+def check_entries(entries: Any, where: str) -> Any:
+    """Return what a list of routes holds; raises InvalidConfiguration for what is no route."""
+    if not isinstance(entries, (list, tuple)):
+        raise InvalidConfiguration(f"{where} is {shown(entries)}: give it a list, [route(...), ...].")
+    for entry in entries:
+        if not isinstance(entry, (Route, Include)):
+            raise InvalidConfiguration(
+                f"{where} holds {shown(entry)}, which is no route: {_write_instead(entry)}."
+            )
+    return entries
+
+
+def _write_instead(entry: object) -> str:
+    if isinstance(entry, (list, tuple)):
+        return "write its items one by one, or put a * in front of it"
+    if isinstance(entry, (URLPattern, URLResolver)):
+        return 'write route("websocket.connect", consumer, path=...), and leave the paths of views to urls.py'
+    if isinstance(entry, str):
+        return f"write include({shown(entry)})"
+    if hasattr(entry, "as_routes"):
+        return "write route_class(...) around it"
+    if callable(entry):
+        return "write route(channel, ...) around it"
+    return "write route(...), route_class(...) or include(...)"
+
+
 class Include:
     """Routes under common filters; each takes its part off the front of the field, like a URL prefix."""
 
     def __init__(self, routes: Sequence[Route | Include], filters: Texts, namespace: str = "") -> None:
-        self._routes = routes
+        self._routes: Sequence[Route | Include] = check_entries(routes, "An include")
         self._filters = Filters(filters, whole=False)
         self._namespace = namespace
 
@@ -171,6 +199,11 @@ class Placed(NamedTuple):
         for filters in self.filters:
             for key, pattern in filters.patterns.items():
                 found.setdefault(key, []).append(pattern)
+        for pattern in found.get("path", [])[:1]:
+            if (
+                pattern.is_path and (pattern.text or pattern.whole) and pattern.text[:1] != "/"
+            ):  # it may be left out, and is meant
+                found["path"][0] = pattern._replace(text="/" + pattern.text)
         return found
 
     def captures(self) -> list[str]:
