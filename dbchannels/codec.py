@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 import msgpack
+from django.utils.functional import Promise
 
 from dbchannels.exceptions import InvalidMessage, MessageTooLarge, shown
 
@@ -42,11 +43,11 @@ def encode_trusted(message: dict[str, Any]) -> bytes:
 
 
 def with_field(payload: bytes, key: str, value: int) -> bytes | None:
-    """Return an encoded message with one more field, which goes before another of that key; None: it has too many.
+    """Return an encoded message with one more field, which goes before another of that key; None: it is empty, or full.
 
     The length of a small map is in its first byte, so nothing is decoded.
     """
-    if not 0x80 <= payload[0] < 0x8F:
+    if not 0x81 <= payload[0] < 0x8F:
         return None
     return bytes((payload[0] + 1,)) + payload[1:] + _pack(key) + _pack(value)
 
@@ -132,11 +133,15 @@ def _check_text(text: str, subject: str) -> None:
 
 
 def _kind(value: object) -> str:
+    if isinstance(value, Promise):
+        return "a lazy text"
     name = type(value).__name__
     return ("an " if name[:1].lower() in "aeio" else "a ") + name
 
 
 def _advice(value: object) -> str:
+    if isinstance(value, Promise):
+        return ": send str(...) of it, which is its text in the language that is active now."
     if isinstance(value, (set, frozenset)):
         return ": send sorted(...) or list(...) instead."
     if hasattr(value, "pk"):

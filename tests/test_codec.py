@@ -41,7 +41,7 @@ def test_every_message_comes_back_as_it_was(message):
 def test_a_field_is_added_to_what_is_encoded_already(message, value):
     payload = codec.with_field(codec.encode(message), "finished", value)
     if payload is None:
-        assert len(message) >= 15
+        assert not message or len(message) >= 15
     else:
         assert exact(codec.decode(payload)) == exact({**message, "finished": value})
 
@@ -85,7 +85,7 @@ def test_the_sentence_says_where():
     [
         (User(), "a User: send its primary key"),
         (frozenset(), "a frozenset: send sorted(...) or list(...)"),
-        (lazystr("later"), "for example str(...)"),
+        (lazystr("later"), "a lazy text: send str(...) of it"),
         (range(3), "a range: send bytes, str, int"),
     ],
 )

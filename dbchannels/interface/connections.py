@@ -156,13 +156,11 @@ class Connection:
         if "lost" in message:
             self._lost(message["lost"], message.get("channel"))
             return
-        try:
-            out = reply.outgoing
-        except ValueError as error:
-            log.warning("A message for %s was left out: %s", self.reply_channel, error)
-            out = None
+        out = reply.outgoing(self.reply_channel)
         if out is not None:
             self._take(out, message)
+        elif "finished" in message or "accept" in message:
+            self._decide(denied(500))  # what the connect consumer meant is in the log
         if "finished" in message:
             self._finished(message["finished"])
         elif "again" in message:

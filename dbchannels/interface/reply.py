@@ -6,7 +6,7 @@ import logging
 from typing import Any, Protocol
 
 from dbchannels import codec
-from dbchannels.interface.websocket import Outgoing, outgoing
+from dbchannels.interface.websocket import Outgoing, outgoing, oversight
 from dbchannels.layers.operations import Delivery
 
 log = logging.getLogger("dbchannels.server")
@@ -18,12 +18,22 @@ class Reply:
     def __init__(self, message: dict[str, Any]) -> None:
         self.message = message
         self._outgoing: Outgoing | None = None
+        self._is_read = False
 
-    @property
-    def outgoing(self) -> Outgoing:
-        """The message as a WebSocket's server understands it; ValueError, one sentence, when it cannot."""
-        if self._outgoing is None:
-            self._outgoing = outgoing(self.message)
+    def outgoing(self, reply_channel: str) -> Outgoing | None:
+        """Return the message as a WebSocket's server understands it; None when it cannot.
+
+        Of what is wrong with it the log gets one line, however many receivers there are: it names the first of them.
+        """
+        if not self._is_read:
+            self._is_read = True
+            try:
+                self._outgoing = outgoing(self.message)
+            except ValueError as error:
+                log.warning("A message for %s was left out: %s", reply_channel, error)
+            else:
+                if sentence := oversight(self.message):
+                    log.warning("A message for %s was not understood: %s", reply_channel, sentence)
         return self._outgoing
 
 

@@ -7,20 +7,25 @@ which takes one frame after another apart, and what must be written comes out by
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
+from dbchannels import foreign
+from dbchannels.exceptions import shown
 from dbchannels.interface import frames
 from dbchannels.interface.assembly import Assembly
 from dbchannels.interface.deflate import Deflate, Inflater
 from dbchannels.interface.frames import BINARY, TEXT, ProtocolError, encode_frame
 from dbchannels.interface.limits import Limits
 
-#: Of a message to a connection; the last two are a worker's own.
+#: Of a message to a connection.
 KEYS = frozenset(
-    {"accept", "text", "bytes", "content", "close", "subprotocol", "headers", "status", "finished", "again"}
+    {"accept", "text", "bytes", "content", "binary", "close", "subprotocol", "headers", "status"}
 )
+#: What a worker puts into such a message, or sends alone.
+WORKERS_KEYS = frozenset({"finished", "again"})
 MAX_PONGS = 16  # unsent: of more pings than that the latest are answered, which RFC 6455 section 5.5.3 allows
 
 
@@ -280,12 +285,13 @@ def outgoing(message: dict[str, Any]) -> Outgoing:
 
     Keys: ``accept`` bool, ``text`` str, ``bytes`` bytes, ``close`` True (1000) or a code, ``subprotocol``
     str, ``headers`` list of pairs; or, in place of text and bytes, ``content`` str or bytes with ``binary``
-    bool. Data under more than one key is left out. Raises ValueError, with one sentence to log, for anything
-    of another kind, and for a message that has unknown keys alone.
+    bool. Data under more than one key is left out, see ``oversight``. Raises ValueError, with one sentence to log, for
+    anything of another kind, and for a message that has unknown keys alone.
     """
-    if message and KEYS.isdisjoint(message):
-        shown = ", ".join(map(repr, message))[:100]
-        raise ValueError(f"Nothing of it says anything here ({shown}): write 'text', 'bytes' or 'close'.")
+    if KEYS.isdisjoint(message) and (not message or not message.keys() <= WORKERS_KEYS):
+        own = sorted(message.keys() - WORKERS_KEYS)
+        told = next(filter(None, map(_advice, own)), "write 'text', 'bytes' or 'close'")
+        raise ValueError(f"It has no key that says anything here ({shown(own)}): {told}.")
     return Outgoing(
         _typed(message, "accept", bool, "True or False"),
         _data_frame(message),
@@ -293,6 +299,25 @@ def outgoing(message: dict[str, Any]) -> Outgoing:
         _typed(message, "subprotocol", str, "a str that the client offered"),
         _pairs(_typed(message, "headers", (list, tuple), "a list of [name, value] pairs") or ()),
     )
+
+
+def oversight(message: dict[str, Any]) -> str:
+    """Return a sentence on what of a readable message is left out though it was meant; "" for nothing."""
+    given = [key for key in ("text", "bytes", "content") if message.get(key) is not None]
+    if len(given) > 1:
+        return f"It has {' and '.join(map(repr, given))}, so neither was sent: send a message for each."
+    for key in sorted(message.keys() - KEYS - WORKERS_KEYS):
+        if told := _advice(key):
+            return f"The key {shown(key)} says nothing here: {told}."
+    says = given or message.get("accept") is not None or message.get("close")
+    if not says and message.keys() - WORKERS_KEYS:
+        return "It sends nothing, accepts nothing and closes nothing: write a 'text', 'bytes', 'accept' or 'close'."
+    return ""
+
+
+def _advice(key: str) -> str:
+    near = difflib.get_close_matches(key, sorted(KEYS), n=1, cutoff=0.75)
+    return foreign.advice("reply", key) or (f"write {near[0]!r}" if near else "")
 
 
 def _data_frame(message: dict[str, Any]) -> bytes:

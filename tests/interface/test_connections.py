@@ -723,11 +723,24 @@ def test_a_malformed_reply_still_says_that_the_frame_is_finished(line):
     assert line.texts() == ["a", "b"]
 
 
-def test_data_under_two_keys_is_left_out(line):
+def test_data_under_two_keys_is_left_out_with_one_line_in_the_log(line, told):
     line.open()
     line.reply(text="a", bytes=b"b")
     line.reply(text="c")
     assert line.received() == [(TEXT, b"c")]
+    assert told() == [
+        "A message for reply.s1!c1 was not understood: It has 'text' and 'bytes', so neither was sent: send a message "
+        "for each."
+    ]
+
+
+def test_a_last_reply_that_says_nothing_is_told_too(line, told):
+    line.open()
+    line.say("a")
+    until(line.texts)
+    line.reply(txt="hi", finished=1)
+    (said,) = told()
+    assert said.endswith("It has no key that says anything here (['txt']): write 'text'.")
 
 
 # --- time

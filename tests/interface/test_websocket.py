@@ -24,6 +24,7 @@ from dbchannels.interface.websocket import (
     encode_text,
     incoming,
     outgoing,
+    oversight,
 )
 
 KEY = bytes.fromhex("37fa213d")
@@ -636,7 +637,7 @@ NOTHING = Outgoing(accept=None, frame=b"", close=None, subprotocol=None, headers
 @pytest.mark.parametrize(
     ("message", "expected"),
     [
-        ({}, NOTHING),
+        ({"finished": 1}, NOTHING),
         ({"text": None, "bytes": None, "close": None, "unknown": 1}, NOTHING),
         ({"accept": True}, NOTHING._replace(accept=True)),
         ({"accept": False}, NOTHING._replace(accept=False)),
@@ -674,7 +675,10 @@ def test_a_reply_as_a_frame(message, expected):
 @pytest.mark.parametrize(
     ("message", "word"),
     [
-        ({"txet": "hi"}, "'txet'.*write 'text', 'bytes' or 'close'"),
+        ({"txet": "hi"}, "'txet'.*write 'text'"),
+        ({"txt": "hi", "finished": 3}, "'txt'.*write 'text'"),
+        ({"number": 3, "again": 3}, "'number'.*write 'text', 'bytes' or 'close'"),
+        ({}, "write 'text', 'bytes' or 'close'"),
         ({"type": "chat.message", "message": "hi"}, "write 'text'"),
         ({"text": b"hi"}, "'text' is of type bytes"),
         ({"text": 7}, "'text' is of type int"),
@@ -705,6 +709,41 @@ def test_a_reply_that_makes_no_sense_says_so_in_one_sentence(message, word):
         outgoing(message)
     assert type(caught.value) is ValueError
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("message", "sentence"),
+    [
+        ({"text": "a", "bytes": b"b", "finished": 1}, "'text' and 'bytes', so neither was sent"),
+        ({"text": "a", "content": "b"}, "'text' and 'content', so neither was sent"),
+        ({"text": "a", "clsoe": True}, "'clsoe' says nothing here: write 'close'"),
+        ({"type": "websocket.send", "text": "a"}, "leave 'type' out"),
+        ({"text": None, "finished": 1}, "sends nothing, accepts nothing and closes nothing"),
+        ({"close": False}, "sends nothing, accepts nothing and closes nothing"),
+        ({"subprotocol": "chat"}, "sends nothing, accepts nothing and closes nothing"),
+        ({"binary": True}, "sends nothing, accepts nothing and closes nothing"),
+    ],
+)
+def test_what_was_meant_otherwise_is_told(message, sentence):
+    assert sentence in oversight(message)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"finished": 1},
+        {"again": 1},
+        {"text": "", "finished": 1},
+        {"content": "a", "binary": False},
+        {"accept": True, "subprotocol": "chat", "headers": []},
+        {"accept": False, "status": 404},
+        {"close": True},
+        {"text": "a", "id": 7},
+    ],
+)
+def test_of_what_is_right_nothing_is_told(message):
+    outgoing(message)
+    assert oversight(message) == ""
 
 
 values = st.one_of(
