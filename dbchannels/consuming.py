@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import random
 import traceback
 from contextlib import nullcontext
 from typing import Any
 
+from django.conf import settings
 from django.db import connections, transaction
+from django.http.response import HttpResponseBase
 
 from dbchannels import codec, names, signals
 from dbchannels.application import ApplicationViews
@@ -17,11 +20,13 @@ from dbchannels.coroutines import completed
 from dbchannels.exceptions import (
     ConsumeLater,
     DenyConnection,
+    InvalidConfiguration,
     InvalidMessage,
     LoginEnded,
     ResponseLater,
     WebSocketCloseException,
     WorkerKilled,
+    shown,
 )
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
@@ -72,6 +77,8 @@ class Consumption:
         elif delivery.channel == "http.request":
             return self.views.respond(message, self._link, self.layer)
         elif delivery.channel == "websocket.connect" and not self.routing.match(message, "websocket.receive"):
+            if settings.DEBUG:
+                log.warning("%s", self._nearest(message))
             return self._finished(message, {"accept": False, "status": 404})
         elif delivery.durable:
             raise InvalidMessage(
@@ -81,6 +88,14 @@ class Consumption:
             # The answer may come from elsewhere, and late: until then another request of its address may come.
             return [reply(self.layer, delivery.reply_channel, {"taken": True})]
         return self._finished(message, {})
+
+    def _nearest(self, message: Message) -> str:
+        """Return what to say of a handshake that no route takes: which paths would have been nearest."""
+        placed = [one for one in self.routing.placed() if one.route.channel in names.WEBSOCKET]
+        paths = dict.fromkeys(text for one in placed if (text := one.shown_filters().get("path")))
+        near = difflib.get_close_matches(str(message.get("path")), paths, n=3, cutoff=0.3)
+        told = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(paths) or 'none'}"
+        return f"No route takes a WebSocket on {shown(message.get('path'), 200)}: {told}."
 
     def _run_route(
         self, route: Route, captures: Captures, message: Message, delivery: Delivery, worker: str
@@ -104,7 +119,7 @@ class Consumption:
 
     def _answered(self, route: Route, message: Message, captures: Captures) -> bool:
         try:
-            completed(route.run(message, captures))
+            _check_result(route, message.channel.name, completed(route.run(message, captures)))
         except ResponseLater:
             if message.channel.name != "http.request" or message.reply_channel is None:
                 raise
@@ -202,6 +217,19 @@ class Consumption:
         except Exception:  # it raised this already, and was logged
             return []
         return self._finished(message, verdict)
+
+
+def _check_result(route: Route, channel: str, result: Any) -> None:
+    """Refuse what a consumer returns where its author surely meant something by it."""
+    if channel == "websocket.connect" and result is False:
+        told = "False, which refuses nobody: raise DenyConnection() in its place"
+    elif channel == "http.request" and isinstance(result, HttpResponseBase):
+        told = "a response, which is sent to nobody: write message.reply_channel.send(response)"
+    elif names.is_protocol(channel) and isinstance(result, dict):
+        told = "a dict, which is sent to nobody: write message.reply_channel.send({...})"
+    else:
+        return
+    raise InvalidConfiguration(f"{route.name} returned {told}.")
 
 
 def reply(layer: BaseLayer, channel: str, message: dict[str, Any]) -> Operation:
