@@ -39,6 +39,7 @@ from dbchannels.exceptions import (
     ResponseLater,
     WebSocketCloseException,
 )
+from dbchannels.foreign import module_names
 from dbchannels.layers import channel_layers
 from dbchannels.message import Message
 from dbchannels.reversing import reverse
@@ -74,3 +75,5 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+__getattr__ = module_names(__name__)

@@ -21,6 +21,7 @@ from django.contrib.auth import (
 from django.core.exceptions import ValidationError
 from django.utils.crypto import constant_time_compare
 
+from dbchannels import foreign
 from dbchannels.exceptions import NoClient
 from dbchannels.names import MAX_LOGIN
 
@@ -104,3 +105,6 @@ def login_user(login: str) -> Any:
 
     users = get_user_model()._base_manager.filter(pk=login.removeprefix(LOGGED_IN))
     return users.first() or AnonymousUser()
+
+
+__getattr__ = foreign.module_names(__name__)

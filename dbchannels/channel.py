@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dbchannels import names
+from dbchannels import foreign, names
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 
 Fields = dict[str, Any]
 
+_OPTIONS = frozenset({"delay", "deliver_at", "priority", "unique", "immediately", "layer"})
 _DEFAULTS: Fields = {"delay": 0, "deliver_at": None, "priority": 0, "unique": ""}
 
 
@@ -24,6 +25,7 @@ class Channel:
     InvalidName; ``send`` raises InvalidMessage for an option that cannot be used.
     """
 
+    @foreign.tells_keywords("send")
     def __init__(
         self,
         name: str,
@@ -58,6 +60,11 @@ class Channel:
         key = getattr(user, "pk", user)
         _layer(self._layer).identify(self.name, "" if key is None else str(key))
 
+    if not TYPE_CHECKING:  # or no type checker would find a name that is not there
+
+        def __getattr__(self, name: str) -> Any:
+            return foreign.missing_attribute("channel", self, name)
+
     def __str__(self) -> str:
         return self.name
 
@@ -79,6 +86,7 @@ class Group:
     what it shows first. Raises InvalidName.
     """
 
+    @foreign.tells_keywords("send")
     def __init__(self, name: str, *, immediately: bool = False, layer: str = "default") -> None:
         self.name = names.check_group_name(name)
         self._immediately = immediately
@@ -117,6 +125,11 @@ class Group:
         """
         return _layer(self._layer).group_users(self.name)
 
+    if not TYPE_CHECKING:  # or no type checker would find a name that is not there
+
+        def __getattr__(self, name: str) -> Any:
+            return foreign.missing_attribute("group", self, name)
+
     def __str__(self) -> str:
         return self.name
 
@@ -134,6 +147,12 @@ def _name(channel: Channel | str) -> str:
 
 
 def _fields(message: Fields | None, fields: Fields) -> Fields:
+    for name in fields:
+        if (told := foreign.advice("send", name)) and (message is not None or name in _OPTIONS):
+            # As a field it would be sent, and change nothing.
+            raise InvalidMessage(
+                f"send() takes no {name!r}: {told}; a field of that name goes into the dict."
+            )
     if message is None:
         return fields
     if fields:

@@ -85,6 +85,12 @@ def _entry_problems(alias: str, entry: dict[str, Any]) -> list[str]:
             f"{where}['BACKEND'] names {shown(backend)}, which is no layer: write one of {', '.join(SHORT_BACKENDS)}, "
             "or the dotted name of a layer class."
         )
+    routing = entry.get("ROUTING")
+    if not (routing is None or isinstance(routing, (str, list, tuple))):
+        found.append(
+            f"{where}['ROUTING'] is {shown(routing)}: write the dotted name of a module with a list called 'routes', "
+            "or the list itself."
+        )
     options = entry.get("OPTIONS", {})
     if not isinstance(options, dict):
         found.append(f"{where}['OPTIONS'] is a dict, such as {{'capacity': 1000}}.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 
+from dbchannels import foreign
 from dbchannels.channel import Channel
 from dbchannels.client import Client
 
@@ -38,6 +39,11 @@ class Message:
     def layer(self) -> str:
         """The alias of its layer."""
         return self._layer
+
+    if not TYPE_CHECKING:  # or no type checker would find a name that is not there
+
+        def __getattr__(self, name: str) -> Any:
+            return foreign.missing_attribute("message", self, name)
 
     def __getitem__(self, key: str) -> Any:
         return self.content[key]

@@ -12,18 +12,29 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import cache
+from types import ModuleType
 from typing import Any, TypeVar
 
 from django.apps import apps
 from django.core.signals import setting_changed
 from django.utils.module_loading import autodiscover_modules, import_string
 
-from dbchannels import conf
+from dbchannels import conf, foreign, names
 from dbchannels.consumer_options import ConsumerOptions
-from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.exceptions import InvalidConfiguration, shown
 from dbchannels.message import Message
 from dbchannels.periodic import Entry
-from dbchannels.routes import KEYWORD_FORM, Captures, Consumer, Filters, Include, Placed, Route, Texts
+from dbchannels.routes import (
+    KEYWORD_FORM,
+    Captures,
+    Consumer,
+    Filters,
+    Include,
+    Placed,
+    Route,
+    Texts,
+    check_entries,
+)
 
 __all__ = [
     "KEYWORD_FORM",
@@ -64,6 +75,12 @@ def route(
 
         routes = [route("websocket.connect", join, path="/chat/<slug:room>/", name="room")]
     """
+    for option, given, wanted in (("name", name, str), ("filters", filters, (dict, type(None)))):
+        if not isinstance(given, wanted):
+            raise InvalidConfiguration(
+                f"The {option} of a route on {shown(channel)} is {shown(given)}: write "
+                + ("a str." if option == "name" else "a dict, {field: pattern}.")
+            )
     function = _imported(consumer) if isinstance(consumer, str) else consumer
     options = ConsumerOptions.take_from(channel, options_and_filters)
     _check_keywords(channel, options_and_filters)
@@ -74,11 +91,18 @@ def _check_keywords(channel: str, keywords: dict[str, Any]) -> None:
     """Refuse an option that is spelled wrong: what is no option is a filter, and a filter is text."""
     for key, value in keywords.items():
         is_text = isinstance(value, (str, re.Pattern))
+        if not is_text and (told := foreign.advice("option", key)):
+            raise InvalidConfiguration(f"A route on {channel} takes no {key!r}: {told}.")
         near = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.8 if is_text else 0.6)
         if near:
             raise InvalidConfiguration(
                 f"A route on {channel} has the unknown option {key!r}: write {near[0]!r}, or, for a field of the "
                 f"message that is called so, filters={{{key!r}: ...}}."
+            )
+        if not is_text:
+            raise InvalidConfiguration(
+                f"A route on {channel} takes no {key}={shown(value)}: no option is called so, and a filter is text; "
+                f"take it away, or write {key}='...'."
             )
 
 
@@ -120,6 +144,8 @@ def consumer(
         made = route(channel, function, name=name, filters=filters, **options_and_filters)
         _decorated.append(made)
         site_routing.cache_clear()
+        if not names.is_protocol(channel):
+            foreign.refuse_calls(function, channel)
         if _loaded:
             log.warning(
                 "%s, a consumer of %s, was imported after the routing had been read, so no worker runs it: import its "
@@ -136,7 +162,7 @@ class Routing:
     """The site's table of routes."""
 
     def __init__(self, entries: Sequence[Route | Include]) -> None:
-        self._entries = entries
+        self._entries: Sequence[Route | Include] = check_entries(list(entries), "The routing")
 
     def routes(self) -> list[Route]:
         """Return every route in the order in which they are tried."""
@@ -226,8 +252,15 @@ def load_routes(dotted: str) -> Sequence[Route | Include]:
     except ImportError as error:
         routes = _imported(dotted, error)
     if not isinstance(routes, (list, tuple)):
-        raise InvalidConfiguration(f"{dotted} has no list called 'routes': add it, or name the list itself.")
-    return routes
+        told = (
+            next(filter(None, (foreign.advice("routing", name) for name in vars(routes))), "")
+            if (isinstance(routes, ModuleType))
+            else ""
+        )
+        raise InvalidConfiguration(
+            f"{dotted} has no list called 'routes': {told or 'add it, or name the list itself'}."
+        )
+    return check_entries(routes, dotted)  # type: ignore[no-any-return]
 
 
 def _imported(dotted: str, earlier: ImportError | None = None) -> Any:
@@ -237,3 +270,6 @@ def _imported(dotted: str, earlier: ImportError | None = None) -> Any:
         raise InvalidConfiguration(
             f"The routing names {dotted!r}, which cannot be imported ({earlier or error}): correct the name."
         ) from error
+
+
+__getattr__ = foreign.module_names(__name__)

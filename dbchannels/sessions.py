@@ -14,7 +14,7 @@ from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
 from django.utils import timezone
 
-from dbchannels import auth, codec
+from dbchannels import auth, codec, foreign
 from dbchannels.exceptions import LOGGED_OUT, InvalidMessage, LoginEnded, NoClient
 from dbchannels.layers import channel_layers
 
@@ -128,3 +128,6 @@ def stored_sessions(keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
 
 def _store_class() -> Any:
     return import_module(settings.SESSION_ENGINE).SessionStore
+
+
+__getattr__ = foreign.module_names(__name__)

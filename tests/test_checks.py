@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import sys
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -294,7 +296,7 @@ def pages(message, room, page=1, *, size):
             "multiple values for argument 'message'",
             "(message, message)",
         ),
-        ("/", lambda: None, "message", "too many positional arguments", "(message)"),
+        ("/", lambda: None, "message", "it takes fewer arguments", "(message)"),
     ],
 )
 def test_e004_says_what_a_consumer_cannot_be_called_with(configured, path, consume, call, said, hint):
@@ -307,6 +309,41 @@ def test_e004_says_what_a_consumer_cannot_be_called_with(configured, path, consu
     )
     assert said in sentence
     assert given == f"Let it take {hint}, or change what the route captures."
+
+
+class Channels1(WebsocketConsumer):
+    """As in Channels 1."""
+
+    strict_ordering = True
+
+
+class Channels2(WebsocketConsumer):
+    """As in Channels 2 and later."""
+
+    def receive(self, text_data=None, bytes_data=None, **captures):
+        """Take it."""
+
+
+class Neither(WebsocketConsumer):
+    """Would never see a frame."""
+
+    def receive(self, message):
+        """Take it."""
+
+
+class InFront(JsonWebsocketConsumer):
+    """As in Channels 1."""
+
+    def receive(self, content, **captures):
+        """Take it."""
+
+
+class Yielding(WebsocketConsumer):
+    """Would never run."""
+
+    async def connect(self, message):
+        """Yield."""
+        yield
 
 
 class Misspelt(JsonWebsocketConsumer):
@@ -326,6 +363,14 @@ class Lettered(WebsocketConsumer):
     ("consume", "said"),
     [
         (Misspelt, "Misspelt.recieve_json is never run; write receive_json"),
+        (
+            Channels1,
+            "Channels1.strict_ordering means nothing here; take it away: the frames of a connection are",
+        ),
+        (Channels2, "Channels2.receive takes 'text_data': write receive(self, text=None, bytes=None)"),
+        (Neither, "Neither.receive takes neither text nor bytes: write receive(self, text=None, bytes=None)"),
+        (InFront, "InFront.receive stands in front of receive_json: write receive_json(self, content)"),
+        (Yielding, "Yielding.connect is a generator, so calling it runs nothing; take the yield out"),
         (Lettered, "its groups are one text; write groups = ['everybody']"),
     ],
 )
@@ -690,6 +735,135 @@ def test_w014_is_silent_on_coroutines_that_are_run(configured):
     assert found() == []
 
 
+# E005: generators.
+
+
+def yields(message):
+    """Would never run."""
+    yield
+
+
+async def streams(message):
+    """Would never run."""
+    yield
+
+
+class Callable:
+    """Would never run."""
+
+    def __call__(self, message):
+        yield
+
+    def method(self, message):
+        yield
+
+
+@pytest.mark.parametrize(
+    "consume",
+    [
+        yields,
+        streams,
+        Callable(),
+        Callable().method,
+        partial(yields),
+        partial(partial(streams)),
+        transaction.atomic(yields),
+        transaction.atomic(partial(yields)),
+    ],
+)
+def test_e005_says_that_a_generator_runs_nothing(configured, consume):
+    configured(ROUTING=[route("own", consume)])
+    number, sentence, hint = only()
+    assert number == "dbchannels.E005"
+    assert sentence.endswith("is a generator, so calling it for a message of own runs nothing.")
+    assert hint.startswith("Take the yield out")
+
+
+# W016: paths without their slash.
+
+
+def takes_any(message, **captures):
+    """A consumer of whatever is captured."""
+
+
+@pytest.mark.parametrize("text", ["^chat/$", r"^(?P<room>\w+)/$", r"[a-z]+/x", r"\Achat", "(chat)/"])
+def test_w016_says_that_no_path_begins_so(configured, text):
+    configured(ROUTING=[route("websocket.connect", takes_any, path=text)])
+    assert only()[0] == "dbchannels.W016"
+
+
+@pytest.mark.parametrize(
+    "text", ["^/chat/$", "chat/<room>/", ".*chat", "[^x]chat", "c?/chat", "chat|/", "x*/", "[/a]b"]
+)
+def test_w016_is_silent_where_one_may(configured, text):
+    configured(ROUTING=[route("websocket.connect", takes_any, path=text)])
+    assert found() == []
+
+
+def test_w016_looks_at_what_stands_first(configured):
+    configured(ROUTING=[include([route("websocket.connect", takes_any, path="^chat/$")], path="/x/")])
+    assert found() == []
+
+
+# W017: leftovers of Channels.
+
+
+def test_w017_says_that_nothing_reads_a_setting_of_channels(settings):
+    settings.CHANNEL_LAYERS = {}
+    assert only()[0] == "dbchannels.W017"
+
+
+# W018 and W019: what nobody names.
+
+
+def test_w018_says_which_routing_nobody_names(app, configured, monkeypatch):
+    for path in app.rglob("*.py"):
+        path.unlink()
+    (app / "__init__.py").touch()
+    (app / "routing.py").write_text("from dbchannels import route\n\nroutes = []\n")
+    assert only() == (
+        "dbchannels.W018",
+        "unread_app.routing has routes or consumers, and nothing names it, so no message reaches them.",
+        "Set DBCHANNELS = {'default': {'ROUTING': 'unread_app.routing'}}, or import it in that module.",
+    )
+    configured(ROUTING="unread_app.routing")
+    assert found() == []
+
+
+def test_w018_looks_beside_the_settings(app, settings, monkeypatch):
+    settings.INSTALLED_APPS = [one for one in settings.INSTALLED_APPS if one != "unread_app"]
+    (app / "consumers.py").write_text(
+        "from dbchannels import consumer\n\n\n@consumer('own')\ndef run(message): ...\n"
+    )
+    settings.SETTINGS_MODULE = "unread_app.settings"
+    import_module("unread_app")
+    assert only()[1].startswith("unread_app.consumers has routes or consumers, and nothing names it")
+
+
+CLASSES = """
+from dbchannels import Demultiplexer, JsonWebsocketConsumer, WebsocketConsumer, route_class
+
+class Base(WebsocketConsumer): ...
+class Forgotten(Base): ...
+class Inner(JsonWebsocketConsumer): ...
+
+@route_class(path="/all/")
+class All(Demultiplexer):
+    consumers = {"inner": Inner}
+"""
+
+
+def test_w019_says_which_class_has_no_route(app):
+    for name in ("jobs.py", "live.py", "deep/more.py"):
+        (app / name).unlink()
+    (app / "consumers.py").write_text(CLASSES)
+    assert only() == (
+        "dbchannels.W019",
+        "unread_app.consumers.Forgotten has no route, so no WebSocket reaches it.",
+        'Put @route_class(path="/...") above it, or route_class(...) into the routing module.',
+    )
+
+
 # The document.
 
 
@@ -699,5 +873,5 @@ def test_each_number_is_in_the_docstrings_and_in_the_document():
     raised = set(re.findall(r'id="dbchannels\.([EW]\d{3})"', source))
     page = (root.parents[1] / "docs" / "checks.rst").read_text()
     listed = re.findall(r"^``([EW]\d{3})``", page, re.MULTILINE)
-    assert sorted(listed) == sorted(raised) and len(listed) == len(set(listed)) == 18
+    assert sorted(listed) == sorted(raised) and len(listed) == len(set(listed)) == 23
     assert conf.problems() == []

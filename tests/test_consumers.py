@@ -549,15 +549,25 @@ class Whole(Demultiplexer):
         (Chat, "/<room>/", {}),
         (TextOnly, "/<room>/", {}),
         (WebsocketConsumer, "/<a>/<b>/", {}),
-        (Whole, "/<room>/", {"disconnect": "Whole.disconnect has got an unexpected keyword argument 'room'"}),
-        (Whole, "/", {"receive": "Numbers.receive_json has missing a required argument: 'room'"}),
+        (
+            Whole,
+            "/<room>/",
+            {"disconnect": "Whole.disconnect takes (self, code); write disconnect(self, code, room)"},
+        ),
+        (
+            Whole,
+            "/",
+            {
+                "receive": "Numbers.receive_json takes (self, content, room); write receive_json(self, content)"
+            },
+        ),
         (
             Chat,
             "/",
             {
-                "connect": "Chat.groups has missing a required argument: 'room'",
-                "receive": "Chat.receive has missing a required argument: 'room'",
-                "disconnect": "Chat.disconnect has missing a required argument: 'room'",
+                "connect": "Chat.groups takes (self, room); write groups(self)",
+                "receive": "Chat.receive takes (self, ",
+                "disconnect": "Chat.disconnect takes (self, code, room); write disconnect(self, code)",
             },
         ),
         (Chat, "/<code>/", dict.fromkeys(["connect", "receive", "disconnect"], "'code' is what its methods")),

@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from django.apps import AppConfig, apps
+from django.conf import settings
 from django.core import checks
 from django.utils.module_loading import autodiscover_modules
 
+from dbchannels import foreign
+
 _CONSUMER = re.compile(r"^@(?:dbchannels\.)?consumer\(", re.MULTILINE)
+_ROUTES = re.compile(rf"^(?:routes|{'|'.join(foreign.NAMES['routing'])})\s*(?::[^=]*)?=", re.MULTILINE)
 _BINDING = re.compile(r"^class \w+\((?:dbchannels\.)?Binding\)", re.MULTILINE)
 _NOT_ITS_OWN = {"site-packages", "dist-packages"}
 _ELSEWHERE = {"migrations", "tests", "management", "node_modules"}
@@ -29,9 +33,43 @@ def check_modules(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     return [message for config in apps.get_app_configs() for message in _unread(config)]
 
 
+def unnamed_modules() -> Iterator[checks.CheckMessage]:
+    """W018: a routing module of the site, or consumers beside its settings, that nothing names."""
+    if apps.is_installed("channels"):  # they may be its
+        return
+    places = {config.name: Path(config.path) for config in apps.get_app_configs() if is_of_the_site(config)}
+    wanted = [(f"{name}.routing", root / "routing.py") for name, root in places.items()]
+    project = (settings.SETTINGS_MODULE or "").rpartition(".")[0]  # none of settings that were made by hand
+    if project not in places and (file := getattr(sys.modules.get(project), "__file__", None)):
+        wanted += [
+            (f"{project}.{name}", Path(file).parent / f"{name}.py") for name in ("routing", "consumers")
+        ]
+    for module, path in wanted:
+        if module not in sys.modules and _has_routes(path):
+            yield checks.Warning(
+                f"{module} has routes or consumers, and nothing names it, so no message reaches them.",
+                hint=f"Set DBCHANNELS = {{'default': {{'ROUTING': {module!r}}}}}, or import it in that module.",
+                id="dbchannels.W018",
+            )
+
+
+def _has_routes(path: Path) -> bool:
+    if not path.is_file() or path.stat().st_size > _LARGEST:
+        return False
+    text = path.read_text(errors="replace")
+    return bool(_ROUTES.search(text) or _CONSUMER.search(text))
+
+
+def is_of_the_site(config: AppConfig, module: str = "") -> bool:
+    """Whether an app, and a module of it, are the site's own: not installed, not ours, and not its tests."""
+    inside = Path(*module.removeprefix(config.name).strip(".").split("."), "")
+    own = config.name != "dbchannels" and _NOT_ITS_OWN.isdisjoint(Path(config.path).parts)
+    return own and not (module and _is_elsewhere(inside))
+
+
 def _unread(config: AppConfig) -> Iterator[checks.CheckMessage]:
     root = Path(config.path)
-    if config.name == "dbchannels" or not _NOT_ITS_OWN.isdisjoint(root.parts):
+    if not is_of_the_site(config):
         return
     for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
         module = ".".join([config.name, *path.relative_to(root).with_suffix("").parts])

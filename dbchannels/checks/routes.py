@@ -9,13 +9,18 @@ from collections.abc import Iterator
 from typing import Any
 
 from asgiref.sync import AsyncToSync, iscoroutinefunction
+from django.apps import apps
 from django.conf import settings
 from django.core import checks
 
 from dbchannels import conf
+from dbchannels.checks.modules import is_of_the_site, unnamed_modules
+from dbchannels.consumers.demultiplexer import Demultiplexer
 from dbchannels.consumers.misfit import misfit
+from dbchannels.consumers.websocket import WebsocketConsumer
+from dbchannels.coroutines import is_generator
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.patterns import stray_capture
+from dbchannels.patterns import misses_the_slash, stray_capture
 from dbchannels.routing import Placed, Routing, load_routing
 from dbchannels.worker import PROTOCOL_CHANNELS
 
@@ -34,7 +39,7 @@ _NAME = re.compile(r"(?<=<)(?:\w+(?=>)|(?<=<)(\w+:)\w+(?=>))")
 
 @checks.register("dbchannels")
 def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """E002: the routing cannot be made. Then what its routes say: E003 and E004, W004 to W008, W014."""
+    """E002: the routing cannot be made. Then what its routes say: E003 to E005, W004 to W008, W014, W016, W019."""
     found: list[checks.CheckMessage] = []
     for setting in _routing_settings():
         try:
@@ -44,7 +49,7 @@ def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
             continue
         said = list(found)  # the decorated consumers are in the table of each layer
         found += [message for message in _check_table(table) if message not in said]
-    return found
+    return found + list(unnamed_modules())
 
 
 def _routing_settings() -> list[Any]:
@@ -67,7 +72,10 @@ def _check_table(table: Routing) -> Messages:
         yield from _fields(placed)
         yield from _mixed(placed)
         yield from _wrapped_coroutine(placed)
+        yield from _generator(placed)
+        yield from _slash(placed)
     yield from _differing_paths(table)
+    yield from _unrouted(table)
 
 
 def _unreachable(table: Routing) -> Messages:
@@ -115,10 +123,73 @@ def _signature(placed: Placed) -> Messages:
         call = ", ".join(["message", *(f"{name}=..." for name in captures)])
         yield checks.Error(
             f"{route.name} is called with ({call}) by its route on {route.channel}{_shown(placed)}, and cannot be: "
-            f"{error}.",
+            f"{_plainly(error)}.",
             hint=f"Let it take ({', '.join(['message', *captures])}), or change what the route captures.",
             id="dbchannels.E004",
         )
+
+
+def _plainly(error: TypeError) -> str:
+    """Return what is wrong with a call, as seen from the function: to Python the call is what is wrong."""
+    return str(error).replace("too many positional arguments", "it takes fewer arguments")
+
+
+def _generator(placed: Placed) -> Messages:
+    """E005: a consumer is a generator, whose code does not run when it is called."""
+    if is_generator(placed.route.consumer):
+        yield checks.Error(
+            f"{placed.route.name} is a generator, so calling it for a message of {placed.route.channel} runs nothing.",
+            hint="Take the yield out, and send what it yields: message.reply_channel.send({...}).",
+            id="dbchannels.E005",
+        )
+
+
+def _slash(placed: Placed) -> Messages:
+    """W016: a regular expression for the path cannot begin with a slash, as each path does."""
+    first = next(iter(placed.patterns().get("path", [])), None)
+    if first is not None and misses_the_slash(first):
+        yield checks.Warning(
+            f"{placed.route.name} is never run: its path={first.text} matches no path, as each begins with a slash.",
+            hint=f"Write path={_with_slash(first.text)!r}.",
+            id="dbchannels.W016",
+        )
+
+
+def _with_slash(text: str) -> str:
+    start = "^" if text.startswith("^") else r"\A" if text.startswith(r"\A") else ""
+    return f"{start}/{text.removeprefix(start)}"
+
+
+def _unrouted(table: Routing) -> Messages:
+    """W019: a class for WebSockets in an app of the site has no route."""
+    used: set[type] = set()
+    todo = [of for one in table.placed() if (of := getattr(one.route.consumer, "consumer_class", None))]
+    while todo:
+        of = todo.pop()
+        used.update(of.__mro__)
+        todo += of.consumers.values() if issubclass(of, Demultiplexer) else ()
+    for of in _leaves(WebsocketConsumer):
+        config = apps.get_containing_app_config(of.__module__)
+        if (
+            of not in used
+            and config is not None
+            and is_of_the_site(config, of.__module__)
+            and "<" not in of.__qualname__
+        ):
+            yield checks.Warning(
+                f"{of.__module__}.{of.__qualname__} has no route, so no WebSocket reaches it.",
+                hint='Put @route_class(path="/...") above it, or route_class(...) into the routing module.',
+                id="dbchannels.W019",
+            )
+
+
+def _leaves(of: type) -> Iterator[type]:
+    """Yield the classes below one that have none below them, in the order of their names."""
+    for one in sorted(of.__subclasses__(), key=lambda one: (one.__module__, one.__qualname__)):
+        if one.__subclasses__():
+            yield from _leaves(one)
+        else:
+            yield one
 
 
 def _channel(placed: Placed) -> Messages:

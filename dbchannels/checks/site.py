@@ -27,6 +27,20 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
     return [checks.Error(sentence, id="dbchannels.E001") for sentence in conf.problems()]
 
 
+@checks.register("dbchannels")
+def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W017: a setting of Channels is there, and Channels is not."""
+    if not hasattr(settings, "CHANNEL_LAYERS") or apps.is_installed("channels"):
+        return []
+    return [
+        checks.Warning(
+            "CHANNEL_LAYERS is a setting of Channels, which nothing here reads.",
+            hint="Take it away: the layer is in the site's database, and DBCHANNELS says what else there is to say.",
+            id="dbchannels.W017",
+        )
+    ]
+
+
 @checks.register("dbchannels", checks.Tags.staticfiles)
 def check_order(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """W003: the app with Django's own ``runserver`` for static files stands above dbchannels, so that one is run."""

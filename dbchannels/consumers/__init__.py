@@ -4,7 +4,7 @@
 several of these over one socket. Workers find dbchannels' own consumer here, as they find those of every app.
 """
 
-from dbchannels import logins
+from dbchannels import foreign, logins
 from dbchannels.consumers.class_routes import route_class
 from dbchannels.consumers.demultiplexer import Demultiplexer
 from dbchannels.consumers.json_frames import JsonWebsocketConsumer
@@ -14,3 +14,6 @@ from dbchannels.routing import consumer
 __all__ = ["Demultiplexer", "JsonWebsocketConsumer", "WebsocketConsumer", "route_class"]
 
 consumer(logins.CHANNEL)(logins.check)
+
+
+__getattr__ = foreign.module_names(__name__)

@@ -24,10 +24,10 @@ class Demultiplexer(JsonWebsocketConsumer):
     #: By the name of the stream.
     consumers: ClassVar[Mapping[str, type[JsonWebsocketConsumer]]] = {}
 
-    def consume_connect(self) -> None:
-        super().consume_connect()
-        for one in map(self._inner, self.consumers):
-            one.consume_connect()
+    def consume_connect(self) -> Any:
+        returned = [super().consume_connect()]
+        returned += [one.consume_connect() for one in map(self._inner, self.consumers)]
+        return False if False in returned else None
 
     def consume_disconnect(self) -> None:
         with ExitStack() as ends:  # runs all of them, the last one that was put on first

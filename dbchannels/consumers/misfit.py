@@ -7,11 +7,14 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dbchannels import foreign
 from dbchannels.consumers.demultiplexer import Demultiplexer
 from dbchannels.consumers.json_frames import JsonWebsocketConsumer
-from dbchannels.consumers.websocket import TAKEN, WebsocketConsumer, takes
+from dbchannels.consumers.websocket import TAKEN, WebsocketConsumer, takes, wrong_receive
+from dbchannels.coroutines import is_generator
 
 OURS = {*Demultiplexer.__mro__, *JsonWebsocketConsumer.__mro__}
+_POSITIONAL = {"receive_json": "content", "disconnect": "code"}
 RUN = ("connect", "receive", "receive_json", "disconnect", "groups")
 
 
@@ -30,6 +33,8 @@ def misfit(consumer: Callable[..., Any], channel: str, captures: Sequence[str]) 
 def _misspelt(of: type[WebsocketConsumer]) -> str:
     """Return what is wrong with a method that is nearly called as one that is run."""
     for name in (one for base in of.__mro__ if base not in OURS for one in vars(base)):
+        if told := foreign.advice("class", name):
+            return f"{of.__qualname__}.{name} means nothing here; {told}"
         near = difflib.get_close_matches(name, RUN, n=1, cutoff=0.85)
         if near and name not in RUN:
             return f"{of.__qualname__}.{name} is never run; write {near[0]}"
@@ -37,6 +42,8 @@ def _misspelt(of: type[WebsocketConsumer]) -> str:
 
 
 def _misfit(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -> str:
+    if kind == "receive" and (wrong_one := _wrong_receive(of, tuple(captures))):
+        return wrong_one
     inner = of.consumers.values() if issubclass(of, Demultiplexer) else ()
     wrong = [_call(of, method, given, captures) for method, given in _calls(of, kind)]
     return next(filter(None, [*wrong, *(_misfit(one, kind, captures) for one in inner)]), "")
@@ -58,8 +65,31 @@ def _call(
 ) -> str:
     arguments = () if isinstance(given, dict) else given
     keywords = {**(given if isinstance(given, dict) else {}), **dict.fromkeys(captures)}
+    return _unfit(of, method, arguments, keywords)
+
+
+def _wrong_receive(of: type[WebsocketConsumer], captures: tuple[str, ...]) -> str:
+    if not issubclass(of, JsonWebsocketConsumer):
+        return wrong_receive(of, captures)  # type: ignore[arg-type]
+    if of.receive in (JsonWebsocketConsumer.receive, Demultiplexer.receive):
+        return ""
+    if inspect.signature(of.receive).parameters.keys().isdisjoint({"text", "bytes"}):
+        return f"{of.__qualname__}.receive stands in front of receive_json: write receive_json(self, content)"
+    return ""
+
+
+def _unfit(
+    of: type[WebsocketConsumer], method: str, arguments: tuple[None, ...], keywords: dict[str, None]
+) -> str:
+    """Return that a method cannot be called so, and what to write; "" where it can."""
+    function = getattr(of, method)
+    if is_generator(function) and method != "groups":
+        return f"{of.__qualname__}.{method} is a generator, so calling it runs nothing; take the yield out"
     try:
-        inspect.signature(getattr(of, method)).bind(None, *arguments, **keywords)
-    except TypeError as error:
-        return f"{of.__qualname__}.{method} has {error}"
+        signature = inspect.signature(function)
+        signature.bind(None, *arguments, **keywords)
+    except TypeError:
+        given = [_POSITIONAL.get(method, "message")] if arguments else []
+        wanted = ", ".join(["self", *given, *keywords])
+        return f"{of.__qualname__}.{method} takes {signature}; write {method}({wanted})"
     return ""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from dbchannels import names
+from dbchannels import foreign, names
 from dbchannels.channel import Channel, Group
 from dbchannels.coroutines import completed
 from dbchannels.exceptions import (
@@ -48,17 +48,22 @@ class WebsocketConsumer:
         return [route(channel, cls, **{**cls.options, **options_and_filters}) for channel in cls.CHANNELS]
 
     @classmethod
-    def as_consumer(cls) -> Callable[..., None]:
+    def as_consumer(cls) -> Callable[..., Any]:
         """Return the function that a route calls, always the same one."""
         if "_consumer" not in cls.__dict__:
 
-            def consume(message: Message, /, **captures: Any) -> None:
-                cls(message, captures).consume()
+            def consume(message: Message, /, **captures: Any) -> Any:
+                return cls(message, captures).consume()
 
             consume.consumer_class = cls  # type: ignore[attr-defined]
             consume.__module__, consume.__qualname__ = cls.__module__, cls.__qualname__
             cls._consumer = staticmethod(consume)  # type: ignore[attr-defined]
         return cls.__dict__["_consumer"].__func__  # type: ignore[no-any-return]
+
+    if not TYPE_CHECKING:  # or no type checker would find a name that is not there
+
+        def __getattr__(self, name: str) -> Any:
+            return foreign.missing_attribute("consumer", self, name)
 
     # For subclasses to write. A type checker takes any signature in their place.
 
@@ -102,6 +107,7 @@ class WebsocketConsumer:
         accept: dict[str, Any] = {"accept": True, "headers": [list(pair) for pair in headers]}
         self.reply_channel.send({**accept, "subprotocol": subprotocol} if subprotocol else accept)
 
+    @foreign.tells_keywords("parameter")
     def send(
         self, text: str | None = None, bytes: bytes | None = None, close: bool | int | None = None
     ) -> None:
@@ -116,25 +122,26 @@ class WebsocketConsumer:
 
     # What a route calls.
 
-    def consume(self) -> None:
-        """Run the method for the message."""
+    def consume(self) -> Any:
+        """Run the method for the message; return what ``connect`` returned, which the worker looks at."""
         if taken := TAKEN.intersection(self.captures):
             raise InvalidConfiguration(
                 f"The route of {type(self).__qualname__} captures {sorted(taken)[0]!r}, which its methods are given "
                 "for something else: call the group of the regular expression otherwise."
             )
         kind = self.message.channel.name.rpartition(".")[2]
-        {"connect": self.consume_connect, "receive": self.consume_receive}.get(
-            kind, self.consume_disconnect
-        )()
+        run = {"connect": self.consume_connect, "receive": self.consume_receive}
+        return run.get(kind, self.consume_disconnect)()
 
-    def consume_connect(self) -> None:
+    def consume_connect(self) -> Any:
         """Join the groups, and run ``connect``; when that raises, neither was done."""
         self.join_groups()
-        self.call("connect", self.message)
+        return self.call("connect", self.message)
 
     def consume_receive(self) -> None:
         """Run ``receive`` with the text or the bytes."""
+        if wrong := wrong_receive(type(self)):  # type: ignore[arg-type]
+            raise InvalidConfiguration(f"{wrong}.")
         kind = "text" if self.message.get("text") is not None else "bytes"
         if not takes(type(self).receive, kind):
             raise WebSocketCloseException(UNSUPPORTED_DATA)
@@ -155,15 +162,32 @@ class WebsocketConsumer:
                 Group(name, layer=self.message.layer).add(self.reply_channel)
             return
         try:
-            groups = [Group(name, layer=self.message.layer) for name in self.groups(**self.captures)]
+            given = self.groups(**self.captures)
+            names_ = given if inspect.isgenerator(given) else completed(given)
+            groups = [Group(name, layer=self.message.layer) for name in names_]
         except InvalidName as error:
             raise DenyConnection(str(error)) from None
         for group in groups:
             group.add(self.reply_channel)
 
-    def call(self, method: str, *arguments: Any, **keywords: Any) -> None:
-        """Run a method to its end, with the captures."""
-        completed(getattr(self, method)(*arguments, **keywords, **self.captures))
+    def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
+        """Run a method to its end, with the captures; return what it returns."""
+        return completed(getattr(self, method)(*arguments, **keywords, **self.captures))
+
+
+@cache
+def wrong_receive(of: type[WebsocketConsumer], captures: tuple[str, ...] = ()) -> str:
+    """Return what is wrong with the parameters of ``receive``, with what to write; "" for nothing."""
+    if takes(of.receive, "text") or takes(of.receive, "bytes"):
+        parameters = inspect.signature(of.receive).parameters
+        if not parameters.keys().isdisjoint({"text", "bytes"}):
+            return ""
+        foreigners = [one for one in parameters if foreign.advice("parameter", one) and one not in captures]
+        return f"{of.__qualname__}.receive takes {foreigners[0]!r}: {_RECEIVE}" if foreigners else ""
+    return f"{of.__qualname__}.receive takes neither text nor bytes: {_RECEIVE}"
+
+
+_RECEIVE = "write receive(self, text=None, bytes=None), or one of the two"
 
 
 @cache

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from django.utils.module_loading import import_string
 
-from dbchannels import conf
+from dbchannels import conf, foreign
 from dbchannels.exceptions import InvalidConfiguration
 
 if TYPE_CHECKING:
@@ -78,3 +78,6 @@ def _vendors_layer(database: str) -> str:
 
 
 channel_layers = ChannelLayers()
+
+
+__getattr__ = foreign.module_names(__name__)

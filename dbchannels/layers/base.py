@@ -18,9 +18,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from dbchannels import codec, exceptions, names
+from dbchannels import codec, exceptions, foreign, names
 from dbchannels.conf import LayerSettings
 from dbchannels.layers.buffer import Buffer
 from dbchannels.layers.commit import after_commit, open_transactions
@@ -66,6 +66,11 @@ class BaseLayer(WebSockets):
         self._buffer: ContextVar[Buffer | None] = ContextVar("buffer", default=None)
         self._spread: dict[str, deque[tuple[str, bytes]]] = {}
         self._spreading = threading.Lock()
+
+    if not TYPE_CHECKING:  # or no type checker would find a name that is not there
+
+        def __getattr__(self, name: str) -> Any:
+            return foreign.missing_attribute("layer", self, name)
 
     # Sending: into the caller's transaction, or the consumer's buffer.
 

@@ -5,7 +5,29 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from typing import Any
+from typing import Any, NoReturn
+
+from django.core.management.base import BaseCommand
+
+from dbchannels import foreign
+
+
+class TellingCommand(BaseCommand):
+    """A command that, for an option of another framework's command, says what is called so here."""
+
+    def create_parser(self, *arguments: Any, **keywords: Any) -> Any:
+        parser = super().create_parser(*arguments, **keywords)
+        refuse = parser.error
+
+        def error(message: str) -> NoReturn:
+            _, unknown, given = message.partition("unrecognized arguments: ")
+            words = [word.partition("=")[0] for word in given.split()] if unknown else []
+            told = [f"for {word}, {advice}" for word in words if (advice := foreign.advice("command", word))]
+            refuse("; ".join([message, *told]))
+            raise AssertionError  # it does not come here
+
+        parser.error = error  # type: ignore[method-assign]
+        return parser
 
 
 def log_to_terminal(verbosity: int) -> None:

@@ -6,18 +6,18 @@ import logging
 from argparse import BooleanOptionalAction
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from dbchannels import serving
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.interface.binding import Bind
 from dbchannels.interface.proxy import LOOPBACK
 from dbchannels.management.limit_options import add_limit_options
-from dbchannels.management.output import add_wait_option, log_to_terminal
+from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
 from dbchannels.plan import Plan
 
 
-class Command(BaseCommand):
+class Command(TellingCommand):
     help = "Serves HTTP and WebSockets on one port, and runs the workers that answer them."
     requires_system_checks: list[str] = []  # noqa: RUF012  (a child runs them: they import the site's code)
 

@@ -22,11 +22,11 @@ from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.management.commands import runchannels
-from dbchannels.management.output import log_to_terminal
+from dbchannels.management.output import TellingCommand, log_to_terminal
 from dbchannels.plan import Plan
 
 
-class Command(runserver.Command):
+class Command(TellingCommand, runserver.Command):
     """Django's command line, with a server behind it that has WebSockets, and workers."""
 
     help = "Serves the site with WebSockets, consumers and static files while it is written; reloads changed code."

@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.db import connections
 from django.template import engines
 from django.template.backends.django import DjangoTemplates
@@ -21,14 +21,14 @@ from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.outages import await_layer
-from dbchannels.management.output import add_wait_option, log_to_terminal
+from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
 from dbchannels.waiting import check_timeout
 from dbchannels.worker import Worker
 
 HUNG = 75  # the exit status of a worker whose consumer hangs: EX_TEMPFAIL of sysexits.h
 
 
-class Command(BaseCommand):
+class Command(TellingCommand):
     help = "Takes messages from the channel layer and runs their consumers, until SIGTERM or Ctrl-C."
     requires_system_checks: list[str] = []  # noqa: RUF012  (Django's own attribute)
 
