@@ -46,6 +46,7 @@ class Gateway:
         self._started: Relay | None = None
         self._new: Relay | None = None  # until it could be started
         self._failed_at = -START_AGAIN
+        self._told = False  # that it failed
         self._starting = threading.Lock()
         self._inherited: list[Relay | None] = []
         self._handler: WSGIHandler | None = None  # Django's, once it was needed
@@ -113,8 +114,13 @@ class Gateway:
             relay.start()
         except DBChannelsError as error:
             self._failed_at = time.monotonic()
-            log.error("Requests cannot be passed on to workers: %s", error)
+            if not self._told:
+                self._told = True
+                log.error("server-%d: Requests cannot be passed on to workers: %s", os.getpid(), error)
             raise
+        if self._told:
+            self._told = False
+            log.warning("server-%d: Requests can be passed on to workers again.", os.getpid())
         atexit.register(stop, relay, os.getpid())
         return relay
 

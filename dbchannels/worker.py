@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +27,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.operations import Delivery
 from dbchannels.models import Process
+from dbchannels.outage import Outage
 from dbchannels.periodic import Timetable
 from dbchannels.routing import Routing
 from dbchannels.waiting import WakeupPipe, wait_readable
@@ -99,6 +99,7 @@ class Worker:
         self._claim_by: float | None = 0.0
         self._patience = CLAIM_WITHIN  # seconds of that while
         self._renewed_at = 0.0
+        self._outage = Outage(log, self.name)
         self._told_work = ""
         self._swept_at = time.monotonic()
         self._watch = Watch(
@@ -122,13 +123,17 @@ class Worker:
         self._watch.start()
         self._on_ready()
         signals.worker_ready.send_robust(Worker, name=self.name, channels=list(self.channels))
+        delays = Backoff()
         while not self.stopping.is_set():
             try:
-                if not self.run_once():
+                found = self.run_once()
+                self._outage.worked()
+                delays.reset()
+                if not found:
                     self._wait()
             except LayerUnavailable as error:
-                log.warning("The layer cannot be used now (%s); trying again.", error)
-                self._wake.wait(random.uniform(0.05, 1.0))
+                self._outage.failed(error)
+                self._wake.wait(delays.delay())
             self._end_with_parent()
         self._watch.stop()  # or it could put the worker on record again
         self._dropped.tell()
@@ -244,11 +249,14 @@ class Worker:
         delays = Backoff()
         while True:
             try:
-                return attempt()
+                result = attempt()
+                self._outage.worked()
+                return result
             except LayerUnavailable as error:
                 if self.stopping.is_set() and delays.tries > tries:
-                    log.error("Giving up on the layer while stopping (%s).", error)
+                    log.error("%s gives up on the layer while stopping (%s).", self.name, error)
                     return None
+                self._outage.failed(error)
                 time.sleep(delays.delay())
                 self._end_with_parent()
 
@@ -300,7 +308,7 @@ class Worker:
             "This worker (%s) was declared dead while it stood still; it goes on as a new one.", self.name
         )
         self._batch.clear()
-        self.name = new_worker_name()
+        self.name = self._outage.process = new_worker_name()
         self._register()
 
 

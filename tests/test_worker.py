@@ -829,14 +829,16 @@ def test_an_order_that_is_none_is_answered_to_nobody(layer, new_worker, order, c
     assert replies(layer) == []
 
 
-def test_it_outlives_an_outage_of_the_layer(layer, new_worker, run, monkeypatch):
+def test_it_outlives_an_outage_of_the_layer_and_says_so_in_two_lines(
+    layer, new_worker, run, monkeypatch, caplog
+):
     seen = threading.Event()
-    one = new_worker(route("own", lambda message: seen.set()))
+    one = new_worker(route("own", lambda message: seen.set()), name="w1")
     claim, failures = one.link.claim, []
 
     def broken(*arguments):
-        if len(failures) < 2:
-            failures.append(1)
+        if len(failures) < 4:
+            failures.append(time.monotonic())
             raise LayerUnavailable("The database has gone for a walk.")
         return claim(*arguments)
 
@@ -844,7 +846,13 @@ def test_it_outlives_an_outage_of_the_layer(layer, new_worker, run, monkeypatch)
     run(one)
     layer.send("own", {})
     assert seen.wait(10)
-    assert len(failures) == 2
+    wait_until(lambda: "again, after" in caplog.text)
+    lines = [record.getMessage() for record in caplog.records if record.name == "dbchannels.worker"]
+    assert [line.split(" (")[0].split(",")[0] for line in lines] == [
+        "w1: The layer cannot be used now",
+        "w1: The layer can be used again",
+    ]
+    assert failures[3] - failures[2] > failures[1] - failures[0]  # 0.1 s to 0.3 after 0.03 to 0.08
 
 
 def test_what_consumers_did_is_written_after_an_outage(layer, new_worker, monkeypatch):

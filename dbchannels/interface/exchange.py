@@ -66,8 +66,10 @@ class Exchange:
     def request(self, message: Message, timeout: float) -> Message:
         """Send the request; return the head of its response, or the failure to answer with.
 
-        Raises BrokenOff when the client goes away.
+        In an outage of the layer that is 503 at once. Raises BrokenOff when the client goes away.
         """
+        if self._relay.refuses:
+            return http.failure_message(503)
         start = partial(self._send, message, timeout)
         if self._turns is None:
             start()

@@ -10,6 +10,7 @@ alike.
 from __future__ import annotations
 
 import logging
+import os
 import queue
 import random
 import threading
@@ -24,7 +25,6 @@ from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.interface import http
 from dbchannels.interface.calls import Calls, Hub
-from dbchannels.interface.outage import Outage
 from dbchannels.interface.overload import Overload
 from dbchannels.interface.publisher import Outbox, Publisher
 from dbchannels.interface.reply import Receiver, Reply, read_reply
@@ -33,11 +33,13 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery, Disconnect, Operation, Send, Withdraw
 from dbchannels.models import Process
+from dbchannels.outage import Outage
 
 log = logging.getLogger("dbchannels.server")
 
 OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
 FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep
+REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handshakes are answered 503 at once
 CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see logins.py
 DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
 
@@ -56,7 +58,7 @@ class Relay:
         self.hub = hub
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
-        self._outage = Outage()
+        self._outage = Outage(log, f"server-{os.getpid()}")
         self._overload = Overload()
         self._past: set[str] = set()  # queues that were given up
         self._bells = bells
@@ -121,6 +123,11 @@ class Relay:
     def away(self) -> bool:
         """Whether the layer cannot be used at the moment, in one direction at least."""
         return bool(self._outage)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the layer has been away for so long that a new request is not worth its wait."""
+        return self._outage.lasted("publisher", "reader") > REFUSE_AFTER
 
     def look_for_workers(self) -> Callable[[], bool]:
         """Have the housekeeper look for workers of whatever process tree; return what says whether there are any."""

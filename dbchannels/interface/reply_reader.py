@@ -10,10 +10,10 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dbchannels.backoff import Backoff
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.interface.outage import Outage
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery
+from dbchannels.outage import Outage
 from dbchannels.waiting import WakeupPipe
 
 log = logging.getLogger("dbchannels.server")

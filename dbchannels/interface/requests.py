@@ -47,6 +47,8 @@ class Requests:
         spool, handed_on = None, False
         try:
             self._check(request)
+            if length != 0 and not self.direct and self._relay.refuses:
+                raise handshake.Refused(503, http.SENTENCES[503])  # before the body comes
             if length != 0:
                 spool = Spool(self._storage, min(length or 0, self._options.max_body))  # beyond it: 413
                 self.under_way.waits(inlet, inlet.give_up)

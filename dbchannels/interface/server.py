@@ -214,7 +214,7 @@ class InterfaceServer:
     def connect(self, request: Request, inlet: Inlet) -> tuple[Connection, Accepted]:
         """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
         log_websocket("WSCONNECT", request, "-", 0.0)
-        if self.requests.under_way.given_up:
+        if self.requests.under_way.given_up or self.relay.refuses:
             raise handshake.Refused(503, http.SENTENCES[503], [("Retry-After", "5")])
         connection = Connection(self.relay, request, self.options.websocket, self._budget)
         self.requests.under_way.waits(inlet, connection.give_up)

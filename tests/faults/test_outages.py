@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import time
+
 import pytest
 
 from dbchannels.testing.postgres import EmbeddedPostgres
-from tests.harness import LiveSite
+from tests.harness import LiveSite, until
 from tests.soak import outages
 
 pytestmark = pytest.mark.postgresql
@@ -27,3 +30,21 @@ def test_no_message_is_lost_when_the_listener_is_ended(site: LiveSite) -> None:
     found = outages.terminations(site, 10)
     assert (found.tally.lost, found.tally.duplicated) == (0, 0)
     assert found.tally.sent > 0
+
+
+def test_it_is_two_lines_of_each_process_and_new_requests_are_503_at_once(
+    site: LiveSite, server: EmbeddedPostgres
+) -> None:
+    served = site.serve("--workers", "2", "--http-timeout", "60")
+    assert served.get("/").status == 200
+    with server.outage():
+        until(lambda: served.output().count("cannot be used now") == 3, served.output)
+        time.sleep(2.0)
+        answer = served.get("/")  # it does not wait for longer than 30 s
+        assert (answer.status, answer.header("Retry-After")) == (503, "5")
+    until(lambda: served.get("/").status == 200, "it is back")
+    until(lambda: served.output().count("can be used again") == 3, served.output)
+    for line in (r"(\S+): The layer cannot be used now \(", r"(\S+): The layer can be used again, after \d"):
+        names = re.findall(line, served.output())
+        assert len(names) == len(set(names)) == 3, served.output()
+        assert {name.split("-")[0] for name in names} == {"server", "worker"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import threading
 import time
@@ -389,8 +390,8 @@ def test_an_outage_loses_nothing_and_keeps_the_order(relay, told):
     relay.harness.gate.set()
     assert numbers(relay, 601) == list(range(601))
     began, ended = told()
-    assert began == "The layer cannot be used now (It is down.); trying again."
-    assert re.fullmatch(r"The layer can be used again, after \d+\.\d s\.", ended)
+    assert began == f"server-{os.getpid()}: The layer cannot be used now (It is down.); trying again."
+    assert re.fullmatch(r"server-\d+: The layer can be used again, after \d+\.\d s\.", ended)
 
 
 @in_memory

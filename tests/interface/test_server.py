@@ -6,6 +6,7 @@ import logging
 import re
 import socket
 import struct
+import threading
 import time
 from contextlib import suppress
 from functools import partial
@@ -17,7 +18,7 @@ from gevent import socket as gevent_socket
 
 from dbchannels import conf
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.interface import http
+from dbchannels.interface import http, relay
 from dbchannels.interface.binding import AddressInUse
 from dbchannels.interface.exchange import REPORT_EVERY, BrokenOff, Exchange, Stream
 from dbchannels.interface.hub import GeventHub
@@ -495,6 +496,34 @@ def test_a_layer_that_is_away_all_the_time_is_a_503(new_site, monkeypatch):
     assert (response.status, response.header("Retry-After")) == (503, "5")
     until(lambda: not site.relay.away)
     until(lambda: site.get("/back").status == 200)
+
+
+def test_in_an_outage_new_requests_are_refused_at_once_and_those_that_wait_go_on(site, monkeypatch, told):
+    down = threading.Event()
+    write = site.layer.write
+
+    def away(*given, **how):
+        if down.is_set():
+            raise LayerUnavailable("away")
+        return write(*given, **how)
+
+    monkeypatch.setattr(site.layer, "write", away)
+    monkeypatch.setattr(relay, "REFUSE_AFTER", 0.0)
+    down.set()
+    waits = site.client()
+    waits.send_request("GET", "/waits")
+    until(lambda: site.relay.refuses)
+    until(lambda: site.get("/new").status == 503)
+    upload = site.client()
+    upload.send_request("POST", "/", headers={"Content-Length": 1_000, "Expect": "100-continue"})
+    response = upload.response("POST")
+    assert (response.status, response.header("Retry-After")) == (503, "5")
+    assert site.socket().status == 503
+    down.clear()
+    assert waits.response().content == b"/waits"
+    until(lambda: not site.relay.away)
+    assert site.get("/back").content == b"/back"
+    assert site.messages("websocket.connect") == []
 
 
 def test_a_full_outbox_is_a_503(site, monkeypatch):

@@ -1,4 +1,4 @@
-"""An outage of the layer, as the threads of a server note it."""
+"""An outage of the layer, as the threads of a process note it."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ import threading
 import pytest
 
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.interface.outage import Outage
+from dbchannels.outage import Outage
 
-BEGUN = "The layer cannot be used now (It is down.); trying again."
+BEGUN = "worker-1: The layer cannot be used now (It is down.); trying again."
+ENDED = "worker-1: The layer can be used again"
 
 
 @pytest.fixture
 def outage():
-    return Outage()
+    return Outage(logging.getLogger("dbchannels.server"), "worker-1")
 
 
 @pytest.fixture
@@ -44,7 +45,7 @@ def test_it_is_one_line_when_it_begins_and_one_when_it_ends(outage, told):
     assert outage and told() == [BEGUN]
     for _ in range(2):
         works(outage)
-    assert not outage and told() == [BEGUN, "The layer can be used again"]
+    assert not outage and told() == [BEGUN, ENDED]
 
 
 def test_whichever_threads_see_it(outage, told):
@@ -54,7 +55,7 @@ def test_whichever_threads_see_it(outage, told):
     for thread in threads:
         assert outage and told() == [BEGUN]
         works(outage, thread)
-    assert not outage and told() == [BEGUN, "The layer can be used again"]
+    assert not outage and told() == [BEGUN, ENDED]
 
 
 def test_the_next_one_is_told_of_again(outage, told):
@@ -62,7 +63,7 @@ def test_the_next_one_is_told_of_again(outage, told):
         fails(outage)
         fails(outage)
         works(outage)
-    assert told() == [BEGUN, "The layer can be used again"] * 2
+    assert told() == [BEGUN, ENDED] * 2
 
 
 def test_a_connection_that_is_found_dead_and_made_anew_is_no_outage(outage, told):
@@ -95,3 +96,21 @@ def test_many_threads_at_once_tell_of_it_once(outage, told):
     for thread in threads:
         thread.join()
     assert told() == [BEGUN]
+
+
+def test_how_long_it_has_lasted_is_known_for_each_thread(outage, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("dbchannels.outage.time.monotonic", lambda: now[0])
+    assert outage.lasted("publisher", "reader") == 0
+    for thread in ("housekeeper", "publisher", "reader", "publisher"):
+        fails(outage, thread)
+        now[0] += 1
+    assert (outage.lasted("publisher", "reader"), outage.lasted("reader"), outage.lasted("other")) == (
+        3,
+        2,
+        0,
+    )
+    works(outage, "publisher")
+    assert outage.lasted("publisher", "reader") == 2
+    works(outage, "reader")
+    assert outage.lasted("publisher", "reader") == 0 and outage
