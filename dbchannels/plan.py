@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from django.apps import apps
@@ -11,6 +10,7 @@ from django.conf import settings
 
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface.binding import Bind, SocketRights
+from dbchannels.interface.handshake import Origins
 from dbchannels.interface.limits import checked_limits
 from dbchannels.interface.options import Options, checked
 from dbchannels.interface.proxy import LOOPBACK, Trusted
@@ -60,6 +60,7 @@ def server_options(host: str, port: int, options: dict[str, Any]) -> Options:
         host,
         port,
         allowed_hosts(),
+        trusted_origins(),
         http_timeout=http_timeout,
         handshake_timeout=min(http_timeout, Options().handshake_timeout),
         drain_timeout=check_timeout("--graceful-timeout", options["graceful_timeout"]),
@@ -67,7 +68,7 @@ def server_options(host: str, port: int, options: dict[str, Any]) -> Options:
         ws_compression=bool(options.get("ws_compression")),
         binds=tuple(map(Bind.of, options.get("bind") or ())),
         socket_rights=SocketRights.of(options.get("socket_mode") or "660", options.get("socket_owner") or ""),
-        proxies=trusted(options.get("proxy_headers"), options.get("trusted_proxies")),
+        proxies=trusted(options),
         root_path=check_root_path(options.get("root_path") or ""),
         probe=Bind.of(options["probe_port"]) if options.get("probe_port") else None,
         **checked(options),
@@ -81,11 +82,20 @@ def allowed_hosts() -> tuple[str, ...]:
     return tuple(settings.ALLOWED_HOSTS)
 
 
-def trusted(proxy_headers: bool | None, proxies: Sequence[str] | None) -> Trusted | None:
+def trusted_origins() -> Origins:
+    """Return whose pages may open WebSockets: with DEBUG those of this machine, on any port."""
+    return Origins(tuple(settings.CSRF_TRUSTED_ORIGINS), settings.DEBUG)
+
+
+def trusted(options: dict[str, Any]) -> Trusted | None:
     """Return whose X-Forwarded headers are believed; None: they are left to the site."""
-    if proxies and not proxy_headers:
-        raise InvalidConfiguration("--trusted-proxies says nothing without --proxy-headers: give both.")
-    return Trusted.of(proxies or LOOPBACK) if proxy_headers else None
+    if options.get("proxy_headers"):
+        return Trusted.of(options.get("trusted_proxies") or LOOPBACK, bool(options.get("forwarded_host")))
+    for name in ("trusted_proxies", "forwarded_host"):
+        if options.get(name):
+            option = name.replace("_", "-")
+            raise InvalidConfiguration(f"--{option} says nothing without --proxy-headers: give both.")
+    return None
 
 
 def check_root_path(path: str) -> str:

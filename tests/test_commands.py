@@ -149,6 +149,17 @@ def test_nobody_is_believed_unless_it_is_asked_for():
     assert plan(proxy_headers=True, trusted_proxies=["10.0.0.1"]).server.proxies == Trusted.of(["10.0.0.1"])
 
 
+def test_a_proxys_host_is_believed_when_it_is_asked_for():
+    assert plan(proxy_headers=True, forwarded_host=True).server.proxies == Trusted.of(LOOPBACK, host=True)
+    said = refused("runchannels", "--forwarded-host")
+    assert said == "--forwarded-host says nothing without --proxy-headers: give both."
+
+
+def test_origins_are_those_of_forms(settings):
+    settings.CSRF_TRUSTED_ORIGINS, settings.DEBUG = ["https://*.example.com"], True
+    assert plan().server.origins == (("https://*.example.com",), True)
+
+
 def test_a_list_of_proxies_that_nobody_reads_is_refused():
     said = refused("runchannels", "--trusted-proxies=10.0.0.1")
     assert said == "--trusted-proxies says nothing without --proxy-headers: give both."

@@ -76,9 +76,19 @@ def check_sessions(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
 
 @checks.register("dbchannels")
 def check_hosts(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W013: with DEBUG off and no ALLOWED_HOSTS each request and each WebSocket is refused."""
-    if settings.DEBUG or settings.ALLOWED_HOSTS:
+    """W013: with DEBUG off and no ALLOWED_HOSTS all is refused. W020: with ``*`` any name is one of the site's."""
+    if settings.DEBUG or (settings.ALLOWED_HOSTS and "*" not in settings.ALLOWED_HOSTS):
         return []
+    if settings.ALLOWED_HOSTS:
+        return [
+            checks.Warning(
+                "ALLOWED_HOSTS holds '*', so a page of any name that is pointed at this server passes for the site's "
+                "own and may open WebSockets.",
+                hint="Name the site's hosts in ALLOWED_HOSTS; pages of other sites that may open WebSockets, such as "
+                "'https://app.example.com', belong in CSRF_TRUSTED_ORIGINS.",
+                id="dbchannels.W020",
+            )
+        ]
     return [
         checks.Warning(
             "DEBUG is False and ALLOWED_HOSTS is empty, so every request and every WebSocket is refused.",

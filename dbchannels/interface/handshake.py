@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import NamedTuple
 
+from django.utils.http import is_same_domain
+
 RawHeaders = Sequence[tuple[bytes, bytes]]  # names in lower case, order and duplicates kept
 Headers = Iterable[tuple[str, str]]
 
@@ -29,6 +31,7 @@ _AUTHORITY = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?\Z"
 _ORIGIN = re.compile(r"\A(https?)://" + _AUTHORITY, re.IGNORECASE | re.ASCII)
 _HOST = re.compile(r"\A" + _AUTHORITY)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_LOOPBACK = re.compile(r"(?:[a-z0-9._-]*\.)?localhost\Z|127(?:\.[0-9]{1,3}){3}\Z|\[::1\]\Z")
 
 
 class Refused(Exception):
@@ -115,25 +118,38 @@ def _list(headers: RawHeaders, name: bytes) -> list[str]:
     return [item for item in items if item]
 
 
-def origin_allowed(origin: str | None, host: str, allowed_hosts: Iterable[str]) -> bool:
+class Origins(NamedTuple):
+    """Whose pages may open WebSockets here, beside the pages of the request's own host."""
+
+    trusted: tuple[str, ...] = ()  # as in CSRF_TRUSTED_ORIGINS: https://example.com, https://*.example.com
+    loopback: bool = False  # pages of this machine, on any port
+
+
+def origin_allowed(origin: str | None, host: str, scheme: str, origins: Origins) -> bool:
     """Whether a page from ``origin`` may connect to the server it calls ``host`` (RFC 6455 section 10.2).
 
-    Browsers send cookies along from whatever site: without this, any page could act as its visitor. Allowed
-    are clients that are no browser, the site's own pages (same host and port), and those of ``allowed_hosts``
-    on any port. Check ``host`` itself with ``host_allowed``: a stranger's name that was pointed at this
+    Browsers send cookies along from whatever site: without this, any page could act as its visitor. The rule is that
+    of Django's CsrfViewMiddleware: allowed are the site's own pages (same scheme, host and port) and trusted origins,
+    and clients that are no browser. ``scheme`` is that of the request, "" where nobody knows it: TLS may end at a
+    proxy that does not tell. Check ``host`` itself with ``host_allowed``: a stranger's name that was pointed at this
     server's address is its own origin too.
     """
-    if origin is None:
+    if origin is None or origin in origins.trusted:
         return True
     match = _ORIGIN.match(origin)
     if not match:  # "null" too: any sandboxed frame can have that one
         return False
-    default = _DEFAULT_PORTS[match[1].lower()]
-    ours, theirs = _HOST.match(host), (_plain_host(match[2]), int(match[3] or default))
-    # Behind a proxy nobody here knows the scheme of the request, so a Host without a port means the origin's.
-    if ours and (_plain_host(ours[1]), int(ours[2] or default)) == theirs:
+    theirs = match[1].lower()
+    default = _DEFAULT_PORTS[theirs]
+    ours, page = _HOST.match(host), (_plain_host(match[2]), int(match[3] or default))
+    # Without the request's scheme, a Host without a port means the origin's.
+    if ours and scheme in ("", theirs) and (_plain_host(ours[1]), int(ours[2] or default)) == page:
         return True
-    return host_allowed(match[2], allowed_hosts)
+    if origins.loopback and _LOOPBACK.match(page[0]):
+        return True
+    netloc = origin.partition("://")[2].lower()
+    patterns = [one.partition("://") for one in origins.trusted if "*" in one]
+    return any(theirs == one and is_same_domain(netloc, pattern.lstrip("*")) for one, _, pattern in patterns)
 
 
 def host_allowed(host: str, allowed_hosts: Iterable[str]) -> bool:

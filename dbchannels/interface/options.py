@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.interface.binding import Bind, SocketRights
 from dbchannels.interface.budget import TOTAL
+from dbchannels.interface.handshake import Origins
 from dbchannels.interface.head import HeadLimits
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.proxy import Trusted
@@ -20,6 +21,7 @@ class Options(NamedTuple):
     host: str = "127.0.0.1"
     port: int = 8000
     allowed_hosts: tuple[str, ...] = ()
+    origins: Origins = Origins()  # whose pages may open WebSockets
 
     # Who may come in. A cap of connections is never above what the descriptors suffice for.
     max_connections: int = 16_000  # HTTP and WebSockets together

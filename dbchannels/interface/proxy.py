@@ -32,12 +32,15 @@ class Trusted(NamedTuple):
 
     networks: tuple[Network, ...]
     unix: bool  # peers of Unix sockets, which have no address
+    host: bool = (
+        False  # whether their X-Forwarded-Host is believed: a proxy that does not set it passes on a client's
+    )
 
     @classmethod
-    def of(cls, texts: Iterable[str]) -> Trusted:
+    def of(cls, texts: Iterable[str], host: bool = False) -> Trusted:
         """Read addresses, networks, and the word ``unix``; raises InvalidConfiguration, one sentence."""
         words = [word.strip() for text in texts for word in text.split(",") if word.strip()]
-        return cls(tuple(_network(word) for word in words if word != "unix"), "unix" in words)
+        return cls(tuple(_network(word) for word in words if word != "unix"), "unix" in words, host)
 
     def believes(self, host: str) -> bool:
         """Whether the peer with this address is one of them; a Unix socket's peer has none."""
@@ -65,19 +68,23 @@ def forwarded(request: Request, trusted: Trusted) -> Request:
     """Return the request as its client made it.
 
     From a believed peer: the client is the right-most address of X-Forwarded-For that is no proxy of ours, the scheme
-    and the host are the last that X-Forwarded-Proto and -Host name, and the Host header becomes that host. What
-    cannot be meant is passed over. From anybody else the three headers are a claim about itself: they are dropped, so
-    that no view believes them either.
+    is the last that X-Forwarded-Proto names, and with ``trusted.host`` the Host header becomes the last host that
+    X-Forwarded-Host names. What cannot be meant is passed over. A header that is not believed is dropped, so that no
+    view believes it either.
     """
+    headers = request.headers
     if not trusted.believes(request.client[0]):
-        kept = [pair for pair in request.headers if pair[0] not in (FOR, PROTO, HOST)]
-        return request._replace(headers=kept)
-    scheme = _SCHEMES.get(_last(request.headers, PROTO).lower(), request.scheme)
+        return request._replace(headers=[pair for pair in headers if pair[0] not in (FOR, PROTO, HOST)])
     return request._replace(
-        client=_client(_items(request.headers, FOR), trusted) or request.client,
-        scheme=scheme,
-        headers=_with_host(request.headers, _last(request.headers, HOST)),
+        client=_client(_items(headers, FOR), trusted) or request.client,
+        scheme=forwarded_scheme(headers) or request.scheme,
+        headers=_with_host(headers, _last(headers, HOST) if trusted.host else b""),
     )
+
+
+def forwarded_scheme(headers: RawHeaders) -> str:
+    """Return the scheme that X-Forwarded-Proto names, "" where it names none."""
+    return _SCHEMES.get(_last(headers, PROTO).lower(), "")
 
 
 def _items(headers: RawHeaders, name: bytes) -> list[bytes]:
@@ -123,7 +130,7 @@ def read_address(host: str) -> Address | None:
 
 
 def _with_host(headers: RawHeaders, host: bytes) -> RawHeaders:
-    """Return the headers with this host in the place of the proxy's own, if it can be one."""
+    """Return the headers with this host in the place of the proxy's own; if it can be none, nobody is to believe it."""
     if not _HOST.match(host):
-        return headers
+        return [pair for pair in headers if pair[0] != HOST]
     return [(b"host", host), *(pair for pair in headers if pair[0] != b"host")]

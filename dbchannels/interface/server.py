@@ -20,7 +20,7 @@ from dbchannels.interface.http import Request
 from dbchannels.interface.inlet import Inlet
 from dbchannels.interface.options import Options
 from dbchannels.interface.probes import Probes
-from dbchannels.interface.proxy import forwarded
+from dbchannels.interface.proxy import forwarded, forwarded_scheme
 from dbchannels.interface.relay import Relay
 from dbchannels.interface.requests import OUTSIDE, Requests
 from dbchannels.interface.turns import Turns
@@ -205,10 +205,18 @@ class InterfaceServer:
             raise handshake.Refused(
                 400, "The Host is none of this site's: add it to ALLOWED_HOSTS if it is yours."
             )
-        if not handshake.origin_allowed(shaken.origin, request.host(), allowed):
-            log.warning("Refused a WebSocket from the origin %s.", ascii(shaken.origin)[:200])
+        # What is left of X-Forwarded-Proto behind a proxy is believed. Without one, TLS may end where nobody says so.
+        scheme = forwarded_scheme(request.headers) if self.options.proxies is not None else ""
+        if not handshake.origin_allowed(shaken.origin, request.host(), scheme, self.options.origins):
+            log.warning(
+                "Refused a WebSocket from a page of %s, which is not the site's own at %s%s. If it is yours, add it to "
+                "CSRF_TRUSTED_ORIGINS, or let the proxy in front pass on the Host and the scheme (--proxy-headers).",
+                shaken.origin,
+                f"{scheme}://" if scheme else "",
+                request.host(),
+            )
             raise handshake.Refused(
-                403, "This Origin may not connect: add its host to ALLOWED_HOSTS if it is yours."
+                403, "This Origin may not connect: add it to CSRF_TRUSTED_ORIGINS if it is yours."
             )
 
     def connect(self, request: Request, inlet: Inlet) -> tuple[Connection, Accepted]:

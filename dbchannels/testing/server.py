@@ -21,7 +21,7 @@ from dbchannels.interface.verdict import Accepted, Denied
 from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text
 from dbchannels.layers.operations import Operation
 from dbchannels.models import Process
-from dbchannels.plan import allowed_hosts
+from dbchannels.plan import allowed_hosts, trusted_origins
 from dbchannels.testing.layer import RecordingLayer
 
 TOO_BIG = 1009
@@ -160,7 +160,7 @@ class Server:
     @property
     def options(self) -> Options:
         """What check_origin goes by."""
-        return Options(allowed_hosts=allowed_hosts())
+        return Options(allowed_hosts=allowed_hosts(), origins=trusted_origins())
 
     def connect(self, request: Request, run: Callable[[], None]) -> tuple[TestedConnection, Accepted]:
         """Make a handshake; ``run`` runs the connect consumer, and what it raises goes through.

@@ -45,6 +45,7 @@ http {{
       proxy_set_header Host $http_host;
       proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;
       proxy_set_header X-Forwarded-Proto {scheme};
+      proxy_set_header X-Forwarded-Host $http_host;
       proxy_set_header Upgrade $http_upgrade;
       proxy_set_header Connection $connection_upgrade;
       proxy_buffering off;
@@ -58,12 +59,12 @@ TLS = "ssl; ssl_certificate {certificate}; ssl_certificate_key {key}"
 
 
 @contextmanager
-def behind_nginx(site: LiveSite, folder: Path, tls: bool = False) -> Iterator[Served]:
+def behind_nginx(site: LiveSite, folder: Path, *options: str, tls: bool = False) -> Iterator[Served]:
     """Start a server on a Unix socket, and nginx on a port: clients go to the latter."""
     if NGINX is None:
         pytest.skip("There is no nginx.")
     path = folder / "s"
-    served = site.serve("--workers", "1", "--bind", f"unix:{path}", "--proxy-headers", bind="")
+    served = site.serve("--workers", "1", "--bind", f"unix:{path}", "--proxy-headers", *options, bind="")
     assert f"Serving unix:{path} and WebSockets" in served.output()
     nginx = start_nginx(folder, path, served, tls)
     try:
@@ -98,7 +99,9 @@ def encrypted(postgresql_site, tmp_path_factory):
     ]
     command += ["-days", "2", "-subj", "/CN=site", "-addext", f"subjectAltName=IP:{HOST}"]
     subprocess.run([*command, "-out", certificate, "-keyout", key], check=True, capture_output=True)
-    with behind_nginx(postgresql_site, folder, tls=True) as served:
+    # The address of this machine, which nginx names as its client, is no proxy's.
+    options = "--forwarded-host", "--trusted-proxies", "unix"
+    with behind_nginx(postgresql_site, folder, *options, tls=True) as served:
         yield Encrypted(served, ssl.create_default_context(cafile=str(certificate)))
 
 
@@ -117,10 +120,10 @@ class Encrypted:
         ) as connection:
             return ask(connection, method, path, body or None, headers)
 
-    def socket(self, path: str, origin: str):
+    def socket(self, path: str, origin: str, **given):
         """Open a WebSocket by wss."""
         client = pytest.importorskip("websockets.sync.client")
-        return client.connect(f"wss://{HOST}:{self.port}{path}", ssl=self.context, origin=origin)
+        return client.connect(f"wss://{HOST}:{self.port}{path}", ssl=self.context, origin=origin, **given)
 
 
 def start_nginx(folder: Path, path: Path, served: Served, tls: bool) -> subprocess.Popen[bytes]:
@@ -191,6 +194,32 @@ def test_over_tls_a_view_knows_that_it_is_secure(encrypted):
     assert (seen["secure"], seen["host"], seen["REMOTE_ADDR"]) == (True, f"{HOST}:{encrypted.port}", HOST)
     lie = {"X-Forwarded-Proto": "http", "X-Forwarded-For": "198.51.100.7"}
     assert encrypted.request("GET", "/seen", headers=lie).json()["secure"] is True
+
+
+def test_nothing_that_a_client_forges_is_believed(encrypted):
+    """nginx overwrites or extends each header that the server believes, as docs/server.rst has it."""
+    forged = {
+        "X-Forwarded-For": "198.51.100.7",
+        "X-Forwarded-Proto": "http",
+        "X-Forwarded-Host": "evil.example",
+        "X-Forwarded-Port": "1",
+        "X-Real-IP": "198.51.100.7",
+        "Forwarded": "for=198.51.100.7;host=evil.example;proto=http",
+    }
+    seen = encrypted.request("GET", "/seen", headers=forged).json()
+    assert (seen["secure"], seen["host"], seen["REMOTE_ADDR"]) == (True, f"{HOST}:{encrypted.port}", HOST)
+    origin = f"https://{HOST}:{encrypted.port}"
+    with encrypted.socket("/scheme/", origin, additional_headers=forged) as client:
+        assert client.recv(timeout=20) == f"wss {HOST}"
+
+
+def test_the_samples_of_the_documents_are_what_is_tested():
+    root = Path(__file__).parents[2] / "docs"
+    tested = set(re.findall(r"proxy_set_header ([\w-]+)", CONFIGURATION))
+    for page in ("server.rst", "deploying.rst"):
+        text = (root / page).read_text()
+        assert set(re.findall(r"proxy_set_header ([\w-]+)", text)) == tested
+        assert "X-Forwarded-Proto $scheme;" in text and "X-Forwarded-For $proxy_add_x_forwarded_for;" in text
 
 
 def test_over_tls_a_form_needs_a_referer_of_the_site_as_django_asks(encrypted):

@@ -140,7 +140,8 @@ def test_no_other_origin_gets_in(served, room, origin):
 
 def test_the_sites_own_pages_get_in(served, room):
     assert served.socket(room, Origin=f"http://{HOST}:{served.port}").status == 101
-    assert served.socket(room, Origin="http://localhost:8000", Host="localhost:1").status == 101
+    assert served.socket(room, Origin="http://localhost:8000", Host="localhost:8000").status == 101
+    assert served.socket(room, Origin="http://localhost:8000", Host="localhost:1").status == 403
 
 
 def test_a_host_that_is_not_the_sites_is_refused(served, room):

@@ -24,7 +24,7 @@ FORWARDED = {
 @pytest.fixture
 def site(new_site):
     """A server that believes this machine."""
-    return new_site(proxies=Trusted.of(LOOPBACK), allowed_hosts=("site.example",))
+    return new_site(proxies=Trusted.of(LOOPBACK, host=True), allowed_hosts=("site.example",))
 
 
 def test_a_request_is_as_its_client_made_it(site):
@@ -40,7 +40,17 @@ def test_a_websocket_too_and_its_origin_is_compared_with_the_clients_host(site):
     (message,) = site.messages("websocket.connect")
     assert (message["scheme"], message["client"]) == ("wss", ["198.51.100.7", 0])
     assert site.socket("/", Origin=f"http://127.0.0.1:{client.port}", **FORWARDED).status == 403
+    assert site.socket("/", Origin="http://site.example", **FORWARDED).status == 403  # the scheme is known
     assert site.socket("/", **{**FORWARDED, "X_Forwarded_Host": "evil.example"}).status == 400
+
+
+def test_a_host_is_not_believed_unless_the_operator_says_so(new_site):
+    site = new_site(proxies=Trusted.of(LOOPBACK))
+    site.get("/", **FORWARDED)
+    (message,) = site.messages("http.request")
+    assert message["scheme"] == "https" and [b"host", b"site.example"] not in message["headers"]
+    assert not [name for name, _ in message["headers"] if name == b"x-forwarded-host"]
+    assert site.socket("/", Origin="https://site.example", **FORWARDED).status == 403
 
 
 def test_without_the_option_the_headers_are_the_sites_own_matter(new_site):

@@ -9,7 +9,7 @@ from dbchannels.interface.http import Request, connect_message
 from dbchannels.interface.proxy import LOOPBACK, Trusted, forwarded
 from dbchannels.testing.layer_case import raises
 
-OURS = Trusted.of([*LOOPBACK, "10.0.0.0/8, fd00::/8"])
+OURS = Trusted.of([*LOOPBACK, "10.0.0.0/8, fd00::/8"], host=True)
 PROXY = ("127.0.0.1", 5000)
 
 
@@ -177,6 +177,10 @@ def test_the_host_becomes_the_one_that_the_nearest_proxy_names(values, host):
     seen = forwarded(request(*(("X-Forwarded-Host", one) for one in values)), OURS)
     assert seen.host() == host
     assert [name for name, _ in seen.headers].count(b"host") == 1
+    if host == "inner:8000":  # not believed, so no view is to believe it
+        assert seen.header(b"x-forwarded-host") is None
+    unheard = forwarded(request(*(("X-Forwarded-Host", one) for one in values)), OURS._replace(host=False))
+    assert (unheard.host(), unheard.header(b"x-forwarded-host")) == ("inner:8000", None)
 
 
 def test_a_believed_proxys_headers_stay_where_they_were():

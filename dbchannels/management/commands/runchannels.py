@@ -41,7 +41,12 @@ class Command(TellingCommand):
         parser.add_argument(
             "--proxy-headers",
             action="store_true",
-            help="take client, scheme and host from X-Forwarded-For, -Proto and -Host of a trusted proxy",
+            help="take client and scheme from X-Forwarded-For and -Proto of a trusted proxy",
+        )
+        parser.add_argument(
+            "--forwarded-host",
+            action="store_true",
+            help="take the host from its X-Forwarded-Host as well: a proxy that does not set it passes on a client's",
         )
         parser.add_argument(
             "--trusted-proxies",
