@@ -250,7 +250,8 @@ def said_by_raising(layer: BaseLayer, delivery: Delivery, error: BaseException) 
     if isinstance(error, WebSocketCloseException):
         # To be closed with a code a client must be accepted.
         accept = {"accept": True} if delivery.channel == "websocket.connect" else {}
-        answer = {**accept, "close": error.code, "finished": order}
+        reason = {"reason": error.reason} if error.reason else {}
+        answer = {**accept, "close": error.code, **reason, "finished": order}
     else:
         answer = {"again": order}
     return [reply(layer, delivery.reply_channel, answer)]

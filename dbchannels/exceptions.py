@@ -74,17 +74,19 @@ class DenyConnection(DBChannelsError):
 
 
 class WebSocketCloseException(DBChannelsError):
-    """Raise it in a ``websocket.*`` consumer: the connection is closed with the code.
+    """Raise it in a ``websocket.*`` consumer: the connection is closed with the code, and a reason of 123 bytes.
 
     As with every exception, what the consumer has sent is dropped; to say something first, send it with ``close``. In
     ``websocket.connect`` the client is accepted and closed, because a browser's script can read no other refusal.
     """
 
-    def __init__(self, code: int = 1000) -> None:
+    def __init__(self, code: int = 1000, reason: str = "") -> None:
         if not isinstance(code, int) or not (code in SENDABLE_CODES or 3000 <= code <= 4999):
             raise ValueError(f"A WebSocket cannot be closed with {shown(code)}: use 1000, or 3000 to 4999.")
+        if not isinstance(reason, str):
+            raise ValueError(f"The reason of a close is a str, not {shown(reason)}.")
         super().__init__(f"The consumer closes the connection with {code}.")
-        self.code = code
+        self.code, self.reason = code, reason
 
 
 class LoginEnded(WebSocketCloseException):

@@ -120,8 +120,9 @@ def test_what_it_can_send(serve, visitor):
             self.send("text")
             self.send(bytes=b"\0")
             self.send("")
-            self.send("bye", close=4002)
+            self.send("bye", close=4002, reason="Late.")
             self.close()
+            self.close(4003, "Full.")
 
     visitor.opens("/tea/")
     serve(Sending)
@@ -130,8 +131,9 @@ def test_what_it_can_send(serve, visitor):
         {"text": "text"},
         {"bytes": b"\0"},
         {"text": ""},
-        {"text": "bye", "close": 4002},
+        {"text": "bye", "close": 4002, "reason": "Late."},
         {"close": 1000},
+        {"close": 4003, "reason": "Full."},
     ]
     assert Group("news").channels() == [visitor.channel]
 

@@ -116,4 +116,4 @@ def test_the_error_codes_are_all_there(layer):
 )
 def test_what_a_consumer_may_raise_is_explained(layer, name):
     assert getattr(dbchannels, name) is getattr(exceptions, name)
-    assert re.search(rf"^``{name}(\(code\))?``$", PAGES["consumers"], re.MULTILINE)
+    assert re.search(rf"^``{name}(\(code, reason\))?``$", PAGES["consumers"], re.MULTILINE)

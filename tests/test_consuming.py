@@ -249,6 +249,14 @@ def test_an_exception_closes_the_connection(layer, socket, run, step, told, atom
     assert (waiting(layer, "out"), caplog.records) == (0, [])
 
 
+def test_an_exception_closes_with_a_reason(socket, run):
+    socket.says("hi")
+    run("websocket.receive", send_and(WebSocketCloseException(4000, "Not here.")))
+    assert socket.told() == [{"close": 4000, "reason": "Not here."}]
+    with pytest.raises(ValueError, match="The reason of a close is a str"):
+        WebSocketCloseException(4000, 5)
+
+
 def test_where_there_is_no_connection_to_close_it_is_an_error(layer, run, caplog):
     layer.send("own", {})
     run("own", send_and(WebSocketCloseException(4000)), retries=0)

@@ -30,9 +30,9 @@ class JsonWebsocketConsumer(WebsocketConsumer):
     def receive_json(self, *arguments: Any, **captures: Any) -> Any:
         """``receive_json(self, content, **captures)``: one frame's value."""
 
-    def send_json(self, content: Any, close: bool | int | None = None) -> None:
+    def send_json(self, content: Any, close: bool | int | None = None, reason: str | None = None) -> None:
         """Send a value to this client; dates, UUIDs and the like as Django's serializers write them."""
-        self.send(text=self.frame(content, self.stream)["text"], close=close)
+        self.send(text=self.frame(content, self.stream)["text"], close=close, reason=reason)
 
     def send_group_json(self, group: str, content: Any) -> None:
         """Send a value to all in a group; in a demultiplexer, on this stream of theirs."""

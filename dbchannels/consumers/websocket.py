@@ -77,7 +77,10 @@ class WebsocketConsumer:
         """
 
     def disconnect(self, *arguments: Any, **captures: Any) -> Any:
-        """``disconnect(self, code, **captures)``: the end, and its close code, 1006 when the client vanished."""
+        """``disconnect(self, code, **captures)``: the end, and its close code, 1006 when the client vanished.
+
+        What the client gave as the reason is ``self.message["reason"]``.
+        """
 
     # For subclasses to call.
 
@@ -109,16 +112,23 @@ class WebsocketConsumer:
 
     @foreign.tells_keywords("parameter")
     def send(
-        self, text: str | None = None, bytes: bytes | None = None, close: bool | int | None = None
+        self,
+        text: str | None = None,
+        bytes: bytes | None = None,
+        close: bool | int | None = None,
+        reason: str | None = None,
     ) -> None:
         """Send one frame to this client, and with ``close``, True or a code, close the connection after it."""
-        fields = {"text": text, "bytes": bytes, "close": close}
+        fields = {"text": text, "bytes": bytes, "close": close, "reason": reason}
         self.reply_channel.send({key: value for key, value in fields.items() if value is not None})
 
-    def close(self, code: int = 1000) -> None:
-        """Close the connection after what was sent; a handshake that was not accepted is refused with 403."""
-        WebSocketCloseException(code)  # raises ValueError for a code that may not be sent
-        self.reply_channel.send({"close": code})
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close the connection after what was sent; a handshake that was not accepted is refused with 403.
+
+        Of the reason the client gets 123 bytes in UTF-8.
+        """
+        WebSocketCloseException(code, reason)  # raises ValueError for what may not be sent
+        self.reply_channel.send({"close": code, "reason": reason} if reason else {"close": code})
 
     # What a route calls.
 

@@ -64,7 +64,9 @@ class Connection:
         self._inbox: list[
             tuple[bool, bytes]
         ] = []  # messages that wait for their turn: whether a text, and UTF-8
-        self._leaves = False  # behind them, or instead, websocket.disconnect waits for its turn
+        self._last: dict[str, Any] | None = (
+            None  # the fields of websocket.disconnect, while it waits for its turn
+        )
         self._in_flight: Send | None = None  # what the layer has
         self._order = 0  # of what it has, or had last
         self._abandoned = False
@@ -113,7 +115,7 @@ class Connection:
         """Close a connection that others have cleaned up after: its disconnect consumer runs by their doing."""
         self._note_end(SERVICE_RESTART)
         self.disconnected = True
-        self._leaves = False
+        self._last = None
         self._set_in_flight(None)
         self._relay.close(self.reply_channel)
         self.close(SERVICE_RESTART, "")
@@ -273,7 +275,7 @@ class Connection:
 
     def _received(self, event: Event) -> None:
         if isinstance(event, Closed):
-            self._disconnect(event.code)
+            self._disconnect(event.code, event.reason)
         elif isinstance(event, (Text, Binary)):
             if self._in_flight is None:
                 self._send("websocket.receive", incoming(event))
@@ -316,9 +318,9 @@ class Connection:
                 is_text, payload = self._inbox.pop(0)
                 self._share.hold(-ENTRY - len(payload))
                 self._send("websocket.receive", {"text": payload.decode()} if is_text else {"bytes": payload})
-            elif self._leaves:
-                self._leaves = False
-                self._send("websocket.disconnect", {"code": self._code})
+            elif self._last is not None:
+                last, self._last = self._last, None
+                self._send("websocket.disconnect", last)
         if len(self._inbox) < INBOX // 2 and self._wire is not None:
             self._wire.read()
 
@@ -330,12 +332,13 @@ class Connection:
         except OutboxFull:
             self._again()
 
-    def _disconnect(self, code: int) -> None:
+    def _disconnect(self, code: int, reason: str = "") -> None:
         """The last message of the connection, once."""
         self._code = code
         if not self.disconnected:
             self._note_end(code)
-            self.disconnected = self._leaves = True
+            self.disconnected = True
+            self._last = {"code": code, "reason": reason}
             self._drop_waiting()
             self._pump()
 

@@ -58,11 +58,15 @@ def decode_frame(frame: bytes) -> tuple[int, bytes]:
     return frame[0] & 0x0F, frame[2 + extra :]
 
 
+def cut_reason(reason: str) -> str:
+    """Return as much of a close's reason as its frame holds, 123 bytes."""
+    # Cut on a border of characters: half of one is not UTF-8, and the client would report an error instead.
+    return reason.encode("utf-8", "replace")[: MAX_CONTROL_PAYLOAD - 2].decode("utf-8", "ignore")
+
+
 def encode_close(code: int, reason: str = "") -> bytes:
     """Return a Close frame; a reason of more than 123 bytes is cut."""
-    # Cut on a border of characters: half of one is not UTF-8, and the client would report an error instead.
-    cut = reason.encode("utf-8", "replace")[: MAX_CONTROL_PAYLOAD - 2].decode("utf-8", "ignore")
-    return encode_frame(CLOSE, code.to_bytes(2, "big") + cut.encode("utf-8"))
+    return encode_frame(CLOSE, code.to_bytes(2, "big") + cut_reason(reason).encode("utf-8"))
 
 
 def decode_close(payload: bytes) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from dbchannels.interface.limits import Limits
 
 #: Of a message to a connection.
 KEYS = frozenset(
-    {"accept", "text", "bytes", "content", "binary", "close", "subprotocol", "headers", "status"}
+    {"accept", "text", "bytes", "content", "binary", "close", "reason", "subprotocol", "headers", "status"}
 )
 #: What a worker puts into such a message, or sends alone.
 WORKERS_KEYS = frozenset({"finished", "again"})
@@ -271,6 +271,7 @@ class Outgoing(NamedTuple):
     accept: bool | None  # None: not said, so data accepts and a bare close refuses
     frame: bytes  # b"": no data; an empty message is a frame of 2 bytes
     close: int | None  # the code to close with after the frame; None: stay open
+    reason: str  # beside the code
     subprotocol: str | None
     headers: list[tuple[str, str]]
 
@@ -283,10 +284,10 @@ def incoming(event: Text | Binary) -> dict[str, Any]:
 def outgoing(message: dict[str, Any]) -> Outgoing:
     """Read a message that a consumer sent to a connection; unknown keys beside known ones are left alone.
 
-    Keys: ``accept`` bool, ``text`` str, ``bytes`` bytes, ``close`` True (1000) or a code, ``subprotocol``
-    str, ``headers`` list of pairs; or, in place of text and bytes, ``content`` str or bytes with ``binary``
-    bool. Data under more than one key is left out, see ``oversight``. Raises ValueError, with one sentence to log, for
-    anything of another kind, and for a message that has unknown keys alone.
+    Keys: ``accept`` bool, ``text`` str, ``bytes`` bytes, ``close`` True (1000) or a code, ``reason`` str,
+    ``subprotocol`` str, ``headers`` list of pairs; or, in place of text and bytes, ``content`` str or bytes with
+    ``binary`` bool. Data under more than one key is left out, see ``oversight``. Raises ValueError, with one sentence
+    to log, for anything of another kind, and for a message that has unknown keys alone.
     """
     if KEYS.isdisjoint(message) and (not message or not message.keys() <= WORKERS_KEYS):
         own = sorted(message.keys() - WORKERS_KEYS)
@@ -296,6 +297,7 @@ def outgoing(message: dict[str, Any]) -> Outgoing:
         _typed(message, "accept", bool, "True or False"),
         _data_frame(message),
         _close_code(message.get("close")),
+        _typed(message, "reason", str, "a str") or "",
         _typed(message, "subprotocol", str, "a str that the client offered"),
         _pairs(_typed(message, "headers", (list, tuple), "a list of [name, value] pairs") or ()),
     )
@@ -309,6 +311,8 @@ def oversight(message: dict[str, Any]) -> str:
     for key in sorted(message.keys() - KEYS - WORKERS_KEYS):
         if told := _advice(key):
             return f"The key {shown(key)} says nothing here: {told}."
+    if message.get("reason") and not message.get("close"):
+        return "Its 'reason' is that of a close, and there is none: give 'close' too."
     says = given or message.get("accept") is not None or message.get("close")
     if not says and message.keys() - WORKERS_KEYS:
         return "It sends nothing, accepts nothing and closes nothing: write a 'text', 'bytes', 'accept' or 'close'."

@@ -159,9 +159,6 @@ class Wire:
     def _go_on(self) -> None:
         """Take apart what was read, then read on. Whoever ends a wait of the socket's calls this."""
         while self._events is not None and self._may_go_on():
-            if self._turns.is_over():
-                self._turns.add(self._go_on)
-                break
             inflater = self._protocol.inflater
             if inflater is not None and not self._grant_step(inflater):
                 break
@@ -172,6 +169,9 @@ class Wire:
                 break
             if event is not None:
                 self._take(event)
+            if self._turns.is_over():
+                self._turns.add(self._go_on)
+                break
         self._hold()
         self._flush_protocol()
         if self._socket is None or self._thrown is not None:
@@ -224,7 +224,7 @@ class Wire:
             deflate = self._protocol.deflate
             self._write(out.frame if deflate is None else deflate.frame(out.frame))
         if out.close is not None:
-            self.close(out.close, "")
+            self.close(out.close, out.reason)
 
     def close(self, code: int, reason: str) -> None:
         """Start the closing handshake; the client has five seconds for its half."""

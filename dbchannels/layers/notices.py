@@ -25,6 +25,12 @@ def notice_sends(lost: Iterable[tuple[str, str]], why: str, expiry: float) -> li
 
 def disconnect_send(record: Record, path: str, expiry: float) -> Send:
     """Return the ``websocket.disconnect`` of a connection whose server died; it carries what was on record."""
-    message = {"reply_channel": record.reply_channel, "path": path, "code": ABNORMAL_CLOSURE, "order": -1}
+    message = {
+        "reply_channel": record.reply_channel,
+        "path": path,
+        "code": ABNORMAL_CLOSURE,
+        "reason": "",
+        "order": -1,
+    }
     payload = codec.encode_trusted({**message, **record.kept()})
     return Send("websocket.disconnect", payload, record.reply_channel, expiry, certain=True)

@@ -57,6 +57,12 @@ class ClientSocket:
         return self._connection.wire.close_code if self._connection else None
 
     @property
+    def close_reason(self) -> str:
+        """The reason that was given with it, and "" without one."""
+        self._run()
+        return self._connection.wire.close_reason if self._connection else ""
+
+    @property
     def reply_channel(self) -> str:
         """The name of its reply channel."""
         return self._opened().reply_channel
@@ -78,10 +84,10 @@ class ClientSocket:
         """Send a text frame with a value as JSON."""
         self.send(json.dumps(value))
 
-    def close(self, code: int = 1000) -> None:
+    def close(self, code: int = 1000, reason: str = "") -> None:
         """Close it, and run its disconnect consumer; with 1006 it vanishes. Nothing when it is closed already."""
         if self._connection is not None:
-            self._connection.wire.leave(code)
+            self._connection.wire.leave(code, reason)
             self._run()
 
     # Receiving.

@@ -64,7 +64,13 @@ class ConnectionContract(LayerCase):
             (disconnect,) = drain(layer, "websocket.disconnect")
             told = {"session_key": "key-of-a", "login": "+7", "session": b"kept"}
             assert codec.decode(disconnect.pop("session")) == told
-            assert disconnect == {"reply_channel": channel, "path": "/", "code": 1006, "order": -1}
+            assert disconnect == {
+                "reply_channel": channel,
+                "path": "/",
+                "code": 1006,
+                "reason": "",
+                "order": -1,
+            }
 
     def test_connections_are_closed_though_their_server_has_much_to_read(self) -> None:
         layer = self.layer(capacity=1)

@@ -85,7 +85,13 @@ class LivenessContract(LayerCase):
             assert layer.group_channels("group") == []
             assert layer.receive([queue]) == (None, None)
             (disconnect,) = drain(layer, "websocket.disconnect")
-            assert disconnect == {"reply_channel": f"{queue}a", "path": "/chat/", "code": 1006, "order": -1}
+            assert disconnect == {
+                "reply_channel": f"{queue}a",
+                "path": "/chat/",
+                "code": 1006,
+                "reason": "",
+                "order": -1,
+            }
 
     def test_the_channel_of_an_ended_connection_leaves_its_groups(self) -> None:
         layer = self.layer()

@@ -10,7 +10,7 @@ from dbchannels import names
 from dbchannels.interface import handshake
 from dbchannels.interface.budget import Share
 from dbchannels.interface.connections import Connection
-from dbchannels.interface.frames import BINARY, is_close_code
+from dbchannels.interface.frames import BINARY, cut_reason, is_close_code
 from dbchannels.interface.http import Request
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.options import Options
@@ -41,6 +41,7 @@ class Wire:
     ) -> None:
         self.arrived: list[str | bytes] = []
         self.close_code: int | None = None  # that the client sees; None: it is open
+        self.close_reason = ""
         self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
 
     # The server's end, as interface.wire.Wire has it.
@@ -63,12 +64,12 @@ class Wire:
         if out.frame and not self.closed:
             self.arrived.append(_payload(out.frame))
         if out.close is not None:
-            self.close(out.close, "")
+            self.close(out.close, out.reason)
 
     def close(self, code: int, reason: str) -> None:
         """Close it; the client answers at once."""
         if not self.closed:
-            self.close_code = code
+            self.close_code, self.close_reason = code, cut_reason(reason)
             self._on_event(Closed(code, reason))
 
     # The client's end.
@@ -81,13 +82,13 @@ class Wire:
             return
         self._on_event(Text(data) if isinstance(data, str) else Binary(data))
 
-    def leave(self, code: int) -> None:
+    def leave(self, code: int, reason: str) -> None:
         """Close it from the client's side; with a code that cannot be sent, as 1006, without a word."""
         if self.closed:
             return
-        self.close_code = code
+        self.close_code, self.close_reason = code, cut_reason(reason)
         if is_close_code(code):
-            self._on_event(Closed(code))
+            self._on_event(Closed(code, self.close_reason))
         else:
             self._on_gone(code)
 

@@ -12,7 +12,7 @@ import gevent
 import pytest
 
 from dbchannels import codec
-from dbchannels.interface import connections
+from dbchannels.interface import budget, connections
 from dbchannels.interface.connections import INBOX, Connection
 from dbchannels.interface.http import Request
 from dbchannels.interface.limits import Limits
@@ -196,6 +196,13 @@ def pushed(line, data):
             idle += 1
         gevent.sleep(0.001)  # a turn of the hub: with 0 it runs callbacks and looks at no socket
     return sent
+
+
+@pytest.fixture(autouse=True)
+def _slow_machines_too(monkeypatch):
+    """One turn of the hub suffices for whatever a test sends."""
+    monkeypatch.setattr(budget, "GO", 10.0)
+    monkeypatch.setattr(budget, "SLICE", 10.0)
 
 
 @pytest.fixture
@@ -613,6 +620,18 @@ def test_a_consumer_closes_with_its_code(line, close, code):
     assert line.codes() == [code] and line.connection.closed
 
 
+def test_a_close_has_a_reason_both_ways(line):
+    line.open()
+    line.reply(text="bye", close=4001, reason="Zu viele Gäste " * 20)
+    assert line.closed_with() == 4001
+    reason = line.received()[-1][1][2:].decode()
+    assert reason == ("Zu viele Gäste " * 20)[: len(reason)] and len(reason.encode()) in (122, 123)
+    line.client.sendall(frame(CLOSE, b"\x0f\xa1" + "Schön war es".encode()))
+    until(line.codes)
+    _, fields = line.sent("websocket.disconnect")[-1]
+    assert (fields["code"], fields["reason"]) == (4001, "Schön war es")
+
+
 def test_a_broken_frame_closes_with_the_protocols_code(line):
     line.open(b"\xf1\x80" + bytes(4))
     assert line.closed_with() == 1002
@@ -703,7 +722,15 @@ def test_replies_are_frames_in_order(line):
 
 @pytest.mark.parametrize(
     "message",
-    [{"text": 5}, {"bytes": "str"}, {"close": 1006}, {"accept": "yes"}, {"headers": [1]}, {"headers": 5}],
+    [
+        {"text": 5},
+        {"close": 4000, "reason": 5},
+        {"bytes": "str"},
+        {"close": 1006},
+        {"accept": "yes"},
+        {"headers": [1]},
+        {"headers": 5},
+    ],
 )
 def test_a_malformed_reply_is_left_out_with_one_line_in_the_log(line, told, message):
     line.open()

@@ -261,7 +261,7 @@ def test_a_broadcast_is_compressed_once_for_all_members_of_the_same_parameters(n
     for number in range(3):
         frame = encode_text(f"{number} {JSON.decode()}")
         for peer in [*peers, plain]:
-            peer.wire.send(Outgoing(None, frame, None, None, []))
+            peer.wire.send(Outgoing(None, frame, None, "", None, []))
     assert len(calls) == 3 * len(offers)
     for peer in peers:
         assert peer.far.recv(100_000)[0] == 0x80 | RSV1 | TEXT
@@ -280,7 +280,7 @@ def test_control_frames_are_never_compressed(new_peer):
 def test_a_socket_that_compresses_keeps_nothing_more_than_one_that_does_not(new_peer):
     one, other = new_peer(agreed()), new_peer(agreed())
     for peer in (one, other):
-        peer.wire.send(Outgoing(None, encode_text(JSON.decode()), None, None, []))
+        peer.wire.send(Outgoing(None, encode_text(JSON.decode()), None, "", None, []))
         peer.wire.received(compressed(TEXT, JSON))
     assert one.wire._protocol.deflate is other.wire._protocol.deflate
     assert one.wire._protocol._message is None  # the inflater goes with the message

@@ -631,7 +631,7 @@ def test_garbage_ends_the_connection_at_most_once_and_never_raises(pieces, closi
 
 # --- channel messages
 
-NOTHING = Outgoing(accept=None, frame=b"", close=None, subprotocol=None, headers=[])
+NOTHING = Outgoing(accept=None, frame=b"", close=None, reason="", subprotocol=None, headers=[])
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from contextlib import suppress
 import gevent
 import pytest
 
+from dbchannels.interface import budget
 from dbchannels.interface.budget import TOTAL, MemoryBudget, Share
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.websocket import Closed, Outgoing, Text, encode_text
@@ -16,7 +17,7 @@ from dbchannels.interface.wire import PINGS_WITHIN, Wire
 from tests.harness import CLOSE, TEXT, client_frame, server_frame
 
 PING, PONG = 9, 10
-HELLO = Outgoing(None, encode_text("hello"), None, None, [])
+HELLO = Outgoing(None, encode_text("hello"), None, "", None, [])
 
 
 class Peer:
@@ -64,6 +65,13 @@ def until(condition):
     while not condition():
         assert time.monotonic() < end, "This did not come true within 10 s."
         gevent.sleep(0.001)
+
+
+@pytest.fixture(autouse=True)
+def _slow_machines_too(monkeypatch):
+    """One turn of the hub suffices for whatever a test sends."""
+    monkeypatch.setattr(budget, "GO", 10.0)
+    monkeypatch.setattr(budget, "SLICE", 10.0)
 
 
 @pytest.fixture

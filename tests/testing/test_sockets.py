@@ -196,8 +196,8 @@ class Sockets(ChannelTestCase):
 
     def test_anybody_may_close_it_by_its_reply_channel(self):
         socket = self.ws()
-        Channel(socket.reply_channel).send({"close": 4401})
-        assert socket.close_code == 4401
+        Channel(socket.reply_channel).send({"close": 4401, "reason": "Enough."})
+        assert (socket.close_code, socket.close_reason) == (4401, "Enough.")
 
     def test_a_user_is_present_who_was_identified(self):
         socket = self.ws()
