@@ -10,6 +10,11 @@ VERSION = re.search(
     r'^__version__ = "(.+)"$', (HERE / "dbchannels" / "__init__.py").read_text(), re.MULTILINE
 )[1]
 
+# The security releases of November 2026. Before them responses could be cached for the wrong user (until 5.2.16 and
+# 6.0.7: CVE-2026-48588), and GeoDjango read and fetched what it should not (CVE-2026-111362, CVE-2026-114582). The
+# older releases of 6.0 and 6.1 are named one by one, because each of them is "newer" than 5.2.19.
+OLD = ["6.0", *(f"6.0.{number}" for number in range(1, 10)), "6.1", "6.1.1", "6.1.2"]
+DJANGO = ",".join(["Django>=5.2.19", *(f"!={release}" for release in OLD)])
 EXAMPLES = [
     "dj-database-url>=2.2",  # reads DATABASE_URL
     "pillow>=11",  # makes thumbnails
@@ -50,16 +55,21 @@ setup(
     entry_points={"pytest11": ["dbchannels = dbchannels.testing.plugin"]},
     # The one place that says which Python and which Django.
     python_requires=">=3.10",
+    # Each minimum is the first release without a known advisory (November 2026) for what is used of the package.
     install_requires=[
-        "Django>=5.2",
-        # The plain psycopg2 does not install without a compiler and pg_config.
-        "psycopg2-binary>=2.9.9",
-        # From this release on pywsgi refuses ambiguous chunked bodies (request smuggling).
-        "gevent>=25.4.1",
-        "gevent-websocket>=0.10.1",
-        # Messages are bytes, text with NUL, NaN: what neither jsonb nor JSON carries, msgpack does, faster than
-        # both, and unlike pickle it runs no code when it is read.
-        "msgpack>=1.0.8",
+        DJANGO,
+        # Its wheel brings libpq 17.11; 2.9.11 brings 17.6, whose escaping overflows (CVE-2025-12818), and 2.9.12 brings
+        # 17.9, which a server can overrun (CVE-2026-6477). The plain psycopg2 needs a compiler and pg_config.
+        "psycopg2-binary>=2.9.13",
+        # pywsgi let requests be smuggled by trailers until 23.9 (CVE-2023-41419), and had a hole in its handling of
+        # Expect: 100-continue until 25.4.1; until 25.8.1 the interpreter could crash when a descriptor was closed that
+        # a greenlet still waited for; from 25.4.1 to 25.8.2 a full SimpleQueue raised TypeError.
+        "gevent>=25.9.1",
+        "gevent-websocket>=0.10.1",  # its last release; no advisory is known
+        # A message that is refused leaked its values until 1.2.3 (CVE-2026-114613), which strict_map_key=True, as here,
+        # makes a way to fill the memory. Messages are bytes, text with NUL, NaN: what neither jsonb nor JSON carries,
+        # msgpack does, faster than both, and unlike pickle it runs no code when it is read.
+        "msgpack>=1.2.3",
     ],
     extras_require={"cron": CRON, "examples": EXAMPLES, "tests": TESTS, "docs": DOCS},
     zip_safe=False,
