@@ -81,6 +81,16 @@ class Batch:
             self._operations, self._acknowledged, self._failures, self._ends = [], [], [], []
             return done
 
+    def abandon(self) -> Done:
+        """Return what is to be written when the process ends now, what runs as if it had not. Nothing else starts."""
+        with self._lock:
+            self._given_up = True
+            running = [self._running] if self._running else []
+            returned = [*(one for one in running if one.durable), *self._waiting]
+            self._waiting.clear()
+            held = [one for one in running if not one.durable]
+            return Done(self._operations, self._acknowledged, self._failures, returned, held, self._ends)
+
     def has_waiting(self) -> bool:
         """Whether some have not started."""
         return bool(self._waiting)

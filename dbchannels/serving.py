@@ -34,7 +34,8 @@ from dbchannels.supervisor import Supervisor, Task
 
 log = logging.getLogger("dbchannels.server")
 
-LAST_WORK = 4.0  # seconds beyond --graceful-timeout for what workers run, when requests took all of it
+LAST_WORK = 3.0  # seconds beyond --graceful-timeout for the workers; with what follows it is less than four
+LEAST_WORK = 1.5  # seconds at least for what workers run, when requests took all of that
 
 
 def run(plan: Plan, write: Write) -> None:
@@ -73,7 +74,7 @@ def serve(
         write("Stopping.")
     ends_at = time.monotonic() + plan.graceful_timeout + LAST_WORK
     server.stop(stopping.restart)
-    gevent.get_hub().threadpool.apply(supervisor.stop, (max(LAST_WORK, ends_at - time.monotonic()),))
+    gevent.get_hub().threadpool.apply(supervisor.stop, (max(LEAST_WORK, ends_at - time.monotonic()),))
 
 
 def supervise(work: list[Task], relay: Relay, graceful_timeout: float) -> Supervisor:

@@ -27,6 +27,7 @@ STEADY = 2.0  # seconds after which a worker that was ready counts as started we
 SOON = 1.0  # seconds at most until another takes the place of one that worked: what it held waits for that
 READY_WITHIN = 60.0  # seconds in which a new worker must have imported the site
 KILL_AFTER = 5.0  # seconds beyond the workers' own graceful time-out
+GIVE_BACK = 1.0  # seconds before it is killed in which a worker gives back what it runs, at a second SIGTERM
 
 
 class Task(NamedTuple):
@@ -122,12 +123,16 @@ class Supervisor:
             return {child.name for child in self._children if child.is_ready()}
 
     def stop(self, within: float | None = None) -> None:
-        """Ask the workers to finish; kill those that do not within so many seconds. Returns when all have ended."""
+        """Ask the workers to finish; those that do not within so many seconds give back what they run, or are killed.
+
+        Returns when all have ended.
+        """
         self.stopping.set()
-        self._signal(signal.SIGTERM)
         deadline = time.monotonic() + (self._graceful_timeout + KILL_AFTER if within is None else within)
-        for thread in self._threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        for ends_at in (deadline - GIVE_BACK, deadline):
+            self._signal(signal.SIGTERM)
+            for thread in self._threads:
+                thread.join(max(0.0, ends_at - time.monotonic()))
         self.kill()
         for thread in self._threads:
             thread.join()

@@ -47,8 +47,8 @@ class Worker:
     """Reads the channels that have consumers and match the patterns, until it is told to stop.
 
     ``bells`` are given by a parent that LISTENs for us; without, the worker's own link does. ``doors`` are those that
-    we ring, by the queue whose reader they wake. ``life`` is a descriptor that reaches its end when the parent dies.
-    ``replace`` ends this process when a consumer hangs; ``on_ready`` is called when this worker is on record.
+    we ring, by the queue whose reader they wake. ``replace`` ends this process when a consumer hangs; ``on_ready`` is
+    called when this worker is on record.
     """
 
     def __init__(
@@ -61,7 +61,6 @@ class Worker:
         name: str = "",
         bells: Sequence[Doorbell] = (),
         doors: Mapping[str, Doorbell] | None = None,
-        life: int | None = None,
         replace: Callable[[], None] = lambda: os._exit(1),
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
@@ -87,7 +86,6 @@ class Worker:
         self.consumed = 0
         self._bells = bells
         self._bells_by_reader = {bell.reader: bell for bell in bells}
-        self._life = life
         self._on_ready = on_ready
         self._wake = WakeupPipe()
         self._batch = Batch()
@@ -134,7 +132,6 @@ class Worker:
             except LayerUnavailable as error:
                 self._outage.failed(error)
                 self._wake.wait(delays.delay())
-            self._end_with_parent()
         self._watch.stop()  # or it could put the worker on record again
         self._dropped.tell()
         self._retry(lambda: self.link.unregister(self.name), FAREWELL)
@@ -144,6 +141,15 @@ class Worker:
         """Take no more messages. Safe to call from a signal handler."""
         self.stopping.set()
         self._wake.ring()
+
+    def abandon(self) -> None:
+        """Give back what this worker holds, as if it had not run: its process ends now, whatever the main thread does.
+
+        Who waits for an answer is told that there will be none. Raises LayerUnavailable.
+        """
+        with self._writing:
+            self.link.finish(self.name, self._batch.abandon())
+        self.link.unregister(self.name)
 
     def run_once(self) -> bool:
         """Take a batch, run one consumer for each message, write what they did. False: nothing waited."""
@@ -213,22 +219,17 @@ class Worker:
         timeout = min(self.layer.poll_interval(), lease / 3, self._timetable.seconds_left())
         if self._durable and (due := self.link.next_due()) is not None:
             timeout = min(timeout, due)
-        others = [self._wake.reader, *([] if self._life is None else [self._life])]
         if not self._bells:
-            self.link.wait(timeout, *others)
+            self.link.wait(timeout, self._wake.reader)
             return
         ends_at = time.monotonic() + timeout
         # One ring wakes all that wait; who comes too late for it goes on waiting.
-        while readable := wait_readable([*others, *self._bells_by_reader], ends_at - time.monotonic()):
+        descriptors = [self._wake.reader, *self._bells_by_reader]
+        while readable := wait_readable(descriptors, ends_at - time.monotonic()):
             if any(self._bells_by_reader[one].silence() for one in readable if one in self._bells_by_reader):
                 return
-            if not readable.isdisjoint(others):
+            if self._wake.reader in readable:
                 return
-
-    def _end_with_parent(self) -> None:
-        if self._life is not None and not self.stopping.is_set() and wait_readable([self._life], 0):
-            log.info("The parent has ended; so does this worker.")
-            self.stop()
 
     # Writing.
 
@@ -258,7 +259,6 @@ class Worker:
                     return None
                 self._outage.failed(error)
                 time.sleep(delays.delay())
-                self._end_with_parent()
 
     # What the watch does, in its thread.
 

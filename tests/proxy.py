@@ -68,6 +68,7 @@ class Proxy:
             server.connect(self._target)
         except OSError:
             client.close()
+            server.close()
             return
         for one, other in ((client, server), (server, client)):
             self._open.add(one)

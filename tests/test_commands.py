@@ -428,7 +428,7 @@ def workers(monkeypatch):
     """The workers that the command made; none of them runs."""
     made = []
     monkeypatch.setattr(runworker.Worker, "run", lambda worker: made.append(worker))
-    monkeypatch.setattr(runworker, "stop_at_signals", lambda worker, seconds: made.append(seconds))
+    monkeypatch.setattr(runworker, "stop_at_signals", lambda workers, *how: made.append(how))
     yield made
     for one in made[1::2]:
         one.link.close()
@@ -449,12 +449,12 @@ def test_a_layer_in_memory_has_no_workers(memory):
 def test_it_says_what_it_reads_and_where(layer, workers):
     consumer("thumbnails")(lambda message: None)
     said = run("--exclude", "websocket.*")
-    seconds, one = workers
+    how, one = workers
     assert (
         said
         == f"Worker {one.name} reads http.request, http.disconnect, thumbnails from {layer.describe()}.\n"
     )
-    assert seconds == 30.0
+    assert how == (30.0, None)
 
 
 @kinds.only("sqlite")
@@ -482,8 +482,8 @@ def test_a_child_has_its_name_bells_and_life_from_its_parent(layer, workers, mon
     bell = Doorbell.new()
     monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
     assert run("--child", "worker-1-x", "--bell", str(bell), "--graceful-timeout", "7") == ""
-    seconds, one = workers
-    assert (one.name, list(one._bells), one._life, seconds) == ("worker-1-x", [bell], reader, 7.0)
+    how, one = workers
+    assert (one.name, list(one._bells), how) == ("worker-1-x", [bell], (7.0, reader))
     sys.stdin.close()
     for descriptor in (writer, *bell):
         os.close(descriptor)
@@ -539,17 +539,16 @@ class Stoppable:
     """What a signal stops."""
 
     def __init__(self):
-        self.stopping = threading.Event()
-        self.stops = 0
+        self.done = queue.SimpleQueue()
 
     def stop(self):
-        """Count."""
-        self.stops += 1
-        self.stopping.set()
+        """Note it."""
+        self.done.put("stop")
 
-
-class Ended(Exception):
-    """The process has ended."""
+    def abandon(self):
+        """Note it, and fail."""
+        self.done.put("abandon")
+        raise LayerUnavailable("The database is away.")
 
 
 @pytest.fixture
@@ -557,14 +556,11 @@ def exits(monkeypatch):
     """The codes with which the process would have ended; its signals are its own again after the test."""
     codes = queue.SimpleQueue()
 
-    def end(code):
-        codes.put(code)
-        if threading.current_thread() is threading.main_thread():
-            raise Ended
-
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    monkeypatch.setattr(os, "_exit", end)
+    kept = {number: signal.getsignal(number) for number in runworker.SIGNALS}
+    monkeypatch.setattr(os, "_exit", codes.put)
+    monkeypatch.setattr(runworker, "GIVE_BACK_WITHIN", 60.0)
     yield codes
+    os.close(signal.set_wakeup_fd(-1))
     for number, handler in kept.items():
         signal.signal(number, handler)
     for thread in threading.enumerate():
@@ -573,22 +569,41 @@ def exits(monkeypatch):
             thread.join()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_first_signal_stops_it_and_the_second_ends_it(exits, number):
-    one = Stoppable()
-    runworker.stop_at_signals(one, 60.0)
+def told(*workers):
+    """Return what each worker was told, in order."""
+    return [[one.done.get(timeout=10) for _ in range(one.done.qsize())] for one in workers]
+
+
+@pytest.mark.parametrize("number", runworker.SIGNALS)
+def test_the_first_signal_stops_all_and_the_second_has_them_give_back_what_they_run(exits, number):
+    both = [Stoppable(), Stoppable()]
+    runworker.stop_at_signals(both, 60.0)
     signal.raise_signal(number)
-    assert (one.stops, exits.empty()) == (1, True)
-    with pytest.raises(Ended):
-        signal.raise_signal(number)
-    assert (one.stops, exits.get(timeout=10)) == (1, 128 + number)
+    assert [one.done.get(timeout=10) for one in both] == ["stop", "stop"]
+    assert exits.empty()
+    signal.raise_signal(number)
+    assert exits.get(timeout=10) == 1
+    assert [words[-1] for words in told(*both)] == ["abandon", "abandon"]
 
 
-def test_one_that_does_not_end_in_time_is_ended(exits):
+def test_one_that_does_not_end_in_time_gives_back_what_it_runs(exits):
     one = Stoppable()
-    runworker.stop_at_signals(one, 0.001)
+    runworker.stop_at_signals([one], 0.001)
     signal.raise_signal(signal.SIGTERM)
-    assert (one.stops, exits.get(timeout=10)) == (1, 1)
+    assert exits.get(timeout=10) == 1
+    assert told(one) == [["stop", "abandon"]]
+
+
+def test_one_whose_parent_dies_ends_a_minute_later_whatever_it_runs(exits, monkeypatch):
+    assert runworker.ORPHANED == 60.0
+    monkeypatch.setattr(runworker, "ORPHANED", 0.05)
+    one, (life, held) = Stoppable(), os.pipe()
+    runworker.stop_at_signals([one], 3600.0, life)
+    assert one.done.empty()
+    os.close(held)
+    assert exits.get(timeout=10) == 1
+    assert told(one) == [["stop", "abandon"]]
+    os.close(life)
 
 
 # The log.

@@ -1109,54 +1109,34 @@ def test_stop_ends_one_that_is_idle(layer, new_worker, run):
     assert not thread.is_alive()
 
 
-@pytest.fixture
-def parent():
-    """A pipe as a parent holds it: ``parent.life`` for the worker, ``parent.end()`` is its death."""
+@kinds.on_databases
+@pytest.mark.parametrize("channel", ["own", "http.request"])
+def test_what_a_worker_runs_when_it_is_abandoned_goes_back_without_an_attempt(
+    layer, new_worker, run, channel
+):
+    started, ended, ran = threading.Event(), threading.Event(), []
 
-    class Parent:
-        life, _held = os.pipe()
+    def slow(message):
+        ran.append(message.get("number"))
+        started.set()
+        ended.wait(10)
 
-        def end(self):
-            if self._held is not None:
-                os.close(self._held)
-                self._held = None
-
-    one = Parent()
-    yield one
-    one.end()
-    os.close(one.life)
-
-
-def test_it_ends_with_its_parent(layer, new_worker, run, parent):
-    thread = run(new_worker(route("own", quiet), life=parent.life))
-    parent.end()
-    thread.join(10)
-    assert not thread.is_alive()
-
-
-def test_it_ends_with_its_parent_however_much_is_to_do(layer, new_worker, run, parent):
-    layer.send("own", {})
-    busy = route("own", lambda message: Channel("own").send({}))
-    thread = run(new_worker(busy, life=parent.life))
-    parent.end()
-    thread.join(10)
-    assert not thread.is_alive()
-    assert waiting(layer, "own") == 1
-
-
-@kinds.only("memory")
-def test_it_ends_with_its_parent_though_the_layer_is_away(layer, new_worker, run, parent, monkeypatch):
-    def broken(*arguments):
-        raise LayerUnavailable("The database has gone for a walk.")
-
-    one = new_worker(route("own", quiet), life=parent.life)
-    monkeypatch.setattr(one.link, "register", broken)
-    monkeypatch.setattr(one.link, "unregister", broken)
-    monkeypatch.setattr(worker, "Backoff", lambda: Instant())
+    one = new_worker(route(channel, slow), registered=False)
     thread = run(one)
-    parent.end()
+    layer.send_many([(channel, {"number": number, "reply_channel": CLIENT}) for number in range(3)])
+    assert started.wait(10)
+    one.stop()
+    one.abandon()
+    assert rows(layer, Process).count() == rows(layer, Held).count() == 0
+    ended.set()
     thread.join(10)
-    assert not thread.is_alive()
+    assert ran == [0]
+    if channel == "own":
+        left = rows(layer, DurableMessage).values_list("claimed_by", "attempts", "alone")
+        assert list(left) == [(None, 0, False)] * 3
+    else:  # its client is told; the others wait
+        assert replies(layer) == [{"lost": "worker died", "channel": channel}]
+        assert waiting(layer, channel) == 2
 
 
 class Instant:

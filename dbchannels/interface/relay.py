@@ -16,6 +16,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
@@ -40,6 +41,8 @@ log = logging.getLogger("dbchannels.server")
 OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
 FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep
 REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handshakes are answered 503 at once
+LAST_CHORE = 0.5  # seconds at the end for what a killed worker held
+AWAY = 1.5  # seconds at the end for a layer that cannot be used
 CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see logins.py
 DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
 
@@ -149,16 +152,29 @@ class Relay:
     def bury(self, worker: str) -> None:
         """Clean up after a worker that was seen to die; from any thread."""
         self._chores.put(lambda link: link.bury(worker))
+        if self._stopping.is_set() and not self.away:  # the housekeeper has ended
+            last = threading.Thread(target=self._bury_last, args=(worker,), daemon=True)
+            last.start()
+            last.join(LAST_CHORE)
 
-    def stop(self) -> None:
-        """Write what is left, take this server off the record, end the threads. Call it in a native thread."""
+    def _bury_last(self, worker: str) -> None:
+        link = self.layer.link("housekeeper", listen=False)
+        with closing(link), suppress(LayerUnavailable):
+            link.bury(worker)
+
+    def stop(self, within: float = 10.0) -> None:
+        """Write what is left, take this server off the record, end the threads. Call it in a native thread.
+
+        Threads that have not ended after so many seconds are left alone: their database does not answer.
+        """
+        ends_at = time.monotonic() + (min(within, AWAY) if self.away else within)
         self._outbox.put(None)
-        self._threads[0].join(10)
+        self._threads[0].join((ends_at - time.monotonic()) / 2)
         self._stopping.set()
         self._reader.stop()
         self._chores.put(None)
-        for thread in self._threads[1:]:
-            thread.join(10)
+        for thread in self._threads:
+            thread.join(max(0.0, ends_at - time.monotonic()))
 
     def call_in_hub(self, function: Callable[[], None]) -> None:
         """Have the hub run a function, in the order of these calls; from any thread."""

@@ -32,6 +32,7 @@ log = logging.getLogger("dbchannels.server")
 
 # Seconds: five for clients to answer a close, two until that is looked at, and one for the last disconnect consumers.
 FAREWELLS = 8.0
+LAST_WORDS = 1.5  # seconds beyond the drain time-out for what is left to be written
 LAST_ANSWERS = 1.0  # seconds in which those that waited until the end must take their 503
 
 
@@ -141,7 +142,9 @@ class InterfaceServer:
         self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + FAREWELLS))
         if self._ticking is not None:
             self._ticking.kill()
-        gevent.get_hub().threadpool.apply(self.relay.stop)
+        gevent.get_hub().threadpool.apply(
+            self.relay.stop, (max(1.0, deadline + LAST_WORDS - time.monotonic()),)
+        )
         if self._probes:
             self._probes.stop()
 

@@ -259,6 +259,27 @@ def test_a_view_that_does_not_end_ends_with_its_worker_and_its_client_is_asked_t
     assert not any(map(is_running, workers))
 
 
+@pytest.mark.parametrize("graceful", ["0.2", "1"])
+def test_a_consumer_that_does_not_end_is_given_back_at_once_without_an_attempt(site, graceful):
+    served = site.serve("--workers", "1", "--graceful-timeout", graceful)
+    site.send("stream", {"text": "long", "sleep": 3600})
+    until(lambda: "long" in site.entries(), "it runs")
+    assert served.terminate() == 0
+    rows = site.rows("SELECT claimed_by, attempts, alone FROM dbchannels_durablemessage")
+    assert rows == [(None, 0, False)]
+    assert site.count("process") == site.count("held") == 0
+
+
+def test_a_worker_whose_parent_is_killed_finishes_what_it_runs_and_ends(site):
+    served = site.serve("--workers", "1")
+    site.send("stream", {"text": "a while", "sleep": 1})
+    until(lambda: "a while" in site.entries(), "it runs")
+    (worker,) = served.workers()
+    served.process.kill()
+    until(lambda: not is_running(worker), "the worker has ended")
+    assert site.count("durablemessage") == 0
+
+
 def test_an_access_log_of_streams_and_websockets(site):
     served = site.serve("--workers", "1")
     site.note("name")

@@ -8,8 +8,11 @@ import time
 import pytest
 
 from dbchannels.testing.postgres import EmbeddedPostgres
-from tests.harness import LiveSite, until
+from tests.harness import LiveSite, is_running, until
+from tests.proxy import proxied
 from tests.soak import outages
+
+START = 1.0  # seconds that the interpreter's own end may take on a slow machine
 
 pytestmark = pytest.mark.postgresql
 
@@ -48,3 +51,31 @@ def test_it_is_two_lines_of_each_process_and_new_requests_are_503_at_once(
         names = re.findall(line, served.output())
         assert len(names) == len(set(names)) == 3, served.output()
         assert {name.split("-")[0] for name in names} == {"server", "worker"}
+
+
+# The end of a server meanwhile.
+
+
+@pytest.mark.parametrize("silent", [False, True], ids=["away", "silent"])
+def test_a_server_ends_in_time_though_the_database_is_away(
+    site: LiveSite, server: EmbeddedPostgres, silent: bool
+) -> None:
+    graceful = 0.5
+    with proxied(site.database) as (proxy, database):
+        beyond = LiveSite(database, site.folder)
+        try:
+            served = beyond.serve("--workers", "1", "--graceful-timeout", str(graceful))
+            socket = served.socket("/echo/")
+            assert socket.ask("hello") == "hello"
+            workers = served.workers()
+            if silent:
+                proxy.fall_silent()
+                assert served.terminate(deadline=graceful + 4 + START) == 0
+            else:
+                with server.outage():
+                    assert served.terminate(deadline=graceful + 4 + START) == 0
+            assert socket.closed() == 1001
+            assert not any(map(is_running, workers))
+        finally:
+            proxy.speak()
+            beyond.end()

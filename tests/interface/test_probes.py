@@ -100,9 +100,9 @@ def test_a_server_that_stops_is_alive_until_its_end_and_not_ready(site):
     until(lambda: readiness(site)[0] == 200)
     seen = []
     stop = site.relay.stop
-    site.relay.stop = lambda: (
+    site.relay.stop = lambda within: (
         site.relay.call_in_hub(lambda: seen.append(site.server.why_not_ready())),
-        stop(),
+        stop(within),
     )
     site.stop()
     assert seen == ["stopping"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import signal
 import sys
 import threading
+import time
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,9 +26,14 @@ from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.outages import await_layer
 from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
-from dbchannels.waiting import check_timeout
+from dbchannels.waiting import LONGEST_TIMEOUT, check_timeout, wait_readable
 from dbchannels.worker import Worker
 
+log = logging.getLogger("dbchannels.worker")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ORPHANED = 60.0  # seconds that a consumer may go on after the death of its worker's parent
+GIVE_BACK_WITHIN = 0.7  # seconds; see supervisor.GIVE_BACK
 HUNG = 75  # the exit status of a worker whose consumer hangs: EX_TEMPFAIL of sysexits.h
 
 
@@ -100,13 +109,12 @@ class Command(TellingCommand):
             name=child,
             bells=[Doorbell.inherited(text) for text in options["bell"]],
             doors=dict(map(inherited_door, options["door"])),
-            life=sys.stdin.fileno() if child else None,
             replace=end_child if child else start_anew,
             on_ready=partial(say_ready, options["ready"]),
         )
         if not worker.channels:
             raise CommandError("No channel with a consumer is left: change --only or --exclude.")
-        stop_at_signals(worker, graceful_timeout)
+        stop_at_signals([worker], graceful_timeout, sys.stdin.fileno() if child else None)
         try:
             worker.load()
         except DBChannelsError as error:
@@ -164,16 +172,41 @@ def start_anew() -> None:
     os.execv(sys.executable, sys.orig_argv)
 
 
-def stop_at_signals(worker: Worker, graceful_timeout: float) -> None:
-    """SIGTERM and SIGINT: finish what runs, within the time; a second one ends the worker now."""
+def stop_at_signals(workers: Sequence[Worker], graceful_timeout: float, life: int | None = None) -> None:
+    """SIGTERM and SIGINT: finish what runs, within the time; then, or at a second signal, give it back and end.
 
-    def stop(number: int, frame: object) -> None:
-        if worker.stopping.is_set():
-            os._exit(128 + number)
-        worker.stop()
-        timer = threading.Timer(graceful_timeout, os._exit, [1])
-        timer.daemon = True
-        timer.start()
+    The death of the parent is such a signal too: ``life`` is a pipe that it holds. A thread sees to all this, because a
+    main thread that hangs in a query runs no signal handler.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    for number in SIGNALS:
+        signal.signal(number, lambda number, frame: None)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    arguments = (workers, graceful_timeout, reader, life)
+    threading.Thread(target=await_end, args=arguments, name="end", daemon=True).start()
 
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+
+def await_end(workers: Sequence[Worker], graceful_timeout: float, signals: int, life: int | None) -> None:
+    """Stop the workers when they are told to; end the process when that takes too long, or at a second signal."""
+    watched = [signals] if life is None else [signals, life]
+    ends_at, told = math.inf, 0
+    while told < 2 and time.monotonic() < ends_at:
+        readable = wait_readable(watched, min(LONGEST_TIMEOUT, ends_at - time.monotonic()))
+        now = time.monotonic()
+        if signals in readable:
+            told += sum(number in SIGNALS for number in os.read(signals, 64))
+            ends_at = min(ends_at, now + graceful_timeout) if told else ends_at
+        if life in readable:
+            log.info("The parent has ended; so does this worker.")
+            watched, ends_at = [signals], min(ends_at, now + ORPHANED)
+        if readable and ends_at < math.inf:
+            for worker in workers:
+                worker.stop()
+    timer = threading.Timer(GIVE_BACK_WITHIN, os._exit, [1])
+    timer.daemon = True
+    timer.start()
+    for worker in workers:
+        with suppress(Exception):  # the database is away: the lease ends, and others give it back
+            worker.abandon()
+    os._exit(1)
