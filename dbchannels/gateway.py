@@ -30,6 +30,7 @@ from dbchannels.waiting import check_timeout
 log = logging.getLogger("dbchannels.server")
 
 START_AGAIN = 1.0  # seconds after a start that failed until the next one
+TOO_LARGE = "The request's body is larger than %d bytes, the max_body of get_wsgi_application()."
 PART = 65_536  # bytes read at once
 
 Environ = dict[str, Any]
@@ -65,7 +66,8 @@ class Gateway:
         request = read_request(environ)
         body = read_body(environ, request, self._max_body)
         if isinstance(body, int):
-            return answer(http.failure_message(body), request.method, start_response)
+            sentence = TOO_LARGE % self._max_body if body == 413 else ""
+            return answer(http.failure_message(body, sentence), request.method, start_response)
         try:
             exchange = Exchange(self._relay())
         except LayerUnavailable:

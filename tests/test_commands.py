@@ -20,11 +20,12 @@ from dbchannels import conf, consumer, routing, serving
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.interface.binding import Bind, SocketRights
+from dbchannels.interface.options import Options
 from dbchannels.interface.proxy import LOOPBACK, Trusted
 from dbchannels.interface.server import InterfaceServer
 from dbchannels.layers import channel_layers, make_layer
 from dbchannels.management import output
-from dbchannels.management.commands import runchannels, runworker
+from dbchannels.management.commands import runchannels, runserver, runworker
 from dbchannels.management.commands.runchannels import parse_address
 from dbchannels.plan import Plan, allowed_hosts
 from dbchannels.testing.layer_case import raises
@@ -641,3 +642,15 @@ def test_a_sites_own_handler_is_enough(log, monkeypatch):
 def test_no_command_runs_the_checks_in_its_own_process():
     """They import the site's URLs and views, which the interface server must never do."""
     assert runchannels.Command.requires_system_checks == runworker.Command.requires_system_checks == []
+
+
+def test_a_body_is_of_any_size_while_one_develops_and_100_mebibytes_else():
+    command = runserver.Command()
+    command.addr, command.port, command.use_ipv6 = "127.0.0.1", "8000", False
+    options = vars(command.create_parser("manage.py", "runserver").parse_args([]))
+    server = command.plan(options).server
+    assert (
+        min(server.max_body, server.max_spool) > 2**50 and server.max_body_memory == Options().max_body_memory
+    )
+    options = vars(runchannels.Command().create_parser("manage.py", "runchannels").parse_args([]))
+    assert Plan.of("127.0.0.1", 8000, options).server.max_body == 100 * 2**20

@@ -31,7 +31,7 @@ State = Literal["size", "content", "content end", "trailers", "whole", "ended"]
 
 def too_large(limit: int) -> Refused:
     """Return the answer to a body above the limit, in bytes."""
-    return Refused(413, f"The request's body is larger than this server takes: {limit} bytes.")
+    return Refused(413, f"The request's body is larger than this server takes, {limit} bytes (--max-body).")
 
 
 class BodyReader:

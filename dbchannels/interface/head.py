@@ -221,7 +221,7 @@ def _length(headers: RawHeaders, version: str) -> int | None:
     if len(lengths) > 1 or not all(length.isdigit() for length in lengths):
         raise Refused(400, "Send one Content-Length, in digits.")
     if lengths and len(lengths[0]) > LONGEST_LENGTH:
-        raise Refused(413, "The request's body is larger than this server takes.")
+        raise Refused(413, "The request's body is larger than this server takes (--max-body).")
     return int(lengths[0]) if lengths else 0
 
 

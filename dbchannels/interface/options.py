@@ -33,7 +33,7 @@ class Options(NamedTuple):
     max_line: int = 8_192  # the first line, which has the address
     max_head: int = 32_768  # all header lines
     max_headers: int = 100  # their number
-    max_body: int = 1_114_112  # 1 MiB, and 64 KiB for the form around it
+    max_body: int = 104_857_600  # 100 MiB, of which little is in memory: see the next two
 
     # What the bodies of all requests together may take.
     max_body_memory: int = 268_435_456  # 256 MiB

@@ -79,7 +79,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with two workers for all tests that leave it as it was; DEBUG is off."""
     site = migrated(postgresql_database("dbchannels_served"), tmp_path_factory.mktemp("served"))
     try:
-        yield site.serve("--workers", "2")
+        yield site.serve("--workers", "2", "--max-body", "1114112")
     finally:
         site.end()
 

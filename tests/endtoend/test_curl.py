@@ -73,7 +73,7 @@ def test_it_uploads_a_form_with_a_file(large, file):
 def test_it_is_told_at_once_of_a_body_that_is_too_large(large, tmp_path):
     (tmp_path / "larger.bin").write_bytes(b"x" * (SIZE + 1))
     said = curl(large, "-T", f"{tmp_path}/larger.bin", "-w", " %{http_code} %{size_upload}", "/hash")
-    assert said == f"The request's body is larger than this server takes: {SIZE} bytes.\n 413 0"
+    assert said == f"The request's body is larger than this server takes, {SIZE} bytes (--max-body).\n 413 0"
 
 
 def test_it_uploads_a_file_of_50_mebibytes_through_the_admin(site, tmp_path):

@@ -153,7 +153,9 @@ def test_a_body_beyond_the_limit_is_refused(served):
     assert served.request("POST", "/upload", b"x" * LIMIT, {"Content-Type": "text/plain"}).status == 400
     answer = served.request("POST", "/upload", b"x" * (LIMIT + 1))
     assert (answer.status, answer.header("Connection")) == (413, "close")
-    assert answer.text == f"The request's body is larger than this server takes: {LIMIT} bytes.\n"
+    assert (
+        answer.text == f"The request's body is larger than this server takes, {LIMIT} bytes (--max-body).\n"
+    )
 
 
 def test_a_body_in_chunks_beyond_the_limit_is_refused(served):

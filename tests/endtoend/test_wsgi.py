@@ -121,7 +121,8 @@ def test_a_body_in_chunks_reaches_the_view_whole(behind):
 
 
 def test_a_body_that_is_too_large_is_refused(behind):
-    assert behind.request("POST", "/upload", b"x" * (2 * MEBIBYTE)).status == 413
+    answer = behind.request("POST", "/upload", b"x" * (2 * MEBIBYTE))
+    assert answer.status == 413 and "the max_body of get_wsgi_application()" in answer.text
 
 
 def test_errors_are_those_of_the_interface_server(behind):

@@ -54,7 +54,7 @@ def test_so_does_a_flood_of_half_bodies(site):
 
 
 def test_a_body_beyond_the_limit_leaves_no_row(site):
-    served = site.serve("--workers", "0", "--http-timeout", "60")
+    served = site.serve("--workers", "0", "--http-timeout", "60", "--max-body", str(LIMIT))
     refused = served.request("POST", "/", b"x" * (LIMIT + 1))
     assert refused.status == 413
     assert site.count("protocolmessage") == 0
@@ -65,7 +65,7 @@ def test_a_body_beyond_the_limit_leaves_no_row(site):
 
 
 def test_what_is_as_large_as_may_be_is_taken_and_a_byte_more_is_refused(site):
-    found = floods.sizes(site, site.serve("--workers", "1"))
+    found = floods.sizes(site, site.serve("--workers", "1", "--max-body", str(LIMIT)))
     assert found == floods.Sizes((200, 413), (True, 1009), "True True", 0)
 
 

@@ -173,6 +173,6 @@ BODIES: dict[str, tuple[bytes, int]] = {
     "a trailer that says how the body comes": (chunked(b"0\r\nTransfer-Encoding: chunked\r\n\r\n"), 400),
     "a trailer that is too long": (chunked(b"0\r\nX: " + b"y" * 1_024 + b"\r\n\r\n"), 400),
     "too many trailers": (chunked(b"0\r\n" + (b"X: " + b"y" * 1_000 + b"\r\n") * 17 + b"\r\n"), 431),
-    "a declared body that is too large": (framed(b"Content-Length: 1114113"), 413),
-    "a chunk that is too large": (chunked(b"110001\r\n"), 413),
+    "a declared body that is too large": (framed(b"Content-Length: 104857601"), 413),
+    "a chunk that is too large": (chunked(b"6400001\r\n"), 413),
 }

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from dbchannels.interface.body import BodyReader
 from dbchannels.interface.handshake import Refused
 from dbchannels.interface.head import HeadLimits, HeadReader
+from dbchannels.interface.options import Options
 from tests.interface.hostile import BODIES
 
-LIMIT = 1_114_112
+LIMIT = Options().max_body
 
 
 def read(data, length=None, cuts=(), limit=LIMIT):
@@ -63,7 +64,7 @@ def test_a_body_as_large_as_the_limit_is_taken():
 
 @pytest.mark.parametrize(("data", "length"), [(b"", 6), (b"4\r\nhell\r\n2\r\n", None), (b"6\r\n", None)])
 def test_a_larger_one_is_refused_before_it_has_come(data, length):
-    sentence = "The request's body is larger than this server takes: 5 bytes."
+    sentence = "The request's body is larger than this server takes, 5 bytes (--max-body)."
     assert read(data, length, limit=5) == (413, sentence)
 
 

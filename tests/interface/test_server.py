@@ -424,7 +424,9 @@ def test_a_larger_one_is_refused_with_413_before_anything_is_sent(new_site, body
     client.send_request("POST", "/", body, headers or {"Content-Length": len(body)})
     response = client.response("POST")
     assert (response.status, response.header("Connection")) == (413, "close")
-    assert response.content == b"The request's body is larger than this server takes: 1000 bytes.\n"
+    assert (
+        response.content == b"The request's body is larger than this server takes, 1000 bytes (--max-body).\n"
+    )
     assert site.seen == [] and site.is_quiet()
 
 

@@ -68,7 +68,7 @@ def sizes(site: LiveSite, served: Served) -> Sizes:
 
 def _sizes(scale: float) -> Seen:
     with on_postgresql(fsync="off") as (site, _):
-        served = site.serve("--workers", "2")
+        served = site.serve("--workers", "2", "--max-body", str(LIMIT))
         rounds = [sizes(site, served) for _ in range(scaled(20, scale))]
         sound = "Traceback" not in served.output()
     good = Sizes((200, 413), (True, 1009), "True True", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from contextlib import suppress
 from datetime import datetime
@@ -101,6 +102,7 @@ class Command(TellingCommand, runserver.Command):
             "pythonpath": options["pythonpath"],
         }
         plan = Plan.of(self.host(), int(self.port), given)
+        plan = plan._replace(server=plan.server._replace(max_body=sys.maxsize, max_spool=sys.maxsize))
         if options["insecure"] and not options["nostatic"]:
             plan = plan._replace(static=apps.is_installed("django.contrib.staticfiles"))
         return plan
