@@ -65,7 +65,7 @@ def serve(
     if plan.workers:
         server.has_worker = supervisor.has_ready
     elif not plan.threads:  # views run in workers, which others start
-        server.has_worker = server.relay.look_for_workers()
+        server.has_worker = lambda: server.relay.http_workers > 0
     server.start()
     supervisor.start()
     write(banner(plan, server, layer))

@@ -1,12 +1,13 @@
-"""A response of any size, sent in chunks no faster than the client takes them.
+"""A response of any size, sent in chunks no faster than the interface server takes them.
 
 The view's thread makes pieces; a writer thread sends what has piled up, so a burst of small pieces makes few
-messages and a lone one goes out at once. The interface server reports how much the client has taken, and no more
-than a window is ever on the way: neither the database nor the server holds a whole download.
+messages and a lone one goes out at once. The server reports how much its client has taken or it has stored itself, and
+no more than a window is ever on the way: the database never holds a whole download.
 """
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -15,19 +16,32 @@ from typing import Any
 from django.db import connections
 
 CHUNK = 131_072  # bytes in one message at the most
-WINDOW = 1_048_576  # bytes on the way: sent, and not yet taken by the client
-STALLED = 60.0  # seconds without the client taking anything: given up
+WINDOW = 1_048_576  # bytes on the way: sent, and not yet taken or stored by the server
+STALLED = 60.0  # seconds without a word of the server's: given up
 LOOK_EVERY = 1.0  # seconds between two looks for a client that left, while it takes all that comes
 FULL_PAUSE = 0.05  # seconds until a chunk is tried again that found its reply channel full
 
 Fields = dict[str, Any]
 
 
+class Progress:
+    """When the response that this process makes went on last, by time.monotonic(). Read by the worker's watch."""
+
+    made_at = 0.0
+
+    def note(self) -> None:
+        """It goes on just now."""
+        self.made_at = time.monotonic()
+
+
+progress = Progress()
+
+
 class ChunkWriter:
     """``send`` writes one message, and returns False when the reply channel is full.
 
-    ``receive_flow`` returns the server's reports, ``{"taken": bytes}`` in total; ``{"closed": True}`` says that
-    the client went away.
+    ``receive_flow`` returns the server's reports, ``{"taken": bytes}`` in total, taken by the client or stored;
+    ``{"closed": True}`` says that nobody wants more.
     """
 
     def __init__(self, send: Callable[[Fields], bool], receive_flow: Callable[[], list[Fields]]) -> None:
@@ -44,12 +58,17 @@ class ChunkWriter:
         self._looked_at = time.monotonic()
 
     def run(self, head: Fields, pieces: Iterable[bytes]) -> None:
-        """Send the head and all pieces; returns early when the client goes away. Raises what the pieces raise."""
+        """Send the head and all pieces; returns early when the client goes away. Raises what the pieces raise.
+
+        The head waits for the first piece: what raises before it has sent nothing, and is answered 500.
+        """
+        pieces = iter(pieces)
+        first = next(filter(None, pieces), b"")
         self._deliver({**head, "content": b"", "more_content": True})
         thread = threading.Thread(target=self._write, name="chunks", daemon=True)
         thread.start()
         try:
-            for piece in pieces:
+            for piece in itertools.chain([first] if first else [], pieces):
                 if not self._put(piece):
                     break
         except BaseException:
@@ -107,10 +126,12 @@ class ChunkWriter:
         """Send one message, once there is room for it: a chunk left out would spoil the whole download."""
         waited = 0.0
         while not self._send(fields):
+            progress.note()
             if waited > STALLED:
                 raise ClientGone
             time.sleep(FULL_PAUSE)
             waited += FULL_PAUSE
+        progress.note()
 
     def _await_room(self) -> None:
         """Wait until less than a window is on the way. The report is asked for every 5 to 50 ms."""
@@ -118,6 +139,7 @@ class ChunkWriter:
             self._look()
         waited, pause = 0.0, 0.005
         while self._sent - self._taken >= WINDOW:
+            progress.note()  # whoever waits for room does not hang: STALLED is for that
             if self._look():
                 waited = 0.0
             elif waited > STALLED:
@@ -138,4 +160,4 @@ class ChunkWriter:
 
 
 class ClientGone(Exception):
-    """The client went away, or took nothing for a minute."""
+    """The client went away, or the server has said nothing for a minute."""

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from dbchannels.batch import Batch
 from dbchannels.consuming import Consumption
 from dbchannels.layers.operations import Delivery
 from dbchannels.redaction import Lines
+from dbchannels.streaming import progress
 
 log = logging.getLogger("dbchannels.worker")
 
@@ -70,6 +72,7 @@ class Watch:
         delivery, seconds = self._batch.running()
         if delivery is None:
             return
+        seconds = min(seconds, time.monotonic() - progress.made_at)  # a response that goes on does not hang
         if hard and seconds > hard:
             self._give_up(delivery, hard)
         elif soft and seconds > soft and self._logged is not delivery:

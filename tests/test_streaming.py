@@ -232,6 +232,17 @@ def test_reports_of_one_that_is_slow_but_takes_keep_it(slow, made, monkeypatch):
     assert slow.messages[-1] == END
 
 
+def test_it_goes_on_while_pieces_are_sent_and_while_it_waits_for_room(slow, made, monkeypatch):
+    """The worker's watch reads it: a response that goes on does not hang, however slow its client is."""
+    noted = []
+    monkeypatch.setattr(streaming.progress, "note", lambda: noted.append(slow.size()))
+    thread = slow.start(made(2 * WINDOW // CHUNK, CHUNK))
+    wait_until(lambda: noted.count(WINDOW) > 5)
+    slow.reports.append({"closed": True})
+    thread.join(10)
+    assert set(range(0, WINDOW, CHUNK)) <= set(noted)
+
+
 # A full reply channel.
 
 
@@ -273,6 +284,19 @@ def test_an_exception_in_the_pieces_breaks_it_off(client):
     assert END not in client.messages
 
 
+@pytest.mark.parametrize("empty", [0, 3])
+def test_an_exception_before_the_first_piece_has_sent_nothing(client, empty):
+    """So its client gets a 500; a piece without content says nothing yet."""
+
+    def pieces():
+        yield from [b""] * empty
+        raise RuntimeError("The view's own words.")
+
+    with pytest.raises(RuntimeError, match="own words"):
+        client.run(pieces())
+    assert client.messages == []
+
+
 def test_the_layers_exception_is_raised_and_stops_the_pieces(client, made):
     send = client.send
 
@@ -287,14 +311,14 @@ def test_the_layers_exception_is_raised_and_stops_the_pieces(client, made):
     assert made.count < 100
 
 
-def test_a_head_that_cannot_be_sent_asks_for_no_piece(client, made):
+def test_a_head_that_cannot_be_sent_asks_for_no_second_piece(client, made):
     def broken(fields):
         raise LayerUnavailable("The database has gone for a walk.")
 
     client.send = broken
     with pytest.raises(LayerUnavailable):
         client.run(made(10, CHUNK))
-    assert made.count == 0
+    assert made.count == 1
 
 
 def test_no_thread_is_left(client, slow, made, monkeypatch):

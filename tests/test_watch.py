@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 
 import pytest
 
@@ -11,6 +12,7 @@ from dbchannels import Channel, channel_layers, route
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.models import DeadLetter, DurableMessage
 from dbchannels.routing import Routing
+from dbchannels.streaming import progress
 from dbchannels.testing.layer_case import drain, in_thread, wait_until, waiting
 from dbchannels.worker import Worker
 from tests import kinds
@@ -114,6 +116,18 @@ def test_without_time_outs_a_consumer_may_run_for_ever(layer, site):
     wait_until(lambda: site.ran and site.worker._batch.running_for() > 0.2)
     assert site.worker._consumption.timeouts() == (0, 0)
     assert not site.replaced.is_set()
+
+
+@kinds.only("memory")
+def test_a_response_that_goes_on_does_not_hang_and_one_that_stops_does(layer, site, caplog):
+    site.start(route("http.request", site.hang, soft_timeout=0.2, hard_timeout=0.3))
+    layer.send("http.request", {"reply_channel": "reply.s!c", "path": "/"})
+    wait_until(lambda: site.ran)
+    for _ in range(50):
+        progress.note()
+        time.sleep(0.01)
+    assert not site.replaced.is_set() and "soft_timeout" not in caplog.text
+    assert site.replaced.wait(10)
 
 
 @kinds.on_databases

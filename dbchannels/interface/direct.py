@@ -1,23 +1,22 @@
 """``--http direct``: views run in native threads of this process, without the layer.
 
-A request holds one thread from its view's start to the end of its response. The thread hands each part to the hub and
-waits while more than a window is on the way, so a client that is slow holds a thread and little memory.
+A request holds one thread from its view's start until its response is made and stored: the thread hands each part to
+the hub, and waits while more than a window is neither taken by the client nor in the response's spool.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import Any
 
 import gevent
-from gevent.queue import SimpleQueue
 from gevent.threadpool import ThreadPool
 
 from dbchannels.interface import http
-from dbchannels.interface.exchange import BrokenOff
+from dbchannels.interface.exchange import BrokenOff, ResponseBuffer
 from dbchannels.interface.turns import Turn, Turns
 
 log = logging.getLogger("dbchannels.server")
@@ -39,15 +38,16 @@ class DirectViews:
 
     def __init__(self, views: Views, threads: int, call_in_hub: CallInHub, turns: Turns) -> None:
         self.views = views
+        self.threads = threads
         self.call_in_hub = call_in_hub
         self.turns = turns
         turns.room = threads
         self.most_waiting = threads * WAITING_PER_THREAD
         self._pool = ThreadPool(threads)
 
-    def exchange(self) -> DirectExchange:
-        """Return what one request is run by."""
-        return DirectExchange(self)
+    def exchange(self, parts: ResponseBuffer) -> DirectExchange:
+        """Return what one request is run by; its response goes to ``parts``."""
+        return DirectExchange(self, parts)
 
     def run(self, function: Callable[[], None], ended: Callable[[], None]) -> None:
         """Run a function in a thread, and then ``ended`` in the hub; whoever calls has its turn."""
@@ -65,12 +65,13 @@ class DirectExchange:
 
     reply_channel = flow_channel = ""
 
-    def __init__(self, direct: DirectViews) -> None:
+    def __init__(self, direct: DirectViews, parts: ResponseBuffer) -> None:
         self._direct = direct
         self._turn: Turn | None = None
-        self._parts: SimpleQueue = SimpleQueue()  # for the hub
+        self._parts = parts  # for the hub
         self._reports: queue.SimpleQueue[Message] = queue.SimpleQueue()  # for the thread
         self._sent = self._taken = 0  # bytes, in the thread
+        self._left = False  # by the client
 
     # In the hub.
 
@@ -82,8 +83,8 @@ class DirectExchange:
         self._turn = turn = turns.enter(client, partial(self._start, message))
         try:
             with gevent.Timeout(timeout, False):
-                first: Message = self._parts.get()
-                if "left" in first:
+                first = self._parts.get()
+                if self._left:
                     raise BrokenOff
                 status = http.failure_status(first)
                 return first if status is None else http.failure_message(status)
@@ -101,10 +102,14 @@ class DirectExchange:
 
     def next_chunk(self, timeout: float) -> Message:
         """Return the next part, however long the view takes; raises BrokenOff when there will be none."""
-        part: Message = self._parts.get()
-        if "left" in part or http.failure_status(part) is not None:
+        part = self._parts.get() if not self._left else {}
+        if self._left or http.failure_status(part) is not None:
             raise BrokenOff
         return part
+
+    def begin(self, length: int | None) -> bool:
+        """Let a response in chunks begin; False when there is no room for what its client does not take."""
+        return self._parts.begin(self.report, length)
 
     def report(self, report: Message) -> None:
         """Tell the thread how far the client is: ``taken`` bytes in all, or that it is ``closed``."""
@@ -112,8 +117,9 @@ class DirectExchange:
 
     def client_left(self) -> None:
         """Wake who waits for the view, and tell the thread."""
+        self._left = True
         self.report({"closed": True})
-        self._parts.put({"left": True})
+        self._parts.put({"left": True})  # wakes who waits
 
     def give_up(self) -> None:
         """End the wait for a thread, or for what it makes: the server stops."""
@@ -122,6 +128,7 @@ class DirectExchange:
     def close(self) -> None:
         """Wait for nothing more; a thread that still makes parts is told so."""
         self.report({"closed": True})
+        self._parts.close()
 
     # In the thread.
 
@@ -134,12 +141,19 @@ class DirectExchange:
             self._put({"error": "application"})
 
     def _pass_on(self, parts: Generator[Message, None, None]) -> None:
+        """The head waits for the first content: a view that raises before it is answered 500."""
+        head: Message = {}
         try:
             for part in parts:
-                self._put(part)
-                self._sent += len(part.get("content", b""))
-                if part.get("more_content") and not self._may_go_on():
-                    return
+                if part.get("more_content") and not part.get("content"):
+                    head |= part
+                    continue
+                for piece in _cut(head | part):
+                    self._put(piece)
+                    self._sent += len(piece.get("content", b""))
+                    if piece.get("more_content") and not self._may_go_on():
+                        return
+                head = {}
         finally:
             parts.close()
 
@@ -158,3 +172,19 @@ class DirectExchange:
                 return False
             self._taken = max(self._taken, report.get("taken", 0))
         return True
+
+
+def _cut(part: Message) -> Iterator[Message]:
+    """Yield a part in pieces of a window at the most; a response that is whole becomes one in chunks."""
+    content = part.get("content", b"")
+    if len(content) <= WINDOW:
+        yield part
+        return
+    if "headers" in part and not part.get("more_content"):
+        given = [pair for pair in part["headers"] if pair[0].lower() != b"content-length"]
+        part = {**part, "headers": [*given, [b"Content-Length", str(len(content)).encode()]]}
+    for start in range(0, len(content), WINDOW):
+        end = start + WINDOW
+        more = end < len(content) or bool(part.get("more_content"))
+        yield {**part, "content": content[start:end], "more_content": more}
+        part = {"more_content": part.get("more_content")}

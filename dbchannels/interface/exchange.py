@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dbchannels.server")
 
-WAITING = 4_194_304  # bytes that may wait for a slow client: views are held to a window, groups are not
-REPORT_EVERY = 262_144  # bytes written to the client between two reports to the worker that streams
+WAITING = (
+    4_194_304  # bytes in memory that may wait for a slow client: views are held to a window, groups are not
+)
+REPORT_EVERY = 262_144  # bytes between two reports to the worker that streams
+REPORT_AFTER = 5.0  # seconds after which fewer are reported too
 
 Message = dict[str, Any]
 
@@ -37,20 +40,89 @@ class BrokenOff(ConnectionError):
         super().__init__(errno.ECONNRESET, "The response was broken off.")
 
 
+class ResponseBuffer:
+    """The messages of a response that wait for their client. Here all are in memory.
+
+    ``received`` and ``freed`` are bytes of content: what has come, and what has left the memory since.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self.received = self.freed = 0
+        self.ended = False  # the last message has come
+        self.report: Callable[[Message], None] | None = None  # of `begin`; tells whoever makes the response
+        self._in_hand = 0  # bytes of the message that `get` has returned last
+        self._reported, self._reported_at = 0, time.monotonic()
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes in memory wait for their turn."""
+        return self.received - self.freed - self._in_hand
+
+    def begin(self, report: Callable[[Message], None], length: int | None) -> bool:
+        """Let a response in chunks begin, of so many bytes if its head says it; False when there is no room for it."""
+        self.report = report
+        return True
+
+    def put(self, message: Message) -> None:
+        """Add what has come."""
+        self._count(message)
+        self._queue.put(message)
+
+    def _count(self, message: Message) -> None:
+        self.received += content_size(message)
+        self.ended = self.ended or not (
+            message.get("more_content") or "later" in message or "taken" in message
+        )
+
+    def get(self, timeout: float | None = None) -> Message:
+        """Return the next message; raises Empty. The one before was taken by the client."""
+        self.free(self._in_hand)
+        self._in_hand = 0
+        return self._handed_out(self._queue.get(timeout=timeout))
+
+    def _handed_out(self, message: Message) -> Message:
+        self._in_hand = content_size(message)
+        return message
+
+    def free(self, size: int) -> None:
+        """So many bytes have left the memory."""
+        self.freed += size
+        if self.freed - self._reported >= REPORT_EVERY:
+            self.tell(0.0)
+        elif self.freed > self._reported:
+            self.tell(REPORT_AFTER)
+
+    def tell(self, after: float) -> None:
+        """Report what was freed, if the last report was so many seconds ago and somebody still makes the response."""
+        now = time.monotonic()
+        if self.report is not None and not self.ended and now - self._reported_at >= after:
+            self._reported, self._reported_at = self.freed, now
+            self.report({"taken": self.freed})
+
+    def close(self) -> None:
+        """Let go of all of it."""
+
+
 class Exchange:
     """Waits for the response messages of one request. ``close`` it when the last one was written.
 
     With ``turns`` the request goes to the layer when it is its address's turn.
     """
 
-    def __init__(self, relay: Relay, later_timeout: float = 600.0, turns: Turns | None = None) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        later_timeout: float = 600.0,
+        turns: Turns | None = None,
+        replies: ResponseBuffer | None = None,
+    ) -> None:
         self._relay = relay
         self._later_timeout = later_timeout
         self._turns = turns
         self._turn: Turn | None = None  # until a worker has answered
         self._answered = False  # by a worker, if only in part
-        self._replies = relay.hub.queue()
-        self._waiting = 0  # bytes of content in it
+        self._replies = replies or ResponseBuffer(relay.hub.queue())
         self._later = False  # the view has raised ResponseLater
         self._left = self._broken = False  # by the client, or because it takes less than comes
         self._in_groups = False  # the reply channel may be in some
@@ -104,11 +176,14 @@ class Exchange:
             return
         if self._broken:
             return
-        self._waiting += _size(message)
-        if self._waiting > WAITING:
+        self._replies.put(message)
+        if self._replies.waiting > WAITING:
             self._broken = True
             log.warning("A response was broken off: its client takes less than is sent to it.")
-        self._replies.put(message)
+
+    def begin(self, length: int | None) -> bool:
+        """Let a response in chunks begin; False when there is no room for what its client does not take."""
+        return self._replies.begin(self.report, length)
 
     def next_chunk(self, timeout: float) -> Message:
         """Return the next message of the response; raises BrokenOff when there will be none."""
@@ -129,7 +204,6 @@ class Exchange:
                 raise BrokenOff
             latest = started + (self._later_timeout if self._later else timeout)
             message: Message = self._replies.get(timeout=max(0.0, latest - time.monotonic()))
-            self._waiting -= _size(message)
             if "later" in message:
                 self._later = self._in_groups = True
                 self.on_later()
@@ -167,6 +241,7 @@ class Exchange:
     def close(self) -> None:
         """Wait for nothing more, and be in no group; a request that no worker has taken is not run any more."""
         self._relay.close(self.reply_channel)  # first: the publisher then leaves out what it has not written
+        self._replies.close()
         self._leave_turn()
         if self._path is not None and not self._answered:
             with suppress(OutboxFull):
@@ -178,7 +253,8 @@ class Exchange:
                 self._relay.send(Disconnect(self.reply_channel))
 
 
-def _size(message: Message) -> int:
+def content_size(message: Message) -> int:
+    """Return how many bytes of a response a message holds."""
     content = message.get("content")
     return len(content) if isinstance(content, bytes) else 0
 
@@ -190,11 +266,11 @@ class Chunks(Protocol):
         """Return the next one; raises BrokenOff when there will be none."""
 
     def report(self, report: Message) -> None:
-        """Say how far the client is."""
+        """Say how much was taken, or that the client has left."""
 
 
 class Stream:
-    """Chunks as they come, and reports of what the client has taken: no more than a window is on the way.
+    """Chunks as they come, checked.
 
     Whoever iterates must ``close`` it, as PEP 3333 asks; only then is it over, also if it was never begun.
     """
@@ -230,16 +306,11 @@ class Stream:
 
     def _contents(self, content: bytes) -> Generator[bytes, None, None]:
         yield self._counted(content)
-        taken = reported = 0
         while not self._finished:
             chunk = self._exchange.next_chunk(self._timeout)
             content = self._content(chunk)
             yield self._counted(content)
-            taken += len(content)
             self._finished = not chunk.get("more_content")
-            if taken - reported >= REPORT_EVERY and not self._finished:
-                reported = taken
-                self._exchange.report({"taken": taken})
         if self._left:
             log.error("A response ended %d bytes before the Content-Length that its view gave.", self._left)
             raise BrokenOff

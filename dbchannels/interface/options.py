@@ -35,9 +35,10 @@ class Options(NamedTuple):
     max_headers: int = 100  # their number
     max_body: int = 104_857_600  # 100 MiB, of which little is in memory: see the next two
 
-    # What the bodies of all requests together may take.
-    max_body_memory: int = 268_435_456  # 256 MiB
+    # What the bodies of all requests together may take, and those of all responses.
+    max_body_memory: int = 268_435_456  # 256 MiB, for each of the two
     max_spool: int = 1_073_741_824  # 1 GiB, of the disk
+    max_response_spool: int = 1_073_741_824  # 1 GiB
 
     # How long it may take.
     head_timeout: float = 15.0  # from a head's first byte to its last, or the connection's beginning
@@ -78,8 +79,9 @@ FLAGS = {
     "max_head": "bytes of a request's headers",
     "max_headers": "headers of a request",
     "max_body": "bytes of a request's body",
-    "max_body_memory": "bytes of memory for the bodies of all requests together",
-    "max_spool": "bytes of the disk for them",
+    "max_body_memory": "bytes of memory for the bodies of all requests together, and as many for responses",
+    "max_spool": "bytes of the disk for the bodies of all requests together",
+    "max_response_spool": "bytes of the disk for responses that clients take more slowly than they are made",
     "max_websocket_memory": "bytes of memory for what all WebSockets sent",
     "head_timeout": "seconds for a request's first line and headers",
     "body_timeout": "seconds without a byte of a request's body, and in all so many and one for each KiB",
@@ -88,7 +90,7 @@ FLAGS = {
     "later_timeout": "seconds until a request is given up whose view has raised ResponseLater",
 }
 #: Where it is not 1. Below its own the memory would not do for one body's beginning.
-LEAST = {"max_requests": 0, "max_body": 0, "max_body_memory": 1_048_576}
+LEAST = {"max_requests": 0, "max_body": 0, "max_body_memory": 1_048_576, "max_response_spool": 1_048_576}
 
 
 def checked(given: Mapping[str, float | None]) -> dict[str, Any]:

@@ -72,7 +72,8 @@ class Relay:
         self._calls = Calls(hub)
         self._stopping = threading.Event()
         self._renewed_at = time.monotonic()
-        self._looks_for_workers = self._has_worker = False
+        #: Workers on the database that take requests, and servers beside this one that they answer.
+        self.http_workers, self.servers = 0, 1
         self.has_sessions = False  # whether a WebSocket has brought a session's cookie
         self._checked_at = time.monotonic()
         self._reader = ReplyReader(layer, lambda: self.queue, bells, self._hand_to_hub, self._outage)
@@ -131,11 +132,6 @@ class Relay:
     def refuses(self) -> bool:
         """Whether the layer has been away for so long that a new request is not worth its wait."""
         return self._outage.lasted("publisher", "reader") > REFUSE_AFTER
-
-    def look_for_workers(self) -> Callable[[], bool]:
-        """Have the housekeeper look for workers of whatever process tree; return what says whether there are any."""
-        self._looks_for_workers = True
-        return lambda: self._has_worker
 
     def send(self, *operations: Operation) -> None:
         """Hand operations to the publisher, in order. Raises OutboxFull."""
@@ -204,12 +200,14 @@ class Relay:
     def _forget(self, strangers: Sequence[str], message: dict[str, Any]) -> None:
         """Replies for a connection that has ended may come from a group that it was added to too late.
 
-        Or from a view that reads a body, when its client was answered before: it would wait for the rest for a minute.
+        Or from a view that reads a body, or streams, when its client was answered before: it would wait for a minute.
         """
         if "taken" in message:  # a consumer's own, of a request
             return
         for local in strangers:
             self._outbox.put(Disconnect(self.queue + local))
+            if message.get("more_content"):
+                self._outbox.put(self.make_send(f"http.flow?{local}", {"closed": True}))
             if isinstance(message.get("body"), dict):
                 self._outbox.put(self.make_send(http.body_channel(local), http.BODY_ENDS))
 
@@ -316,8 +314,7 @@ class Relay:
             self._checked_at = asked_at
             link.apply([self.make_send("websocket.logins", {"server": self.name})])
         link.sweep()
-        if self._looks_for_workers:
-            self._has_worker = link.has_worker("http.request")
+        self.http_workers, self.servers = link.count_live("http.request")
 
     def _find_near(self, workers: set[str]) -> None:
         """Ring for our own workers only while nobody else has any: whom a ring cannot reach needs the NOTIFY."""

@@ -9,20 +9,23 @@ from functools import partial
 from typing import Any
 
 from dbchannels.interface import handshake, http
+from dbchannels.interface.caps import address_key, is_local
 from dbchannels.interface.direct import DirectExchange, DirectViews
 from dbchannels.interface.exchange import Exchange, Stream, declared_length
 from dbchannels.interface.http import Request
 from dbchannels.interface.inlet import Inlet
 from dbchannels.interface.options import Options
 from dbchannels.interface.relay import Relay
+from dbchannels.interface.response_buffer import SpooledBuffer
 from dbchannels.interface.spool import NotStored, Spool, SpooledBody
-from dbchannels.interface.storage import Storage
+from dbchannels.interface.storage import ResponseBudget, Storage
 from dbchannels.interface.turns import Turns
 from dbchannels.interface.under_way import UnderWay
 from dbchannels.interface.upload import Upload
 
 log = logging.getLogger("dbchannels.server")
 
+CROWDED = "Too many large responses are on their way to slow clients now: try again soon."
 OUTSIDE = "This server's site is not at this path: see its --root-path."
 
 #: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.
@@ -38,6 +41,9 @@ class Requests:
         self.under_way = UnderWay()
         self._relay, self._options, self.turns = relay, options, turns
         self._storage = Storage(options.max_body_memory, options.max_spool)
+        self.responses = ResponseBudget(
+            options.max_body_memory, options.max_response_spool, self._may_hold_up
+        )
 
     def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request: PEP 3333's interface, as pywsgi calls it."""
@@ -69,6 +75,12 @@ class Requests:
             if spool is not None and not handed_on:
                 spool.close()
 
+    def _may_hold_up(self) -> int:
+        """Return how many responses may hold up the worker or the thread that makes them: half of these at most."""
+        if self.direct is not None:
+            return self.direct.threads // 2
+        return self._relay.http_workers // 2 // max(1, self._relay.servers)
+
     def _check(self, request: Request) -> None:
         if self._options.is_outside(request.path):
             raise handshake.Refused(404, OUTSIDE)
@@ -83,11 +95,13 @@ class Requests:
     def _exchange(
         self, request: Request, spool: Spool | None, inlet: Inlet, start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
+        address = request.client[0]
+        replies = SpooledBuffer(self.responses, "" if is_local(address) else address_key(address))
         exchange: Exchange | DirectExchange
         if self.direct:
-            exchange = self.direct.exchange()
+            exchange = self.direct.exchange(replies)
         else:
-            exchange = Exchange(self._relay, self._options.later_timeout, self.turns)
+            exchange = Exchange(self._relay, self._options.later_timeout, self.turns, replies)
             exchange.on_later = inlet.need_client
         ended = partial(self._end_exchange, exchange, spool, inlet)
         streaming = False
@@ -95,8 +109,15 @@ class Requests:
             inlet.watch(exchange.client_left)
             self.under_way.waits(inlet, exchange.give_up)
             message = self._request_message(request, exchange, spool)
-            first, head = self._checked(exchange.request(message, self._options.http_timeout), request)
+            begun = exchange.request(message, self._options.http_timeout)
+            first, head = self._checked(begun, request)
+            if first.get("more_content") and not exchange.begin(
+                declared_length(head) if head.has_body else 0
+            ):
+                first, head = self._checked(http.failure_message(503, CROWDED), request)
             if not first.get("more_content"):
+                if begun.get("more_content"):
+                    exchange.report({"closed": True})  # or its worker would wait to send the rest
                 return self._write_whole(first, head, start_response)
             if declared_length(head) is None:  # it may go on for ever
                 inlet.need_client()

@@ -66,7 +66,7 @@ class Spool:
             start -= self._in_file
             return bytes(self._memory[start : start + size])
         size = min(size, self._in_file - start)
-        data: bytes = _in_thread(os.pread, self._file.fileno(), size, start)
+        data: bytes = in_thread(os.pread, self._file.fileno(), size, start)
         return data
 
     def read_blocking(self, position: int, size: int) -> bytes:
@@ -98,7 +98,7 @@ class Spool:
         self._storage.store(size)
         self._on_disk += size
         memory, self._memory = self._memory, bytearray()
-        _in_thread(self._store, memory)
+        in_thread(self._store, memory)
         self._storage.give_back(memory=size)
         self._kept -= size
 
@@ -138,7 +138,7 @@ class SpooledBody(io.RawIOBase):
         return len(piece)
 
 
-def _in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function in a native thread; raises NotStored. gevent would print what is raised there."""
 
     def call() -> tuple[Any, OSError | None]:

@@ -1,4 +1,4 @@
-"""What the bodies of all requests together may take, in memory and on the disk.
+"""What the bodies of all requests together may take, in memory and on the disk, and those of all responses.
 
 Without it as many bodies as there may be connections could each be as large as one may be.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 
 from dbchannels.interface.handshake import Refused
 
@@ -19,6 +20,7 @@ RESERVED = (
 TOLD_EVERY = 10.0  # seconds between two lines in the log
 
 MEMORY, DISK = "memory", "disk"
+REFUSED, BROKEN_OFF = "refused", "broken off"
 
 
 class Storage:
@@ -59,15 +61,70 @@ class Storage:
 
     def _full(self, what: str) -> Refused:
         """One line in the log for many of them: a stranger decides how many there are."""
+        self._count(
+            what,
+            f"Refused %d bodies beyond --max-body-memory ({self._memory}) and %d beyond --max-spool ({self._disk}).",
+            (MEMORY, DISK),
+        )
+        return Refused(503, "There is no room for the body of this request now: try again soon.")
+
+    def _count(self, what: str, line: str, kinds: tuple[str, ...]) -> None:
+        """Count one of the kinds that a line tells the numbers of, and log the line every now and then."""
         self._refused[what] += 1
         if time.monotonic() - self._told_at > TOLD_EVERY:
             self._told_at = time.monotonic()
-            log.warning(
-                "Refused %d bodies beyond --max-body-memory (%d) and %d beyond --max-spool (%d).",
-                self._refused[MEMORY],
-                self._memory,
-                self._refused[DISK],
-                self._disk,
-            )
+            log.warning(line, *(self._refused[kind] for kind in kinds))
             self._refused.clear()
-        return Refused(503, "There is no room for the body of this request now: try again soon.")
+
+
+class ResponseBudget(Storage):
+    """The same for responses: those of one address have half of the disk's share, and one of them a fourth.
+
+    ``may_wait`` returns how many responses may keep the worker, or the thread, that makes them waiting for their
+    clients, while there is no room for them.
+    """
+
+    def __init__(self, memory: int, disk: int, may_wait: Callable[[], int]) -> None:
+        super().__init__(memory, disk)
+        self.may_wait = may_wait
+        self.share = disk // 4  # of the disk, for one response
+        self._address_share = disk // 2
+        self._by_address: Counter[str] = Counter()
+        self._waiting = 0
+
+    def room(self, address: str) -> int:
+        """Return how much of the disk is left for an address; one that is empty has no share of its own."""
+        if not address:
+            return self.disk
+        return min(self.disk, self._address_share - self._by_address[address])
+
+    def take(self, address: str, memory: int = 0, disk: int = 0) -> None:
+        """Count what a response takes, and with numbers below 0 what it gives back.
+
+        Memory may be overdrawn by what is on its way here: a window of bytes for each worker.
+        """
+        self.memory -= memory
+        self.disk -= disk
+        self._by_address[address] += disk
+        if not self._by_address[address]:
+            del self._by_address[address]
+
+    def begin_to_wait(self) -> bool:
+        """Let a worker wait for a client; False when as many do as may."""
+        if self._waiting >= self.may_wait():
+            return False
+        self._waiting += 1
+        return True
+
+    def end_to_wait(self) -> None:
+        """One that was let does not wait any more."""
+        self._waiting -= 1
+
+    def refuse(self, what: str) -> None:
+        """Count a response that was refused, or broken off."""
+        self._count(
+            what,
+            f"Answered %d large responses 503 and broke %d off: clients take less than is made for them, and "
+            f"--max-response-spool ({self._disk}), or an address's half of it, is full.",
+            (REFUSED, BROKEN_OFF),
+        )

@@ -247,10 +247,11 @@ class DatabaseLink(Link):
                     found[channel] = (head.pk, rows.latest("id").pk)
         return found
 
-    def has_worker(self, queue: str) -> bool:
+    def count_live(self, queue: str) -> tuple[int, int]:
         with unavailable():
-            workers = self.layer.rows(Process).filter(kind=Process.WORKER, queue=queue)
-            return bool(workers.filter(lease_until__gte=timezone.now()).exists())
+            live = self.layer.rows(Process).filter(lease_until__gte=timezone.now())
+            workers = live.filter(kind=Process.WORKER, queue=queue).count()
+            return workers, live.filter(kind=Process.SERVER).count()
 
     def unregister(self, name: str) -> None:
         self.bury(name)

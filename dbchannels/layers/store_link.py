@@ -98,10 +98,11 @@ class StoreLink(Link):
             processes = self.layer.table("processes").items()
             return {name: "" for name, process in processes if process[0] == WORKER}
 
-    def has_worker(self, queue: str) -> bool:
+    def count_live(self, queue: str) -> tuple[int, int]:
         with self.layer.locked():
             now, processes = self.layer.clock(), self.layer.table("processes").values()
-            return any((kind, reads) == (WORKER, queue) and end >= now for kind, reads, end in processes)
+            live = [(kind, reads) for kind, reads, end in processes if end >= now]
+            return live.count((WORKER, queue)), sum(kind == SERVER for kind, _ in live)
 
     def unregister(self, name: str) -> None:
         self.bury(name)

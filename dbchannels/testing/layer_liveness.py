@@ -42,18 +42,19 @@ class LivenessContract(LayerCase):
                 link.finish("w2", Done(acknowledged=[alone]))
             assert claim(link, "w2") == []
 
-    def test_a_worker_is_found_by_its_queue_as_long_as_it_lives(self) -> None:
+    def test_a_worker_is_counted_by_its_queue_as_long_as_it_lives(self) -> None:
         layer = self.layer()
         link = self.link(layer)
         if layer.shared:
             worker, server = process_name("worker"), process_name("server")
             queue = f"http.{worker}"
             link.register(worker, "worker")
+            _, servers = link.count_live(queue)
             link.register(server, "server", queue)
-            assert not link.has_worker(queue)
+            assert link.count_live(queue) == (0, servers + 1)
             reader = process_name("reader")
             link.register(reader, "worker", queue)
-            assert link.has_worker(queue)
+            assert link.count_live(queue) == (1, servers + 1)
             assert {worker, reader} <= set(link.workers())
             link.tell_work(reader, "work")
             assert link.workers()[reader] in (
@@ -62,7 +63,7 @@ class LivenessContract(LayerCase):
             )  # a layer that lives in one process need not keep it
             layer.send(queue, {"number": 1})
             self.link(layer).bury(reader)
-            assert not link.has_worker(queue)
+            assert link.count_live(queue) == (0, servers + 1)
             assert layer.receive([queue]) == (queue, {"number": 1})  # what it would have read is for others
             for name in (worker, server):
                 link.unregister(name)

@@ -50,7 +50,8 @@ def test_requests_of_the_usual_kinds(site):
     assert answer == {"name": "a", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     assert served.request("HEAD", "/").header("Content-Length") == "5"
     assert served.get("/download/24").content == bytes(24 * 1_048_576)
-    assert (served.get("/boom").status, served.get("/nowhere").status) == (500, 404)
+    found = [served.get(path).status for path in ("/boom", "/cut-off-early", "/nowhere")]
+    assert found == [500, 500, 404] and '"GET /cut-off-early HTTP/1.1" 500 ' in served.output()
     first = served.get("/visits")
     cookie = f"sessionid={first.cookies()['sessionid']}"
     assert (first.text, served.get("/visits", Cookie=cookie).text) == ("1", "2")

@@ -213,6 +213,13 @@ def test_a_stream_that_breaks_is_seen_to_break(served):
         assert broken.value.partial == b"x" * 100
 
 
+def test_a_stream_that_raises_before_its_first_piece_is_a_500_in_the_log_too(served):
+    with served.connection() as connection:
+        assert ask(connection, "GET", "/cut-off-early").status == 500
+        assert ask(connection, "GET", "/").text == "hello"
+    until(lambda: '"GET /cut-off-early HTTP/1.1" 500 ' in served.output(), "it is in the log")
+
+
 # The connection.
 
 

@@ -166,6 +166,7 @@ def test_a_stream_that_breaks_off_is_seen_to(behind):
     answer = behind.exchange(b"GET /cut-off HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert b"x" * 100 in answer
     assert not answer.endswith(b"0\r\n\r\n")
+    assert behind.get("/cut-off-early").status == 500
 
 
 def test_a_worker_that_dies_is_a_502_and_none_at_all_a_503(site):

@@ -95,6 +95,13 @@ class Direct:
         yield {"content": b"first", "more_content": True}
         raise ValueError("as asked for")
 
+    def page(self, message):
+        yield {"status": 200, "headers": [[b"Content-Length", b"7"]], "content": bytes(30_000_000)}
+
+    def early(self, message):
+        yield {"status": 200, "content": b"", "more_content": True}
+        raise ValueError("as asked for")
+
     def bad(self, message):
         yield {"status": 200, "headers": [[b"X-A", b"b\r\nX-B: c"]], "content": b"", "more_content": True}
         for _ in range(100):
@@ -209,22 +216,44 @@ def test_a_stream_comes_as_it_is_made(site):
     until(lambda: site.closed == ["/trickle"])
 
 
-def test_a_stream_is_made_no_faster_than_it_is_taken(site):
+def test_a_slow_client_holds_no_thread(site):
     client = site.send("/large")
     response = client.head()
     read = response.read(1)
-    made = until(lambda: getattr(site, "made", 0))
-    for _ in range(200):  # the thread gets turns in plenty
-        gevent.sleep(0.001)
-    made = site.made
-    assert made < 32
+    until(lambda: site.closed == ["/large"])
     while part := response.read(MEBIBYTE):
         read += part
     assert len(read) == 64 * MEBIBYTE
     assert site.made == 64
 
 
-def test_a_client_that_leaves_ends_the_view(site):
+@pytest.mark.parametrize("spool", [MEBIBYTE, 8 * MEBIBYTE])
+def test_without_room_half_of_the_threads_wait_and_the_others_are_let_go(new_site, spool):
+    """What finds no room at its beginning is a 503, and what finds none later is broken off."""
+    site = new_site(max_response_spool=spool)
+    clients = [site.send("/large") for _ in range(2)]
+    answers = [client.head() for client in clients]
+    until(lambda: site.closed)  # of two threads one may wait
+    budget = site.server.requests.responses
+    assert (budget._waiting, len(site.closed)) == (1, 1)
+    seen = []
+    for response in answers:
+        try:
+            seen.append((response.status, len(response.read()) // MEBIBYTE))
+        except IncompleteRead:
+            seen.append("broken off")
+    assert (200, 64) in seen and (503, 0) in seen if spool == MEBIBYTE else "broken off" in seen
+    until(lambda: (budget._waiting, budget.disk) == (0, spool))
+
+
+def test_a_large_response_that_is_whole_holds_no_thread_and_keeps_its_length(site):
+    response = site.send("/page").head()
+    until(lambda: site.closed == ["/page"])
+    assert (response.getheader("Content-Length"), len(response.read())) == ("30000000", 30_000_000)
+
+
+def test_a_client_that_leaves_ends_the_view(new_site):
+    site = new_site(2, max_response_spool=MEBIBYTE)
     client = site.send("/large")
     client.head().read(1)
     client.sock.close()
@@ -244,8 +273,9 @@ def test_a_client_that_leaves_before_its_answer_is_waited_for_no_more(site):
     assert site.get("/whole").content == b"whole"
 
 
-def test_a_client_that_takes_nothing_is_given_up(site, monkeypatch):
+def test_a_client_that_takes_nothing_is_given_up(new_site, monkeypatch):
     monkeypatch.setattr(direct, "STALLED", 0.05)
+    site = new_site(max_response_spool=MEBIBYTE)
     client = site.send("/large")
     client.head().read(1)
     until(lambda: site.closed == ["/large"])
@@ -253,7 +283,7 @@ def test_a_client_that_takes_nothing_is_given_up(site, monkeypatch):
 
 
 def test_a_view_that_raises_is_a_500_and_one_that_has_begun_is_broken_off(site, caplog, capfd):
-    assert site.get("/raises").status == site.get("/exits").status == 500
+    assert [site.get(path).status for path in ("/raises", "/exits", "/early")] == [500] * 3
     client = site.send("/breaks")
     data = b""
     while more := client.sock.recv(65_536):
@@ -261,7 +291,7 @@ def test_a_view_that_raises_is_a_500_and_one_that_has_begun_is_broken_off(site, 
     assert data.endswith(b"5\r\nfirst\r\n")
     assert [record.levelno for record in caplog.records if record.name == "dbchannels.server"] == [
         logging.ERROR
-    ] * 3
+    ] * 4
     assert capfd.readouterr().err == ""
 
 

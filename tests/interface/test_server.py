@@ -608,10 +608,85 @@ def test_a_stream_that_is_not_as_long_as_it_said_ends_the_connection(site, told,
 
 
 def test_the_worker_is_told_what_the_client_has_taken(site):
-    site.responding(*streamed(*[b"x" * (REPORT_EVERY // 2)] * 5))
-    assert len(site.get().content) == REPORT_EVERY // 2 * 5
-    until(lambda: len(site.reports()) == 2)
+    head, *chunks, end = streamed(*[b"x" * (REPORT_EVERY // 2)] * 5)
+    site.responding(head, *chunks)
+    client = site.client()
+    client.send_request("GET", "/")
+    until(lambda: site.messages("http.request") and len(site.reports()) == 2)
     assert site.reports() == [{"taken": REPORT_EVERY}, {"taken": REPORT_EVERY * 2}]
+    site.reply(site.messages("http.request")[0], **end)
+    assert len(client.response().content) == REPORT_EVERY // 2 * 5
+    until(site.is_quiet)
+    assert len(site.reports()) == 2  # nobody makes it any more
+
+
+def report_of(site, message):
+    """Return the server's next report to whoever answers this request; None while there is none."""
+    return site.layer.receive([message["flow_channel"]])[1]
+
+
+def test_a_slow_client_holds_up_nobody(site, told):
+    """Its response is stored as fast as it is made, and all is given back when the client leaves or has it."""
+    chunk, number = b"x" * 131_072, 240
+    site.responding(*streamed(*[chunk] * 8)[:-1])  # a window: what comes without a report
+    clients = [site.client() for _ in range(2)]
+    for client in clients:
+        client.send_request("GET", "/")
+    requests = until(lambda: len(site.messages("http.request")) == 2 and site.messages("http.request"))
+    for message in requests:
+        sent, stored = 8, 0
+        while sent < number:
+            stored = until(partial(report_of, site, message))["taken"]
+            while sent < number and (sent - 8) * len(chunk) <= stored:
+                site.reply(message, content=chunk, more_content=True)
+                sent += 1
+        site.reply(message, content=b"", more_content=False)
+    budget = site.server.requests.responses
+    assert budget.disk < budget._disk - 20_000_000 and budget.memory > budget._memory - 2_000_000
+    clients[0].sock.close()
+    assert len(clients[1].response().content) == number * len(chunk)
+    until(lambda: (budget.disk, budget.memory) == (budget._disk, budget._memory))
+    until(site.is_quiet)
+    assert told() == []
+
+
+def test_a_large_response_that_finds_no_room_is_a_503_and_its_worker_is_let_go(site, told):
+    site.relay.http_workers = 2
+    budget = site.server.requests.responses
+    budget.take("", disk=budget.disk)
+    assert budget.begin_to_wait()  # the one that may wait does
+    site.responding(*streamed(b"x" * 1000)[:2])
+    response = site.get()
+    assert (response.status, response.header("Retry-After")) == (503, "5")
+    assert b"large responses" in response.content
+    until(lambda: site.reports() == [{"closed": True}])
+    budget.end_to_wait()
+    client = site.client()
+    client.send_request("GET", "/")
+    assert client.head().read(1000) == b"x" * 1000
+    assert len(told()) == 1  # a line that counts
+
+
+@pytest.mark.parametrize("length", [b"1000", b"1048576"])
+def test_without_room_what_no_worker_waits_for_is_answered(site, length):
+    budget = site.server.requests.responses
+    budget.take("", disk=budget.disk)
+    site.responding(
+        *streamed(
+            *[b"x" * 1000] * (int(length) // 1000),
+            b"x" * (int(length) % 1000),
+            headers=[[b"Content-Length", length]],
+        )
+    )
+    assert len(site.get().content) == int(length)
+
+
+def test_a_worker_that_begins_to_stream_too_late_is_let_go(new_site):
+    site = new_site(http_timeout=0.05).silent("http.request")
+    assert site.get().status == 504
+    (message,) = site.messages("http.request")
+    site.reply(message, status=200, content=b"", more_content=True)
+    until(lambda: site.reports() == [{"closed": True}])
 
 
 @pytest.mark.parametrize("last", [{"error": "broken off"}, {"lost": "worker died"}, {"content": "text"}])

@@ -217,9 +217,9 @@ class PostgreSQLLink(Link):
         rows = self.session.run([(sql_durable.PROMOTE, {}), (sql_liveness.HEADS, {"queues": list(channels)})])
         return {channel: (head, last) for channel, head, last in rows}
 
-    def has_worker(self, queue: str) -> bool:
-        ((found,),) = self.session.run([(sql_liveness.HAS_WORKER, {"queue": queue})])
-        return bool(found)
+    def count_live(self, queue: str) -> tuple[int, int]:
+        ((workers, servers),) = self.session.run([(sql_liveness.COUNT_LIVE, {"queue": queue})])
+        return int(workers), int(servers)
 
     def unregister(self, name: str) -> None:
         self._blocked.try_again(now=True)

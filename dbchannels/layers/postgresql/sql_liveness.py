@@ -38,9 +38,9 @@ FROM unnest(%(queues)s::text[]) AS queue(name) CROSS JOIN LATERAL (
     SELECT id FROM dbchannels_protocolmessage WHERE channel = queue.name ORDER BY id LIMIT 1
 ) AS head
 """
-HAS_WORKER = """
-SELECT EXISTS (SELECT FROM dbchannels_process
-               WHERE queue = %(queue)s AND kind = 'worker' AND lease_until >= statement_timestamp())
+COUNT_LIVE = """
+SELECT count(*) FILTER (WHERE kind = 'worker' AND queue = %(queue)s), count(*) FILTER (WHERE kind = 'server')
+FROM dbchannels_process WHERE lease_until >= statement_timestamp()
 """
 
 # A held lock speaks for a process whose lease has ended, for half a lease: one that was stopped, or whose host

@@ -126,6 +126,14 @@ def cut_off(request):
     return StreamingHttpResponse(pieces())
 
 
+def cut_off_early(request):
+    def pieces():
+        raise ValueError("as asked for")
+        yield
+
+    return StreamingHttpResponse(pieces())
+
+
 def empty(request):
     return HttpResponse(status=204)
 
@@ -160,6 +168,7 @@ urlpatterns = [
     path("download/<int:mebibytes>", download),
     path("stream/<name>", stream),
     path("cut-off", cut_off),
+    path("cut-off-early", cut_off_early),
     path("empty", empty),
     path("send", send),
     path("sends-a-set", sends_a_set),

@@ -1,0 +1,141 @@
+"""Fault 40: clients that take large responses slowly, beside visitors who want their pages."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from tests.harness import HOST, Served, ask, until
+from tests.soak.row import Row, Seen, p99
+from tests.soak.sites import on_postgresql
+
+MEBIBYTE = 1_048_576
+RATE = 40_000  # bytes a second that each client takes
+STEP = 0.1  # seconds between two readings
+
+
+class Downloads(NamedTuple):
+    """What visitors have seen before and while the downloads were under way."""
+
+    before: float  # p99 in milliseconds
+    beside: float
+    pages: int  # that were asked for beside them, all answered
+    clients: Counter[str]  # statuses of the downloads, "cut" for one that was broken off
+    grown: float  # MiB of the server's memory
+
+
+def downloads(served: Served, clients: int, mebibytes: int, seconds: float) -> Downloads:
+    """Ask for pages so long without, and so long beside so many slow downloads."""
+    assert served.get(f"/download/{mebibytes}").status == 200
+    before = pages(served, seconds / 2)
+    memory = resident(served.process.pid)
+    with crowd(served, clients, mebibytes) as others:
+        beside = pages(served, seconds)
+        grown = resident(served.process.pid) - memory
+        others.stdin.close()
+        statuses = Counter(json.loads(others.stdout.read()))
+    until(lambda: files(served) == 0, "the files of those who left are closed")
+    return Downloads(1000 * p99(before), 1000 * p99(beside), len(beside), statuses, grown)
+
+
+def pages(served: Served, seconds: float) -> list[float]:
+    """Ask for one page after another; return how long each took."""
+    spent, ends_at = [], time.monotonic() + seconds
+    with served.connection() as kept:
+        while time.monotonic() < ends_at:
+            started = time.perf_counter()
+            assert ask(kept, "GET", "/").text == "hello"
+            spent.append(time.perf_counter() - started)
+            time.sleep(0.01)
+    return spent
+
+
+@contextmanager
+def crowd(served: Served, clients: int, mebibytes: int):
+    """Slow clients in a process of their own, which tells their statuses when its input ends."""
+    command = [sys.executable, "-m", "tests.soak.downloads", str(served.port), str(clients), str(mebibytes)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as others:
+        try:
+            yield others
+        finally:
+            others.kill()
+
+
+def resident(pid: int) -> float:
+    """Return how many MiB of memory a process has."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return sum(int(line.split()[1]) for line in file if line.startswith("Pss:")) / 1024
+
+
+def files(served: Served) -> int:
+    """Return how many files without a name the server has open."""
+    links = [os.readlink(one) for one in Path(f"/proc/{served.process.pid}/fd").iterdir() if one.is_symlink()]
+    return sum(link.endswith("(deleted)") for link in links)
+
+
+def take_slowly(port: int, clients: int, mebibytes: int) -> list[str]:
+    """Take so many downloads at the RATE until the input ends; return the status of each."""
+    head = f"GET /download/{mebibytes} HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
+    opened = []
+    for _ in range(clients):
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)  # or the kernel takes 6 MB at once
+        raw.connect((HOST, port))
+        raw.sendall(head)
+        raw.setblocking(False)
+        opened.append(raw)
+    statuses = [""] * clients
+    while not _input_ended():
+        time.sleep(STEP)
+        for number, raw in enumerate(opened):
+            try:
+                data = raw.recv(int(RATE * STEP))
+            except BlockingIOError:
+                continue
+            except ConnectionResetError:
+                data = b""
+            statuses[number] = statuses[number] or data[9:12].decode()
+            if not data and statuses[number] == "200":
+                statuses[number] = "cut"
+    return statuses
+
+
+def _input_ended() -> bool:
+    return bool(select.select([sys.stdin], [], [], 0)[0])
+
+
+def _slow(clients: int, seconds: float, scale: float) -> Seen:
+    with on_postgresql(fsync="off") as (site, _):
+        served = site.serve("--workers", "4")
+        found = downloads(served, clients, 50, max(5.0, seconds * scale))
+        sound = "Traceback" not in served.output() and '" 504 ' not in served.output()
+    statuses = ", ".join(f"{count} x {status or 'waits'}" for status, count in sorted(found.clients.items()))
+    text = (
+        f"p99 {found.before:.1f} ms before, {found.beside:.1f} ms beside them ({found.pages:,} pages); {statuses}; "
+        f"memory + {found.grown:.0f} MiB"
+    )
+    return Seen(text, found.beside <= 2 * found.before and sound)
+
+
+ROWS = [
+    Row(
+        40,
+        "2 clients take 50 MiB at 40 kB/s",
+        "pages' p99 at most doubles",
+        lambda scale: _slow(2, 30, scale),
+    ),
+    Row(40, "50 clients, together more than the spool", "the same", lambda scale: _slow(50, 120, scale)),
+]
+
+
+if __name__ == "__main__":
+    print(json.dumps(take_slowly(*map(int, sys.argv[1:]))))
