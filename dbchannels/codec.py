@@ -16,6 +16,8 @@ from django.utils.functional import Promise
 from dbchannels.exceptions import InvalidMessage, MessageTooLarge, shown
 
 MAX_DEPTH = 64
+ENVELOPE = 65_536  # bytes of a message that may stand beside what it carries: names, a path, keys
+_CARRIED = ("text", "bytes", "content")
 _INT64_END = 2**63
 _PLAIN = frozenset({str, bytes, float, bool, type(None)})
 
@@ -23,7 +25,8 @@ _PLAIN = frozenset({str, bytes, float, bool, type(None)})
 def encode(message: object, limit: int | None = None) -> bytes:
     """Encode a message: a dict with str keys; values bytes, str, int, float, bool, None, lists and dicts.
 
-    A tuple counts as a list. Raises InvalidMessage for anything else, MessageTooLarge beyond ``limit`` bytes.
+    A tuple counts as a list. Raises InvalidMessage for anything else, and MessageTooLarge when its ``text``, ``bytes``
+    or ``content`` has more than ``limit`` bytes, or the whole message ENVELOPE more than that.
     """
     if not isinstance(message, dict):
         raise InvalidMessage(f"A message is a dict, not {_kind(message)}: send {{'value': ...}} instead.")
@@ -34,7 +37,9 @@ def encode(message: object, limit: int | None = None) -> bytes:
     except UnicodeEncodeError:
         _check(message, "message", MAX_DEPTH)  # says where
         raise
-    return _sized(payload, limit)
+    if limit is not None and len(payload) > limit:
+        _check_size(message, len(payload), limit)
+    return payload
 
 
 def encode_trusted(message: dict[str, Any]) -> bytes:
@@ -83,10 +88,16 @@ def _pack(message: dict[str, Any] | str | int) -> bytes:
     return _packers.pack(message)  # type: ignore[no-any-return]
 
 
-def _sized(payload: bytes, limit: int | None) -> bytes:
-    if limit is not None and len(payload) > limit:
-        raise MessageTooLarge(len(payload), limit)
-    return payload
+def _check_size(message: dict[str, Any], size: int, limit: int) -> None:
+    """Refuse what is too large; what a client was allowed to send fits, whatever the path and names beside it."""
+    for key in _CARRIED:
+        value = message.get(key)
+        if isinstance(value, (str, bytes)):
+            carried = len(value.encode() if isinstance(value, str) else value)
+            if carried > limit:
+                raise MessageTooLarge(carried, limit)
+    if size > limit + ENVELOPE:
+        raise MessageTooLarge(size, limit + ENVELOPE)
 
 
 def _check(value: object, where: str, depth: int) -> None:

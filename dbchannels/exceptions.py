@@ -21,7 +21,7 @@ class InvalidMessage(DBChannelsError, TypeError):
 
 
 class MessageTooLarge(DBChannelsError):
-    """A message is larger than the layer's ``max_message_size``, in bytes once encoded."""
+    """What a message carries is larger than the layer's ``max_message_size``, or all of it 64 KiB larger than that."""
 
     def __init__(self, size: int, limit: int) -> None:
         super().__init__(

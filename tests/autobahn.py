@@ -121,7 +121,7 @@ def run(
             str(2 * LARGEST),
             *(["--ws-compression"] if compression else []),
         )
-        settings = options(max_message_size=LARGEST + 4096)
+        settings = options(max_message_size=LARGEST)
         served = site.serve("--workers", "2", *limits, settings=settings)
         url = f"ws://{HOST}:{served.port}/echo/"
         server = {"agent": "dbchannels", "url": url, "options": {"version": 18}}

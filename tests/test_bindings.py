@@ -320,7 +320,7 @@ def test_what_is_no_json_is_one_sentence_and_saves_nothing(site, bind, made):
 @kinds.on_databases
 def test_what_is_too_large_is_refused_with_the_save(new_layer, bind):
     site = Site(new_layer(max_message_size=200))
-    bind(serializer=lambda instance: {"text": "x" * 200})
+    bind(serializer=lambda instance: {"text": "x" * 200})  # and the JSON around it
     with pytest.raises(MessageTooLarge), transaction.atomic(using=site.database):
         Post().save(using=site.database)
     assert not site.rows().exists()

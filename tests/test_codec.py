@@ -125,13 +125,23 @@ def test_nesting_has_a_limit():
     assert "deeper than 64 levels" in refused.sentence
 
 
-def test_the_limit_is_in_encoded_bytes():
-    message = {"text": "x" * 1000}
-    size = len(codec.encode(message))
-    assert codec.encode(message, size) == codec.encode(message)
+@pytest.mark.parametrize("carried", [{"text": "x" * 1000}, {"text": "é" * 500}, {"bytes": bytes(1000)}])
+@pytest.mark.parametrize("envelope", [{}, {"path": "/" + "x" * 8000, "headers": [["a", "b" * 8000]] * 6}])
+def test_the_limit_is_of_what_a_message_carries(carried, envelope):
+    message = {**envelope, **carried}
+    assert codec.decode(codec.encode(message, 1000)) == message
     with raises(MessageTooLarge) as refused:
-        codec.encode(message, size - 1)
-    assert f"{size} bytes and the limit is {size - 1}" in refused.sentence
+        codec.encode(message, 999)
+    assert "1000 bytes and the limit is 999" in refused.sentence
+
+
+def test_what_stands_beside_it_has_64_kib():
+    most = {"content": b"x" * 1000, "other": bytes(60_000)}
+    most["other"] += bytes(1000 + codec.ENVELOPE - len(codec.encode(most)))
+    assert len(codec.encode(most, 1000)) == 1000 + codec.ENVELOPE
+    with raises(MessageTooLarge) as refused:
+        codec.encode({**most, "other": most["other"] + b"x"}, 1000)
+    assert f"{1001 + codec.ENVELOPE} bytes and the limit is {1000 + codec.ENVELOPE}" in refused.sentence
 
 
 @given(st.binary(max_size=200))

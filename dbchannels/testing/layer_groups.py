@@ -139,7 +139,7 @@ class GroupContract(LayerCase):
     def test_too_large_is_refused_also_by_an_empty_group(self) -> None:
         layer = self.layer(max_message_size=100)
         with raises(layer.MessageTooLarge):
-            layer.send_group("group", {"text": "x" * 100})
+            layer.send_group("group", {"text": "x" * 101})
 
     def test_a_group_can_be_counted_and_cleared(self) -> None:
         layer = self.layer()

@@ -19,7 +19,6 @@ from tests.soak.row import Row, Seen
 from tests.soak.sites import on_postgresql, scaled
 
 MEBIBYTE = 1_048_576
-MARGIN = 512  # bytes of a message beside its text or content
 TOO_LARGE = (
     "from dbchannels import Channel, Group, MessageTooLarge\n"
     "def refused(send):\n"
@@ -27,7 +26,7 @@ TOO_LARGE = (
     "        send()\n"
     "    except MessageTooLarge:\n"
     "        return True\n"
-    f"large = {{'text': 'x' * {MEBIBYTE}}}\n"
+    f"large = {{'text': 'x' * {MEBIBYTE + 1}}}\n"
     "print(refused(lambda: Channel('stream').send(large)), refused(lambda: Group('g').send(large)))"
 )
 
@@ -56,9 +55,11 @@ def sizes(site: LiveSite, served: Served) -> Sizes:
     """Try each way in once."""
     taken = served.request("POST", "/hash", b"x" * LIMIT)
     refused = served.request("POST", "/hash", b"x" * (LIMIT + 1))
-    text = "x" * (MEBIBYTE - MARGIN)
+    text = "x" * MEBIBYTE
     client = served.socket("/echo/")
-    echoed = client.ask(text) == text
+    member = served.socket("/room/sizes/")  # whose words go through a group
+    echoed = client.ask(text) == text and member.ask(text) == text
+    member.close()
     client.raw.sendall(client_frame(1, bytes(MEBIBYTE + 1))[:14])
     said = site.shell(TOO_LARGE)
     until(lambda: not site.count("connection"), "the disconnect consumer has run")
