@@ -30,7 +30,7 @@ from dbchannels.exceptions import (
 )
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Failure, Keep, Operation, Outcome, Send
+from dbchannels.layers.operations import Delivery, Disconnect, Failure, Keep, Operation, Outcome, Send
 from dbchannels.layers.options import LONGEST_DELAY
 from dbchannels.message import Message
 from dbchannels.redaction import Lines
@@ -131,7 +131,10 @@ class Consumption:
         order = message.get("order")
         if not isinstance(order, int) or order < 0 or message.reply_channel is None:
             return []
-        return [reply(self.layer, message.reply_channel.name, {**verdict, "finished": order})]
+        name = message.reply_channel.name
+        answer = reply(self.layer, name, {**verdict, "finished": order})
+        # With what the consumer did the record goes: whoever cleans up after a dead server sends no second message.
+        return [answer, *([Disconnect(name)] if message.channel.name == "websocket.disconnect" else [])]
 
     def _raised(self, delivery: Delivery, error: BaseException) -> Outcome:
         """What the consumer had sent is dropped; its client is answered at once; a durable message is retried."""

@@ -48,6 +48,13 @@ class LayerUnavailable(DBChannelsError):
     may_pass = False  # it could not be reached or is starting up: to ask again later may help
 
 
+class DeclaredDead(DBChannelsError):
+    """This process is not on record any more, and others have cleaned up after it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"The process {name} was declared dead: it must register under a new name.")
+
+
 class WorkerKilled(DBChannelsError):
     """Each attempt to run a durable message ended its worker; it is not tried again."""
 

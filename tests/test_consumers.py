@@ -78,8 +78,6 @@ def test_each_message_has_its_method(layer, serve, visitor):
         serve(Chat)
     assert visitor.told() == [{"text": "somebody comes"}, {"text": "tea: hi"}]
     assert drain(layer, "out") == [{"code": 4001, "room": "tea"}]
-    assert layer.group_channels("chat-tea") == [visitor.channel]
-    visitor.ends()
     assert layer.group_channels("chat-tea") == []
 
 

@@ -16,8 +16,8 @@ BATCH_BYTES = (
     2_097_152  # of their payloads, after which no more are added: a statement takes a multiple of it
 )
 
-#: What the hub puts in, in order; None is the last of all.
-Outbox = queue.SimpleQueue[Operation | None]
+#: What the hub puts in, in order, and which operations are written together or not at all; None is the last of all.
+Outbox = queue.SimpleQueue[Sequence[Operation] | None]
 
 
 class Publisher:
@@ -47,14 +47,16 @@ class Publisher:
         """Write until the end; what ``is_past`` says of is left out."""
         ended = False
         while not ended:
-            batch = [self._outbox.get()]
-            size = _size(batch[0])
-            while len(batch) < BATCH and size < BATCH_BYTES and not self._outbox.empty():
-                batch.append(self._outbox.get())
-                size += _size(batch[-1])
-            ended = None in batch
+            batch, size = list[Operation](), 0
+            while not batch or (len(batch) < BATCH and size < BATCH_BYTES and not self._outbox.empty()):
+                together = self._outbox.get()
+                if together is None:
+                    ended = True
+                    break
+                batch += together
+                size += sum(map(_size, together))
             self._ready()
-            operations = _ordered([one for one in batch if one is not None and not is_past(one)])
+            operations = _ordered([one for one in batch if not is_past(one)])
             try:
                 self._write(operations)
             except Exception:
@@ -82,7 +84,7 @@ class Publisher:
             log.error("%d operations of a batch of %d were left out.", lost, len(operations))
 
 
-def _size(operation: Operation | None) -> int:
+def _size(operation: Operation) -> int:
     return len(operation.payload) if isinstance(operation, Send) else 0
 
 

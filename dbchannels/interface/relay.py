@@ -10,6 +10,7 @@ alike.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import queue
 import random
@@ -23,7 +24,7 @@ from typing import Any
 from dbchannels import codec, names
 from dbchannels.backoff import Backoff
 from dbchannels.doorbell import Doorbell
-from dbchannels.exceptions import LayerUnavailable
+from dbchannels.exceptions import DeclaredDead, LayerUnavailable
 from dbchannels.interface import http
 from dbchannels.interface.calls import Calls, Hub
 from dbchannels.interface.overload import Overload
@@ -32,7 +33,7 @@ from dbchannels.interface.reply import Receiver, Reply, read_reply
 from dbchannels.interface.reply_reader import ReplyReader
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Disconnect, Operation, Send, Withdraw
+from dbchannels.layers.operations import Connect, Delivery, Disconnect, Operation, Send, Withdraw
 from dbchannels.models import Process
 from dbchannels.outage import Outage
 
@@ -45,6 +46,9 @@ LAST_CHORE = 0.5  # seconds at the end for what a killed worker held
 AWAY = 1.5  # seconds at the end for a layer that cannot be used
 CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see logins.py
 DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
+
+
+_ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each consumer runs once
 
 
 class OutboxFull(Exception):
@@ -137,8 +141,7 @@ class Relay:
         """Hand operations to the publisher, in order. Raises OutboxFull."""
         if self._outbox.qsize() > OUTBOX:
             raise OutboxFull
-        for operation in operations:
-            self._outbox.put(operation)
+        self._outbox.put(operations)
 
     def make_send(self, channel: str, message: dict[str, Any]) -> Send:
         """Return the sending of a message that this server made itself."""
@@ -205,30 +208,45 @@ class Relay:
         if "taken" in message:  # a consumer's own, of a request
             return
         for local in strangers:
-            self._outbox.put(Disconnect(self.queue + local))
+            self._outbox.put([Disconnect(self.queue + local)])
             if message.get("more_content"):
-                self._outbox.put(self.make_send(f"http.flow?{local}", {"closed": True}))
+                self._outbox.put([self.make_send(f"http.flow?{local}", {"closed": True})])
             if isinstance(message.get("body"), dict):
-                self._outbox.put(self.make_send(http.body_channel(local), http.BODY_ENDS))
+                self._outbox.put([self.make_send(http.body_channel(local), http.BODY_ENDS)])
 
     # The publisher.
 
     def _publish(self) -> None:
         link = self.layer.link("publisher", listen=False)
 
-        def apply(operations: Sequence[Operation]) -> list[Send]:
-            link.near = self._near
-            return link.apply(operations)
-
         publisher = Publisher(
             self._outbox,
-            apply,
+            partial(self._apply, link),
             retry=self._retry,
             ready=lambda: self._await_renewal(link),
             lost=self._hand_over,
         )
         publisher.run(self._is_past)
         link.close()
+
+    def _apply(self, link: Link, operations: Sequence[Operation]) -> list[Send]:
+        """Write what the hub has sent; who may have been declared dead begins and ends no connection.
+
+        A clock that stood still with its machine does not say so, only the database does.
+        """
+        link.near = self._near
+        if not any(isinstance(one, Connect) or getattr(one, "channel", "") in _ENDS for one in operations):
+            return link.apply(operations)
+        name, rest = self.name, [one for one in operations if not self._is_past(one)]
+        try:
+            return link.apply_as(name, rest)
+        except DeclaredDead:
+            if self._stopping.is_set():
+                return []
+            self._renewed_at = -math.inf
+            self._chores.put(self._look_after)
+            self._await_renewal(link)
+            return self._apply(link, rest)
 
     def _await_renewal(self, link: Link) -> None:
         """Say nothing once the lease may have ended: who stood still learns first whether it was declared dead."""

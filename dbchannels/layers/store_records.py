@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Collection, Mapping, MutableMapping, Sequence
 from typing import Any
 
 from dbchannels.layers import operations as ops
@@ -46,9 +46,13 @@ class StoreRecords:
         found = filter(is_wanted, map(self._row, sorted(self._table)))
         return [_record(row) for row, _ in zip(found, range(limit), strict=False)]
 
-    def pop_of(self, server: str) -> list[tuple[ops.Record, str]]:
-        """Take a server's connections off the record; return each with its path."""
-        rows = [self._row(channel) for channel in self._table]
+    def any_of(self, server: str) -> bool:
+        """Whether a connection of the server's is on record."""
+        return any(self._row(channel)["server"] == server for channel in self._table)
+
+    def pop_of(self, server: str, leaving: Collection[str]) -> list[tuple[ops.Record, str]]:
+        """Take a server's connections off the record, but for those in ``leaving``; return each with its path."""
+        rows = [self._row(channel) for channel in self._table if channel not in leaving]
         lost = [row for row in rows if row["server"] == server]
         for row in lost:
             del self._table[row["reply_channel"]]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.operations import Connect, Disconnect, Done
-from dbchannels.testing.layer_case import SOON, LayerCase, drain, process_name, wait_until, waiting
+from dbchannels.testing.layer_case import SOON, LayerCase, drain, process_name, raises, wait_until, waiting
 from dbchannels.testing.layer_durable import claim, numbers
 
 
@@ -93,6 +94,34 @@ class LivenessContract(LayerCase):
                 "reason": "",
                 "order": -1,
             }
+
+    def test_a_connection_whose_end_its_server_told_of_before_it_died_has_no_second_end(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            server, worker = process_name("server"), process_name("worker")
+            queue = f"reply.{server}!"
+            link.register(server, "server", queue)
+            link.register(worker, "worker")
+            leaves = {"reply_channel": f"{queue}a", "path": "/", "code": 1000, "order": 7}
+            connects = [Connect(f"{queue}{local}", server, "/") for local in "ab"]
+            link.apply_as(server, [*connects, layer.make_send("websocket.disconnect", leaves)])
+            self.link(layer).bury(server)
+            with raises(DeclaredDead):
+                link.apply_as(
+                    server, [Connect(f"{queue}c", server, "/"), layer.make_send("http.request", {})]
+                )
+            assert waiting(layer, "http.request") == 0
+            link.sweep()
+            taken = link.receive_many(["websocket.disconnect"], 10, worker)
+            assert sorted(one.reply_channel for one in taken) == [f"{queue}a", f"{queue}b"]
+            link.sweep()
+            assert [one.reply_channel for one in layer.connections(server=[server])] == [f"{queue}a"]
+            link.finish(worker, Done(operations=[Disconnect(one.reply_channel) for one in taken]))
+            link.sweep()
+            assert layer.connections(server=[server]) == []
+            assert waiting(layer, "websocket.disconnect") == 0
+            link.unregister(worker)
 
     def test_the_channel_of_an_ended_connection_leaves_its_groups(self) -> None:
         layer = self.layer()

@@ -252,9 +252,9 @@ def test_what_raises_does_not_hold_up_those_behind_it():
 def test_large_messages_are_written_few_at_a_time():
     outbox, batches = queue.SimpleQueue(), []
     for _ in range(10):
-        outbox.put(Send("websocket.receive", bytes(MIB), "reply.s!c", 60))
+        outbox.put([Send("websocket.receive", bytes(MIB), "reply.s!c", 60)])
     for _ in range(10):
-        outbox.put(Send("websocket.receive", b"small", "reply.s!c", 60))
+        outbox.put([Send("websocket.receive", b"small", "reply.s!c", 60)])
     outbox.put(None)
     publisher = Publisher(
         outbox,

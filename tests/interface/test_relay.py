@@ -78,6 +78,9 @@ class Harness:
         return [one for batch in self.applied for one in batch if isinstance(one, kind)]
 
 
+APPLY = ("apply", "apply_as")
+
+
 class Watched:
     """A link that fails as its harness says."""
 
@@ -89,7 +92,7 @@ class Watched:
             self._harness.asked.append(name)
             if self._harness.faults.get(name):
                 raise self._harness.faults[name].pop()
-            return self._apply(*args) if name == "apply" else getattr(self._link, name)(*args)
+            return self._apply(name, *args) if name in APPLY else getattr(self._link, name)(*args)
 
         return call
 
@@ -98,11 +101,12 @@ class Watched:
         if name == "near":
             self._link.near = value
 
-    def _apply(self, operations):
+    def _apply(self, method, *args):
+        operations = args[-1]
         self._harness.gate.wait(10)
         if self._harness.poison in operations:
             raise ValueError("poison")
-        refused = self._link.apply(operations)
+        refused = getattr(self._link, method)(*args)
         self._harness.applied.append(list(operations))
         return refused
 
@@ -557,6 +561,44 @@ def test_one_that_stood_still_says_nothing_under_the_name_that_it_lost(new_relay
     send(relay, 2, Receiver(relay).channel)
     until(lambda: relay.harness.operations(Send))
     assert [one.reply_channel.startswith(relay.queue) for one in relay.harness.operations(Send)] == [True]
+
+
+def begin(relay):
+    """Do what a connection does that begins; return its reply channel."""
+    channel = Receiver(relay).channel
+    message = {"reply_channel": channel, "path": "/x", "order": 0}
+    relay.send(Connect(channel, relay.name, "/x"), relay.make_send("websocket.connect", message))
+    return channel
+
+
+@kinds.only("postgresql", "sqlite")
+def test_one_whose_clock_stood_still_begins_and_ends_no_connection_under_the_name_that_it_lost(
+    new_relay, new_link
+):
+    relay = new_relay(lease=3600)
+    until(lambda: "sweep" in relay.harness.asked)
+    old = begin(relay)
+    until(lambda: relay.harness.operations(Send))
+    new_link(relay.layer).bury(relay.name)  # its disconnect is sent
+    lost = begin(relay)
+    relay.send(relay.make_send("websocket.disconnect", {"reply_channel": old, "path": "/x", "order": 1}))
+    until(lambda: relay.deaths)
+    new = begin(relay)
+    until(lambda: len(relay.harness.operations(Connect)) == 2)
+    assert [one.reply_channel for one in rows(relay, Connection)] == [new]
+    assert [one["reply_channel"] for one in drain(relay.layer, "websocket.connect")] == [old, new]
+    assert [one["reply_channel"] for one in drain(relay.layer, "websocket.disconnect")] == [old]
+    assert lost.startswith("reply.")
+
+
+def test_a_record_and_its_message_are_one_batch_however_little_fits_into_one(relay, monkeypatch):
+    monkeypatch.setattr("dbchannels.interface.publisher.BATCH", 1)
+    relay.harness.gate.clear()
+    for _ in range(3):
+        begin(relay)
+    relay.harness.gate.set()
+    until(lambda: len(relay.harness.operations(Send)) == 3)
+    assert [[type(one) for one in batch] for batch in relay.harness.applied] == [[Connect, Send]] * 3
 
 
 @on_postgresql

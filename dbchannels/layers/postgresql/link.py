@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
+import psycopg2.errors
+
 from dbchannels import names
+from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
     Delivery,
@@ -129,9 +132,18 @@ class PostgreSQLLink(Link):
     # Giving.
 
     def apply(self, operations: Sequence[Operation]) -> list[Send]:
+        return self._apply(operations, [])
+
+    def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
+        try:
+            return self._apply(operations, [(sql_liveness.ON_RECORD, {"name": name})])
+        except psycopg2.errors.DivisionByZero:
+            raise DeclaredDead(name) from None
+
+    def _apply(self, operations: Sequence[Operation], before: Sequence[Statement]) -> list[Send]:
         if not operations:
             return []
-        refused = self._write([], operations)
+        refused = self._write(before, operations)
         self.layer.ended.add(one.reply_channel for one in operations if isinstance(one, Disconnect))
         return refused
 

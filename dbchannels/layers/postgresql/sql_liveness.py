@@ -49,6 +49,12 @@ EXPIRED_LEASES = """
 SELECT id, name, lease_until < statement_timestamp() - %(lease)s * interval '0.5 second' AS silent
 FROM dbchannels_process WHERE lease_until < statement_timestamp()
 """
+# In front of what only a process that is on record may write: divides by 0 otherwise. Whoever declares it dead waits
+# for the end of that transaction, and cleans up after it too.
+ON_RECORD = """
+WITH process AS MATERIALIZED (SELECT FROM dbchannels_process WHERE name = %(name)s FOR KEY SHARE)
+SELECT 1 / count(*) FROM process
+"""
 UNREGISTER = "DELETE FROM dbchannels_process WHERE name = %(name)s RETURNING kind, queue"
 # It may have woken and renewed meanwhile: whoever has the row first is right.
 UNREGISTER_EXPIRED = """
@@ -58,9 +64,16 @@ UNHOLD = "DELETE FROM dbchannels_held WHERE worker = %(name)s RETURNING messages
 
 # Of a dead server; here too what a site's open transaction holds is left, and with it a row that says so: a process
 # whose lease is over from the start, so that the next sweep comes back for the rest.
+# Those whose disconnect consumer runs by a message of the server's own are left too, until it has run.
 CONNECTIONS_OF = """
 DELETE FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
-    SELECT reply_channel FROM dbchannels_connection WHERE server = %(name)s FOR UPDATE SKIP LOCKED
+    SELECT reply_channel FROM dbchannels_connection
+    WHERE server = %(name)s AND reply_channel <> ALL(ARRAY(
+        SELECT reply_channel FROM dbchannels_protocolmessage WHERE channel = 'websocket.disconnect'
+        UNION ALL
+        SELECT split_part(line, ' ', 2) FROM dbchannels_held, regexp_split_to_table(messages, E'\\n') AS line
+        WHERE split_part(line, ' ', 1) = 'websocket.disconnect'
+    )) FOR UPDATE SKIP LOCKED
 )) RETURNING path, reply_channel, session_key, login, session
 """
 MEMBERSHIPS_OF = """
