@@ -5,11 +5,15 @@ The messages are those of the public HTTP channel format; see docs/messages.rst.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Sequence
 from http import HTTPStatus
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
+
+from dbchannels import foreign
+from dbchannels.exceptions import shown
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -21,6 +25,8 @@ _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"te"}
 )
 
+#: Of the first message of a response.
+RESPONSE_KEYS = frozenset({"status", "reason", "headers", "content", "more_content"})
 SENTENCES = {
     500: "The site could not answer: its code raised an error, which is in the log.",
     502: "The worker that held this request died; it was not tried again.",
@@ -130,6 +136,10 @@ def response_head(message: dict[str, Any], method: str) -> Head:
     beyond or short of it would be taken for the next response. One to HEAD has none of its content, so there the
     view's counts.
     """
+    for key in message.keys() - RESPONSE_KEYS:
+        near = difflib.get_close_matches(key, RESPONSE_KEYS, n=1, cutoff=0.75)
+        if told := foreign.advice("response", key) or (f"write {near[0]!r}" if near else ""):
+            raise ValueError(f"The key {shown(key)} of a response says nothing: {told}.")
     status = message.get("status")
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")

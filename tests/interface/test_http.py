@@ -206,6 +206,24 @@ def test_headers_are_a_list_of_pairs_of_bytes(headers):
     assert "header" in refused(headers=headers)
 
 
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("body", "write 'content': bytes"),
+        ("contnet", "write 'content'"),
+        ("header", "write 'headers'"),
+        ("status_code", "write 'status'"),
+        ("more_body", "write 'more_content'"),
+    ],
+)
+def test_a_key_that_says_nothing_is_refused(key, told):
+    assert refused(**{key: b"x"}).endswith(f"The key {key!r} of a response says nothing: {told}.")
+
+
+def test_another_key_is_left_alone():
+    assert response(200, number=7).status == "200 OK"
+
+
 @pytest.mark.parametrize("status", [None, "200", 199, 101, 1000, 0, -1, True, 200.0, [200]])
 def test_a_status_is_a_number_from_200_to_999(status):
     assert "status" in refused(status=status)
