@@ -96,6 +96,15 @@ NAMES: dict[str, dict[str, str]] = {
         "code": "write 'close'",
         "reject_connection": "write 'accept': False",
     },
+    # Keys of a response to a request.
+    "response": {
+        **dict.fromkeys(("body", "text", "bytes", "data", "json"), "write 'content': bytes"),
+        "type": "leave 'type' out, and send {'status': ..., 'headers': ..., 'content': ...}",
+        "code": "write 'status'",
+        "status_code": "write 'status'",
+        "content_type": "write 'headers': [[b'Content-Type', b'...']]",
+        "more_body": "write 'more_content'",
+    },
     # Attributes of a Channel.
     "channel": {
         **_CALL,

@@ -72,7 +72,9 @@ class Route:
         self.channel = names.check_channel_name(channel)
         self.options = options or ConsumerOptions(channel)
         if not callable(consumer):
-            raise InvalidConfiguration(f"The consumer of a route on {channel} is not callable: {consumer!r}.")
+            raise InvalidConfiguration(
+                f"The consumer of a route on {channel} is not callable: {shown(consumer)}."
+            )
         as_consumer = getattr(consumer, "as_consumer", None)  # of a class, see ``consumers``
         self.consumer: Consumer = as_consumer() if as_consumer else consumer
         self.filters = Filters(filters)

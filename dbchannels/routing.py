@@ -75,16 +75,23 @@ def route(
 
         routes = [route("websocket.connect", join, path="/chat/<slug:room>/", name="room")]
     """
-    for option, given, wanted in (("name", name, str), ("filters", filters, (dict, type(None)))):
-        if not isinstance(given, wanted):
-            raise InvalidConfiguration(
-                f"The {option} of a route on {shown(channel)} is {shown(given)}: write "
-                + ("a str." if option == "name" else "a dict, {field: pattern}.")
-            )
+    _check_types(f"a route on {shown(channel)}", filters, name=name)
     function = _imported(consumer) if isinstance(consumer, str) else consumer
     options = ConsumerOptions.take_from(channel, options_and_filters)
     _check_keywords(channel, options_and_filters)
     return Route(channel, function, {**options_and_filters, **(filters or {})}, options, name)
+
+
+def _check_types(where: str, filters: object, **names_: object) -> None:
+    for option, given in names_.items():
+        if not isinstance(given, str):
+            raise InvalidConfiguration(f"The {option} of {where} is {shown(given)}: write a str.")
+    if filters is not None and not (
+        isinstance(filters, dict) and all(isinstance(key, str) for key in filters)
+    ):
+        raise InvalidConfiguration(
+            f"The filters of {where} are {shown(filters)}: write a dict, {{field: pattern}}."
+        )
 
 
 def _check_keywords(channel: str, keywords: dict[str, Any]) -> None:
@@ -114,6 +121,13 @@ def include(
     ``include("chat.routing", path="/chat")`` gives what follows ``/chat`` to the routes in there as their path. With a
     ``namespace`` their names are ``"namespace:name"`` to ``reverse``.
     """
+    _check_types("an include", filters, namespace=namespace)
+    for key in more:
+        if key in OPTIONS:
+            raise InvalidConfiguration(
+                f"An include takes no {key!r}: give it to the routes inside, or, for a field of the message that is "
+                f"called so, write filters={{{key!r}: ...}}."
+            )
     inner = load_routes(routes) if isinstance(routes, str) else routes
     return Include(inner, {**more, **(filters or {})}, namespace)
 
@@ -162,7 +176,7 @@ class Routing:
     """The site's table of routes."""
 
     def __init__(self, entries: Sequence[Route | Include]) -> None:
-        self._entries: Sequence[Route | Include] = check_entries(list(entries), "The routing")
+        self._entries: Sequence[Route | Include] = check_entries(entries, "The routing")
 
     def routes(self) -> list[Route]:
         """Return every route in the order in which they are tried."""
@@ -222,7 +236,7 @@ def load_routing(setting: Any = None) -> Routing:
     """Import the routing module of the setting and each app's consumers, and make the table."""
     global _loaded
     _loaded = False
-    configured = load_routes(setting) if isinstance(setting, str) else list(setting or [])
+    configured = load_routes(setting) if isinstance(setting, str) else check_entries(setting or [], "ROUTING")
     autodiscover_modules("consumers")
     _loaded = True
     positions = {config.name: position for position, config in enumerate(apps.get_app_configs())}
@@ -247,23 +261,29 @@ setting_changed.connect(
 
 def load_routes(dotted: str) -> Sequence[Route | Include]:
     """Import a module's ``routes``, or the list that the dotted name itself names."""
+    _check_dotted(dotted)
     try:
         routes = import_string(dotted + ".routes")
     except ImportError as error:
         routes = _imported(dotted, error)
     if not isinstance(routes, (list, tuple)):
-        told = (
-            next(filter(None, (foreign.advice("routing", name) for name in vars(routes))), "")
-            if (isinstance(routes, ModuleType))
-            else ""
-        )
+        inside = vars(routes) if isinstance(routes, ModuleType) else ()
+        told = next(filter(None, (foreign.advice("routing", name) for name in inside)), "")
         raise InvalidConfiguration(
             f"{dotted} has no list called 'routes': {told or 'add it, or name the list itself'}."
         )
     return check_entries(routes, dotted)  # type: ignore[no-any-return]
 
 
+def _check_dotted(dotted: str) -> None:
+    if not all(part.isidentifier() for part in dotted.split(".")):
+        raise InvalidConfiguration(
+            f"The routing names {shown(dotted)}, which is no dotted name: write one, such as 'chat.routing'."
+        )
+
+
 def _imported(dotted: str, earlier: ImportError | None = None) -> Any:
+    _check_dotted(dotted)
     try:
         return import_string(dotted)
     except ImportError as error:

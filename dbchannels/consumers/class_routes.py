@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from dbchannels.consumers.websocket import WebsocketConsumer
+from dbchannels.exceptions import InvalidConfiguration, shown
 from dbchannels.routing import Include, consumer, include
 
 AnyClass = TypeVar("AnyClass", bound=type[WebsocketConsumer])
@@ -28,6 +29,11 @@ def route_class(
     The options and filters are those of ``route``, and go before the class's own ``options``.
     """
     if consumer_class is not None:
+        if not (isinstance(consumer_class, type) and issubclass(consumer_class, WebsocketConsumer)):
+            raise InvalidConfiguration(
+                f"route_class takes a WebsocketConsumer, not {shown(consumer_class)}: write route(channel, ...) for a "
+                "function."
+            )
         return include(consumer_class.as_routes(**options_and_filters))
 
     def register(decorated: AnyClass) -> AnyClass:
