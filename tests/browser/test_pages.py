@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import Window
 from tests.browser.demosite import Command, DemoSite
@@ -23,6 +25,7 @@ def demo(site: DemoSite) -> Command:
         '/events/ HTTP/1.1" 499',
         '/events/ HTTP/1.1" 200',
         'after=3 HTTP/1.1" 499',
+        'after=0 HTTP/1.1" 499',
         'upload/ HTTP/1.1" 400',
     ]
     return site.demo("--workers", "2")
@@ -150,6 +153,56 @@ def test_what_is_no_picture_is_one_sentence(
     expect(window.page.get_by_role("alert")).to_contain_text("notes.png: Upload a valid image.")
     expect(window.page.locator(".photo")).to_have_count(0)
     window.forgive("400")
+
+
+#: What may come in the place of a view's answer, and what the page says of it.
+ANSWERS = [
+    (
+        {"status": 413, "content_type": "text/plain", "body": "Too large: see --max-body."},
+        "Too large: see --max-body.",
+    ),
+    (
+        {"status": 500, "content_type": "text/html", "body": "<h1>Server Error</h1>"},
+        "The server answered 500.",
+    ),
+    (
+        {"status": 502, "content_type": "application/json", "body": "no JSON"},
+        "The connection broke: try again.",
+    ),
+    (None, "The connection broke: try again."),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "button", "target"),
+    [("/thumbnails/", "Upload", "**/upload/"), ("/longpoll/", "Publish", "**/add/")],
+)
+def test_every_answer_is_a_sentence(
+    demo: Command, new_window: Callable[[], Window], tmp_path: Path, path: str, button: str, target: str
+) -> None:
+    window = new_window()
+    page = window.page
+    page.goto(f"{demo.url}{path}")
+    (tmp_path / "a.png").write_text("whatever")
+    for answer, said in ANSWERS:
+        page.route(target, partial(give, answer))
+        if button == "Upload":
+            page.get_by_label("Pictures").set_input_files(tmp_path / "a.png")
+        else:
+            page.get_by_label("A headline").fill("kept")
+        page.get_by_role("button", name=button).click()
+        expect(page.get_by_role("alert")).to_contain_text(said)
+        page.unroute(target)
+    for wrong in ("413", "500", "502", "failed", "ERR_FAILED"):
+        window.forgive(wrong)
+
+
+def give(answer: dict[str, Any] | None, route: Route) -> None:
+    """Answer in the server's place, or break the connection."""
+    if answer is None:
+        route.abort()
+    else:
+        route.fulfill(**answer)
 
 
 def test_whoever_waits_is_answered_when_there_is_a_headline(open_page: Callable[[str], Page]) -> None:

@@ -1,5 +1,6 @@
 // Ask for the next headline, show it, ask again: the oldest way of all to be told something.
 
+import { post } from "../demo/post.js";
 import { showState } from "../demo/state.js";
 
 const list = document.getElementById("headlines");
@@ -40,8 +41,9 @@ async function follow() {
 document.getElementById("add").addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = event.target;
-  const response = await fetch(form.action, { method: "POST", body: new FormData(form) });
-  if (response.ok) form.elements.text.value = "";
+  const { problem } = await post(form);
+  document.getElementById("problem").textContent = problem;
+  if (!problem) form.elements.text.value = "";
 });
 
 follow();

@@ -1,5 +1,6 @@
 // Uploads without leaving the page, and how far each picture is. EventSource comes back by itself.
 
+import { post } from "../demo/post.js";
 import { showState } from "../demo/state.js";
 
 const $ = (id) => document.getElementById(id);
@@ -44,14 +45,16 @@ $("upload").addEventListener("submit", async (event) => {
   event.preventDefault();
   const form = event.target;
   const token = form.elements.csrfmiddlewaretoken.value;
+  const problems = [];
   $("problem").textContent = "";
   for (const file of form.elements.file.files) {
     const body = new FormData();
     body.append("csrfmiddlewaretoken", token);
     body.append("file", file);
-    const answer = await fetch(form.action, { method: "POST", body }).then((response) => response.json());
-    if ("id" in answer) show(answer);
-    else $("problem").textContent = `${file.name}: ${answer.problem}`;
+    const { data, problem } = await post(form, body);
+    if (data.id) show(data);
+    else problems.push(`${file.name}: ${problem || "The server gave no answer that this page understands."}`);
+    $("problem").textContent = problems.join(" ");
   }
   form.reset();
 });
