@@ -13,7 +13,7 @@ from dbchannels.models import Schedule
 from dbchannels.periodic import Entry, Timetable, parse_interval
 from dbchannels.testing.layer_case import drain
 from tests import kinds
-from tests.soak.schedules import CHANGES, MINUTE, differences, runs
+from tests.soak.schedules import CHANGES, MINUTE, differences, histories, runs
 
 NOON = datetime(2026, 3, 28, 12, 0, tzinfo=timezone.utc)
 LINE = "0 7 * * *"
@@ -66,6 +66,10 @@ def test_the_next_run_after_every_minute_around_a_change_of_clocks_is_crons():
     found = list(differences(hours=2))
     assert len(found) == 14_400
     assert [one for one in found if one][:3] == []
+
+
+def test_a_line_that_is_taken_out_and_put_back_is_neither_lost_nor_stale():
+    assert histories(20) == (0, 0)
 
 
 @kinds.only("sqlite", "memory")

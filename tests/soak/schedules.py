@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import NamedTuple
 from unittest import mock
 from zoneinfo import ZoneInfo
 
 from dbchannels import periodic
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Send
+from dbchannels.periodic import Entry, Timetable
 from tests.soak.row import Row, Seen
+from tests.soak.sites import scaled
 
 UTC = timezone.utc
 MINUTE = timedelta(minutes=1)
@@ -106,6 +111,108 @@ def _around(
         yield None if found == wanted[0] else Wrong(line, zone, now, found, wanted[0])
 
 
+# Lines that are taken out and put back.
+
+
+class Times(Link):
+    """The periodic messages of a layer with a clock that is set by hand."""
+
+    def __init__(self) -> None:
+        self.now = datetime(2026, 3, 1, tzinfo=UTC)
+        self.rows: dict[tuple[str, str], tuple[datetime, datetime]] = {}  # when due, when seen
+        self.sent = 0
+
+    def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
+        due, _ = self.rows.get((channel, every), (None, None))
+        return due, self.now
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
+    ) -> bool:
+        seen = self.rows[channel, every][1] if due else self.now
+        self.rows[channel, every] = (following, seen)
+        self.sent += len(sends)
+        return True
+
+    def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
+        self.rows.update({one: (self.rows[one][0], self.now) for one in entries if one in self.rows})
+        return self.now
+
+    def drop_times(self, before: datetime) -> None:
+        self.rows = {one: row for one, row in self.rows.items() if row[1] >= before}
+
+
+class History:
+    """Minutes of deploys, downtimes and pauses: what became of one line, and what should have."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+        self._times = Times()
+        self._workers: list[tuple[Timetable, bool]] = []  # and whether it has the line
+        self._absent = 0  # minutes in which workers ran, none of them with the line
+        self._alone = (
+            0  # minutes in which one and the same worker has run without a break, the line being absent
+        )
+        self.lost = self.stale = 0
+
+    def _start(self, has_line: bool) -> None:
+        entries = [Entry("own", periodic.parse_interval("0 * * * *", "own"))] if has_line else []
+        self._workers.append((Timetable(entries, self._times), has_line))
+
+    def run(self, minutes: int) -> None:
+        """Let so many minutes pass, with an event every quarter of an hour or so."""
+        with mock.patch.object(periodic, "time", mock.Mock(monotonic=lambda: self._times.now.timestamp())):
+            for _ in range(minutes):
+                if self._random.random() < 1 / 15:
+                    self._happen()
+                self._times.now += MINUTE
+                self._step()
+
+    def _happen(self) -> None:
+        what = self._random.choice(["deploy", "deploy", "start", "stop", "down", "pause"])
+        if what == "start":
+            self._start(self._random.random() < 0.5)
+        elif what == "stop" and self._workers:
+            self._workers.pop(self._random.randrange(len(self._workers)))
+        elif what == "deploy":
+            self._workers.clear()
+            self._start(self._random.random() < 0.5)
+        elif what == "down":
+            self._workers.clear()
+            self._times.now += timedelta(hours=self._random.choice([1, 50]))
+        elif what == "pause":
+            self._times.now += timedelta(hours=self._random.choice([1, 50]))
+        self._alone = 0
+
+    def _step(self) -> None:
+        there = bool(self._times.rows)
+        comes_back = any(has_line for _, has_line in self._workers) and self._absent
+        forgotten = self._alone > 12  # ten, and a minute for each of two looks
+        before = self._times.sent
+        for timetable, _ in self._workers:
+            timetable.keep(drop=True)
+            timetable.send_due()
+        if any(has_line for _, has_line in self._workers):
+            self.stale += bool(comes_back and forgotten and self._times.sent > before)
+            self._absent = self._alone = 0
+        elif self._workers:
+            self._absent += 1
+            self._alone += 1
+            self.lost += there and not self._times.rows and self._absent < 10
+            self.stale += self._alone > 12 and bool(self._times.rows)
+
+
+def histories(number: int) -> tuple[int, int]:
+    """Return how many lines were lost though they were hardly absent, and how many stayed, or ran, when forgotten."""
+    lost = stale = 0
+    for seed in range(number):
+        history = History(seed)
+        with mock.patch.object(periodic.timezone, "get_default_timezone", return_value=UTC):
+            history.run(600)
+        lost, stale = lost + history.lost, stale + history.stale
+    return lost, stale
+
+
 def _measure(scale: float) -> Seen:
     step = MINUTE / 4 if scale >= 1 else MINUTE
     seen = list(differences(hours=12, step=step))
@@ -114,11 +221,23 @@ def _measure(scale: float) -> Seen:
     return Seen(f"{text}: {wrong[0]}" if wrong else text, not wrong)
 
 
+def _measure_histories(scale: float) -> Seen:
+    number = scaled(1000, scale)
+    lost, stale = histories(number)
+    return Seen(f"{lost} lost, {stale} stale, in {number:,} histories of ten hours", not (lost or stale))
+
+
 ROWS = [
     Row(
         46,
         "clocks change, both ways: the next run after every minute around it, in three zones",
         "0 are not those of Debian's cron",
         _measure,
-    )
+    ),
+    Row(
+        46,
+        "a line is taken out and put back, in deploys, downtimes and pauses of all workers",
+        "0 lost, 0 stale",
+        _measure_histories,
+    ),
 ]
