@@ -29,17 +29,20 @@ from dbchannels.routing import load_routing
 from dbchannels.serving import make_server, supervise, tasks, usable_layer
 from dbchannels.site_checks import Write
 from dbchannels.stopping import stop_at_signals
-from dbchannels.supervisor import Supervisor, Task
+from dbchannels.supervisor import Supervisor
 from dbchannels.worker import Worker
 
 GRACE = 1.0  # seconds for what runs when workers are started again, and at the end
 HANDED_OVER = "DBCHANNELS_HANDED_OVER"  # in the environment: what the program before has left for us
-THREADS = 8  # workers of a layer in memory, unless told otherwise
+WORKERS = 3  # processes: for requests, for WebSockets, for the site's own channels and WebSockets
+THREADS = 8  # that answer requests; of a layer in memory all workers are threads
 
 Announce = Callable[[int, BaseLayer], None]  # is given the port when the site can be looked at
 
 
-def run(plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: bool) -> None:
+def run(
+    plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: bool, threads: int = 1
+) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError before it has begun, or when what it is cannot work."""
     bells = {kind: Doorbell.new() for kind in "hwd"}
     layer = usable_layer(plan.layer)
@@ -47,8 +50,15 @@ def run(plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: b
     server = make_server(plan, layer, bells)
     stopped = stop_at_signals()
     server.start()
-    fresh = [Task((*one.arguments, "--fresh-templates"), one.bells) for one in tasks(plan, bells)]
-    crew = Crew(lambda: supervise(fresh, server.relay, GRACE))
+    work = [
+        one._replace(
+            arguments=(*one.arguments, "--fresh-templates"),
+            threads=threads if "h" in one.bells else 1,
+            reloads=reload,
+        )
+        for one in tasks(plan, bells, kinds_of(plan.workers))
+    ]
+    crew = Crew(lambda: supervise(work, server.relay, GRACE))
     site = Site(
         crew,
         announce=lambda: announce(server.address[1], layer),
@@ -71,6 +81,16 @@ def run(plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: b
     if site.restart:
         sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)
+
+
+def kinds_of(workers: int) -> list[str]:
+    """Return what each worker takes, see ``serving.kinds_of``: one process answers all requests, as Django's does.
+
+    So what a site keeps in memory is there for the next request: django-debug-toolbar, LocMemCache.
+    """
+    if workers < 2:
+        return ["hwd"] * workers
+    return ["h", *(["w"] if workers > 2 else []), *["wd"] * (workers - (2 if workers > 2 else 1))]
 
 
 class Crew:

@@ -134,3 +134,8 @@ def check_user_id(user_id: object) -> str:
             f"A user's id can be printed, and {shown(user_id)} cannot: give a primary key without control characters."
         )
     return user_id
+
+
+def worker_names(name: str, threads: int) -> list[str]:
+    """Return the names of the workers in one process, of which each thread is one."""
+    return [name, *(f"{name}.{number}" for number in range(2, threads + 1))]

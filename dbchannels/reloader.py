@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
+import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -26,7 +28,35 @@ log = logging.getLogger("dbchannels.supervisor")
 
 CHANGED = 3  # the exit status of Django's reloader after a change
 LOOK_EVERY = 0.5  # seconds
+STANDARD = Path(sysconfig.get_path("stdlib"))
 NO_CODE = {"__pycache__", "locale", "media", "node_modules", "static", "templates"}
+
+# In a worker.
+
+
+class CodeChanges:
+    """Whether a file of the site that this process has imported was saved after a moment (``time.time``).
+
+    Installed packages are not looked at: it is asked before each message, and there are thousands of files.
+    """
+
+    def __init__(self, since: float) -> None:
+        self._since = since
+        self._modules = 0
+        self._files: list[Path] = []
+
+    def __call__(self) -> bool:
+        if len(sys.modules) != self._modules:
+            self._modules = len(sys.modules)
+            found = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+            self._files = [Path(file) for file in found if file and is_own(Path(file))]
+        return bool(changed_since(self._since, self._files))
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is the site's own, not installed from a package or with Python."""
+    return not ({"site-packages", "dist-packages"} & set(path.parts) or STANDARD in path.parents)
+
 
 # In the child.
 
@@ -86,7 +116,7 @@ def _watch_apps(sender: Any, **kwargs: Any) -> None:
 def app_folders() -> list[Path]:
     """Return the folders of the apps that are the site's own, not installed from a package."""
     folders = [Path(config.path) for config in apps.get_app_configs()]
-    return [one for one in folders if not {"site-packages", "dist-packages"} & set(one.parts)]
+    return [one for one in folders if is_own(one)]
 
 
 def app_files() -> Iterator[Path]:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 
 import django
@@ -109,22 +110,32 @@ def usable_layer(alias: str, wait: float = 0.0) -> BaseLayer:
     return layer
 
 
-def tasks(plan: Plan, bells: dict[str, Doorbell]) -> list[Task]:
-    """Return what each worker does: with four or more one takes ``websocket.*`` only, one ``http.*`` too, the rest all.
+def kinds_of(workers: int) -> list[str]:
+    """Return what each worker takes: ``h`` for http.*, ``w`` for websocket.*, ``d`` for the site's own channels.
 
-    So background work can never hold up every page, and slow pages cannot hold up every WebSocket. Two or three workers
-    have one for pages and WebSockets: with another one less, a single consumer would hold up all background work.
+    With four or more one takes ``websocket.*`` only, one ``http.*`` too, the rest all. So background work can never
+    hold up every page, and slow pages cannot hold up every WebSocket. Two or three workers have one for pages and
+    WebSockets: with another one less, a single consumer would hold up all background work.
     """
+    kept = ["w", "hw"] if workers > 3 else ["hw"] if workers > 1 else []
+    return [*kept, *["hwd"] * (workers - len(kept))]
+
+
+PATTERNS = {
+    "h": ("--only", "http.*"),
+    "w": ("--only", "websocket.*"),
+    "hw": ("--only", "http.*", "--only", "websocket.*"),
+    "wd": ("--exclude", "http.*"),
+    "hwd": (),
+}
+
+
+def tasks(plan: Plan, bells: dict[str, Doorbell], kinds: Sequence[str] | None = None) -> list[Task]:
+    """Return what each worker does."""
     common = ("--layer", plan.layer, "--graceful-timeout", str(plan.graceful_timeout), *plan.passed_on)
-    only = {
-        "w": ("--only", "websocket.*"),
-        "hw": ("--only", "http.*", "--only", "websocket.*"),
-        "hwd": (),
-    }
-    kept = ["w", "hw"] if plan.workers > 3 else ["hw"] if plan.workers > 1 else []
     return [
-        Task((*common, *only[kinds]), {kind: bells[kind] for kind in kinds})
-        for kinds in [*kept, *["hwd"] * (plan.workers - len(kept))]
+        Task((*common, *PATTERNS[taken]), {kind: bells[kind] for kind in taken})
+        for taken in (kinds_of(plan.workers) if kinds is None else kinds)
     ]
 
 

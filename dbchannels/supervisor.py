@@ -38,6 +38,8 @@ class Task(NamedTuple):
         str, Doorbell
     ]  # by what it takes: ``h`` for http.*, ``w`` for websocket.*, ``d`` for the rest
     doors: tuple[tuple[str, Doorbell], ...] = ()  # of readers that it rings for itself, by their queue
+    threads: int = 1  # each takes messages by itself, under a name of its own
+    reloads: bool = False  # it takes no message once the code that it runs was changed
 
 
 class Child:
@@ -45,6 +47,7 @@ class Child:
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], reader: int) -> None:
         self.name, self.process = name, process
+        self.names = [name]  # of all its threads
         self.kinds: frozenset[str] = frozenset()  # of what it takes, see Task.bells
         self.started_at = time.monotonic()
         self._reader = reader  # the end of what it may say: one byte
@@ -120,7 +123,7 @@ class Supervisor:
     def ready_names(self) -> set[str]:
         """Return the names of the workers that take messages."""
         with self._lock:
-            return {child.name for child in self._children if child.is_ready()}
+            return {name for child in self._children if child.is_ready() for name in child.names}
 
     def stop(self, within: float | None = None) -> None:
         """Ask the workers to finish; those that do not within so many seconds give back what they run, or are killed.
@@ -167,7 +170,8 @@ class Supervisor:
             replaced = self._end(post, child)
             if status == 0 and (replaced or self.stopping.is_set()):
                 continue
-            self._on_death(child.name)
+            for name in child.names:
+                self._on_death(name)
             if replaced:
                 continue
             if steady:
@@ -189,6 +193,7 @@ class Supervisor:
 
     def _launch(self, post: Post) -> Child:
         child = start_worker(f"worker-{post.number}-{names.random_part()}", post.task)
+        child.names = names.worker_names(child.name, post.task.threads)
         child.kinds = frozenset(post.task.bells)
         self._children.append(child)
         return child
@@ -272,6 +277,8 @@ def start_worker(name: str, task: Task) -> Child:
         str(writer),
         *bells,
         *doors,
+        *([f"--threads={task.threads}"] if task.threads > 1 else []),
+        *([f"--since={time.time()!r}"] if task.reloads else []),
         *task.arguments,
     ]
     try:

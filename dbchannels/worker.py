@@ -40,7 +40,13 @@ PROTOCOL_CHANNELS = (*names.WEBSOCKET, REQUESTS, "http.disconnect")
 # Seconds that protocol messages may put off a claim, after one that found nothing; of a slow one ten times its own.
 CLAIM_WITHIN = 0.02
 FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep
+OUTDATED = 5.0  # seconds that a worker with old code waits to be told to end, until it ends by itself
 WRITE_AFTER = 0.002  # seconds: quick consumers' results are written together, a slower one's at once
+
+
+def never() -> bool:
+    """Answer what a site outside of development does about changed code."""
+    return False
 
 
 class Worker:
@@ -48,7 +54,7 @@ class Worker:
 
     ``bells`` are given by a parent that LISTENs for us; without, the worker's own link does. ``doors`` are those that
     we ring, by the queue whose reader they wake. ``replace`` ends this process when a consumer hangs; ``on_ready`` is
-    called when this worker is on record.
+    called when this worker is on record; once ``is_outdated`` says so, it takes nothing any more.
     """
 
     def __init__(
@@ -62,7 +68,8 @@ class Worker:
         bells: Sequence[Doorbell] = (),
         doors: Mapping[str, Doorbell] | None = None,
         replace: Callable[[], None] = lambda: os._exit(1),
-        on_ready: Callable[[], None] = lambda: None,
+        on_ready: Callable[[], Any] = lambda: None,
+        is_outdated: Callable[[], bool] = never,
     ) -> None:
         self.layer = layer
         self.routing = routing
@@ -87,6 +94,8 @@ class Worker:
         self._bells = bells
         self._bells_by_reader = {bell.reader: bell for bell in bells}
         self._on_ready = on_ready
+        self._is_outdated = is_outdated
+        self._replace = replace
         self._wake = WakeupPipe()
         self._batch = Batch()
         self._pace = Pace()
@@ -158,6 +167,11 @@ class Worker:
         limit = self._pace.limit()
         deliveries = self._take(limit)
         self._batch.fill(deliveries)
+        if deliveries and self._is_outdated():
+            self._write(hand_back=True)
+            if not self.stopping.wait(OUTDATED):  # whoever looks after the code has seen no change
+                self._replace()
+            return False
         if len(deliveries) == limit:
             self._ring_for_others()
         while not self.stopping.is_set() and (delivery := self._batch.start_next()):

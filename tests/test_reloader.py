@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import re
@@ -31,6 +32,22 @@ def file(folder, name, age):
 def test_changed_is_what_is_newer_than_a_moment_but_not_of_the_future(tmp_path):
     files = [file(tmp_path, f"{age}", age) for age in (20, 5, -60)]
     assert reloader.changed_since(time.time() - 10, [*files, tmp_path / "gone"]) == [files[1]]
+
+
+def test_a_worker_sees_a_change_of_what_it_has_imported_and_of_no_package(tmp_path, monkeypatch):
+    for folder, name in (("site-packages", "changes_installed"), ("site", "changes_own")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{name}.py").touch()
+        monkeypatch.syspath_prepend(tmp_path / folder)
+        monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
+    since = time.time() + 5  # whatever else was imported was not saved after that
+    monkeypatch.setattr(reloader.time, "time", lambda: since + 10)
+    changes = reloader.CodeChanges(since)
+    assert not changes()
+    os.utime(tmp_path / "site-packages" / "changes_installed.py", (since + 1,) * 2)
+    assert not changes()
+    os.utime(tmp_path / "site" / "changes_own.py", (since + 1,) * 2)
+    assert changes()
 
 
 def test_only_the_site_s_own_apps_are_looked_after(monkeypatch, tmp_path):

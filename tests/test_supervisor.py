@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import pytest
@@ -476,6 +477,33 @@ def test_a_worker_is_runworker_with_its_name_bells_and_arguments(command, capfd)
     for bell in bells.values():
         for descriptor in bell:
             os.close(descriptor)
+
+
+def test_a_worker_with_threads_has_a_name_for_each_and_all_are_told_of(shell, supervise):
+    started = shell("exit 3", ENDLESS)
+    deaths = []
+    one = Supervisor([Task((), {}, threads=3)], deaths.append, 10.0)
+    one.start()
+    try:
+        wait_until(lambda: len(started) == 2 and one.pids())
+        name = started[0][0]
+        assert deaths == [name, f"{name}.2", f"{name}.3"]
+    finally:
+        one.stop()
+
+
+def test_threads_and_the_time_of_the_start_are_told_where_they_matter(command, capfd):
+    command("import sys; print(*sys.argv[5:])")
+    before = time.time()
+    for task in (Task((), {}), Task((), {}, threads=8, reloads=True)):
+        worker = start_worker("worker-1-x", task)
+        worker.wait()
+        worker.close()
+    plain, line = capfd.readouterr().out.splitlines()
+    assert plain.split()[1:] == []
+    threads, since = line.split()[1:]
+    assert threads == "--threads=8"
+    assert before <= float(since.removeprefix("--since=")) <= time.time()
 
 
 def test_a_worker_can_ring_its_bells(command):

@@ -1196,6 +1196,32 @@ def test_names_of_workers_are_new():
     assert all(name.startswith(f"worker-{os.getpid()}-") for name in names)
 
 
+# Changed code.
+
+
+@kinds.only("postgresql", "sqlite")
+@pytest.mark.parametrize("channel", ["own", "http.request"])
+def test_a_worker_with_old_code_gives_back_what_it_took_and_is_replaced(
+    layer, new_worker, monkeypatch, channel
+):
+    monkeypatch.setattr(worker, "OUTDATED", 0.0)
+    outdated, replaced, ran = [False], [], []
+    one = new_worker(
+        route(channel, lambda message: ran.append(message["number"])),
+        is_outdated=lambda: outdated[0],
+        replace=lambda: replaced.append(True),
+    )
+    layer.send(channel, {"number": 1})
+    assert one.run_once() and ran == [1]
+    outdated[0] = True
+    assert not one.run_once() and not replaced  # nothing to do
+    layer.send(channel, {"number": 2})
+    assert not one.run_once() and replaced
+    assert ran == [1] and waiting(layer, channel) == 1
+    if channel == "own":
+        assert rows(layer, DurableMessage).get().attempts == 0
+
+
 # What is on record.
 
 

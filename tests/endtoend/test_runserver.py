@@ -96,10 +96,48 @@ def test_new_code_answers_on_the_same_socket(copy):
     answers(client, "tea")
 
 
+CACHED = """
+from django.core.cache import cache
+from django.http import HttpResponse
+from urllib.request import urlopen
+
+def count(request):
+    cache.add("visits", 0)
+    return HttpResponse(f"{os.getpid()} {cache.incr('visits')}")
+
+def own(request):
+    return HttpResponse(urlopen(request.build_absolute_uri("/count")).read())
+
+urlpatterns += [path("count", count), path("own", own)]
+"""
+
+
+def test_requests_are_answered_by_one_process_that_may_ask_itself(copy):
+    copy.append("urls.py", CACHED)
+    served = copy.develop(settings=DEBUG)
+    assert len(served.workers()) == 3
+    answers = [served.get("/count").text.split() for _ in range(5)] + [served.get("/own").text.split()]
+    assert {pid for pid, _ in answers} <= set(map(str, served.workers()))
+    assert len({pid for pid, _ in answers}) == 1
+    assert [int(visits) for _, visits in answers] == [1, 2, 3, 4, 5, 6]
+    assert served.socket("/echo/").ask("tea") == "tea"
+
+
+def test_no_request_after_a_save_is_answered_by_old_code(copy):
+    served = copy.develop("--workers", "1", settings=DEBUG)
+    assert served.get("/").text == "hello"
+    copy.edit("urls.py", 'HttpResponse("hello")', 'HttpResponse("changed")')
+    assert served.get("/").text == "changed"
+    assert "ended with status" not in served.output()
+
+
 def test_on_postgresql_too(site, copy):
     there = Copy(site.database, copy.folder, copy.manage_py)
-    served = there.develop("--workers", "2", settings=DEBUG)
+    served = there.develop(settings=DEBUG)
     try:
+        assert served.get("/").text == "hello"
+        there.edit("urls.py", 'HttpResponse("hello")', 'HttpResponse("changed")')
+        assert served.get("/").text == "changed"
         client = served.socket("/echo/")
         there.edit("consumers.py", ECHO, LOUD)
         answers(client, "TEA")

@@ -56,6 +56,7 @@ class Command(TellingCommand, runserver.Command):
                 self.stdout.write,
                 reload=options["use_reloader"],
                 checks=not options["skip_checks"],
+                threads=development.THREADS if options["use_threading"] else 1,
             )
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
@@ -86,8 +87,9 @@ class Command(TellingCommand, runserver.Command):
         workers = options["workers"]
         if not options["use_threading"]:
             workers = 1
-        elif workers is None and not channel_layers[options["layer"]].shared:
-            workers = development.THREADS
+        elif workers is None:
+            shared = channel_layers[options["layer"]].shared
+            workers = development.WORKERS if shared else development.THREADS
         arguments = [
             "--graceful-timeout",
             str(development.GRACE),

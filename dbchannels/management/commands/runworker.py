@@ -26,8 +26,10 @@ from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.outages import await_layer
 from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
+from dbchannels.names import worker_names
+from dbchannels.reloader import CodeChanges
 from dbchannels.waiting import LONGEST_TIMEOUT, check_timeout, wait_readable
-from dbchannels.worker import Worker
+from dbchannels.worker import Worker, never
 
 log = logging.getLogger("dbchannels.worker")
 
@@ -74,7 +76,15 @@ class Command(TellingCommand):
         parser.add_argument(
             "--fresh-templates", action="store_true", help="set by runserver: read a template at each use"
         )
-
+        parser.add_argument(
+            "--threads", type=int, default=1, help="set by runserver: so many take messages, in one process"
+        )
+        parser.add_argument(
+            "--since",
+            type=float,
+            default=None,
+            help="set by runserver: take no message once code was changed after this time",
+        )
         parser.add_argument(
             "--ready",
             type=int,
@@ -101,29 +111,41 @@ class Command(TellingCommand):
         keep_connections()
         if options["fresh_templates"]:
             uncache_templates()
-        worker = Worker(
-            layer,
-            routing,
-            only=options["only"],
-            exclude=options["exclude"],
-            name=child,
-            bells=[Doorbell.inherited(text) for text in options["bell"]],
-            doors=dict(map(inherited_door, options["door"])),
-            replace=end_child if child else start_anew,
-            on_ready=partial(say_ready, options["ready"]),
-        )
+        ready = threading.Barrier(options["threads"], partial(say_ready, options["ready"]))
+        workers = [
+            Worker(
+                layer,
+                routing,
+                only=options["only"],
+                exclude=options["exclude"],
+                name=name,
+                bells=[Doorbell.inherited(text) for text in options["bell"]],
+                doors=dict(map(inherited_door, options["door"])),
+                replace=end_child if child else start_anew,
+                on_ready=ready.wait,
+                is_outdated=CodeChanges(options["since"]) if options["since"] else never,
+            )
+            for name in worker_names(child, options["threads"])
+        ]
+        worker = workers[0]
         if not worker.channels:
             raise CommandError("No channel with a consumer is left: change --only or --exclude.")
-        stop_at_signals([worker], graceful_timeout, sys.stdin.fileno() if child else None)
+        stop_at_signals(workers, graceful_timeout, sys.stdin.fileno() if child else None)
         try:
-            worker.load()
+            for one in workers:
+                one.load()
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
         if not child:
             self.stdout.write(
                 f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}."
             )
+        threads = [threading.Thread(target=one.run, name=one.name, daemon=True) for one in workers[1:]]
+        for thread in threads:
+            thread.start()
         worker.run()
+        for thread in threads:
+            thread.join()
 
 
 def inherited_door(text: str) -> tuple[str, Doorbell]:
