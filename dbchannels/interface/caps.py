@@ -24,6 +24,7 @@ log = logging.getLogger("dbchannels.server")
 
 FROM_ONE = 1_000  # connections from one address, unless told
 RESERVED = 200  # descriptors for all that is no connection: the database, workers, log files, bodies on disk
+KEPT = 50  # of them that no connection may have, whatever else is open: the database must be reached again
 TOLD_EVERY = 10.0  # seconds between two lines in the log
 
 _RETRY = [("Retry-After", "5")]
@@ -43,15 +44,19 @@ class Caps:
     ) -> None:
         self.total = total
         self.open = 0
+        self.kept_from = float("inf")  # the first descriptor that is kept
         self._per_address = per_address
         self._is_proxy = is_proxy
         self._by_address: Counter[str] = Counter()
         self._turned_away: Counter[bytes] = Counter()
         self._told_at = -TOLD_EVERY
 
-    def admit(self, address: str) -> bytes | None:
-        """Count a connection, to be released when it ends; or return the answer for one too many."""
-        if self.open >= self.total:
+    def admit(self, address: str, descriptor: int = 0) -> bytes | None:
+        """Count a connection, to be released when it ends; or return the answer for one too many.
+
+        The kernel gives the lowest descriptor that is free, so at ``kept_from`` all below are in use.
+        """
+        if self.open >= self.total or descriptor >= self.kept_from:
             return self._turn_away(FULL)
         if not self._is_proxy(address) and (answer := self.enter(address)):
             return answer
@@ -146,6 +151,12 @@ class CountedSocket(socket.socket):
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
             on_close()
+
+
+def first_kept() -> float:
+    """Return the first of the descriptors that no connection may have."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return float("inf") if soft == resource.RLIM_INFINITY else max(soft // 2, soft - KEPT)
 
 
 def connections_that_fit(wanted: int) -> int:

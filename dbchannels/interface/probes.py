@@ -1,28 +1,38 @@
 """Two answers for whoever looks after this process: ``/healthz``, it lives; ``/readyz``, requests may come.
 
 They have a port of their own, so that no client reaches them, and are answered from what the hub knows: nothing here
-waits for the database or for a worker.
+waits for the database or for a worker. Whoever connects and asks nothing holds a descriptor for a few seconds, and is
+the first to go when others come.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from gevent.pywsgi import WSGIServer
+import gevent
+from gevent.server import StreamServer
 
 from dbchannels.interface.binding import Bind, SocketRights, listen
+from dbchannels.interface.handshake import Refused, refuse_response
+from dbchannels.interface.head import HeadLimits, HeadReader
+
+MOST = 32  # connections at once
+DEADLINE = 5.0  # seconds for a question and its answer
+LIMITS = HeadLimits(line=1_024, size=8_192)
+_HEADERS = [("Cache-Control", "no-store")]
 
 
-def probe(path: str, why_not_ready: str) -> tuple[str, str]:
+def probe(path: str, why_not_ready: str) -> tuple[int, str]:
     """Return (status, sentence) for a path."""
     if path == "/healthz":
-        return "200 OK", "This process lives."
+        return 200, "This process lives."
     if path != "/readyz":
-        return "404 Not Found", "Ask for /healthz or /readyz."
+        return 404, "Ask for /healthz or /readyz."
     if why_not_ready:
-        return "503 Service Unavailable", f"Not ready: {why_not_ready}."
-    return "200 OK", "Ready."
+        return 503, f"Not ready: {why_not_ready}."
+    return 200, "Ready."
 
 
 class Probes:
@@ -32,7 +42,8 @@ class Probes:
         self._why_not_ready = why_not_ready
         self._listening = listen(bind, SocketRights())
         self.bind = self._listening.bind
-        self._server = WSGIServer(self._listening.socket, self._answer, log=None, error_log=None)
+        self._server = StreamServer(self._listening.socket, self._serve)
+        self._open: dict[Any, None] = {}  # the greenlet of each connection, the oldest first
 
     def start(self) -> None:
         """Answer from now on."""
@@ -43,10 +54,27 @@ class Probes:
         self._server.close()
         self._listening.remove()
 
-    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        status, sentence = probe(environ["PATH_INFO"], self._why_not_ready())
-        content = f"{sentence}\n".encode()
-        headers = [("Content-Type", "text/plain"), ("Content-Length", str(len(content)))]
-        # Each time a new connection: one that is kept would be answered by a process that should be gone.
-        start_response(status, [*headers, ("Cache-Control", "no-store"), ("Connection", "close")])
-        return [content] if environ["REQUEST_METHOD"] != "HEAD" else []
+    def _serve(self, sock: Any, address: Any) -> None:
+        """Answer one question; the socket is closed behind it, since a process that should be gone would answer on."""
+        greenlet = gevent.getcurrent()
+        self._open[greenlet] = None
+        if len(self._open) > MOST:
+            next(iter(self._open)).kill(block=False)
+        try:
+            with gevent.Timeout(DEADLINE, False), suppress(OSError):
+                sock.sendall(self._answer(sock))
+        finally:
+            del self._open[greenlet]
+
+    def _answer(self, sock: Any) -> bytes:
+        reader = HeadReader(LIMITS)
+        try:
+            while not (head := reader.feed(data := sock.recv(LIMITS.size))):
+                if not data:
+                    return b""
+        except Refused as refused:
+            return refuse_response(refused.status, str(refused), refused.headers)
+        if head.method not in ("GET", "HEAD"):
+            return refuse_response(405, "Ask with GET.", [("Allow", "GET, HEAD")])
+        answer = refuse_response(*probe(head.target.partition("?")[0], self._why_not_ready()), _HEADERS)
+        return answer if head.method == "GET" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"

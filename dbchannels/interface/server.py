@@ -14,7 +14,7 @@ from dbchannels.interface import handshake, http
 from dbchannels.interface.access import log_request, log_websocket
 from dbchannels.interface.binding import AddressInUse, Bind, Listening, listen_all
 from dbchannels.interface.budget import MemoryBudget
-from dbchannels.interface.caps import Caps, address_of, connections_that_fit, turn_away
+from dbchannels.interface.caps import Caps, address_of, connections_that_fit, first_kept, turn_away
 from dbchannels.interface.connections import GOING_AWAY, SERVICE_RESTART, Connection
 from dbchannels.interface.http import Request
 from dbchannels.interface.inlet import Inlet
@@ -56,7 +56,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
 
     def do_handle(self, sock: Any, address: Any) -> None:
         """Take a connection, in the hub; one too many is turned away at once, without a greenlet."""
-        answer = self.caps.admit(address_of(address))
+        answer = self.caps.admit(address_of(address), sock.fileno())
         if answer is None:
             super().do_handle(sock, address)
         else:
@@ -119,6 +119,7 @@ class InterfaceServer:
         if self._probes:
             self._probes.start()
         self.caps.total = connections_that_fit(self.options.max_connections)
+        self.caps.kept_from = first_kept()
         self.relay.start()
         for listener in self._listeners:
             listener.start()

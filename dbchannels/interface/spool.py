@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import tempfile
@@ -10,6 +11,7 @@ from typing import Any
 
 import gevent
 
+from dbchannels.interface.caps import first_kept
 from dbchannels.interface.storage import Storage
 
 FIRST = 131_072  # bytes that go to the worker in the request's message; the rest it asks for
@@ -104,7 +106,11 @@ class Spool:
 
     def _store(self, data: bytearray) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="dbchannels-")  # noqa: SIM115  (it lives as long as we)
+            file = tempfile.TemporaryFile(prefix="dbchannels-")  # noqa: SIM115  (it lives as long as we)
+            if file.fileno() >= first_kept():
+                file.close()
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            self._file = file
         self._file.write(data)
         self._file.flush()
         self._in_file += len(data)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import pytest
+from gevent import socket
 
+from dbchannels.interface import probes
 from dbchannels.interface.binding import Bind
 from dbchannels.interface.probes import probe
 from tests.interface import test_server
@@ -26,8 +29,8 @@ new_site = test_server.new_site
     ],
 )
 def test_the_answer_for_a_path(path, why, status):
-    line, sentence = probe(path, why)
-    assert int(line.split()[0]) == status
+    answered, sentence = probe(path, why)
+    assert answered == status
     assert (why in sentence) is (status == 503 or not why)
 
 
@@ -55,6 +58,44 @@ def test_a_server_that_has_all_it_needs_is_ready(site):
     assert (answer.status, answer.header("Connection")) == (200, "close")
     assert asked(site, "/healthz", "HEAD").content == b""
     assert site.seen == []  # none of it is for the site
+
+
+@pytest.mark.parametrize(
+    ("question", "status"),
+    [
+        (b"POST /healthz HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+        (b"GET /healthz HTTP/1.0\r\n\r\n", 200),
+        (b"GET /healthz?a=b HTTP/1.1\r\nHost: a\r\n\r\n", 200),
+        (b"GET /" + b"a" * 2_000, 414),
+        (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 2_000, 431),
+        (b"hello\r\n", 400),
+    ],
+)
+def test_a_question_is_read_strictly_and_no_further(site, question, status):
+    client = Client(site.server.probe_bind.port)
+    site.clients.append(client)
+    client.sock.sendall(question)
+    assert client.response().status == status
+
+
+def test_whoever_asks_nothing_is_left_after_a_while(site, monkeypatch):
+    monkeypatch.setattr(probes, "DEADLINE", 0.05)
+    with socket.create_connection(("127.0.0.1", site.server.probe_bind.port)) as silent:
+        silent.sendall(b"GET /healthz HTTP/1.1\r\n")
+        assert silent.recv(100) == b""
+    until(lambda: not site.server._probes._open)
+
+
+def test_many_who_ask_nothing_hold_up_no_probe_and_few_descriptors(site):
+    port = site.server.probe_bind.port
+    with ExitStack() as stack:
+        silent = [
+            stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3 * probes.MOST)
+        ]
+        assert asked(site, "/healthz").status == 200
+        assert len(site.server._probes._open) <= probes.MOST
+        assert [one.recv(1) for one in silent[: probes.MOST]] == [b""] * probes.MOST  # the oldest went
+    until(lambda: not site.server._probes._open)
 
 
 def test_probes_are_not_for_clients(site):

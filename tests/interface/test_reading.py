@@ -291,6 +291,26 @@ def test_addresses_of_one_ipv6_network_have_one_cap():
     assert caps.is_local("::ffff:127.0.0.1") and not caps.is_local("::2")
 
 
+@pytest.mark.parametrize(("soft", "first"), [(1_000, 950), (60, 30), (resource.RLIM_INFINITY, float("inf"))])
+def test_a_few_descriptors_are_kept(soft, first, monkeypatch):
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (soft, soft))
+    assert caps.first_kept() == first
+
+
+def test_no_connection_gets_a_descriptor_that_is_kept(new_site):
+    site = new_site()
+    site.server.caps.kept_from = 3  # as if all below were in use
+    assert site.client().response().status == 503
+    site.server.caps.kept_from = float("inf")
+    assert site.get("/a").status == 200
+
+
+def test_a_body_takes_none_of_the_descriptors_that_are_kept(new_site, monkeypatch):
+    site = new_site()
+    monkeypatch.setattr(spool, "first_kept", lambda: 3)
+    assert site.client().ask("POST", "/a", b"x" * 1_000_000).status == 503
+
+
 def test_many_who_are_turned_away_are_one_line(told):
     counted = Caps(0, None)
     for _ in range(100):
