@@ -123,6 +123,7 @@ class Connection:
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
         self._wire = self.make_wire(sock, self._received, self._gone, self._limits, self._share, self.deflate)
+        self._wire.start_heartbeat(self.request.heartbeat)
         for out in self._early:
             self._wire.send(out)
         self._early = []

@@ -18,6 +18,9 @@ from django.utils.http import is_same_domain
 RawHeaders = Sequence[tuple[bytes, bytes]]  # names in lower case, order and duplicates kept
 Headers = Iterable[tuple[str, str]]
 
+HEARTBEAT = "dbchannels-heartbeat"  # of the query; dbchannels.js adds it
+LEAST_HEARTBEAT = 5  # seconds
+
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _TOKEN = re.compile(r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
 # 16 bytes and nothing else. The last four bits may be any: in the RFC's own sample key one of them is set.
@@ -65,6 +68,22 @@ def read_handshake(method: str, http_version: str, headers: RawHeaders) -> Hands
     if len(origins) > 1:
         raise Refused(400, "Send one Origin header.")
     return Handshake(key, subprotocols, origins[0] if origins else None)
+
+
+def take_heartbeat(target: str) -> tuple[str, int]:
+    """Return a request's target without the parameter that asks for heartbeats, and the seconds between two of them.
+
+    0: none are asked for. A client decides on the number, so no socket has more than one in LEAST_HEARTBEAT seconds.
+    """
+    path, _, query = target.partition("?")
+    seconds, others = 0, []
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if name != HEARTBEAT:
+            others.append(part)
+        elif value.isascii() and value.isdigit() and len(value) <= 4 and value.strip("0"):
+            seconds = max(LEAST_HEARTBEAT, int(value))
+    return "?".join(filter(None, (path, "&".join(others)))), seconds
 
 
 def _check_request(method: str, http_version: str, headers: RawHeaders) -> None:

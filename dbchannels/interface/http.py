@@ -55,6 +55,7 @@ class Request(NamedTuple):
     client: tuple[str, int]
     server: tuple[str, int]
     root_path: str = ""
+    heartbeat: int = 0  # seconds between two heartbeats that a WebSocket's client asks for; 0: none
 
     @property
     def path_bytes(self) -> bytes:

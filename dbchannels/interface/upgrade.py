@@ -97,6 +97,10 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             self.server.under_way.lingering -= 1
 
     def _take_head(self, head: Head) -> None:
+        self._heartbeat = 0
+        if handshake.HEARTBEAT in head.target and handshake.is_upgrade(head.headers):
+            target, self._heartbeat = handshake.take_heartbeat(head.target)
+            head = head._replace(target=target)
         self.head, self.requestline = head, head.line
         self.command, self.path, self.request_version = head.method, head.target, f"HTTP/{head.version}"
         self._requests, self._unread = self._requests + 1, head.length != 0
@@ -137,7 +141,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         client = self.client_address if isinstance(self.client_address, tuple) else ("", 0)
         host, port = self.server.public_address
         made = Request(head.method, head.target, head.version, head.headers, "http", client[:2], (host, port))
-        return self.server.read_request(made)  # type: ignore[no-any-return]
+        return self.server.read_request(made._replace(heartbeat=self._heartbeat))  # type: ignore[no-any-return]
 
     def upgrade_websocket(self) -> Any:
         """Answer a handshake; None, and no status, leaves the request to the WSGI application."""

@@ -23,12 +23,14 @@ import gevent
 from dbchannels.interface.budget import LEAST, Share
 from dbchannels.interface.deflate import STEP, Deflate, Inflater
 from dbchannels.interface.limits import LINGERING, Limits
-from dbchannels.interface.websocket import Binary, Event, Outgoing, Text, WebSocket
+from dbchannels.interface.websocket import Binary, Event, Outgoing, Text, WebSocket, encode_text
 
 READ = 65_536  # bytes read at once
 STALLED_DEADLINE = 20.0  # seconds for which a socket may find no memory for what it would read; 1013
 CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
 PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
+
+HEARTBEAT = encode_text("\0heartbeat")  # dbchannels.js knows it, and keeps it from the page
 
 GOING_AWAY, ABNORMAL, POLICY_VIOLATION, TRY_AGAIN = 1001, 1006, 1008, 1013
 
@@ -37,11 +39,13 @@ class Wire:
     """Gives what the client sends to ``on_event``, and says ``on_gone`` once, with a code, when the socket ends."""
 
     __slots__ = (
+        "_beat_at",
         "_blocked_at",
         "_closing_at",
         "_events",
         "_frames",
         "_heard_at",
+        "_heartbeat",
         "_held",
         "_limits",
         "_message_at",
@@ -88,6 +92,8 @@ class Wire:
         self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
         self._pings_since = self._opened_at  # since when the client's are counted
         self._thrown: int | None = None  # all is said: how many bytes came and were thrown away since
+        self._heartbeat = 0  # seconds between two; 0: the client asked for none
+        self._beat_at = 0.0
         self._socket = sock  # None: gone
         self._reader, self._writer = loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2)
 
@@ -334,8 +340,22 @@ class Wire:
 
     # Time.
 
+    def start_heartbeat(self, seconds: int) -> None:
+        """Write a heartbeat so often: a browser shows no ping to the page, which is to know that the line is up."""
+        self._heartbeat = seconds
+        self._beat_at = time.monotonic() - random.uniform(
+            0, seconds
+        )  # thousands come back at the same moment
+
+    def _beat(self, now: float) -> None:
+        if self._heartbeat and now - self._beat_at >= self._heartbeat:
+            self._beat_at = now
+            if self._protocol.state == "open" and not self._frames:
+                self._write(HEARTBEAT)
+
     def tick(self, now: float) -> None:
-        """Look after deadlines and pings; called every few seconds."""
+        """Look after deadlines, heartbeats and pings; called every few seconds."""
+        self._beat(now)
         if self._socket is None:
             return
         limits = self._limits

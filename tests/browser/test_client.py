@@ -199,6 +199,32 @@ def test_a_wait_is_part_chance_and_cut_short_when_the_page_is_online_again(clien
     assert client.names().count("open") == 2
 
 
+def test_silence_is_a_lost_connection(server: Served, new_window: Callable[[], Window]) -> None:
+    client = Client(new_window(), server)
+    client.do(
+        "window.late = [], window.set = setTimeout, "
+        "globalThis.setTimeout = (act, ms, ...more) => "
+        "ms >= 500 ? late.push([ms, () => act(...more)]) : set(act, ms, ...more)"
+    )
+    client.connect("/echo/?a=b", "{ heartbeat: 1 }").reached("connecting", "open")
+    assert client.do("late.map(([ms]) => ms)") == [10_000]
+    client.do("socket.send('hi')")
+    client.saw(["text", "hi"])
+    assert client.do("late.map(([ms]) => ms)") == [10_000] * 2
+    client.do("window.old = socket.socket, late.at(-1)[1]()")
+    client.saw(["waiting", {"seconds": 1}])
+    client.do("late.at(-1)[1]()")
+    client.reached("connecting", "open", "text", "waiting", "connecting", "open")
+    assert client.do("old.url").endswith("/echo/?a=b&dbchannels-heartbeat=5")
+    assert client.do("old.readyState > 1")
+
+
+def test_heartbeats_are_kept_from_the_page(client: Client) -> None:
+    client.connect("/echo/").reached("connecting", "open")
+    client.do("socket.send('\\0heartbeat'), socket.send('hi')")
+    client.reached("connecting", "open", "text")
+
+
 def test_it_is_closed_by_the_page_and_opened_again(client: Client) -> None:
     client.connect("/room/").reached("connecting", "open")
     client.do("socket.close(4001, 'bye')")
@@ -256,6 +282,6 @@ def test_the_documentation_names_every_event_and_option() -> None:
     assert options
     assert (
         {one.split(" = ")[0] for one in options[1].split(", ")}
-        == {"protocols", "queue", "longest", "again"}
+        == {"protocols", "queue", "longest", "again", "heartbeat"}
         <= words
     )

@@ -20,6 +20,7 @@ from dbchannels.interface.handshake import (
     origin_allowed,
     read_handshake,
     refuse_response,
+    take_heartbeat,
 )
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # the sample of RFC 6455 section 1.3
@@ -554,3 +555,27 @@ def test_a_refusal_is_a_whole_answer(status, phrase):
         ("Connection", "close"),
         ("Retry-After", "5"),
     ]
+
+
+# --- heartbeats
+
+
+@pytest.mark.parametrize(
+    ("target", "rest", "seconds"),
+    [
+        ("/a/?dbchannels-heartbeat=15", "/a/", 15),
+        ("/a/?dbchannels-heartbeat=1", "/a/", 5),
+        ("/a/?x=1&dbchannels-heartbeat=30&y", "/a/?x=1&y", 30),
+        ("/a/?dbchannels-heartbeat=0", "/a/", 0),
+        ("/a/?dbchannels-heartbeat", "/a/", 0),
+        ("/a/?dbchannels-heartbeat=-1", "/a/", 0),
+        ("/a/?dbchannels-heartbeat=1e9", "/a/", 0),
+        ("/a/?dbchannels-heartbeat=00000000005", "/a/", 0),
+        ("/a/?dbchannels-heartbeat=7&dbchannels-heartbeat=9", "/a/", 9),
+        ("/a/?xdbchannels-heartbeat=7", "/a/?xdbchannels-heartbeat=7", 0),
+        ("/dbchannels-heartbeat=7", "/dbchannels-heartbeat=7", 0),
+        ("/a/?x=?&y=%20+", "/a/?x=?&y=%20+", 0),
+    ],
+)
+def test_a_client_may_ask_for_heartbeats(target, rest, seconds):
+    assert take_heartbeat(target) == (rest, seconds)

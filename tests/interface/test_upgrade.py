@@ -18,6 +18,29 @@ def nothing_was_sent(site):
     return site.seen == [] and site.relay.waiting() == 0
 
 
+# --- heartbeats
+
+
+def test_the_parameter_for_heartbeats_is_seen_by_nobody(site, caplog):
+    caplog.set_level(logging.INFO, "dbchannels.access")
+    client = site.socket("/chat/?a=b&dbchannels-heartbeat=15&c")
+    assert client.status == 101
+    (message,) = site.messages("websocket.connect")
+    assert (message["path"], message["query_string"]) == ("/chat/", b"a=b&c")
+    (connection,) = site.server.connections
+    assert connection._wire._heartbeat == 15
+    assert caplog.text.count("/chat/?a=b&c HTTP/1.1") == 2 and "heartbeat" not in caplog.text
+    site.socket("/refused/?dbchannels-heartbeat=15", Origin="http://evil.example")
+    until(lambda: "/refused/ HTTP/1.1" in caplog.text)
+    assert "heartbeat" not in caplog.text
+
+
+def test_to_a_plain_request_it_is_a_parameter_like_any_other(site):
+    site.get("/?dbchannels-heartbeat=15")
+    (message,) = site.messages("http.request")
+    assert message["query_string"] == b"dbchannels-heartbeat=15"
+
+
 # --- refused before any message
 
 

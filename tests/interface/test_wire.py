@@ -140,6 +140,25 @@ def test_pings_and_pongs_do_not_break_the_idleness(new_peer):
     assert peer.closed_with() == 1001
 
 
+def test_a_client_that_asks_for_heartbeats_has_them_and_nobody_else(new_peer):
+    asking, other = new_peer(ping_interval=1_000), new_peer(ping_interval=1_000)
+    asking.wire.start_heartbeat(15)
+    started = asking.wire._beat_at
+    for seconds in range(0, 60, 2):
+        asking.wire.tick(started + seconds)
+        other.after(seconds)
+    assert asking.frames() == [(TEXT, b"\0heartbeat")] * 3 and other.frames() == []
+
+
+def test_a_closed_socket_has_no_heartbeat(new_peer):
+    peer = new_peer()
+    peer.wire.start_heartbeat(5)
+    peer.wire.close(1001, "")
+    peer.wire.tick(time.monotonic() + 4.9)
+    peer.wire._beat(time.monotonic() + 20)
+    assert [opcode for opcode, _ in peer.frames()] == [CLOSE]
+
+
 def test_who_was_asked_to_go_is_asked_once_and_dropped_in_the_end(new_peer):
     peer = new_peer(lifetime=50)
     peer.after(51)

@@ -1,4 +1,4 @@
-// A WebSocket that comes back by itself, for pages of a site with dbchannels; docs/javascript.rst explains it.
+// A WebSocket that comes back by itself, for pages of dbchannels; see docs/javascript.rst.
 
 const SHORTEST = 500; // ms before coming back, at least
 const LONGEST = 10_000; // ms, at most
@@ -8,12 +8,11 @@ const GOOD = 5_000; // ms that a connection has to last before waits are short a
 export const comesBack = (code) => code !== 1000 && code !== 1008 && !(code >= 4000 && code <= 4999);
 
 export class Socket {
-  constructor(url, { protocols = [], queue = 0, longest = LONGEST, again = comesBack } = {}) {
-    Object.assign(this, { url, protocols, queue, longest, again, state: "closed", ended: false, failures: 0 });
-    this.unsent = [];
-    this.listeners = {};
-    this.streams = new Map();
-    this.hint = () => this.timer && !document.hidden && this.open(); // online, or looked at, again
+  constructor(url, { protocols = [], queue = 0, longest = LONGEST, again = comesBack, heartbeat = 30 } = {}) {
+    heartbeat &&= Math.max(10, heartbeat); // s
+    Object.assign(this, { url, protocols, queue, longest, again, heartbeat });
+    Object.assign(this, { state: "closed", ended: false, failures: 0, unsent: [], listeners: {}, streams: new Map() });
+    this.hint = () => this.timer && !document.hidden && this.open(); // online or seen again
     queueMicrotask(() => this.ended || this.socket || this.open()); // the listeners come first
   }
 
@@ -24,9 +23,15 @@ export class Socket {
     return this;
   }
 
+  // Its frames are { "stream": name, "payload": ... }.
   stream(name) {
-    if (!this.streams.has(name)) this.streams.set(name, new Stream(this, name));
-    return this.streams.get(name);
+    let stream = this.streams.get(name);
+    if (!stream) {
+      const on = (listener) => stream.listeners.push(listener) && stream;
+      const send = (payload) => this.sendJSON({ stream: name, payload });
+      this.streams.set(name, (stream = { listeners: [], on, send }));
+    }
+    return stream;
   }
 
   // False when there is neither a connection nor room in the queue: the message is still the caller's.
@@ -44,20 +49,26 @@ export class Socket {
   open() {
     this.#drop();
     this.ended = false;
-    this.#listen(addEventListener);
     const url = new URL(typeof this.url === "function" ? this.url() : this.url, location.href);
     url.protocol = url.protocol.replace("http", "ws");
+    if (this.heartbeat) url.search += (url.search && "&") + "dbchannels-heartbeat=" + (this.heartbeat >> 1);
     const socket = (this.socket = new WebSocket(url, this.protocols));
     socket.binaryType = "arraybuffer";
     let opened = Infinity;
     const current = (act) => (event) => socket === this.socket && act(event);
+    const closed = current(({ code, reason }) => this.#closed(code, reason, Date.now() - opened >= GOOD));
+    const heard = () => {
+      clearTimeout(this.silence);
+      this.silence = this.heartbeat && setTimeout(closed, this.heartbeat * 1000, { code: 1006, reason: "" });
+    };
     socket.onopen = current(() => {
       opened = Date.now();
+      heard();
       for (const data of this.unsent.splice(0)) socket.send(data);
       this.#become("open");
     });
-    socket.onmessage = current(({ data }) => this.#read(data));
-    socket.onclose = current(({ code, reason }) => this.#closed(code, reason, Date.now() - opened >= GOOD));
+    socket.onmessage = current(({ data }) => heard() || data === "\0heartbeat" || this.#read(data));
+    socket.onclose = closed;
     this.#become("connecting"); // the last: a listener may close it
   }
 
@@ -71,6 +82,7 @@ export class Socket {
     this.timer = null;
     this.ended = true;
     this.#listen(removeEventListener);
+    clearTimeout(this.silence);
     this.socket?.close(...why);
     this.socket = null;
   }
@@ -80,12 +92,14 @@ export class Socket {
   }
 
   #closed(code, reason, good) {
+    this.#drop();
     if (!this.again(code)) {
-      this.#drop();
       if (code === 4401) this.#tell("unauthorized", { code, reason });
       return this.#become("closed", { code, reason });
     }
-    // What is left to chance keeps a thousand pages from coming back in the same second.
+    this.ended = false;
+    this.#listen(addEventListener);
+    // By chance, so that a thousand pages do not come back at once.
     this.failures = good ? 1 : this.failures + 1;
     const most = Math.min(this.longest, SHORTEST * 2 ** this.failures);
     const ms = SHORTEST + Math.random() * Math.max(0, most - SHORTEST);
@@ -114,21 +128,5 @@ export class Socket {
 
   #tell(event, detail) {
     for (const listener of this.listeners[event] ?? []) listener(detail);
-  }
-}
-
-// Frames of { "stream": name, "payload": ... }.
-class Stream {
-  constructor(socket, name) {
-    Object.assign(this, { socket, name, listeners: [] });
-  }
-
-  on(listener) {
-    this.listeners.push(listener);
-    return this;
-  }
-
-  send(payload) {
-    return this.socket.sendJSON({ stream: this.name, payload });
   }
 }
