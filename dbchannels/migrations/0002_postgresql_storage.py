@@ -98,6 +98,10 @@ CREATE TRIGGER dbchannels_restored BEFORE INSERT ON our.dbchannels_tally FOR EAC
 # small table invited: enable_seqscan. Names without a '!' or '?' that do not start as http. or websocket. are the
 # site's own, durable channels, the same rule as names.is_protocol; no NOTIFY past a half of its queue, see sql.py.
 AUDIENCE_KEY = "encode(substring(sha256(convert_to({members} || ' ' || {digest}, 'UTF8')) FOR 16), 'hex')::uuid"
+# Rows are compared where one index alone can serve, whatever the statistics say: they may be of the time before a server's
+# 50,000 members came back under its new name, and the index by channel seems as good then.
+MEMBERS = '("group", channel) >= (to_group, queue.channel) AND ("group", channel) <= (to_group, queue.channel)'
+LAST_ID = 2**63 - 1
 SEND_GROUP = f"""
 CREATE OR REPLACE FUNCTION our.dbchannels_send_group(
     to_group text, body bytea, expiry float, patterns text[], capacities int[], wakes boolean, near text[]
@@ -125,8 +129,7 @@ BEGIN
         END LOOP;
         IF queue.channel !~ '[!?]|^http[.]|^websocket[.]' THEN
             CONTINUE WHEN NOT EXISTS (
-                SELECT FROM our.dbchannels_membership WHERE "group" = to_group AND channel = queue.channel
-                AND (expires_at IS NULL OR expires_at > statement_timestamp())
+                SELECT FROM our.dbchannels_membership WHERE {MEMBERS} AND (expires_at IS NULL OR expires_at > statement_timestamp())
             );
             IF capacity IS NOT NULL THEN
                 SELECT count(*) INTO waiting FROM (
@@ -141,9 +144,12 @@ BEGIN
             CONTINUE;
         END IF;
         IF capacity IS NOT NULL AND capacity <= (
-            SELECT id FROM our.dbchannels_protocolmessage WHERE channel = queue.channel ORDER BY id DESC LIMIT 1
+            SELECT id FROM our.dbchannels_protocolmessage
+            WHERE (channel, id) < (queue.channel, {LAST_ID}) AND channel >= queue.channel
+            ORDER BY channel DESC, id DESC LIMIT 1
         ) - (
-            SELECT id FROM our.dbchannels_protocolmessage WHERE channel = queue.channel ORDER BY id LIMIT 1
+            SELECT id FROM our.dbchannels_protocolmessage
+            WHERE (channel, id) > (queue.channel, 0) AND channel <= queue.channel ORDER BY channel, id LIMIT 1
         ) + 1 THEN
             SELECT count(*) INTO waiting FROM (
                 SELECT FROM our.dbchannels_protocolmessage WHERE channel = queue.channel LIMIT capacity
@@ -162,8 +168,7 @@ BEGIN
                    CASE WHEN queue.named
                    THEN {AUDIENCE_KEY.format(members="count(*)", digest=f"sum({DIGEST})")} END
             INTO parts, audience_key FROM our.dbchannels_membership
-            WHERE "group" = to_group AND channel = queue.channel
-                  AND (expires_at IS NULL OR expires_at > statement_timestamp());
+            WHERE {MEMBERS} AND (expires_at IS NULL OR expires_at > statement_timestamp());
             CONTINUE WHEN parts IS NULL;
             IF audience_key IS NOT NULL THEN
                 INSERT INTO our.dbchannels_audience (key, locals, expires_at)

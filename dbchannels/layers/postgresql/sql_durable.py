@@ -123,11 +123,11 @@ SELECT id, channel, payload, attempts, alone FROM claimed ORDER BY priority DESC
 LOCK_LIMITED = """
 SELECT pg_advisory_xact_lock(number) FROM (
     SELECT hashtextextended('dbchannels ' || queue.name, 0) AS number
-    FROM unnest(%(queues)s::text[], %(at_most)s::int[]) AS queue(name, at_most)
-    WHERE at_most IS NOT NULL AND EXISTS (
+    FROM unnest(%(queues)s::text[], %(at_most)s::int[]) AS queue(name, at_most) CROSS JOIN LATERAL (
         SELECT FROM dbchannels_durablemessage
-        WHERE channel = queue.name AND claimed_by IS NULL AND due_at IS NULL
-    )
+        WHERE channel = queue.name AND claimed_by IS NULL AND due_at IS NULL LIMIT 1
+    ) AS first
+    WHERE at_most IS NOT NULL
     ORDER BY number
 ) AS busy
 """
