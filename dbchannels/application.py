@@ -33,9 +33,11 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class ApplicationViews:
     """Calls the application, from any number of threads at once; the site's own is imported when it is needed."""
 
-    def __init__(self, application: Application | None = None) -> None:
+    def __init__(self, application: Application | None = None, *, threads: bool = True) -> None:
         teach_django()
         self._application = application
+        # As PEP 3333 has it; django-debug-toolbar keeps its history only where one process answers all requests.
+        self._processes = {"wsgi.multithread": threads, "wsgi.multiprocess": not threads}
 
     def load(self) -> Application:
         """Return the application; raises InvalidConfiguration when it cannot be imported."""
@@ -57,8 +59,7 @@ class ApplicationViews:
 
         context = RequestContext(message.reply_channel)
         with open_body(message, link, layer.options["expiry"]) as body:
-            environ = make_environ(message)
-            environ["wsgi.input"] = body
+            environ = {**make_environ(message), **self._processes, "wsgi.input": body}
             response = Response(self.load(), environ, context)
             try:
                 content = response.content
@@ -80,7 +81,7 @@ class ApplicationViews:
         environ = make_environ({**message, "body": b""} if streamed else message)
         if streamed:
             environ["wsgi.input"] = body
-        environ.update({"wsgi.multithread": True, "wsgi.multiprocess": False})
+        environ.update(self._processes)
         response = Response(self.load(), environ, RequestContext())
         try:
             if isinstance(response.content, bytes):

@@ -46,10 +46,12 @@ class ClaimLost(Exception):
 class Consumption:
     """Runs consumers for one worker, one message at a time."""
 
-    def __init__(self, layer: BaseLayer, routing: Routing, link: Link) -> None:
+    def __init__(
+        self, layer: BaseLayer, routing: Routing, link: Link, views: ApplicationViews | None = None
+    ) -> None:
         self.layer = layer
         self.routing = routing
-        self.views = ApplicationViews()
+        self.views = views or ApplicationViews(threads=False)
         self._link = link
         self._route: Route | None = None  # of the message under way
 

@@ -18,6 +18,7 @@ from django.core.management.color import color_style
 from django.utils.log import ServerFormatter
 from gevent.event import Event
 
+from dbchannels.application import ApplicationViews
 from dbchannels.conf import layer_settings
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import InvalidConfiguration
@@ -223,8 +224,10 @@ def run_in_process(plan: Plan, announce: Announce) -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     stopped = stop_at_signals() if in_main_thread else Event()
     server.start()
+    views = ApplicationViews()
     for number in range(plan.workers):
-        worker = Worker(layer, routing, name=f"thread-{number}", replace=lambda: os._exit(CHANGED))
+        name = f"thread-{number}"
+        worker = Worker(layer, routing, name=name, replace=lambda: os._exit(CHANGED), views=views)
         threading.Thread(target=worker.run, name=worker.name, daemon=True).start()
     announce(server.address[1], layer)
     stopped.wait()

@@ -153,8 +153,6 @@ def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
         "wsgi.url_scheme": message.get("scheme", "http"),
         "wsgi.input": BytesIO(body),
         "wsgi.errors": sys.stderr,
-        "wsgi.multithread": False,
-        "wsgi.multiprocess": True,
         "wsgi.run_once": False,
         "wsgi.file_wrapper": _file_in_chunks,
     }

@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from dbchannels import names, signals
+from dbchannels.application import ApplicationViews
 from dbchannels.backoff import Backoff
 from dbchannels.batch import Batch, Pace
 from dbchannels.consuming import Consumption
@@ -55,6 +56,7 @@ class Worker:
     ``bells`` are given by a parent that LISTENs for us; without, the worker's own link does. ``doors`` are those that
     we ring, by the queue whose reader they wake. ``replace`` ends this process when a consumer hangs; ``on_ready`` is
     called when this worker is on record; once ``is_outdated`` says so, it takes nothing any more.
+    ``views`` are shared by the workers that are threads of one process.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Worker:
         replace: Callable[[], None] = lambda: os._exit(1),
         on_ready: Callable[[], Any] = lambda: None,
         is_outdated: Callable[[], bool] = never,
+        views: ApplicationViews | None = None,
     ) -> None:
         self.layer = layer
         self.routing = routing
@@ -85,7 +88,7 @@ class Worker:
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
         self.link = layer.link("worker", listen=not bells)
         self.link.near = doors or {}
-        self._consumption = Consumption(layer, routing, self.link)
+        self._consumption = Consumption(layer, routing, self.link, views)
         periodic = [entry for entry in routing.timetable() if entry.channel in self.channels]
         self._timetable = Timetable(periodic, self.link)
         self._knows_all_times = not only and not exclude

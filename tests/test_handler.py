@@ -308,8 +308,6 @@ def test_the_environment_is_wsgis():
         "HTTP_HOST": "testserver",
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
-        "wsgi.multithread": False,
-        "wsgi.multiprocess": True,
         "wsgi.run_once": False,
     }
     assert {key: made[key] for key in expected} == expected

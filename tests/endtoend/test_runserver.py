@@ -103,6 +103,7 @@ from urllib.request import urlopen
 
 def count(request):
     cache.add("visits", 0)
+    assert request.META["wsgi.multithread"] and not request.META["wsgi.multiprocess"]
     return HttpResponse(f"{os.getpid()} {cache.incr('visits')}")
 
 def own(request):

@@ -129,6 +129,24 @@ def test_a_second_signal_ends_a_worker_now(site):
     assert site.entries() == []
 
 
+# Who is kept for what.
+
+
+def test_long_consumers_and_slow_views_leave_the_others_a_worker(site):
+    served = site.serve("--http-timeout", "600", "--graceful-timeout", "0")
+    site.send("stream", {"text": "long", "sleep": 3600})
+    until(lambda: "long" in site.entries(), "it runs")
+    site.send("stream", {"text": "another"})
+    until(lambda: "another" in site.entries(), "other background work runs")
+    site.send("stream", {"text": "as long", "sleep": 3600})
+    until(lambda: "as long" in site.entries(), "it runs too")
+    assert served.get("/").text == "hello"
+    raw = connect(served.port)
+    raw.sendall(b"GET /sleep/3600000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    until(lambda: site.count("held", "messages LIKE 'http.request %'"), "a slow view runs")
+    assert served.socket("/echo/").ask("tea") == "tea"
+
+
 # Which channels a worker reads.
 
 

@@ -14,6 +14,7 @@ import pytest
 from dbchannels import codec
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.interface import overload
 from dbchannels.interface import relay as relay_module
 from dbchannels.interface.hub import GeventHub
 from dbchannels.interface.relay import OutboxFull, Relay
@@ -709,6 +710,18 @@ def test_its_own_workers_are_woken_without_a_notification(new_relay, new_link):
     relay.send(relay.make_send("http.request", {"path": "/"}))
     until(lambda: wait_readable([bell.reader], 0))
     assert listener.wait(0.05) == set()
+
+
+@kinds.only("postgresql", "sqlite")
+def test_what_waits_since_all_workers_are_busy_is_told_of(new_relay, new_link, monkeypatch, caplog):
+    monkeypatch.setattr(overload, "PATIENCE", 0.3)
+    relay = new_relay(lease=0.3)
+    link = new_link(relay.layer)
+    link.register("w1", Process.WORKER)
+    link.tell_work("w1", '{"takes": ["own"], "runs": "exports", "since": "2026-11-28 14:03:02"}')
+    relay.layer.send("own", {})
+    until(lambda: "w1 runs exports since 2026-11-28 14:03:02" in caplog.text)
+    assert caplog.text.count("Messages on own have waited") == 1
 
 
 # Logins.

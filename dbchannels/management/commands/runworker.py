@@ -20,7 +20,7 @@ from django.template import engines
 from django.template.backends.django import DjangoTemplates
 from django.template.loaders import cached
 
-from dbchannels.application import load_site
+from dbchannels.application import ApplicationViews, load_site
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
@@ -112,6 +112,7 @@ class Command(TellingCommand):
         if options["fresh_templates"]:
             uncache_templates()
         ready = threading.Barrier(options["threads"], partial(say_ready, options["ready"]))
+        views = ApplicationViews(threads=options["threads"] > 1)
         workers = [
             Worker(
                 layer,
@@ -124,6 +125,7 @@ class Command(TellingCommand):
                 replace=end_child if child else start_anew,
                 on_ready=ready.wait,
                 is_outdated=CodeChanges(options["since"]) if options["since"] else never,
+                views=views,
             )
             for name in worker_names(child, options["threads"])
         ]
@@ -132,8 +134,7 @@ class Command(TellingCommand):
             raise CommandError("No channel with a consumer is left: change --only or --exclude.")
         stop_at_signals(workers, graceful_timeout, sys.stdin.fileno() if child else None)
         try:
-            for one in workers:
-                one.load()
+            worker.load()
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
         if not child:
