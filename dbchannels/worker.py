@@ -17,6 +17,8 @@ from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
+from django.conf import settings
+
 from dbchannels import names, signals
 from dbchannels.application import ApplicationViews
 from dbchannels.backoff import Backoff
@@ -82,6 +84,8 @@ class Worker:
             for channel in dict.fromkeys([*PROTOCOL_CHANNELS, *routing.channels()])
             if _selected(channel, only, exclude)
         ]
+        if settings.DEBUG:
+            layer.consumed_channels = set(routing.channels())
         self._concurrency = routing.concurrency()
         # Those first that were not served for longest.
         self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]

@@ -273,3 +273,17 @@ def test_a_refused_handshake_says_which_paths_there_are(layer, caplog, settings)
     worker.run_once()
     worker.link.close()
     assert "No route takes a WebSocket on '/chat/tea': the nearest are /chat/<slug:room>/" in caplog.text
+
+
+def test_with_debug_the_log_says_once_which_channel_has_no_consumer(layer, caplog, settings):
+    for settings.DEBUG, told in ((False, 0), (True, 2)):
+        worker = Worker(layer, Routing([route("invoices", print)]))
+        for channel in ("invoces", "invoces", "invoices", "quite.other", "websocket.receive", "reply.web!a"):
+            Channel(channel).send({})
+        worker.link.close()
+        assert len(caplog.messages) == told
+    assert caplog.messages == [
+        "A message was sent to invoces, which has no consumer, so it waits for ever: write 'invoices'.",
+        "A message was sent to quite.other, which has no consumer, so it waits for ever: write "
+        "@consumer('quite.other') above one.",
+    ]

@@ -11,6 +11,8 @@ that for anything that keeps tables; ``memory`` is the shortest example.
 
 from __future__ import annotations
 
+import difflib
+import logging
 import random
 import threading
 from collections import deque
@@ -40,6 +42,8 @@ from dbchannels.layers.websockets import WebSockets
 
 Fields = dict[str, Any]
 
+log = logging.getLogger("dbchannels.layer")
+
 
 class BaseLayer(WebSockets):
     """What every layer can do. Positional arguments as in the public channel-layer draft."""
@@ -66,6 +70,8 @@ class BaseLayer(WebSockets):
         self._buffer: ContextVar[Buffer | None] = ContextVar("buffer", default=None)
         self._spread: dict[str, deque[tuple[str, bytes]]] = {}
         self._spreading = threading.Lock()
+        #: With DEBUG, in a worker: the channels that have a consumer. The log names any other that is sent to, once.
+        self.consumed_channels: set[str] | None = None
 
     if not TYPE_CHECKING:  # or no type checker would find a name that is not there
 
@@ -110,12 +116,24 @@ class BaseLayer(WebSockets):
     def make_send(self, channel: str, message: Fields, **delivery: Any) -> Send:
         """Check a message and encode it: what happens to the dict afterwards changes nothing."""
         names.check_channel_name(channel)
+        if self.consumed_channels is not None and channel not in self.consumed_channels:
+            self._tell_unconsumed(channel, self.consumed_channels)
         options = delivery_options(channel, **delivery) if delivery else None
         payload = codec.encode(message, self.options["max_message_size"])
         reply_channel = message.get("reply_channel")
         reply_channel = names.check_channel_name(reply_channel) if reply_channel is not None else ""
         send = Send(channel, payload, reply_channel, self.options["expiry"])
         return send._replace(**options) if options else send
+
+    def _tell_unconsumed(self, channel: str, consumed: set[str]) -> None:
+        if names.is_protocol(channel):
+            return
+        near = difflib.get_close_matches(channel, sorted(consumed), n=1)
+        advice = f"write {near[0]!r}" if near else f"write @consumer({channel!r}) above one"
+        log.warning(
+            "A message was sent to %s, which has no consumer, so it waits for ever: %s.", channel, advice
+        )
+        consumed.add(channel)
 
     @contextmanager
     def buffered(self) -> Iterator[Buffer]:
