@@ -15,8 +15,8 @@ from tests import kinds
 
 pytestmark = kinds.only("postgresql")
 
-ROWS = 8_000
-MOST = 60  # pages of 8 kB that one may touch; each of these tables and their indexes has more than that
+ROWS = 10_000
+MOST = 100  # pages of 8 kB that one may touch; each of these tables and their indexes has more than that
 BUSY = ("membership", "tally", "connection", "protocolmessage", "durablemessage", "audience")
 
 
