@@ -7,13 +7,14 @@ import logging
 import random
 import traceback
 from contextlib import nullcontext
+from contextvars import copy_context
 from typing import Any
 
 from django.conf import settings
-from django.db import connections, transaction
+from django.db import transaction
 from django.http.response import HttpResponseBase
 
-from dbchannels import codec, names, signals
+from dbchannels import codec, database_connections, names, signals
 from dbchannels.application import ApplicationViews
 from dbchannels.consumer_options import ConsumerOptions
 from dbchannels.coroutines import completed
@@ -24,6 +25,7 @@ from dbchannels.exceptions import (
     InvalidMessage,
     LoginEnded,
     ResponseLater,
+    TransactionLeftOpen,
     WebSocketCloseException,
     WorkerKilled,
     shown,
@@ -56,18 +58,28 @@ class Consumption:
         self._route: Route | None = None  # of the message under way
 
     def consume(self, delivery: Delivery, worker: str) -> Outcome:
-        """Run the consumer; return what it sent and added, its failure if it raised, and whether to acknowledge."""
+        """Run the consumer; return what it sent and added, its failure if it raised, and whether to acknowledge.
+
+        In a context of its own: the language, the time zone, the script prefix and whatever else a consumer or a view
+        keeps in a ContextVar are not there for the next.
+        """
+        return copy_context().run(self._consume, delivery, worker)
+
+    def _consume(self, delivery: Delivery, worker: str) -> Outcome:
         self._route = None
+        blocks = database_connections.open_blocks()
         with self.layer.buffered() as buffer:
             try:
                 answers = self._run(delivery, worker)
+                if left := database_connections.end_transactions(blocks):
+                    raise TransactionLeftOpen(left)
                 atomic = self._options().atomic
                 return Outcome(_joined(buffer.pending(), answers), None, not atomic)
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
+                database_connections.end_transactions(blocks)
                 return self._raised(delivery, error)
             finally:
-                if self._route or delivery.channel != "http.request":  # else Django does it, after a view
-                    self.tidy()
+                self.tidy()
 
     def _run(self, delivery: Delivery, worker: str) -> list[Operation]:
         content = codec.decode(delivery.payload)
@@ -169,8 +181,8 @@ class Consumption:
         return f"{attempt}; the next is in {outcome.failure.retry_in:.1f} s.\n"
 
     def tidy(self) -> None:
-        """Leave Django's connections as they are left at the end of a request."""
-        _tidy_connections()
+        """Leave Django's connections for the next message."""
+        database_connections.end_message()
 
     def hung(self, delivery: Delivery, text: str) -> Outcome:
         """Return what becomes of a message whose consumer does not end; from the watch's thread."""
@@ -295,13 +307,6 @@ def _joined(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
         ):
             return [*sent[:-1], last._replace(payload=payload, certain=True)]
     return [*sent, *answers]
-
-
-def _tidy_connections() -> None:
-    """Do what Django does at the end of a request, by its two signal handlers, in one pass over the connections."""
-    for connection in connections.all(initialized_only=True):
-        connection.queries_log.clear()
-        connection.close_if_unusable_or_obsolete()
 
 
 def backoff(attempt: int) -> float:

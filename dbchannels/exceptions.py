@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 LOGGED_OUT = 4401  # the close code of a connection whose login has ended: 4000 and HTTP's 401
 SENDABLE_CODES = frozenset(
     {1000, 1001, 1002, 1003, *range(1007, 1015)}
@@ -62,6 +64,16 @@ class WorkerKilled(DBChannelsError):
         super().__init__(
             f"Each of {attempts} attempts to run this message ended its worker, by a kill, a crash or os._exit: see "
             "the logs of that time, mend the consumer, and send the message again."
+        )
+
+
+class TransactionLeftOpen(DBChannelsError):
+    """A consumer or a view has ended inside a transaction: that is rolled back, and the message has failed."""
+
+    def __init__(self, aliases: Sequence[str]) -> None:
+        super().__init__(
+            f"A transaction was left open on the database {' and '.join(map(repr, aliases))}, and rolled back: write "
+            "'with transaction.atomic():', which ends it, or commit what you began."
         )
 
 

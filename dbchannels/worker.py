@@ -18,6 +18,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from django.conf import settings
+from django.core.cache import caches
 
 from dbchannels import names, signals
 from dbchannels.application import ApplicationViews
@@ -133,6 +134,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until ``stop``; finish what runs, hand back the rest, and leave no record behind."""
+        caches.all()  # they are kept in a ContextVar: made in a message's context they would be made anew in each
         self._retry(self._register)
         self._watch.start()
         self._on_ready()

@@ -14,7 +14,6 @@ from itertools import pairwise
 
 import pytest
 from django.core.management import CommandError, call_command
-from django.db import connections
 
 from dbchannels import conf, consumer, routing, serving
 from dbchannels.doorbell import Doorbell
@@ -522,15 +521,6 @@ def test_a_setting_that_cannot_be_meant_is_one_sentence(layer, settings):
 def test_a_graceful_timeout_that_is_none_is_refused(layer, workers, seconds):
     assert "--graceful-timeout" in refused("runworker", f"--graceful-timeout={seconds}")
     assert workers == []
-
-
-def test_connections_last_where_the_site_did_not_say_otherwise(monkeypatch):
-    for alias, age in (("default", 0), ("sqlite", 60)):
-        monkeypatch.setitem(connections[alias].settings_dict, "CONN_MAX_AGE", age)
-        monkeypatch.setitem(connections[alias].settings_dict, "CONN_HEALTH_CHECKS", False)
-    runworker.keep_connections()
-    kept = [connections[alias].settings_dict for alias in ("default", "sqlite")]
-    assert [(one["CONN_MAX_AGE"], one["CONN_HEALTH_CHECKS"]) for one in kept] == [(None, True), (60, False)]
 
 
 # Signals.

@@ -8,11 +8,14 @@ import os
 import threading
 import time
 from collections import Counter
+from contextvars import ContextVar
 
 import pytest
-from django.db import transaction
+from django.db import connections, transaction
 from django.http import HttpResponse
-from django.urls import path
+from django.urls import get_script_prefix, get_urlconf, path, set_script_prefix, set_urlconf
+from django.utils import timezone, translation
+from django.utils.translation import get_language
 
 from dbchannels import (
     Channel,
@@ -613,7 +616,7 @@ def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monke
 @kinds.on_databases
 def test_a_consumers_broken_connection_is_let_go(layer, new_worker, channel, at_once, monkeypatch):
     closed = []
-    monkeypatch.setattr(consuming, "_tidy_connections", lambda: closed.append(channel))
+    monkeypatch.setattr(consuming.database_connections, "end_message", lambda: closed.append(channel))
     layer.send(channel, {"reply_channel": CLIENT})
     assert new_worker(route(channel, boom)).run_once()
     assert closed == [channel]
@@ -1255,3 +1258,99 @@ def test_a_busy_worker_has_on_record_what_it_takes_and_runs(layer, new_worker, n
 def parsed(text):
     """Return the moment that a local time names."""
     return time.mktime(time.strptime(text, "%Y-%m-%d %H:%M:%S"))
+
+
+# What one message leaves to the next: nothing.
+
+
+KEPT = ContextVar("KEPT", default=None)
+
+
+def surroundings():
+    """Return what a consumer finds that another one may have set."""
+    return (
+        get_language(),
+        timezone.get_current_timezone_name(),
+        get_script_prefix(),
+        get_urlconf(),
+        KEPT.get(),
+    )
+
+
+def set_surroundings(*_, **__):
+    """Be a consumer, or a view, that sets them all and puts nothing back."""
+    translation.activate("de")
+    timezone.activate("Asia/Tokyo")
+    set_script_prefix("/elsewhere/")
+    set_urlconf("tests.urls")
+    KEPT.set("anna")
+    return HttpResponse()
+
+
+urlpatterns += [path("sets/", set_surroundings)]
+
+
+@kinds.only("memory")
+def test_the_language_and_the_like_of_one_message_are_not_there_for_the_next(layer, new_worker, settings):
+    settings.ROOT_URLCONF = __name__
+    seen, before = [], surroundings()
+    one = new_worker(
+        route("sets", set_surroundings), route("sees", lambda message: seen.append(surroundings()))
+    )
+    for send in (lambda: layer.send("sets", {}), lambda: request(layer, path="/sets/", root_path="/below")):
+        send()
+        work(one)
+        layer.send("sees", {})
+        work(one)
+        assert seen.pop() == before == surroundings()
+
+
+@kinds.on_databases
+def test_a_transaction_that_is_left_open_fails_its_message_and_no_other(layer, new_worker, caplog):
+    seen = []
+
+    def leave(message):
+        transaction.atomic(using=layer.database).__enter__()
+        Channel("out").send({})
+        rows(layer, Process).create(name="left behind", kind="worker", pid=1, lease_until=timezone.now())
+
+    def see(message):
+        seen.append(connections[layer.database].in_atomic_block)
+
+    layer.send("leaves", {})
+    layer.send("sees", {})
+    work(new_worker(route("leaves", leave), route("sees", see)))
+    assert seen == [False]
+    assert f"A transaction was left open on the database '{layer.database}', and rolled back" in caplog.text
+    assert waiting(layer, "leaves") == 1  # it is tried again
+    assert drain(layer, "out") == []
+    assert not rows(layer, Process).filter(name="left behind").exists()
+
+
+@kinds.on_databases
+def test_also_one_inside_of_an_atomic_consumer_s(layer, new_worker, caplog):
+    def leave(message):
+        transaction.atomic(using=layer.database).__enter__()
+
+    layer.send("leaves", {})
+    work(new_worker(route("leaves", leave, atomic=True)))
+    assert "left open" in caplog.text
+    assert waiting(layer, "leaves") == 1
+
+
+def leaves_open(request):
+    """A view that does the same."""
+    transaction.atomic().__enter__()
+    return HttpResponse("as if")
+
+
+urlpatterns += [path("leaves-open/", leaves_open)]
+
+
+@kinds.only("postgresql")
+def test_a_view_that_leaves_one_open_is_500(layer, new_worker, settings):
+    settings.ROOT_URLCONF = __name__
+    request(layer, path="/leaves-open/")
+    assert new_worker().run_once()
+    assert replies(layer) == [{"error": "consumer"}]
+    assert not connections["default"].in_atomic_block

@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.postgresql, pytest.mark.psycopg3]
 ROOT = Path(__file__).parents[2]
 FOLDER = os.environ.get("DBCHANNELS_PSYCOPG3", "")
 IS_3 = "from django.db.backends.postgresql.psycopg_any import is_psycopg3; print(is_psycopg3)"
-PARTS = ["tests/layers/test_contract.py::TestPostgreSQLLayer", "tests/layers/test_transactions.py"]
+CONTRACT = ["tests/layers/test_contract.py::TestPostgreSQLLayer", "tests/layers/test_transactions.py"]
 #: Those of the contract's that have the most to do with what a site does on Django's connection.
 CHOICE = "test_transactions or group or member or unique or priority or delayed or full or letter or user"
 
@@ -25,7 +25,7 @@ def environment():
     """That of a process of its own, with databases of its own."""
     if not os.path.isdir(os.path.join(FOLDER, "psycopg")):
         pytest.skip(
-            "no psycopg 3: pip install --target FOLDER 'psycopg[binary]', and set DBCHANNELS_PSYCOPG3=FOLDER"
+            "no psycopg 3: pip install --target FOLDER 'psycopg[binary,pool]', and set DBCHANNELS_PSYCOPG3=FOLDER"
         )
     ours = ("DBCHANNELS_TEST_", "PYTEST_")
     given = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
@@ -44,16 +44,13 @@ def run(environment, *arguments):
 def test_the_contract_holds_on_connections_of_psycopg_3(environment, binding):
     assert run(environment, "-c", IS_3) == "True\n"
     environment["DBCHANNELS_TEST_BINDING"] = binding
-    said = run(
-        environment,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        f"({CHOICE}) and not sqlite and not polling",
-        *PARTS,
-    )
-    assert int(re.search(r"(\d+) passed", said)[1]) > 60
+    chosen = f"({CHOICE}) and not sqlite and not polling"
+    assert passed(environment, "-k", chosen, *CONTRACT) > 60
+    assert passed(environment, "tests/test_database_connections.py") > 30
+
+
+def passed(environment, *arguments):
+    """Run tests; return how many have passed, which is all of them."""
+    said = run(environment, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments)
     assert "skipped" not in said
+    return int(re.search(r"(\d+) passed", said)[1])

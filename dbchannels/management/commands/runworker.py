@@ -15,11 +15,11 @@ from functools import partial
 from typing import Any
 
 from django.core.management.base import CommandError
-from django.db import connections
 from django.template import engines
 from django.template.backends.django import DjangoTemplates
 from django.template.loaders import cached
 
+from dbchannels import database_connections
 from dbchannels.application import ApplicationViews, load_site
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import DBChannelsError
@@ -108,7 +108,7 @@ class Command(TellingCommand):
             raise CommandError(
                 "This layer lives in one process, so no worker can reach it: use a database layer."
             )
-        keep_connections()
+        database_connections.keep()
         if options["fresh_templates"]:
             uncache_templates()
         ready = threading.Barrier(options["threads"], partial(say_ready, options["ready"]))
@@ -161,18 +161,6 @@ def say_ready(descriptor: int | None) -> None:
         with suppress(OSError):  # it has ended
             os.write(descriptor, b"!")
         os.close(descriptor)
-
-
-def keep_connections() -> None:
-    """Let Django's connections last, whatever CONN_MAX_AGE says of a request in a server of many threads.
-
-    A worker is one thread with one connection for each database: to open it for each message anew would cost
-    3 to 5 ms, and a broken one is found by Django's health check.
-    """
-    for alias in connections:
-        settings = connections[alias].settings_dict
-        if settings["CONN_MAX_AGE"] == 0:
-            settings["CONN_MAX_AGE"], settings["CONN_HEALTH_CHECKS"] = None, True
 
 
 def uncache_templates() -> None:
