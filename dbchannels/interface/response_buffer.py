@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 import time
 from collections import deque
 from queue import Empty
@@ -19,7 +18,7 @@ from gevent.event import Event
 
 from dbchannels.interface.exchange import Message, ResponseBuffer, content_size
 from dbchannels.interface.http import failure_status
-from dbchannels.interface.spool import NotStored, in_thread
+from dbchannels.interface.spool import NotStored, in_thread, new_file
 from dbchannels.interface.storage import BROKEN_OFF, REFUSED, ResponseBudget
 
 log = logging.getLogger("dbchannels.server")
@@ -37,15 +36,15 @@ class Segment:
     """A file without a name; called in native threads."""
 
     def __init__(self) -> None:
-        self._file: Any = tempfile.TemporaryFile(prefix="dbchannels-", buffering=0)  # noqa: SIM115  (it lives as long)
+        self._file: Any = new_file()
         self.size = self.taken = 0  # bytes
 
     def write(self, data: bytes) -> None:
         """Put data behind the rest."""
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
-        self.size += len(data)
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._file.fileno(), data[written:], self.size + written)
+        self.size += written
 
     def read(self) -> bytes:
         """Take what comes next."""
@@ -71,6 +70,7 @@ class SpooledBuffer(ResponseBuffer):
         self._on_disk = self._reserved = 0  # bytes in files, and of the budget's disk
         self._storer: Any = None  # the greenlet that writes to files, while too much waits
         self._is_writing = self._is_closed = self._waits = False
+        self._has_failed = False  # to be stored: no more of it goes to the disk
 
     # From the site.
 
@@ -203,6 +203,8 @@ class SpooledBuffer(ResponseBuffer):
 
     def _next_batch(self) -> list[Message]:
         """Take from memory what there is room for in a file."""
+        if self._has_failed:
+            return []
         room = self._reserved - self._on_disk
         room += max(0, min(self._budget.room(self._address), self._budget.share - self._reserved))
         batch, size = [], 0
@@ -223,15 +225,19 @@ class SpooledBuffer(ResponseBuffer):
                 self._segments.append(in_thread(Segment))
             in_thread(self._segments[-1].write, data)
         except NotStored as error:
-            log.error("A response was broken off, because it could not be stored (%s).", error)
-            self._break_off()
+            log.error("What a client does not take of its response could not be stored (%s).", error)
+            self._has_failed = True
         finally:
             self._is_writing = False
         if self._is_closed:
             self._drop_all()
+        elif self._has_failed:
+            self._on_disk -= len(data)
+            self._messages.extendleft(reversed(batch))
+            self._shrink()
         else:
             self.free(len(data))
-            self._came.set()
+        self._came.set()
 
     def _wait_for_client(self) -> bool:
         """Have the worker wait until there is room; False when too many do, and the response is broken off."""

@@ -106,11 +106,7 @@ class Spool:
 
     def _store(self, data: bytearray) -> None:
         if self._file is None:
-            file = tempfile.TemporaryFile(prefix="dbchannels-")  # noqa: SIM115  (it lives as long as we)
-            if file.fileno() >= first_kept():
-                file.close()
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            self._file = file
+            self._file = new_file()
         self._file.write(data)
         self._file.flush()
         self._in_file += len(data)
@@ -142,6 +138,15 @@ class SpooledBody(io.RawIOBase):
         buffer[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)
+
+
+def new_file() -> Any:
+    """Return a file without a name. Raises OSError, also when its descriptor is one of those that are kept."""
+    file = tempfile.TemporaryFile(prefix="dbchannels-")  # noqa: SIM115  (it lives longer)
+    if file.fileno() >= first_kept():
+        file.close()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return file
 
 
 def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -242,16 +242,22 @@ def test_without_memory_nothing_large_begins(new, budget):
     budget.memory += MEMORY
 
 
-def test_a_disk_that_fails_breaks_off_and_gives_everything_back(new, budget, monkeypatch, caplog):
-    def fail(**_):
+@pytest.mark.parametrize("failing", ["new_file", "pwrite"])
+def test_a_disk_that_fails_is_one_without_room(new, budget, monkeypatch, caplog, failing):
+    def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(response_buffer.tempfile, "TemporaryFile", fail)
-    buffer = new()
-    fill(buffer, 2_000)
-    assert buffer.get(1.0) == {"error": "broken off"} and buffer.reports == [{"closed": True}]
-    assert (budget.memory, budget.disk) == (MEMORY, DISK)
-    assert "No space left on device" in caplog.text
+    where = response_buffer if failing == "new_file" else response_buffer.os
+    monkeypatch.setattr(where, failing, fail)
+    budget.may_be_waiting = 1
+    first, second = new(), new()
+    fill(first, 2_000)
+    fill(second, 2_000)
+    assert first._waits and budget.disk == DISK
+    assert second.get(1.0) == {"error": "broken off"} and second.reports == [{"closed": True}]
+    first.put(END)
+    assert taken(first) == bytes(2_000)
+    assert caplog.text.count("could not be stored (No space left on device)") == 2
 
 
 @pytest.mark.parametrize("kind", ["memory", "files"])

@@ -71,7 +71,9 @@ def pages(served: Served, seconds: float, ended: Callable[[], bool] = lambda: Fa
 def crowd(served: Served, clients: int, mebibytes: int):
     """Slow clients in a process of their own, which tells their statuses when its input ends."""
     command = [sys.executable, "-m", "tests.soak.downloads", str(served.port), str(clients), str(mebibytes)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as others:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as others:
         try:
             yield others
         finally:
