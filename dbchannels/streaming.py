@@ -24,17 +24,8 @@ FULL_PAUSE = 0.05  # seconds until a chunk is tried again that found its reply c
 Fields = dict[str, Any]
 
 
-class Progress:
-    """When the response that this process makes went on last, by time.monotonic(). Read by the worker's watch."""
-
-    made_at = 0.0
-
-    def note(self) -> None:
-        """It goes on just now."""
-        self.made_at = time.monotonic()
-
-
-progress = Progress()
+#: When the response that a thread streams has last gone on, by time.monotonic(): a worker's watch looks.
+went_on: dict[int, float] = {}
 
 
 class ChunkWriter:
@@ -47,6 +38,7 @@ class ChunkWriter:
     def __init__(self, send: Callable[[Fields], bool], receive_flow: Callable[[], list[Fields]]) -> None:
         self._send = send
         self._receive_flow = receive_flow
+        self._thread = threading.get_ident()  # the view's
         self._changed = threading.Condition()
         self._pieces: list[bytes] = []
         self._size = 0  # bytes in _pieces
@@ -126,12 +118,15 @@ class ChunkWriter:
         """Send one message, once there is room for it: a chunk left out would spoil the whole download."""
         waited = 0.0
         while not self._send(fields):
-            progress.note()
+            self._goes_on()
             if waited > STALLED:
                 raise ClientGone
             time.sleep(FULL_PAUSE)
             waited += FULL_PAUSE
-        progress.note()
+        self._goes_on()
+
+    def _goes_on(self) -> None:
+        went_on[self._thread] = time.monotonic()
 
     def _await_room(self) -> None:
         """Wait until less than a window is on the way. The report is asked for every 5 to 50 ms."""
@@ -139,7 +134,7 @@ class ChunkWriter:
             self._look()
         waited, pause = 0.0, 0.005
         while self._sent - self._taken >= WINDOW:
-            progress.note()  # whoever waits for room does not hang: STALLED is for that
+            self._goes_on()  # whoever waits for room does not hang: STALLED is for that
             if self._look():
                 waited = 0.0
             elif waited > STALLED:

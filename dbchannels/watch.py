@@ -19,7 +19,7 @@ from dbchannels.batch import Batch
 from dbchannels.consuming import Consumption
 from dbchannels.layers.operations import Delivery
 from dbchannels.redaction import Lines
-from dbchannels.streaming import progress
+from dbchannels.streaming import went_on
 
 log = logging.getLogger("dbchannels.worker")
 
@@ -72,7 +72,8 @@ class Watch:
         delivery, seconds = self._batch.running()
         if delivery is None:
             return
-        seconds = min(seconds, time.monotonic() - progress.made_at)  # a response that goes on does not hang
+        # A response that goes on does not hang.
+        seconds = min(seconds, time.monotonic() - went_on.get(self._watched or 0, 0.0))
         if hard and seconds > hard:
             self._give_up(delivery, hard)
         elif soft and seconds > soft and self._logged is not delivery:
