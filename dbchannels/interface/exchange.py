@@ -140,6 +140,8 @@ class Exchange:
 
         In an outage of the layer that is 503 at once. Raises BrokenOff when the client goes away.
         """
+        if self._left:
+            raise BrokenOff
         if self._relay.refuses:
             return http.failure_message(503)
         start = partial(self._send, message, timeout)
@@ -233,6 +235,17 @@ class Exchange:
         self._in_groups = True  # whatever its worker does in the end
         self._replies.put({"lost": "server stops"})
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the request has gone to the layer, and no worker has answered, if only in part."""
+        return self._path is not None and not self._answered
+
+    def withdraw(self) -> None:
+        """Take the request back, unless a worker has it."""
+        if self.is_unanswered:
+            with suppress(OutboxFull):
+                self._relay.send(Withdraw("http.request", self.reply_channel))
+
     def _leave_turn(self) -> None:
         turn, self._turn = self._turn, None
         if turn is not None:
@@ -243,9 +256,7 @@ class Exchange:
         self._relay.close(self.reply_channel)  # first: the publisher then leaves out what it has not written
         self._replies.close()
         self._leave_turn()
-        if self._path is not None and not self._answered:
-            with suppress(OutboxFull):
-                self._relay.send(Withdraw("http.request", self.reply_channel))
+        self.withdraw()
         if self.upload is not None:
             self.upload.close()
         if self._in_groups or self._left:

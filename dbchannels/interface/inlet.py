@@ -164,6 +164,7 @@ class Inlet:
             return
         self._on_left, self._needs_client = on_left, False
         self._start_watcher(gevent.get_hub().loop.io(self._socket.fileno(), 1), self._look)
+        self._look()  # in a flood of requests that are reset at once it has left already
 
     def need_client(self) -> None:
         """From now on a client that has ended its sending half has left: the response has no end in sight."""

@@ -26,7 +26,7 @@ class Options(NamedTuple):
     # Who may come in. A cap of connections is never above what the descriptors suffice for.
     max_connections: int = 16_000  # HTTP and WebSockets together
     max_per_address: int | None = None  # None: 1,000, and any number from this machine itself
-    max_waiting_per_address: int | None = None  # requests in the layer; None: 64, and the same
+    max_waiting_per_address: int | None = None  # requests in the layer; None: 32, and the same
     max_requests: int = 0  # on one connection, which is closed then; 0: any number
 
     # What a request may take.
@@ -73,7 +73,7 @@ class Options(NamedTuple):
 FLAGS = {
     "max_connections": "connections at once, WebSockets among them",
     "max_per_address": "the same from one address, an IPv6 /64 network (1000, and any number from this machine)",
-    "max_waiting_per_address": "unanswered requests of one address in the layer (64, and any number from this machine)",
+    "max_waiting_per_address": "unanswered requests of one address in the layer (32, and any number from this machine)",
     "max_requests": "requests on one connection, 0: any number",
     "max_line": "bytes of a request's first line, which has the address",
     "max_head": "bytes of a request's headers",

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+import gevent
+
 from dbchannels.interface import handshake, http
 from dbchannels.interface.caps import address_key, is_local
 from dbchannels.interface.direct import DirectExchange, DirectViews
@@ -24,6 +26,9 @@ from dbchannels.interface.under_way import UnderWay
 from dbchannels.interface.upload import Upload
 
 log = logging.getLogger("dbchannels.server")
+
+#: Seconds. A worker that had a request in its batch behind a slow one has put it back by then.
+WITHDRAW_AGAIN = 0.25
 
 CROWDED = "Too many large responses are on their way to slow clients now: try again soon."
 OUTSIDE = "This server's site is not at this path: see its --root-path."
@@ -147,6 +152,8 @@ class Requests:
         self.under_way.waits(inlet, None)
         inlet.unwatch()
         exchange.close()
+        if isinstance(exchange, Exchange) and exchange.is_unanswered:
+            gevent.spawn_later(WITHDRAW_AGAIN, exchange.withdraw)
         if spool is not None:
             spool.close()
 

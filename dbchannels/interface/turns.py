@@ -12,14 +12,14 @@ from math import inf
 
 from dbchannels.interface.caps import address_key, is_local
 
-FROM_ONE = 64  # unanswered requests of one address that are in the layer, unless told
-TOGETHER = 2  # times as many of all addresses
+FROM_ONE = 32  # unanswered requests of one address that are in the layer, unless told
+TOGETHER = 4  # times as many of all addresses
 
 
 class Turns:
     """Starts requests, or handshakes, when it is their address's turn; used in the hub alone.
 
-    ``per_address`` None: 64, but any number from this machine. ``is_proxy`` says which addresses are of
+    ``per_address`` None: 32, but any number from this machine. ``is_proxy`` says which addresses are of
     many clients.
     """
 

@@ -1,4 +1,4 @@
-"""Faults 18, 22 and 23: what is too large, clients that hold connections for nothing, and heads that are none."""
+"""Faults 18, 22, 23 and 41: what is too large, clients that hold connections for nothing, and heads that are none."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import socket
 from collections import Counter
 
 from tests.endtoend.test_http import LIMIT
-from tests.harness import HOST, ask, connect, until
-from tests.soak import floods, hoards, tiny_frames
+from tests.harness import HOST, ask, connect, reset, until
+from tests.soak import floods, hoards, resets, tiny_frames
 
 HALF = f"GET / HTTP/1.1\r\nHost: {HOST}\r\nX: ".encode()
 HALF_BODY = f"POST / HTTP/1.1\r\nHost: {HOST}\r\nContent-Length: 100\r\n\r\nhalf".encode()
@@ -99,3 +99,22 @@ def test_every_hostile_request_is_refused_once_in_one_line(site):
     until(lambda: floods.lines(served) == len(floods.HOSTILE), "each has its line")
     assert served.get("/").text == "hello"
     assert "Traceback" not in served.output()
+
+
+# Fault 41.
+
+
+def test_requests_whose_clients_left_are_in_nobodys_way(site):
+    served = site.serve("--workers", "0", "--proxy-headers", "--max-waiting-per-address", "8")
+    left, stay = ([resets.ask(served, resets.ATTACKER) for _ in range(number)] for number in (20, 3))
+    waits = "channel = 'http.request'"
+    until(lambda: site.count("protocolmessage", waits) == 8, "one address has its share of the layer")
+    visitor = resets.ask(served, resets.VISITOR)
+    until(lambda: site.count("protocolmessage", waits) == 9, "the visitor is in the layer at once")
+    for raw in left:
+        reset(raw)
+    until(lambda: site.count("protocolmessage", waits) == 4, "those who wait are there, and nobody else")
+    site.work()
+    assert [status(raw) for raw in (visitor, *stay)] == [b"200"] * 4
+    until(lambda: site.count("protocolmessage") == 0, "nothing is left")
+    assert served.output().count('"GET /sleep/100 HTTP/1.1" 499 ') == 20

@@ -9,7 +9,7 @@ import threading
 import gevent
 import pytest
 
-from dbchannels.interface import inlet
+from dbchannels.interface import inlet, requests
 from dbchannels.interface.proxy import LOOPBACK, Trusted
 from dbchannels.layers.operations import Withdraw
 from tests.interface import test_server
@@ -50,6 +50,29 @@ def test_what_nobody_waits_for_is_not_run(no_worker, told):
     until(no_worker.is_quiet)
     (line,) = told(logging.INFO)
     assert '"GET / HTTP/1.1" 499 0 ' in line
+
+
+def test_what_a_worker_puts_back_is_not_run_by_the_next(no_worker, monkeypatch):
+    """It was in a batch, behind a view that is slow."""
+    monkeypatch.setattr(requests, "WITHDRAW_AGAIN", 0.1)
+    client = asks(no_worker)
+    until(lambda: in_layer(no_worker))
+    _, message = no_worker.layer.receive(["http.request"])
+    client.reset()
+    until(lambda: in_layer(no_worker, "http.disconnect"))
+    no_worker.layer.send("http.request", message)
+    until(lambda: in_layer(no_worker) == 0)
+
+
+def test_who_has_left_before_the_request_was_read_costs_the_layer_nothing(no_worker, monkeypatch, told):
+    sent = []
+    monkeypatch.setattr(no_worker.relay, "send", lambda *given: sent.extend(given))
+    for _ in range(3):
+        asks(no_worker).reset()
+    until(lambda: len(told(logging.INFO)) == 3)
+    until(no_worker.is_quiet)
+    assert all('"GET / HTTP/1.1" 499 0 ' in line for line in told(logging.INFO))
+    assert {type(one).__name__ for one in sent} <= {"Disconnect"}
 
 
 def test_what_takes_too_long_is_not_run_either(new_site, monkeypatch):

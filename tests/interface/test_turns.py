@@ -69,9 +69,9 @@ def test_a_network_of_ipv6_is_one_address():
 
 
 def test_addresses_take_turns():
-    bench = Bench(100)
+    bench = Bench(50)
     floods = [turn for number in range(10) for turn in bench.enter(f"192.0.2.{10 + number}", 50)]
-    assert len(bench.started) == 200
+    assert len(bench.started) == TOGETHER * 50
     bench.enter(HERE, 2)
     for turn in floods[:22]:
         turn.leave()
@@ -88,11 +88,11 @@ def test_nothing_is_left_whatever_happens():
         else:
             open_turns += bench.enter(f"192.0.2.{dice.randrange(2, 8)}")
         started = [turn for turn in open_turns if turn.started]
-        assert len(started) + bench.turns.room == 6
+        assert len(started) + bench.turns.room == TOGETHER * 3
         addresses = [turn.address.key for turn in started]
         assert all(addresses.count(one) <= 3 for one in addresses)
         waits = {turn.address.key for turn in open_turns if not turn.started}
         assert not bench.turns.room or all(addresses.count(one) == 3 for one in waits)
     for turn in open_turns:
         turn.leave()
-    assert bench.turns.room == 6 and not bench.turns._addresses and not bench.turns._next
+    assert bench.turns.room == TOGETHER * 3 and not bench.turns._addresses and not bench.turns._next
