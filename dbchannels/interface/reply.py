@@ -51,6 +51,6 @@ def read_reply(delivery: Delivery) -> Reply:
         if not isinstance(message, dict):
             raise ValueError("it is no dict")
     except Exception as error:
-        log.error("A reply could not be read and was left out: %s", ascii(str(error))[1:-1][:200])
+        log.error("A reply could not be read and was left out: %s", error)
         message = {"lost": "worker died"}
     return Reply(message)

@@ -171,7 +171,7 @@ class Requests:
         try:
             return message, http.response_head(message, request.method)
         except ValueError as error:
-            log.error("A response to %s could not be sent: %s", ascii(request.path)[1:-1][:200], error)
+            log.error("A response to %s could not be sent: %s", request.path, error)
             message = http.failure_message(500)
             return message, http.response_head(message, request.method)
 

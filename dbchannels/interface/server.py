@@ -26,6 +26,7 @@ from dbchannels.interface.requests import OUTSIDE, Requests
 from dbchannels.interface.turns import Turns
 from dbchannels.interface.upgrade import Handler
 from dbchannels.interface.verdict import Accepted, Denied
+from dbchannels.redaction import escaped
 
 log = logging.getLogger("dbchannels.server")
 
@@ -215,7 +216,7 @@ class InterfaceServer:
             log.warning(
                 "Refused a WebSocket from a page of %s, which is not the site's own at %s%s. If it is yours, add it to "
                 "CSRF_TRUSTED_ORIGINS, or let the proxy in front pass on the Host and the scheme (--proxy-headers).",
-                shaken.origin,
+                escaped(shaken.origin or "", 200),
                 f"{scheme}://" if scheme else "",
                 request.host(),
             )

@@ -73,7 +73,7 @@ class Storage:
         self._refused[what] += 1
         if time.monotonic() - self._told_at > TOLD_EVERY:
             self._told_at = time.monotonic()
-            log.warning(line, *(self._refused[kind] for kind in kinds))
+            log.warning("%s", line % tuple(self._refused[kind] for kind in kinds))
             self._refused.clear()
 
 
