@@ -220,7 +220,7 @@ class DatabaseLink(Link):
     # Liveness. Without session locks the lease alone decides, so it is three times as long.
 
     def _lease_end(self) -> datetime:
-        return timezone.now() + timedelta(seconds=3 * self.layer.options["lease"])
+        return _stored(datetime.now(utc) + timedelta(seconds=3 * self.layer.options["lease"]))
 
     def register(self, name: str, kind: str, queue: str = "") -> None:
         fields = {"kind": kind, "queue": queue, "host": socket.gethostname(), "pid": os.getpid()}
@@ -258,9 +258,9 @@ class DatabaseLink(Link):
 
     def count_live(self, queue: str) -> tuple[int, int]:
         with unavailable():
-            live = self.layer.rows(Process).filter(lease_until__gte=timezone.now())
-            workers = live.filter(kind=Process.WORKER, queue=queue).count()
-            return workers, live.filter(kind=Process.SERVER).count()
+            rows = self.layer.rows(Process).values_list("kind", "queue", "lease_until")
+            live = [(kind, reads) for kind, reads, end in rows if _is_to_come(end)]
+        return live.count((Process.WORKER, queue)), sum(kind == Process.SERVER for kind, _ in live)
 
     def unregister(self, name: str) -> None:
         self.bury(name)
@@ -291,7 +291,9 @@ class DatabaseLink(Link):
         lost = self.layer.delete_unlocked(records.exclude(reply_channel__in=self._leaving()))
         if records.exists() or members.exists():  # a sweep comes back for the rest
             self.register(name + REMAINS, Process.SERVER, process.queue)
-            self.layer.rows(Process).filter(name=name + REMAINS).update(lease_until=timezone.now())
+            self.layer.rows(Process).filter(name=name + REMAINS).update(
+                lease_until=_stored(datetime.now(utc))
+            )
         self.layer.write([disconnect_send(record_of(one), one.path, expiry) for one in lost], drop=True)
 
     def _leaving(self) -> list[str]:
@@ -312,7 +314,8 @@ class DatabaseLink(Link):
             if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
                 self.layer.rows(Membership).filter(expires_at__lt=now).delete()
             self._clear_up_after_connections()
-            dead = list(self.layer.rows(Process).filter(lease_until__lt=now).values_list("name", flat=True))
+            leases = self.layer.rows(Process).values_list("name", "lease_until")
+            dead = [name for name, end in leases if not _is_to_come(end)]
         for name in dead:
             self.bury(name)
 
@@ -363,6 +366,11 @@ def _loaded(stored: datetime) -> datetime:
         return stored
     local = stored.replace(microsecond=0, fold=stored.microsecond)
     return timezone.make_aware(local, timezone.get_default_timezone())
+
+
+def _is_to_come(stored: datetime) -> bool:
+    """Whether the moment of a row is not over: a database would see local times jump when clocks are changed."""
+    return _loaded(stored) >= datetime.now(utc)
 
 
 @contextmanager

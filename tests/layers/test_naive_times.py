@@ -10,11 +10,13 @@ from django.test import Client
 from django.urls import reverse
 
 from dbchannels import Channel
+from dbchannels.layers import database_link
 from dbchannels.layers.operations import Done, Failure
 from dbchannels.models import DeadLetter, DurableMessage, Process, ProtocolMessage, Schedule
 from dbchannels.periodic import Entry, Timetable, parse_interval
 from dbchannels.testing.layer_case import drain, wait_until
 from tests import kinds
+from tests.soak.schedules import CHANGES
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +73,7 @@ def test_a_crontab_line_is_due_in_local_time(layer, link):
 def test_nobody_is_declared_dead(layer, link):
     link.register("worker-1", "worker", "http.request")
     link.sweep()
-    assert link.renew("worker-1") and link.has_worker("http.request")
+    assert link.renew("worker-1") and link.count_live("http.request") == (1, 0)
     link.unregister("worker-1")
 
 
@@ -101,3 +103,18 @@ def test_the_admin_says_how_long_ago(layer, link, settings):
     finally:
         User.objects.all().delete()
     link.unregister("worker-1")
+
+
+@kinds.only("sqlite")
+@pytest.mark.parametrize("change", CHANGES["Europe/Berlin"])
+def test_nobody_is_declared_dead_when_clocks_are_changed(layer, link, settings, monkeypatch, change):
+    settings.TIME_ZONE = "Europe/Berlin"
+    now = change - timedelta(seconds=20)
+    monkeypatch.setattr(database_link, "datetime", type("Clock", (datetime,), {"now": lambda zone: now}))
+    link.register("worker-1", "worker", "http.request")
+    alive = []
+    for seconds in (-10, 0, 20, 80):
+        now = change + timedelta(seconds=seconds)
+        link.sweep()
+        alive.append((link.count_live("http.request"), set(link.workers())))
+    assert alive == [((1, 0), {"worker-1"})] * 3 + [((0, 0), set())]
