@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 from django.utils.functional import Promise
 
-from dbchannels.exceptions import InvalidMessage, MessageTooLarge, shown
+from dbchannels.exceptions import InvalidMessage, MessageTooLarge, UnreadableMessage, shown
 
 MAX_DEPTH = 64
 ENVELOPE = 65_536  # bytes of a message that may stand beside what it carries: names, a path, keys
@@ -58,9 +58,15 @@ def with_field(payload: bytes, key: str, value: int) -> bytes | None:
 
 
 def decode(payload: bytes | memoryview) -> dict[str, Any]:
-    """Decode what ``encode`` made."""
-    # The limit of 64 levels is the encoder's; the decoder of msgpack has one of its own, 1,024.
-    return msgpack.unpackb(payload, raw=False, strict_map_key=True)  # type: ignore[no-any-return]
+    """Decode what ``encode`` made; raises UnreadableMessage for anything else."""
+    try:
+        # The limit of 64 levels is the encoder's; the decoder of msgpack has one of its own, 1,024.
+        message = msgpack.unpackb(payload, raw=False, strict_map_key=True)
+    except Exception as error:  # of msgpack's own, ValueError, TypeError
+        raise UnreadableMessage(error or type(error).__name__) from None
+    if not isinstance(message, dict):
+        raise UnreadableMessage(f"it is {_kind(message)}, not a dict")
+    return message
 
 
 def _is_plain(message: dict[Any, Any]) -> bool:

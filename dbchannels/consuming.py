@@ -26,6 +26,7 @@ from dbchannels.exceptions import (
     LoginEnded,
     ResponseLater,
     TransactionLeftOpen,
+    UnreadableMessage,
     WebSocketCloseException,
     WorkerKilled,
     shown,
@@ -152,6 +153,10 @@ class Consumption:
 
     def _raised(self, delivery: Delivery, error: BaseException) -> Outcome:
         """What the consumer had sent is dropped; its client is answered at once; a durable message is retried."""
+        if isinstance(error, UnreadableMessage) and self._route is None:
+            log.error("A message on %s cannot be read. %s", delivery.channel, error)
+            failure = Failure(delivery, str(error), None) if delivery.durable else None
+            return Outcome(self._error_answers(delivery, False) if failure is None else [], failure, False)
         if isinstance(error, ClaimLost):
             log.warning("A message on %s was claimed by another worker meanwhile.", delivery.channel)
             return Outcome([], None, False)

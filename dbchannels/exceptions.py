@@ -67,6 +67,16 @@ class WorkerKilled(DBChannelsError):
         )
 
 
+class UnreadableMessage(DBChannelsError, ValueError):
+    """The payload of a message cannot be decoded: no attempt will be better."""
+
+    def __init__(self, reason: object) -> None:
+        super().__init__(
+            f"The payload cannot be decoded ({shown(str(reason), 200)}): it was not encoded by this version of "
+            "dbchannels, or was damaged since. Send the message again."
+        )
+
+
 class TransactionLeftOpen(DBChannelsError):
     """A consumer or a view has ended inside a transaction: that is rolled back, and the message has failed."""
 

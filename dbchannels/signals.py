@@ -10,7 +10,8 @@
     ``channels``.
 ``message_dead``
     A message on one of the site's own channels has become a dead letter, and that is written: ``sender`` is the class
-    ``Worker``, with ``channel``, ``content``, ``attempts`` and ``error``, the traceback as text.
+    ``Worker``, with ``channel``, ``content``, ``attempts`` and ``error``, the traceback as text. The content of a
+    payload that cannot be decoded is an empty dict.
 
 They run in the worker. What a receiver of the first two sends shares the consumer's fate, unless it goes by
 ``Channel(name, immediately=True)``. Views have Django's own ``request_started`` and ``request_finished``.
@@ -26,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from django.dispatch import Signal
 
 from dbchannels import codec
+from dbchannels.exceptions import UnreadableMessage
 
 if TYPE_CHECKING:
     from dbchannels.layers.operations import Failure
@@ -65,10 +67,14 @@ def tell_of_dead(sender: type, failures: Sequence[Failure]) -> None:
     """Tell of those failures that were written as dead letters."""
     for failure in failures if message_dead.receivers else ():
         if failure.retry_in is None:
+            try:
+                content = codec.decode(failure.delivery.payload)
+            except UnreadableMessage:  # which is why it is dead
+                content = {}
             message_dead.send_robust(
                 sender,
                 channel=failure.delivery.channel,
-                content=codec.decode(failure.delivery.payload),
+                content=content,
                 attempts=failure.attempts,
                 error=failure.error,
             )

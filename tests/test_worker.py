@@ -36,6 +36,7 @@ from dbchannels.layers.operations import Send
 from dbchannels.layers.store import StoreLayer
 from dbchannels.models import DeadLetter, DurableMessage, Held, Process
 from dbchannels.routing import Routing
+from dbchannels.signals import message_dead
 from dbchannels.streaming import CHUNK
 from dbchannels.testing.layer_case import drain, in_thread, wait_until, waiting
 from dbchannels.waiting import wait_readable
@@ -1354,3 +1355,39 @@ def test_a_view_that_leaves_one_open_is_500(layer, new_worker, settings):
     assert new_worker().run_once()
     assert replies(layer) == [{"error": "consumer"}]
     assert not connections["default"].in_atomic_block
+
+
+# Payloads that nobody can read.
+
+
+@pytest.mark.parametrize(
+    "payload", [b"", b"\xc1", b"\x81", b"\x91\x01", b"\x80\x80", b"\x81\xa1\xff\x01", b"\x81\x01\x01"]
+)
+@kinds.only("postgresql", "memory")
+def test_one_that_cannot_be_decoded_is_dead_at_once(layer, new_worker, caplog, payload):
+    dead = []
+    message_dead.connect(
+        lambda content, error, **_: dead.append((content, error)), weak=False, dispatch_uid=1
+    )
+    send = layer.make_send("own", {})._replace(payload=payload)
+    layer.write([send, layer.make_send("own", {"number": 1})])
+    seen = []
+    try:
+        work(new_worker(route("own", lambda message: seen.append(message["number"]))))
+    finally:
+        message_dead.disconnect(dispatch_uid=1)
+    assert seen == [1] and waiting(layer, "own") == 0
+    ((content, error),) = dead
+    assert content == {} and error.startswith("The payload cannot be decoded (")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("A message on own cannot be read. The payload cannot be decoded (")
+
+
+@kinds.only("postgresql", "memory")
+def test_a_request_that_cannot_be_decoded_is_one_line(layer, new_worker, caplog):
+    send = layer.make_send("http.request", {"reply_channel": CLIENT})._replace(payload=b"\xc1")
+    layer.write([send])
+    assert new_worker().run_once()
+    (record,) = caplog.records
+    assert record.getMessage().startswith("A message on http.request cannot be read. ")
+    assert replies(layer) == [{"error": "consumer"}]

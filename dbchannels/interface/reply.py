@@ -6,6 +6,7 @@ import logging
 from typing import Any, Protocol
 
 from dbchannels import codec
+from dbchannels.exceptions import UnreadableMessage
 from dbchannels.interface.websocket import Outgoing, outgoing, oversight
 from dbchannels.layers.operations import Delivery
 
@@ -48,9 +49,7 @@ def read_reply(delivery: Delivery) -> Reply:
     """Return what was received; of a row that is no message only that it is lost, and with it the answer it held."""
     try:
         message = codec.decode(delivery.payload)
-        if not isinstance(message, dict):
-            raise ValueError("it is no dict")
-    except Exception as error:
+    except UnreadableMessage as error:
         log.error("A reply could not be read and was left out: %s", error)
         message = {"lost": "worker died"}
     return Reply(message)
