@@ -119,11 +119,16 @@ class BaseLayer(WebSockets):
         if self.consumed_channels is not None and channel not in self.consumed_channels:
             self._tell_unconsumed(channel, self.consumed_channels)
         options = delivery_options(channel, **delivery) if delivery else None
+        if options:
+            self.check_text("unique key", options["unique"])
         payload = codec.encode(message, self.options["max_message_size"])
         reply_channel = message.get("reply_channel")
         reply_channel = names.check_channel_name(reply_channel) if reply_channel is not None else ""
         send = Send(channel, payload, reply_channel, self.options["expiry"])
         return send._replace(**options) if options else send
+
+    def check_text(self, what: str, text: str) -> None:
+        """Raise InvalidMessage for a text that the layer cannot keep; NUL and the like are refused before."""
 
     def _tell_unconsumed(self, channel: str, consumed: set[str]) -> None:
         if names.is_protocol(channel):

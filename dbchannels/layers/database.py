@@ -24,7 +24,7 @@ from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.bells import BellFolder, bell_folder, ring_at_commit
-from dbchannels.layers.connections import find_records
+from dbchannels.layers.connections import check_text, find_records
 from dbchannels.layers.database_link import DatabaseLink, unavailable
 from dbchannels.layers.database_writer import Writer
 from dbchannels.layers.ended import Ended
@@ -133,6 +133,9 @@ class DatabaseLayer(BaseLayer):
 
     def group_channels(self, group: str) -> list[str]:
         return [queue + local for queue, local in self.members(group).values_list("channel", "local")]
+
+    def check_text(self, what: str, text: str) -> None:
+        check_text(self.database, what, text)
 
     def group_count(self, group: str) -> int:
         return int(self.members(group).count())

@@ -16,7 +16,8 @@ class WebSockets:
 
     def identify(self, channel: str, user_id: str) -> None:
         """Note whose WebSocket has this reply channel; "" for nobody known. No error when it has gone meanwhile."""
-        self._submit([Identify(names.check_channel_name(channel), names.check_user_id(user_id))])
+        self.check_text("user's id", names.check_user_id(user_id))
+        self._submit([Identify(names.check_channel_name(channel), user_id)])
 
     def keep(self, channel: str, *, session: bytes | None = None, login: str | None = None) -> None:
         """Keep an encoded channel session, or who is logged in, with a WebSocket; see ``operations.Record``."""
@@ -40,6 +41,9 @@ class WebSockets:
         layer that keeps no records knows no sessions of WebSockets.
         """
         return []
+
+    def check_text(self, what: str, text: str) -> None:
+        raise NotImplementedError
 
     def _submit(self, operations: Sequence[Operation], immediately: bool = False) -> None:
         raise NotImplementedError

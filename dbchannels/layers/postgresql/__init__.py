@@ -17,7 +17,7 @@ from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.connections import find_records
+from dbchannels.layers.connections import check_text, find_records
 from dbchannels.layers.ended import Ended
 from dbchannels.layers.operations import Delivery, Operation, Record, Send, SendGroup
 from dbchannels.layers.outages import is_unavailable, may_pass
@@ -127,6 +127,9 @@ class PostgreSQLLayer(BaseLayer):
     def _is_one_by_one(connection: Any) -> bool:
         """Whether a connection takes no string of several statements: psycopg 3's, with binding by the server."""
         return bool(connection.settings_dict["OPTIONS"].get("server_side_binding"))
+
+    def check_text(self, what: str, text: str) -> None:
+        check_text(self.database, what, text)
 
     def group_count(self, group: str) -> int:
         return int(self._of_group(sql.GROUP_COUNT, group)[0][0])

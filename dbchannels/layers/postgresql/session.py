@@ -112,13 +112,19 @@ class Session:
         """
         with self._lock:
             self._connected()
-            if self._prepared is None or self._within:
-                return self._run(statements)
             try:
-                return self._run(self._planned(statements, self._prepared))
-            except LOST:
-                self._prepared = None
-            return self._run(statements)
+                if self._prepared is not None and not self._within:
+                    try:
+                        return self._run(self._planned(statements, self._prepared))
+                    except LOST:
+                        self._prepared = None
+                return self._run(statements)
+            except (
+                psycopg2.errors.UntranslatableCharacter
+            ):  # a path, a traceback: what clients and consumers say
+                if self._within:
+                    raise
+                return self._run([(text, _in_ascii(values)) for text, values in statements])
 
     def _run(self, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
         assert self._deadline
@@ -282,6 +288,15 @@ class Session:
         self._qualified.clear()
         if not self._schema and not self.pooled:  # before the first migration
             cursor.execute("RESET search_path")
+
+
+def _in_ascii(values: Any) -> Any:
+    """Return a statement's values with texts as each of the database's encodings takes them: the rest written out."""
+    if isinstance(values, str):
+        return values.encode("ascii", "backslashreplace").decode()
+    if isinstance(values, dict):
+        return {name: _in_ascii(value) for name, value in values.items()}
+    return type(values)(map(_in_ascii, values)) if isinstance(values, (list, tuple)) else values
 
 
 class Transaction:
