@@ -90,7 +90,8 @@ class SpooledBuffer(ResponseBuffer):
         if budget.memory < SMALL:
             return False
         room = budget.room(self._address)
-        fits = (length or SMALL) <= min(room, budget.share)
+        # What does not say its length needs a whole share: else one after another would begin, and be broken off.
+        fits = (length or max(SMALL, budget.share)) <= min(room, budget.share)
         # Where none may wait a fast client can still have what is larger than one response's share.
         alone = budget.may_wait() < 1 and room >= budget.share > 0
         if not fits and not alone and not self._begin_to_wait():

@@ -205,6 +205,15 @@ def test_without_room_a_large_one_begins_only_where_a_worker_may_wait(new, budge
     budget.take("", disk=-DISK)
 
 
+def test_one_that_does_not_say_its_length_begins_while_a_share_is_free(new, budget):
+    assert new().begins
+    budget.take("", disk=3 * DISK // 4)
+    assert new().begins
+    budget.take("", disk=1)
+    assert [new(length).begins for length in (None, 5_000)] == [False, True]
+    budget.take("", disk=-3 * DISK // 4 - 1)
+
+
 def test_one_that_is_larger_than_its_share_counts_as_waiting_from_its_beginning(new, budget):
     budget.may_be_waiting = 1
     first = new(DISK // 4 + 1)
