@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
+from django.http.response import HttpResponseBase
+
 from dbchannels import foreign, names
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers import channel_layers
@@ -43,12 +45,17 @@ class Channel:
         self._immediately = immediately
         self._layer = layer
 
-    def send(self, message: Fields | None = None, /, **fields: Any) -> None:
+    def send(self, message: Fields | HttpResponseBase | None = None, /, **fields: Any) -> None:
         """Send one message: ``send({"text": "hi"})``, or its fields as keywords, ``send(content="hi")``.
 
+        The reply channel of an ``http.request`` takes a response of Django's too: ``send(JsonResponse(...))``.
         Raises InvalidMessage, MessageTooLarge or ChannelFull, and then nothing was sent.
         """
         content = _fields(message, fields)
+        if isinstance(message, HttpResponseBase) and "!" not in self.name:
+            raise InvalidMessage(
+                f"A response goes to the reply channel of a request, not to {self.name}: send a dict there."
+            )
         _layer(self._layer).send(self.name, content, immediately=self._immediately, **self._delivery)
 
     def identify(self, user: Any) -> None:
@@ -100,7 +107,7 @@ class Group:
         """Take a channel out; no error when it is not in there."""
         _layer(self._layer).group_discard(self.name, _name(channel), immediately=self._immediately)
 
-    def send(self, message: Fields | None = None, /, **fields: Any) -> None:
+    def send(self, message: Fields | HttpResponseBase | None = None, /, **fields: Any) -> None:
         """Send one message to every channel; one that is full goes without. Raises as Channel.send, never Full."""
         content = _fields(message, fields)
         _layer(self._layer).send_group(self.name, content, immediately=self._immediately)
@@ -146,7 +153,7 @@ def _name(channel: Channel | str) -> str:
     return channel.name if isinstance(channel, Channel) else channel
 
 
-def _fields(message: Fields | None, fields: Fields) -> Fields:
+def _fields(message: Fields | HttpResponseBase | None, fields: Fields) -> Fields:
     for name in fields:
         if (told := foreign.advice("send", name)) and (message is not None or name in _OPTIONS):
             # As a field it would be sent, and change nothing.
@@ -157,4 +164,22 @@ def _fields(message: Fields | None, fields: Fields) -> Fields:
         return fields
     if fields:
         raise InvalidMessage("Send a dict or keywords, not both: send({...}) or send(text=...).")
-    return message
+    return _response_fields(message) if isinstance(message, HttpResponseBase) else message
+
+
+def _response_fields(response: Any) -> Fields:
+    """Return a response of Django's as the one message that answers a request."""
+    if response.streaming:
+        raise InvalidMessage(
+            "A streamed response is no message: send its head, and then its parts, each with 'more_content': True."
+        )
+    if callable(getattr(response, "render", None)):
+        response = response.render()
+    headers = [[name.encode("ascii"), value.encode("latin-1")] for name, value in response.items()]
+    cookies = [one.OutputString().encode("latin-1") for one in response.cookies.values()]
+    return {
+        "status": response.status_code,
+        "reason": response.reason_phrase,
+        "headers": headers + [[b"Set-Cookie", cookie] for cookie in cookies],
+        "content": response.content,
+    }

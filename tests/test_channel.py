@@ -6,6 +6,9 @@ from datetime import timedelta
 from uuid import UUID
 
 import pytest
+from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
+from django.template import engines
+from django.template.response import SimpleTemplateResponse
 
 from dbchannels import Channel, Group, InvalidMessage, InvalidName, channel_layers, conf
 from dbchannels.layers import make_layer
@@ -173,3 +176,51 @@ def test_the_users_of_a_group_are_those_whom_consumers_named(layer):
         Channel(f"reply.who!{local}").identify(user)
         Group("room").add(f"reply.who!{local}")
     assert Group("room").users() == ["00000000-0000-0000-0000-000000000001", "7"]
+
+
+# Responses of Django's.
+
+
+def test_a_request_is_answered_with_a_response(layer):
+    response = JsonResponse({"paid": True}, status=402, headers={"X-A": "caf\xe9"})
+    response.set_cookie("a", "1", httponly=True)
+    Channel("reply.s1!c1").send(response)
+    Group("waiting").add("reply.s1!c2")
+    Group("waiting").send(response)
+    expected = {
+        "status": 402,
+        "reason": "Payment Required",
+        "headers": [
+            [b"X-A", b"caf\xe9"],
+            [b"Content-Type", b"application/json"],
+            [b"Set-Cookie", b"a=1; HttpOnly; Path=/"],
+        ],
+        "content": b'{"paid": true}',
+    }
+    assert [layer.receive(["reply.s1!"]) for _ in range(2)] == [
+        ("reply.s1!c1", expected),
+        ("reply.s1!c2", expected),
+    ]
+
+
+def test_a_template_s_response_is_rendered(layer):
+    template = engines["django"].from_string("{{ one }}")
+    Channel("reply.s1!c1").send(SimpleTemplateResponse(template, {"one": "<"}))
+    assert layer.receive(["reply.s1!"])[1]["content"] == b"&lt;"
+
+
+@pytest.mark.parametrize(
+    ("channel", "response", "sentence"),
+    [
+        (
+            "own",
+            HttpResponse(),
+            "A response goes to the reply channel of a request, not to own: send a dict there.",
+        ),
+        ("reply.s1!c1", StreamingHttpResponse([b"a"]), "A streamed response is no message: send its head"),
+    ],
+)
+def test_a_response_that_cannot_be_sent_is_refused(layer, channel, response, sentence):
+    with raises(InvalidMessage) as error:
+        Channel(channel).send(response)
+    assert error.sentence.startswith(sentence)

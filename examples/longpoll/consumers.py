@@ -3,10 +3,9 @@
 from django.http import HttpResponse
 
 from dbchannels import Channel, consumer
-from longpoll.views import answer
 
 
 @consumer("longpoll.patience")
 def enough(message):
     """Answer with nothing. To a request that was answered meanwhile this says nothing any more."""
-    answer(Channel(message["to"]), HttpResponse(status=204))
+    Channel(message["to"]).send(HttpResponse(status=204))

@@ -44,11 +44,5 @@ def add(request):
     """Keep a headline, and answer everybody who waits for it."""
     if text := request.POST.get("text", "").strip()[:200]:
         headline = Headline.objects.create(text=text)
-        answer(WAITING, JsonResponse(headline.as_json()))
+        WAITING.send(JsonResponse(headline.as_json()))
     return redirect("longpoll:page")
-
-
-def answer(channel, response):
-    """Send a response to whoever waits at a channel, or at all channels of a group."""
-    headers = [[name.encode(), value.encode()] for name, value in response.items()]
-    channel.send({"status": response.status_code, "headers": headers, "content": response.content})
