@@ -13,7 +13,7 @@ log = logging.getLogger("dbchannels.server")
 
 BATCH = 500  # rows in one statement
 BATCH_BYTES = (
-    2_097_152  # of their payloads, after which no more are added: a statement takes a multiple of it
+    1_048_576  # of their payloads, after which no more are added: a statement takes several times that
 )
 
 #: What the hub puts in, in order, and which operations are written together or not at all; None is the last of all.

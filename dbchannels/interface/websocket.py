@@ -217,8 +217,9 @@ class WebSocket:
                 return
         if fin:
             self._message, self._reader.max_payload = None, self.max_message_size
-            content = bytes(message.content)
-            yield Text(_decoded(content)) if message.is_text else Binary(content)
+            content, is_text = bytes(message.content), message.is_text
+            del message  # whoever takes the event makes a copy of its own
+            yield Text(_decoded(content)) if is_text else Binary(content)
         else:
             self._reader.max_payload -= size
             yield None

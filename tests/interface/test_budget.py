@@ -264,4 +264,4 @@ def test_large_messages_are_written_few_at_a_time():
         lost=lambda *_: None,
     )
     publisher.run(lambda operation: False)
-    assert batches == [2] * 5 + [10]
+    assert batches == [1] * 10 + [10]

@@ -9,8 +9,8 @@ import sys
 import time
 import zlib
 from collections import Counter
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -53,29 +53,41 @@ class Hoard(NamedTuple):
 
     growth: float  # MiB of the server's memory, at its highest
     silence: float  # of the hub, in seconds: the slowest answer to a probe
+    without: float  # the same without the attack, after it: what the machine's other work makes of it
     codes: Counter[int | None]  # with which the bad clients were closed; None: still open at the end
 
     def __str__(self) -> str:
         codes = ", ".join(f"{number} x {code}" for code, number in sorted(self.codes.items(), key=str))
-        return f"+{self.growth:.0f} MiB, hub silent for {1000 * self.silence:.0f} ms, {codes}"
+        silence = f"{1000 * self.silence:.0f} ms ({1000 * self.without:.0f} without)"
+        return f"+{self.growth:.0f} MiB, hub silent for {silence}, {codes}"
 
 
 def hoard(served: Served, path: str, data: bytes, number: int, seconds: float, **headers: str) -> Hoard:
     """Let so many clients send the same at once, and wait for so long until all are closed; then they leave."""
-    probe_port = re.search(r"/readyz at .*:(\d+)", served.output())
-    assert probe_port, served.output()
     bad = [served.socket(path, **headers) for _ in range(number)]
-    before = _memory(served, "VmRSS")
+    started = time.monotonic()
+    memory = _memory(served, "VmRSS")
     Path(f"/proc/{served.process.pid}/clear_refs").write_text("5")  # the highest so far is that of now
-    with subprocess.Popen(
-        [sys.executable, "-c", PROBE, probe_port[1]], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as probe:
+    with _probe(served) as silence:
         codes = _flood(bad, data, seconds)
-        silence = float(probe.communicate()[0])
-    growth = (_memory(served, "VmHWM") - before) / 1024
+    growth = (_memory(served, "VmHWM") - memory) / 1024
     for one in bad:
         one.raw.close()
-    return Hoard(growth, silence, codes)
+    with _probe(served) as without:
+        time.sleep(min(5, time.monotonic() - started))
+    return Hoard(growth, silence[0], without[0], codes)
+
+
+@contextmanager
+def _probe(served: Served) -> Iterator[list[float]]:
+    """Ask for the health meanwhile; the list has the slowest answer at the end."""
+    found = re.search(r"/readyz at .*:(\d+)", served.output())
+    assert found, served.output()
+    worst: list[float] = []
+    command = [sys.executable, "-c", PROBE, found[1]]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as probe:
+        yield worst
+        worst.append(float(probe.communicate()[0]))
 
 
 def _flood(bad: Sequence[Socket], data: bytes, seconds: float) -> Counter[int | None]:
