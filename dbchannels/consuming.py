@@ -246,7 +246,7 @@ def _check_result(route: Route, channel: str, result: Any) -> None:
     if channel == "websocket.connect" and result is False:
         told = "False, which refuses nobody: raise DenyConnection() in its place"
     elif channel == "http.request" and isinstance(result, HttpResponseBase):
-        told = "a response, which is sent to nobody: write message.reply_channel.send({'status': 200, 'content': ...})"
+        told = "a response, which is sent to nobody: write message.reply_channel.send(response)"
     elif names.is_protocol(channel) and isinstance(result, dict):
         told = "a dict, which is sent to nobody: write message.reply_channel.send({...})"
     else:

@@ -149,8 +149,8 @@ def test_a_consumer_says_that_it_is_no_task(monkeypatch):
         ("runworker", ["--only-channels=own"], "for --only-channels, write --only"),
         (
             "runworker",
-            ["--threads", "4"],
-            "for --threads, start more workers, as with runchannels --workers N",
+            ["-c", "4"],
+            "for -c, start more workers, as with runchannels --workers N",
         ),
         ("runworker", ["-Q", "own"], "for -Q, write --only"),
         ("runserver", ["--noworker"], "for --noworker, run runchannels --workers 0"),
