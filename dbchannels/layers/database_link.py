@@ -286,7 +286,12 @@ class DatabaseLink(Link):
         name, expiry = process.name.removesuffix(REMAINS), self.layer.options["expiry"]
         members = self.layer.rows(Membership).filter(channel=process.queue)
         records = self.layer.rows(Connection).filter(server=name)
-        self.layer.rows(ProtocolMessage).filter(channel=process.queue).delete()
+        messages = self.layer.rows(ProtocolMessage)
+        messages.filter(channel=process.queue).delete()
+        # Those that no worker has taken: their clients went with the server.
+        self.layer.delete_unlocked(
+            messages.filter(channel="http.request", reply_channel__startswith=process.queue)
+        )
         self.layer.delete_unlocked(members)
         lost = self.layer.delete_unlocked(records.exclude(reply_channel__in=self._leaving()))
         if records.exists() or members.exists():  # a sweep comes back for the rest

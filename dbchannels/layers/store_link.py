@@ -141,6 +141,9 @@ class StoreLink(Link):
             for channel in [one for one in members if names.split(one)[0] == queue]:
                 del members[channel]
         self.layer.table("waiting", queue).clear()
+        requests = self.layer.table("waiting", "http.request")
+        for row in [one for one in rows(requests) if names.split(one.reply_channel)[0] == queue]:
+            del requests[str(row.id)]  # its client went with the server
         leaving = {row.reply_channel for row in rows(self.layer.table("waiting", LEAVES))}
         for messages in self.layer.table("held").values():
             leaving.update(reply_channel for channel, reply_channel in messages if channel == LEAVES)

@@ -82,10 +82,13 @@ class LivenessContract(LayerCase):
             link.sweep()
             link.apply([Connect(f"{queue}a", server, "/chat/"), Connect(f"{queue}b", server, "/")])
             layer.send(f"{queue}a", {})
+            for channel in (f"{queue}c", "reply.other!c"):
+                layer.send("http.request", {"reply_channel": channel})
             link.apply([Disconnect(f"{queue}b")])
             self.link(layer).bury(server)
             assert layer.group_channels("group") == []
             assert layer.receive([queue]) == (None, None)
+            assert drain(layer, "http.request") == [{"reply_channel": "reply.other!c"}]
             (disconnect,) = drain(layer, "websocket.disconnect")
             assert disconnect == {
                 "reply_channel": f"{queue}a",

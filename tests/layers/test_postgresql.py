@@ -701,6 +701,7 @@ HOT = [
     (sql_durable.RELEASE_ALL, {"worker": "w3"}, "dbchannels_durable_claims"),
     (sql_liveness.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),
     (sql_liveness.REPLIES_OF, {"queue": "http.7"}, "dbchannels_protocol_queue"),
+    (sql_liveness.REQUESTS_OF, {"queue": "reply.a!"}, "dbchannels_protocol_queue"),
     (sql.STATISTICS, {"channel": "own7"}, "dbchannels_durable_queue"),
     (sql.WITHDRAW, {"channel": "http.7", "reply_channels": ["a!b", "a!c"]}, "dbchannels_protocol_queue"),
 ]

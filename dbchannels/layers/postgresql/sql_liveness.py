@@ -88,6 +88,13 @@ WHERE EXISTS (SELECT FROM dbchannels_connection WHERE server = %(name)s)
       OR EXISTS (SELECT FROM dbchannels_membership WHERE channel = %(queue)s)
 """
 REPLIES_OF = "DELETE FROM dbchannels_protocolmessage WHERE channel = %(queue)s"
+# Requests that no worker has taken: their clients went with their server.
+REQUESTS_OF = """
+DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
+    SELECT id FROM dbchannels_protocolmessage
+    WHERE channel = 'http.request' AND left(reply_channel, length(%(queue)s)) = %(queue)s FOR UPDATE SKIP LOCKED
+))
+"""
 
 # Connections that have ended and whose rows were locked then.
 LEFT_BEHIND = """

@@ -63,6 +63,7 @@ class Sweeper:
         of_queue = [
             (sql_liveness.MEMBERSHIPS_OF, {"queue": queue}),
             (sql_liveness.REPLIES_OF, {"queue": queue}),
+            (sql_liveness.REQUESTS_OF, {"queue": queue}),
         ]
         self._session.run(of_queue)
         lost = self._session.run([(sql_liveness.CONNECTIONS_OF, {"name": name})])
