@@ -71,6 +71,7 @@ class Relay:
         self._bells = bells
         self._on_dead = on_dead
         self._receivers: dict[str, Receiver] = {}
+        self._opened_on: dict[str, str] = {}  # the queue of each
         self._outbox: Outbox = queue.SimpleQueue()
         self._chores: queue.SimpleQueue[Callable[[Link], Any] | None] = queue.SimpleQueue()
         self._calls = Calls(hub)
@@ -107,12 +108,15 @@ class Relay:
     def open(self, receiver: Receiver) -> str:
         """Return a new reply channel whose messages go to the receiver."""
         local = names.random_part()
-        self._receivers[local] = receiver
-        return self.queue + local
+        queue = self.queue
+        self._receivers[local], self._opened_on[local] = receiver, queue
+        return queue + local
 
     def close(self, reply_channel: str) -> None:
         """Stop delivering."""
-        self._receivers.pop(names.split(reply_channel)[1], None)
+        local = names.split(reply_channel)[1]
+        self._receivers.pop(local, None)
+        self._opened_on.pop(local, None)
 
     def waiting(self) -> int:
         """Return how many receivers are open."""
@@ -196,8 +200,9 @@ class Relay:
         self._forget(strangers, reply.message)
 
     def lose_all(self) -> None:
-        """Tell everybody that no reply will come: they wait on a queue that is read no more."""
-        for local in list(self._receivers):
+        """Tell those that no reply will come who wait on a queue that is read no more."""
+        lost = [local for local, queue in self._opened_on.items() if queue in self._past]
+        for local in lost:
             self._deliver((local,), Reply({"lost": DECLARED_DEAD}))
 
     def _forget(self, strangers: Sequence[str], message: dict[str, Any]) -> None:

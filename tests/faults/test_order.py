@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.harness import LiveSite
-from tests.soak import order
+from tests.soak import order, shares
 
 
 @pytest.mark.postgresql
@@ -14,6 +14,12 @@ def test_frames_are_consumed_in_order_whatever_dies(site: LiveSite) -> None:
     assert (found.inversions, found.gaps, found.finished) == (0, 0, 10)
     assert found.consumed >= 10 * 100
     assert found.kills == 3
+
+
+@pytest.mark.postgresql
+def test_a_limited_channel_has_its_share_beside_busy_ones(site: LiveSite) -> None:
+    found = shares.shares(site, 200)
+    assert all(0.8 <= share <= 1.2 for share in found.values()), found
 
 
 def test_disorder_would_be_seen() -> None:

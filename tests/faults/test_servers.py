@@ -52,5 +52,14 @@ def test_a_server_that_wakes_after_its_death_starts_anew(site: LiveSite) -> None
     assert servers.stop_server(site, 5, LEASE) == ({1012}, True, 0, 0, 0, True)
 
 
+# Fault 45: it stands still while clients arrive.
+
+
+def test_each_connect_that_ran_has_its_one_disconnect(site: LiveSite) -> None:
+    found = servers.arrivals(site, 4, LEASE)
+    assert found.ran >= 8
+    assert (found.missing, found.repeated) == (0, 0)
+
+
 def test_a_worker_that_wakes_after_its_death_starts_anew(site: LiveSite) -> None:
     assert servers.stop_worker(site, LEASE) == (Tally(51, 0, 0), True, True, True)

@@ -344,10 +344,14 @@ def test_a_row_that_is_no_message_is_lost_alone(relay, told, garbage):
 
 
 @on_both
-def test_everybody_can_be_told_that_no_reply_will_come(relay):
+def test_those_can_be_told_that_no_reply_will_come_who_wait_on_a_queue_of_the_past(relay):
     receivers = [Receiver(relay), Receiver(relay)]
+    relay._past.add(relay.queue)
+    relay.queue = "reply.new!"
+    newcomer = Receiver(relay)  # between the new name and the hub's hearing of it
     relay.lose_all()
     assert [one.messages() for one in receivers] == [[{"lost": relay_module.DECLARED_DEAD}]] * 2
+    assert newcomer.messages() == []
 
 
 @on_both

@@ -186,6 +186,39 @@ def stand_still(site: LiveSite, pid: int) -> list[tuple[str]]:
     return old
 
 
+class Arrived(NamedTuple):
+    """What became of connections that were opened before, while and after a server stood still."""
+
+    statuses: dict[int, int]  # how often each, of those that came meanwhile
+    ran: int  # connect consumers
+    missing: int  # of these, those whose disconnect consumer never ran
+    repeated: int  # disconnects beyond the one of each connect that ran
+
+
+def arrivals(site: LiveSite, clients: int, lease: float) -> Arrived:
+    """SIGSTOP an interface server, let so many clients arrive until it is declared dead, and SIGCONT it."""
+    settings = options(lease=lease)
+    served = site.serve("--workers", "0", settings=settings)
+    site.work(settings=settings)
+    sockets = [Socket(served.port, f"/arrival/b{one}/", {}).handshake() for one in range(clients)]
+    stand_still(site, served.process.pid)
+    during = [Socket(served.port, f"/arrival/d{one}/", {}) for one in range(clients)]
+    served.process.send_signal(signal.SIGCONT)
+    statuses = Counter(one.handshake().status for one in during)
+    until(lambda: site.rows(NAME_OF.format(served.process.pid)), "it is on record again")
+    sockets += [Socket(served.port, f"/arrival/a{one}/", {}).handshake() for one in range(clients)]
+    for one in [*sockets, *during]:
+        one.raw.close()
+    until(lambda: not site.count("connection"), "no connection is on record", 60)
+    until(
+        lambda: not site.count("protocolmessage") and not site.count("held", "messages <> ''"), "all have run"
+    )
+    words = [text.split() for text in site.entries()]
+    came = {client for word, client in words if word == "arrived"}
+    left = Counter(client for word, client in words if word == "departed")
+    return Arrived(dict(statuses), len(came), len(came - left.keys()), left.total() - len(left.keys() & came))
+
+
 class WokenWorker(NamedTuple):
     """What a worker did that stood still in mid-consumer, was declared dead, and woke."""
 
@@ -250,6 +283,14 @@ def _stopped_server(scale: float) -> Seen:
     return Seen(str(found._asdict()), found == Woken({1012}, True, 0, 0, 0, True))
 
 
+def _arrived(scale: float) -> Seen:
+    clients = scaled(20, scale, 5)
+    with on_postgresql() as (site, _):
+        found = arrivals(site, clients, lease=15)
+    exact = found.ran >= 2 * clients and found.missing == found.repeated == 0
+    return Seen(str(found._asdict()), exact)
+
+
 def _stopped_worker(scale: float) -> Seen:
     with on_postgresql() as (site, _):
         found = stop_worker(site, lease=15)
@@ -263,5 +304,6 @@ ROWS = [
     Row(3, "server SIGUSR1, the same before a restart", GOES, _drained(signal.SIGUSR1, 1012)),
     Row(4, "server SIGKILL, 500 clients in 50 groups", "0 orphans after 20 s, each disconnect once", _killed),
     Row(5, "server SIGSTOP, SIGCONT", "1012, another name, nothing under the old one", _stopped_server),
+    Row(45, "server SIGSTOP while 20 arrive", "each connect that ran has its one disconnect", _arrived),
     Row(5, "worker SIGSTOP, SIGCONT", "another name, nothing lost, nothing twice", _stopped_worker),
 ]

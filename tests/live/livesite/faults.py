@@ -92,3 +92,27 @@ def name(message, client):
     """Say whose connection it is, and say back what came."""
     message.reply_channel.identify(message["text"])
     message.reply_channel.send({"text": message["text"]})
+
+
+ARRIVAL = r"^/arrival/(?P<client>\w+)/$"
+
+
+@consumer("websocket.connect", path=ARRIVAL)
+def arrive(message, client):
+    """Write down who came."""
+    Entry.objects.create(text=f"arrived {client}", pid=os.getpid())
+
+
+@consumer("websocket.disconnect", path=ARRIVAL)
+def depart(message, client):
+    """Write down who left."""
+    Entry.objects.create(text=f"departed {client}", pid=os.getpid())
+
+
+@consumer("share.a")
+@consumer("share.b")
+@consumer("share.c")
+@consumer("share.limited", concurrency=1)
+def share(message):
+    """Write down whose turn it was."""
+    Entry.objects.create(text=message.channel.name, pid=os.getpid())
