@@ -59,12 +59,14 @@ class Probes:
         greenlet = gevent.getcurrent()
         self._open[greenlet] = None
         if len(self._open) > MOST:
-            next(iter(self._open)).kill(block=False)
+            oldest = next(iter(self._open))
+            del self._open[oldest]  # now: others come before it has ended
+            oldest.kill(block=False)
         try:
             with gevent.Timeout(DEADLINE, False), suppress(OSError):
                 sock.sendall(self._answer(sock))
         finally:
-            del self._open[greenlet]
+            self._open.pop(greenlet, None)
 
     def _answer(self, sock: Any) -> bytes:
         reader = HeadReader(LIMITS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 
+import gevent
 import pytest
 from gevent import socket
 
@@ -96,6 +97,19 @@ def test_many_who_ask_nothing_hold_up_no_probe_and_few_descriptors(site):
         assert len(site.server._probes._open) <= probes.MOST
         assert [one.recv(1) for one in silent[: probes.MOST]] == [b""] * probes.MOST  # the oldest went
     until(lambda: not site.server._probes._open)
+
+
+def test_those_who_come_at_once_go_at_once(site):
+    """Each takes the place of another one, also of one that has not ended yet."""
+    served, sockets = site.server._probes, [socket.socketpair() for _ in range(3 * probes.MOST)]
+    greenlets = [gevent.spawn(served._serve, ours, None) for ours, _ in sockets]
+    gevent.sleep(0)
+    gevent.sleep(0)
+    assert sum(not one.ready() for one in greenlets) == len(served._open) == probes.MOST
+    for pair in sockets:
+        for one in pair:
+            one.close()
+    gevent.joinall(greenlets)
 
 
 def test_probes_are_not_for_clients(site):
