@@ -10,7 +10,7 @@ from django.conf import settings
 from django.db import transaction
 
 from dbchannels import Channel, DenyConnection, Group, consumer
-from livesite import faults, imported, people  # noqa: F401  (more consumers)
+from livesite import faults, imported, leaving, people  # noqa: F401  (more consumers)
 from livesite.models import Entry
 
 imported.note(__name__)

@@ -14,7 +14,7 @@ from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from dbchannels import Channel
-from livesite import imported, people, sending, waiting
+from livesite import imported, leaving, people, sending, waiting
 from livesite.models import Entry
 
 imported.note(__name__)
@@ -187,5 +187,6 @@ urlpatterns = [
     path("tell/<text>", waiting.tell),
     path("log-in/<name>", people.log_in),
     path("log-out", people.log_out),
+    path("left/<int:number>", leaving.left),
     path("sends/<how>/<channel>/<text>", sending.sends),
 ]
