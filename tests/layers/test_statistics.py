@@ -44,7 +44,7 @@ def grown(layer, new_link):
         FROM generate_series(1, {ROWS}) AS g;
         INSERT INTO dbchannels_durablemessage (channel, payload, attempts, sent_at, unique_key, claimed_by, due_at)
         SELECT CASE WHEN g <= 50 THEN 'own' ELSE 'other' END, '', 1, now(), 'key-' || g % 30,
-               CASE WHEN g % 10 = 0 THEN 'w' || g % 7 END, CASE WHEN g % 10 = 1 THEN now() + interval '1 h' END
+               CASE WHEN g % 1000 = 0 THEN 'w3' END, CASE WHEN g % 10 = 1 THEN now() + interval '1 h' END
         FROM generate_series(1, {ROWS}) AS g
         """
     )

@@ -66,8 +66,9 @@ WHERE id = ANY(ARRAY(
 """
 # Seconds until the next one is due, NULL when none waits for its time.
 NEXT_DUE = """
-SELECT extract(epoch FROM min(due_at) - statement_timestamp())::float
-FROM dbchannels_durablemessage WHERE due_at IS NOT NULL
+SELECT extract(epoch FROM (
+    SELECT due_at FROM dbchannels_durablemessage WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1
+) - statement_timestamp())::float
 """
 
 # Of several with one key, as after a hand-back, the first goes and takes the others along: they were sent before it
