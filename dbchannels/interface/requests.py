@@ -61,7 +61,8 @@ class Requests:
             if length != 0 and not self.direct and self._relay.refuses:
                 raise handshake.Refused(503, http.SENTENCES[503])  # before the body comes
             if length != 0:
-                spool = Spool(self._storage, min(length or 0, self._options.max_body))  # beyond it: 413
+                expected = min(length or 0, self._options.max_body)  # beyond it: 413
+                spool = Spool(self._storage, expected, _share_of(request))
                 self.under_way.waits(inlet, inlet.give_up)
                 environ["dbchannels.read_body"](spool.write)
             served = self._serve_static(request)
@@ -100,8 +101,7 @@ class Requests:
     def _exchange(
         self, request: Request, spool: Spool | None, inlet: Inlet, start_response: Callable[..., Any]
     ) -> Iterable[bytes]:
-        address = request.client[0]
-        replies = SpooledBuffer(self.responses, "" if is_local(address) else address_key(address))
+        replies = SpooledBuffer(self.responses, _share_of(request))
         exchange: Exchange | DirectExchange
         if self.direct:
             exchange = self.direct.exchange(replies)
@@ -187,3 +187,9 @@ class Requests:
         if request.http_version == "1.0" and declared_length(head) is None:
             head.headers.append(("Connection", "close"))
         start_response(head.status, head.headers)
+
+
+def _share_of(request: Request) -> str:
+    """Return whose share of what bodies may take a request counts in; "" for this machine, which has none."""
+    address = request.client[0]
+    return "" if is_local(address) else address_key(address)

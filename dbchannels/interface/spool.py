@@ -25,10 +25,14 @@ class NotStored(Exception):
 class Spool:
     """``write`` what comes, ``read`` the part behind ``first``, ``close`` it. Files are touched in native threads."""
 
-    def __init__(self, storage: Storage, expected: int = 0) -> None:
-        """``expected``: the body's length in bytes, 0 if unknown; raises Refused when there is no room for it."""
+    def __init__(self, storage: Storage, expected: int = 0, address: str = "") -> None:
+        """``expected``: the body's length in bytes, 0 if unknown; raises Refused when there is no room for it.
+
+        ``address``: whose share of the storage it takes, see ``Storage``.
+        """
         if expected > FIRST + IN_MEMORY:
-            storage.admit(expected)
+            storage.admit(expected, address)
+        self._address = address
         self.size = 0  # bytes in all
         self._storage = storage
         self._kept = 0  # bytes of the storage's memory
@@ -87,7 +91,7 @@ class Spool:
         """Let go of all of it."""
         file, self._file = self._file, None
         self._memory.clear()
-        self._storage.give_back(self._kept, self._on_disk)
+        self._storage.take(self._address, -self._kept, -self._on_disk)
         self._kept = self._on_disk = 0
         if file is not None:
             gevent.get_hub().threadpool.spawn(file.close)  # freeing its blocks takes a while
@@ -96,12 +100,12 @@ class Spool:
         """Write to the file what is in memory behind the first part."""
         size = len(self._memory)
         if not self._on_disk:
-            self._storage.admit(size)
-        self._storage.store(size)
+            self._storage.admit(size, self._address)
+        self._storage.store(size, self._address)
         self._on_disk += size
         memory, self._memory = self._memory, bytearray()
         in_thread(self._store, memory)
-        self._storage.give_back(memory=size)
+        self._storage.take(self._address, memory=-size)
         self._kept -= size
 
     def _store(self, data: bytearray) -> None:

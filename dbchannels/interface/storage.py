@@ -24,11 +24,15 @@ REFUSED, BROKEN_OFF = "refused", "broken off"
 
 
 class Storage:
-    """Counts bytes; called in the hub. What finds no room raises Refused with a 503, and must be given back."""
+    """Counts bytes; called in the hub. What finds no room raises Refused with a 503, and must be given back.
+
+    One address may have half of the disk; "" stands for one without a share of its own, such as this machine's.
+    """
 
     def __init__(self, memory: int, disk: int) -> None:
         self.memory, self.disk = memory, disk  # free
         self._memory, self._disk = memory, disk  # in all
+        self._by_address: Counter[str] = Counter()  # of the disk
         self._refused: Counter[str] = Counter()
         self._told_at = -TOLD_EVERY
 
@@ -37,9 +41,13 @@ class Storage:
         """Whether less than half of the memory is free: what can go to the disk goes there at once."""
         return 2 * self.memory < self._memory
 
-    def admit(self, size: int) -> None:
+    def room(self, address: str) -> int:
+        """Return how much of the disk is left for an address."""
+        return min(self.disk, self._disk // 2 - self._by_address[address]) if address else self.disk
+
+    def admit(self, size: int, address: str = "") -> None:
         """Let a body begin its file, of which so many bytes are known to come."""
-        if size > self.disk or RESERVED * self.disk < self._disk:
+        if size > self.room(address) or RESERVED * self.disk < self._disk:
             raise self._full(DISK)
 
     def keep(self, size: int) -> None:
@@ -48,22 +56,26 @@ class Storage:
             raise self._full(MEMORY)
         self.memory -= size
 
-    def store(self, size: int) -> None:
+    def store(self, size: int, address: str = "") -> None:
         """Take so much of the disk."""
-        if size > self.disk:
+        if size > self.room(address):
             raise self._full(DISK)
-        self.disk -= size
+        self.take(address, disk=size)
 
-    def give_back(self, memory: int = 0, disk: int = 0) -> None:
-        """Say that so much is free again."""
-        self.memory += memory
-        self.disk += disk
+    def take(self, address: str, memory: int = 0, disk: int = 0) -> None:
+        """Count what is taken whatever is left, and with numbers below 0 what is given back."""
+        self.memory -= memory
+        self.disk -= disk
+        self._by_address[address] += disk
+        if not self._by_address[address]:
+            del self._by_address[address]
 
     def _full(self, what: str) -> Refused:
         """One line in the log for many of them: a stranger decides how many there are."""
         self._count(
             what,
-            f"Refused %d bodies beyond --max-body-memory ({self._memory}) and %d beyond --max-spool ({self._disk}).",
+            f"Refused %d bodies beyond --max-body-memory ({self._memory}) and %d beyond --max-spool ({self._disk}), "
+            "or beyond an address's half of it.",
             (MEMORY, DISK),
         )
         return Refused(503, "There is no room for the body of this request now: try again soon.")
@@ -78,7 +90,9 @@ class Storage:
 
 
 class ResponseBudget(Storage):
-    """The same for responses: those of one address have half of the disk's share, and one of them a fourth.
+    """The same for responses, of which one may have a fourth of the disk's share.
+
+    Memory may be overdrawn by what is on its way here: a window of bytes for each worker.
 
     ``may_wait`` returns how many responses may keep the worker, or the thread, that makes them waiting for their
     clients, while there is no room for them.
@@ -88,26 +102,7 @@ class ResponseBudget(Storage):
         super().__init__(memory, disk)
         self.may_wait = may_wait
         self.share = disk // 4  # of the disk, for one response
-        self._address_share = disk // 2
-        self._by_address: Counter[str] = Counter()
         self._waiting = 0
-
-    def room(self, address: str) -> int:
-        """Return how much of the disk is left for an address; one that is empty has no share of its own."""
-        if not address:
-            return self.disk
-        return min(self.disk, self._address_share - self._by_address[address])
-
-    def take(self, address: str, memory: int = 0, disk: int = 0) -> None:
-        """Count what a response takes, and with numbers below 0 what it gives back.
-
-        Memory may be overdrawn by what is on its way here: a window of bytes for each worker.
-        """
-        self.memory -= memory
-        self.disk -= disk
-        self._by_address[address] += disk
-        if not self._by_address[address]:
-            del self._by_address[address]
 
     def begin_to_wait(self) -> bool:
         """Let a worker wait for a client; False when as many do as may."""

@@ -101,8 +101,8 @@ def new_spool(monkeypatch):
     monkeypatch.setattr(spool_module, "IN_MEMORY", 300)
     made = []
 
-    def new(storage, expected=0):
-        made.append(Spool(storage, expected))
+    def new(storage, expected=0, address=""):
+        made.append(Spool(storage, expected, address))
         return made[-1]
 
     yield new
@@ -152,6 +152,20 @@ def test_the_last_fourth_of_the_disk_is_for_bodies_that_have_begun(new_spool):
     assert storage.disk == 200 and first.size == 2_000
 
 
+def test_bodies_of_one_address_have_half_of_the_disk(new_spool):
+    storage = Storage(100_000, 2_000)
+    first = new_spool(storage, address="192.0.2.1")
+    fill(first, 1_000)  # 900 of it on the disk
+    for expected in (400, 501):
+        with pytest.raises(Refused):
+            fill(new_spool(storage, expected, "192.0.2.1"), expected)
+    other = new_spool(storage, address="192.0.2.2")
+    fill(other, 500)
+    assert (other.size, storage.disk) == (500, 800)
+    first.close()
+    fill(new_spool(storage, 1_000, "192.0.2.1"), 1_000)
+
+
 def test_one_that_says_its_length_is_refused_before_anything_is_read(new_spool):
     storage = Storage(100_000, 2_000)
     new_spool(storage, 400)  # needs no file
@@ -181,4 +195,7 @@ def test_many_refusals_are_one_line_in_the_log(caplog):
         with pytest.raises(Refused, match="There is no room for the body of this request now"):
             refuse()
     (line,) = caplog.messages
-    assert line == "Refused 1 bodies beyond --max-body-memory (10) and 0 beyond --max-spool (10)."
+    assert line == (
+        "Refused 1 bodies beyond --max-body-memory (10) and 0 beyond --max-spool (10), "
+        "or beyond an address's half of it."
+    )
