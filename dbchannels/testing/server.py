@@ -122,6 +122,7 @@ class Server:
         self._link = layer.link()
         self._link.register(self.name, Process.SERVER, self.queue)
         self._receivers: dict[str, Receiver] = {}
+        self._opened_on: dict[str, str] = {}
         self._calls: list[
             tuple[float, Callable[[], None]]
         ] = []  # what is to be called, and when by the clock
