@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from dbchannels import names
 from dbchannels.exceptions import DeclaredDead
+from dbchannels.layers.ended import REMAINS
 from dbchannels.layers.link import Link
 from dbchannels.layers.notices import disconnect_send
 from dbchannels.layers.operations import Delivery, Done, Operation, Send
@@ -124,7 +125,7 @@ class StoreLink(Link):
             self._release_claims(name)
             kind, queue, _ = process
             if kind == SERVER:  # of a worker it is what it reads
-                self._bury_server(name, queue)
+                self._bury_server(name.removesuffix(REMAINS), queue)
             self.layer.changed()
 
     def _release_claims(self, worker: str) -> None:
@@ -150,7 +151,7 @@ class StoreLink(Link):
         records = StoreRecords(self.layer.table("connections"))
         lost, expiry = records.pop_of(name, leaving), self.layer.options["expiry"]
         if records.any_of(name):
-            self.layer.table("processes")[name] = (SERVER, queue, self.layer.clock())
+            self.layer.table("processes")[name + REMAINS] = (SERVER, queue, self.layer.clock())
         self.layer.write([disconnect_send(record, path, expiry) for record, path in lost], drop=True)
 
     def sweep(self) -> None:
