@@ -38,6 +38,7 @@ INBOX = 32  # frames that wait for their turn before the socket is not read any 
 ENTRY = 120  # bytes that one of them takes beside its payload
 FULL_DEADLINE = 20.0  # seconds in which a full channel must take a frame
 
+VANISHED = 1006  # no client can send it
 GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN = 1001, 1011, 1012, 1013
 
 
@@ -148,7 +149,7 @@ class Connection:
         """Look after deadlines and pings; called every few seconds."""
         if self._wire is not None:
             self._wire.tick(now)
-            if self._wire.closing:
+            if self._wire.closing and not self.disconnected:
                 self._drop_waiting()
 
     # From the layer.
@@ -276,6 +277,9 @@ class Connection:
 
     def _received(self, event: Event) -> None:
         if isinstance(event, Closed):
+            # What a client has said before its own Close is consumed: a page may send and close in one breath.
+            if event.code == VANISHED or (self._wire is not None and self._wire.failed):
+                self._drop_waiting()
             self._disconnect(event.code, event.reason)
         elif isinstance(event, (Text, Binary)):
             if self._in_flight is None:
@@ -288,6 +292,8 @@ class Connection:
                 self._wire.pause()
 
     def _gone(self, code: int) -> None:
+        if not self.disconnected:
+            self._drop_waiting()
         self._disconnect(self._code if self._code is not None else code)
 
     def _send(self, channel: str, fields: dict[str, Any]) -> None:
@@ -306,7 +312,7 @@ class Connection:
         self._in_flight = send
 
     def _drop_waiting(self) -> None:
-        """Once one side has closed, nothing is consumed any more but the disconnect."""
+        """Once the server's side has closed or the client is lost, nothing is consumed any more but the disconnect."""
         self._share.hold(-sum(ENTRY + len(payload) for _, payload in self._inbox))
         self._inbox.clear()
         if self._wire is not None:
@@ -340,7 +346,6 @@ class Connection:
             self._note_end(code)
             self.disconnected = True
             self._last = {"code": code, "reason": reason}
-            self._drop_waiting()
             self._pump()
 
     def _note_end(self, code: int) -> None:

@@ -107,6 +107,11 @@ class Wire:
         """Whether one side has closed: no message of the client's will be taken."""
         return self._closing_at is not None
 
+    @property
+    def failed(self) -> bool:
+        """Whether the connection was closed for what the client has sent."""
+        return self._protocol.failed
+
     # In.
 
     def read(self) -> None:

@@ -419,13 +419,26 @@ def test_frames_wait_until_the_connect_consumer_is_through(line):
     assert line.texts() == ["first"]
 
 
-@pytest.mark.parametrize("who", ["client", "consumer", "server", "lifetime", "nobody"])
-def test_once_one_side_has_closed_the_disconnect_alone_waits(line, who):
+def test_what_a_client_sends_before_it_closes_is_consumed_first(line):
+    line.open()
+    line.client.sendall(b"".join(frame(TEXT, b"%d" % number) for number in range(8)) + close_frame(4000))
+    until(lambda: line.connection.disconnected)
+    line.connection.tick(time.monotonic())
+    for _ in range(8):
+        assert line.codes() == []
+        line.finish()
+    assert line.texts() == [*"01234567"] and line.codes() == [4000]
+    line.finish()
+    assert line.is_over() and line.connection._share.held == 0
+
+
+@pytest.mark.parametrize("who", ["consumer", "server", "lifetime", "protocol", "nobody"])
+def test_once_the_server_has_closed_or_the_client_is_lost_the_disconnect_alone_waits(line, who):
     line.open()
     line.say(*"abcdefgh")
     until(line.texts)
-    if who == "client":
-        line.client.sendall(close_frame(1000))
+    if who == "protocol":
+        line.client.sendall(b"\xff" * 6)
     elif who == "consumer":
         line.reply(close=4000)
     elif who == "server":
@@ -435,13 +448,13 @@ def test_once_one_side_has_closed_the_disconnect_alone_waits(line, who):
         line.connection.tick(time.monotonic() + 2)
     else:
         line.client.close()
-    if who not in ("client", "nobody"):
+    if who not in ("protocol", "nobody"):
         assert line.closed_with() in (4000, 1001)
         line.client.sendall(frame(TEXT, b"late") + close_frame(1000))
     until(lambda: line.connection.disconnected)
     assert line.codes() == []  # it waits for the message in the layer
     line.finish()
-    assert line.texts() == ["a"] and line.codes() == [1006 if who == "nobody" else 1000]
+    assert line.texts() == ["a"] and line.codes() == [{"nobody": 1006, "protocol": 1002}.get(who, 1000)]
     assert [fields["order"] for _, fields in line.sent()] == [0, 1, 2]
     line.finish()
     assert line.is_over() and line.connection._share.held == 0
