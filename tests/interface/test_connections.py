@@ -457,7 +457,9 @@ def test_once_the_server_has_closed_or_the_client_is_lost_the_disconnect_alone_w
     assert line.texts() == ["a"] and line.codes() == [{"nobody": 1006, "protocol": 1002}.get(who, 1000)]
     assert [fields["order"] for _, fields in line.sent()] == [0, 1, 2]
     line.finish()
-    assert line.is_over() and line.connection._share.held == 0
+    line.client.close()
+    until(line.is_over)
+    assert line.connection._share.held == 0
 
 
 def test_a_consumer_that_closes_is_heard_though_the_inbox_is_full(line):
