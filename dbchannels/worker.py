@@ -19,6 +19,7 @@ from typing import Any
 
 from django.conf import settings
 from django.core.cache import caches
+from django.urls import get_script_prefix, set_script_prefix
 
 from dbchannels import names, signals
 from dbchannels.application import ApplicationViews
@@ -102,6 +103,7 @@ class Worker:
         self._bells = bells
         self._bells_by_reader = {bell.reader: bell for bell in bells}
         self._on_ready = on_ready
+        self._script_prefix = get_script_prefix()  # FORCE_SCRIPT_NAME; a thread does not inherit it
         self._is_outdated = is_outdated
         self._replace = replace
         self._wake = WakeupPipe()
@@ -134,6 +136,7 @@ class Worker:
 
     def run(self) -> None:
         """Work until ``stop``; finish what runs, hand back the rest, and leave no record behind."""
+        set_script_prefix(self._script_prefix)
         caches.all()  # they are kept in a ContextVar: made in a message's context they would be made anew in each
         self._retry(self._register)
         self._watch.start()

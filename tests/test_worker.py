@@ -1292,6 +1292,22 @@ urlpatterns += [path("sets/", set_surroundings)]
 
 
 @kinds.only("memory")
+def test_a_worker_in_a_thread_has_the_script_prefix_of_its_process(layer, new_worker):
+    seen = []
+    set_script_prefix("/site/")
+    try:
+        one = new_worker(route("sees", lambda message: seen.append(get_script_prefix())))
+    finally:
+        set_script_prefix("/")
+    layer.send("sees", {})
+    thread = in_thread(layer, one.run)
+    wait_until(lambda: seen)
+    one.stop()
+    thread.join()
+    assert seen == ["/site/"]
+
+
+@kinds.only("memory")
 def test_the_language_and_the_like_of_one_message_are_not_there_for_the_next(layer, new_worker, settings):
     settings.ROOT_URLCONF = __name__
     seen, before = [], surroundings()
