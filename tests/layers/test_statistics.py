@@ -104,3 +104,8 @@ def test_what_is_read_does_not_depend_on_statistics(grown):
     found = {name: pages_of(grown.session, *statement) for name, statement in HOT.items()}
     slow = {name: plan for name, (pages, plan) in found.items() if pages > MOST}
     assert not slow, "\n\n".join(slow.values())
+
+
+def test_what_waits_is_compared_once_with_the_connections_of_a_dead_server(grown):
+    _, plan = pages_of(grown.session, sql_liveness.CONNECTIONS_OF, {"name": "new"})
+    assert "SetOp Except" in plan and "<> ALL" not in plan, plan

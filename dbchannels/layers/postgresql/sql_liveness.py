@@ -64,15 +64,18 @@ UNHOLD = "DELETE FROM dbchannels_held WHERE worker = %(name)s RETURNING messages
 
 # Of a dead server; here too what a site's open transaction holds is left, and with it a row that says so: a process
 # whose lease is over from the start, so that the next sweep comes back for the rest.
-# Those whose disconnect consumer runs by a message of the server's own are left too, until it has run.
+# Those whose disconnect consumer runs by a message of the server's own are left too, until it has run. EXCEPT hashes or
+# sorts, whatever the statistics say: as many messages may wait as there are connections, of a server that died before.
 CONNECTIONS_OF = """
 DELETE FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
-    SELECT reply_channel FROM dbchannels_connection
-    WHERE server = %(name)s AND reply_channel <> ALL(ARRAY(
-        SELECT reply_channel FROM dbchannels_protocolmessage WHERE channel = 'websocket.disconnect'
-        UNION ALL
-        SELECT split_part(line, ' ', 2) FROM dbchannels_held, regexp_split_to_table(messages, E'\\n') AS line
-        WHERE split_part(line, ' ', 1) = 'websocket.disconnect'
+    SELECT reply_channel FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
+        SELECT reply_channel FROM dbchannels_connection WHERE server = %(name)s
+        EXCEPT (
+            SELECT reply_channel FROM dbchannels_protocolmessage WHERE channel = 'websocket.disconnect'
+            UNION ALL
+            SELECT split_part(line, ' ', 2) FROM dbchannels_held, regexp_split_to_table(messages, E'\\n') AS line
+            WHERE split_part(line, ' ', 1) = 'websocket.disconnect'
+        )
     )) FOR UPDATE SKIP LOCKED
 )) RETURNING path, reply_channel, session_key, login, session
 """
