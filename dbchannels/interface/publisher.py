@@ -24,8 +24,7 @@ class Publisher:
     """Runs in a thread of its own, until the outbox says that nothing more comes.
 
     ``apply`` writes operations and returns the sends that found a channel full; ``retry`` calls until the layer can be
-    used; ``ready`` returns when this server may speak; ``lost`` is told the reply channel and the notice of each send
-    that nobody will answer.
+    used; ``lost`` is told the reply channel and the notice of each send that nobody will answer.
     """
 
     def __init__(
@@ -34,17 +33,15 @@ class Publisher:
         apply: Callable[[Sequence[Operation]], list[Send]],
         *,
         retry: Callable[[Callable[[], Any]], Any],
-        ready: Callable[[], None],
         lost: Callable[[str, dict[str, Any]], None],
     ) -> None:
         self._outbox = outbox
         self._apply = apply
         self._retry = retry
-        self._ready = ready
         self._lost = lost
 
-    def run(self, is_past: Callable[[Operation], bool]) -> None:
-        """Write until the end; what ``is_past`` says of is left out."""
+    def run(self) -> None:
+        """Write until the end."""
         ended = False
         while not ended:
             batch, size = list[Operation](), 0
@@ -55,8 +52,7 @@ class Publisher:
                     break
                 batch += together
                 size += sum(map(_size, together))
-            self._ready()
-            operations = _ordered([one for one in batch if not is_past(one)])
+            operations = _ordered(batch)
             try:
                 self._write(operations)
             except Exception:

@@ -223,26 +223,23 @@ class Relay:
 
     def _publish(self) -> None:
         link = self.layer.link("publisher", listen=False)
-
-        publisher = Publisher(
-            self._outbox,
-            partial(self._apply, link),
-            retry=self._retry,
-            ready=lambda: self._await_renewal(link),
-            lost=self._hand_over,
-        )
-        publisher.run(self._is_past)
+        Publisher(self._outbox, partial(self._apply, link), retry=self._retry, lost=self._hand_over).run()
         link.close()
 
     def _apply(self, link: Link, operations: Sequence[Operation]) -> list[Send]:
-        """Write what the hub has sent; who may have been declared dead begins and ends no connection.
+        """Write what the hub has sent, but for what is past, which an outage may have made of it since the last try.
 
-        A clock that stood still with its machine does not say so, only the database does.
+        A server that may have been declared dead begins and ends no connection: a clock that stood still with its
+        machine does not say so, only the database does.
         """
+        self._await_renewal(link)
         link.near = self._near
-        if not any(isinstance(one, Connect) or getattr(one, "channel", "") in _ENDS for one in operations):
-            return link.apply(operations)
         name, rest = self.name, [one for one in operations if not self._is_past(one)]
+        if not rest:
+            link.renew(name)  # else nothing would say whether the layer can be used again
+            return []
+        if not any(isinstance(one, Connect) or getattr(one, "channel", "") in _ENDS for one in rest):
+            return link.apply(rest)
         try:
             return link.apply_as(name, rest)
         except DeclaredDead:
@@ -250,7 +247,6 @@ class Relay:
                 return []
             self._renewed_at = -math.inf
             self._chores.put(self._look_after)
-            self._await_renewal(link)
             return self._apply(link, rest)
 
     def _await_renewal(self, link: Link) -> None:

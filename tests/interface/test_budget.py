@@ -260,8 +260,7 @@ def test_large_messages_are_written_few_at_a_time():
         outbox,
         lambda operations: batches.append(len(operations)) or [],
         retry=lambda attempt: attempt(),
-        ready=lambda: None,
         lost=lambda *_: None,
     )
-    publisher.run(lambda operation: False)
+    publisher.run()
     assert batches == [1] * 10 + [10]

@@ -389,6 +389,27 @@ def test_a_request_whose_client_was_answered_in_an_outage_is_not_run_after_it(re
 
 
 @in_memory
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_request_whose_client_was_answered_while_it_was_tried_again_is_not_run(relay, told, others):
+    gone = Receiver(relay)
+    relay.harness.outage("apply", LayerUnavailable("It is down."), 10_000)
+    relay.send(
+        relay.make_send("http.request", {"number": 1, "reply_channel": gone.channel}),
+        *(relay.make_send("http.request", {"number": 2}) for _ in range(others)),
+    )
+    until(told)
+    relay.harness.outage("renew", LayerUnavailable("It is down."), 10_000)
+    relay.close(gone.channel)
+    asked = len(relay.harness.asked)
+    until(lambda: len(relay.harness.asked) > asked + 2)
+    assert len(told()) == 1  # nothing was written, and the outage goes on
+    relay.harness.faults.clear()
+    send(relay, 3)
+    assert numbers(relay, 1 + others) == [2] * others + [3]
+    until(lambda: len(told()) == 2)
+
+
+@in_memory
 def test_an_outage_loses_nothing_and_keeps_the_order(relay, told):
     relay.harness.gate.clear()
     send(relay, 0)
