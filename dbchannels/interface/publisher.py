@@ -7,7 +7,7 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dbchannels.layers.operations import Connect, Disconnect, Operation, Send
+from dbchannels.layers.operations import Connect, Disconnect, Operation, Send, Withdraw
 
 log = logging.getLogger("dbchannels.server")
 
@@ -90,5 +90,5 @@ def _ordered(operations: list[Operation]) -> list[Operation]:
     For one connection this is the order anyway: its record, then its messages; and its record is dropped only
     after its last message has been consumed. What is withdrawn was in an earlier batch, or was left out.
     """
-    rank = {Connect: 0, Disconnect: 1, Send: 2}
-    return sorted(operations, key=lambda operation: rank.get(type(operation), 1))
+    rank = {Connect: 0, Disconnect: 1, Withdraw: 2, Send: 3}
+    return sorted(operations, key=lambda operation: rank[type(operation)])

@@ -7,6 +7,7 @@ import os
 import re
 import threading
 import time
+from itertools import groupby
 
 import gevent
 import pytest
@@ -17,8 +18,9 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.interface import overload
 from dbchannels.interface import relay as relay_module
 from dbchannels.interface.hub import GeventHub
+from dbchannels.interface.publisher import _ordered
 from dbchannels.interface.relay import OutboxFull, Relay
-from dbchannels.layers.operations import Connect, Disconnect, Send
+from dbchannels.layers.operations import Connect, Disconnect, Send, Withdraw
 from dbchannels.models import Connection, Process
 from dbchannels.testing.layer_case import drain
 from dbchannels.waiting import wait_readable
@@ -407,6 +409,11 @@ def test_a_request_whose_client_was_answered_while_it_was_tried_again_is_not_run
     send(relay, 3)
     assert numbers(relay, 1 + others) == [2] * others + [3]
     until(lambda: len(told()) == 2)
+
+
+def test_what_flooding_clients_leave_behind_is_one_statement_of_each_kind():
+    operations = [Withdraw("http.request", "r!a"), Disconnect("r!a")] * 3
+    assert [kind for kind, _ in groupby(map(type, _ordered(operations)))] == [Disconnect, Withdraw]
 
 
 @in_memory
