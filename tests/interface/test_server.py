@@ -8,7 +8,7 @@ import socket
 import struct
 import threading
 import time
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from http.client import HTTPResponse, IncompleteRead
 
@@ -953,12 +953,16 @@ def test_a_server_that_was_declared_dead_closes_1012_and_answers_what_waits(site
     site.silent("http.request").silent("websocket.connect")
     asking, opening = gevent.spawn(site.get), gevent.spawn(site.socket)
     until(lambda: site.messages("http.request") and len(site.messages("websocket.connect")) == 2)
-    site.server._declared_dead()
+    with closing(site.layer.link()) as link:
+        link.bury(site.relay.name)
+    site.relay._chores.put(site.relay._look_after)
     assert client.closed_with() == 1012
     client.sock.sendall(close_frame(1012))
     assert client.is_closed()
     assert asking.get(timeout=10).status == 503 and opening.get(timeout=10).status == 503
-    assert site.is_quiet() and site.messages("websocket.disconnect") == []
+    until(site.is_quiet)
+    # Those who cleaned up have said so of both that a connect consumer ran for, and nobody else has.
+    assert [message["code"] for message in site.messages("websocket.disconnect")] == [1006, 1006]
     site.responding({"status": 200, "content": b"alive"})
     assert site.get().content == b"alive"
 
