@@ -160,7 +160,7 @@ class Connection:
         if "lost" in message:
             self._lost(message["lost"], message.get("channel"))
             return
-        out = reply.outgoing(self.reply_channel)
+        out = reply.outgoing(self.reply_channel, self.request.path)
         if out is not None:
             self._take(out, message)
         elif "finished" in message or "accept" in message:

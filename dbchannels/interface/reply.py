@@ -21,7 +21,7 @@ class Reply:
         self._outgoing: Outgoing | None = None
         self._is_read = False
 
-    def outgoing(self, reply_channel: str) -> Outgoing | None:
+    def outgoing(self, reply_channel: str, path: str) -> Outgoing | None:
         """Return the message as a WebSocket's server understands it; None when it cannot.
 
         Of what is wrong with it the log gets one line, however many receivers there are: it names the first of them.
@@ -31,10 +31,12 @@ class Reply:
             try:
                 self._outgoing = outgoing(self.message)
             except ValueError as error:
-                log.warning("A message for %s was left out: %s", reply_channel, error)
+                log.warning("A message for %s on %s was left out: %s", reply_channel, path, error)
             else:
                 if sentence := oversight(self.message):
-                    log.warning("A message for %s was not understood: %s", reply_channel, sentence)
+                    log.warning(
+                        "A message for %s on %s was not understood: %s", reply_channel, path, sentence
+                    )
         return self._outgoing
 
 

@@ -294,6 +294,8 @@ def outgoing(message: dict[str, Any]) -> Outgoing:
         own = sorted(message.keys() - WORKERS_KEYS)
         told = next(filter(None, map(_advice, own)), "write 'text', 'bytes' or 'close'")
         raise ValueError(f"It has no key that says anything here ({shown(own)}): {told}.")
+    if "status" in message and "content" in message and message.get("accept") is None:
+        raise ValueError("It is the response to a request, and a WebSocket takes frames: send {'text': ...}.")
     return Outgoing(
         _typed(message, "accept", bool, "True or False"),
         _data_frame(message),

@@ -753,7 +753,7 @@ def test_a_malformed_reply_is_left_out_with_one_line_in_the_log(line, told, mess
     line.reply(text="good")
     assert line.received() == [(TEXT, b"good")]
     (said,) = told()
-    assert said.startswith("A message for reply.s1!c1 was left out: ") and "\n" not in said
+    assert said.startswith("A message for reply.s1!c1 on /chat/tea/ was left out: ") and "\n" not in said
 
 
 def test_a_malformed_reply_still_says_that_the_frame_is_finished(line):
@@ -771,8 +771,8 @@ def test_data_under_two_keys_is_left_out_with_one_line_in_the_log(line, told):
     line.reply(text="c")
     assert line.received() == [(TEXT, b"c")]
     assert told() == [
-        "A message for reply.s1!c1 was not understood: It has 'text' and 'bytes', so neither was sent: send a message "
-        "for each."
+        "A message for reply.s1!c1 on /chat/tea/ was not understood: It has 'text' and 'bytes', so neither was "
+        "sent: send a message for each."
     ]
 
 

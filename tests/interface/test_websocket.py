@@ -699,6 +699,7 @@ def test_a_reply_as_a_frame(message, expected):
         ({"subprotocol": ["chat"]}, "'subprotocol' is of type list"),
         ({"headers": {"x-a": "1"}}, "'headers' is of type dict"),
         ({"headers": ["x-a"]}, "list of"),
+        ({"status": 200, "reason": "OK", "headers": [], "content": b"hi"}, "the response to a request"),
         ({"headers": [["x-a"]]}, "list of"),
         ({"headers": [["x-a", 1]]}, "list of"),
         ({"headers": [["x-a", None]]}, "list of"),
