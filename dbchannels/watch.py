@@ -79,7 +79,7 @@ class Watch:
         elif soft and seconds > soft and self._logged is not delivery:
             self._logged = delivery
             log.warning(
-                "The consumer of a message on %s has run for %g s (soft_timeout) and stands here:\n%s",
+                "The consumer of a message on %s has run for %g s (soft_timeout) and stands here:\n    %s",
                 delivery.channel,
                 soft,
                 Lines(self._stack()),

@@ -60,6 +60,8 @@ def test_the_log_says_once_where_a_consumer_stands(layer, site, caplog):
         wait_until(lambda: "self.release.wait(20)" in caplog.text)
         wait_until(lambda: site.worker._watch._logged)
     assert caplog.text.count("has run for 0.05 s (soft_timeout)") == 1
+    stack = caplog.messages[0].splitlines()[1:]
+    assert all(line.startswith("      ") for line in stack)  # the first one as well
     assert not site.replaced.is_set()
 
 
