@@ -353,6 +353,13 @@ class Misspelt(JsonWebsocketConsumer):
         """Take it."""
 
 
+class NoJson(WebsocketConsumer):
+    """Would never see a frame either."""
+
+    def receive_json(self, content):
+        """Take it."""
+
+
 class Lettered(WebsocketConsumer):
     """Would be in a group for each letter."""
 
@@ -363,6 +370,7 @@ class Lettered(WebsocketConsumer):
     ("consume", "said"),
     [
         (Misspelt, "Misspelt.recieve_json is never run; write receive_json"),
+        (NoJson, "NoJson.receive_json is never run; subclass JsonWebsocketConsumer"),
         (
             Channels1,
             "Channels1.strict_ordering means nothing here; take it away: the frames of a connection are",
@@ -837,6 +845,15 @@ def test_w018_says_which_routing_nobody_names(app, configured, monkeypatch):
     )
     configured(ROUTING="unread_app.routing")
     assert found() == []
+
+
+def test_w018_is_silent_while_the_routing_cannot_be_made(app, configured):
+    (app / "consumers.py").unlink(missing_ok=True)
+    (app / "routing.py").write_text(
+        "from dbchannels import route\n\nroutes = [route('own', 'nowhere.at_all')]\n"
+    )
+    configured(ROUTING="unread_app.routing")
+    assert "dbchannels.W018" not in [message.id for message in found()]
 
 
 def test_w018_looks_beside_the_settings(app, settings, monkeypatch):

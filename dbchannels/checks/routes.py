@@ -49,7 +49,10 @@ def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
             continue
         said = list(found)  # the decorated consumers are in the table of each layer
         found += [message for message in _check_table(table) if message not in said]
-    return found + list(unnamed_modules())
+    broken = any(
+        message.id == "dbchannels.E002" for message in found
+    )  # what it would have named is not known
+    return found if broken else found + list(unnamed_modules())
 
 
 def _routing_settings() -> list[Any]:
@@ -66,6 +69,7 @@ def _routing_settings() -> list[Any]:
 
 def _check_table(table: Routing) -> Messages:
     yield from _unreachable(table)
+    yield from _classes(table)
     for placed in table.placed():
         yield from _signature(placed)
         yield from _channel(placed)
@@ -101,15 +105,24 @@ def _shown(placed: Placed) -> str:
     return f" ({', '.join(f'{key}={text}' for key, text in filters.items())})" if filters else ""
 
 
+def _classes(table: Routing) -> Messages:
+    """E004: a class does not take what its routes capture; each mistake once, though all three routes meet it."""
+    told = set()
+    for placed in table.placed():
+        route = placed.route
+        wrong = misfit(route.consumer, route.channel, placed.captures())
+        if wrong and (route.name, wrong) not in told:
+            told.add((route.name, wrong))
+            yield checks.Error(
+                f"The route of {route.name} on {route.channel}{_shown(placed)} does not fit the class: {wrong}.",
+                id="dbchannels.E004",
+            )
+
+
 def _signature(placed: Placed) -> Messages:
-    """E004: a consumer does not take what its route captures, or needs what it does not."""
+    """E004: a function does not take what its route captures, or needs what it does not."""
     captures, route = placed.captures(), placed.route
-    if wrong := misfit(route.consumer, route.channel, captures):
-        yield checks.Error(
-            f"The route of {route.name} on {route.channel}{_shown(placed)} does not fit the class: {wrong}.",
-            hint="Let each method take what the route captures, or change what that captures.",
-            id="dbchannels.E004",
-        )
+    if getattr(route.consumer, "consumer_class", None) is not None:
         return
     try:
         signature = inspect.signature(route.consumer)

@@ -26,7 +26,7 @@ def misfit(consumer: Callable[..., Any], channel: str, captures: Sequence[str]) 
     if isinstance(of.groups, str):
         return f"its groups are one text; write groups = [{of.groups!r}]"
     if taken := sorted(TAKEN.intersection(captures)):
-        return f"{taken[0]!r} is what its methods call something else"
+        return f"{taken[0]!r} is what its methods call something else; capture it by another name"
     return _misspelt(of) or _misfit(of, channel.rpartition(".")[2], captures)
 
 
@@ -35,6 +35,8 @@ def _misspelt(of: type[WebsocketConsumer]) -> str:
     for name in (one for base in of.__mro__ if base not in OURS for one in vars(base)):
         if told := foreign.advice("class", name):
             return f"{of.__qualname__}.{name} means nothing here; {told}"
+        if name == "receive_json" and not issubclass(of, JsonWebsocketConsumer):
+            return f"{of.__qualname__}.receive_json is never run; subclass JsonWebsocketConsumer"
         near = difflib.get_close_matches(name, RUN, n=1, cutoff=0.85)
         if near and name not in RUN:
             return f"{of.__qualname__}.{name} is never run; write {near[0]}"
