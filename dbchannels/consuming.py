@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import random
+import re
 import traceback
 from contextlib import nullcontext
 from contextvars import copy_context
@@ -108,7 +109,11 @@ class Consumption:
         """Return what to say of a handshake that no route takes: which paths would have been nearest."""
         placed = [one for one in self.routing.placed() if one.route.channel in names.WEBSOCKET]
         paths = dict.fromkeys(text for one in placed if (text := one.shown_filters().get("path")))
-        near = difflib.get_close_matches(str(message.get("path")), paths, n=3, cutoff=0.3)
+        fixed = {
+            text: re.split(r"[<(\[\\]", text.lstrip("^"))[0] for text in paths
+        }  # what stands before a capture
+        close = difflib.get_close_matches(str(message.get("path")), set(fixed.values()), n=3, cutoff=0.3)
+        near = [text for one in close for text in paths if fixed[text] == one][:3]
         told = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(paths) or 'none'}"
         return f"No route takes a WebSocket on {shown(message.get('path'), 200)}: {told}."
 

@@ -47,6 +47,8 @@ NAMES: dict[str, dict[str, str]] = {
         **_DEFINED,
         "scope": "use self.captures for what the path captures, self.user, self.http_session and self.message",
         "kwargs": "write self.captures",
+        "session": "write self.http_session, or self.channel_session for what is kept with the connection",
+        "send_json": "subclass JsonWebsocketConsumer, or write self.send(json.dumps(content))",
         "path": 'write self.message["path"]',
         "channel_name": "write self.reply_channel.name",
         "channel_layer": "write Group(name).send({...}), or Channel(name).send({...})",

@@ -153,6 +153,7 @@ def test_a_consumer_says_that_it_is_no_task(monkeypatch):
             "for -c, start more workers, as with runchannels --workers N",
         ),
         ("runworker", ["-Q", "own"], "for -Q, write --only"),
+        ("runworker", ["own", "other"], "unrecognized arguments: own other; write --only own"),
         ("runserver", ["--noworker"], "for --noworker, run runchannels --workers 0"),
         ("runchannels", ["-p", "80"], "for -p, write the address, as 8000 or 0.0.0.0:8000"),
     ],
@@ -267,12 +268,16 @@ def test_the_same_of_a_class():
 def test_a_refused_handshake_says_which_paths_there_are(layer, caplog, settings):
     settings.DEBUG = True
     layer.send("websocket.connect", {"reply_channel": "reply.web!a", "path": "/chat/tea", "order": 0})
-    routes = [route("websocket.connect", print, path=path) for path in ("chat/<slug:room>/", "/news/", "/x")]
+    paths = ("/cat/", "chat/<slug:room>/", "/news/", r"^/c/(?P<thing>\w+)/$", "/x")
+    routes = [route("websocket.connect", print, path=path) for path in paths]
     worker = Worker(layer, Routing(routes))
     worker._register()
     worker.run_once()
     worker.link.close()
-    assert "No route takes a WebSocket on '/chat/tea': the nearest are /chat/<slug:room>/" in caplog.text
+    assert (
+        "No route takes a WebSocket on '/chat/tea': the nearest are /chat/<slug:room>/, /cat/, "
+        in caplog.text
+    )
 
 
 def test_with_debug_the_log_says_once_which_channel_has_no_consumer(layer, caplog, settings):

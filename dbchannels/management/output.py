@@ -23,6 +23,8 @@ class TellingCommand(BaseCommand):
             _, unknown, given = message.partition("unrecognized arguments: ")
             words = [word.partition("=")[0] for word in given.split()] if unknown else []
             told = [f"for {word}, {advice}" for word in words if (advice := foreign.advice("command", word))]
+            if words and not words[0].startswith("-") and "--only" in parser.format_usage():
+                told.append(f"write --only {words[0]}")  # Channels' command takes the names themselves
             refuse("; ".join([message, *told]))
             raise AssertionError  # it does not come here
 
