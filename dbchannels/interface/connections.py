@@ -58,6 +58,7 @@ class Connection:
         self.opened_at = time.monotonic()
         self.verdict: AsyncResult = AsyncResult()  # for who waits
         self._decided: Accepted | Denied | None = None  # by the consumer
+        self._on_decided: Callable[[], None] = lambda: None
         self.reply_channel = relay.open(self)
         self._relay, self._limits = relay, limits
         # Towards the layer.
@@ -102,6 +103,13 @@ class Connection:
         if not self.verdict.ready():
             self.verdict.set(denied(503))
 
+    def when_decided(self, call: Callable[[], None]) -> None:
+        """Call a function when the connect consumer has decided, if the layer has its message: else now."""
+        if self._in_flight is None or self._decided is not None:
+            call()
+        else:
+            self._on_decided = call
+
     def abandon(self) -> None:
         """Give up a connection that never opened; if its connect consumer accepts all the same, it is told."""
         self._abandoned = True
@@ -114,6 +122,7 @@ class Connection:
 
     def _forget(self) -> None:
         """Close a connection that others have cleaned up after: its disconnect consumer runs by their doing."""
+        self._on_decided()
         self._note_end(SERVICE_RESTART)
         self.disconnected = True
         self._last = None
@@ -196,6 +205,7 @@ class Connection:
         self._decided = self._decided or verdict
         if not self.verdict.ready():
             self.verdict.set(verdict)
+        self._on_decided()
 
     def _finished(self, order: object) -> None:
         """The message in the layer was consumed; word of another one is left alone.

@@ -243,7 +243,9 @@ class InterfaceServer:
         except gevent.Timeout:
             verdict = Denied(503, http.SENTENCES[503])
         finally:
-            turn.leave()
+            connection.when_decided(
+                turn.leave
+            )  # a flood of clients that leave at once has no more turns than others
             inlet.unwatch()
             self.requests.under_way.waits(inlet, None)
         if isinstance(verdict, Denied):

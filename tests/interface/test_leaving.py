@@ -271,6 +271,25 @@ def test_handshakes_wait_for_their_turn_too_and_not_for_requests(crowded):
     assert sorted(client.status for client in (clients[0], clients[1], clients[3])) == [101, 101, 403]
 
 
+def test_handshakes_whose_clients_leave_at_once_have_no_more_turns(crowded):
+    for number in range(5):
+        client = asks(crowded, f"/{number}", X_Forwarded_For="192.0.2.7", **HANDSHAKE)
+        until(lambda: crowded.server.requests.under_way)
+        client.reset()
+        until(lambda: not crowded.server.requests.under_way)
+    assert in_layer(crowded, "websocket.connect") == 2
+    message = crowded.layer.receive(["websocket.connect"])[1]
+    client = asks(crowded, "/stays", X_Forwarded_For="192.0.2.7", **HANDSHAKE)
+    until(lambda: len(crowded.server.requests.under_way) == 1)
+    assert in_layer(crowded, "websocket.connect") == 1
+    crowded.reply(message, finished=0)  # it accepts one that has left
+    until(lambda: in_layer(crowded, "websocket.connect") == 2)
+    assert crowded.layer.receive(["websocket.connect"])[1]["path"] == "/1"
+    crowded.reply(crowded.layer.receive(["websocket.connect"])[1], finished=0)
+    client.handshake()
+    assert client.status == 101
+
+
 def test_a_handshake_whose_client_left_is_told_of_once_its_consumer_accepts(site):
     site.silent("websocket.connect")
     client = asks(site, **HANDSHAKE)
