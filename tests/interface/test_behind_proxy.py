@@ -139,7 +139,7 @@ def test_websockets_count_by_their_client_until_they_are_closed(capped):
 
 @pytest.mark.parametrize("refusal", ["websocket.connect", "origin"])
 def test_a_handshake_that_is_refused_does_not_count(capped, refusal):
-    capped.on("websocket.connect", lambda message, reply: reply(accept=False))
+    capped.on("websocket.connect", lambda message, reply: reply(accept=False, finished=0))
     origin = {"Origin": "https://evil.example"} if refusal == "origin" else {}
     for _ in range(5):
         assert capped.socket(**from_client("192.0.2.9"), **origin).status == 403
