@@ -17,6 +17,7 @@ from django.urls import URLResolver, get_resolver
 from dbchannels import codec, names
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.files import FileSender
 from dbchannels.handler import RequestContext, make_environ, teach_django
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
@@ -33,9 +34,12 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 class ApplicationViews:
     """Calls the application, from any number of threads at once; the site's own is imported when it is needed."""
 
-    def __init__(self, application: Application | None = None, *, threads: bool = True) -> None:
+    def __init__(
+        self, application: Application | None = None, *, threads: bool = True, files: FileSender | None = None
+    ) -> None:
         teach_django()
         self._application = application
+        self._files = files  # None: there is no server to send files to
         # As PEP 3333 has it; django-debug-toolbar keeps its history only where one process answers all requests.
         self._processes = {"wsgi.multithread": threads, "wsgi.multiprocess": not threads}
 
@@ -67,6 +71,10 @@ class ApplicationViews:
                     return [reply({"later": True})]
                 if isinstance(content, bytes) and len(content) <= CHUNK:
                     return [reply({**response.head, "content": content})]
+                if self._files and message.reply_channel is not None and not response.written:
+                    head = self._files.send(message.reply_channel.name, response.head, response.result)
+                    if head is not None:
+                        return [reply(head)]
                 writer = ChunkWriter(lambda fields: not link.apply([reply(fields)]), receive_flow)
                 writer.run(response.head, _in_chunks(content) if isinstance(content, bytes) else content)
                 return []
@@ -104,9 +112,9 @@ class Response:
     def __init__(self, application: Application, environ: dict[str, Any], context: RequestContext) -> None:
         self.head = {}
         self._begun = False
-        self._written: list[bytes] = []  # by the function that PEP 3333 has for old applications
+        self.written: list[bytes] = []  # by the function that PEP 3333 has for old applications
         environ[names.REQUEST_CONTEXT] = context
-        self._result = application(environ, self._start)
+        self.result = application(environ, self._start)
         try:
             self.content = self._read(context.whole)
         except BaseException:
@@ -123,21 +131,21 @@ class Response:
         # Django begins a cookie with a space.
         pairs = [[name.encode("latin-1"), value.strip(" \t").encode("latin-1")] for name, value in headers]
         self.head = {"status": int(code), "reason": reason, "headers": pairs}
-        return self._written.append
+        return self.written.append
 
     def _read(self, whole: bool) -> bytes | Iterable[bytes]:
-        if whole or isinstance(self._result, (list, tuple)):
-            return b"".join([*self._written, *self._result])
-        pieces = iter(self._result)
+        if whole or isinstance(self.result, (list, tuple)):
+            return b"".join([*self.written, *self.result])
+        pieces = iter(self.result)
         # A generator says its status when it is asked for its first piece; a response of Django's has said it.
         first = list(islice(pieces, 0 if self.head else 1))
         self._begun = True
-        return chain(self._written, first, pieces)
+        return chain(self.written, first, pieces)
 
     def close(self) -> None:
         """End it; Django sends its signal request_finished then."""
-        if hasattr(self._result, "close"):
-            self._result.close()
+        if hasattr(self.result, "close"):
+            self.result.close()
 
 
 def _in_chunks(content: bytes) -> Iterator[bytes]:

@@ -59,7 +59,7 @@ def run(
         )
         for one in tasks(plan, bells, kinds_of(plan.workers))
     ]
-    crew = Crew(lambda: supervise(work, server.relay, GRACE))
+    crew = Crew(lambda: supervise(work, server, GRACE))
     site = Site(
         crew,
         announce=lambda: announce(server.address[1], layer),

@@ -23,6 +23,7 @@ from dbchannels.interface.binding import Bind
 from dbchannels.interface.direct import DirectViews
 from dbchannels.interface.hub import GeventHub
 from dbchannels.interface.relay import Relay
+from dbchannels.interface.sent_files import SentFiles
 from dbchannels.interface.server import InterfaceServer
 from dbchannels.interface.static import DevelopmentFiles
 from dbchannels.layers import channel_layers
@@ -60,7 +61,7 @@ def serve(
     plan: Plan, server: InterfaceServer, layer: BaseLayer, bells: dict[str, Doorbell], write: Write
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    supervisor = supervise(tasks(plan, bells), server.relay, plan.graceful_timeout)
+    supervisor = supervise(tasks(plan, bells), server, plan.graceful_timeout)
     stopping = stop_at_signals(supervisor.kill)
     restart_at_hangup(plan, supervisor, stopping)
     if plan.workers:
@@ -78,10 +79,13 @@ def serve(
     gevent.get_hub().threadpool.apply(supervisor.stop, (max(LEAST_WORK, ends_at - time.monotonic()),))
 
 
-def supervise(work: list[Task], relay: Relay, graceful_timeout: float) -> Supervisor:
+def supervise(work: list[Task], server: InterfaceServer, graceful_timeout: float) -> Supervisor:
     """Return what starts the workers; they ring for the relay, and it for them."""
+    relay, sent = server.relay, server.requests.files
     doors = ((relay.queue, relay.door),)
-    supervisor = Supervisor([one._replace(doors=doors) for one in work], relay.bury, graceful_timeout)
+    files = None if sent is None else (relay.queue, sent.sender.fileno())
+    work = [one._replace(doors=doors, files=files) for one in work]
+    supervisor = Supervisor(work, relay.bury, graceful_timeout)
     relay.own_workers = supervisor.ready_names
     return supervisor
 
@@ -98,6 +102,8 @@ def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> Int
         server.requests.direct = DirectViews(
             views, plan.threads, server.relay.call_in_hub, server.requests.turns
         )
+    elif plan.workers and layer.shared:
+        server.requests.files = SentFiles(server.relay)
     return server
 
 

@@ -38,6 +38,7 @@ class Task(NamedTuple):
         str, Doorbell
     ]  # by what it takes: ``h`` for http.*, ``w`` for websocket.*, ``d`` for the rest
     doors: tuple[tuple[str, Doorbell], ...] = ()  # of readers that it rings for itself, by their queue
+    files: tuple[str, int] | None = None  # the queue of a reader, and the socket it takes files from
     threads: int = 1  # each takes messages by itself, under a name of its own
     reloads: bool = False  # it takes no message once the code that it runs was changed
 
@@ -277,6 +278,7 @@ def start_worker(name: str, task: Task) -> Child:
         str(writer),
         *bells,
         *doors,
+        *(["--files", f"{task.files[0]}={task.files[1]}"] if task.files else []),
         *([f"--threads={task.threads}"] if task.threads > 1 else []),
         *([f"--since={time.time()!r}"] if task.reloads else []),
         *task.arguments,
@@ -287,6 +289,7 @@ def start_worker(name: str, task: Task) -> Child:
             stdin=subprocess.PIPE,
             pass_fds=[
                 writer,
+                *(task.files[1:] if task.files else ()),
                 *(end for pipe in (*task.bells.values(), *(door for _, door in task.doors)) for end in pipe),
             ],
             # A session of its own: Ctrl-C in the terminal reaches us alone, and we tell the workers in good order.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
+from io import FileIO
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,6 +101,14 @@ class ResponseBuffer:
             self._reported, self._reported_at = self.freed, now
             self.report({"taken": self.freed})
 
+    def take_file(self, file: FileIO) -> None:
+        """Keep a file that the head of the response may tell to begin with."""
+        file.close()
+
+    def begin_file(self, position: int, size: int) -> bool:
+        """Let so many bytes of the file be the response; False when it did not come."""
+        return False
+
     def close(self) -> None:
         """Let go of all of it."""
 
@@ -123,6 +132,7 @@ class Exchange:
         self._turn: Turn | None = None  # until a worker has answered
         self._answered = False  # by a worker, if only in part
         self._replies = replies or ResponseBuffer(relay.hub.queue())
+        self._is_made = False  # no worker streams it
         self._later = False  # the view has raised ResponseLater
         self._left = self._broken = False  # by the client, or because it takes less than comes
         self._in_groups = False  # the reply channel may be in some
@@ -187,6 +197,15 @@ class Exchange:
         """Let a response in chunks begin; False when there is no room for what its client does not take."""
         return self._replies.begin(self.report, length)
 
+    def take_file(self, file: FileIO) -> None:
+        """Take a file that a worker has sent, in the hub."""
+        self._replies.take_file(file)
+
+    def begin_file(self, position: int, size: int) -> bool:
+        """Let so many bytes of that file be the response, whose worker is done; False when it did not come."""
+        self._is_made = True
+        return self._replies.begin_file(position, size)
+
     def next_chunk(self, timeout: float) -> Message:
         """Return the next message of the response; raises BrokenOff when there will be none."""
         self._in_groups = True
@@ -214,6 +233,8 @@ class Exchange:
 
     def report(self, report: Message) -> None:
         """Tell the worker that streams how far its client is."""
+        if self._is_made:
+            return
         with suppress(OutboxFull):
             self._relay.send(self._relay.make_send(self.flow_channel, report))
 

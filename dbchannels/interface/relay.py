@@ -118,6 +118,10 @@ class Relay:
         self._receivers.pop(local, None)
         self._opened_on.pop(local, None)
 
+    def receiver(self, reply_channel: str) -> Receiver | None:
+        """Return who waits for the messages of a channel."""
+        return self._receivers.get(names.split(reply_channel)[1])
+
     def waiting(self) -> int:
         """Return how many receivers are open."""
         return len(self._receivers)
@@ -214,7 +218,7 @@ class Relay:
             return
         for local in strangers:
             self._outbox.put([Disconnect(self.queue + local)])
-            if message.get("more_content"):
+            if message.get("more_content") and "from_descriptor" not in message:
                 self._outbox.put([self.make_send(f"http.flow?{local}", {"closed": True})])
             if isinstance(message.get("body"), dict):
                 self._outbox.put([self.make_send(http.body_channel(local), http.BODY_ENDS)])

@@ -19,6 +19,7 @@ from dbchannels.interface.inlet import Inlet
 from dbchannels.interface.options import Options
 from dbchannels.interface.relay import Relay
 from dbchannels.interface.response_buffer import SpooledBuffer
+from dbchannels.interface.sent_files import SentFiles
 from dbchannels.interface.spool import NotStored, Spool, SpooledBody
 from dbchannels.interface.storage import ResponseBudget, Storage
 from dbchannels.interface.turns import Turns
@@ -43,6 +44,7 @@ class Requests:
     def __init__(self, relay: Relay, options: Options, turns: Turns) -> None:
         self.static_files: StaticFiles | None = None
         self.direct: DirectViews | None = None  # where views run, if not in workers
+        self.files: SentFiles | None = None  # from workers of this process tree
         self.under_way = UnderWay()
         self._relay, self._options, self.turns = relay, options, turns
         self._storage = Storage(options.max_body_memory, options.max_spool)
@@ -116,9 +118,7 @@ class Requests:
             message = self._request_message(request, exchange, spool)
             begun = exchange.request(message, self._options.http_timeout)
             first, head = self._checked(begun, request)
-            if first.get("more_content") and not exchange.begin(
-                declared_length(head) if head.has_body else 0
-            ):
+            if first.get("more_content") and not self._begin(exchange, first, head):
                 first, head = self._checked(http.failure_message(503, CROWDED), request)
             if not first.get("more_content"):
                 if begun.get("more_content"):
@@ -132,6 +132,15 @@ class Requests:
         finally:
             if not streaming:
                 ended()
+
+    def _begin(self, exchange: Exchange | DirectExchange, first: dict[str, Any], head: http.Head) -> bool:
+        """Let a response in chunks, or from a file, begin; False when there is no room for it."""
+        if "from_descriptor" not in first or isinstance(exchange, DirectExchange):
+            return exchange.begin(declared_length(head) if head.has_body else 0)
+        if self.files is not None:
+            self.files.receive()  # it was sent before the head
+        position, size = first["from_descriptor"]
+        return exchange.begin_file(position, size if head.has_body else 0)
 
     def _request_message(
         self, request: Request, exchange: Exchange | DirectExchange, spool: Spool | None

@@ -6,10 +6,12 @@ as it comes never goes to the disk.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import time
 from collections import deque
+from io import FileIO
 from queue import Empty
 from typing import Any
 
@@ -26,6 +28,9 @@ log = logging.getLogger("dbchannels.server")
 IN_MEMORY = 262_144  # bytes of a response that stay in memory
 SMALL = 1_048_576  # bytes that come without a report, so such a response holds up nobody
 READ = 131_072  # bytes read from a file at once
+READ_BY_ALL = (
+    16_777_216  # bytes at once from all files that workers have sent, and 8 KiB at least from each of them
+)
 WRITE = 1_048_576  # bytes written to it at once
 SEGMENT = 16_777_216  # bytes of one file: the disk has them back when the client has taken them
 PATIENCE = 0.05  # seconds in which a client must take IN_MEMORY, or what waits for it goes to the disk
@@ -46,15 +51,25 @@ class Segment:
             written += os.pwrite(self._file.fileno(), data[written:], self.size + written)
         self.size += written
 
-    def read(self) -> bytes:
-        """Take what comes next."""
-        data = os.pread(self._file.fileno(), READ, self.taken)
+    def read(self, size: int) -> bytes:
+        """Take what comes next, up to so many bytes."""
+        data = os.pread(self._file.fileno(), min(size, self.size - self.taken), self.taken)
+        if not data:
+            raise OSError(errno.ENODATA, "it became shorter")
         self.taken += len(data)
         return data
 
     def close(self) -> None:
         """Give the disk its blocks back, which takes a while."""
         self._file.close()
+
+
+class SentFile(Segment):
+    """A part of a file of the site's."""
+
+    def __init__(self, file: FileIO, position: int, size: int) -> None:
+        self._file = file
+        self.taken, self.size = position, position + size
 
 
 class SpooledBuffer(ResponseBuffer):
@@ -65,6 +80,7 @@ class SpooledBuffer(ResponseBuffer):
         self._budget, self._address = budget, address
         self._messages: deque[Message] = deque()  # younger than what is in files
         self._segments: deque[Segment] = deque()
+        self._file: FileIO | None = None  # that a worker has sent, until the head says what of it to read
         self._came, self._took = Event(), Event()
         self._length: int | None = None  # of a large response whose head says it
         self._on_disk = self._reserved = 0  # bytes in files, and of the budget's disk
@@ -101,6 +117,24 @@ class SpooledBuffer(ResponseBuffer):
             self._reserve(max(0, min(length, room, budget.share)))
         return True
 
+    def take_file(self, file: FileIO) -> None:
+        """Keep a file until `begin_file`."""
+        self._drop_file()
+        self._file = file
+        if self._is_closed:
+            self._drop_file()
+
+    def begin_file(self, position: int, size: int) -> bool:
+        """Let so many bytes of the file be the response; False when it did not come."""
+        file, self._file = self._file, None
+        if file is None:
+            return False
+        self._segments.append(SentFile(file, position, size))
+        self._on_disk += self._segments[-1].size
+        self._budget.sent_files += 1
+        self.put({"content": b"", "more_content": False})
+        return True
+
     def put(self, message: Message) -> None:
         """Add what has come."""
         if self._is_closed:
@@ -130,7 +164,11 @@ class SpooledBuffer(ResponseBuffer):
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if segment := self._next_segment():
-                content = in_thread(segment.read)
+                try:
+                    content = in_thread(segment.read, self._read_size())
+                except NotStored as error:
+                    log.error("A response was broken off, because its file could not be read (%s).", error)
+                    return {"error": "broken off"}
                 self._took.set()
                 return {"content": content, "more_content": True}
             if self._messages and not self._is_writing:
@@ -165,6 +203,7 @@ class SpooledBuffer(ResponseBuffer):
         self._budget.take(self._address, memory=self.freed - self.received)
         self.freed, self._in_hand = self.received, 0
         self._messages.clear()
+        self._drop_file()
         if not self._is_writing:
             self._drop_all()
         self._took.set()
@@ -270,10 +309,20 @@ class SpooledBuffer(ResponseBuffer):
         if needed < self._reserved and not self._is_closed:
             self._reserve(needed)
 
+    def _read_size(self) -> int:
+        """Return how many bytes to hold for a client: less when there are many."""
+        return min(READ, max(8_192, READ_BY_ALL // max(1, self._budget.sent_files)))
+
     def _drop(self, segment: Segment) -> None:
+        self._budget.sent_files -= isinstance(segment, SentFile)
         self._on_disk -= segment.size
         self._shrink()
         gevent.get_hub().threadpool.spawn(segment.close)
+
+    def _drop_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            gevent.get_hub().threadpool.spawn(file.close)
 
     def _drop_all(self) -> None:
         while self._segments:

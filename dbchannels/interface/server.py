@@ -149,6 +149,8 @@ class InterfaceServer:
         )
         if self._probes:
             self._probes.stop()
+        if self.requests.files is not None:
+            self.requests.files.close()
 
     def close_listeners(self) -> None:
         """Accept no more connections, and leave no file of a Unix socket behind."""

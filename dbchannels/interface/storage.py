@@ -101,6 +101,7 @@ class ResponseBudget(Storage):
     def __init__(self, memory: int, disk: int, may_wait: Callable[[], int]) -> None:
         super().__init__(memory, disk)
         self.may_wait = may_wait
+        self.sent_files = 0  # that workers have sent, being read
         self.share = disk // 4  # of the disk, for one response
         self._waiting = 0
 

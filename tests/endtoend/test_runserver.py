@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.endtoend.conftest import migrated, sqlite_database
+from tests.endtoend.test_files import begin
 from tests.harness import HOST, MANAGE, LiveSite, Served, children, connect, is_running, until
+from tests.soak.downloads import files
 
 DEBUG = {"DEBUG": True}
 MEMORY = {"DEBUG": True, "DBCHANNELS": {"default": {"BACKEND": "memory"}}}
@@ -127,9 +129,17 @@ def test_requests_are_answered_by_one_process_that_may_ask_itself(copy):
 def test_no_request_after_a_save_is_answered_by_old_code(copy):
     served = copy.develop("--workers", "1", settings=DEBUG)
     assert served.get("/").text == "hello"
+    assert sends_files(served)
     copy.edit("urls.py", 'HttpResponse("hello")', 'HttpResponse("changed")')
     assert served.get("/").text == "changed"
+    assert sends_files(served)
     assert "ended with status" not in served.output()
+
+
+def sends_files(served: Served) -> bool:
+    """Return whether the server reads a file itself, while its client takes nothing."""
+    begin(served, "/file/24")
+    return files(served) > 0
 
 
 def test_on_postgresql_too(site, copy):

@@ -75,5 +75,5 @@ def test_one_address_leaves_room_for_the_others(site):
 
 
 def test_pages_come_beside_slow_downloads(site):
-    found = downloads.downloads(site.serve("--workers", "2"), 4, 24, 3.0)
+    found = downloads.downloads(site.serve("--workers", "2"), 4, "/file/24", 2.0)
     assert found.clients == {"200": 4} and found.pages > 20

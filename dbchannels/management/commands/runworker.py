@@ -23,6 +23,7 @@ from dbchannels import database_connections
 from dbchannels.application import ApplicationViews, load_site
 from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import DBChannelsError
+from dbchannels.files import FileSender
 from dbchannels.layers import channel_layers
 from dbchannels.layers.outages import await_layer
 from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
@@ -74,6 +75,12 @@ class Command(TellingCommand):
             help="set by runchannels: its own queue and doorbell",
         )
         parser.add_argument(
+            "--files",
+            default="",
+            metavar="QUEUE=SOCKET",
+            help="set by runchannels: its own queue, and where it takes the files of responses",
+        )
+        parser.add_argument(
             "--fresh-templates", action="store_true", help="set by runserver: read a template at each use"
         )
         parser.add_argument(
@@ -112,7 +119,7 @@ class Command(TellingCommand):
         if options["fresh_templates"]:
             uncache_templates()
         ready = threading.Barrier(options["threads"], partial(say_ready, options["ready"]))
-        views = ApplicationViews(threads=options["threads"] > 1)
+        views = ApplicationViews(threads=options["threads"] > 1, files=inherited_files(options["files"]))
         workers = [
             Worker(
                 layer,
@@ -153,6 +160,12 @@ def inherited_door(text: str) -> tuple[str, Doorbell]:
     """Return a queue and the pipe of its reader."""
     queue, _, pipe = text.partition("=")
     return queue, Doorbell.inherited(pipe)
+
+
+def inherited_files(text: str) -> FileSender | None:
+    """Return what sends files to the parent, if it takes any."""
+    queue, _, descriptor = text.partition("=")
+    return FileSender(queue, int(descriptor)) if descriptor else None
 
 
 def say_ready(descriptor: int | None) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import tempfile
 import time
 
 from django import forms
@@ -105,6 +106,20 @@ def download(request, mebibytes):
     return FileResponse(Cut(), filename="zeros.bin", content_type="application/octet-stream")
 
 
+def file(request, mebibytes):
+    """A regular file of that size; ``?from=`` where to begin, ``?length=`` what is promised, ``?shorter`` than that."""
+    made = tempfile.TemporaryFile()  # noqa: SIM115  (the response closes it)
+    made.write(hashlib.shake_256().digest(1_048_576))
+    made.truncate(mebibytes * 1_048_576)
+    made.seek(int(request.GET.get("from", 0)))
+    response = FileResponse(made, filename="zeros.bin")
+    if "length" in request.GET:
+        response["Content-Length"] = request.GET["length"]
+    if "shorter" in request.GET:
+        response._resource_closers.insert(0, lambda: made.truncate(1_048_576))
+    return response
+
+
 def stream(request, name):
     """The first piece at once, the second when an entry of that name is there."""
 
@@ -166,6 +181,7 @@ urlpatterns = [
     path("token", token),
     path("guarded", guarded),
     path("download/<int:mebibytes>", download),
+    path("file/<int:mebibytes>", file),
     path("stream/<name>", stream),
     path("cut-off", cut_off),
     path("cut-off-early", cut_off_early),
