@@ -118,7 +118,7 @@ urlpatterns += [path("count", count), path("own", own)]
 def test_requests_are_answered_by_one_process_that_may_ask_itself(copy):
     copy.append("urls.py", CACHED)
     served = copy.develop(settings=DEBUG)
-    assert len(served.workers()) == 3
+    until(lambda: len(served.workers()) == 3, "all workers run")
     answers = [served.get("/count").text.split() for _ in range(5)] + [served.get("/own").text.split()]
     assert {pid for pid, _ in answers} <= set(map(str, served.workers()))
     assert len({pid for pid, _ in answers}) == 1
