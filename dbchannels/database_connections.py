@@ -64,7 +64,7 @@ def end_transactions(before: Mapping[str, int]) -> list[str]:
             while len(connection.atomic_blocks) > depth:
                 connection.atomic_blocks[-1].__exit__(Error, Error(), None)
             continue
-        if _is_pooled(connection):
+        if _is_pooled(connection) and connection.connection is not None:
             connection.connection.close()  # else the pool gives it to the next
         connection.in_atomic_block = False  # or Django waits for the end of the block, which does not come
         connection.close()

@@ -255,6 +255,10 @@ if is_psycopg3:  # see tests/layers/test_psycopg3.py
             assert database_connections.end_transactions({}) == ["default"]
             assert ask(pooled, STATE) == fresh
             assert pid(pooled) != first
+            pooled.in_atomic_block = True
+            pooled.close()  # inside of the block: the pool has it back, and the block stays open
+            assert database_connections.end_transactions({}) == ["default"]
+            assert ask(pooled, STATE) == fresh
         finally:
             pooled.close()
             pooled.close_pool()
