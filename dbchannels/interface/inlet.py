@@ -20,7 +20,7 @@ from dbchannels.interface.options import Options
 READ = 65_536  # bytes read at once
 SLOWEST = 1_024  # bytes a second that a body must bring, beyond what body_timeout gives it
 LINGER = 2.0  # seconds in which a client may still send what nobody reads, so that it sees its refusal
-HALF_CLOSED = 10.0  # seconds in which a client that has ended its sending half still gets its answer
+HALF_CLOSED = 10.0  # seconds in which the answer to a client that has ended its sending half must begin
 LOOK_EVERY = 0.5  # seconds between two looks whether it has reset the connection since
 SPREAD = 0.1  # of a deadline, by which some have it later: a flood that came at once must not end at once
 
@@ -51,6 +51,7 @@ class Inlet:
         self._on_left: Callable[[], None] | None = None  # while it is watched
         self._half_closed_at: float | None = None  # when the client was seen to have ended its half
         self._needs_client = False  # a client that has ended its half counts as gone
+        self._is_answered = False  # the response has begun
         self._waiting: Any = None  # the greenlet, while it waits for more of a body
         self._given_up = False
         self.reader: HeadReader | None = None  # of the head that comes
@@ -157,14 +158,18 @@ class Inlet:
         """Call ``on_left``, in the hub, when the client goes away while nobody reads.
 
         It is known only where the client has sent nothing more: what it has sent is read in its turn. A client that
-        ends its sending half alone, as ``nc -N`` does, looks like one that has closed its socket: it has HALF_CLOSED
-        seconds for its answer. One that resets the connection is gone.
+        ends its sending half alone, as ``nc -N`` does, looks like one that has closed its socket: its answer must begin
+        within HALF_CLOSED seconds. One that resets the connection is gone.
         """
         if self._ahead:
             return
-        self._on_left, self._needs_client = on_left, False
+        self._on_left, self._needs_client, self._is_answered = on_left, False, False
         self._start_watcher(gevent.get_hub().loop.io(self._socket.fileno(), 1), self._look)
         self._look()  # in a flood of requests that are reset at once it has left already
+
+    def answered(self) -> None:
+        """From now on a client that has ended its sending half has left when it takes no more of the response."""
+        self._is_answered = True
 
     def need_client(self) -> None:
         """From now on a client that has ended its sending half has left: the response has no end in sight."""
@@ -203,7 +208,7 @@ class Inlet:
     def _look_half_closed(self) -> None:
         """After the end of a stream ``recv`` says nothing of a reset; the socket's error does."""
         assert self._half_closed_at is not None
-        late = time.monotonic() - self._half_closed_at >= HALF_CLOSED
+        late = not self._is_answered and time.monotonic() - self._half_closed_at >= HALF_CLOSED
         if late or self._socket._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             self._leave()
 

@@ -124,6 +124,7 @@ class Requests:
                 if begun.get("more_content"):
                     exchange.report({"closed": True})  # or its worker would wait to send the rest
                 return self._write_whole(first, head, start_response)
+            inlet.answered()
             if declared_length(head) is None:  # it may go on for ever
                 inlet.need_client()
             self._start_stream(head, request, start_response)

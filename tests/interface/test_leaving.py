@@ -138,6 +138,21 @@ def test_a_half_closed_client_gets_a_large_answer(site):
     assert client.response().content == b"".join(parts)
 
 
+def test_a_half_closed_client_may_take_its_time_for_a_large_answer(site, monkeypatch):
+    monkeypatch.setattr(inlet, "HALF_CLOSED", 0.02)
+    monkeypatch.setattr(inlet, "LOOK_EVERY", 0.01)
+    head = {"status": 200, "headers": [[b"Content-Length", b"2"]], "content": b"a", "more_content": True}
+    site.responding(head)
+    client = asks(site)
+    response = client.head()
+    half_close(client)
+    gevent.sleep(0.1)
+    assert site.messages("http.disconnect") == []
+    site.reply(site.messages("http.request")[0], content=b"b")
+    assert response.read() == b"ab"
+    until(site.is_quiet)
+
+
 def test_a_half_closed_client_is_given_up_in_time(no_worker, monkeypatch):
     monkeypatch.setattr(inlet, "HALF_CLOSED", 0.05)
     monkeypatch.setattr(inlet, "LOOK_EVERY", 0.01)
