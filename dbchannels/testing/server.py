@@ -42,6 +42,7 @@ class Wire:
         self.arrived: list[str | bytes] = []
         self.close_code: int | None = None  # that the client sees; None: it is open
         self.close_reason = ""
+        self.failed = False  # the client has broken the protocol
         self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
 
     # The server's end, as interface.wire.Wire has it.
@@ -81,6 +82,7 @@ class Wire:
         """Send a message to the server."""
         size = len(data.encode() if isinstance(data, str) else data)
         if size > self._limits.max_size:
+            self.failed = True
             self.close(TOO_BIG, "")
             return
         self._on_event(Text(data) if isinstance(data, str) else Binary(data))
