@@ -179,7 +179,7 @@ class Consumption:
     def report(self, delivery: Delivery, error: BaseException, text: str) -> None:
         """Say that a consumer raised; ``text`` is the traceback, and what becomes of the message."""
         name = self._route.name if self._route else "The view"
-        log.error("%s raised on a message of %s:\n%s", name, delivery.channel, Lines(text))
+        log.error("%s raised on a message of %s:\n    %s", name, delivery.channel, Lines(text))
 
     def _fate(self, delivery: Delivery, outcome: Outcome) -> str:
         """Return the line below the traceback of a message of the site's own channels."""

@@ -96,7 +96,9 @@ def test_the_log_says_whose_fault_it_was_and_what_comes_of_the_message(layer, ne
     while worker.run_once():
         pass
     first, second = [one.getMessage() for one in caplog.records if one.name == "dbchannels.worker"]
-    assert first.startswith(f"{boom.__module__}.{boom.__qualname__} raised on a message of own:\nTraceback")
+    assert first.startswith(
+        f"{boom.__module__}.{boom.__qualname__} raised on a message of own:\n    Traceback"
+    )
     assert first.endswith("This was attempt 1 of 2; the next is in 0.0 s.")
     assert "attempt 2 of 2: it is a dead letter now" in second and "'manage.py replay own'" in second
     assert "attempt" not in rows(layer, DeadLetter).get().error

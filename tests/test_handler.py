@@ -19,11 +19,12 @@ from django.http import (
     JsonResponse,
     StreamingHttpResponse,
 )
+from django.test import RequestFactory
 from django.urls import path, reverse
 
 from dbchannels import Channel, Message, ResponseLater, channel_layers, codec, conf, route, streaming, worker
 from dbchannels.application import ApplicationViews
-from dbchannels.handler import is_outage, make_environ
+from dbchannels.handler import catching_later, is_outage, make_environ
 from dbchannels.layers import make_layer
 from dbchannels.layers.link import Link
 from dbchannels.routing import Routing
@@ -171,6 +172,11 @@ def sends(request):
 def later(request):
     """Leave the answer to others, after a send."""
     Channel("out").send({"to": request.reply_channel.name})
+    raise ResponseLater
+
+
+def anything_later(request):
+    """Leave the answer to others."""
     raise ResponseLater
 
 
@@ -464,6 +470,13 @@ def test_every_status_comes_through(client, address, status):
     response = whole(client, address)
     assert response["status"] == status
     assert values(response, b"Location") == ([b"/elsewhere/"] if status == 302 else [])
+
+
+def test_an_answer_that_nobody_could_give_later_says_so():
+    with pytest.raises(
+        ResponseLater, match="Nobody can answer this request later: let a worker run its view"
+    ):
+        catching_later(anything_later)(RequestFactory().get("/"))  # as under --http direct
 
 
 def test_a_host_that_is_not_allowed_is_a_bad_request(client):
