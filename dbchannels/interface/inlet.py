@@ -18,6 +18,7 @@ from dbchannels.interface.limits import LINGERING
 from dbchannels.interface.options import Options
 
 READ = 65_536  # bytes read at once
+PIECE = 8_192  # bytes of a body that are looked at before others have a turn: they may be a thousand chunks
 SLOWEST = 1_024  # bytes a second that a body must bring, beyond what body_timeout gives it
 LINGER = 2.0  # seconds in which a client may still send what nobody reads, so that it sees its refusal
 HALF_CLOSED = 10.0  # seconds in which the answer to a client that has ended its sending half must begin
@@ -102,8 +103,10 @@ class Inlet:
         if head.expects_continue and not data:
             self._socket.sendall(_CONTINUE)
         while True:
-            if content := reader.feed(data):
-                take(content)
+            for start in range(0, len(data), PIECE):
+                if content := reader.feed(data[start : start + PIECE]):
+                    take(content)
+                gevent.sleep(0)  # one who sends faster than this reads would have the hub for itself
             if reader.ended:
                 self._ahead = reader.rest
                 return

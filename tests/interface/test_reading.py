@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import resource
 from http.client import HTTPResponse
+from itertools import pairwise
 
 import gevent
 import pytest
 
-from dbchannels.interface import caps, exchange, inlet, spool
+from dbchannels.interface import caps, exchange, handshake, inlet, spool
 from dbchannels.interface.caps import Caps
+from dbchannels.interface.head import Head
 from dbchannels.interface.options import FLAGS, Options, checked
 from dbchannels.layers.operations import Disconnect
 from dbchannels.testing.layer_case import raises
@@ -69,6 +71,32 @@ def test_the_answer_to_a_body_that_is_too_large_is_not_lost(new_site):
     client = new_site(max_body=1_000).client()
     client.send_request("POST", "/", b"x" * 3_000_000, {"Content-Length": 3_000_000})
     assert client.response("POST").status == 413
+
+
+def test_a_body_in_tiny_chunks_that_comes_faster_than_it_is_read_leaves_the_hub_to_others():
+    class Fast:
+        def settimeout(self, seconds):
+            pass
+
+        def recv(self, size):
+            return b"1\r\na\r\n" * (size // 6)
+
+    others, taken = [], []
+
+    def other():
+        while True:
+            others.append(len(taken))
+            gevent.sleep(0)
+
+    looking = gevent.spawn(other)
+    head = Head("POST", "/", "1.1", [], None, True, False)
+    with pytest.raises(handshake.Refused, match="max-body"):
+        inlet.Inlet(Fast(), Options(max_body=30_000)).read_body(head, lambda content: taken.extend(content))
+    looking.kill()
+    assert len(taken) > 25_000
+    assert (
+        max(later - before for before, later in pairwise(others)) <= 1_400
+    )  # of a chunk of one byte, 6 bytes
 
 
 # --- deadlines
