@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -30,6 +31,11 @@ _SLOW_HEAD = "The head of the request took too long to come."
 _SLOW_BODY = "The body of the request took too long to come."
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
+_GONE = select.POLLERR | select.POLLHUP
+_HALF_CLOSED: int = getattr(
+    select, "POLLRDHUP", 0
+)  # the client has ended its sending half; Linux alone tells it
+
 
 class Left(ConnectionError):
     """The connection broke in the middle of what the client sent."""
@@ -49,6 +55,7 @@ class Inlet:
         self._ahead = b""  # read, and not yet used
         self._first = True  # no request has come yet
         self._watcher: Any = None
+        self._looks_again = False  # every now and then, whatever comes
         self._on_left: Callable[[], None] | None = None  # while it is watched
         self._half_closed_at: float | None = None  # when the client was seen to have ended its half
         self._needs_client = False  # a client that has ended its half counts as gone
@@ -160,12 +167,10 @@ class Inlet:
     def watch(self, on_left: Callable[[], None]) -> None:
         """Call ``on_left``, in the hub, when the client goes away while nobody reads.
 
-        It is known only where the client has sent nothing more: what it has sent is read in its turn. A client that
-        ends its sending half alone, as ``nc -N`` does, looks like one that has closed its socket: its answer must begin
-        within HALF_CLOSED seconds. One that resets the connection is gone.
+        What it has sent before is read in its turn, and does not hide that it has left. A client that ends its sending
+        half alone, as ``nc -N`` does, looks like one that has closed its socket: its answer must begin within
+        HALF_CLOSED seconds. One that resets the connection is gone.
         """
-        if self._ahead:
-            return
         self._on_left, self._needs_client, self._is_answered = on_left, False, False
         self._start_watcher(gevent.get_hub().loop.io(self._socket.fileno(), 1), self._look)
         self._look()  # in a flood of requests that are reset at once it has left already
@@ -186,34 +191,28 @@ class Inlet:
         watcher.start(call)
 
     def _stop_watcher(self) -> None:
+        self._looks_again = False
         watcher, self._watcher = self._watcher, None
         if watcher is not None:
             watcher.stop()
             watcher.close()
 
     def _look(self) -> None:
-        try:
-            ended = not self._socket._sock.recv(1, socket.MSG_PEEK)
-        except BlockingIOError:
-            return
-        except OSError:
-            self._leave()
-            return
-        if not ended:  # the next request
-            self._stop_watcher()
-        elif self._needs_client:
-            self._leave()
-        else:
-            # The socket can be read from now on, so a watcher of that would never rest.
+        socket_events = select.poll()
+        socket_events.register(self._socket.fileno(), select.POLLIN | _HALF_CLOSED)
+        events = sum(seen for _, seen in socket_events.poll(0))
+        if events & _HALF_CLOSED and self._half_closed_at is None:
             self._half_closed_at = time.monotonic()
-            self._start_watcher(gevent.get_hub().loop.timer(LOOK_EVERY, LOOK_EVERY), self._look_half_closed)
-
-    def _look_half_closed(self) -> None:
-        """After the end of a stream ``recv`` says nothing of a reset; the socket's error does."""
-        assert self._half_closed_at is not None
-        late = not self._is_answered and time.monotonic() - self._half_closed_at >= HALF_CLOSED
-        if late or self._socket._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+        if events & _GONE or (self._half_closed_at is not None and self._is_late(self._half_closed_at)):
             self._leave()
+        elif events and not self._looks_again:
+            # The socket can be read from now on, so a watcher of that would never rest.
+            self._start_watcher(gevent.get_hub().loop.timer(LOOK_EVERY, LOOK_EVERY), self._look)
+            self._looks_again = True
+
+    def _is_late(self, half_closed_at: float) -> bool:
+        late = not self._is_answered and time.monotonic() - half_closed_at >= HALF_CLOSED
+        return self._needs_client or late
 
     def _leave(self) -> None:
         on_left = self._on_left

@@ -52,6 +52,24 @@ def test_what_nobody_waits_for_is_not_run(no_worker, told):
     assert '"GET / HTTP/1.1" 499 0 ' in line
 
 
+@pytest.mark.parametrize("behind", [b"G", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+@pytest.mark.parametrize("when", ["with it", "later"])
+def test_what_a_client_has_sent_behind_its_request_does_not_hide_that_it_left(
+    no_worker, monkeypatch, behind, when
+):
+    monkeypatch.setattr(inlet, "LOOK_EVERY", 0.01)
+    client = no_worker.client()
+    request = b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    client.sock.sendall(request + behind if when == "with it" else request)
+    until(lambda: in_layer(no_worker) == 1)
+    if when == "later":
+        client.sock.sendall(behind)
+        gevent.sleep(0.05)
+    client.reset()
+    until(lambda: in_layer(no_worker) == 0)
+    until(no_worker.is_quiet)
+
+
 def test_what_a_worker_puts_back_is_not_run_by_the_next(no_worker, monkeypatch):
     """It was in a batch, behind a view that is slow."""
     monkeypatch.setattr(requests, "WITHDRAW_AGAIN", 0.1)
@@ -173,6 +191,18 @@ def test_a_half_closed_client_that_resets_has_left(site, monkeypatch):
     gevent.sleep(0.05)
     assert site.messages("http.disconnect") == []
     client.reset()
+    until(lambda: site.messages("http.disconnect"))
+    until(site.is_quiet)
+
+
+def test_one_that_has_sent_more_must_stay_for_what_comes_later(site, monkeypatch):
+    monkeypatch.setattr(inlet, "LOOK_EVERY", 0.01)
+    site.silent("http.request")
+    client = site.client()
+    client.sock.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\nG")
+    (message,) = until(lambda: site.messages("http.request"))
+    site.reply(message, later=True)
+    client.sock.close()
     until(lambda: site.messages("http.disconnect"))
     until(site.is_quiet)
 
