@@ -77,7 +77,8 @@ class HeadReader:
         """What there is of it, for the log."""
         if self._line is not None:
             return "{} {} HTTP/{}".format(*self._line)
-        return bytes(self._buffer[: self._limits.line]).partition(b"\r")[0].decode("latin-1")
+        # With line ends of another kind all headers may be here, and what they hold is for no log.
+        return re.split(rb"[\r\n]", self._buffer[: self._limits.line], maxsplit=1)[0].decode("latin-1")
 
     @property
     def rest(self) -> bytes:

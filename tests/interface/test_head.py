@@ -183,7 +183,11 @@ def test_no_more_is_kept_than_the_limits_allow():
 
 
 def test_the_log_gets_the_first_line_as_far_as_it_came():
-    for data, line in ((b"G(T / HTTP/1.1\r\n", "G(T / HTTP/1.1"), (get("no colon"), "GET / HTTP/1.1")):
+    for data, line in (
+        (b"G(T / HTTP/1.1\r\n", "G(T / HTTP/1.1"),
+        (get("no colon"), "GET / HTTP/1.1"),
+        (b"GET / HTTP/1.1\nAuthorization: secret\n\n", "GET / HTTP/1.1"),
+    ):
         reader = HeadReader(LIMITS)
         with pytest.raises(Refused):
             reader.feed(data)
