@@ -118,9 +118,12 @@ class Requests:
             message = self._request_message(request, exchange, spool)
             begun = exchange.request(message, self._options.http_timeout)
             first, head = self._checked(begun, request)
-            if first.get("more_content") and not self._begin(exchange, first, head):
+            # What is answered by its head alone is made no further; a file is not made, and was sent already.
+            streamed = first.get("more_content") and (head.has_body or "from_descriptor" in first)
+            if streamed and not self._begin(exchange, first, head):
                 first, head = self._checked(http.failure_message(503, CROWDED), request)
-            if not first.get("more_content"):
+                streamed = False
+            if not streamed:
                 if begun.get("more_content"):
                     exchange.report({"closed": True})  # or its worker would wait to send the rest
                 return self._write_whole(first, head, start_response)
@@ -137,7 +140,7 @@ class Requests:
     def _begin(self, exchange: Exchange | DirectExchange, first: dict[str, Any], head: http.Head) -> bool:
         """Let a response in chunks, or from a file, begin; False when there is no room for it."""
         if "from_descriptor" not in first or isinstance(exchange, DirectExchange):
-            return exchange.begin(declared_length(head) if head.has_body else 0)
+            return exchange.begin(declared_length(head))
         if self.files is not None:
             self.files.receive()  # it was sent before the head
         position, size = first["from_descriptor"]

@@ -350,6 +350,17 @@ def test_a_head_of_a_streamed_response_ends_with_its_head(site):
     assert site.is_quiet()
 
 
+def test_nobody_makes_the_content_of_what_is_answered_by_its_head_alone(site):
+    site.silent("http.request")
+    client = site.client()
+    client.send_request("HEAD", "/")
+    (message,) = until(lambda: site.messages("http.request"))
+    site.reply(message, status=200, headers=[[b"Content-Length", b"50000000"]], more_content=True)
+    assert client.response("HEAD").header("Content-Length") == "50000000"
+    until(lambda: site.reports() == [{"closed": True}])
+    assert site.is_quiet()
+
+
 @pytest.mark.parametrize("status", [204, 304])
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_204_and_304_are_answered_without_a_body(site, status, method, told):
