@@ -27,7 +27,7 @@ def test_without_options_the_defaults_hold():
 
 @pytest.mark.parametrize("name", Limits._fields)
 def test_each_limit_is_an_option(name):
-    value = type(getattr(Limits(), name))(30)
+    value = type(getattr(Limits(), name))(3_000_000 if name == "max_memory" else 30)  # that is 2 MiB at least
     given = limits("--ws-" + name.replace("_", "-"), str(int(value)))
     assert given == Limits()._replace(**{name: value})
     assert type(getattr(given, name)) is type(value)
