@@ -103,7 +103,7 @@ def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> Int
             views, plan.threads, server.relay.call_in_hub, server.requests.turns
         )
     elif plan.workers and layer.shared:
-        server.requests.files = SentFiles(server.relay)
+        server.requests.files = SentFiles(server.relay, server.caps)
     return server
 
 

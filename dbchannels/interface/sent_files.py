@@ -11,7 +11,7 @@ from typing import Any
 
 import gevent
 
-from dbchannels.interface.caps import TOLD_EVERY, first_kept
+from dbchannels.interface.caps import TOLD_EVERY, Caps, first_kept
 from dbchannels.interface.exchange import Exchange
 from dbchannels.interface.relay import Relay
 from dbchannels.names import MAX_LENGTH
@@ -22,8 +22,8 @@ log = logging.getLogger("dbchannels.server")
 class SentFiles:
     """A pair of sockets, of which the workers inherit one end: nobody else can send here. Made and used in the hub."""
 
-    def __init__(self, relay: Relay) -> None:
-        self._relay = relay
+    def __init__(self, relay: Relay, caps: Caps) -> None:
+        self._relay, self._caps = relay, caps
         self._socket, self.sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._told_at = -TOLD_EVERY
@@ -40,13 +40,17 @@ class SentFiles:
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
                 file, receiver = FileIO(descriptor), self._relay.receiver(channel.decode())
-                if descriptor >= first_kept():
+                if not self._is_free(descriptor):
                     self._tell()
                     file.close()
                 elif isinstance(receiver, Exchange):
                     receiver.take_file(file)
                 else:
                     file.close()
+
+    def _is_free(self, descriptor: int) -> bool:
+        """Whether a descriptor is left for each connection that may come yet: pages must not wait for downloads."""
+        return descriptor + self._caps.total - self._caps.open < first_kept()
 
     def close(self) -> None:
         """Take no more."""
