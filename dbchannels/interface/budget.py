@@ -1,4 +1,4 @@
-"""What all WebSockets together may take of the server: memory for what clients sent, and the time of the hub.
+"""What all WebSockets together may take of the server: memory, for both directions, and the time of the hub.
 
 Without it each of them could hold as much as one may, and a few sockets with thousands of tiny frames each would
 silence all others. Nothing in here knows sockets, frames or consumers.
@@ -7,19 +7,23 @@ silence all others. Nothing in here knows sockets, frames or consumers.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
 
 TOTAL = 67_108_864  # 64 MiB
 SPARE = 8  # one of so many parts of the total is kept for what is copied and not counted
 OWN = 4096  # bytes of each connection's that find room even when the others hold all
+UNSENT = 512  # bytes that a frame takes beside its own while it waits, and is counted
+UNSENT_EACH = 128  # bytes of each socket that it waits for
 LEAST = 1024  # bytes of room below which it is not worth while to go on
 SLICE = 0.005  # seconds of one turn of the hub's loop in which sockets may be read and taken apart
 GO = 0.001  # seconds of them for one socket, before others have theirs
+
+TRY_AGAIN = 1013
 
 
 class MemoryBudget:
@@ -34,6 +38,7 @@ class MemoryBudget:
     def __init__(self, total: int, per_connection: int) -> None:
         self.total, self.per_connection, self.used = total - total // SPARE, per_connection, 0
         self.turns = Turns()
+        self.unsent = UnsentFrames(total)
         self._waiting: dict[Share, Callable[[], None]] = {}  # in the order of their coming
         self._first: Share | None = None  # it goes on without room
         self._resuming = False
@@ -66,7 +71,7 @@ class MemoryBudget:
     def _resume(self) -> None:
         self._resuming = False
         for share in [one for one in self._waiting if one.room() >= LEAST]:
-            self._waiting.pop(share)()
+            self.turns.add(self._waiting.pop(share))
         if self._first is None:
             most = self.per_connection - LEAST
             self._first = next((one for one in self._waiting if one.held <= most), None)
@@ -101,6 +106,100 @@ class Share:
     def wait(self, resume: Callable[[], None]) -> None:
         """Call the function when there is room."""
         self.budget.wait(self, resume)
+
+
+class Slow(Protocol):
+    """A socket that has not taken its frames."""
+
+    charged: int  # bytes, 0 at first
+
+    def drop(self, code: int) -> None:
+        """Close it, and discard its frames."""
+
+
+class UnsentFrame:
+    """A frame, the sockets that it waits for, and by how many its size is divided among them."""
+
+    __slots__ = ("divisor", "size", "sockets")
+
+    def __init__(self, size: int) -> None:
+        self.size, self.divisor = size, 1
+        self.sockets: set[Slow] = set()
+
+    @property
+    def part(self) -> int:
+        """Return what each socket is charged."""
+        return UNSENT_EACH + self.size // self.divisor
+
+
+class UnsentFrames:
+    """Counts the frames that wait for clients that do not read; called in the hub.
+
+    A broadcast's frame is one object and counts once. Each of its sockets is charged an equal part, so members of a
+    large group are charged next to nothing. Beyond ``total`` the sockets that are charged most are dropped. They are
+    kept by the power of two of their charge, and a part changes only when the number of sockets has doubled or halved:
+    a frame costs the same however many sockets are slow.
+    """
+
+    def __init__(self, total: int) -> None:
+        self.total, self.used = total, 0
+        self._frames: dict[int, UnsentFrame] = {}  # by id: each is alive while a socket has it
+        self._by_charge: list[OrderedDict[Slow, None]] = [OrderedDict() for _ in range(64)]
+        self._dropping = False
+
+    def add(self, sock: Slow, data: bytes) -> None:
+        """Count a frame that a socket has not taken."""
+        frame = self._frames.get(id(data))
+        if frame is None:
+            frame = self._frames[id(data)] = UnsentFrame(UNSENT + len(data))
+            self.used += frame.size
+        if sock in frame.sockets:  # it waits twice
+            return
+        frame.sockets.add(sock)
+        self.used += UNSENT_EACH
+        self._charge(sock, frame.part)
+        if len(frame.sockets) >= 2 * frame.divisor:
+            self._divide(frame, 2 * frame.divisor)
+        if self.used > self.total and not self._dropping:
+            # Later, but in this turn: of a broadcast's sockets the first one would be charged all of it now.
+            self._dropping = True
+            gevent.get_hub().loop.run_callback(self._drop)
+
+    def remove(self, sock: Slow, data: bytes) -> None:
+        """Forget a frame that was sent or discarded."""
+        frame = self._frames.get(id(data))
+        if frame is None or sock not in frame.sockets:
+            return
+        frame.sockets.remove(sock)
+        self.used -= UNSENT_EACH
+        self._charge(sock, -frame.part)
+        if not frame.sockets:
+            del self._frames[id(data)]
+            self.used -= frame.size
+        elif 2 * len(frame.sockets) <= frame.divisor:
+            self._divide(frame, frame.divisor // 2)
+
+    def _divide(self, frame: UnsentFrame, divisor: int) -> None:
+        before, frame.divisor = frame.part, divisor
+        for sock in frame.sockets:
+            self._charge(sock, frame.part - before)
+
+    def _charge(self, sock: Slow, size: int) -> None:
+        before, after = sock.charged.bit_length(), (sock.charged + size).bit_length()
+        sock.charged += size
+        if before != after:
+            self._by_charge[before].pop(sock, None)
+            if after:
+                self._by_charge[after][sock] = None
+
+    def _drop(self) -> None:
+        ends_at = time.perf_counter() + SLICE
+        while self.used > self.total and time.perf_counter() < ends_at:
+            most = next(sockets for sockets in reversed(self._by_charge) if sockets)
+            next(iter(most)).drop(TRY_AGAIN)  # the one that has been there for longest
+        self._dropping = self.used > self.total
+        if self._dropping:
+            gevent.get_hub().loop.run_callback(self._drop)
 
 
 class Turns:

@@ -19,7 +19,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from dbchannels.interface.access import log_websocket
-from dbchannels.interface.budget import TOTAL, MemoryBudget, Share
+from dbchannels.interface.budget import TOTAL, TRY_AGAIN, MemoryBudget, Share
 from dbchannels.interface.deflate import Deflate
 from dbchannels.interface.http import Request, connect_message
 from dbchannels.interface.limits import Limits
@@ -39,7 +39,7 @@ ENTRY = 120  # bytes that one of them takes beside its payload
 FULL_DEADLINE = 20.0  # seconds in which a full channel must take a frame
 
 VANISHED = 1006  # no client can send it
-GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN = 1001, 1011, 1012, 1013
+GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART = 1001, 1011, 1012
 
 
 class Connection:
@@ -62,7 +62,8 @@ class Connection:
         self.reply_channel = relay.open(self)
         self._relay, self._limits = relay, limits
         # Towards the layer.
-        self._share = Share(budget or MemoryBudget(TOTAL, limits.max_memory))
+        budget = budget or MemoryBudget(TOTAL, limits.max_memory)
+        self._share = Share(budget)
         self._inbox: list[
             tuple[bool, bytes]
         ] = []  # messages that wait for their turn: whether a text, and UTF-8
@@ -78,6 +79,7 @@ class Connection:
         self.deflate: Deflate | None = None  # how messages are compressed, set before `start`
         self._wire: Wire | None = None  # from `start` on
         self._early: list[Outgoing] = []  # data that came before the 101 was written
+        self._unsent, self.charged = budget.unsent, 0
         self._code: int | None = None  # what websocket.disconnect will say
         self.disconnected = False  # its last message has been put in the inbox
 
@@ -113,6 +115,7 @@ class Connection:
     def abandon(self) -> None:
         """Give up a connection that never opened; if its connect consumer accepts all the same, it is told."""
         self._abandoned = True
+        self._take_early()
         if self._in_flight is not None:
             return
         if isinstance(self._decided, Accepted):  # it is known already that the consumer accepted
@@ -134,9 +137,8 @@ class Connection:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
         self._wire = self.make_wire(sock, self._received, self._gone, self._limits, self._share, self.deflate)
         self._wire.start_heartbeat(self.request.heartbeat)
-        for out in self._early:
+        for out in self._take_early():
             self._wire.send(out)
-        self._early = []
         if self.disconnected:  # the server was declared dead since the verdict
             self.close(SERVICE_RESTART, "")
         if buffered:
@@ -190,16 +192,39 @@ class Connection:
     def _judge(self, out: Outgoing, message: dict[str, Any]) -> None:
         """Before the 101: an ``accept``, or a close without data, decides at once; data waits for the verdict."""
         if isinstance(self._decided, Accepted):
-            self._early.append(out)
+            self._keep(out)
         elif out.accept is False or (
             out.accept is None and out.close is not None and not (out.frame or self._early)
         ):
             self._decide(denied(message.get("status"), out.headers))
         else:
             if out.frame or out.close is not None:
-                self._early.append(out)
+                self._keep(out)
             if out.accept or "finished" in message:
                 self._decide(Accepted(out.subprotocol, out.headers))
+
+    def _keep(self, out: Outgoing) -> None:
+        """Keep data until the 101 is written, no more of it than may wait for a client that does not read."""
+        if self._abandoned or any(one.close is not None for one in self._early):
+            return
+        size = sum(len(one.frame) for one in self._early)
+        if len(self._early) >= self._limits.waiting_frames or size >= self._limits.waiting_bytes:
+            self.drop(TRY_AGAIN)
+            return
+        self._early.append(out)
+        if out.frame:
+            self._unsent.add(self, out.frame)
+
+    def _take_early(self) -> list[Outgoing]:
+        early, self._early = self._early, []
+        for out in early:
+            self._unsent.remove(self, out.frame)
+        return early
+
+    def drop(self, code: int) -> None:
+        """Discard what waits for the 101; the connection is closed once that is written."""
+        self._take_early()
+        self._early = [Outgoing(None, b"", code, "", None, [])]
 
     def _decide(self, verdict: Accepted | Denied) -> None:
         self._decided = self._decided or verdict

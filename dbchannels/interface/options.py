@@ -50,7 +50,7 @@ class Options(NamedTuple):
     handshake_timeout: float = 15.0  # until the connect consumer has decided
     drain_timeout: float = 10.0  # for requests under way when the server stops
     websocket: Limits = Limits()
-    max_websocket_memory: int = TOTAL  # for what the clients of all of them sent, and nobody has consumed
+    max_websocket_memory: int = TOTAL  # for what their clients sent, and as much for what they do not read
     ws_compression: bool = False  # permessage-deflate, with clients that offer it
     binds: tuple[Bind, ...] = ()  # where to listen; none: at host and port
     socket_rights: SocketRights = SocketRights()  # of Unix sockets
@@ -82,7 +82,7 @@ FLAGS = {
     "max_body_memory": "bytes of memory for the bodies of all requests together, and as many for responses",
     "max_spool": "bytes of the disk for the bodies of all requests together",
     "max_response_spool": "bytes of the disk for responses that clients take more slowly than they are made",
-    "max_websocket_memory": "bytes of memory for what all WebSockets sent",
+    "max_websocket_memory": "bytes of memory for what all WebSockets sent, and as many for what waits for them",
     "head_timeout": "seconds for a request's first line and headers",
     "body_timeout": "seconds without a byte of a request's body, and in all so many and one for each KiB",
     "keep_alive_timeout": "seconds between two requests on one connection",

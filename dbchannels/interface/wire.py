@@ -20,7 +20,7 @@ from typing import Any
 
 import gevent
 
-from dbchannels.interface.budget import LEAST, Share
+from dbchannels.interface.budget import LEAST, TRY_AGAIN, Share
 from dbchannels.interface.deflate import STEP, Deflate, Inflater
 from dbchannels.interface.limits import LINGERING, Limits
 from dbchannels.interface.websocket import Binary, Event, Outgoing, Text, WebSocket, encode_text
@@ -32,7 +32,7 @@ PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
 
 HEARTBEAT = encode_text("\0heartbeat")  # dbchannels.js knows it, and keeps it from the page
 
-GOING_AWAY, ABNORMAL, POLICY_VIOLATION, TRY_AGAIN = 1001, 1006, 1008, 1013
+GOING_AWAY, ABNORMAL, POLICY_VIOLATION = 1001, 1006, 1008
 
 
 class Wire:
@@ -63,8 +63,10 @@ class Wire:
         "_thrown",
         "_turns",
         "_unfinished_at",
+        "_unsent",
         "_waiting",
         "_writer",
+        "charged",
     )
 
     def __init__(
@@ -78,7 +80,7 @@ class Wire:
     ) -> None:
         loop = gevent.get_hub().loop
         self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
-        self._share, self._turns = share, share.budget.turns
+        self._share, self._turns, self._unsent = share, share.budget.turns, share.budget.unsent
         self._held = 0  # bytes of the share that are the client's unfinished message
         self._events: Iterator[Event | None] | None = None  # of what was read and is not taken apart yet
         self._paused = True  # until `read`
@@ -87,6 +89,7 @@ class Wire:
         self._protocol = WebSocket(limits.max_size, limits.max_fragments, limits.max_pings, deflate)
         self._frames: deque[bytes | memoryview] = deque()  # what the socket has not taken
         self._waiting = 0  # bytes in _frames
+        self.charged = 0  # bytes of them, of all that wait for slow sockets
         self._blocked_at: float | None = None  # since when the socket takes nothing
         self._closing_at: float | None = None
         self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
@@ -125,12 +128,13 @@ class Wire:
         self._paused = True
 
     def _readable(self) -> None:
-        if self._thrown is not None:
-            self._throw_away()
-        elif not self._turns.run(self._receive):
+        if not self._turns.run(self._receive):
             self._reader.stop()
 
     def _receive(self) -> None:
+        if self._thrown is not None:
+            self._throw_away()
+            return
         if not self._may_go_on():
             return
         room = self._share.room()
@@ -277,12 +281,17 @@ class Wire:
                 self._reader.start(self._readable)
 
     def _throw_away(self) -> None:
+        if self._socket is None:
+            return
         data = self._read_now(READ)
         if data is not None:
             assert self._thrown is not None
             self._thrown += len(data)
             if not data or self._thrown > LINGERING:
                 self.drop()
+                return
+        if not self._reader.active:
+            self._reader.start(self._readable)
 
     def _write(self, data: bytes) -> None:
         if self._socket is None:
@@ -309,12 +318,13 @@ class Wire:
             self._writer.start(self._writable)
         self._frames.append(data)
         self._waiting += len(data)
+        self._unsent.add(self, _whole(data))
         if len(self._frames) > self._limits.waiting_frames or self._waiting > self._limits.waiting_bytes:
             self.drop(TRY_AGAIN)
 
     def _writable(self) -> None:
         while self._frames:
-            data = self._frames.popleft()
+            data = self._frames[0]
             rest = self._send_now(data)
             if self._socket is None:
                 return
@@ -322,8 +332,10 @@ class Wire:
             if len(rest) < len(data):
                 self._blocked_at = time.monotonic()
             if rest:
-                self._frames.appendleft(rest)
+                self._frames[0] = rest
                 return
+            self._frames.popleft()
+            self._unsent.remove(self, _whole(data))
         self._blocked_at = None
         self._writer.stop()
         self._flush_protocol()
@@ -337,7 +349,8 @@ class Wire:
             watcher.stop()
             watcher.close()
         sock.close()
-        self._frames.clear()
+        while self._frames:
+            self._unsent.remove(self, _whole(self._frames.popleft()))
         self._events = None
         self._protocol.receive_end()
         self._hold()
@@ -383,3 +396,8 @@ class Wire:
             self._pinged_at = now + random.uniform(-0.1, 0.1) * limits.ping_interval
             self._protocol.ping()
             self._flush_protocol()
+
+
+def _whole(data: bytes | memoryview) -> bytes:
+    """Return the frame of which this is the rest: it stays in memory until all of it is sent."""
+    return data.obj if isinstance(data, memoryview) else data  # type: ignore[return-value]

@@ -10,7 +10,16 @@ import gevent
 import pytest
 
 from dbchannels.interface import budget as budget_module
-from dbchannels.interface.budget import LEAST, OWN, MemoryBudget, Share, Turns
+from dbchannels.interface.budget import (
+    LEAST,
+    OWN,
+    UNSENT,
+    UNSENT_EACH,
+    MemoryBudget,
+    Share,
+    Turns,
+    UnsentFrames,
+)
 from dbchannels.interface.connections import INBOX, Connection
 from dbchannels.interface.deflate import STEP, negotiate
 from dbchannels.interface.limits import Limits
@@ -29,6 +38,7 @@ from tests.interface.test_connections import (
 from tests.interface.test_websocket import client
 
 KIB, MIB = 1024, 1_048_576
+TOTAL = 64 * MIB
 FRAGMENT = client(BINARY, b"x" * 1000, fin=False)
 
 
@@ -98,6 +108,122 @@ def test_who_waits_goes_on_when_there_is_room_and_the_first_may_finish():
         share.hold(-25 * KIB)
     gevent.sleep(0.01)
     assert went_on == [0, 1, 2, 3] and budget.used == 0
+
+
+class Slow:
+    """A socket of which only the frames that it has not taken are known."""
+
+    def __init__(self, unsent):
+        self.unsent, self.charged, self.frames, self.code = unsent, 0, [], None
+
+    def add(self, frame):
+        self.frames.append(frame)
+        self.unsent.add(self, frame)
+        return self
+
+    def take(self):
+        self.unsent.remove(self, self.frames.pop(0))
+
+    def drop(self, code):
+        self.code = code
+        while self.frames:
+            self.take()
+
+
+def test_a_frame_that_waits_for_many_counts_once_and_each_is_charged_its_part():
+    unsent, frame = UnsentFrames(TOTAL), bytes(MIB)
+    size = MIB + UNSENT
+    crowd = [Slow(unsent).add(frame) for _ in range(1000)]
+    assert unsent.used == size + 1000 * UNSENT_EACH
+    assert all(size / 2000 < slow.charged - UNSENT_EACH < size / 500 for slow in crowd)
+    for slow in crowd[1:]:
+        slow.take()
+    assert unsent.used == crowd[0].charged == size + UNSENT_EACH  # the last one is charged all of it
+    crowd[0].drop(1006)
+    assert (unsent.used, {slow.charged for slow in crowd}) == (0, {0})
+    assert not unsent._frames and not any(unsent._by_charge)
+
+
+def test_the_same_frame_twice_for_one_socket_counts_once_and_is_freed():
+    unsent, frame = UnsentFrames(TOTAL), bytes(1000)
+    slow = Slow(unsent).add(frame).add(frame)
+    assert unsent.used == slow.charged == 1000 + UNSENT + UNSENT_EACH
+    slow.take()
+    slow.take()
+    assert unsent.used == slow.charged == 0
+
+
+def test_those_that_hold_most_are_dropped_and_members_of_a_large_group_are_not():
+    unsent, broadcast = UnsentFrames(8 * MIB), bytes(MIB)
+    small = [Slow(unsent).add(bytes(1000)) for _ in range(100)]
+    members = [Slow(unsent).add(broadcast) for _ in range(1000)]
+    large = [Slow(unsent).add(bytes(MIB)) for _ in range(20)]
+    until(lambda: unsent.used <= unsent.total)
+    assert {slow.code for slow in small + members} == {None}
+    assert [slow.code for slow in large] == [1013] * 14 + [None] * 6  # those that waited for longest
+
+
+def test_a_few_that_share_large_frames_hold_them():
+    unsent = UnsentFrames(8 * MIB)
+    small = [Slow(unsent).add(bytes(20_000)) for _ in range(100)]
+    groups = [[Slow(unsent) for _ in range(9)] for _ in range(20)]
+    for group in groups:
+        frame = bytes(MIB)
+        for slow in group:
+            slow.add(frame)
+    until(lambda: unsent.used <= unsent.total)
+    assert {slow.code for slow in small} == {None}
+
+
+def test_the_first_member_of_a_broadcast_is_not_taken_for_the_only_one():
+    unsent, broadcast = UnsentFrames(2 * MIB), bytes(MIB)
+    large = Slow(unsent)
+    for _ in range(16):
+        large.add(bytes(MIB // 10))
+    members = [Slow(unsent).add(broadcast) for _ in range(1000)]
+    until(lambda: unsent.used <= unsent.total)
+    assert large.code == 1013 and {slow.code for slow in members} == {None}
+
+
+def test_a_frame_costs_the_same_however_many_are_slow(monkeypatch):
+    """At most three changes of a charge for each that comes or goes, and no look at the others."""
+    unsent, changes = UnsentFrames(TOTAL), []
+    charge = unsent._charge
+    monkeypatch.setattr(unsent, "_charge", lambda *given: changes.append(1) or charge(*given))
+    frame = bytes(1000)
+    crowd = [Slow(unsent).add(frame) for _ in range(1000)]
+    assert len(changes) <= 3 * 1000
+    for slow in [*crowd, *crowd[:500]] * 2:
+        slow.take() if slow.frames else slow.add(frame)
+    assert len(changes) <= 3 * 4000
+
+
+def test_a_crowd_that_is_dropped_takes_many_turns(monkeypatch):
+    monkeypatch.setattr(budget_module, "SLICE", 0.0)
+    unsent = UnsentFrames(MIB)
+    crowd = [Slow(unsent).add(bytes(MIB)) for _ in range(5)]
+    gevent.sleep(0)
+    assert {slow.code for slow in crowd} == {None}
+    monkeypatch.setattr(budget_module, "SLICE", 10.0)
+    gevent.sleep(0)
+    assert {slow.code for slow in crowd} == {1013}
+
+
+def test_those_that_waited_for_room_go_on_one_after_another():
+    """Each is a turn of its own, so the rest may wait for a later loop."""
+    budget = budget_of(100 * KIB, 60 * KIB)
+    shares, went_on = [Share(budget) for _ in range(4)], []
+    shares[0].hold(100 * KIB)
+    for share in shares[1:]:
+        share.hold(OWN)
+        share.wait(lambda share=share: went_on.append(share) or len(budget.turns._waiting))
+    budget._first = shares[0]
+    gevent.sleep(0.01)
+    shares[0].hold(-100 * KIB)
+    budget._resume()
+    assert went_on == [] and len(budget.turns._waiting) >= 3
+    gevent.sleep(0.01)
+    assert went_on == shares[1:]
 
 
 def test_a_crowd_with_unfinished_messages_holds_no_more_than_its_budget_and_ends(new_lines):

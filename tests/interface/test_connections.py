@@ -313,6 +313,30 @@ def test_early_data_is_sent_once_the_socket_is_there_in_order(line):
     assert line.received() == [(TEXT, b"one"), (TEXT, b"two"), (BINARY, b"three")]
 
 
+@pytest.mark.parametrize("limits", [{"waiting_frames": 3}, {"waiting_bytes": 30}])
+def test_more_early_data_than_may_wait_closes_with_1013(line, limits):
+    line.connection._limits = Limits(**limits)
+    line.connect()
+    for _ in range(10):
+        line.reply(text="x" * 10)
+    assert len(line.connection._early) == 1 and line.connection._unsent.used == 0
+    line.reply(finished=0)
+    line.start()
+    assert line.closed_with() == 1013
+    assert [opcode for opcode, _ in line.received()] == [CLOSE]
+
+
+@pytest.mark.parametrize("end", ["start", "abandon"])
+def test_early_data_is_counted_until_it_is_sent_or_the_client_leaves(line, end):
+    line.connect().reply(accept=True, text="early")
+    unsent = line.connection._unsent
+    assert unsent.used == line.connection.charged > len("early")
+    line.start() if end == "start" else line.connection.abandon()
+    assert unsent.used == line.connection.charged == 0
+    line.reply(text="late")
+    assert unsent.used == 0 and line.connection._early == []
+
+
 def test_data_with_a_close_is_sent_and_then_closed(line):
     line.connect().reply(text="bye", close=4001, finished=0)
     line.start()

@@ -10,7 +10,14 @@ import gevent
 import pytest
 
 from dbchannels.interface import budget
-from dbchannels.interface.budget import TOTAL, MemoryBudget, Share
+from dbchannels.interface.budget import (
+    TOTAL,
+    UNSENT,
+    UNSENT_EACH,
+    MemoryBudget,
+    Share,
+    UnsentFrames,
+)
 from dbchannels.interface.limits import Limits
 from dbchannels.interface.websocket import Closed, Outgoing, Text, encode_text
 from dbchannels.interface.wire import PINGS_WITHIN, Wire
@@ -23,12 +30,12 @@ HELLO = Outgoing(None, encode_text("hello"), None, "", None, [])
 class Peer:
     """A wire, and the client's end of its socket."""
 
-    def __init__(self, **limits):
+    def __init__(self, budget=None, **limits):
         self.client, server = socket.socketpair()
         self.client.setblocking(False)
         server.setblocking(False)
         self.events, self.gone = [], []
-        self.budget = MemoryBudget(TOTAL, Limits().max_memory)
+        self.budget = budget or MemoryBudget(TOTAL, Limits().max_memory)
         self.wire = Wire(server, self.events.append, self.gone.append, Limits(**limits), Share(self.budget))
         self.wire.read()
         self._read = b""
@@ -78,8 +85,8 @@ def _slow_machines_too(monkeypatch):
 def new_peer():
     made = []
 
-    def new(**limits):
-        made.append(Peer(**limits))
+    def new(budget=None, **limits):
+        made.append(Peer(budget, **limits))
         return made[-1]
 
     yield new
@@ -253,6 +260,17 @@ def test_who_has_failed_and_never_stops_is_dropped(new_peer, monkeypatch):
     until(lambda: peer.gone)
 
 
+def test_what_is_discarded_of_a_crowd_takes_its_turns_too(new_peer, monkeypatch):
+    peer = failed(new_peer)
+    monkeypatch.setattr(budget, "SLICE", -1.0)  # this turn has no time left
+    peer.client.send(b"x" * 1000)
+    gevent.sleep(0.01)
+    assert peer.wire._thrown == 0 and not peer.wire._reader.active
+    monkeypatch.setattr(budget, "SLICE", 10.0)
+    until(lambda: peer.wire._thrown == 1000)
+    assert peer.wire._reader.active
+
+
 def test_who_has_failed_and_does_not_close_is_dropped_after_five_seconds(new_peer):
     peer = failed(new_peer)
     peer.wire.tick(time.monotonic() + 4)
@@ -316,6 +334,48 @@ def test_a_full_socket_has_as_long_as_is_said(new_peer):
     assert not peer.gone
     peer.wire.tick(peer.wire._blocked_at + 3.1)
     assert peer.gone == [1013]
+
+
+def test_a_frame_that_the_socket_takes_at_once_is_not_counted(new_peer, monkeypatch):
+    peer = new_peer()
+    monkeypatch.delattr(UnsentFrames, "add")
+    peer.wire.send(HELLO)
+    assert peer.frames() == [(TEXT, b"hello")]
+
+
+@pytest.mark.parametrize("end", ["reads", "leaves", "is dropped", "pings"])
+def test_what_waits_is_counted_whole_until_it_is_sent_or_the_socket_ends(new_peer, end):
+    peer = blocked(new_peer())
+    unsent = peer.budget.unsent
+    assert unsent.used == 65_539 + UNSENT + UNSENT_EACH > peer.wire._waiting
+    peer.wire.send(HELLO)
+    if end == "pings":  # its pong waits as well
+        used = unsent.used
+        peer.send(client_frame(PING, b"x" * 100))
+        until(lambda: unsent.used == used + 102 + UNSENT + UNSENT_EACH)
+    if end in ("reads", "pings"):
+        until(lambda: peer.frames() == [] and not peer.wire._frames)
+    elif end == "leaves":
+        peer.client.close()
+        until(lambda: peer.gone)
+    else:
+        peer.wire.drop()
+    assert (unsent.used, peer.wire.charged, len(unsent._frames)) == (0, 0, 0)
+
+
+def test_all_that_do_not_read_hold_no_more_than_the_total(new_peer):
+    """100 clients with a frame of 500 kB for each, and a member of a large group among them that is only slow."""
+    budget = MemoryBudget(4_000_000, Limits().max_memory)
+    good = [blocked(new_peer(budget)) for _ in range(2)]
+    bad = [new_peer(budget) for _ in range(100)]
+    for peer in bad:
+        peer.wire.send(HELLO._replace(frame=encode_text("x" * 500_000)))
+        gevent.sleep(0)
+        assert budget.unsent.used <= 4_000_000
+    assert not good[0].gone and [peer.gone for peer in bad[:90]] == [[1013]] * 90
+    for peer in bad + good:
+        peer.wire.drop()
+    assert budget.unsent.used == 0
 
 
 def test_one_that_does_not_read_costs_the_others_nothing(new_peer):
