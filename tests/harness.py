@@ -309,6 +309,17 @@ def connect(port: int) -> socket.socket:
     return raw
 
 
+def connect_slow(port: int) -> socket.socket:
+    """Open a connection for which the kernel holds some 100 kB; with the segments of a loopback it is megabytes."""
+    raw = socket.socket()
+    OPENED.append(raw)
+    raw.settimeout(20)
+    raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    raw.connect((HOST, port))
+    return raw
+
+
 def reset(raw: socket.socket) -> None:
     """Leave at once; after a plain close a request is still answered for a while."""
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -362,8 +373,10 @@ class Answer:
 class Socket:
     """A WebSocket client on a raw socket: as good, or as bad, as a test wants it."""
 
-    def __init__(self, port: int, path: str, headers: dict[str, str]) -> None:
-        self.raw = connect(port)
+    def __init__(
+        self, port: int, path: str, headers: dict[str, str], raw: socket.socket | None = None
+    ) -> None:
+        self.raw = raw or connect(port)
         self.status = 0
         self.head = b""
         self.close_code: int | None = None

@@ -81,6 +81,8 @@ def test_clients_that_hoard_cost_no_more_than_the_budget(site):
         *("--workers", "1", "--probe-port", "0", "--ws-compression"),
         *("--max-websocket-memory", str(8 * hoards.MEBIBYTE)),
     )
+    found = hoards.unread(served, 12, dropped=4, seconds=20)
+    assert found.growth <= 48 and found.codes[1013] >= 4 and found.codes[None] <= 8, str(found)
     compression = {"Sec_WebSocket_Extensions": "permessage-deflate"}
     for path, data in (
         ("/echo/", hoards.UNFINISHED),
