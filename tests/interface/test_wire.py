@@ -364,7 +364,7 @@ def test_what_waits_is_counted_whole_until_it_is_sent_or_the_socket_ends(new_pee
 
 
 def test_all_that_do_not_read_hold_no_more_than_the_total(new_peer):
-    """100 clients with a frame of 500 kB for each, and a member of a large group among them that is only slow."""
+    """100 clients with a frame of 500 kB for each; two that hold less are left alone."""
     budget = MemoryBudget(4_000_000, Limits().max_memory)
     good = [blocked(new_peer(budget)) for _ in range(2)]
     bad = [new_peer(budget) for _ in range(100)]
@@ -372,7 +372,7 @@ def test_all_that_do_not_read_hold_no_more_than_the_total(new_peer):
         peer.wire.send(HELLO._replace(frame=encode_text("x" * 500_000)))
         gevent.sleep(0)
         assert budget.unsent.used <= 4_000_000
-    assert not good[0].gone and [peer.gone for peer in bad[:90]] == [[1013]] * 90
+    assert not any(peer.gone for peer in good) and [peer.gone for peer in bad[:90]] == [[1013]] * 90
     for peer in bad + good:
         peer.wire.drop()
     assert budget.unsent.used == 0
