@@ -106,11 +106,15 @@ class Connection:
             self.verdict.set(denied(503))
 
     def when_decided(self, call: Callable[[], None]) -> None:
-        """Call a function when the connect consumer has decided, if the layer has its message: else now."""
+        """Call a function when the connect consumer has decided, if the layer has its message: else now.
+
+        It may be called again: a database that crashes forgets the message, so that nobody decides.
+        """
         if self._in_flight is None or self._decided is not None:
             call()
         else:
             self._on_decided = call
+            self.call_later(self._in_flight.expiry, call)
 
     def abandon(self) -> None:
         """Give up a connection that never opened; if its connect consumer accepts all the same, it is told."""

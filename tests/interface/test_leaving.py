@@ -335,6 +335,20 @@ def test_handshakes_whose_clients_leave_at_once_have_no_more_turns(crowded):
     assert client.status == 101
 
 
+def test_turns_come_back_though_the_database_has_forgotten_what_was_asked(crowded, monkeypatch):
+    monkeypatch.setitem(crowded.layer.options, "expiry", 0.1)
+    clients = [asks(crowded, X_Forwarded_For="192.0.2.7", **HANDSHAKE) for _ in range(2)]
+    until(lambda: in_layer(crowded, "websocket.connect") == 2)
+    for client in clients:
+        crowded.layer.receive(["websocket.connect"])
+        client.reset()
+    asks(crowded, "/next", X_Forwarded_For="192.0.2.7", **HANDSHAKE)
+    (path,) = until(
+        lambda: [message["path"] for _, message in [crowded.layer.receive(["websocket.connect"])] if message]
+    )
+    assert path == "/next"
+
+
 def test_a_handshake_whose_client_left_is_told_of_once_its_consumer_accepts(site):
     site.silent("websocket.connect")
     client = asks(site, **HANDSHAKE)
