@@ -149,7 +149,7 @@ RULES = {
     "a size": Rule(
         MessageTooLarge,
         "bytes and the limit is 1048576: store the data in a model or a file",
-        lambda layer: layer.send_many([("own", {}), ("own", {"text": "x" * 1_048_576})]),
+        lambda layer: layer.send_many([("own", {}), ("own", {"text": "x" * 1_048_577})]),
     ),
     # Options of a send.
     "a delay is a number": sent("A delay is a timedelta or a number of seconds, not '5'", delay="5"),

@@ -74,7 +74,7 @@ def received(event, query):
     connection = Connection(relay, request)
     connection.connect()
     connection._finished(0)
-    connection._received([event])
+    connection._received(event)
     assert sent[0] == Connect(OURS, "p1", "/room/tea/")
     return Message(sent[-1].channel, codec.decode(sent[-1].payload))
 
