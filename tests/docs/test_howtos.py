@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging.config
 import re
 from collections.abc import Callable
 from typing import Any
@@ -180,6 +181,14 @@ def test_who_joins_first_and_then_reads_is_in_the_group_before(layer: BaseLayer,
 
 
 # Deploying.
+
+
+def test_the_log_has_the_tracebacks_of_views(run: Run) -> None:
+    setting = run("deploying", "tracebacks of views")["LOGGING"]
+    handler = logging.config.DictConfigurator(setting).configure_handler(setting["handlers"]["console"])
+    assert isinstance(handler, logging.StreamHandler)
+    assert setting["loggers"]["django.request"]["handlers"] == ["console"]
+    assert setting["disable_existing_loggers"] is False  # or that of the server would be silent
 
 
 def test_production_has_these_settings(run: Run) -> None:
