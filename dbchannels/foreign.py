@@ -204,6 +204,8 @@ NAMES: dict[str, dict[str, str]] = {
         "HttpClient": "write dbchannels.testing.ChannelTestCase",
         "ChannelTestCase": "write dbchannels.testing.ChannelTestCase",
         "WebsocketCommunicator": "write dbchannels.testing.ChannelTestCase",
+        "HttpCommunicator": "write dbchannels.testing.ChannelTestCase",
+        "ChannelsLiveServerTestCase": "write dbchannels.testing.ChannelLiveServerTestCase",
         "AcceptConnection": "let the consumer return: that accepts",
         "StopConsumer": "let the consumer return",
         "shared_task": "write @consumer(channel)",

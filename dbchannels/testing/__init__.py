@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dbchannels.foreign import module_names
+
 if TYPE_CHECKING:
     from dbchannels.testing.cases import ChannelTestCase, ChannelTestMixin, ChannelTransactionTestCase
     from dbchannels.testing.channels import Channels, use_channels
@@ -47,5 +49,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return module_names(__name__)(name)
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
