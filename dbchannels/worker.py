@@ -89,7 +89,7 @@ class Worker:
         if settings.DEBUG:
             layer.consumed_channels = set(routing.channels())
         self._concurrency = routing.concurrency()
-        # Those first that were not served for longest.
+        # The channel that was served longest ago comes first.
         self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
         self.link = layer.link("worker", listen=not bells)

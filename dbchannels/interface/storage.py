@@ -63,7 +63,7 @@ class Storage:
         self.take(address, disk=size)
 
     def take(self, address: str, memory: int = 0, disk: int = 0) -> None:
-        """Count what is taken whatever is left, and with numbers below 0 what is given back."""
+        """Count bytes that are taken, however few are left; numbers below 0 give them back."""
         self.memory -= memory
         self.disk -= disk
         self._by_address[address] += disk
@@ -113,7 +113,7 @@ class ResponseBudget(Storage):
         return True
 
     def end_to_wait(self) -> None:
-        """One that was let does not wait any more."""
+        """Count one waiting worker less."""
         self._waiting -= 1
 
     def refuse(self, what: str) -> None:
