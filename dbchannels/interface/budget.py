@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import gevent
+from gevent.hub import Waiter
 
 TOTAL = 67_108_864  # 64 MiB
 SPARE = 8  # one of so many parts of the total is kept for what is copied and not counted
@@ -20,7 +21,7 @@ OWN = 4096  # bytes of each connection's that find room even when the others hol
 UNSENT = 512  # bytes that a frame takes beside its own while it waits, and is counted
 UNSENT_EACH = 128  # bytes of each socket that it waits for
 LEAST = 1024  # bytes of room below which it is not worth while to go on
-SLICE = 0.005  # seconds of one turn of the hub's loop in which sockets may be read and taken apart
+SLICE = 0.005  # seconds of one turn of the hub's loop in which sockets and bodies may be read and taken apart
 GO = 0.001  # seconds of them for one socket, before others have theirs
 
 TRY_AGAIN = 1013
@@ -235,6 +236,12 @@ class Turns:
         self._waiting.append(go)
         if not self._later.active:
             self._later.start(self._run_waiting)
+
+    def wait(self) -> None:
+        """Wait for a later turn, in a greenlet: until it waits again, what it does is done in that turn."""
+        waiter = Waiter()
+        self.add(partial(waiter.switch, None))
+        waiter.get()
 
     def _is_used_up(self) -> bool:
         now = time.perf_counter()

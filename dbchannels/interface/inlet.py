@@ -13,13 +13,14 @@ from typing import Any
 import gevent
 
 from dbchannels.interface.body import BodyReader
+from dbchannels.interface.budget import Turns
 from dbchannels.interface.handshake import Refused
 from dbchannels.interface.head import Head, HeadReader
 from dbchannels.interface.limits import LINGERING
 from dbchannels.interface.options import Options
 
 READ = 65_536  # bytes read at once
-PIECE = 8_192  # bytes of a body that are looked at before others have a turn: they may be a thousand chunks
+PIECE = 2_048  # bytes of a body that are taken apart at once: they may be hundreds of chunks
 SLOWEST = 1_024  # bytes a second that a body must bring, beyond what body_timeout gives it
 LINGER = 2.0  # seconds in which a client may still send what nobody reads, so that it sees its refusal
 HALF_CLOSED = 10.0  # seconds in which the answer to a client that has ended its sending half must begin
@@ -49,8 +50,8 @@ class Left(ConnectionError):
 class Inlet:
     """The reading half of one connection; only its own greenlet reads."""
 
-    def __init__(self, sock: Any, options: Options) -> None:
-        self._socket = sock
+    def __init__(self, sock: Any, options: Options, turns: Turns) -> None:
+        self._socket, self._turns = sock, turns
         self._options = options
         self._ahead = b""  # read, and not yet used
         self._first = True  # no request has come yet
@@ -113,7 +114,8 @@ class Inlet:
             for start in range(0, len(data), PIECE):
                 if content := reader.feed(data[start : start + PIECE]):
                     take(content)
-                gevent.sleep(0)  # one who sends faster than this reads would have the hub for itself
+                if self._turns.is_over():  # or who sends faster than this reads would have the hub alone
+                    self._turns.wait()
             if reader.ended:
                 self._ahead = reader.rest
                 return

@@ -49,7 +49,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
         self.is_draining = server.is_draining
         self.under_way = server.requests.under_way
         self.options = server.options
-        self.caps = server.caps
+        self.caps, self.turns = server.caps, server.turns
         self.check_origin = server.check_origin
         self.connect = server.connect
         self.adopt = server.adopt
@@ -91,6 +91,7 @@ class InterfaceServer:
         self._handshakes = Turns(options.max_waiting_per_address, is_proxy)
         self.caps = Caps(options.max_connections, options.max_per_address, is_proxy)
         self._budget = MemoryBudget(options.max_websocket_memory, options.websocket.max_memory)
+        self.turns = self._budget.turns  # of the hub's time, for what clients send
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
         self._probes = Probes(options.probe, self.why_not_ready) if options.probe else None

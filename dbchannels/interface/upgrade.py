@@ -43,7 +43,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     """
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
-        self.inlet = Inlet(sock, server.options)
+        self.inlet = Inlet(sock, server.options, server.turns)
         self.handed_over = False  # the socket is a WebSocket's
         self.wsgi_input = self  # whose _discard pywsgi calls after each answer
         self._requests = 0
