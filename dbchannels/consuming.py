@@ -241,8 +241,10 @@ class Consumption:
         verdict = refused if delivery.channel == "websocket.connect" else {}
         try:
             message = Message(delivery.channel, codec.decode(delivery.payload), layer=self.layer.alias)
-        except Exception:  # it raised this already, and was logged
-            return []
+        except Exception:  # which was logged already; untold, the client would wait for ever
+            lost = {"lost": "worker died", "channel": delivery.channel}
+            websocket = delivery.channel in names.WEBSOCKET
+            return [reply(self.layer, delivery.reply_channel, lost)] if websocket else []
         return self._finished(message, verdict)
 
 
