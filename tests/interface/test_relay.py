@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import re
 import threading
@@ -408,6 +409,22 @@ def test_a_request_whose_client_was_answered_while_it_was_tried_again_is_not_run
     send(relay, 3)
     assert numbers(relay, 1 + others) == [2] * others + [3]
     until(lambda: len(told()) == 2)
+
+
+@in_memory
+def test_a_server_whose_lease_has_ended_in_an_outage_renews_it_before_it_tries_again(relay):
+    asked, down = relay.harness.asked, LayerUnavailable("It is down.")
+    relay.harness.outage("apply", down, 10_000)
+    send(relay, 0)
+    until(lambda: "apply" in asked)
+    relay.harness.outage("renew", down, 10_000)
+    relay._renewed_at = -math.inf
+    until(lambda: asked.count("renew") > 1)
+    tries, tries_of_lease = asked.count("apply"), asked.count("renew")
+    until(lambda: asked.count("renew") > tries_of_lease + 1)
+    assert asked.count("apply") == tries
+    relay.harness.faults.clear()
+    assert numbers(relay, 1) == [0]
 
 
 def test_what_flooding_clients_leave_behind_is_one_statement_of_each_kind():
