@@ -54,7 +54,7 @@ class Spool:
 
     def write(self, data: bytes) -> None:
         """Add what has come. Raises NotStored when the disk is full, and Refused beyond what all bodies may take."""
-        self._storage.keep(len(data))
+        self._storage.keep(len(data), self._address)
         self._kept += len(data)
         self.size += len(data)
         room = FIRST - len(self._first)

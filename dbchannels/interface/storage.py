@@ -17,6 +17,9 @@ log = logging.getLogger("dbchannels.server")
 RESERVED = (
     4  # a body begins a file only while a fourth of the disk's share is free: the rest is for those that grow
 )
+SHARE = (
+    3  # times the memory that is left: alone an address has three fourths, and two of them leave a sixteenth
+)
 TOLD_EVERY = 10.0  # seconds between two lines in the log
 
 MEMORY, DISK = "memory", "disk"
@@ -26,13 +29,15 @@ REFUSED, BROKEN_OFF = "refused", "broken off"
 class Storage:
     """Counts bytes; called in the hub. What finds no room raises Refused with a 503, and must be given back.
 
-    One address may have half of the disk; "" stands for one without a share of its own, such as this machine's.
+    One address may have half of the disk, and of the memory SHARE times what is left, so that some is always left for
+    others; "" stands for one without a share of its own, such as this machine's.
     """
 
     def __init__(self, memory: int, disk: int) -> None:
         self.memory, self.disk = memory, disk  # free
         self._memory, self._disk = memory, disk  # in all
         self._by_address: Counter[str] = Counter()  # of the disk
+        self._kept: Counter[str] = Counter()  # of the memory, by address
         self._refused: Counter[str] = Counter()
         self._told_at = -TOLD_EVERY
 
@@ -50,11 +55,11 @@ class Storage:
         if size > self.room(address) or RESERVED * self.disk < self._disk:
             raise self._full(DISK)
 
-    def keep(self, size: int) -> None:
+    def keep(self, size: int, address: str = "") -> None:
         """Take so much memory."""
-        if size > self.memory:
+        if size > self.memory or (address and self._kept[address] + size > SHARE * self.memory):
             raise self._full(MEMORY)
-        self.memory -= size
+        self.take(address, size)
 
     def store(self, size: int, address: str = "") -> None:
         """Take so much of the disk."""
@@ -66,9 +71,10 @@ class Storage:
         """Count bytes that are taken, however few are left; numbers below 0 give them back."""
         self.memory -= memory
         self.disk -= disk
-        self._by_address[address] += disk
-        if not self._by_address[address]:
-            del self._by_address[address]
+        for counter, size in ((self._by_address, disk), (self._kept, memory)):
+            counter[address] += size
+            if not counter[address]:
+                del counter[address]
 
     def _full(self, what: str) -> Refused:
         """One line in the log for many of them: a stranger decides how many there are."""

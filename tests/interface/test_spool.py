@@ -166,6 +166,20 @@ def test_bodies_of_one_address_have_half_of_the_disk(new_spool):
     fill(new_spool(storage, 1_000, "192.0.2.1"), 1_000)
 
 
+def test_addresses_that_take_all_they_can_get_leave_memory_for_others(new_spool):
+    storage = Storage(10_000, 0)
+    for hoarder in ("192.0.2.1", "192.0.2.2"):
+        with pytest.raises(Refused):
+            while True:
+                new_spool(storage, address=hoarder).write(b"x" * 10)
+    assert storage.memory > 600
+    one = new_spool(storage, address="192.0.2.3")
+    one.write(b"x" * 100)
+    new_spool(storage, address="").write(b"x" * 100)
+    one.close()
+    assert set(storage._kept) == {"192.0.2.1", "192.0.2.2", ""}
+
+
 def test_one_that_says_its_length_is_refused_before_anything_is_read(new_spool):
     storage = Storage(100_000, 2_000)
     new_spool(storage, 400)  # needs no file
