@@ -10,7 +10,7 @@ from tests.proxy import Proxy, proxied
 from tests.soak.row import Row, Seen
 from tests.soak.sites import on_postgresql, options
 
-SAID = "no answer within 10 s"
+SAID = "The layer cannot be used now"
 LOST = "was claimed by another worker meanwhile"
 SLEEP = 14.0  # seconds: the consumer that is cut off ends after the silence
 BUSY = (
