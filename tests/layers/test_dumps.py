@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from contextlib import closing
 from pathlib import Path
@@ -14,14 +15,23 @@ from dbchannels.layers.operations import GroupAdd
 from dbchannels.layers.postgresql.session import connection_parameters
 from dbchannels.layers.postgresql.sql import SEND_GROUP
 from dbchannels.models import DurableMessage, Membership, Process
-from dbchannels.testing import postgres_binaries
+from dbchannels.testing import postgres, postgres_binaries
 from tests import kinds
 from tests.conftest import empty_tables
 from tests.layers.test_tally import adds_up
 
 pytestmark = kinds.only("postgresql")
 
-PROGRAMS = next((one for one in postgres_binaries.find() if (Path(one.folder) / "pg_dump").exists()), None)
+# Of the very server that the tests run on: pg_dump refuses a newer one.
+KIND = os.environ.get(postgres.CHOICE)
+PROGRAMS = next(
+    (
+        one
+        for one in postgres_binaries.find(KIND if KIND in ("system", "wheel") else None)
+        if (Path(one.folder) / "pg_dump").exists()
+    ),
+    None,
+)
 WHERE = {"HOST": "--host", "PORT": "--port", "USER": "--username"}
 
 
