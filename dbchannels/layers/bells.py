@@ -26,7 +26,7 @@ LONGEST_FOLDER = 80  # bytes of its path: sun_path has 104 to 108 for all, and a
 LONGEST_RING = 4096  # bytes; what would be longer tells everybody to look
 EVERYBODY = "*"
 FULL = 10  # datagrams that wait at least before the next is refused: Linux's least net.unix.max_dgram_qlen
-TRIES = 5  # at making the folder, while others that end take it away
+TRIES = 50  # at making the folder, while others that end take it away
 
 
 class BellFolder:

@@ -120,7 +120,7 @@ def test_a_response_that_does_not_begin_with_it_closes_it(site, reply):
 
 
 def test_descriptors_are_kept_for_the_site(site, monkeypatch, told):
-    kept = [1_000 + site.server.caps.total, site.server.caps.total]
+    kept = [1_000_000 + site.server.caps.total, site.server.caps.total]
     monkeypatch.setattr(sent_files, "first_kept", lambda: kept[0])
     assert site.get().content == CONTENT
     del kept[0]

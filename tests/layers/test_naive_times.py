@@ -87,10 +87,10 @@ def test_the_admin_says_how_long_ago(layer, link, settings):
     Channel("dead").send({})
     (delivery,) = link.claim(["dead"], 1, "worker-1")
     link.finish("worker-1", Done(failures=[Failure(delivery, "text", None)]))
-    User.objects.create_superuser("root", password="")
+    root = User.objects.create_superuser("how-long-ago", password="")
     try:
         client = Client()
-        client.force_login(User.objects.get())
+        client.force_login(root)
         for model, said in {
             ProtocolMessage: "0.",
             DurableMessage: "in\xa010\xa0min",
