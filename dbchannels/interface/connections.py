@@ -204,7 +204,7 @@ class Connection:
         else:
             if out.frame or out.close is not None:
                 self._keep(out)
-            if out.accept or "finished" in message:
+            if out.accept or message.get("finished") == 0:  # the connect message's order
                 self._decide(Accepted(out.subprotocol, out.headers))
 
     def _keep(self, out: Outgoing) -> None:
