@@ -246,8 +246,13 @@ class Served:
         if found := re.search(r"http://127\.0\.0\.1:(\d+)\b", self.output()):
             self.port = int(found[1])  # else it is on Unix sockets alone
 
-    def workers(self) -> list[int]:
-        """Return the process ids of its children that are workers."""
+    def workers(self, number: int = 0) -> list[int]:
+        """Return the process ids of its children that are workers, once there are ``number`` of them.
+
+        A server may say that it is ready before its workers have been started.
+        """
+        if number:
+            until(lambda: len(self.workers()) >= number, lambda: f"{number} workers in {self.output()}")
         found = []
         for pid in children(self.process.pid):
             with suppress(OSError):  # it has ended

@@ -65,7 +65,7 @@ def test_a_file_of_50_mebibytes_is_uploaded_and_nobody_holds_it(site):
     data = content(50 * MEBIBYTE)
     form, headers = multipart(data)
     assert served.get("/").text == "hello"
-    (worker,) = served.workers()
+    (worker,) = served.workers(1)
     before = highest_memory(served.process.pid), highest_memory(worker)
     answer = served.request("POST", "/stored", form, headers).json()
     assert answer == {"size": len(data), "sha256": sha256(data), "stored": "TemporaryUploadedFile"}

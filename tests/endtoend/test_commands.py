@@ -270,7 +270,7 @@ def test_the_server_imports_no_code_of_the_site(site):
     served = site.serve("--workers", "1", settings={"DEBUG": True})
     assert served.get("/").status == served.get("/static/admin/css/base.css").status == 200
     assert served.socket("/echo/").ask("tea") == "tea"
-    (worker,) = served.workers()
+    (worker,) = served.workers(1)
     for module in ("livesite.urls", "livesite.consumers"):
         assert worker in site.importers(module)
         assert served.process.pid not in site.importers(module)

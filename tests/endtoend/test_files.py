@@ -75,7 +75,7 @@ def test_what_does_not_fit_its_length_is_broken_off(served):
 
 def test_new_workers_go_on_with_it_and_a_response_outlives_its_worker(site):
     served = site.serve("--workers", "1")
-    for end in (lambda: served.process.send_signal(signal.SIGHUP), lambda: os.kill(served.workers()[0], 9)):
+    for end in (lambda: served.process.send_signal(signal.SIGHUP), lambda: os.kill(served.workers(1)[0], 9)):
         before, slow = served.workers(), begin(served, "/file/24")
         end()
         until(lambda before=before: served.workers() not in ([], before), "another worker")

@@ -177,7 +177,7 @@ def test_a_server_is_ready_with_its_first_worker_and_until_it_stops(site):
     until(lambda: asked(port, "/readyz") == (200, "Ready.\n"), "it is ready")
     (site.folder / "broken").touch()
     try:
-        os.kill(served.workers()[0], signal.SIGKILL)
+        os.kill(served.workers(1)[0], signal.SIGKILL)
         until(lambda: asked(port, "/readyz") == (503, "Not ready: no worker is ready.\n"), "it is not")
     finally:
         (site.folder / "broken").unlink()
@@ -274,7 +274,7 @@ def test_a_worker_whose_parent_is_killed_finishes_what_it_runs_and_ends(site):
     served = site.serve("--workers", "1")
     site.send("stream", {"text": "a while", "sleep": 1})
     until(lambda: "a while" in site.entries(), "it runs")
-    (worker,) = served.workers()
+    (worker,) = served.workers(1)
     served.process.kill()
     until(lambda: not is_running(worker), "the worker has ended")
     assert site.count("durablemessage") == 0

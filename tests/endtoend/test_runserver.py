@@ -231,7 +231,7 @@ def test_the_settings_are_the_server_s_own(copy):
 def test_a_template_is_read_anew_and_nothing_starts_again(copy):
     served = copy.develop("--workers", "1", settings=DEBUG)
     assert served.get("/page").text == "a page\n"
-    (worker,) = served.workers()
+    (worker,) = served.workers(1)
     copy.edit("templates/livesite/page.html", "a page", "another page")
     assert served.get("/page").text == "another page\n"
     assert served.workers() == [worker]
@@ -270,7 +270,7 @@ def test_in_memory_the_whole_process_is_started_again(copy):
 def test_the_lines_of_django_users(copy):
     served = copy.develop("--nothreading", "--noreload", "--force-color", settings=DEBUG)
     assert "System check identified no issues" in served.output()
-    assert len(served.workers()) == 1
+    assert len(served.workers(1)) == 1
     assert served.get("/static/admin/css/base.css").status == 200
     assert served.get("/nowhere").status == 404
     served.socket("/echo/")

@@ -252,7 +252,7 @@ def test_a_killed_worker_is_named_with_its_signal(site):
 def test_as_many_workers_as_were_asked_for(site):
     served = site.serve("--workers", "3")
     until(lambda: site.count("process", "kind = 'worker'") == 3, "all are on record")
-    assert len(served.workers()) == 3
+    assert len(served.workers(3)) == 3
 
 
 # Periodic messages, and limits.

@@ -56,7 +56,7 @@ def test_a_restart_closes_no_socket(site, server, mode):
     served = site.serve("--workers", "2")
     sockets = room(served, 5)
     heard_by_all(sockets, "before")
-    workers = served.workers()
+    workers = served.workers(2)
     server.restart(mode)
     assert served.get("/").text == "hello"
     heard_by_all(sockets, "after")

@@ -59,7 +59,7 @@ def test_who_waits_is_told_when_the_worker_dies(site: LiveSite) -> None:
     with locked_connection(site, "/named/held/"):
         held.send("1")
         assert other.ask("2") == "2"  # so that the first frame has run
-        (worker,) = served.workers()
+        (worker,) = served.workers(1)
         os.kill(worker, signal.SIGKILL)
         assert held.closed() == 1011
         assert other.ask("3") == "3"
