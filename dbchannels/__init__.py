@@ -21,7 +21,7 @@ below are all that a site needs; everything else is machinery.
     The configured layers by alias, ``channel_layers["default"]``, for code that wants the layer itself.
 """
 
-from dbchannels.bindings import Binding
+from dbchannels.bindings.binding import Binding
 from dbchannels.channel import Channel, Group
 from dbchannels.consumers import Demultiplexer, JsonWebsocketConsumer, WebsocketConsumer, route_class
 from dbchannels.exceptions import (
@@ -42,8 +42,8 @@ from dbchannels.exceptions import (
 from dbchannels.foreign import module_names
 from dbchannels.layers import channel_layers
 from dbchannels.message import Message
-from dbchannels.reversing import reverse
-from dbchannels.routing import consumer, include, route
+from dbchannels.routing.reverse import reverse
+from dbchannels.routing.table import consumer, include, route
 
 __all__ = [
     "Binding",

@@ -19,13 +19,15 @@ class DBChannelsConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the system checks (consumers are found by workers only), and hear of logouts."""
-        from dbchannels import bindings, checks, logins, redaction  # noqa: F401  (the import of checks registers them)
+        from dbchannels import redaction
+        from dbchannels.auth import logout
+        from dbchannels.bindings import binding
 
         redaction.escape_logs()
-        bindings.connect_pending()
+        binding.connect_pending()
         post_migrate.connect(make_functions, sender=self)
         if apps.is_installed("django.contrib.auth"):
-            logins.connect_signals()
+            logout.connect_signals()
 
 
 def make_functions(using: str, **kwargs: Any) -> None:

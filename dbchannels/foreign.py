@@ -126,7 +126,7 @@ NAMES: dict[str, dict[str, str]] = {
     "layer": {
         "group_send": "write layer.send_group(group, {...})",
         "receive_single": "write layer.receive([channel])",
-        "router": "write dbchannels.routing.site_routing()",
+        "router": "write dbchannels.routing.table.site_routing()",
     },
     # Keywords of a Channel and its send.
     "send": {

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 
 from dbchannels import foreign
+from dbchannels.auth.client import Client
 from dbchannels.channel import Channel
-from dbchannels.client import Client
 
 if TYPE_CHECKING:
     from django.contrib.sessions.backends.base import SessionBase
 
-    from dbchannels.sessions import ChannelSession
+    from dbchannels.auth.sessions import ChannelSession
 
 
 class Message:

@@ -31,7 +31,7 @@ def get_wsgi_application(
     can reach, and for settings that cannot be used.
     """
     django.setup(set_prefix=False)
-    from dbchannels.gateway import Gateway
+    from dbchannels.server.wsgi_gateway import Gateway
 
     return Gateway(layer, http_timeout=http_timeout, max_body=max_body)
 

@@ -18,20 +18,12 @@ from dbchannels import conf
 from dbchannels.layers import channel_layers, make_layer
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.routing import Routing
-from dbchannels.worker import Worker
+from dbchannels.routing.table import Routing
+from dbchannels.worker.worker import Worker
 from tests import kinds
 from tests.visitors import new_user
 
-CONTRACT = (
-    "layer_case",
-    "layer_messages",
-    "layer_delivery",
-    "layer_groups",
-    "layer_durable",
-    "layer_operating",
-)
-pytest.register_assert_rewrite(*(f"dbchannels.testing.{part}" for part in CONTRACT))
+pytest.register_assert_rewrite("dbchannels.testing.contract")
 
 #: What may not be missing, by DBCHANNELS_REQUIRE, a list by commas of the markers: its tests fail where others skip.
 REQUIRED = set(filter(None, os.environ.get("DBCHANNELS_REQUIRE", "").split(",")))

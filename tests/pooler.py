@@ -13,8 +13,8 @@ from typing import Any
 
 import psycopg2
 
-from dbchannels.testing.postgres_binaries import server_user
-from dbchannels.testing.postgres_supervisor import run_as
+from examples.embedded_postgres.binaries import server_user
+from examples.embedded_postgres.supervisor import run_as
 from tests.harness import until
 
 PORT = "6432"  # of the name of its socket; nothing listens on TCP

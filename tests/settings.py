@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dbchannels.testing import postgres
+from examples import embedded_postgres
 
 if "DBCHANNELS_TEST_FOLDER" not in os.environ:
     os.environ["DBCHANNELS_TEST_FOLDER"] = tempfile.mkdtemp(prefix="dbchannels-tests-")
@@ -33,7 +33,7 @@ def sqlite(name: str) -> dict:
 
 
 DATABASES = {
-    "default": postgres.database(FOLDER / "postgres", sqlite=FOLDER / "default.sqlite3"),
+    "default": embedded_postgres.database(FOLDER / "postgres", sqlite=FOLDER / "default.sqlite3"),
     "sqlite": sqlite("sqlite.sqlite3"),
 }
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):

@@ -10,11 +10,11 @@ from django.core.signals import request_finished
 from django.template import engines
 from django.urls import clear_url_caches
 
-from dbchannels.application import ApplicationViews, load_site, site_application
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.interface import http
-from dbchannels.streaming import CHUNK
-from dbchannels.testing.layer_case import raises
+from dbchannels.server.http import messages
+from dbchannels.testing.contract.case import raises
+from dbchannels.worker.application import ApplicationViews, load_site, site_application
+from dbchannels.worker.response_stream import CHUNK
 
 HEADERS = [("X-A", "caf\xe9")]
 FIELDS = {"status": 200, "reason": "Quite OK", "headers": [[b"X-A", b"caf\xe9"]]}
@@ -23,8 +23,8 @@ FIELDS = {"status": 200, "reason": "Quite OK", "headers": [[b"X-A", b"caf\xe9"]]
 def message(path="/", body=b"", headers=()):
     """Return the message of a request."""
     given = [(b"host", b"testserver"), *headers]
-    request = http.Request("POST", path, "1.1", given, "http", ("127.0.0.1", 1), ("testserver", 80))
-    return http.request_message(request, "", body, "")
+    request = messages.Request("POST", path, "1.1", given, "http", ("127.0.0.1", 1), ("testserver", 80))
+    return messages.request_message(request, "", body, "")
 
 
 class Closing:

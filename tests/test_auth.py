@@ -8,7 +8,8 @@ from django.contrib.auth.models import AnonymousUser, User
 from django.contrib.sessions.models import Session
 from django.http import HttpRequest
 
-from dbchannels import Message, NoClient, auth, route
+from dbchannels import Message, NoClient, route
+from dbchannels.auth import users
 from tests import kinds
 from tests.visitors import OF_CLIENTS, Visitor, new_session, new_user, statements_about
 
@@ -163,15 +164,15 @@ def as_django_says(session):
 
 
 def forget_hash(session):
-    del session[auth.HASH_SESSION_KEY]
+    del session[users.HASH_SESSION_KEY]
 
 
 def unknown_backend(session):
-    session[auth.BACKEND_SESSION_KEY] = "some.where.Else"
+    session[users.BACKEND_SESSION_KEY] = "some.where.Else"
 
 
 def nobodys_key(session):
-    session[auth.SESSION_KEY] = "123456789"
+    session[users.SESSION_KEY] = "123456789"
 
 
 @pytest.mark.parametrize("change", [lambda session: None, forget_hash, unknown_backend, nobodys_key])
@@ -179,7 +180,7 @@ def test_it_says_what_django_says(anna, change):
     session = new_session(anna)
     change(session)
     before = dict(session.items())
-    said = auth.session_user(session)
+    said = users.session_user(session)
     assert dict(session.items()) == before
     assert said == as_django_says(session)
 
@@ -188,7 +189,7 @@ def test_a_secret_that_was_changed_on_purpose_goes_on_for_a_while(anna, settings
     session = new_session(anna)
     settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "another", [settings.SECRET_KEY]
     key, before = session.session_key, dict(session.items())
-    assert auth.session_user(session) == anna
+    assert users.session_user(session) == anna
     assert (session.session_key, dict(session.items())) == (key, before)  # Django would give it a new key
     assert as_django_says(session) == anna
     assert session.session_key != key
@@ -198,7 +199,7 @@ def test_many_sessions_take_one_query(anna):
     users = [anna, new_user("bert"), new_user("carl", is_active=False)]
     sessions = [new_session(user) for user in users]
     with statements_about("auth_user") as found:
-        assert auth.session_users([*sessions, {}]) == [*users[:2], None, None]
+        assert users.session_users([*sessions, {}]) == [*users[:2], None, None]
     assert found == ["auth_user"]
 
 
@@ -207,7 +208,7 @@ def test_a_backend_of_the_sites_own_is_asked_itself(anna, settings, path):
     settings.AUTHENTICATION_BACKENDS = [f"django.contrib.auth.backends.{path}"]
     get_user_model().objects.update(is_active=False)
     expected = [anna, anna] if path.startswith("Allow") else [None, None]
-    assert auth.session_users([new_session(anna), new_session(anna)]) == expected
+    assert users.session_users([new_session(anna), new_session(anna)]) == expected
 
 
 def test_a_site_without_users_says_so(layer, settings):

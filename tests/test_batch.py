@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from dbchannels.batch import Batch, Pace
 from dbchannels.layers.operations import Delivery, Done, Failure, GroupAdd, Outcome
-from dbchannels.testing.layer_case import wait_until
+from dbchannels.testing.contract.case import wait_until
+from dbchannels.worker.batch import Batch, Pace
 
 
 def frame(number):

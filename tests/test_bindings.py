@@ -16,12 +16,14 @@ from django.db.models import F
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.test.utils import CaptureQueriesContext
 
-from dbchannels import Binding, Channel, Group, bindings, consumer, routing
-from dbchannels.binding_users import users_group
+from dbchannels import Binding, Channel, Group, consumer
+from dbchannels.bindings import binding
+from dbchannels.bindings.binding_users import users_group
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, MessageTooLarge
 from dbchannels.layers.operations import Connect, Disconnect
+from dbchannels.routing import table
 from dbchannels.testing import ChannelTestCase
-from dbchannels.testing.layer_case import in_thread, raises
+from dbchannels.testing.contract.case import in_thread, raises
 from tests import kinds
 from tests.blog.models import Draft, Photo, Post, Review, Tag
 
@@ -708,8 +710,8 @@ class LiveModelsInTests(ChannelTestCase):
     """A binding tells the sockets of the test client, by their users, inside the transaction of a TestCase."""
 
     def setUp(self):
-        decorated, routing._decorated[:] = list(routing._decorated), []
-        self.addCleanup(routing._decorated.__setitem__, slice(None), decorated)
+        decorated, table._decorated[:] = list(table._decorated), []
+        self.addCleanup(table._decorated.__setitem__, slice(None), decorated)
 
         class StaffBinding(Binding):
             model = Post
@@ -795,17 +797,17 @@ def test_a_base_without_a_model_follows_nothing_and_is_inherited_from(site, bind
 
 @on_both
 def test_one_that_is_declared_before_the_models_are_ready_is_connected_then(site, bind, monkeypatch):
-    monkeypatch.setattr(bindings, "_pending", [])
+    monkeypatch.setattr(binding, "_pending", [])
     monkeypatch.setattr(apps, "models_ready", False)
     early = bind("blog.Post")
     monkeypatch.undo()
-    early._following = bindings.Following(early(), Post)  # nothing to disconnect yet
+    early._following = binding.Following(early(), Post)  # nothing to disconnect yet
     Post().save(using=site.database)
     assert site.sent() == []
-    bindings._pending.append(early)
-    bindings.connect_pending()
+    binding._pending.append(early)
+    binding.connect_pending()
     Post().save(using=site.database)
-    assert len(site.sent()) == 1 and bindings._pending == []
+    assert len(site.sent()) == 1 and binding._pending == []
 
 
 def test_groups_must_be_said():

@@ -13,7 +13,7 @@ from django.template.response import SimpleTemplateResponse
 from dbchannels import Channel, Group, InvalidMessage, InvalidName, channel_layers, conf
 from dbchannels.layers import make_layer
 from dbchannels.layers.operations import Connect
-from dbchannels.testing.layer_case import raises
+from dbchannels.testing.contract.case import raises
 
 
 @pytest.fixture

@@ -15,19 +15,11 @@ from django.core.management import call_command
 from django.core.management.base import SystemCheckError
 from django.db import OperationalError, connections, transaction
 
-from dbchannels import (
-    JsonWebsocketConsumer,
-    WebsocketConsumer,
-    conf,
-    consumer,
-    include,
-    route,
-    route_class,
-    routing,
-)
+from dbchannels import JsonWebsocketConsumer, WebsocketConsumer, conf, consumer, include, route, route_class
 from dbchannels import checks as our_checks
 from dbchannels.checks import databases, modules
 from dbchannels.checks.routes import FIELDS
+from dbchannels.routing import table
 
 
 def one(message):
@@ -45,8 +37,8 @@ NONE = 7
 @pytest.fixture(autouse=True)
 def decorated(monkeypatch):
     """The decorators' list, empty, for this test alone."""
-    monkeypatch.setattr(routing, "_decorated", [])
-    monkeypatch.setattr(routing, "_loaded", False)
+    monkeypatch.setattr(table, "_decorated", [])
+    monkeypatch.setattr(table, "_loaded", False)
 
 
 @pytest.fixture(autouse=True)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from dbchannels import codec
 from dbchannels.exceptions import InvalidMessage, MessageTooLarge
-from dbchannels.testing.layer_case import raises
-from dbchannels.testing.layer_messages import REFUSED, VALUES, Color, exact
+from dbchannels.testing.contract.case import raises
+from dbchannels.testing.contract.messages import REFUSED, VALUES, Color, exact
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 leaves = st.one_of(

@@ -15,19 +15,21 @@ from itertools import pairwise
 import pytest
 from django.core.management import CommandError, call_command
 
-from dbchannels import conf, consumer, routing, serving
-from dbchannels.doorbell import Doorbell
+from dbchannels import conf, consumer
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
-from dbchannels.interface.binding import Bind, SocketRights
-from dbchannels.interface.options import Options
-from dbchannels.interface.proxy import LOOPBACK, Trusted
-from dbchannels.interface.server import InterfaceServer
 from dbchannels.layers import channel_layers, make_layer
 from dbchannels.management import output
 from dbchannels.management.commands import runchannels, runserver, runworker
 from dbchannels.management.commands.runchannels import parse_address
-from dbchannels.plan import Plan, allowed_hosts
-from dbchannels.testing.layer_case import raises
+from dbchannels.processes import production
+from dbchannels.processes.plan import Plan, allowed_hosts
+from dbchannels.routing import table
+from dbchannels.server.config import Options
+from dbchannels.server.listeners import Bind, SocketRights
+from dbchannels.server.proxy_headers import LOOPBACK, Trusted
+from dbchannels.server.server import InterfaceServer
+from dbchannels.testing.contract.case import raises
+from dbchannels.wakeup import Doorbell
 from tests import kinds
 
 OPTIONS = {
@@ -44,7 +46,7 @@ OPTIONS = {
 @pytest.fixture(autouse=True)
 def decorated(monkeypatch):
     """The decorators' list, empty, for this test alone."""
-    monkeypatch.setattr(routing, "_decorated", [])
+    monkeypatch.setattr(table, "_decorated", [])
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +116,7 @@ def test_the_command_says_it_too():
 def bound(*arguments, monkeypatch):
     """Return where runchannels would listen with these arguments."""
     plans = []
-    monkeypatch.setattr(serving, "run", lambda plan, write: plans.append(plan))
+    monkeypatch.setattr(production, "run", lambda plan, write: plans.append(plan))
     call_command("runchannels", *arguments)
     (one,) = plans
     return [str(bind) for bind in one.server.binds or (Bind(one.server.host, one.server.port),)]
@@ -249,7 +251,7 @@ def test_static_files_are_not_served_without_their_app(settings):
 def tasks(**options):
     """Return (arguments, the kinds of its doorbells) of each worker of a plan."""
     bells = {kind: kind.upper() for kind in "hwd"}
-    return [(task.arguments, "".join(task.bells)) for task in serving.tasks(plan(**options), bells)]
+    return [(task.arguments, "".join(task.bells)) for task in production.tasks(plan(**options), bells)]
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def checked(code):
     """Return what is shown of what the checks print."""
     shown = []
     with Checks(code).process as process:
-        serving.await_checks(process, shown.append)
+        production.await_checks(process, shown.append)
     return shown
 
 
@@ -345,7 +347,7 @@ def started(monkeypatch):
         processes.append(Checks("import time; time.sleep(60)").process)
         return processes[-1]
 
-    monkeypatch.setattr(serving, "start_checks", start)
+    monkeypatch.setattr(production, "start_checks", start)
     yield processes
     for process in processes:
         process.kill()
@@ -392,7 +394,7 @@ def test_the_banner_says_where_and_how(memory, workers, line, host, shown):
         def __init__(self):
             pass
 
-    lines = serving.banner(plan(workers=workers), Server(), memory).splitlines()
+    lines = production.banner(plan(workers=workers), Server(), memory).splitlines()
     assert lines[0].startswith("dbchannels ") and ", Django " in lines[0]
     assert lines[1] == f"Layer:   {memory.describe()}"
     assert lines[2] == line
@@ -407,7 +409,7 @@ def test_the_banner_names_every_address(memory):
         def __init__(self):
             pass
 
-    lines = serving.banner(plan(), Server(), memory).splitlines()
+    lines = production.banner(plan(), Server(), memory).splitlines()
     assert lines[3] == "Probes:  /healthz and /readyz at 127.0.0.1:8001"
     assert lines[4].startswith("Serving http://127.0.0.1:8000/ and unix:/run/site.sock and WebSockets on ")
 

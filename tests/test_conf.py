@@ -6,7 +6,7 @@ import pytest
 
 from dbchannels import conf
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.testing.layer_case import raises
+from dbchannels.testing.contract.case import raises
 
 
 def problems(settings, value):

@@ -21,11 +21,11 @@ from dbchannels import (
     route_class,
 )
 from dbchannels.checks import routes
-from dbchannels.consumers.misfit import misfit
+from dbchannels.checks.signatures import misfit
 from dbchannels.consumers.websocket import TAKEN
-from dbchannels.routing import Routing
-from dbchannels.testing.layer_case import drain
-from dbchannels.worker import Worker
+from dbchannels.routing.table import Routing
+from dbchannels.testing.contract.case import drain
+from dbchannels.worker.worker import Worker
 from tests import kinds
 from tests.visitors import Visitor
 
@@ -268,14 +268,14 @@ def test_a_class_has_a_route_for_each_channel():
 
 def test_as_a_decorator_it_puts_the_class_on_the_sites_table(monkeypatch):
     found = []
-    monkeypatch.setattr("dbchannels.routing._decorated", found)
+    monkeypatch.setattr("dbchannels.routing.table._decorated", found)
     assert route_class(path=ROOM)(Careful) is Careful
     assert consumers_of(Routing(found)) == [(one, NAME, {"path": ROOM}, True) for one in CHANNELS]
 
 
 def test_one_channel_alone_may_be_routed_to_it(monkeypatch):
     found = []
-    monkeypatch.setattr("dbchannels.routing._decorated", found)
+    monkeypatch.setattr("dbchannels.routing.table._decorated", found)
     assert consumer("websocket.receive", path=ROOM)(Careful) is Careful
     by_name = route("websocket.receive", NAME, path=ROOM)
     assert consumers_of(Routing(found)) == consumers_of(Routing([by_name]))

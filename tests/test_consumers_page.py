@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import dbchannels
+import dbchannels.consumers
 from dbchannels import Group, exceptions
-from dbchannels.consumers import json_frames
-from dbchannels.routing import Routing
-from dbchannels.worker import Worker
+from dbchannels.routing.table import Routing
+from dbchannels.worker.worker import Worker
 from tests import kinds
 from tests.visitors import Visitor, new_session
 
@@ -29,7 +29,7 @@ pytestmark = kinds.only("memory")
 def play(layer, new_link, monkeypatch):
     """Run a page's code: ``play(page, caption, path)`` gives a function that does one step of a client's."""
     found, ended = [], []
-    monkeypatch.setattr("dbchannels.routing._decorated", found)
+    monkeypatch.setattr("dbchannels.routing.table._decorated", found)
 
     def start(page, caption, path, *keys):
         names = {"__name__": "site.consumers"}
@@ -102,7 +102,7 @@ def test_the_chat_of_those_who_are_logged_in(play, anna):
 
 
 def test_the_error_codes_are_all_there(layer):
-    package = Path(json_frames.__file__).parent
+    package = Path(dbchannels.consumers.__file__).parent
     said = {
         code
         for path in package.glob("*.py")

@@ -19,11 +19,11 @@ from dbchannels import (
     channel_layers,
     route,
 )
-from dbchannels.coroutines import completed
 from dbchannels.models import DeadLetter, DurableMessage, Membership
-from dbchannels.routing import Routing
-from dbchannels.testing.layer_case import drain, waiting
-from dbchannels.worker import Worker
+from dbchannels.routing.table import Routing
+from dbchannels.testing.contract.case import drain, waiting
+from dbchannels.worker.coroutines import completed
+from dbchannels.worker.worker import Worker
 from tests import kinds
 from tests.visitors import Visitor
 

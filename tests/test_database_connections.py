@@ -11,7 +11,7 @@ from django.db import close_old_connections, connections, transaction
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 
-from dbchannels import database_connections
+from dbchannels.worker import database_connections
 
 pytestmark = pytest.mark.postgresql
 

@@ -9,8 +9,8 @@ import pytest
 
 from dbchannels import backoff
 from dbchannels.backoff import Backoff
-from dbchannels.doorbell import Doorbell
 from dbchannels.waiting import WakeupPipe, wait_readable
+from dbchannels.wakeup import Doorbell
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dbchannels import dropped
-from dbchannels.dropped import Dropped
 from dbchannels.layers.operations import Send
+from dbchannels.worker import dropped
+from dbchannels.worker.dropped import Dropped
 
 
 @pytest.fixture

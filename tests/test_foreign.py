@@ -20,14 +20,14 @@ from dbchannels import (
     consumer,
     foreign,
     route,
-    routing,
 )
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.interface.websocket import KEYS
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
-from dbchannels.routing import OPTIONS, Routing, load_routes
-from dbchannels.worker import Worker
+from dbchannels.routing import table
+from dbchannels.routing.table import OPTIONS, Routing, load_routes
+from dbchannels.server.websocket.protocol import KEYS
+from dbchannels.worker.worker import Worker
 
 MESSAGE = Message(
     "websocket.receive", {"reply_channel": "reply.web!a", "path": "/", "text": "hi", "order": 1}
@@ -88,9 +88,7 @@ def test_each_sentence_is_one_clause():
             assert not told.endswith(".") and "\n" not in told and told[0].islower(), name
 
 
-@pytest.mark.parametrize(
-    "module", ["", ".auth", ".sessions", ".routing", ".layers", ".consumers", ".testing"]
-)
+@pytest.mark.parametrize("module", ["", ".auth", ".routing", ".layers", ".consumers", ".testing"])
 def test_an_import_is_told_its_name_here(module):
     where = importlib.import_module(f"dbchannels{module}")
     for name, told in named("import"):
@@ -134,7 +132,7 @@ def test_an_option_of_a_route_is_told_its_name_here():
 
 
 def test_a_consumer_says_that_it_is_no_task(monkeypatch):
-    monkeypatch.setattr(routing, "_decorated", [])
+    monkeypatch.setattr(table, "_decorated", [])
 
     @consumer("invoices")
     def make_invoice(message):
@@ -188,7 +186,7 @@ channel_routing = NOTHING_NAMED_ROUTES
         (None, r"write route\(\.\.\.\), route_class\(\.\.\.\) or include\(\.\.\.\)"),
     ],
 )
-@pytest.mark.parametrize("put", [Routing, routing.include], ids=["routing", "include"])
+@pytest.mark.parametrize("put", [Routing, table.include], ids=["routing", "include"])
 def test_what_is_no_route_is_told_what_to_write(put, entry, told):
     with pytest.raises(InvalidConfiguration, match=f"which is no route: {told}\\.$"):
         put([entry])

@@ -9,13 +9,14 @@ from wsgiref.util import setup_testing_defaults
 
 import pytest
 
-from dbchannels import conf, gateway
+from dbchannels import conf
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.gateway import Gateway, ThreadHub, read_body, read_request
-from dbchannels.handler import make_environ
-from dbchannels.interface import http
 from dbchannels.message import Message
-from dbchannels.testing.layer_case import raises
+from dbchannels.server import wsgi_gateway
+from dbchannels.server.http import messages
+from dbchannels.server.wsgi_gateway import Gateway, ThreadHub, read_body, read_request
+from dbchannels.testing.contract.case import raises
+from dbchannels.worker.views import make_environ
 
 
 def environ(**given):
@@ -28,7 +29,7 @@ def environ(**given):
 def again(**given):
     """Return the environment that a worker makes of the message made of an environment."""
     request = read_request(environ(**given))
-    fields = http.request_message(request, "reply.a!b", b"", "http.flow?b")
+    fields = messages.request_message(request, "reply.a!b", b"", "http.flow?b")
     return make_environ(Message("http.request", fields))
 
 
@@ -166,12 +167,12 @@ class FailingRelay:
 
 
 def test_a_relay_that_cannot_start_is_tried_again_after_a_while(monkeypatch):
-    monkeypatch.setattr(gateway, "Relay", FailingRelay)
+    monkeypatch.setattr(wsgi_gateway, "Relay", FailingRelay)
     application = Gateway("default", http_timeout=1, max_body=1)
-    monkeypatch.setattr(gateway.time, "monotonic", lambda: now)
+    monkeypatch.setattr(wsgi_gateway.time, "monotonic", lambda: now)
     now = 100.0
     for moment, starts in ((100.0, 1), (100.5, 1), (101.5, 2)):
         now = moment
-        with pytest.raises(gateway.DBChannelsError):
+        with pytest.raises(wsgi_gateway.DBChannelsError):
             application._relay()
         assert FailingRelay.starts == starts

@@ -22,14 +22,15 @@ from django.http import (
 from django.test import RequestFactory
 from django.urls import path, reverse
 
-from dbchannels import Channel, Message, ResponseLater, channel_layers, codec, conf, route, streaming, worker
-from dbchannels.application import ApplicationViews
-from dbchannels.handler import catching_later, is_outage, make_environ
+from dbchannels import Channel, Message, ResponseLater, channel_layers, codec, conf, route
 from dbchannels.layers import make_layer
 from dbchannels.layers.link import Link
-from dbchannels.routing import Routing
-from dbchannels.streaming import CHUNK, WINDOW
-from dbchannels.testing.layer_case import drain
+from dbchannels.routing.table import Routing
+from dbchannels.testing.contract.case import drain
+from dbchannels.worker import response_stream, worker
+from dbchannels.worker.application import ApplicationViews
+from dbchannels.worker.response_stream import CHUNK, WINDOW
+from dbchannels.worker.views import catching_later, is_outage, make_environ
 
 CLIENT = "reply.s1!c1"
 FLOW = "http.flow?c1"
@@ -568,7 +569,7 @@ def test_a_client_that_leaves_ends_a_download_and_closes_its_file(layer):
 
 
 def test_without_a_flow_channel_a_window_is_all(layer, monkeypatch):
-    monkeypatch.setattr(streaming, "STALLED", 0.01)
+    monkeypatch.setattr(response_stream, "STALLED", 0.01)
     client = Client(layer)
     assert len(content(respond(client, "/endless/", flow_channel=None))) == WINDOW
     assert client.asked == []
@@ -582,7 +583,7 @@ def test_an_exception_in_a_stream_breaks_it_off(client):
 
 
 def test_a_chunk_that_finds_its_channel_full_is_sent_again(client, monkeypatch):
-    monkeypatch.setattr(streaming, "FULL_PAUSE", 0.0001)
+    monkeypatch.setattr(response_stream, "FULL_PAUSE", 0.0001)
     apply, tries = client.apply, []
 
     def full_at_first(operations):

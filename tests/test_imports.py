@@ -11,58 +11,60 @@ import pytest
 import dbchannels
 
 ROOT = Path(dbchannels.__file__).parent
-#: From the bottom up. What is not named is a part of those that import it, and bound by their rules.
+#: From the bottom up; modules of one line do not know each other, unless they are in one folder. What is not named
+#: (``apps``, ``wsgi``) stands above all.
 LEVELS = (
-    ("exceptions", "names", "codec", "conf", "signals"),
+    ("protocol",),
+    ("exceptions",),
+    ("names", "codec", "conf", "wakeup", "signals", "foreign"),
     ("models", "redaction"),
     ("layers",),
     ("channel",),
+    ("auth", "bindings"),
     ("message",),
-    ("periodic",),
-    ("consumer_options",),
-    ("routing", "handler"),
+    ("server", "routing"),
+    ("worker",),
     ("consumers",),
-    ("consuming",),
-    ("watch",),
-    ("worker", "interface"),
-    ("plan",),
-    ("serving", "site_checks"),
-    ("management", "admin", "checks", "testing", "wsgi"),
+    ("checks",),
+    ("processes",),
+    ("management", "admin"),
+    ("testing",),
 )
 RANKS = {name: rank for rank, names in enumerate(LEVELS) for name in names}
 PURE = ("gevent", "django.db", "models")
 #: No way leads from one to the others, not even through modules between them.
 NEVER = {
-    "interface": ("routing", "consumers", "consuming", "handler", "worker", "admin", "checks"),
-    "worker": ("gevent", "geventwebsocket", "interface"),
-    "wsgi": ("gevent", "geventwebsocket", "routing", "consumers", "handler", "worker"),
+    "server": ("routing", "consumers", "worker", "admin", "checks"),
+    "worker": ("gevent", "geventwebsocket", "server"),
+    "wsgi": ("gevent", "geventwebsocket", "routing", "consumers", "worker"),
     **{
-        f"interface.{name}": PURE
+        f"server.{name}": PURE
         for name in (
-            "http",
-            "websocket",
-            "frames",
-            "handshake",
-            "proxy",
-            "access",
-            "head",
-            "body",
-            "deflate",
-            "assembly",
+            "http.messages",
+            "http.parser",
+            "http.body",
+            "websocket.protocol",
+            "websocket.messages",
+            "websocket.handshake",
+            "websocket.frames",
+            "websocket.deflate",
+            "websocket.assembly",
+            "proxy_headers",
+            "access_log",
         )
     },
 }
 #: Imports inside functions, except of models: the registry of apps must be ready first.
 LATE = {
-    ("periodic", "cronsim"),
+    ("routing.interval", "cronsim"),
     ("apps", "checks"),
-    ("apps", "bindings"),
+    ("apps", "bindings.binding"),
     ("apps", "redaction"),
-    ("binding_users", "django.contrib.auth.models"),
-    ("apps", "logins"),
-    ("auth", "django.contrib.auth.models"),
+    ("bindings.binding_users", "django.contrib.auth.models"),
+    ("apps", "auth.logout"),
+    ("auth.users", "django.contrib.auth.models"),
     ("layers", "django.db"),
-    ("wsgi", "gateway"),
+    ("wsgi", "server.wsgi_gateway"),
 }
 
 FILES = {
@@ -146,7 +148,7 @@ def test_imports_stand_at_the_top():
 
 
 def test_the_reader_of_imports_sees_them():
-    assert "message" in GRAPH["routing"]
-    assert "layers.operations" in GRAPH["layers.database"]
+    assert "message" in GRAPH["routing.table"]
+    assert "layers.operations" in GRAPH["layers.database.layer"]
     assert "layers.base" not in GRAPH["layers.link"]
     assert "django.db" in reached("channel")

@@ -18,13 +18,13 @@ import pytest
 
 import dbchannels
 from dbchannels import codec
-from dbchannels.interface import proxy
-from dbchannels.interface.access import access_line
-from dbchannels.interface.deflate import negotiate
-from dbchannels.interface.handshake import Refused, read_handshake
-from dbchannels.interface.head import HeadLimits, HeadReader
-from dbchannels.interface.http import Request
 from dbchannels.redaction import Lines, escaped, escaped_lines, mask_query, message_text
+from dbchannels.server import proxy_headers
+from dbchannels.server.access_log import access_line
+from dbchannels.server.http.messages import Request
+from dbchannels.server.http.parser import HeadLimits, HeadReader
+from dbchannels.server.websocket.deflate import negotiate
+from dbchannels.server.websocket.handshake import Refused, read_handshake
 
 try:
     from re import _parser as parser
@@ -38,7 +38,7 @@ AT_ONCE = 0.0005  # seconds: what takes less for 16 kB is linear, and too quick 
 TAILS = "", "\0", "\n", "!"  # what may make a match fail in the end
 METHODS = {"match", "search", "fullmatch", "sub", "split", "findall", "finditer"}
 #: They compile what the site's own developer wrote.
-OF_DEVELOPERS = {"dbchannels.patterns"}
+OF_DEVELOPERS = {"dbchannels.routing.patterns"}
 
 
 # How long it takes.
@@ -241,10 +241,10 @@ def test_what_is_not_linear_is_found(pattern, method):
 def test_the_patterns_were_found():
     names = {name for name, _, _ in FOUND}
     for name in (
-        "dbchannels.interface.head._HOST.match",
-        "dbchannels.interface.deflate._EXTENSION.match",
+        "dbchannels.server.http.parser._HOST.match",
+        "dbchannels.server.websocket.deflate._EXTENSION.match",
         "dbchannels.redaction._SEPARATOR.split",
-        "dbchannels.development._COMBINED.fullmatch",
+        "dbchannels.processes.development._COMBINED.fullmatch",
     ):
         assert name in names
     assert any(name.startswith("dbchannels.layers.postgresql.statements:") for name in names)
@@ -274,9 +274,9 @@ def shake_hands(text):
 
 
 def forward(text):
-    headers = [(name, text.encode()) for name in (proxy.FOR, proxy.PROTO, proxy.HOST)]
+    headers = [(name, text.encode()) for name in (proxy_headers.FOR, proxy_headers.PROTO, proxy_headers.HOST)]
     request = Request("GET", f"/{text}", "1.1", headers, "http", ("127.0.0.1", 1), ("", 80))
-    proxy.forwarded(request, proxy.Trusted.of(proxy.LOOPBACK))
+    proxy_headers.forwarded(request, proxy_headers.Trusted.of(proxy_headers.LOOPBACK))
 
 
 def log_line(text):

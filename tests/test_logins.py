@@ -12,9 +12,10 @@ from django.contrib.sessions.models import Session
 from django.db import transaction
 from django.http import HttpRequest
 
-from dbchannels import Channel, Message, logins, route
-from dbchannels.routing import load_routing
-from dbchannels.testing.layer_case import drain
+from dbchannels import Channel, Message, route
+from dbchannels.auth import logout as stale_logins
+from dbchannels.routing.table import load_routing
+from dbchannels.testing.contract.case import drain
 from tests import kinds
 from tests.visitors import Visitor, new_session, new_user, statements_about
 
@@ -39,7 +40,7 @@ def visitor(layer, new_link):
 @pytest.fixture
 def work(work_off):
     """Let a worker look after what is asked for."""
-    return lambda *routes: work_off(route(logins.CHANNEL, logins.check), *routes)
+    return lambda *routes: work_off(route(stale_logins.CHANNEL, stale_logins.check), *routes)
 
 
 def look(message):
@@ -59,7 +60,7 @@ def closed(layer):
 
 def ask(layer, work, **content):
     """Do what a server does once a minute."""
-    Channel(logins.CHANNEL).send(content or {"server": "v1"})
+    Channel(stale_logins.CHANNEL).send(content or {"server": "v1"})
     work()
     return closed(layer)
 
@@ -273,7 +274,7 @@ class Directory(ModelBackend):
         return super().get_user(user_id)
 
 
-@pytest.mark.parametrize(("away", "ended"), [(1, True), (logins.MOST_FAILED, False)])
+@pytest.mark.parametrize(("away", "ended"), [(1, True), (stale_logins.MOST_FAILED, False)])
 def test_a_user_whom_a_backend_cannot_look_up_is_in_nobodys_way(
     layer, visitor, work, anna, settings, caplog, away, ended
 ):
@@ -311,12 +312,12 @@ def test_what_says_nothing_of_a_login_asks_nothing(layer, visitor, anna):
         new_user("bert")
         anna.last_login = anna.date_joined
         anna.save(update_fields=["last_login"])
-    assert (found, drain(layer, logins.CHANNEL)) == ([], [])
+    assert (found, drain(layer, stale_logins.CHANNEL)) == ([], [])
 
 
 def test_a_user_without_a_socket_sends_nothing(layer, anna):
     anna.save()
-    assert drain(layer, logins.CHANNEL) == []
+    assert drain(layer, stale_logins.CHANNEL) == []
 
 
 def test_a_layer_that_fails_does_not_keep_a_user_from_being_saved(layer, anna, monkeypatch):
@@ -365,7 +366,7 @@ def test_who_was_never_logged_in_is_left_alone(layer, visitor, work, anna):
 
 
 def test_many_are_looked_at_a_page_at_a_time(layer, visitor, work, anna, monkeypatch):
-    monkeypatch.setattr(logins, "PAGE", 2)
+    monkeypatch.setattr(stale_logins, "PAGE", 2)
     for _ in range(5):
         visitor(new_session(anna))
     work(route("websocket.connect", look))
@@ -383,13 +384,13 @@ def test_the_connections_of_other_servers_are_theirs(layer, visitor, work, anna)
 def test_a_site_without_sessions_or_users_is_not_looked_at(layer, settings, visitor, anna):
     visitor(new_session(anna))
     settings.INSTALLED_APPS = ["dbchannels", "django.contrib.auth", "django.contrib.contenttypes"]
-    logins.check(Message(logins.CHANNEL, {"server": "v1"}))
+    stale_logins.check(Message(stale_logins.CHANNEL, {"server": "v1"}))
     settings.INSTALLED_APPS = ["dbchannels", "django.contrib.sessions"]
-    logins.check(Message(logins.CHANNEL, {"server": "v1"}))
+    stale_logins.check(Message(stale_logins.CHANNEL, {"server": "v1"}))
     assert records(layer) == [""]
 
 
 def test_workers_find_its_consumer(layer):
-    assert [one.consumer for one in load_routing().routes() if one.channel == logins.CHANNEL] == [
-        logins.check
+    assert [one.consumer for one in load_routing().routes() if one.channel == stale_logins.CHANNEL] == [
+        stale_logins.check
     ]

@@ -11,7 +11,7 @@ from django.db import connections
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers import channel_layers
 from dbchannels.models import DurableMessage, ProtocolMessage
-from dbchannels.testing.layer_case import raises
+from dbchannels.testing.contract.case import raises
 from tests import kinds
 
 TABLES = {

@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 from django.utils.functional import lazystr
 
-from dbchannels import Channel, DBChannelsError, Group, conf, consumer, include, route, route_class, routing
-from dbchannels.routing import OPTIONS, Routing, load_routing
+from dbchannels import Channel, DBChannelsError, Group, conf, consumer, include, route, route_class
+from dbchannels.routing import table
+from dbchannels.routing.table import OPTIONS, Routing, load_routing
 from tests import kinds
 
 pytestmark = kinds.only("memory")
@@ -83,7 +84,7 @@ def calls(settings, value):
 
 @pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_it_is_taken_or_refused_in_one_sentence(layer, settings, monkeypatch, value):
-    monkeypatch.setattr(routing, "_decorated", [])
+    monkeypatch.setattr(table, "_decorated", [])
     wrong = []
     for name, call in calls(settings, value):
         try:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dbchannels import names
 from dbchannels.exceptions import InvalidName
-from dbchannels.testing.layer_case import raises
-from dbchannels.testing.layer_messages import CHANNELS, NO_CHANNELS
+from dbchannels.testing.contract.case import raises
+from dbchannels.testing.contract.messages import CHANNELS, NO_CHANNELS
 
 PART = "[A-Za-z0-9_.-]"
 groups = st.from_regex(rf"\A{PART}{{1,100}}\Z")

@@ -10,7 +10,7 @@ from dbchannels import conf
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import ChannelLayers
 from dbchannels.option_rules import RULES, value_problem
-from dbchannels.testing.layer_case import raises
+from dbchannels.testing.contract.case import raises
 
 NAN, INFINITY = float("nan"), float("inf")
 NO_NUMBERS = ("10", b"10", None, True, False, NAN, INFINITY, -1, [10], {}, 10j, timedelta(1), 10**400)

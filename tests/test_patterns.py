@@ -9,9 +9,9 @@ import pytest
 from django.urls import converters
 
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.patterns import compile_pattern, joined, stray_capture
-from dbchannels.routes import Filters
-from dbchannels.testing.layer_case import raises
+from dbchannels.routing.patterns import compile_pattern, joined, stray_capture
+from dbchannels.routing.routes import Filters
+from dbchannels.testing.contract.case import raises
 
 
 def captured(text, value, whole=True):

@@ -7,10 +7,12 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from dbchannels import exceptions, periodic, route
-from dbchannels.periodic import Entry, Timetable, parse_interval
-from dbchannels.routing import Routing
-from dbchannels.testing.layer_case import drain
+from dbchannels import exceptions, route
+from dbchannels.routing.interval import Entry, parse_interval
+from dbchannels.routing.table import Routing
+from dbchannels.testing.contract.case import drain
+from dbchannels.worker import schedule
+from dbchannels.worker.schedule import Timetable
 from tests import kinds
 
 UTC = timezone.utc
@@ -31,7 +33,7 @@ class Clock:
 
     def __init__(self, monkeypatch, link):
         self.now = NOON
-        monkeypatch.setattr(periodic.time, "monotonic", lambda: (self.now - NOON).total_seconds() + 1000)
+        monkeypatch.setattr(schedule.time, "monotonic", lambda: (self.now - NOON).total_seconds() + 1000)
         original = link.next_time
         monkeypatch.setattr(link, "next_time", lambda *entry: (original(*entry)[0], self.now))
 
@@ -156,7 +158,7 @@ def test_it_is_not_queued_while_the_one_before_waits(layer, link, clock):
 
 @kinds.on_databases
 def test_a_worker_wakes_for_the_next_one(link, clock):
-    assert timetable(link).seconds_left() == periodic.LOOK_EVERY
+    assert timetable(link).seconds_left() == schedule.LOOK_EVERY
     soon = timetable(link, timedelta(seconds=10))
     assert soon.seconds_left() == 0
     soon.send_due()

@@ -12,7 +12,7 @@ import pytest
 
 from dbchannels import Group, Message
 from dbchannels.conf import OPTIONS, SHORT_BACKENDS
-from dbchannels.routing import Routing
+from dbchannels.routing.table import Routing
 from tests import kinds
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -31,7 +31,7 @@ def block(caption):
 def consumers(monkeypatch):
     """Return the names of the README's consumers.py; its consumers are routed as in an app."""
     found = []
-    monkeypatch.setattr("dbchannels.routing._decorated", found)
+    monkeypatch.setattr("dbchannels.routing.table._decorated", found)
     names = {"__name__": "chat.consumers"}
     exec(block("chat/consumers.py"), names)
     names["routing"] = Routing(found)
@@ -80,7 +80,7 @@ def test_anywhere_a_message_can_be_sent(layer, consumers, capsys):
 @kinds.only("postgresql", "memory")
 def test_its_options_can_be_given_so(layer, monkeypatch):
     found = []
-    monkeypatch.setattr("dbchannels.routing._decorated", found)
+    monkeypatch.setattr("dbchannels.routing.table._decorated", found)
     exec(block("options of a send"), {"__name__": "consumers"})
     options = [one.options for one in found]
     assert [(one.retries, one.backoff, one.atomic) for one in options] == [

@@ -16,10 +16,11 @@ from django.contrib.auth.models import User
 from django.core import mail
 from django.db.models.signals import post_save
 
-from dbchannels import Binding, Group, Message, reverse, routing, signals
-from dbchannels.consumer_options import ConsumerOptions
+from dbchannels import Binding, Group, Message, reverse, signals
 from dbchannels.layers.operations import Connect, Disconnect
-from dbchannels.routing import Routing, load_routing
+from dbchannels.routing import table
+from dbchannels.routing.options import ConsumerOptions
+from dbchannels.routing.table import Routing, load_routing
 from tests import kinds
 from tests.blog import models
 from tests.blog.models import Post
@@ -37,9 +38,9 @@ def blocks(page):
 @pytest.fixture
 def module(monkeypatch):
     """Make modules that can be imported: ``module("chat.consumers", code)``."""
-    monkeypatch.setattr(routing, "_decorated", [])
-    monkeypatch.setattr(routing, "_loaded", False)
-    routing.site_routing.cache_clear()
+    monkeypatch.setattr(table, "_decorated", [])
+    monkeypatch.setattr(table, "_loaded", False)
+    table.site_routing.cache_clear()
 
     def make(name, code="", **attributes):
         for parent in (name.rpartition(".")[0], name):
@@ -52,7 +53,7 @@ def module(monkeypatch):
         return made
 
     yield make
-    routing.site_routing.cache_clear()
+    table.site_routing.cache_clear()
 
 
 # docs/routing.rst.
@@ -148,7 +149,7 @@ def test_a_socket_is_told_of_posts(module, layer, blog):
     code, _ = blog
     old = Post.objects.create(title="Old", blog="tea")
     module("blog.consumers", code["blog/consumers.py"])
-    route, captures = Routing(routing._decorated).match(Message("websocket.connect", {"path": "/blog/tea/"}))
+    route, captures = Routing(table._decorated).match(Message("websocket.connect", {"path": "/blog/tea/"}))
     message = Message("websocket.connect", {"path": "/blog/tea/", "reply_channel": "reply.b!1"})
     route.run(message, captures)
     post = Post.objects.create(title="Tea", price="1.5", blog="tea")

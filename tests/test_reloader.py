@@ -16,9 +16,9 @@ from django.template import engines
 from django.template.loaders import cached
 
 import dbchannels
-from dbchannels import development, reloader
-from dbchannels.development import RequestLines, imported_names, own_files, settings_modules
 from dbchannels.management.commands.runworker import uncache_templates
+from dbchannels.processes import development, reloader
+from dbchannels.processes.development import RequestLines, imported_names, own_files, settings_modules
 
 
 def file(folder, name, age):

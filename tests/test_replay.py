@@ -8,10 +8,10 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from dbchannels import channel_layers, route
-from dbchannels.routing import Routing
-from dbchannels.testing.layer_case import raises, waiting
-from dbchannels.testing.layer_operating import bury_letters
-from dbchannels.worker import Worker
+from dbchannels.routing.table import Routing
+from dbchannels.testing.contract.case import raises, waiting
+from dbchannels.testing.contract.operating import bury_letters
+from dbchannels.worker.worker import Worker
 from tests import kinds
 
 pytestmark = kinds.only("postgresql", "sqlite", "memory")

@@ -9,17 +9,18 @@ import pytest
 from django.template import engines
 from django.urls import NoReverseMatch
 
-from dbchannels import consumer, include, reverse, route, routing
+from dbchannels import consumer, include, reverse, route
+from dbchannels.routing import table
 
 
 @pytest.fixture(autouse=True)
 def decorated(monkeypatch):
     """The decorators' list, empty, for this test alone."""
-    monkeypatch.setattr(routing, "_decorated", [])
-    monkeypatch.setattr(routing, "_loaded", False)
-    routing.site_routing.cache_clear()
+    monkeypatch.setattr(table, "_decorated", [])
+    monkeypatch.setattr(table, "_loaded", False)
+    table.site_routing.cache_clear()
     yield
-    routing.site_routing.cache_clear()
+    table.site_routing.cache_clear()
 
 
 @pytest.fixture

@@ -8,18 +8,19 @@ import types
 
 import pytest
 
-from dbchannels import Message, consumer, include, route, routing
+from dbchannels import Message, consumer, include, route
 from dbchannels.exceptions import InvalidConfiguration, InvalidName
-from dbchannels.routing import Routing, load_routing
-from dbchannels.testing.layer_case import raises
+from dbchannels.routing import table
+from dbchannels.routing.table import Routing, load_routing
+from dbchannels.testing.contract.case import raises
 
 
 @pytest.fixture(autouse=True)
 def decorated(monkeypatch):
     """The decorators' list, empty, for this test alone."""
-    monkeypatch.setattr(routing, "_decorated", [])
-    monkeypatch.setattr(routing, "_loaded", False)
-    return routing._decorated
+    monkeypatch.setattr(table, "_decorated", [])
+    monkeypatch.setattr(table, "_loaded", False)
+    return table._decorated
 
 
 @pytest.fixture

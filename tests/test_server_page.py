@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from django.core.management.base import BaseCommand
 
-from dbchannels.interface.proxy import LOOPBACK
 from dbchannels.management.commands.runchannels import Command
 from dbchannels.redaction import SECRET_WORDS
+from dbchannels.server.proxy_headers import LOOPBACK
 
 PAGE = (Path(__file__).parents[1] / "docs" / "server.rst").read_text()
 OWN = {action.dest for action in BaseCommand().create_parser("manage.py", "other")._actions}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dbchannels.auth.session_keys import session_key
 from dbchannels.layers.operations import Connect, session_digest
-from dbchannels.session_keys import session_key
 
 KEY = "abcdefgh12345678"
 

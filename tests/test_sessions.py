@@ -16,12 +16,12 @@ from dbchannels import (
     WebSocketCloseException,
     channel_layers,
     route,
-    sessions,
 )
-from dbchannels.routing import Routing
-from dbchannels.sessions import ChannelSession, stored_sessions
-from dbchannels.testing.layer_case import drain
-from dbchannels.worker import Worker
+from dbchannels.auth import sessions
+from dbchannels.auth.sessions import ChannelSession, stored_sessions
+from dbchannels.routing.table import Routing
+from dbchannels.testing.contract.case import drain
+from dbchannels.worker.worker import Worker
 from tests import kinds
 from tests.visitors import OF_CLIENTS, Visitor, new_session, statements_about
 

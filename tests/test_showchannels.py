@@ -9,15 +9,16 @@ from datetime import timedelta
 import pytest
 from django.core.management import CommandError, call_command
 
-from dbchannels import consumer, include, route, routing
-from dbchannels.testing.layer_case import raises
+from dbchannels import consumer, include, route
+from dbchannels.routing import table
+from dbchannels.testing.contract.case import raises
 
 
 @pytest.fixture(autouse=True)
 def decorated(monkeypatch):
     """The decorators' list, empty, for this test alone."""
-    monkeypatch.setattr(routing, "_decorated", [])
-    monkeypatch.setattr(routing, "_loaded", False)
+    monkeypatch.setattr(table, "_decorated", [])
+    monkeypatch.setattr(table, "_loaded", False)
 
 
 def join(message, **captures):

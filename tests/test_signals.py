@@ -10,9 +10,9 @@ from django.db import connections, transaction
 from dbchannels import Channel, channel_layers, route, signals
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.models import DeadLetter, DurableMessage
-from dbchannels.routing import Routing
-from dbchannels.testing.layer_case import waiting
-from dbchannels.worker import Worker
+from dbchannels.routing.table import Routing
+from dbchannels.testing.contract.case import waiting
+from dbchannels.worker.worker import Worker
 from tests import kinds
 
 pytestmark = kinds.on_databases
@@ -197,7 +197,9 @@ def test_what_could_not_be_written_is_not_told(layer, new_worker, hear, monkeypa
         raise LayerUnavailable("as asked for")
 
     monkeypatch.setattr(worker.link, "finish", away)
-    monkeypatch.setattr("dbchannels.worker.Backoff.delay", lambda self: setattr(self, "tries", 99) or 0)
+    monkeypatch.setattr(
+        "dbchannels.worker.worker.Backoff.delay", lambda self: setattr(self, "tries", 99) or 0
+    )
     worker.run_once()
     assert said == []
 

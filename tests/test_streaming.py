@@ -6,10 +6,10 @@ import threading
 
 import pytest
 
-from dbchannels import streaming
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.streaming import CHUNK, WINDOW, ChunkWriter
-from dbchannels.testing.layer_case import wait_until
+from dbchannels.testing.contract.case import wait_until
+from dbchannels.worker import response_stream
+from dbchannels.worker.response_stream import CHUNK, WINDOW, ChunkWriter
 
 HEAD = {"status": 200, "headers": []}
 END = {"content": b"", "more_content": False}
@@ -201,7 +201,7 @@ def test_a_client_that_leaves_while_it_is_waited_for_stops_the_view(slow, made):
 
 def test_a_client_that_leaves_stops_a_view_of_small_pieces_too(client, made, monkeypatch):
     """An endless stream of a few bytes a second would take hours to fill a window."""
-    monkeypatch.setattr(streaming, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(response_stream, "LOOK_EVERY", 0.0)
     client.greedy = False
     client.reports.append({"closed": True})
     client.run(made(1_000_000, 1))
@@ -210,14 +210,14 @@ def test_a_client_that_leaves_stops_a_view_of_small_pieces_too(client, made, mon
 
 
 def test_a_client_that_takes_nothing_for_a_minute_has_left(slow, made, monkeypatch):
-    monkeypatch.setattr(streaming, "STALLED", 0.01)
+    monkeypatch.setattr(response_stream, "STALLED", 0.01)
     slow.run(made(10_000, CHUNK))
     assert made.count < 100
     assert slow.size() == WINDOW
 
 
 def test_reports_of_one_that_is_slow_but_takes_keep_it(slow, made, monkeypatch):
-    monkeypatch.setattr(streaming, "STALLED", 0.05)
+    monkeypatch.setattr(response_stream, "STALLED", 0.05)
     pauses = []
 
     def pause(seconds):
@@ -226,7 +226,7 @@ def test_reports_of_one_that_is_slow_but_takes_keep_it(slow, made, monkeypatch):
             pauses.clear()
             slow.reports.append({"taken": slow.size() - WINDOW + CHUNK})
 
-    monkeypatch.setattr(streaming.time, "sleep", pause)
+    monkeypatch.setattr(response_stream.time, "sleep", pause)
     slow.run(made(40, CHUNK))
     assert slow.size() == 40 * CHUNK
     assert slow.messages[-1] == END
@@ -247,7 +247,7 @@ def test_it_goes_on_while_pieces_are_sent_and_while_it_waits_for_room(slow, made
 
 
 def test_a_chunk_that_finds_no_room_is_sent_again(client, made, monkeypatch):
-    monkeypatch.setattr(streaming, "FULL_PAUSE", 0.0001)
+    monkeypatch.setattr(response_stream, "FULL_PAUSE", 0.0001)
     client.refusals = 5
     client.run(made(20, CHUNK))
     assert client.content() == b"".join(made(20, CHUNK))
@@ -255,8 +255,8 @@ def test_a_chunk_that_finds_no_room_is_sent_again(client, made, monkeypatch):
 
 
 def test_a_channel_that_stays_full_ends_it(client, made, monkeypatch):
-    monkeypatch.setattr(streaming, "FULL_PAUSE", 0.0001)
-    monkeypatch.setattr(streaming, "STALLED", 0.001)
+    monkeypatch.setattr(response_stream, "FULL_PAUSE", 0.0001)
+    monkeypatch.setattr(response_stream, "STALLED", 0.001)
 
     def pieces():
         yield b"first"
@@ -322,7 +322,7 @@ def test_a_head_that_cannot_be_sent_asks_for_no_second_piece(client, made):
 
 
 def test_no_thread_is_left(client, slow, made, monkeypatch):
-    monkeypatch.setattr(streaming, "STALLED", 0.01)
+    monkeypatch.setattr(response_stream, "STALLED", 0.01)
     before = threading.active_count()
     client.run(made(3, 10))
     slow.run(made(100, CHUNK))

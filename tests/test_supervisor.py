@@ -13,10 +13,10 @@ import types
 
 import pytest
 
-from dbchannels import supervisor
-from dbchannels.doorbell import Doorbell
-from dbchannels.supervisor import Child, Supervisor, Task, manage_command, start_worker
-from dbchannels.testing.layer_case import wait_until
+from dbchannels.processes import supervisor
+from dbchannels.processes.supervisor import Child, Supervisor, Task, manage_command, start_worker
+from dbchannels.testing.contract.case import wait_until
+from dbchannels.wakeup import Doorbell
 
 ENDLESS = "exec sleep 60"
 GRACEFUL = "trap 'exit 0' TERM; while :; do sleep 0.02; done"

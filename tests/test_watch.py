@@ -11,10 +11,10 @@ import pytest
 from dbchannels import Channel, channel_layers, route
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.models import DeadLetter, DurableMessage
-from dbchannels.routing import Routing
-from dbchannels.streaming import went_on
-from dbchannels.testing.layer_case import drain, in_thread, wait_until, waiting
-from dbchannels.worker import Worker
+from dbchannels.routing.table import Routing
+from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
+from dbchannels.worker.response_stream import went_on
+from dbchannels.worker.worker import Worker
 from tests import kinds
 
 
@@ -88,7 +88,7 @@ def test_one_that_hangs_at_its_last_attempt_is_a_dead_letter_that_says_where(lay
 
 @kinds.on_databases
 def test_those_behind_it_go_to_another_worker(layer, site, monkeypatch):
-    monkeypatch.setattr("dbchannels.batch.Pace.limit", lambda self: 10)
+    monkeypatch.setattr("dbchannels.worker.batch.Pace.limit", lambda self: 10)
     layer.send_many([("own", {"number": number}) for number in range(3)])
     site.start(route("own", site.hang, hard_timeout=0.2, retries=0))
     assert site.replaced.wait(10)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.interface.limits import Limits, checked_limits
 from dbchannels.management.limit_options import add_limit_options
+from dbchannels.server.limits import Limits, checked_limits
 
 PAGE = Path(__file__).parents[1] / "docs" / "server.rst"
 

@@ -17,30 +17,21 @@ from django.urls import get_script_prefix, get_urlconf, path, set_script_prefix,
 from django.utils import timezone, translation
 from django.utils.translation import get_language
 
-from dbchannels import (
-    Channel,
-    DenyConnection,
-    Group,
-    ResponseLater,
-    channel_layers,
-    codec,
-    consuming,
-    route,
-    worker,
-)
-from dbchannels.batch import Pace
-from dbchannels.consuming import backoff
-from dbchannels.doorbell import Doorbell
+from dbchannels import Channel, DenyConnection, Group, ResponseLater, channel_layers, codec, route
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers.operations import Send
-from dbchannels.layers.store import StoreLayer
+from dbchannels.layers.store.layer import StoreLayer
 from dbchannels.models import DeadLetter, DurableMessage, Held, Process
-from dbchannels.routing import Routing
+from dbchannels.routing.table import Routing
 from dbchannels.signals import message_dead
-from dbchannels.streaming import CHUNK
-from dbchannels.testing.layer_case import drain, in_thread, wait_until, waiting
+from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
 from dbchannels.waiting import wait_readable
-from dbchannels.worker import PROTOCOL_CHANNELS, Worker, new_worker_name
+from dbchannels.wakeup import Doorbell
+from dbchannels.worker import executor, worker
+from dbchannels.worker.batch import Pace
+from dbchannels.worker.executor import backoff
+from dbchannels.worker.response_stream import CHUNK
+from dbchannels.worker.worker import PROTOCOL_CHANNELS, Worker, new_worker_name
 from tests import kinds
 
 REPLIES = "reply.s1!"
@@ -99,7 +90,7 @@ def at_once(monkeypatch):
         attempts.append(attempt)
         return 0.0
 
-    monkeypatch.setattr(consuming, "backoff", backoff)
+    monkeypatch.setattr(executor, "backoff", backoff)
     return attempts
 
 
@@ -604,9 +595,9 @@ def test_a_request_that_is_none_is_answered_at_once(layer, new_worker):
 def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monkeypatch):
     def respond(self, message, link, its_layer):
         Channel("out").send({"number": 1})
-        return [consuming.reply(its_layer, message.reply_channel.name, {"status": 200})]
+        return [executor.reply(its_layer, message.reply_channel.name, {"status": 200})]
 
-    monkeypatch.setattr(consuming.ApplicationViews, "respond", respond)
+    monkeypatch.setattr(executor.ApplicationViews, "respond", respond)
     request(layer)
     assert new_worker().run_once()
     assert drain(layer, "out") == [{"number": 1}]
@@ -617,7 +608,7 @@ def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monke
 @kinds.on_databases
 def test_a_consumers_broken_connection_is_let_go(layer, new_worker, channel, at_once, monkeypatch):
     closed = []
-    monkeypatch.setattr(consuming.database_connections, "end_message", lambda: closed.append(channel))
+    monkeypatch.setattr(executor.database_connections, "end_message", lambda: closed.append(channel))
     layer.send(channel, {"reply_channel": CLIENT})
     assert new_worker(route(channel, boom)).run_once()
     assert closed == [channel]
@@ -753,7 +744,7 @@ def test_one_that_fails_does_not_take_its_batch_along(layer, new_worker, batches
 
 
 def test_delays_between_attempts_grow_to_an_hour(monkeypatch):
-    monkeypatch.setattr(consuming.random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(executor.random, "uniform", lambda low, high: 1.0)
     assert [backoff(attempt) for attempt in range(1, 7)] == [1, 5, 25, 125, 625, 3125]
     assert backoff(7) == backoff(30_000) == 3600
 

@@ -14,7 +14,7 @@ from django.db import connections
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Disconnect
-from dbchannels.testing.layer_case import drain
+from dbchannels.testing.contract.case import drain
 
 
 class Visitor:

@@ -15,14 +15,14 @@ from django.core import checks
 
 from dbchannels import conf
 from dbchannels.checks.modules import is_of_the_site, unnamed_modules
+from dbchannels.checks.signatures import misfit
 from dbchannels.consumers.demultiplexer import Demultiplexer
-from dbchannels.consumers.misfit import misfit
 from dbchannels.consumers.websocket import WebsocketConsumer
-from dbchannels.coroutines import is_generator
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.patterns import misses_the_slash, stray_capture
-from dbchannels.routing import Placed, Routing, load_routing
-from dbchannels.worker import PROTOCOL_CHANNELS
+from dbchannels.routing.patterns import misses_the_slash, stray_capture
+from dbchannels.routing.table import Placed, Routing, load_routing
+from dbchannels.worker.coroutines import is_generator
+from dbchannels.worker.worker import PROTOCOL_CHANNELS
 
 Messages = Iterator[checks.CheckMessage]
 

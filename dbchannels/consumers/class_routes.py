@@ -7,7 +7,7 @@ from typing import Any, TypeVar, overload
 
 from dbchannels.consumers.websocket import WebsocketConsumer
 from dbchannels.exceptions import InvalidConfiguration, shown
-from dbchannels.routing import Include, consumer, include
+from dbchannels.routing.table import Include, consumer, include
 
 AnyClass = TypeVar("AnyClass", bound=type[WebsocketConsumer])
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
-from dbchannels.consumers.json_frames import JsonWebsocketConsumer
+from dbchannels.consumers.json import JsonWebsocketConsumer
 
 
 class Demultiplexer(JsonWebsocketConsumer):

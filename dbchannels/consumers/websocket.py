@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from dbchannels import foreign, names
 from dbchannels.channel import Channel, Group
-from dbchannels.coroutines import completed
 from dbchannels.exceptions import (
     DenyConnection,
     InvalidConfiguration,
@@ -17,7 +16,8 @@ from dbchannels.exceptions import (
     WebSocketCloseException,
 )
 from dbchannels.message import Message
-from dbchannels.routing import Route, route
+from dbchannels.routing.table import Route, route
+from dbchannels.worker.coroutines import completed
 
 UNSUPPORTED_DATA = 1003  # RFC 6455 section 7.4.1
 #: What methods are given beside the captures: no capture is called so.

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 from dbchannels import codec, exceptions, foreign, names
 from dbchannels.conf import LayerSettings
 from dbchannels.layers.buffer import Buffer
-from dbchannels.layers.commit import after_commit, open_transactions
+from dbchannels.layers.delivery import delivery_options
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
     Delivery,
@@ -37,7 +37,7 @@ from dbchannels.layers.operations import (
     Send,
     SendGroup,
 )
-from dbchannels.layers.options import delivery_options
+from dbchannels.layers.transactions import after_commit, open_transactions
 from dbchannels.layers.websockets import WebSockets
 
 Fields = dict[str, Any]

@@ -10,8 +10,8 @@ from dbchannels.layers.operations import Delivery, Done, Operation, Send, resend
 from dbchannels.waiting import wait_readable
 
 if TYPE_CHECKING:
-    from dbchannels.doorbell import Doorbell
     from dbchannels.layers.base import BaseLayer
+    from dbchannels.wakeup import Doorbell
 
 
 class Link:

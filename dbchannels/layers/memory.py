@@ -9,8 +9,8 @@ from typing import Any
 
 from dbchannels.conf import LayerSettings
 from dbchannels.layers.operations import Delivery
-from dbchannels.layers.store import StoreLayer
-from dbchannels.layers.store_link import StoreLink
+from dbchannels.layers.store.layer import StoreLayer
+from dbchannels.layers.store.link import StoreLink
 
 __all__ = ["MemoryLayer"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dbchannels.interface.limits import HELP, Limits
-from dbchannels.interface.options import FLAGS, Options
+from dbchannels.server.config import FLAGS, Options
+from dbchannels.server.limits import HELP, Limits
 
 
 def add_limit_options(parser: Any) -> None:

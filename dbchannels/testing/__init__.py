@@ -1,6 +1,6 @@
 """For tests of a site with channels: see docs/testing.rst.
 
-Nothing is imported before it is asked for: settings modules import ``dbchannels.testing.postgres``, when Django is not
+Nothing is imported before it is asked for: settings modules import ``examples.embedded_postgres``, when Django is not
 ready for anything else in here.
 """
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from dbchannels.testing.cases import ChannelTestCase, ChannelTestMixin, ChannelTransactionTestCase
     from dbchannels.testing.channels import Channels, use_channels
     from dbchannels.testing.client import ChannelClient
-    from dbchannels.testing.client_socket import ClientSocket
     from dbchannels.testing.later import LaterAnswer
     from dbchannels.testing.live import ChannelLiveServerTestCase
     from dbchannels.testing.sent import SentMessage
+    from dbchannels.testing.sockets import ClientSocket
 
 _MODULES = {
     "ChannelClient": "client",
@@ -27,7 +27,7 @@ _MODULES = {
     "ChannelTestMixin": "cases",
     "ChannelTransactionTestCase": "cases",
     "Channels": "channels",
-    "ClientSocket": "client_socket",
+    "ClientSocket": "sockets",
     "LaterAnswer": "later",
     "SentMessage": "sent",
     "use_channels": "channels",

@@ -12,14 +12,14 @@ from django.conf import settings
 from dbchannels import conf
 from dbchannels.channel import Channel, Group
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.interface.handshake import Refused
-from dbchannels.interface.http import Request
 from dbchannels.layers import channel_layers
-from dbchannels.testing.client_socket import ClientSocket
+from dbchannels.server.http.messages import Request
+from dbchannels.server.websocket.handshake import Refused
 from dbchannels.testing.layer import RecordingLayer
 from dbchannels.testing.running import Runner, is_spoken
 from dbchannels.testing.sent import Record, SentMessage, SentMessages, Wanted
 from dbchannels.testing.server import Server
+from dbchannels.testing.sockets import ClientSocket
 
 _current: list[Channels] = []
 

@@ -8,11 +8,11 @@ from urllib.parse import quote, urlencode, urlsplit
 from django.http.request import HttpHeaders
 from django.test import Client
 
-from dbchannels.gateway import read_request
-from dbchannels.interface.http import Request
+from dbchannels.server.http.messages import Request
+from dbchannels.server.wsgi_gateway import read_request
 from dbchannels.testing.channels import current_channels
-from dbchannels.testing.client_socket import ClientSocket
 from dbchannels.testing.later import LaterHandler
+from dbchannels.testing.sockets import ClientSocket
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3's
 

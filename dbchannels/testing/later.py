@@ -10,9 +10,9 @@ from django.test.client import ClientHandler
 
 from dbchannels import names
 from dbchannels.channel import Channel
-from dbchannels.handler import RequestContext, teach_django
-from dbchannels.interface.reply import Reply
+from dbchannels.server.reply import Reply
 from dbchannels.testing.channels import Channels, current_channels, in_use
+from dbchannels.worker.views import RequestContext, teach_django
 
 
 class LaterAnswer:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dbchannels.layers.operations import Done, Failure
-from dbchannels.testing.layer_case import LayerCase, drain, raises, waiting
-from dbchannels.testing.layer_durable import claim, numbers
+from dbchannels.testing.contract.case import LayerCase, drain, raises, waiting
+from dbchannels.testing.contract.durable import claim, numbers
 
 
 class UniqueContract(LayerCase):

@@ -13,14 +13,14 @@ a database only inside its tests, so that fixtures can open it (``@pytest.mark.u
 
 from __future__ import annotations
 
-from dbchannels.testing.layer_case import LayerCase, raises, wait_until
-from dbchannels.testing.layer_connections import ConnectionContract
-from dbchannels.testing.layer_delivery import DeliveryContract
-from dbchannels.testing.layer_durable import DurableContract
-from dbchannels.testing.layer_groups import GroupContract
-from dbchannels.testing.layer_liveness import LivenessContract
-from dbchannels.testing.layer_messages import MessageContract
-from dbchannels.testing.layer_operating import OperatingContract
+from dbchannels.testing.contract.case import LayerCase, raises, wait_until
+from dbchannels.testing.contract.connections import ConnectionContract
+from dbchannels.testing.contract.delivery import DeliveryContract
+from dbchannels.testing.contract.durable import DurableContract
+from dbchannels.testing.contract.groups import GroupContract
+from dbchannels.testing.contract.liveness import LivenessContract
+from dbchannels.testing.contract.messages import MessageContract
+from dbchannels.testing.contract.operating import OperatingContract
 from dbchannels.testing.layer_unique import UniqueContract
 
 __all__ = ["LayerCase", "LayerContract", "raises", "wait_until"]

@@ -48,16 +48,16 @@ def serve(arguments: list[str]) -> None:
     import django
 
     django.setup()
-    from dbchannels import serving
     from dbchannels.management.commands.runchannels import Command, parse_address
-    from dbchannels.plan import Plan
+    from dbchannels.processes import production
+    from dbchannels.processes.plan import Plan
 
     options = vars(Command().create_parser("manage.py", "runchannels").parse_args(arguments))
     logging.getLogger("dbchannels.access").disabled = True
     plan = Plan.of(*parse_address(options["address"]), options)
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        serving.run(plan._replace(static=apps.is_installed("django.contrib.staticfiles")), write)
+        production.run(plan._replace(static=apps.is_installed("django.contrib.staticfiles")), write)
     except DBChannelsError as error:
         write(str(error))  # what the test shows
         sys.exit(1)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from dbchannels.layers.operations import Delivery, Send
-from dbchannels.layers.row import sent_row
+from dbchannels.layers.store.rows import sent_row
 from dbchannels.testing.transactions import Mark, State
 
 

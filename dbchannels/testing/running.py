@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from dbchannels import names, signals
-from dbchannels.batch import Batch
-from dbchannels.consuming import Consumption
 from dbchannels.layers.operations import Delivery
-from dbchannels.routing import Routing, site_routing
+from dbchannels.routing.table import Routing, site_routing
 from dbchannels.testing.layer import RecordingLayer
-from dbchannels.worker import PROTOCOL_CHANNELS, Worker
+from dbchannels.worker.batch import Batch
+from dbchannels.worker.executor import Consumption
+from dbchannels.worker.worker import PROTOCOL_CHANNELS, Worker
 
 NAME = "test"  # the worker's
 

@@ -7,21 +7,21 @@ from functools import partial
 from typing import Any
 
 from dbchannels import names
-from dbchannels.interface import handshake
-from dbchannels.interface.budget import Share
-from dbchannels.interface.connections import Connection
-from dbchannels.interface.frames import BINARY, cut_reason, is_close_code
-from dbchannels.interface.http import Request
-from dbchannels.interface.limits import Limits
-from dbchannels.interface.options import Options
-from dbchannels.interface.relay import Relay
-from dbchannels.interface.reply import Receiver, read_reply
-from dbchannels.interface.server import InterfaceServer
-from dbchannels.interface.verdict import Accepted, Denied
-from dbchannels.interface.websocket import Binary, Closed, Event, Outgoing, Text
 from dbchannels.layers.operations import Operation
 from dbchannels.models import Process
-from dbchannels.plan import allowed_hosts, trusted_origins
+from dbchannels.processes.plan import allowed_hosts, trusted_origins
+from dbchannels.server.budget import Share
+from dbchannels.server.config import Options
+from dbchannels.server.http.messages import Request
+from dbchannels.server.limits import Limits
+from dbchannels.server.relay import Relay
+from dbchannels.server.reply import Receiver, read_reply
+from dbchannels.server.server import InterfaceServer
+from dbchannels.server.websocket import handshake
+from dbchannels.server.websocket.connection import Connection
+from dbchannels.server.websocket.frames import BINARY, cut_reason, is_close_code
+from dbchannels.server.websocket.protocol import Binary, Closed, Event, Outgoing, Text
+from dbchannels.server.websocket.verdict import Accepted, Denied
 from dbchannels.testing.layer import RecordingLayer
 
 TOO_BIG = 1009

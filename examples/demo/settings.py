@@ -8,8 +8,8 @@ DBCHANNELS_POSTGRES (system, wheel or sqlite: that one and no other, before DATA
 import os
 from pathlib import Path
 
-from dbchannels.testing import postgres
 from demo.secret import secret_key
+from examples import embedded_postgres
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -60,7 +60,7 @@ TEMPLATES = [
     },
 ]
 
-DATABASES = {"default": postgres.database(BASE_DIR / ".postgres", sqlite=BASE_DIR / "db.sqlite3")}
+DATABASES = {"default": embedded_postgres.database(BASE_DIR / ".postgres", sqlite=BASE_DIR / "db.sqlite3")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # The chat needs no line here: its consumers carry decorators. Those of 2015 do not, and are listed.

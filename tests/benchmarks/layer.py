@@ -18,8 +18,8 @@ from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import GroupAdd
 from dbchannels.layers.postgresql.session import connection_parameters
 from dbchannels.models import Process
-from dbchannels.routing import Routing, route
-from dbchannels.worker import Worker
+from dbchannels.routing.table import Routing, route
+from dbchannels.worker.worker import Worker
 from tests.benchmarks.measure import ROUNDS, Figure, compare, rate
 from tests.benchmarks.reader import READY, reader
 

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 
-from dbchannels.testing.postgres_server import NAME
+from examples.embedded_postgres.server import NAME
 from tests.benchmarks.crowd import Crowd
 from tests.benchmarks.hops import hops
 from tests.benchmarks.hops import rounds as hop_rounds

@@ -17,8 +17,8 @@ from dbchannels import Channel, Group, Message
 from dbchannels.conf import OPTIONS
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.operations import Connect
-from dbchannels.routes import Route
-from dbchannels.routing import Routing
+from dbchannels.routing.routes import Route
+from dbchannels.routing.table import Routing
 from tests import kinds
 from tests.blog.models import Post
 from tests.docs import pages
@@ -30,7 +30,7 @@ Run = Callable[..., dict[str, Any]]
 def found(monkeypatch: pytest.MonkeyPatch) -> list[Route]:
     """What the decorators of the page's code register."""
     routes: list[Route] = []
-    monkeypatch.setattr("dbchannels.routing._decorated", routes)
+    monkeypatch.setattr("dbchannels.routing.table._decorated", routes)
     return routes
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from django.conf import settings
 
-from dbchannels.testing.postgres import EmbeddedPostgres
+from examples.embedded_postgres import EmbeddedPostgres
 from tests.endtoend.conftest import (
     _close_sockets,
     migrated,

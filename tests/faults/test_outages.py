@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from dbchannels.testing.postgres import EmbeddedPostgres
+from examples.embedded_postgres import EmbeddedPostgres
 from tests.harness import LiveSite, is_running, until
 from tests.proxy import proxied
 from tests.soak import outages

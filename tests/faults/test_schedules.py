@@ -7,11 +7,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from dbchannels import periodic
-from dbchannels.layers.database_link import _stored
+from dbchannels.layers.database.link import _stored
 from dbchannels.models import Schedule
-from dbchannels.periodic import Entry, Timetable, parse_interval
-from dbchannels.testing.layer_case import drain
+from dbchannels.routing.interval import Entry, parse_interval
+from dbchannels.testing.contract.case import drain
+from dbchannels.worker import schedule
+from dbchannels.worker.schedule import Timetable
 from tests import kinds
 from tests.soak.schedules import CHANGES, MINUTE, differences, histories, runs
 
@@ -24,7 +25,7 @@ class Site:
 
     def __init__(self, monkeypatch, layer, new_link):
         self.now, self.layer, self._new_link = NOON, layer, new_link
-        monkeypatch.setattr(periodic, "time", SimpleNamespace(monotonic=lambda: self.now.timestamp()))
+        monkeypatch.setattr(schedule, "time", SimpleNamespace(monotonic=lambda: self.now.timestamp()))
 
     def worker(self, *every):
         link = self._new_link(self.layer)

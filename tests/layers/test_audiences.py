@@ -10,7 +10,7 @@ from django.db import connection, connections, transaction
 from dbchannels.layers.operations import GroupAdd
 from dbchannels.layers.postgresql import audiences as audiences_module
 from dbchannels.models import Audience, Membership, Process, ProtocolMessage
-from dbchannels.testing.layer_case import DEADLINE
+from dbchannels.testing.contract.case import DEADLINE
 from tests import kinds
 
 pytestmark = kinds.only("postgresql")

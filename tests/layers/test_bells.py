@@ -13,10 +13,10 @@ import time
 import pytest
 from django.db import connections, transaction
 
-from dbchannels.layers import bells
-from dbchannels.layers.bells import FULL, BellFolder, bell_folder
+from dbchannels.layers.database import wakeups
+from dbchannels.layers.database.wakeups import FULL, BellFolder, bell_folder
 from dbchannels.layers.operations import Done, Failure
-from dbchannels.testing.layer_case import DEADLINE, wait_until
+from dbchannels.testing.contract.case import DEADLINE, wait_until
 
 AT_ONCE = 1.0  # seconds; the polls of these tests are an hour apart
 
@@ -206,7 +206,7 @@ def test_a_folder_of_somebody_else_is_not_used(folder, layer, monkeypatch):
     os.mkdir(folder.path)
     os.chmod(folder.path, 0o777)
     assert folder.problem == f"{folder.path} is not the site's own folder"
-    monkeypatch.setattr(bells, "_folder", lambda name: folder)
+    monkeypatch.setattr(wakeups, "_folder", lambda name: folder)
     assert layer.describe().endswith(f"look every 0.05 s, as they cannot be woken ({folder.problem})")
 
 
@@ -235,7 +235,7 @@ def raise_no_space(folder):
 
 def test_who_may_not_enter_the_folder_says_so_once(folder, heard, monkeypatch, caplog):
     with monkeypatch.context() as patch:
-        patch.setattr(bells.os, "listdir", raise_not_permitted)
+        patch.setattr(wakeups.os, "listdir", raise_not_permitted)
         folder.ring({"h"})
         folder.ring({"d"})
     (record,) = caplog.records

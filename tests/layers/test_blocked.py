@@ -16,11 +16,11 @@ from dbchannels.layers.operations import (
     Identify,
     Keep,
 )
-from dbchannels.layers.postgresql import blocked
+from dbchannels.layers.postgresql import lock_waits
 from dbchannels.models import Connection, DurableMessage, Held
-from dbchannels.routing import Routing, route
-from dbchannels.testing.layer_case import DEADLINE, drain, in_thread, wait_until
-from dbchannels.worker import Worker
+from dbchannels.routing.table import Routing, route
+from dbchannels.testing.contract.case import DEADLINE, drain, in_thread, wait_until
+from dbchannels.worker.worker import Worker
 from tests import kinds
 from tests.layers.test_open_transactions import open_transaction, query
 
@@ -52,7 +52,7 @@ def link(layer, new_link):
 @pytest.fixture
 def at_once(monkeypatch):
     """Blocked results are tried again at each look."""
-    monkeypatch.setattr(blocked, "EVERY", 0.0)
+    monkeypatch.setattr(lock_waits, "EVERY", 0.0)
 
 
 def take(layer, link, *reply_channels):
@@ -202,7 +202,7 @@ def test_sends_that_found_no_room_are_given_back_later(new_layer, new_link, at_o
 
 
 def test_of_many_that_are_blocked_a_few_are_tried_in_turn(layer, link, monkeypatch):
-    monkeypatch.setattr(blocked, "EVERY", 3600.0)
+    monkeypatch.setattr(lock_waits, "EVERY", 3600.0)
     channels = [f"reply.s!m{number}" for number in range(20)]
     link.apply([Connect(one, "s", "/") for one in channels])
     for one in channels[:-1]:
@@ -280,7 +280,7 @@ def test_who_waits_for_nothing_costs_no_statement_more(layer, link, monkeypatch)
 
 def test_a_moments_lock_is_waited_for(layer, link, monkeypatch):
     """Such as another worker's, that adds the same channel just now."""
-    monkeypatch.setattr(blocked, "MOMENT", 9000)
+    monkeypatch.setattr(lock_waits, "MOMENT", 9000)
     taken = take(layer, link, MEMBER)
     done = batch(layer, taken, [Identify(MEMBER, "12")])
     waits = (

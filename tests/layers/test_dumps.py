@@ -15,7 +15,8 @@ from dbchannels.layers.operations import GroupAdd
 from dbchannels.layers.postgresql.session import connection_parameters
 from dbchannels.layers.postgresql.sql import SEND_GROUP
 from dbchannels.models import DurableMessage, Membership, Process
-from dbchannels.testing import postgres, postgres_binaries
+from examples import embedded_postgres
+from examples.embedded_postgres import binaries
 from tests import kinds
 from tests.conftest import empty_tables
 from tests.layers.test_tally import adds_up
@@ -23,11 +24,11 @@ from tests.layers.test_tally import adds_up
 pytestmark = kinds.only("postgresql")
 
 # Of the very server that the tests run on: pg_dump refuses a newer one.
-KIND = os.environ.get(postgres.CHOICE)
+KIND = os.environ.get(embedded_postgres.CHOICE)
 PROGRAMS = next(
     (
         one
-        for one in postgres_binaries.find(KIND if KIND in ("system", "wheel") else None)
+        for one in binaries.find(KIND if KIND in ("system", "wheel") else None)
         if (Path(one.folder) / "pg_dump").exists()
     ),
     None,

@@ -9,7 +9,7 @@ from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers import connections as records
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.models import DurableMessage
-from dbchannels.testing.layer_case import raises
+from dbchannels.testing.contract.case import raises
 from tests import kinds
 
 both = kinds.only("postgresql", "polling")

@@ -15,7 +15,7 @@ from dbchannels.models import (
     Process,
     ProtocolMessage,
 )
-from dbchannels.testing.layer_case import drain, wait_until
+from dbchannels.testing.contract.case import drain, wait_until
 from tests import kinds
 
 pytestmark = kinds.on_databases

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 from django.db import connection
 
-from dbchannels.layers.postgresql import sql_liveness
+from dbchannels.layers.postgresql import sql_processes
 from dbchannels.models import Process
-from dbchannels.testing.layer_case import wait_until
+from dbchannels.testing.contract.case import wait_until
 from tests import kinds
 
 pytestmark = kinds.only("postgresql")
@@ -66,7 +66,7 @@ def test_who_renews_before_the_sweeper_comes_to_it_lives(long, new_link, monkeyp
     run = sweeper.session.run
 
     def wake_first(statements):
-        if statements[0][0] == sql_liveness.UNREGISTER_EXPIRED:
+        if statements[0][0] == sql_processes.UNREGISTER_EXPIRED:
             assert worker.renew("w1")
         return run(statements)
 

@@ -10,11 +10,12 @@ from django.test import Client
 from django.urls import reverse
 
 from dbchannels import Channel
-from dbchannels.layers import database_link
+from dbchannels.layers.database import link as database_link
 from dbchannels.layers.operations import Done, Failure
 from dbchannels.models import DeadLetter, DurableMessage, Process, ProtocolMessage, Schedule
-from dbchannels.periodic import Entry, Timetable, parse_interval
-from dbchannels.testing.layer_case import drain, wait_until
+from dbchannels.routing.interval import Entry, parse_interval
+from dbchannels.testing.contract.case import drain, wait_until
+from dbchannels.worker.schedule import Timetable
 from tests import kinds
 from tests.soak.schedules import CHANGES
 

@@ -10,7 +10,7 @@ from django.db import connections, transaction
 
 from dbchannels.layers.operations import Connect, Disconnect
 from dbchannels.models import Connection, Membership, Process
-from dbchannels.testing.layer_case import DEADLINE, drain, in_thread, wait_until, waiting
+from dbchannels.testing.contract.case import DEADLINE, drain, in_thread, wait_until, waiting
 from tests import kinds
 
 on_postgresql = kinds.only("postgresql")

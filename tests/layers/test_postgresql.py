@@ -16,18 +16,11 @@ from django.test.utils import CaptureQueriesContext
 from dbchannels import channel_layers, codec
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.operations import Done
-from dbchannels.layers.postgresql import (
-    floors,
-    notify_queue,
-    prepared,
-    sql,
-    sql_durable,
-    sql_liveness,
-)
+from dbchannels.layers.postgresql import floors, notify_queue, prepared, sql, sql_durable, sql_processes
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import single, sql_pattern
-from dbchannels.testing.layer_case import DEADLINE, in_thread, raises, wait_until
-from dbchannels.testing.layer_operating import bury_letters
+from dbchannels.testing.contract.case import DEADLINE, in_thread, raises, wait_until
+from dbchannels.testing.contract.operating import bury_letters
 from tests import kinds
 
 pytestmark = [kinds.only("postgresql"), pytest.mark.usefixtures("layer")]
@@ -699,9 +692,9 @@ HOT = [
     (sql_durable.GIVE_UP, {**TOKEN, "errors": ["", "", ""], "tries": [1, 1, 1]}, CLAIMED),
     (sql_durable.UNCLAIM, {"name": "w3"}, "dbchannels_durable_claims"),
     (sql_durable.RELEASE_ALL, {"worker": "w3"}, "dbchannels_durable_claims"),
-    (sql_liveness.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),
-    (sql_liveness.REPLIES_OF, {"queue": "http.7"}, "dbchannels_protocol_queue"),
-    (sql_liveness.REQUESTS_OF, {"queue": "reply.a!"}, "dbchannels_protocol_queue"),
+    (sql_processes.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),
+    (sql_processes.REPLIES_OF, {"queue": "http.7"}, "dbchannels_protocol_queue"),
+    (sql_processes.REQUESTS_OF, {"queue": "reply.a!"}, "dbchannels_protocol_queue"),
     (sql.STATISTICS, {"channel": "own7"}, "dbchannels_durable_queue"),
     (sql.WITHDRAW, {"channel": "http.7", "reply_channels": ["a!b", "a!c"]}, "dbchannels_protocol_queue"),
 ]
@@ -718,7 +711,7 @@ def test_with_a_million_rows_every_hot_statement_goes_by_an_index():
 
 
 def test_a_sweep_drops_all_that_has_expired_however_much(new_layer, new_link, monkeypatch):
-    monkeypatch.setattr("dbchannels.layers.postgresql.sweeper.SWEPT", 3)
+    monkeypatch.setattr("dbchannels.layers.postgresql.cleanup.SWEPT", 3)
     short, layer = new_layer(expiry=0.01), new_layer()
     short.send_many([("http.request", {"number": number}) for number in range(10)])
     layer.send("http.request", {"number": 10})
@@ -828,7 +821,7 @@ def test_a_replay_wakes_the_workers(layer, new_link):
 
 def test_a_capacity_is_counted_once_for_many_sends(new_layer, monkeypatch, django_assert_num_queries):
     monkeypatch.setattr(
-        "dbchannels.layers.postgresql.room.VALID", 3600
+        "dbchannels.layers.postgresql.queue_cache.VALID", 3600
     )  # seconds, however long the sends take
     layer = new_layer(capacity=1000)
     layer.send("http.request", {})

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from dbchannels import Channel, Group
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, InvalidName, MessageTooLarge
-from dbchannels.routing import route
-from dbchannels.testing.layer_case import raises, waiting
+from dbchannels.routing.table import route
+from dbchannels.testing.contract.case import raises, waiting
 from tests.harness import TABLES
 
 FAR = datetime(2199, 1, 1, tzinfo=timezone.utc)

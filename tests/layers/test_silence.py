@@ -13,7 +13,7 @@ from dbchannels.layers.operations import Delivery, Done
 from dbchannels.layers.postgresql import deadline
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.models import DurableMessage, Held
-from dbchannels.testing.layer_case import drain, wait_until
+from dbchannels.testing.contract.case import drain, wait_until
 from tests import kinds
 from tests.proxy import proxied
 

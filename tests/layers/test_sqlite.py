@@ -11,8 +11,8 @@ import pytest
 from django.db import connections, utils
 
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.layers.database_link import unavailable
-from dbchannels.testing.layer_case import raises
+from dbchannels.layers.database.link import unavailable
+from dbchannels.testing.contract.case import raises
 from tests import kinds
 
 pytestmark = kinds.only("sqlite")

@@ -8,7 +8,7 @@ from dbchannels import codec
 from dbchannels.conf import OPTIONS, LayerSettings
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.operations import Connect
-from dbchannels.testing.layer_case import drain
+from dbchannels.testing.contract.case import drain
 
 
 class Clocked(MemoryLayer):

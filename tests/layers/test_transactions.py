@@ -9,10 +9,10 @@ from django.db import transaction
 
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers import base
-from dbchannels.layers.commit import open_transactions
 from dbchannels.layers.operations import Connect
-from dbchannels.testing.layer_case import drain, waiting
-from dbchannels.testing.layer_operating import bury_letters
+from dbchannels.layers.transactions import open_transactions
+from dbchannels.testing.contract.case import drain, waiting
+from dbchannels.testing.contract.operating import bury_letters
 from tests import kinds
 
 pytestmark = kinds.on_databases

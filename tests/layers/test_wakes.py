@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from dbchannels.doorbell import Doorbell
 from dbchannels.layers.operations import Done, Send, SendGroup
 from dbchannels.models import Process
+from dbchannels.wakeup import Doorbell
 from tests import kinds
 
 pytestmark = [kinds.only("postgresql"), pytest.mark.usefixtures("layer")]

@@ -10,11 +10,11 @@ import pytest
 from django.db import connections
 
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.postgresql import notify_check, sql
 from dbchannels.layers.postgresql import session as session_module
-from dbchannels.layers.postgresql import sql, wakeup_check
+from dbchannels.layers.postgresql.notify_check import PROBE, WakeupCheck
 from dbchannels.layers.postgresql.session import connection_parameters
-from dbchannels.layers.postgresql.wakeup_check import PROBE, WakeupCheck
-from dbchannels.testing.layer_case import DEADLINE, raises, wait_until
+from dbchannels.testing.contract.case import DEADLINE, raises, wait_until
 from tests import kinds
 
 on_postgresql = kinds.only("postgresql")
@@ -46,7 +46,7 @@ def database():
 @pytest.fixture
 def check(monkeypatch):
     """A check of a process that listens and waits; a probe is overdue at once."""
-    monkeypatch.setattr(wakeup_check, "WITHIN", -1.0)
+    monkeypatch.setattr(notify_check, "WITHIN", -1.0)
     made = WakeupCheck(lambda: 1.0)
     made.listening(1)
     with made.waiting():
@@ -96,7 +96,7 @@ def test_while_they_arrive_one_in_half_a_minute_is_enough(check, database):
 
 
 def test_one_that_is_not_overdue_is_waited_for(check, database, said, monkeypatch):
-    monkeypatch.setattr(wakeup_check, "WITHIN", 3600.0)
+    monkeypatch.setattr(notify_check, "WITHIN", 3600.0)
     for _ in range(3):
         check.look(database)
     assert (len(database.sent), said()) == (1, [])
@@ -104,7 +104,7 @@ def test_one_that_is_not_overdue_is_waited_for(check, database, said, monkeypatc
 
 def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
     """A worker that always has messages never waits, and hears nothing."""
-    monkeypatch.setattr(wakeup_check, "WITHIN", 0.0)
+    monkeypatch.setattr(notify_check, "WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
     check.listening(1)
     for _ in range(3):
@@ -117,7 +117,7 @@ def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
 
 
 def test_a_wait_that_ends_with_its_session_proves_nothing(database, said, monkeypatch):
-    monkeypatch.setattr(wakeup_check, "WITHIN", 0.0)
+    monkeypatch.setattr(notify_check, "WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
     check.listening(1)
     check.look(database)

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
-from dbchannels.testing.layer_case import drain
+from dbchannels.testing.contract.case import drain
 from tests import kinds
 
 CHANNEL = "body?x"

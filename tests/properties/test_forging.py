@@ -10,12 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbchannels import Demultiplexer, Group, JsonWebsocketConsumer, Message, codec, route, route_class
-from dbchannels.interface.connections import Connection
-from dbchannels.interface.http import Request
-from dbchannels.interface.websocket import Binary, Text
 from dbchannels.layers.operations import Connect, Send
-from dbchannels.routing import Routing
-from dbchannels.testing.layer_case import drain
+from dbchannels.routing.table import Routing
+from dbchannels.server.http.messages import Request
+from dbchannels.server.websocket.connection import Connection
+from dbchannels.server.websocket.protocol import Binary, Text
+from dbchannels.testing.contract.case import drain
 from tests import kinds
 
 OURS, OTHERS = "reply.p1!ours", "reply.p1!others"

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from dbchannels import codec, names
 from dbchannels.exceptions import InvalidMessage, InvalidName
-from dbchannels.testing.layer_case import raises
-from dbchannels.testing.layer_messages import exact
+from dbchannels.testing.contract.case import raises
+from dbchannels.testing.contract.messages import exact
 
 few = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 many = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

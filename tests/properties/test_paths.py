@@ -8,9 +8,9 @@ from urllib.parse import unquote
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dbchannels import Message, include, reverse, route, routing
-from dbchannels.patterns import EXPRESSION, compile_pattern
-from dbchannels.routing import Routing
+from dbchannels import Message, include, reverse, route
+from dbchannels.routing.patterns import EXPRESSION, compile_pattern
+from dbchannels.routing.table import Routing
 
 VALUES = {
     "int": st.integers(min_value=0),
@@ -44,13 +44,13 @@ def consume(message, **captures):
 @given(prefix=paths("outer"), rest=paths("inner"))
 def test_what_is_reversed_is_matched(prefix, rest):
     table = Routing([include([route("own", consume, path=rest[0], name="there")], path=prefix[0])])
-    routing.site_routing.cache_clear()
-    kept, routing.load_routing = routing.load_routing, lambda setting: table
+    table.site_routing.cache_clear()
+    kept, table.load_routing = table.load_routing, lambda setting: table
     try:
         path = unquote(reverse("there", {**prefix[1], **rest[1]}))
     finally:
-        routing.load_routing = kept
-        routing.site_routing.cache_clear()
+        table.load_routing = kept
+        table.site_routing.cache_clear()
     found = table.match(Message("own", {"path": path}))
     assert found and found[1] == {**prefix[1], **rest[1]}
 

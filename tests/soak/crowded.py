@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import psycopg2
 
-from dbchannels.testing.postgres import EmbeddedPostgres
+from examples.embedded_postgres import EmbeddedPostgres
 from tests.harness import Answer, LiveSite, Served, until
 from tests.soak.row import Row, Seen
 from tests.soak.sites import on_postgresql, scaled

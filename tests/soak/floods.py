@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from tests.endtoend.test_http import LIMIT
 from tests.harness import HOST, LiveSite, Served, ask, client_frame, connect, until
-from tests.interface.hostile import BODIES, HEADS
+from tests.server.hostile import BODIES, HEADS
 from tests.soak.row import Row, Seen
 from tests.soak.sites import on_postgresql, scaled
 

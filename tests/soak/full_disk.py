@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import psycopg2.errors
 
-from dbchannels.testing.postgres import EmbeddedPostgres
+from examples.embedded_postgres import EmbeddedPostgres
 from tests.harness import LiveSite, until
 from tests.soak.row import Row, Seen
 from tests.soak.sites import on_postgresql

@@ -6,7 +6,7 @@ import re
 from contextlib import closing
 from pathlib import Path
 
-from dbchannels.testing.postgres import EmbeddedPostgres
+from examples.embedded_postgres import EmbeddedPostgres
 from tests.benchmarks.crowd import Crowd
 from tests.harness import children, until
 from tests.soak.row import Row, Seen

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import psycopg2
 
-from dbchannels.testing.postgres import EmbeddedPostgres
+from examples.embedded_postgres import EmbeddedPostgres
 from tests.harness import LiveSite, Socket, until
 from tests.sender import Sender, sender
 from tests.soak.row import Row, Seen

@@ -9,10 +9,11 @@ from typing import NamedTuple
 from unittest import mock
 from zoneinfo import ZoneInfo
 
-from dbchannels import periodic
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Send
-from dbchannels.periodic import Entry, Timetable
+from dbchannels.routing.interval import Entry
+from dbchannels.worker import schedule
+from dbchannels.worker.schedule import Timetable
 from tests.soak.row import Row, Seen
 from tests.soak.sites import scaled
 
@@ -92,7 +93,7 @@ class Wrong(NamedTuple):
 def differences(hours: int, step: timedelta = MINUTE) -> Iterator[Wrong | None]:
     """Yield for each step of so many hours around each change, and each line, what is wrong with the next run."""
     for zone, changes in CHANGES.items():
-        with mock.patch.object(periodic.timezone, "get_default_timezone", lambda zone=zone: ZoneInfo(zone)):
+        with mock.patch.object(schedule.timezone, "get_default_timezone", lambda zone=zone: ZoneInfo(zone)):
             for change in changes:
                 for line in LINES:
                     yield from _around(change, line, zone, timedelta(hours=hours), step)
@@ -101,7 +102,7 @@ def differences(hours: int, step: timedelta = MINUTE) -> Iterator[Wrong | None]:
 def _around(
     change: datetime, line: str, zone: str, around: timedelta, step: timedelta
 ) -> Iterator[Wrong | None]:
-    interval = periodic.parse_interval(line, "own")
+    interval = schedule.parse_interval(line, "own")
     wanted = runs(line, zone, change - around, change + around + AHEAD)
     for number in range(int(2 * around / step)):
         now = change - around + number * step
@@ -156,12 +157,12 @@ class History:
         self.lost = self.stale = 0
 
     def _start(self, has_line: bool) -> None:
-        entries = [Entry("own", periodic.parse_interval("0 * * * *", "own"))] if has_line else []
+        entries = [Entry("own", schedule.parse_interval("0 * * * *", "own"))] if has_line else []
         self._workers.append((Timetable(entries, self._times), has_line))
 
     def run(self, minutes: int) -> None:
         """Let so many minutes pass, with an event every quarter of an hour or so."""
-        with mock.patch.object(periodic, "time", mock.Mock(monotonic=lambda: self._times.now.timestamp())):
+        with mock.patch.object(schedule, "time", mock.Mock(monotonic=lambda: self._times.now.timestamp())):
             for _ in range(minutes):
                 if self._random.random() < 1 / 15:
                     self._happen()
@@ -207,7 +208,7 @@ def histories(number: int) -> tuple[int, int]:
     lost = stale = 0
     for seed in range(number):
         history = History(seed)
-        with mock.patch.object(periodic.timezone, "get_default_timezone", return_value=UTC):
+        with mock.patch.object(schedule.timezone, "get_default_timezone", return_value=UTC):
             history.run(600)
         lost, stale = lost + history.lost, stale + history.stale
     return lost, stale

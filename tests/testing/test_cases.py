@@ -13,7 +13,7 @@ from django.test import override_settings
 
 from dbchannels import Channel, Group, InvalidMessage, channel_layers, signals
 from dbchannels.testing import ChannelTestCase, ChannelTransactionTestCase, use_channels
-from dbchannels.worker import Worker
+from dbchannels.worker.worker import Worker
 from tests.testing.site import ROUTING
 
 

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from dbchannels.testing import postgres, postgres_binaries
-from dbchannels.testing.postgres import EmbeddedPostgres, PostgresUnavailable
+from examples import embedded_postgres
+from examples.embedded_postgres import EmbeddedPostgres, PostgresUnavailable, binaries
 
 psycopg2 = pytest.importorskip("psycopg2")
 
 ROOT = Path(__file__).resolve().parents[2]
 GONE_SECONDS = 2  # what the last user's end may take until no process is left
-WHEEL = next(postgres_binaries.find("wheel"), None)
-SYSTEM = next(postgres_binaries.find("system"), None)
+WHEEL = next(binaries.find("wheel"), None)
+SYSTEM = next(binaries.find("system"), None)
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks processes up in /proc"),
@@ -57,7 +57,7 @@ print(json.dumps({"entry": entry, "name": postgres.describe(entry)}), flush=True
 
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch):
-    for name in ("DATABASE_URL", postgres.CHOICE, postgres.JOIN):
+    for name in ("DATABASE_URL", embedded_postgres.CHOICE, embedded_postgres.JOIN):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -65,7 +65,7 @@ def plain_environment(monkeypatch):
 def filled(tmp_path_factory):
     """A folder whose server has run before, so that each test that needs one starts warm."""
     folder = tmp_path_factory.mktemp("server") / "postgres"
-    with postgres.start(folder) as server:
+    with embedded_postgres.start(folder) as server:
         run_sql(server.url, "CREATE TABLE note (text text)")
     return folder
 
@@ -163,7 +163,7 @@ def fake_postgres(folder, version="99.1"):
     """Programs that say their version and then do nothing but fail."""
     folder.mkdir()
     folder.chmod(0o755)
-    for name in postgres_binaries.PROGRAMS:
+    for name in binaries.PROGRAMS:
         answer = f'[ "$1" = --version ] && echo "{name} (PostgreSQL) {version}" && exit 0'
         (folder / name).write_text(f'#!/bin/sh\n{answer}\necho "{name}: error: no luck" >&2\nexit 1\n')
         (folder / name).chmod(0o755)
@@ -172,7 +172,7 @@ def fake_postgres(folder, version="99.1"):
 
 class TestLife:
     def test_a_temporary_server_leaves_no_process_and_no_folder(self):
-        with postgres.start(settings={"max_connections": "17", "fsync": "off"}) as server:
+        with embedded_postgres.start(settings={"max_connections": "17", "fsync": "off"}) as server:
             assert run_sql(server.url, "SHOW max_connections") == [("17",)]
             assert run_sql(server.url, "SHOW fsync") == [("off",)]
             assert run_sql(server.url, "SHOW listen_addresses") == [("",)]
@@ -184,15 +184,15 @@ class TestLife:
         assert not os.path.exists(server.socket)
 
     def test_a_given_folder_keeps_its_data(self, folder):
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             run_sql(server.url, "INSERT INTO note VALUES ('kept')")
         assert not processes(folder)
         assert not os.path.exists(server.socket)
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             assert run_sql(server.url, "SELECT count(*) FROM note WHERE text = 'kept'") == [(1,)]
 
     def test_settings_makes_the_database_once(self, folder):
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             for _ in range(2):
                 entry = server.settings("se cond")
             assert entry["ENGINE"] == "django.db.backends.postgresql"
@@ -207,7 +207,7 @@ class TestLife:
         assert got == other
         os.killpg(first.pid, signal.SIGINT)  # as Ctrl-C does
         first.wait()
-        with postgres.start(folder) as third:
+        with embedded_postgres.start(folder) as third:
             assert third.pid == got["pid"]
         second.communicate("")  # an ordinary end
         wait_for(lambda: not processes(folder), GONE_SECONDS)
@@ -241,7 +241,7 @@ class TestLife:
     def test_a_deleted_folder_stops_its_server(self, filled, tmp_path):
         copy = tmp_path / "copy"
         subprocess.run(["cp", "-a", filled, copy], check=True)
-        server = postgres.start(copy)
+        server = embedded_postgres.start(copy)
         shutil.rmtree(copy, ignore_errors=True)  # the supervisor deletes a file of its own meanwhile
         wait_for(lambda: not processes(copy), GONE_SECONDS)
         server.stop()
@@ -250,7 +250,7 @@ class TestLife:
 class TestFaults:
     @pytest.mark.parametrize("mode", ["fast", "immediate", "kill"])
     def test_restart_keeps_data_and_address(self, folder, mode):
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             run_sql(server.url, f"INSERT INTO note VALUES ('{mode}')")
             pid, url = server.pid, server.url
             server.restart(mode)
@@ -259,45 +259,45 @@ class TestFaults:
             assert run_sql(url, f"SELECT count(*) FROM note WHERE text = '{mode}'") == [(1,)]
 
     def test_no_restart_without_a_supervisor(self, folder):
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             os.kill(supervisor_of(folder), signal.SIGKILL)
             wait_for(lambda: not processes(folder), GONE_SECONDS)
             with pytest.raises(PostgresUnavailable, match="start the server again"):
                 server.restart()
 
     def test_nobody_connects_during_an_outage(self, folder):
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             with server.outage(), pytest.raises(psycopg2.OperationalError):
                 psycopg2.connect(server.url)
             assert run_sql(server.url, "SELECT 1") == [(1,)]
 
     def test_a_server_that_is_killed_comes_back(self, folder):
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             pid = server.pid
             os.kill(pid, signal.SIGKILL)
             wait_for(lambda: server.pid != pid, 10)
             assert run_sql(server.url, "SELECT 1") == [(1,)]
 
     def test_the_server_ends_with_a_killed_supervisor_and_starts_again(self, folder):
-        orphan = postgres.start(folder)
+        orphan = embedded_postgres.start(folder)
         run_sql(orphan.url, "INSERT INTO note VALUES ('before the kill')")
         os.kill(supervisor_of(folder), signal.SIGKILL)
         wait_for(lambda: not processes(folder), GONE_SECONDS)
         assert orphan.pid is None
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             assert run_sql(orphan.url, "SELECT count(*) FROM note WHERE text = 'before the kill'") == [(1,)]
             orphan.stop()
             assert server.pid in processes(folder)
 
     def test_a_postmaster_file_with_a_reused_process_id_is_no_obstacle(self, folder):
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             data = server.binaries.data(server.folder)
         Path(data, "postmaster.pid").write_text(f"{os.getppid()}\n{data}\n")
-        with postgres.start(folder) as server:
+        with embedded_postgres.start(folder) as server:
             assert run_sql(server.url, "SELECT 1") == [(1,)]
 
     def test_a_supervisor_told_to_end_takes_its_server_along(self, folder):
-        server = postgres.start(folder)
+        server = embedded_postgres.start(folder)
         os.kill(supervisor_of(folder), signal.SIGTERM)
         wait_for(lambda: not processes(folder), GONE_SECONDS)
         assert not os.path.exists(server.socket)
@@ -305,12 +305,14 @@ class TestFaults:
 
     def test_a_refused_setting_is_told_in_postgresql_s_words(self, folder):
         with pytest.raises(PostgresUnavailable, match=r'did not start: .*parameter "no_such_setting"'):
-            postgres.start(folder, binaries=(SYSTEM or WHEEL).folder, settings={"no_such_setting": "1"})
+            embedded_postgres.start(
+                folder, binaries=(SYSTEM or WHEEL).folder, settings={"no_such_setting": "1"}
+            )
 
     def test_a_folder_that_cannot_be_is_one_sentence(self, tmp_path):
         (tmp_path / "file").write_text("")
         with pytest.raises(PostgresUnavailable, match="name a folder that you own"):
-            postgres.start(tmp_path / "file" / "postgres")
+            embedded_postgres.start(tmp_path / "file" / "postgres")
 
 
 class TestDatabase:
@@ -330,7 +332,7 @@ class TestDatabase:
         wait_for(lambda: not processes(folder), GONE_SECONDS)
 
     def test_a_child_starts_no_server_when_its_parent_has_gone(self, folder):
-        got, errors, code = settings_of(folder, **{postgres.JOIN: folder})
+        got, errors, code = settings_of(folder, **{embedded_postgres.JOIN: folder})
         assert (got, code) == (None, 1)
         assert errors == f"dbchannels: PostgreSQL in {folder} has stopped: run again what started it.\n"
         assert not processes(folder)
@@ -347,13 +349,13 @@ class TestDatabase:
     def test_a_database_url_that_is_none_is_one_sentence(self, monkeypatch):
         monkeypatch.setenv("DATABASE_URL", "nonsense")
         with pytest.raises(SystemExit, match=r"^dbchannels: DATABASE_URL names no database .*: correct it.$"):
-            postgres.database("folder", sqlite="site.sqlite3")
+            embedded_postgres.database("folder", sqlite="site.sqlite3")
 
     def test_a_database_url_without_its_parser_is_one_sentence(self, monkeypatch):
         monkeypatch.setenv("DATABASE_URL", "postgres://localhost/site")
         monkeypatch.setitem(sys.modules, "dj_database_url", None)
         with pytest.raises(SystemExit, match="run pip install dj-database-url"):
-            postgres.database("folder", sqlite="site.sqlite3")
+            embedded_postgres.database("folder", sqlite="site.sqlite3")
 
     def test_an_unknown_choice_is_one_sentence(self, folder):
         got, errors, code = settings_of(folder, DBCHANNELS_POSTGRES="oracle")
@@ -362,12 +364,12 @@ class TestDatabase:
 
     @pytest.mark.parametrize("kind", ["system", "wheel"])
     def test_a_choice_that_is_not_installed_is_one_sentence(self, monkeypatch, tmp_path, kind):
-        monkeypatch.setenv(postgres.CHOICE, kind)
-        monkeypatch.setattr(postgres_binaries, "find", lambda kind: iter(()))
+        monkeypatch.setenv(embedded_postgres.CHOICE, kind)
+        monkeypatch.setattr(binaries, "find", lambda kind: iter(()))
         with pytest.raises(
             SystemExit, match=rf"^dbchannels: No PostgreSQL was found \({kind}\): run pip install"
         ):
-            postgres.database(tmp_path, sqlite="site.sqlite3")
+            embedded_postgres.database(tmp_path, sqlite="site.sqlite3")
 
     def test_sqlite_can_be_chosen_before_database_url(self, folder):
         got, errors, _ = settings_of(folder, DBCHANNELS_POSTGRES="sqlite", DATABASE_URL="postgres://h/site")
@@ -376,16 +378,16 @@ class TestDatabase:
         assert (got["name"], errors) == ("SQLite at site.sqlite3", "")
 
     def test_sqlite_without_a_word_when_no_postgresql_is_installed(self, monkeypatch, tmp_path, capsys):
-        monkeypatch.setattr(postgres_binaries, "find", lambda kind: iter(()))
-        assert postgres.database(tmp_path, sqlite="x.sqlite3")["NAME"] == "x.sqlite3"
+        monkeypatch.setattr(binaries, "find", lambda kind: iter(()))
+        assert embedded_postgres.database(tmp_path, sqlite="x.sqlite3")["NAME"] == "x.sqlite3"
         assert capsys.readouterr().err == ""
 
     def test_sqlite_with_the_reason_when_postgresql_does_not_start(
         self, monkeypatch, tmp_path, open_folder, capsys
     ):
-        broken = postgres_binaries.Binaries(str(fake_postgres(open_folder / "bin")), "system", "99.1")
-        monkeypatch.setattr(postgres_binaries, "find", lambda kind: iter([broken]))
-        entry = postgres.database(tmp_path, sqlite="x.sqlite3")
+        broken = binaries.Binaries(str(fake_postgres(open_folder / "bin")), "system", "99.1")
+        monkeypatch.setattr(binaries, "find", lambda kind: iter([broken]))
+        entry = embedded_postgres.database(tmp_path, sqlite="x.sqlite3")
         assert entry["ENGINE"] == "django.db.backends.sqlite3"
         reason = "PostgreSQL 99.1 (system binaries) did not start: initdb: no luck"
         assert capsys.readouterr().err == f"dbchannels: SQLite is used, for this reason: {reason}\n"
@@ -396,7 +398,7 @@ class TestBinaries:
     def test_system_binaries_go_before_the_wheel_and_path_before_the_rest(self, monkeypatch, tmp_path):
         fake = fake_postgres(tmp_path / "bin")
         monkeypatch.setenv("PATH", f"{fake}:{os.environ['PATH']}")
-        found = list(postgres_binaries.find())
+        found = list(binaries.find())
         assert found[0] == (str(fake), "system", "99.1")
         expected = [binaries for binaries in (SYSTEM, WHEEL) if binaries]
         assert [binaries for binaries in found if binaries in expected] == expected
@@ -410,16 +412,16 @@ class TestBinaries:
 
     def test_versions_before_12_are_passed_over(self, tmp_path):
         old, new = fake_postgres(tmp_path / "old", "11.22"), fake_postgres(tmp_path / "new", "12.1")
-        assert list(postgres_binaries.find(str(old))) == []
-        assert [str(binaries) for binaries in postgres_binaries.find(str(new))] == [
+        assert list(binaries.find(str(old))) == []
+        assert [str(binaries) for binaries in binaries.find(str(new))] == [
             "PostgreSQL 12.1 (system binaries)"
         ]
 
     def test_those_with_data_go_first(self, tmp_path):
         (tmp_path / "data-18").mkdir()
-        first = postgres_binaries.Binaries("/a", "system", "15.18")
-        second = postgres_binaries.Binaries("/b", "wheel", "18.4")
-        assert list(postgres_binaries.with_data_first(tmp_path, [first, second])) == [second, first]
+        first = binaries.Binaries("/a", "system", "15.18")
+        second = binaries.Binaries("/b", "wheel", "18.4")
+        assert list(binaries.with_data_first(tmp_path, [first, second])) == [second, first]
 
     @needs_wheel
     def test_the_wheel_is_used_when_it_is_chosen(self, tmp_path):
@@ -429,15 +431,15 @@ class TestBinaries:
         got, program = output.splitlines()
         assert errors == ""
         assert json.loads(got)["name"] == str(WHEEL)
-        assert postgres_binaries.WHEEL in program
+        assert binaries.WHEEL in program
         wait_for(lambda: not processes(tmp_path), GONE_SECONDS)
         # Without a choice the data decides: a site must not lose sight of what it has written.
-        with postgres.start(tmp_path) as server:
+        with embedded_postgres.start(tmp_path) as server:
             assert server.source == "wheel"
 
     @needs_both
     def test_another_kind_than_the_running_one_is_refused(self, folder):
-        with postgres.start(folder, binaries="system"):
+        with embedded_postgres.start(folder, binaries="system"):
             _, errors, code = settings_of(folder, DBCHANNELS_POSTGRES="wheel")
         assert code == 1
         assert errors == f"dbchannels: {folder} runs {SYSTEM}, not wheel: end its other users first.\n"
@@ -446,13 +448,13 @@ class TestBinaries:
     @needs_root
     def test_root_runs_a_copy_of_a_wheel_that_others_cannot_read(self, monkeypatch, tmp_path, open_folder):
         closed, install = tmp_path / "closed", Path(WHEEL.folder).parent
-        package, libraries = postgres_binaries.WHEEL, postgres_binaries.WHEEL + ".libs"
+        package, libraries = binaries.WHEEL, binaries.WHEEL + ".libs"
         (closed / package).mkdir(parents=True, mode=0o700)
         (closed / package / "__init__.py").write_text("")
         (closed / package / install.name).symlink_to(install)
         (closed / libraries).symlink_to(install.parent.parent / libraries)
         monkeypatch.syspath_prepend(closed)
-        monkeypatch.setattr(postgres_binaries, "CACHE", str(open_folder / "cache"))
+        monkeypatch.setattr(binaries, "CACHE", str(open_folder / "cache"))
         with EmbeddedPostgres.start(binaries="wheel") as server:
             assert os.readlink(f"/proc/{server.pid}/exe").startswith(str(open_folder))
             assert run_sql(server.url, "SELECT 1") == [(1,)]

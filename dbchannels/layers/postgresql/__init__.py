@@ -17,16 +17,18 @@ from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.cleanup import Ended
 from dbchannels.layers.connections import check_text, find_records
-from dbchannels.layers.ended import Ended
 from dbchannels.layers.operations import Delivery, Operation, Record, Send, SendGroup
 from dbchannels.layers.outages import is_unavailable, may_pass
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.destinations import Destinations
 from dbchannels.layers.postgresql.link import PostgreSQLLink
+from dbchannels.layers.postgresql.notify import Wakes
+from dbchannels.layers.postgresql.notify_check import WakeupCheck
 from dbchannels.layers.postgresql.notify_queue import NotifyQueue
 from dbchannels.layers.postgresql.plain_cursor import execute
-from dbchannels.layers.postgresql.room import Room
+from dbchannels.layers.postgresql.queue_cache import Room
 from dbchannels.layers.postgresql.session import Session, one_line, session_name
 from dbchannels.layers.postgresql.statements import (
     broadcast,
@@ -35,8 +37,6 @@ from dbchannels.layers.postgresql.statements import (
     statements,
     without_room,
 )
-from dbchannels.layers.postgresql.wakes import Wakes
-from dbchannels.layers.postgresql.wakeup_check import WakeupCheck
 from dbchannels.layers.rollback import rollback_probe
 
 __all__ = ["PostgreSQLLayer"]

@@ -25,16 +25,16 @@ from dbchannels.layers.operations import (
     held_lines,
     resends,
 )
-from dbchannels.layers.postgresql import sql, sql_durable, sql_liveness
+from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
 from dbchannels.layers.postgresql.audiences import Audiences
-from dbchannels.layers.postgresql.blocked import Blocked, waits
+from dbchannels.layers.postgresql.cleanup import Sweeper
 from dbchannels.layers.postgresql.doubt import Doubt
 from dbchannels.layers.postgresql.floors import Floors
+from dbchannels.layers.postgresql.lock_waits import Blocked, waits
+from dbchannels.layers.postgresql.notify import Wakes
+from dbchannels.layers.postgresql.notify_check import ask_session
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
-from dbchannels.layers.postgresql.sweeper import Sweeper
-from dbchannels.layers.postgresql.wakes import Wakes
-from dbchannels.layers.postgresql.wakeup_check import ask_session
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
@@ -136,7 +136,7 @@ class PostgreSQLLink(Link):
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
         try:
-            return self._apply(operations, [(sql_liveness.ON_RECORD, {"name": name})])
+            return self._apply(operations, [(sql_processes.ON_RECORD, {"name": name})])
         except psycopg2.errors.DivisionByZero:
             raise DeclaredDead(name) from None
 
@@ -203,11 +203,11 @@ class PostgreSQLLink(Link):
     def register(self, name: str, kind: str, queue: str = "") -> None:
         values = {"name": name, "kind": kind, "queue": queue, "lease": self.layer.options["lease"]}
         values |= {"host": socket.gethostname(), "pid": os.getpid()}
-        ((row_id,),) = self.session.run([(sql_liveness.REGISTER, values)])
+        ((row_id,),) = self.session.run([(sql_processes.REGISTER, values)])
         self._lock(name, row_id)
 
     def renew(self, name: str) -> bool:
-        rows = self.session.run([(sql_liveness.RENEW, {"name": name, "lease": self.layer.options["lease"]})])
+        rows = self.session.run([(sql_processes.RENEW, {"name": name, "lease": self.layer.options["lease"]})])
         if rows and self._locked != (name, self.session.generation):
             self._lock(name, rows[0][0])
         if not rows:  # others have cleaned up after it
@@ -215,22 +215,24 @@ class PostgreSQLLink(Link):
         return bool(rows)
 
     def _lock(self, name: str, row_id: int) -> None:
-        ((granted,),) = self.session.run([(sql_liveness.LOCK, {"id": row_id})])
+        ((granted,),) = self.session.run([(sql_processes.LOCK, {"id": row_id})])
         if granted:  # else a sweeper has it for a moment: the next renewal asks again
             self._locked = (name, self.session.generation)
 
     def tell_work(self, name: str, work: str) -> None:
-        self.session.run([(sql_liveness.TELL_WORK, {"name": name, "work": work})])
+        self.session.run([(sql_processes.TELL_WORK, {"name": name, "work": work})])
 
     def workers(self) -> dict[str, str]:
-        return dict(self.session.run([(sql_liveness.WORKERS, {})]))
+        return dict(self.session.run([(sql_processes.WORKERS, {})]))
 
     def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
-        rows = self.session.run([(sql_durable.PROMOTE, {}), (sql_liveness.HEADS, {"queues": list(channels)})])
+        rows = self.session.run(
+            [(sql_durable.PROMOTE, {}), (sql_processes.HEADS, {"queues": list(channels)})]
+        )
         return {channel: (head, last) for channel, head, last in rows}
 
     def count_live(self, queue: str) -> tuple[int, int]:
-        ((workers, servers),) = self.session.run([(sql_liveness.COUNT_LIVE, {"queue": queue})])
+        ((workers, servers),) = self.session.run([(sql_processes.COUNT_LIVE, {"queue": queue})])
         return int(workers), int(servers)
 
     def unregister(self, name: str) -> None:

@@ -25,7 +25,7 @@ from dbchannels.layers.operations import (
 )
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.destinations import woken
-from dbchannels.layers.postgresql.wakes import Wakes
+from dbchannels.layers.postgresql.notify import Wakes
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer

@@ -8,13 +8,13 @@ from typing import Any
 
 from django.core.management.base import CommandError
 
-from dbchannels import serving
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.interface.binding import Bind
-from dbchannels.interface.proxy import LOOPBACK
 from dbchannels.management.limit_options import add_limit_options
 from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
-from dbchannels.plan import Plan
+from dbchannels.processes import production
+from dbchannels.processes.plan import Plan
+from dbchannels.server.listeners import Bind
+from dbchannels.server.proxy_headers import LOOPBACK
 
 
 class Command(TellingCommand):
@@ -114,7 +114,7 @@ class Command(TellingCommand):
         if options["address"] and options["bind"]:
             options["bind"].insert(0, options["address"])
         try:
-            serving.run(Plan.of(host, port, options), self.stdout.write)
+            production.run(Plan.of(host, port, options), self.stdout.write)
         except KeyboardInterrupt:  # before it serves: it may have waited for the database
             raise SystemExit(130) from None
         except DBChannelsError as error:

@@ -18,13 +18,13 @@ from django.core.management.commands import runserver
 from django.utils import autoreload
 
 import dbchannels
-from dbchannels import development, reloader
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.management.commands import runchannels
 from dbchannels.management.output import TellingCommand, log_to_terminal
-from dbchannels.plan import Plan
+from dbchannels.processes import development, reloader
+from dbchannels.processes.plan import Plan
 
 
 class Command(TellingCommand, runserver.Command):

@@ -19,18 +19,18 @@ from django.template import engines
 from django.template.backends.django import DjangoTemplates
 from django.template.loaders import cached
 
-from dbchannels import database_connections
-from dbchannels.application import ApplicationViews, load_site
-from dbchannels.doorbell import Doorbell
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.files import FileSender
 from dbchannels.layers import channel_layers
 from dbchannels.layers.outages import await_layer
 from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
 from dbchannels.names import worker_names
-from dbchannels.reloader import CodeChanges
+from dbchannels.processes.reloader import CodeChanges
 from dbchannels.waiting import LONGEST_TIMEOUT, check_timeout, wait_readable
-from dbchannels.worker import Worker, never
+from dbchannels.wakeup import Doorbell
+from dbchannels.worker import database_connections
+from dbchannels.worker.application import ApplicationViews, load_site
+from dbchannels.worker.files import FileSender
+from dbchannels.worker.worker import Worker, never
 
 log = logging.getLogger("dbchannels.worker")
 

@@ -10,10 +10,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 
 from dbchannels.conf import layer_settings
-from dbchannels.consumer_options import ConsumerOptions
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.names import is_protocol
-from dbchannels.routing import Placed, Routing, load_routing
+from dbchannels.routing.options import ConsumerOptions
+from dbchannels.routing.table import Placed, Routing, load_routing
 
 Row = dict[str, Any]
 

@@ -1,4 +1,4 @@
-"""``manage.py watchcode``: for ``runserver``, which starts it; see ``dbchannels.reloader``."""
+"""``manage.py watchcode``: for ``runserver``, which starts it; see ``dbchannels.processes.reloader``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 from django.core.management.base import BaseCommand, SystemCheckError
 from django.db import connections
 
-from dbchannels import reloader
-from dbchannels.application import load_site, site_application
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
+from dbchannels.processes import reloader
+from dbchannels.worker.application import load_site, site_application
 
 
 class Command(BaseCommand):

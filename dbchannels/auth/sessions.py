@@ -1,0 +1,131 @@
+"""Sessions: Django's own, by the key that a client's cookie has, and the one that lives as long as a WebSocket."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
+from django.contrib.sessions.backends.base import SessionBase, UpdateError
+from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
+from django.utils import timezone
+
+from dbchannels import codec
+from dbchannels.auth import users
+from dbchannels.exceptions import LOGGED_OUT, InvalidMessage, LoginEnded, NoClient
+from dbchannels.layers import channel_layers
+
+log = logging.getLogger("dbchannels.worker")
+
+
+class ChannelSession(MutableMapping[str, Any]):
+    """What consumers keep with one WebSocket: a dict of what messages carry, gone with the connection.
+
+    It is saved when the consumer ends well and has set or deleted a key. Who changes a list or dict inside it says
+    ``message.channel_session.modified = True``, as with Django's sessions.
+    """
+
+    def __init__(self, payload: bytes = b"") -> None:
+        self._content: dict[str, Any] = codec.decode(payload) if payload else {}
+        self.modified = False
+
+    def __getitem__(self, key: str) -> Any:
+        return self._content[key]
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        self._content[key] = value
+        self.modified = True
+
+    def __delitem__(self, key: str) -> None:
+        del self._content[key]
+        self.modified = True
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._content)
+
+    def __len__(self) -> int:
+        return len(self._content)
+
+    def __repr__(self) -> str:
+        return f"<ChannelSession: {', '.join(self) or 'empty'}>"
+
+    def payload(self, limit: int) -> bytes:
+        """Return it encoded; raises InvalidMessage or MessageTooLarge for what no message can carry."""
+        try:
+            return codec.encode(self._content, limit)
+        except InvalidMessage as error:
+            raise InvalidMessage(str(error).replace("message", "channel_session", 1)) from None
+
+
+def open_session(key: str) -> SessionBase:
+    """Return the HTTP session with this key, loaded when it is first looked into. Raises NoClient."""
+    if not installed():
+        raise NoClient("The site has no sessions: put 'django.contrib.sessions' into INSTALLED_APPS.")
+    return _store_class()(key or None)  # type: ignore[no-any-return]
+
+
+def installed() -> bool:
+    """Whether the site has sessions; those that are not in its database need no application."""
+    return apps.is_installed("django.contrib.sessions") or not issubclass(_store_class(), DatabaseStore)
+
+
+def save_session(session: SessionBase, key: str) -> bool:
+    """Save what was changed in a session, opened by the key; return whether that key names it no more.
+
+    A client whose WebSocket is open, or that has no session yet, cannot be given a cookie: of a session that would need
+    one nothing is saved, and the log says so. Raises LoginEnded when the session was deleted meanwhile.
+    """
+    if not session.modified:
+        return False
+    if session.is_empty():  # flushed
+        return bool(key)
+    saved_as = session.session_key
+    if saved_as is None:
+        _warn("it has no session, and can be given none here")
+        return False
+    try:
+        session.save()
+    except UpdateError:
+        raise LoginEnded from None
+    if session.session_key != saved_as:
+        _warn("its session is kept in its cookie, which cannot be changed here")
+    return bool(key) and saved_as != key
+
+
+@cache
+def _warn(why: str) -> None:
+    """Say it once: a stranger could otherwise fill the log."""
+    log.warning(
+        "What a consumer put into message.http_session is not kept, as the client's cookie does not lead to it (%s): "
+        "put it there in a view, or use message.channel_session.",
+        why,
+    )
+
+
+def close_session(alias: str, digest: str, strangers: bool = True) -> None:
+    """Close the WebSockets that were opened by a session; without ``strangers`` those of somebody known.
+
+    See ``operations.session_digest``.
+    """
+    layer, after = channel_layers[alias], ""
+    while page := layer.connections(after, session_digest=[digest]):
+        ended = [one for one in page if strangers or one.login.startswith(users.LOGGED_IN)]
+        layer.close_connections([one.reply_channel for one in ended], LOGGED_OUT)
+        after = page[-1].reply_channel
+
+
+def stored_sessions(keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
+    """Return what is stored under the keys, by key; those that have ended are left out, or empty."""
+    store = _store_class()
+    if not issubclass(store, DatabaseStore):
+        return {key: store(key).load() for key in keys}
+    rows = store.get_model_class().objects.filter(session_key__in=keys, expire_date__gt=timezone.now())
+    return {row.session_key: row.get_decoded() for row in rows}
+
+
+def _store_class() -> Any:
+    return import_module(settings.SESSION_ENGINE).SessionStore

@@ -1,0 +1,168 @@
+"""What tells a binding of changes: Django's signals of its model, and of all models that share its rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from django.apps import apps
+from django.db.models import ManyToManyField, Model
+from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
+from django.dispatch import Signal
+
+from dbchannels.bindings.serializers import sends_field
+
+if TYPE_CHECKING:
+    from dbchannels.bindings.binding import Binding
+
+CREATE, UPDATE, DELETE = "create", "update", "delete"
+
+Audience = frozenset[str]  # the names of groups
+
+
+class Following:
+    """One binding's receivers. What it finds out before a change waits on the instance until after it."""
+
+    def __init__(self, binding: Binding, model: type[Model]) -> None:
+        self._binding = binding
+        self._model = model
+        self._name = f"{type(binding).__module__}.{type(binding).__qualname__}"
+        self._receivers: list[tuple[Signal, Any, Any]] = []
+
+    def connect(self) -> None:
+        """Connect to the model, its proxies, the models that inherit from it, and its m2m fields."""
+        senders = [one for one in apps.get_models(include_auto_created=True) if issubclass(one, self._model)]
+        self._receivers = [
+            *((pre_save, self.saving, sender) for sender in senders),
+            *((post_save, self.saved, sender) for sender in senders),
+            *((pre_delete, self.deleting, sender) for sender in senders),
+            *((post_delete, self.deleted, sender) for sender in senders),
+            *(
+                (m2m_changed, Related(self, field).changed, field.remote_field.through)
+                for field in self._m2m()
+            ),
+        ]
+        for signal, receiver, sender in self._receivers:
+            signal.connect(receiver, sender=sender, weak=False)
+
+    def _m2m(self) -> list[Any]:
+        return list(self._model._meta.many_to_many)
+
+    def disconnect(self) -> None:
+        """Hear no more."""
+        for signal, receiver, sender in self._receivers:
+            signal.disconnect(receiver, sender=sender)
+        self._receivers = []
+
+    # Saves.
+
+    def saving(self, instance: Any, raw: bool, using: str, **kwargs: Any) -> None:
+        """Look who sees the row as it is."""
+        if self._is_sent(raw):
+            looks = self._binding.moves and self._may_exist(instance)
+            self.remember(instance, "save", self.audience_of(self.pk(instance), using) if looks else None)
+
+    def saved(self, instance: Any, created: bool, raw: bool, using: str, **kwargs: Any) -> None:
+        """Tell of the row as it was written."""
+        if not self._is_sent(raw):
+            return
+        before = self.recall(instance, "save")
+        stored = self._binding.stored(self.pk(instance), using)
+        if stored is None:
+            return
+        after = self._binding.audience(stored, CREATE if created else UPDATE)
+        if before is None:
+            before = frozenset() if created else after
+        self._binding.tell(self.pk(instance), stored, before, after)
+
+    def _is_sent(self, raw: bool) -> bool:
+        return self._binding.raw or not raw
+
+    def _may_exist(self, instance: Any) -> bool:
+        """Whether there can be a row: of a new instance whose key is made by a default there is none."""
+        key = instance._meta.pk
+        return self.pk(instance) is not None and not (instance._state.adding and key.has_default())
+
+    # Deletions.
+
+    def deleting(self, sender: type[Model], instance: Any, using: str, **kwargs: Any) -> None:
+        """Look who sees the row. What inherits from it is deleted by itself, and first: that is no end of this one."""
+        if sender._meta.concrete_model is self._model:
+            self.remember(instance, "delete", self.audience_of(self.pk(instance), using))
+
+    def deleted(self, sender: type[Model], instance: Any, using: str, **kwargs: Any) -> None:
+        """Tell that it is gone."""
+        before = self.recall(instance, "delete") if sender._meta.concrete_model is self._model else None
+        if before:
+            self._binding.tell(self.pk(instance), None, before, frozenset())
+
+    # What both have in common.
+
+    def audience_of(self, pk: Any, using: str) -> Audience | None:
+        """Return who sees a row now, locked until its change where there is a transaction; None: there is no row."""
+        stored = self._binding.stored(pk, using, lock=True)
+        return None if stored is None else self._binding.audience(stored, DELETE)
+
+    def tell_of_related(self, pk: Any, using: str, before: Audience, changed: bool) -> None:
+        """Tell of a row whose related ones have changed."""
+        stored = self._binding.stored(pk, using)
+        if stored is not None:
+            self._binding.tell(pk, stored, before, self._binding.audience(stored, UPDATE), changed)
+
+    def is_sent(self, field: ManyToManyField[Any, Any]) -> bool:
+        """Whether a change of this field changes what is sent."""
+        return sends_field(type(self._binding), field)
+
+    def pk(self, instance: Any) -> Any:
+        """Return an instance's key in the binding's model, also of one that inherits from it."""
+        key = getattr(instance, self._model._meta.pk.attname)
+        if key is None and (link := instance._meta.get_ancestor_link(self._model)):
+            key = getattr(instance, link.attname)  # it is given a row that is there already
+        return key
+
+    def remember(self, instance: Any, what: str, value: Any) -> None:
+        """Keep something with an instance until it is recalled; a receiver may save it again meanwhile."""
+        kept = vars(instance._state).setdefault("dbchannels", {})
+        kept.setdefault((self._name, what), []).append(value)
+
+    def recall(self, instance: Any, what: str) -> Any:
+        """Return what was kept last, once; None for nothing."""
+        kept = vars(instance._state).get("dbchannels", {}).get((self._name, what))
+        return kept.pop() if kept else None
+
+
+class Related:
+    """Changes of one m2m field, from either side.
+
+    Of a symmetrical relation the other end is not told: Django writes its row after the last signal.
+    """
+
+    def __init__(self, following: Following, field: ManyToManyField[Any, Any]) -> None:
+        self._following = following
+        self._field = field
+
+    def changed(
+        self, instance: Any, action: str, reverse: bool, pk_set: set[Any] | None, using: str, **kwargs: Any
+    ) -> None:
+        """Look who sees the rows before the change, and tell of them after it."""
+        when, _, what = action.partition("_")
+        key = f"{self._field.name} {what} {reverse}"
+        if when == "pre":
+            rows = {
+                pk: self._following.audience_of(pk, using)
+                for pk in self._keys(instance, reverse, pk_set, using)
+            }
+            self._following.remember(instance, key, rows)
+            return
+        for pk, before in (self._following.recall(instance, key) or {}).items():
+            if before is not None:
+                sent = self._following.is_sent(self._field)
+                self._following.tell_of_related(pk, using, before, sent)
+
+    def _keys(self, instance: Any, reverse: bool, pk_set: set[Any] | None, using: str) -> list[Any]:
+        """Return the keys of the binding's rows that change; None for pk_set: all related ones are taken out."""
+        if not reverse:
+            return [self._following.pk(instance)]
+        if pk_set is not None:
+            return sorted(pk_set)
+        rows = self._field.model._base_manager.using(using).filter(**{self._field.name: instance})
+        return list(rows.order_by("pk").values_list("pk", flat=True))

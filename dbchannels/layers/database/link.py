@@ -1,0 +1,394 @@
+"""The reader's side of the layer on any database: the ORM, on the Django connection of the calling thread."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from datetime import timezone as datetime_timezone
+from typing import TYPE_CHECKING
+
+from django.conf import settings
+from django.db import Error, connections
+from django.db.models import Case, F, Min, Q, When
+from django.utils import timezone
+
+from dbchannels import names
+from dbchannels.exceptions import DeclaredDead, LayerUnavailable
+from dbchannels.layers.cleanup import REMAINS
+from dbchannels.layers.connections import record_of
+from dbchannels.layers.database.wakeups import Bell, BellFolder
+from dbchannels.layers.link import Link
+from dbchannels.layers.notices import disconnect_send, notice_sends
+from dbchannels.layers.operations import (
+    Delivery,
+    Disconnect,
+    Done,
+    Failure,
+    Operation,
+    Send,
+    held_lines,
+    resends,
+)
+from dbchannels.layers.outages import is_unavailable, may_pass
+from dbchannels.models import (
+    Connection,
+    DeadLetter,
+    DurableMessage,
+    Held,
+    Membership,
+    Process,
+    ProtocolMessage,
+    Schedule,
+)
+
+if TYPE_CHECKING:
+    from dbchannels.layers.database.layer import DatabaseLayer
+
+utc = datetime_timezone.utc
+
+
+class DatabaseLink(Link):
+    """See Link for what the methods take and give."""
+
+    layer: DatabaseLayer
+    apart = False
+
+    def __init__(self, layer: DatabaseLayer, listen: bool = True) -> None:
+        super().__init__(layer)
+        self._listen = listen
+        self._bell: Bell | None = None  # from the first wait on
+        self._read: set[str] = set()  # queues
+        self._claimed_at = timezone.now()
+
+    # Taking.
+
+    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+        self._read = set(queues)
+        with unavailable():
+            # A look costs SQLite no lock; taking costs its only write lock, so only when something is there.
+            if not self.layer.anything(queues):
+                return []
+            with self.layer.atomic():
+                found = self.layer.pop(queues, limit)
+                if holder and found:
+                    self._hold(holder, found)
+                return found
+
+    def claim(
+        self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
+    ) -> list[Delivery]:
+        self._claimed_at = timezone.now()
+        with unavailable():
+            if not self.layer.anything(channels):
+                return []
+            with self.layer.atomic():
+                return self.layer.claim(channels, limit, worker, at_most)
+
+    def next_due(self) -> float | None:
+        if not self.layer.wakeups:
+            return None  # it looks every 50 ms
+        with unavailable():
+            # What was due before the last claim is for others, or waits for something else than its time.
+            waiting = self.layer.rows(DurableMessage).filter(claimed_by=None, due_at__gt=self._claimed_at)
+            due = waiting.aggregate(due=Min("due_at"))["due"]
+        return None if due is None else max(0.0, (due - timezone.now()).total_seconds())
+
+    def wait(self, timeout: float, *others: int) -> set[str]:
+        bells = self.layer.bells
+        if not self._listen or bells is None or bells.problem:
+            return super().wait(timeout, *others)
+        rung: set[str] | None = None
+        if self._bell is None:
+            # What came before is for whoever looks now: nobody could ring.
+            self._bell = self._listen_at(bells)
+        else:
+            rung = self._bell.wait(min(timeout, self.layer.poll_interval()), *others)
+            if not self._bell.is_there():
+                self._unlisten()
+        return {"h", "w", "d", *self._read} if rung is None else rung
+
+    @staticmethod
+    def _listen_at(bells: BellFolder) -> Bell | None:
+        try:
+            return bells.listen()
+        except OSError as error:
+            bells.problem = error.strerror or str(error)  # from now on it looks every 50 ms
+            return None
+
+    def _unlisten(self) -> None:
+        bell, self._bell = self._bell, None
+        if bell is not None:
+            bell.close()
+
+    # Giving.
+
+    def apply(self, operations: Sequence[Operation]) -> list[Send]:
+        with unavailable():
+            refused = self.layer.write(operations, drop=True) if operations else []
+            if self.layer.skips_locked:
+                self.layer.ended.add(one.reply_channel for one in operations if isinstance(one, Disconnect))
+        return refused
+
+    def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
+        with unavailable(), self.layer.atomic():
+            process = self.layer.rows(Process).filter(name=name)
+            if connections[self.layer.database].features.has_select_for_update:
+                process = process.select_for_update()
+            if not list(process):
+                raise DeclaredDead(name)
+            return self.apply(operations)
+
+    def finish(self, worker: str, done: Done) -> list[Send]:
+        with unavailable(), self.layer.atomic():
+            held = self.layer.rows(Held).filter(worker=worker)  # none after a flush
+            held.update(messages=held_lines(done.held), since=timezone.now())
+            for delivery in done.acknowledged:
+                self._claimed(worker, delivery).delete()
+            for failure in done.failures:
+                self._fail(worker, failure)
+            for delivery in done.returned:
+                if delivery.durable:
+                    self._claimed(worker, delivery).update(claimed_by=None, attempts=F("attempts") - 1)
+            popped = [delivery for delivery in done.returned if not delivery.durable]
+            if len(popped) < len(done.returned):
+                self.layer.wake({"d"})
+            returned = resends(popped, self.layer.options["expiry"])
+            return self.layer.write([*done.operations, *returned], drop=True)
+
+    def _hold(self, worker: str, held: Sequence[Delivery]) -> None:
+        fields = {"messages": held_lines(held), "since": timezone.now()}
+        self.layer.rows(Held).update_or_create(worker=worker, defaults=fields)
+
+    def _claimed(self, worker: str, delivery: Delivery):  # type: ignore[no-untyped-def]
+        rows = self.layer.rows(DurableMessage)
+        return rows.filter(id=delivery.id, attempts=delivery.attempt, claimed_by=worker)
+
+    def _fail(self, worker: str, failure: Failure) -> None:
+        claimed = self._claimed(worker, failure.delivery)
+        if failure.retry_in is not None:
+            claimed.update(claimed_by=None, due_at=timezone.now() + timedelta(seconds=failure.retry_in))
+            return
+        for row in claimed:
+            self.layer.rows(DeadLetter).create(
+                channel=row.channel,
+                payload=row.payload,
+                attempts=failure.attempts,
+                sent_at=row.sent_at,
+                failed_at=timezone.now(),
+                error=failure.stored_error(),
+            )
+            row.delete()
+
+    # Periodic messages.
+
+    def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
+        with unavailable():
+            entry = self.layer.rows(Schedule).filter(channel=channel, every=every).first()
+        return entry and _loaded(entry.next_at), datetime.now(utc)
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
+    ) -> bool:
+        with unavailable(), self.layer.atomic():
+            rows = self.layer.rows(Schedule)
+            if due is None:
+                first = {"next_at": _stored(following), "seen_at": _stored(datetime.now(utc))}
+                return bool(rows.get_or_create(first, channel=channel, every=every)[1])
+            row = rows.filter(channel=channel, every=every, next_at=_stored(due))
+            moved = row.update(next_at=_stored(following))
+            if moved:
+                self.layer.write(sends, drop=True)
+            return bool(moved)
+
+    def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
+        now = datetime.now(utc)
+        with unavailable():
+            for channel, every in entries:
+                self.layer.rows(Schedule).filter(channel=channel, every=every).update(seen_at=_stored(now))
+        return now
+
+    def drop_times(self, before: datetime) -> None:
+        with unavailable():
+            # They are compared here: of two local times a database cannot say which was first.
+            for row in self.layer.rows(Schedule):
+                if _loaded(row.seen_at) < before:
+                    self.layer.rows(Schedule).filter(id=row.id, seen_at=row.seen_at).delete()
+
+    # Liveness. Without session locks the lease alone decides, so it is three times as long.
+
+    def _lease_end(self) -> datetime:
+        return _stored(datetime.now(utc) + timedelta(seconds=3 * self.layer.options["lease"]))
+
+    def register(self, name: str, kind: str, queue: str = "") -> None:
+        fields = {"kind": kind, "queue": queue, "host": socket.gethostname(), "pid": os.getpid()}
+        with unavailable():
+            self.layer.rows(Process).update_or_create(
+                name=name, defaults={**fields, "started_at": timezone.now(), "lease_until": self._lease_end()}
+            )
+
+    def renew(self, name: str) -> bool:
+        with unavailable():
+            return bool(self.layer.rows(Process).filter(name=name).update(lease_until=self._lease_end()))
+
+    def tell_work(self, name: str, work: str) -> None:
+        with unavailable():
+            self.layer.rows(Process).filter(name=name).update(work=work)
+
+    def workers(self) -> dict[str, str]:
+        with unavailable():
+            return dict(self.layer.rows(Process).filter(kind=Process.WORKER).values_list("name", "work"))
+
+    def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
+        found = {}
+        with unavailable():
+            for channel in channels:
+                if names.is_protocol(channel):
+                    rows = self.layer.rows(ProtocolMessage)
+                    waiting = rows.filter(channel=channel, expires_at__gt=timezone.now()).order_by("id")
+                else:
+                    rows = self.layer.rows(DurableMessage)
+                    due = rows.filter(Q(due_at=None) | Q(due_at__lte=timezone.now()))
+                    waiting = due.filter(channel=channel, claimed_by=None).order_by("-priority", "id")
+                if head := waiting.first():
+                    found[channel] = (head.pk, rows.latest("id").pk)
+        return found
+
+    def count_live(self, queue: str) -> tuple[int, int]:
+        with unavailable():
+            rows = self.layer.rows(Process).values_list("kind", "queue", "lease_until")
+            live = [(kind, reads) for kind, reads, end in rows if _is_to_come(end)]
+        return live.count((Process.WORKER, queue)), sum(kind == Process.SERVER for kind, _ in live)
+
+    def unregister(self, name: str) -> None:
+        self.bury(name)
+
+    def bury(self, name: str) -> None:
+        with unavailable(), self.layer.atomic():
+            process = self.layer.rows(Process).filter(name=name).first()
+            # Whoever deletes the process's row cleans up after it.
+            if process is None or not self.layer.rows(Process).filter(id=process.id).delete()[0]:
+                return
+            for held in self.layer.rows(Held).filter(worker=name):
+                self._notify(held.lines(), "worker died")
+                held.delete()
+            claims = self.layer.rows(DurableMessage).filter(claimed_by=name)
+            uncounted = F("attempts") - (0 if claims.count() == 1 else 1)
+            attempts = Case(When(alone=True, then=F("attempts")), default=uncounted)
+            if claims.update(attempts=attempts, claimed_by=None, alone=True):
+                self.layer.wake({"d"})
+            if process.kind == Process.SERVER:
+                self._bury_server(process)
+
+    def _bury_server(self, process: Process) -> None:
+        name, expiry = process.name.removesuffix(REMAINS), self.layer.options["expiry"]
+        members = self.layer.rows(Membership).filter(channel=process.queue)
+        records = self.layer.rows(Connection).filter(server=name)
+        messages = self.layer.rows(ProtocolMessage)
+        messages.filter(channel=process.queue).delete()
+        # Those that no worker has taken: their clients went with the server.
+        self.layer.delete_unlocked(
+            messages.filter(channel="http.request", reply_channel__startswith=process.queue)
+        )
+        self.layer.delete_unlocked(members)
+        lost = self.layer.delete_unlocked(records.exclude(reply_channel__in=self._leaving()))
+        if records.exists() or members.exists():  # a sweep comes back for the rest
+            self.register(name + REMAINS, Process.SERVER, process.queue)
+            self.layer.rows(Process).filter(name=name + REMAINS).update(
+                lease_until=_stored(datetime.now(utc))
+            )
+        self.layer.write([disconnect_send(record_of(one), one.path, expiry) for one in lost], drop=True)
+
+    def _leaving(self) -> list[str]:
+        """Return the reply channels of connections whose disconnect consumer runs by a message of their server's."""
+        waiting = self.layer.rows(ProtocolMessage).filter(channel="websocket.disconnect")
+        held = [line for row in self.layer.rows(Held) for line in row.lines()]
+        found = [reply_channel for channel, reply_channel in held if channel == "websocket.disconnect"]
+        return [*found, *waiting.values_list("reply_channel", flat=True)]
+
+    def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:
+        self.layer.write(notice_sends(lost, why, self.layer.options["expiry"]), drop=True)
+
+    def sweep(self) -> None:
+        with unavailable():
+            now = timezone.now()
+            if self.layer.rows(ProtocolMessage).filter(expires_at__lt=now).exists():
+                self._expire(now)
+            if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
+                self.layer.rows(Membership).filter(expires_at__lt=now).delete()
+            self._clear_up_after_connections()
+            leases = self.layer.rows(Process).values_list("name", "lease_until")
+            dead = [name for name, end in leases if not _is_to_come(end)]
+        for name in dead:
+            self.bury(name)
+
+    def _clear_up_after_connections(self) -> None:
+        """Take another look at those that have ended: what was locked then may be free, or not yet."""
+        ended = self.layer.ended.take()
+        try:
+            parts = [names.split(one) for one in ended]
+            queues, locals_ = {queue for queue, _ in parts}, {local for _, local in parts}
+            members = self.layer.rows(Membership).filter(channel__in=queues, local__in=locals_)
+            left = {queue + local for queue, local in members.values_list("channel", "local")}
+            left.update(self.layer.rows(Connection).filter(pk__in=ended).values_list("pk", flat=True))
+            ended = ended & left
+            self.layer.write([Disconnect(one) for one in sorted(ended)])
+        finally:
+            self.layer.ended.add(ended)
+
+    def _expire(self, now: datetime) -> None:
+        with self.layer.atomic():
+            expired = list(self.layer.rows(ProtocolMessage).filter(expires_at__lt=now))
+            self.layer.rows(ProtocolMessage).filter(id__in=[row.id for row in expired]).delete()
+            self._notify([(row.channel, row.reply_channel) for row in expired], "expired")
+            for row in expired:
+                if row.channel.endswith("!"):
+                    members = self.layer.rows(Membership).filter(channel=row.channel)
+                    members.filter(local__in=row.locals.split(), expires_at__isnull=False).delete()
+
+    def close(self) -> None:
+        self._unlisten()
+        connections[self.layer.database].close()
+
+
+def _stored(moment: datetime) -> datetime:
+    """Return a moment as a row keeps it.
+
+    With USE_TZ = False that is local time, which is the same for two moments when clocks are set back: the microsecond
+    tells which of them it is.
+    """
+    if settings.USE_TZ:
+        return moment
+    local = timezone.make_naive(moment, timezone.get_default_timezone())
+    return local.replace(microsecond=local.fold)
+
+
+def _loaded(stored: datetime) -> datetime:
+    """Return the moment that a row keeps."""
+    if settings.USE_TZ:
+        return stored
+    local = stored.replace(microsecond=0, fold=stored.microsecond)
+    return timezone.make_aware(local, timezone.get_default_timezone())
+
+
+def _is_to_come(stored: datetime) -> bool:
+    """Whether the moment of a row is not over: a database would see local times jump when clocks are changed."""
+    return _loaded(stored) >= datetime.now(utc)
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn an outage into LayerUnavailable, and let a broken connection go; what cannot be written stays an error."""
+    try:
+        yield
+    except Error as error:
+        if not is_unavailable(error):
+            raise
+        for connection in connections.all(initialized_only=True):
+            connection.close_if_unusable_or_obsolete()
+        sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
+        away = LayerUnavailable(f"The layer's database cannot be used now ({sentence}).")
+        away.may_pass = may_pass(error)
+        raise away from error

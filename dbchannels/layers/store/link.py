@@ -1,0 +1,163 @@
+"""The reader's side of a layer in tables: each call is one stay under the lock; and who is alive, by leases."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING
+
+from dbchannels import names
+from dbchannels.exceptions import DeclaredDead
+from dbchannels.layers.cleanup import REMAINS
+from dbchannels.layers.link import Link
+from dbchannels.layers.notices import disconnect_send
+from dbchannels.layers.operations import Delivery, Done, Operation, Send
+from dbchannels.layers.store.records import StoreRecords
+from dbchannels.layers.store.rows import rows
+
+if TYPE_CHECKING:
+    from dbchannels.layers.store.layer import StoreLayer
+
+
+LEAVES = "websocket.disconnect"
+SERVER, WORKER = "server", "worker"  # the kinds of processes, as the model Process has them
+
+
+class StoreLink(Link):
+    """See Link for what the methods take and give."""
+
+    layer: StoreLayer
+
+    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+        with self.layer.locked():
+            found = super().receive_many(queues, limit)
+            if holder and found:
+                self._hold(holder, found)
+            return found
+
+    def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
+        with self.layer.locked():
+            if name not in self.layer.table("processes"):
+                raise DeclaredDead(name)
+            return self.apply(operations)
+
+    def finish(self, worker: str, done: Done) -> list[Send]:
+        with self.layer.locked():
+            if worker in self.layer.table("held"):  # it is not there after a flush
+                self._hold(worker, done.held)
+            return super().finish(worker, done)
+
+    def _hold(self, worker: str, held: Sequence[Delivery]) -> None:
+        messages = tuple((one.channel, one.reply_channel) for one in held if not one.durable)
+        if messages:
+            self.layer.table("held")[worker] = messages
+        else:
+            self.layer.table("held").pop(worker, None)
+
+    # Periodic messages.
+
+    def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
+        with self.layer.locked():
+            moment, _ = self.layer.table("schedule").get(f"{channel} {every}", ("", ""))
+        return datetime.fromisoformat(moment) if moment else None, datetime.now(timezone.utc)
+
+    def move_time(
+        self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
+    ) -> bool:
+        with self.layer.locked():
+            schedule, key = self.layer.table("schedule"), f"{channel} {every}"
+            if schedule.get(key, ("",))[0] != (due.isoformat() if due else ""):
+                return False
+            schedule[key] = (following.isoformat(), datetime.now(timezone.utc).isoformat())
+            self.layer.write(sends, drop=True)
+            return True
+
+    def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
+        with self.layer.locked():
+            now, schedule = datetime.now(timezone.utc), self.layer.table("schedule")
+            for key in (f"{channel} {every}" for channel, every in entries):
+                if key in schedule:
+                    schedule[key] = (schedule[key][0], now.isoformat())
+            return now
+
+    def drop_times(self, before: datetime) -> None:
+        with self.layer.locked():
+            schedule = self.layer.table("schedule")
+            for key in [key for key, (_, seen) in schedule.items() if datetime.fromisoformat(seen) < before]:
+                del schedule[key]
+
+    # Liveness. Without session locks the lease alone decides, so it is three times as long.
+
+    def _lease_end(self) -> float:
+        return self.layer.clock() + 3 * float(self.layer.options["lease"])
+
+    def register(self, name: str, kind: str, queue: str = "") -> None:
+        with self.layer.locked():
+            self.layer.table("processes")[name] = (kind, queue, self._lease_end())
+
+    def renew(self, name: str) -> bool:
+        with self.layer.locked():
+            process = self.layer.table("processes").get(name)
+            if process:
+                self.layer.table("processes")[name] = (*process[:2], self._lease_end())
+            return bool(process)
+
+    def workers(self) -> dict[str, str]:
+        with self.layer.locked():
+            processes = self.layer.table("processes").items()
+            return {name: "" for name, process in processes if process[0] == WORKER}
+
+    def count_live(self, queue: str) -> tuple[int, int]:
+        with self.layer.locked():
+            now, processes = self.layer.clock(), self.layer.table("processes").values()
+            live = [(kind, reads) for kind, reads, end in processes if end >= now]
+            return live.count((WORKER, queue)), sum(kind == SERVER for kind, _ in live)
+
+    def unregister(self, name: str) -> None:
+        self.bury(name)
+
+    def bury(self, name: str) -> None:
+        with self.layer.locked():
+            process = self.layer.table("processes").pop(name, None)
+            if process is None:  # whoever takes it off the record cleans up after it
+                return
+            self.layer.tell(self.layer.table("held").pop(name, ()), "worker died")
+            self._release_claims(name)
+            kind, queue, _ = process
+            if kind == SERVER:  # of a worker it is what it reads
+                self._bury_server(name.removesuffix(REMAINS), queue)
+            self.layer.changed()
+
+    def _release_claims(self, worker: str) -> None:
+        """Put back what it had claimed, to be claimed singly: of a batch nobody knows which one killed it."""
+        claims = list(rows(self.layer.table("claims", worker)))
+        self.layer.table("claims", worker).clear()
+        for row in claims:
+            counted = row.attempt if row.alone or len(claims) == 1 else row.attempt - 1
+            self.layer.put_back(row._replace(attempt=counted, alone=True))
+
+    def _bury_server(self, name: str, queue: str) -> None:
+        for group in self.layer.table_names("members"):
+            members = self.layer.table("members", group)
+            for channel in [one for one in members if names.split(one)[0] == queue]:
+                del members[channel]
+        self.layer.table("waiting", queue).clear()
+        requests = self.layer.table("waiting", "http.request")
+        for row in [one for one in rows(requests) if names.split(one.reply_channel)[0] == queue]:
+            del requests[str(row.id)]  # its client went with the server
+        leaving = {row.reply_channel for row in rows(self.layer.table("waiting", LEAVES))}
+        for messages in self.layer.table("held").values():
+            leaving.update(reply_channel for channel, reply_channel in messages if channel == LEAVES)
+        records = StoreRecords(self.layer.table("connections"))
+        lost, expiry = records.pop_of(name, leaving), self.layer.options["expiry"]
+        if records.any_of(name):
+            self.layer.table("processes")[name + REMAINS] = (SERVER, queue, self.layer.clock())
+        self.layer.write([disconnect_send(record, path, expiry) for record, path in lost], drop=True)
+
+    def sweep(self) -> None:
+        self.layer.expire()
+        with self.layer.locked():
+            now, processes = self.layer.clock(), self.layer.table("processes")
+            dead = [name for name, (_, _, end) in processes.items() if end < now]
+        for name in dead:
+            self.bury(name)

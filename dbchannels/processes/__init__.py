@@ -1,0 +1,1 @@
+"""The processes behind ``runchannels`` and ``runserver``: who starts, watches, reloads and ends them."""

@@ -1,0 +1,268 @@
+"""The reload of ``runserver``: a child imports the site, checks it, and ends when its code has changed.
+
+The server imports no code of the site, so it cannot know which files that is. The child (``manage.py watchcode``)
+does, by Django's own reloader, and reports through a pipe: ``ready``, ``broken``, ``changed PATH``. After a change
+there is a new child, which finds what is new; the server keeps its sockets, and its workers are started again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Protocol
+
+from django.apps import apps
+from django.utils import autoreload
+
+from dbchannels.processes.supervisor import manage_command
+
+log = logging.getLogger("dbchannels.supervisor")
+
+CHANGED = 3  # the exit status of Django's reloader after a change
+LOOK_EVERY = 0.5  # seconds
+STANDARD = Path(sysconfig.get_path("stdlib"))
+NO_CODE = {"__pycache__", "locale", "media", "node_modules", "static", "templates"}
+
+# In a worker.
+
+
+class CodeChanges:
+    """Whether a file of the site that this process has imported was saved after a moment (``time.time``).
+
+    Installed packages are not looked at: it is asked before each message, and there are thousands of files.
+    """
+
+    def __init__(self, since: float) -> None:
+        self._since = since
+        self._modules = 0
+        self._files: list[Path] = []
+
+    def __call__(self) -> bool:
+        if len(sys.modules) != self._modules:
+            self._modules = len(sys.modules)
+            found = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+            self._files = [Path(file) for file in found if file and is_own(Path(file))]
+        return bool(changed_since(self._since, self._files))
+
+
+def is_own(path: Path) -> bool:
+    """Whether a file is the site's own, not installed from a package or with Python."""
+    return not ({"site-packages", "dist-packages"} & set(path.parts) or STANDARD in path.parents)
+
+
+# In the child.
+
+
+class Reloader(autoreload.StatReloader):
+    """Django's, which also sees new files of the site's apps, and what was saved while the site was imported."""
+
+    SLEEP_TIME = LOOK_EVERY
+
+    def __init__(self, since: float) -> None:
+        super().__init__()
+        self._since = since
+
+    def watched_files(self, include_globs: bool = True) -> Iterator[Path]:
+        yield from super().watched_files(include_globs)
+        yield from app_files()
+
+    def tick(self) -> Iterator[None]:
+        known = set(app_files())
+        ticker = super().tick()
+        next(ticker)  # from here on it sees every change; of those before it knows nothing
+        for path in changed_since(self._since, [path for path, _ in self.snapshot_files()]):
+            self.notify_file_changed(path)
+        for _ in ticker:
+            for path in set(app_files()) - known:
+                self.notify_file_changed(path)
+            yield
+
+
+def watch(main: Callable[[], Any], since: float, report: Callable[[str], Any]) -> None:
+    """Run ``main`` in a thread, and exit with status 3 when code has changed since a moment (``time.time``)."""
+    changed = [""]
+
+    def note(file_path: Path, **kwargs: Any) -> None:
+        changed[0] = str(file_path)
+        if file_path.suffix == ".mo":  # Django would read it again in this process, but it is for the workers
+            autoreload.trigger_reload(file_path)
+
+    autoreload.file_changed.connect(note)
+    autoreload.autoreload_started.connect(_watch_apps)
+    found = autoreload.get_reloader()
+    try:
+        autoreload.start_django(
+            Reloader(since) if isinstance(found, autoreload.StatReloader) else found, main
+        )
+    except SystemExit:
+        report(f"changed {changed[0]}")
+        raise
+
+
+def _watch_apps(sender: Any, **kwargs: Any) -> None:
+    if not isinstance(sender, Reloader):  # Watchman looks by itself
+        for folder in app_folders():
+            sender.watch_dir(folder, "**/*.py")
+
+
+def app_folders() -> list[Path]:
+    """Return the folders of the apps that are the site's own, not installed from a package."""
+    folders = [Path(config.path) for config in apps.get_app_configs()]
+    return [one for one in folders if is_own(one)]
+
+
+def app_files() -> Iterator[Path]:
+    """Yield their Python files; an app's folder may hold whole trees of others, which are not walked."""
+    for top in app_folders():
+        for folder, inner, files in os.walk(top):
+            inner[:] = [name for name in inner if name not in NO_CODE and not name.startswith(".")]
+            yield from (Path(folder, name) for name in files if name.endswith(".py"))
+
+
+def changed_since(moment: float, paths: Iterable[Path]) -> list[Path]:
+    """Return those paths that were changed after a moment; what was changed in the future does not count."""
+    now = time.time()
+    return [path for path in paths if moment < _modified(path) <= now]
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it is gone
+        return 0.0
+
+
+# In the server.
+
+
+class Listener(Protocol):
+    """Who is told what the child reports, in the thread that listens to it."""
+
+    def ready(self) -> None:
+        """The site was imported and checked."""
+
+    def broken(self) -> None:
+        """It could not be; why was printed."""
+
+    def changed(self, path: str) -> None:
+        """A file was changed, and the child ends."""
+
+
+class CodeWatch:
+    """One child after another; with ``once`` only the first, which ends when the site was checked."""
+
+    def __init__(self, arguments: Iterable[str], listener: Listener, *, once: bool) -> None:
+        self._arguments = [*arguments, *(["--once"] if once else [])]
+        self._listener = listener
+        self._once = once
+        self._stopping = threading.Event()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._thread = threading.Thread(target=self._run, name="code watch", daemon=True)
+
+    def start(self) -> None:
+        """Start the first child."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the child; returns when the listener is told nothing more."""
+        with self._lock:
+            self._stopping.set()
+            if self._process is not None:
+                self._process.kill()
+        self._thread.join()
+
+    def hand_over(self) -> str:
+        """Leave the child alive beyond an exec of this process, until the new program lets it go (`release`).
+
+        It holds what all processes of the site hold together, such as the examples' PostgreSQL, which ends with its
+        last user.
+        """
+        with self._lock:
+            self._stopping.set()
+            process = self._process
+        if process is None or process.stdin is None or process.stdin.closed:
+            return ""
+        os.set_inheritable(process.stdin.fileno(), True)
+        return f"{process.stdin.fileno()},{process.pid}"
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            since = time.time()
+            try:
+                status = self._listen(since)
+            except OSError as error:  # no memory, or too many processes
+                log.error("The site cannot be watched (%s).", error)
+                status = 1
+            if status != CHANGED and not self._stopping.is_set():
+                if status:  # it could not even begin
+                    self._listener.broken()
+                if self._once:
+                    return
+                self._await_change(since)
+
+    def _listen(self, since: float) -> int:
+        """Start a child and pass on its reports; return its exit status."""
+        reader, writer = os.pipe()
+        with open(reader) as lines:
+            try:
+                process = self._start(writer, since)
+            finally:
+                os.close(writer)
+            for line in lines if process else ():
+                word, _, path = line.rstrip("\n").partition(" ")
+                if not self._stopping.is_set():
+                    self._tell(word, path)
+        if process is None:
+            return 0
+        status = process.wait()
+        if process.stdin:
+            process.stdin.close()
+        return status
+
+    def _start(self, writer: int, since: float) -> subprocess.Popen[bytes] | None:
+        command = [*manage_command(), "watchcode", "--report", str(writer), "--since", repr(since)]
+        with self._lock:
+            if self._stopping.is_set():
+                return None
+            self._process = subprocess.Popen(
+                [*command, *self._arguments],
+                stdin=subprocess.PIPE,  # its end tells the child that this process has died
+                pass_fds=[writer],
+                start_new_session=True,  # Ctrl-C in the terminal reaches us alone
+            )
+            return self._process
+
+    def _tell(self, word: str, path: str) -> None:
+        if word == "changed":
+            self._listener.changed(path)
+        elif word == "ready":
+            self._listener.ready()
+        elif word == "broken":
+            self._listener.broken()
+
+    def _await_change(self, since: float) -> None:
+        """The child could not begin, so what was imported here, before it broke, is looked after here."""
+        while not self._stopping.wait(LOOK_EVERY):
+            files = [*autoreload.iter_all_python_module_files(), *app_files()]
+            if found := changed_since(since, files):
+                autoreload.logger.info("%s changed, reloading.", found[0])
+                self._listener.changed(str(found[0]))
+                return
+
+
+def release(handed_over: str) -> None:
+    """End the child that the program before this one has handed over."""
+    if handed_over:
+        descriptor, pid = map(int, handed_over.split(","))
+        os.close(descriptor)
+        with suppress(ChildProcessError):
+            os.waitpid(pid, 0)

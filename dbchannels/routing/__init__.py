@@ -1,0 +1,5 @@
+"""Which consumer takes a message: routes, their patterns, options and schedules."""
+
+from dbchannels import foreign
+
+__getattr__ = foreign.module_names(__name__)

@@ -1,0 +1,97 @@
+"""``reverse``: the path of a route from its name, as ``django.urls.reverse`` gives that of a view."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+from django.urls import NoReverseMatch
+from django.utils.http import RFC3986_SUBDELIMS, escape_leading_slashes
+
+from dbchannels.exceptions import shown
+from dbchannels.routing.patterns import Pattern
+from dbchannels.routing.routes import Consumer, Placed
+from dbchannels.routing.table import site_routing
+
+_GAP = re.compile(r"%\((\w+)\)s")
+
+
+def reverse(to: str | Consumer, kwargs: Mapping[str, Any] | None = None, *, layer: str = "default") -> str:
+    """Return the path of the first route that is called so and captures just these keywords.
+
+    ``to`` is the route's ``name`` (``"namespace:name"`` inside an include with a namespace), its consumer, or the
+    consumer's dotted name. The path is quoted as in a URL. It imports the site's consumers when first called. Raises
+    NoReverseMatch, and InvalidConfiguration when the routing cannot be made::
+
+        reverse("room", kwargs={"room": "tea"})  # "/chat/tea/"
+    """
+    given = dict(kwargs or {})
+    found = [one for one in site_routing(layer).placed() if _is_called(one, to)]
+    for one in found:
+        path = _path(one.patterns().get("path", []), given)
+        if path is not None:
+            return escape_leading_slashes(quote(path, safe=RFC3986_SUBDELIMS + "/~:@"))
+    raise NoReverseMatch(_sentence(to, given, found))
+
+
+def _is_called(placed: Placed, to: str | Consumer) -> bool:
+    if isinstance(to, str):
+        return to in (placed.url_name, placed.route.name)
+    own = placed.route.consumer
+    return bool(own == to) or inspect.unwrap(own) is inspect.unwrap(to)
+
+
+def _path(chain: Sequence[Pattern], given: dict[str, Any]) -> str | None:
+    """Return the text that the patterns, one behind the other, match with just these captures; None: there is none."""
+    for parts in itertools.product(*(one.candidates() for one in chain)) if chain else ():
+        if {name for _, captured in parts for name in captured} != set(given):
+            continue
+        try:
+            path = "".join(_filled(text, one, given) for (text, _), one in zip(parts, chain, strict=True))
+        except ValueError:  # what a converter says of a value that is none of its
+            continue
+        if _matches(chain, path, given):
+            return path
+    return None
+
+
+def _filled(text: str, pattern: Pattern, given: dict[str, Any]) -> str:
+    return _GAP.sub(lambda gap: _text(pattern, gap[1], given), text)
+
+
+def _text(pattern: Pattern, name: str, given: dict[str, Any]) -> str:
+    converter = pattern.converters.get(name)
+    return str(given[name] if converter is None else converter.to_url(given[name]))
+
+
+def _matches(chain: Sequence[Pattern], path: str, given: dict[str, Any]) -> bool:
+    """Whether a route gets these very captures from the path: a slash in a slug, say, makes another path of it."""
+    rest = path
+    for pattern in chain:
+        found = pattern.regex.match(rest)
+        if found is None:
+            return False
+        captured = {name: text for name, text in found.groupdict().items() if text is not None}
+        if any(text != _text(pattern, name, given) for name, text in captured.items()):
+            return False
+        rest = rest[found.end() :]
+    return True
+
+
+def _sentence(to: str | Consumer, given: dict[str, Any], found: Sequence[Placed]) -> str:
+    called = to if isinstance(to, str) else f"{to.__module__}.{getattr(to, '__qualname__', repr(to))}"
+    if not found:
+        return (
+            f"Reverse for {called!r} not found. It is neither the name of a route nor a consumer that has one: give a "
+            f"route name={called.rpartition('.')[2]!r}, or see 'manage.py showchannels' for those there are."
+        )
+    tried = [one.shown_filters().get("path") for one in found]
+    if not any(tried):
+        return f"Reverse for {called!r} not found. Its route has no filter on the path: add path=... to it."
+    arguments = f"keyword arguments {shown(given, 200)}" if given else "no arguments"
+    paths = ", ".join(repr(text) for text in tried if text)
+    return f"Reverse for {called!r} with {arguments} not found. {len(tried)} pattern(s) tried: {paths}"

@@ -1,0 +1,234 @@
+"""``Route`` and ``Include``: what stands in a routing module, and what each does with a message."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from django.urls import URLPattern, URLResolver
+
+from dbchannels import names
+from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.message import Message
+from dbchannels.routing.options import ConsumerOptions
+from dbchannels.routing.patterns import Pattern, compile_pattern, convert, joined
+
+Consumer = Callable[..., Any]
+Captures = dict[str, Any]
+Texts = Mapping[str, "str | re.Pattern[str]"]
+
+#: A consumer whose first parameter is one of these is given the message's fields as keywords (the 2015 post).
+KEYWORD_FORM = frozenset({"channel", "send_channel", "path", "content", "binary"})
+
+
+class Filters:
+    """Patterns, each for one field of the message, by the field's name."""
+
+    def __init__(self, texts: Texts, *, whole: bool = True) -> None:
+        self.patterns = {key: compile_pattern(key, text, whole=whole) for key, text in texts.items()}
+        # For each message of the channel: no attribute is looked up, and nothing is converted where nothing can be.
+        self._compiled = [
+            (key, one.regex.fullmatch if whole and one.ends else one.regex.match, one.converters)
+            for key, one in self.patterns.items()
+        ]
+
+    def match(self, values: Callable[[str], Any]) -> tuple[Captures, dict[str, str]] | None:
+        """Return the named captures and what is left of each field after its match, or None."""
+        captures: Captures = {}
+        rest: dict[str, str] = {}
+        for key, match, converters in self._compiled:
+            value = values(key)
+            found = None if value is None else match(value if isinstance(value, str) else str(value))
+            if found is None:
+                return None
+            captures.update({name: text for name, text in found.groupdict().items() if text is not None})
+            if converters and not convert(captures, converters):
+                return None
+            rest[key] = found.string[found.end() :]
+        return captures, rest
+
+    def captures(self) -> list[str]:
+        """Return the names of what is captured."""
+        return [name for one in self.patterns.values() for name in one.regex.groupindex]
+
+    def key(self) -> tuple[tuple[str, str], ...]:
+        """Return what makes two of these the same."""
+        return tuple(sorted((key, one.text) for key, one in self.patterns.items()))
+
+
+class Route:
+    """One consumer for the messages of one channel whose fields match the filters, and how they are run."""
+
+    def __init__(
+        self,
+        channel: str,
+        consumer: Consumer,
+        filters: Texts,
+        options: ConsumerOptions | None = None,
+        url_name: str = "",
+    ) -> None:
+        self.channel = names.check_channel_name(channel)
+        self.options = options or ConsumerOptions(channel)
+        if not callable(consumer):
+            raise InvalidConfiguration(
+                f"The consumer of a route on {channel} is not callable: {shown(consumer)}."
+            )
+        as_consumer = getattr(consumer, "as_consumer", None)  # of a class, see ``consumers``
+        self.consumer: Consumer = as_consumer() if as_consumer else consumer
+        self.filters = Filters(filters)
+        self.url_name = url_name
+        self._takes = _keywords_taken(self.consumer)
+
+    @property
+    def name(self) -> str:
+        """The consumer's dotted name, for logs and checks."""
+        return f"{self.consumer.__module__}.{getattr(self.consumer, '__qualname__', repr(self.consumer))}"
+
+    @property
+    def takes_message(self) -> bool:
+        """Whether the consumer is given the Message; otherwise it takes keywords, as in the 2015 post."""
+        return self._takes is None
+
+    def placed(self, around: tuple[Filters, ...] = (), namespace: str = "") -> Iterator[Placed]:
+        """Return this route as it stands inside of includes with these filters."""
+        yield Placed(self, (*around, self.filters), namespace + self.url_name if self.url_name else "")
+
+    def routes(self) -> Iterable[Route]:
+        """Return the routes in here: this one."""
+        return [self]
+
+    def match(self, channel: str, values: Callable[[str], Any]) -> tuple[Route, Captures] | None:
+        """Return this route and the captures when it is for this message."""
+        if channel != self.channel:
+            return None
+        found = self.filters.match(values)
+        return None if found is None else (self, found[0])
+
+    def run(self, message: Message, captures: Captures) -> Any:
+        """Call the consumer. What the route captured wins over the server's keys, and these over a payload's."""
+        if self._takes is None:
+            return self.consumer(message, **captures)
+        fields = {**message.as_keywords(), **captures}
+        return self.consumer(**{key: fields[key] for key in fields if self._takes(key)})
+
+
+def _keywords_taken(consumer: Consumer) -> Callable[[str], bool] | None:
+    """Return which keywords a consumer in the post's form takes, or None for one that takes the Message."""
+    try:
+        parameters = inspect.signature(consumer).parameters
+    except (TypeError, ValueError):
+        return None
+    if next(iter(parameters), None) not in KEYWORD_FORM:
+        return None
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return lambda key: True
+    return parameters.__contains__
+
+
+def check_entries(entries: Any, where: str) -> Any:
+    """Return what a list of routes holds; raises InvalidConfiguration for what is no route."""
+    if not isinstance(entries, (list, tuple)):
+        raise InvalidConfiguration(f"{where} is {shown(entries)}: give it a list, [route(...), ...].")
+    for entry in entries:
+        if not isinstance(entry, (Route, Include)):
+            raise InvalidConfiguration(
+                f"{where} holds {shown(entry)}, which is no route: {_write_instead(entry)}."
+            )
+    return entries
+
+
+def _write_instead(entry: object) -> str:
+    if isinstance(entry, (list, tuple)):
+        return "write its items one by one, or put a * in front of it"
+    if isinstance(entry, (URLPattern, URLResolver)):
+        return 'write route("websocket.connect", consumer, path=...), and leave the paths of views to urls.py'
+    if isinstance(entry, str):
+        return f"write include({shown(entry)})"
+    if hasattr(entry, "as_routes"):
+        return "write route_class(...) around it"
+    if callable(entry):
+        return "write route(channel, ...) around it"
+    return "write route(...), route_class(...) or include(...)"
+
+
+class Include:
+    """Routes under common filters; each takes its part off the front of the field, like a URL prefix."""
+
+    def __init__(self, routes: Sequence[Route | Include], filters: Texts, namespace: str = "") -> None:
+        self._routes: Sequence[Route | Include] = check_entries(routes, "An include")
+        self._filters = Filters(filters, whole=False)
+        self._namespace = namespace
+
+    def placed(self, around: tuple[Filters, ...] = (), namespace: str = "") -> Iterator[Placed]:
+        """Return all routes in here, in order, each with the filters around it."""
+        inner = f"{namespace}{self._namespace}:" if self._namespace else namespace
+        for entry in self._routes:
+            yield from entry.placed((*around, self._filters), inner)
+
+    def routes(self) -> Iterable[Route]:
+        """Return all routes in here, in order."""
+        return [route for entry in self._routes for route in entry.routes()]
+
+    def match(self, channel: str, values: Callable[[str], Any]) -> tuple[Route, Captures] | None:
+        """Return the first matching route and its captures with ours."""
+        found = self._filters.match(values)
+        if found is None:
+            return None
+        captures, rest = found
+        for entry in self._routes:
+            inner = entry.match(channel, lambda key: rest[key] if key in rest else values(key))
+            if inner is not None:
+                return inner[0], {**captures, **inner[1]}
+        return None
+
+
+class Placed(NamedTuple):
+    """A route where it stands: with the filters of the includes around it, outermost first, and its own last."""
+
+    route: Route
+    filters: tuple[Filters, ...]
+    url_name: str  # "namespace:name"; "" where the route has no name
+
+    def key(self) -> tuple[Any, ...]:
+        """Return what makes two of these the same."""
+        return (self.route.channel, id(self.route.consumer), *(one.key() for one in self.filters))
+
+    def patterns(self) -> dict[str, list[Pattern]]:
+        """Return the patterns of each field, outermost first."""
+        found: dict[str, list[Pattern]] = {}
+        for filters in self.filters:
+            for key, pattern in filters.patterns.items():
+                found.setdefault(key, []).append(pattern)
+        for pattern in found.get("path", [])[:1]:
+            if (
+                pattern.is_path and (pattern.text or pattern.whole) and pattern.text[:1] != "/"
+            ):  # it may be left out, and is meant
+                found["path"][0] = pattern._replace(text="/" + pattern.text)
+        return found
+
+    def captures(self) -> list[str]:
+        """Return the names of what the consumer is given, each once, in order."""
+        return list(dict.fromkeys(name for one in self.filters for name in one.captures()))
+
+    def shown_filters(self) -> dict[str, str]:
+        """Return the filters as a person reads them: what an include takes off stands in front."""
+        return {
+            key: whole.text if (whole := joined(chain)) else " + ".join(one.text for one in chain)
+            for key, chain in self.patterns().items()
+        }
+
+    def covers(self, later: Placed) -> bool:
+        """Whether this one is known to take every message that the later one would."""
+        if self.route.channel != later.route.channel:
+            return False
+        theirs = later.patterns()
+        return all(_covers(chain, theirs.get(key, [])) for key, chain in self.patterns().items())
+
+
+def _covers(earlier: list[Pattern], later: list[Pattern]) -> bool:
+    if earlier == later:
+        return True
+    one, other = joined(earlier), joined(later) if later else None
+    return one is not None and other is not None and one.covers(other)

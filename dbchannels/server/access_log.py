@@ -1,0 +1,79 @@
+"""The access log, pure: what one line says, for the logger ``dbchannels.access``.
+
+Lines have the combined log format that Apache and nginx write, and end with the milliseconds that it took. A
+WebSocket has one when it asks (WSCONNECT), one with the answer, 101 or a refusal, in the form of any request, and one
+at its end (WSDISCONNECT, with the close code in the place of the status).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import lru_cache
+from typing import Any
+
+from dbchannels.redaction import escaped, mask_query
+from dbchannels.server.http.messages import Request
+
+log = logging.getLogger("dbchannels.access")
+
+LINE, FIELD = 500, 200  # characters of a request line and of a header that a line may hold
+
+
+def access_line(
+    client: str,
+    line: str,
+    status: object,
+    size: object,
+    seconds: float,
+    request: Request | None = None,
+) -> str:
+    """Return one line of the log. ``line`` is what the client sent; ``request`` has its headers, if they were read."""
+    referer = _header(request, b"referer")
+    agent = _header(request, b"user-agent")
+    date = _date_at(int(time.time()))
+    return (
+        f'{_field(client, FIELD) or "-"} - - [{date}] "{_field(line, LINE)}" {status} {size} '
+        f'"{_field(referer, FIELD)}" "{_field(agent, FIELD)}" {seconds * 1000:.0f} ms'
+    )
+
+
+def log_request(handler: Any, seconds: float) -> None:
+    """Log what a handler has answered, be it a request, a handshake, or what is no HTTP."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    request: Request | None = handler.request
+    peer = handler.client_address[0] if isinstance(handler.client_address, tuple) else ""
+    client = request.client[0] if request else peer
+    status = handler.code or handler.status  # pywsgi answers what is no HTTP with the latter alone
+    line = handler.requestline or ""
+    _write(access_line(client, line, status, handler.body_length, seconds, request))
+
+
+def log_websocket(event: str, request: Request, status: object, seconds: float) -> None:
+    """Log ``WSCONNECT`` or ``WSDISCONNECT``."""
+    if log.isEnabledFor(logging.INFO):
+        line = f"{event} {request.target} HTTP/{request.http_version}"
+        _write(access_line(request.client[0], line, status, "-", seconds, request))
+
+
+def _write(line: str) -> None:
+    """Hand a line to the log, without the search for the place that it comes from: there is one."""
+    log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None))
+
+
+def _field(text: str, most: int) -> str:
+    """Return what a stranger sent, latin-1, as a field: masked, cut, in ASCII without quotes and backslashes."""
+    # What is cut off here costs nothing; what masking leaves out may bring more of the rest into the line.
+    masked = mask_query(text[: 2 * most]).replace("\\", "\\\\").replace('"', "\\x22")
+    return escaped(masked.encode("ascii", "backslashreplace").decode("ascii"), most)
+
+
+def _header(request: Request | None, name: bytes) -> str:
+    value = request.header(name) if request is not None else None
+    return "-" if value is None else value.decode("latin-1")
+
+
+@lru_cache(2)
+def _date_at(second: int) -> str:
+    return time.strftime("%d/%b/%Y:%H:%M:%S %z", time.localtime(second))

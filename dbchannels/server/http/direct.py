@@ -1,0 +1,190 @@
+"""``--http direct``: views run in native threads of this process, without the layer.
+
+A request holds one thread from its view's start until its response is made and stored: the thread hands each part to
+the hub, and waits while more than a window is neither taken by the client nor in the response's spool.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from typing import Any
+
+import gevent
+from gevent.threadpool import ThreadPool
+
+from dbchannels.server.http import messages
+from dbchannels.server.http.exchange import BrokenOff, ResponseBuffer
+from dbchannels.server.turns import Turn, Turns
+
+log = logging.getLogger("dbchannels.server")
+
+WINDOW = 1_048_576  # bytes on the way from the view to the client
+STALLED = 60.0  # seconds without the client taking anything: given up
+WAITING_PER_THREAD = 16  # requests of one address that may wait for a thread; beyond it they are answered 503
+
+Message = dict[str, Any]
+#: Runs the view of an ``http.request`` message: the messages of its response, the last without ``more_content``.
+Views = Callable[[Message], Generator[Message, None, None]]
+CallInHub = Callable[[Callable[[], None]], None]
+
+LATE = "The site's view took longer than this server waits."
+
+
+class DirectViews:
+    """The threads: as many requests run at once, and addresses take turns."""
+
+    def __init__(self, views: Views, threads: int, call_in_hub: CallInHub, turns: Turns) -> None:
+        self.views = views
+        self.threads = threads
+        self.call_in_hub = call_in_hub
+        self.turns = turns
+        turns.room = threads
+        self.most_waiting = threads * WAITING_PER_THREAD
+        self._pool = ThreadPool(threads)
+
+    def exchange(self, parts: ResponseBuffer) -> DirectExchange:
+        """Return what one request is run by; its response goes to ``parts``."""
+        return DirectExchange(self, parts)
+
+    def run(self, function: Callable[[], None], ended: Callable[[], None]) -> None:
+        """Run a function in a thread, and then ``ended`` in the hub; whoever calls has its turn."""
+        gevent.spawn_raw(self._pool.spawn, self._run, function, ended)  # the pool may wait for a moment
+
+    def _run(self, function: Callable[[], None], ended: Callable[[], None]) -> None:
+        try:
+            function()
+        finally:
+            self.call_in_hub(ended)
+
+
+class DirectExchange:
+    """One request between its client and its thread; called as `Exchange` is."""
+
+    reply_channel = flow_channel = ""
+
+    def __init__(self, direct: DirectViews, parts: ResponseBuffer) -> None:
+        self._direct = direct
+        self._turn: Turn | None = None
+        self._parts = parts  # for the hub
+        self._reports: queue.SimpleQueue[Message] = queue.SimpleQueue()  # for the thread
+        self._sent = self._taken = 0  # bytes, in the thread
+        self._left = False  # by the client
+
+    # In the hub.
+
+    def request(self, message: Message, timeout: float) -> Message:
+        """Run the view; return the head of its response, 503 when no thread was free, or 504 when it took too long."""
+        turns, client = self._direct.turns, message["client"][0]
+        if turns.waiting(client) >= self._direct.most_waiting:
+            return messages.failure_message(503)
+        self._turn = turn = turns.enter(client, partial(self._start, message))
+        try:
+            with gevent.Timeout(timeout, False):
+                first = self._parts.get()
+                if self._left:
+                    raise BrokenOff
+                status = messages.failure_status(first)
+                return first if status is None else messages.failure_message(status)
+        finally:
+            if not turn.started:
+                turn.leave()
+        return messages.failure_message(504, LATE) if turn.started else messages.failure_message(503)
+
+    def _start(self, message: Message) -> None:
+        self._direct.run(partial(self._run, message), self._ended)
+
+    def _ended(self) -> None:
+        assert self._turn is not None
+        self._turn.leave()
+
+    def next_chunk(self, timeout: float) -> Message:
+        """Return the next part, however long the view takes; raises BrokenOff when there will be none."""
+        part = self._parts.get() if not self._left else {}
+        if self._left or messages.failure_status(part) is not None:
+            raise BrokenOff
+        return part
+
+    def begin(self, length: int | None) -> bool:
+        """Let a response in chunks begin; False when there is no room for what its client does not take."""
+        return self._parts.begin(self.report, length)
+
+    def report(self, report: Message) -> None:
+        """Tell the thread how far the client is: ``taken`` bytes in all, or that it is ``closed``."""
+        self._reports.put(report)
+
+    def client_left(self) -> None:
+        """Wake who waits for the view, and tell the thread."""
+        self._left = True
+        self.report({"closed": True})
+        self._parts.put({"left": True})  # wakes who waits
+
+    def give_up(self) -> None:
+        """End the wait for a thread, or for what it makes: the server stops."""
+        self._parts.put({"lost": "server stops"})
+
+    def close(self) -> None:
+        """Wait for nothing more; a thread that still makes parts is told so."""
+        self.report({"closed": True})
+        self._parts.close()
+
+    # In the thread.
+
+    def _run(self, message: Message) -> None:
+        parts = self._direct.views(message)
+        try:
+            self._pass_on(parts)
+        except BaseException:  # SystemExit too: the client waits for an answer
+            log.exception("The site's application raised an error.")
+            self._put({"error": "application"})
+
+    def _pass_on(self, parts: Generator[Message, None, None]) -> None:
+        """The head waits for the first content: a view that raises before it is answered 500."""
+        head: Message = {}
+        try:
+            for part in parts:
+                if part.get("more_content") and not part.get("content"):
+                    head |= part
+                    continue
+                for piece in _cut(head | part):
+                    self._put(piece)
+                    self._sent += len(piece.get("content", b""))
+                    if piece.get("more_content") and not self._may_go_on():
+                        return
+                head = {}
+        finally:
+            parts.close()
+
+    def _put(self, part: Message) -> None:
+        self._direct.call_in_hub(partial(self._parts.put, part))
+
+    def _may_go_on(self) -> bool:
+        """Wait for room; False when the client went away, or takes nothing."""
+        while self._sent - self._taken > WINDOW or not self._reports.empty():
+            try:
+                report = self._reports.get(timeout=STALLED)
+            except queue.Empty:
+                self._put({"error": "stalled"})
+                return False
+            if report.get("closed"):
+                return False
+            self._taken = max(self._taken, report.get("taken", 0))
+        return True
+
+
+def _cut(part: Message) -> Iterator[Message]:
+    """Yield a part in pieces of a window at the most; a response that is whole becomes one in chunks."""
+    content = part.get("content", b"")
+    if len(content) <= WINDOW:
+        yield part
+        return
+    if "headers" in part and not part.get("more_content"):
+        given = [pair for pair in part["headers"] if pair[0].lower() != b"content-length"]
+        part = {**part, "headers": [*given, [b"Content-Length", str(len(content)).encode()]]}
+    for start in range(0, len(content), WINDOW):
+        end = start + WINDOW
+        more = end < len(content) or bool(part.get("more_content"))
+        yield {**part, "content": content[start:end], "more_content": more}
+        part = {"more_content": part.get("more_content")}

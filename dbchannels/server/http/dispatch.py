@@ -1,0 +1,211 @@
+"""HTTP requests and who answers them: static files, a thread of this process, or a worker behind the layer."""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import gevent
+
+from dbchannels.server.config import Options
+from dbchannels.server.connection_limits import address_key, is_local
+from dbchannels.server.http import messages
+from dbchannels.server.http.direct import DirectExchange, DirectViews
+from dbchannels.server.http.exchange import Exchange, Stream, declared_length
+from dbchannels.server.http.messages import Request
+from dbchannels.server.http.reader import Inlet
+from dbchannels.server.http.response_buffer import SpooledBuffer
+from dbchannels.server.http.sent_files import SentFiles
+from dbchannels.server.http.spool import NotStored, Spool, SpooledBody
+from dbchannels.server.http.storage import ResponseBudget, Storage
+from dbchannels.server.http.under_way import UnderWay
+from dbchannels.server.http.upload import Upload
+from dbchannels.server.relay import Relay
+from dbchannels.server.turns import Turns
+from dbchannels.server.websocket import handshake
+
+log = logging.getLogger("dbchannels.server")
+
+#: Seconds. A worker that had a request in its batch behind a slow one has put it back by then.
+WITHDRAW_AGAIN = 0.25
+
+CROWDED = "Too many large responses are on their way to slow clients now: try again soon."
+OUTSIDE = "This server's site is not at this path: see its --root-path."
+
+#: Answers a request by itself, in a native thread: (status, headers, content), or None for the site's views.
+StaticFiles = Callable[[Request], "tuple[int, list[tuple[str, str]], bytes] | None"]
+
+
+class Requests:
+    """Answers each by its ``application``, which pywsgi calls in a greenlet of the connection."""
+
+    def __init__(self, relay: Relay, options: Options, turns: Turns) -> None:
+        self.static_files: StaticFiles | None = None
+        self.direct: DirectViews | None = None  # where views run, if not in workers
+        self.files: SentFiles | None = None  # from workers of this process tree
+        self.under_way = UnderWay()
+        self._relay, self._options, self.turns = relay, options, turns
+        self._storage = Storage(options.max_body_memory, options.max_spool)
+        self.responses = ResponseBudget(
+            options.max_body_memory, options.max_response_spool, self._may_hold_up
+        )
+
+    def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """Answer one request: PEP 3333's interface, as pywsgi calls it."""
+        request: Request = environ["dbchannels.request"]
+        inlet: Inlet = environ["dbchannels.inlet"]
+        length: int | None = environ["dbchannels.length"]
+        spool, handed_on = None, False
+        try:
+            self._check(request)
+            if length != 0 and not self.direct and self._relay.refuses:
+                raise handshake.Refused(503, messages.SENTENCES[503])  # before the body comes
+            if length != 0:
+                expected = min(length or 0, self._options.max_body)  # beyond it: 413
+                spool = Spool(self._storage, expected, _share_of(request))
+                self.under_way.waits(inlet, inlet.give_up)
+                environ["dbchannels.read_body"](spool.write)
+            served = self._serve_static(request)
+            if served is not None:
+                status, headers, content = served
+                start_response(f"{status} {messages.reason_phrase(status)}", headers)
+                return [content] if request.method != "HEAD" else []
+            handed_on = True
+            return self._exchange(request, spool, inlet, start_response)
+        except handshake.Refused as refused:
+            return self._refuse(refused, request, start_response)
+        except NotStored as error:
+            log.error("The body of a request could not be stored (%s): it was refused.", error)
+            return self._refuse(handshake.Refused(503, messages.SENTENCES[503]), request, start_response)
+        finally:
+            if spool is not None and not handed_on:
+                spool.close()
+
+    def _may_hold_up(self) -> int:
+        """Return how many responses may hold up the worker or the thread that makes them: half of these at most."""
+        if self.direct is not None:
+            return self.direct.threads // 2
+        return self._relay.http_workers // 2 // max(1, self._relay.servers)
+
+    def _check(self, request: Request) -> None:
+        if self._options.is_outside(request.path):
+            raise handshake.Refused(404, OUTSIDE)
+        if self.under_way.given_up:
+            raise handshake.Refused(503, messages.SENTENCES[503])
+
+    def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
+        if self.static_files is None or request.method not in ("GET", "HEAD"):
+            return None
+        return self.static_files(request)
+
+    def _exchange(
+        self, request: Request, spool: Spool | None, inlet: Inlet, start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        replies = SpooledBuffer(self.responses, _share_of(request))
+        exchange: Exchange | DirectExchange
+        if self.direct:
+            exchange = self.direct.exchange(replies)
+        else:
+            exchange = Exchange(self._relay, self._options.later_timeout, self.turns, replies)
+            exchange.on_later = inlet.need_client
+        ended = partial(self._end_exchange, exchange, spool, inlet)
+        streaming = False
+        try:
+            inlet.watch(exchange.client_left)
+            self.under_way.waits(inlet, exchange.give_up)
+            message = self._request_message(request, exchange, spool)
+            begun = exchange.request(message, self._options.http_timeout)
+            first, head = self._checked(begun, request)
+            # What is answered by its head alone is made no further; a file is not made, and was sent already.
+            streamed = first.get("more_content") and (head.has_body or "from_descriptor" in first)
+            if streamed and not self._begin(exchange, first, head):
+                first, head = self._checked(messages.failure_message(503, CROWDED), request)
+                streamed = False
+            if not streamed:
+                if begun.get("more_content"):
+                    exchange.report({"closed": True})  # or its worker would wait to send the rest
+                return self._write_whole(first, head, start_response)
+            inlet.answered()
+            if declared_length(head) is None:  # it may go on for ever
+                inlet.need_client()
+            self._start_stream(head, request, start_response)
+            streaming = True
+            return Stream(exchange, first, head, self._options.http_timeout, ended)
+        finally:
+            if not streaming:
+                ended()
+
+    def _begin(self, exchange: Exchange | DirectExchange, first: dict[str, Any], head: messages.Head) -> bool:
+        """Let a response in chunks, or from a file, begin; False when there is no room for it."""
+        if "from_descriptor" not in first or isinstance(exchange, DirectExchange):
+            return exchange.begin(declared_length(head))
+        if self.files is not None:
+            self.files.receive()  # it was sent before the head
+        position, size = first["from_descriptor"]
+        return exchange.begin_file(position, size if head.has_body else 0)
+
+    def _request_message(
+        self, request: Request, exchange: Exchange | DirectExchange, spool: Spool | None
+    ) -> dict[str, Any]:
+        body: Any = b"" if spool is None else spool.first
+        body_channel = None
+        if spool is not None and spool.rest:
+            if isinstance(exchange, DirectExchange):
+                body = io.BufferedReader(SpooledBody(spool))
+            else:
+                exchange.upload = Upload(self._relay, exchange.body_channel, spool)
+                body_channel = exchange.body_channel
+        size = 0 if spool is None else spool.size
+        channels = (exchange.reply_channel, body, exchange.flow_channel, body_channel)
+        return messages.request_message(request, *channels, size)
+
+    def _end_exchange(self, exchange: Exchange | DirectExchange, spool: Spool | None, inlet: Inlet) -> None:
+        self.under_way.waits(inlet, None)
+        inlet.unwatch()
+        exchange.close()
+        if isinstance(exchange, Exchange) and exchange.is_unanswered:
+            gevent.spawn_later(WITHDRAW_AGAIN, exchange.withdraw)
+        if spool is not None:
+            spool.close()
+
+    def _refuse(
+        self, refused: handshake.Refused, request: Request, start_response: Callable[..., Any]
+    ) -> list[bytes]:
+        """Refuse a body that was not read to its end: what follows it is no request."""
+        message = messages.failure_message(refused.status, refused.sentence)
+        head = messages.response_head(message, request.method)
+        head.headers.append(("Connection", "close"))
+        return self._write_whole(message, head, start_response)
+
+    def _checked(self, message: dict[str, Any], request: Request) -> tuple[dict[str, Any], messages.Head]:
+        """Return a response's first message with its head; one that cannot be sent becomes a 500."""
+        try:
+            return message, messages.response_head(message, request.method)
+        except ValueError as error:
+            log.error("A response to %s could not be sent: %s", request.path, error)
+            message = messages.failure_message(500)
+            return message, messages.response_head(message, request.method)
+
+    def _write_whole(
+        self, message: dict[str, Any], head: messages.Head, start_response: Callable[..., Any]
+    ) -> list[bytes]:
+        start_response(head.status, head.headers)
+        content = message.get("content", b"")
+        return [content] if head.has_body and content else []
+
+    def _start_stream(
+        self, head: messages.Head, request: Request, start_response: Callable[..., Any]
+    ) -> None:
+        """HTTP/1.0 has no chunks: without a length the end of the connection is the response's end."""
+        if request.http_version == "1.0" and declared_length(head) is None:
+            head.headers.append(("Connection", "close"))
+        start_response(head.status, head.headers)
+
+
+def _share_of(request: Request) -> str:
+    """Return whose share of what bodies may take a request counts in; "" for this machine, which has none."""
+    address = request.client[0]
+    return "" if is_local(address) else address_key(address)

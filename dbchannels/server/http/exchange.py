@@ -1,0 +1,374 @@
+"""One HTTP request between its client and the layer: what it waits for, and a response that comes in chunks."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
+from functools import partial
+from io import FileIO
+from queue import Empty
+from typing import TYPE_CHECKING, Any, Protocol
+
+from dbchannels import names
+from dbchannels.layers.operations import Disconnect, Withdraw
+from dbchannels.server.http import messages
+from dbchannels.server.relay import DECLARED_DEAD, OutboxFull, Relay
+from dbchannels.server.reply import Reply
+from dbchannels.server.turns import Turn, Turns
+
+if TYPE_CHECKING:
+    from dbchannels.server.http.upload import Upload
+
+log = logging.getLogger("dbchannels.server")
+
+WAITING = (
+    4_194_304  # bytes in memory that may wait for a slow client: views are held to a window, groups are not
+)
+REPORT_EVERY = 262_144  # bytes between two reports to the worker that streams
+REPORT_AFTER = 5.0  # seconds after which fewer are reported too
+
+Message = dict[str, Any]
+
+
+class BrokenOff(ConnectionError):
+    """The response ended in its middle: the connection is closed, so that the client sees it."""
+
+    def __init__(self) -> None:
+        # The number is for pywsgi, which then closes without a word: what there is to say was logged.
+        super().__init__(errno.ECONNRESET, "The response was broken off.")
+
+
+class ResponseBuffer:
+    """The messages of a response that wait for their client. Here all are in memory.
+
+    ``received`` and ``freed`` are bytes of content: what has come, and what has left the memory since.
+    """
+
+    def __init__(self, queue: Any) -> None:
+        self._queue = queue
+        self.received = self.freed = 0
+        self.ended = False  # the last message has come
+        self.report: Callable[[Message], None] | None = None  # of `begin`; tells whoever makes the response
+        self._in_hand = 0  # bytes of the message that `get` has returned last
+        self._reported, self._reported_at = 0, time.monotonic()
+
+    @property
+    def waiting(self) -> int:
+        """How many bytes in memory wait for their turn."""
+        return self.received - self.freed - self._in_hand
+
+    def begin(self, report: Callable[[Message], None], length: int | None) -> bool:
+        """Let a response in chunks begin, of so many bytes if its head says it; False when there is no room for it."""
+        self.report = report
+        return True
+
+    def put(self, message: Message) -> None:
+        """Add what has come."""
+        self._count(message)
+        self._queue.put(message)
+
+    def _count(self, message: Message) -> None:
+        self.received += content_size(message)
+        self.ended = self.ended or not (
+            message.get("more_content") or "later" in message or "taken" in message
+        )
+
+    def get(self, timeout: float | None = None) -> Message:
+        """Return the next message; raises Empty. The one before was taken by the client."""
+        self.free(self._in_hand)
+        self._in_hand = 0
+        return self._handed_out(self._queue.get(timeout=timeout))
+
+    def _handed_out(self, message: Message) -> Message:
+        self._in_hand = content_size(message)
+        return message
+
+    def free(self, size: int) -> None:
+        """So many bytes have left the memory."""
+        self.freed += size
+        if self.freed - self._reported >= REPORT_EVERY:
+            self.tell(0.0)
+        elif self.freed > self._reported:
+            self.tell(REPORT_AFTER)
+
+    def tell(self, after: float) -> None:
+        """Report what was freed, if the last report was so many seconds ago and somebody still makes the response."""
+        now = time.monotonic()
+        if self.report is not None and not self.ended and now - self._reported_at >= after:
+            self._reported, self._reported_at = self.freed, now
+            self.report({"taken": self.freed})
+
+    def take_file(self, file: FileIO) -> None:
+        """Keep a file that the head of the response may tell to begin with."""
+        file.close()
+
+    def begin_file(self, position: int, size: int) -> bool:
+        """Let so many bytes of the file be the response; False when it did not come."""
+        return False
+
+    def close(self) -> None:
+        """Let go of all of it."""
+
+
+class Exchange:
+    """Waits for the response messages of one request. ``close`` it when the last one was written.
+
+    With ``turns`` the request goes to the layer when it is its address's turn.
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        later_timeout: float = 600.0,
+        turns: Turns | None = None,
+        replies: ResponseBuffer | None = None,
+    ) -> None:
+        self._relay = relay
+        self._later_timeout = later_timeout
+        self._turns = turns
+        self._turn: Turn | None = None  # until a worker has answered
+        self._answered = False  # by a worker, if only in part
+        self._replies = replies or ResponseBuffer(relay.hub.queue())
+        self._is_made = False  # no worker streams it
+        self._later = False  # the view has raised ResponseLater
+        self._left = self._broken = False  # by the client, or because it takes less than comes
+        self._in_groups = False  # the reply channel may be in some
+        self._path: str | None = None  # of the request, once it was sent
+        #: Called when the view has raised ResponseLater.
+        self.on_later: Callable[[], None] = lambda: None
+        self.upload: Upload | None = None
+        self.reply_channel = relay.open(self)
+        local = names.split(self.reply_channel)[1]
+        self.flow_channel = f"http.flow?{local}"
+        self.body_channel = messages.body_channel(local)
+
+    def request(self, message: Message, timeout: float) -> Message:
+        """Send the request; return the head of its response, or the failure to answer with.
+
+        In an outage of the layer that is 503 at once. Raises BrokenOff when the client goes away.
+        """
+        if self._left:
+            raise BrokenOff
+        if self._relay.refuses:
+            return messages.failure_message(503)
+        start = partial(self._send, message, timeout)
+        if self._turns is None:
+            start()
+        else:
+            self._turn = self._turns.enter(message["client"][0], start)
+        try:
+            first = self._next(timeout)
+        except Empty:
+            self._in_groups = True  # whatever its worker does in the end
+            return messages.failure_message(503 if self._relay.away else 504)
+        status = messages.failure_status(first)
+        return first if status is None else messages.failure_message(status)
+
+    def _send(self, message: Message, timeout: float) -> None:
+        send = self._relay.make_send("http.request", message)._replace(expiry=timeout)
+        try:
+            self._relay.send(send)
+        except OutboxFull:
+            self._replies.put({"lost": "full"})
+        else:
+            self._path = message["path"]
+
+    def deliver(self, reply: Reply) -> None:
+        """Take one message, in the hub."""
+        message = reply.message
+        self._answered = message.get("lost") != DECLARED_DEAD  # else it may still wait in the layer
+        self._leave_turn()
+        wanted = message.get("body")
+        if isinstance(wanted, dict) and "status" not in message:
+            if self.upload is not None:
+                self.upload.asked(wanted)
+            return
+        if self._broken:
+            return
+        self._replies.put(message)
+        if self._replies.waiting > WAITING:
+            self._broken = True
+            log.warning("A response was broken off: its client takes less than is sent to it.")
+
+    def begin(self, length: int | None) -> bool:
+        """Let a response in chunks begin; False when there is no room for what its client does not take."""
+        return self._replies.begin(self.report, length)
+
+    def take_file(self, file: FileIO) -> None:
+        """Take a file that a worker has sent, in the hub."""
+        self._replies.take_file(file)
+
+    def begin_file(self, position: int, size: int) -> bool:
+        """Let so many bytes of that file be the response, whose worker is done; False when it did not come."""
+        self._is_made = True
+        return self._replies.begin_file(position, size)
+
+    def next_chunk(self, timeout: float) -> Message:
+        """Return the next message of the response; raises BrokenOff when there will be none."""
+        self._in_groups = True
+        try:
+            chunk = self._next(timeout)
+        except Empty:
+            raise BrokenOff from None
+        if messages.failure_status(chunk) is not None:
+            raise BrokenOff
+        return chunk
+
+    def _next(self, timeout: float) -> Message:
+        """Return the next message; raises Empty. A view that answers later has said so in a message of its own."""
+        started = time.monotonic()
+        while True:
+            if self._left or self._broken:
+                raise BrokenOff
+            latest = started + (self._later_timeout if self._later else timeout)
+            message: Message = self._replies.get(timeout=max(0.0, latest - time.monotonic()))
+            if "later" in message:
+                self._later = self._in_groups = True
+                self.on_later()
+            elif "taken" not in message:
+                return message
+
+    def report(self, report: Message) -> None:
+        """Tell the worker that streams how far its client is."""
+        if self._is_made:
+            return
+        with suppress(OutboxFull):
+            self._relay.send(self._relay.make_send(self.flow_channel, report))
+
+    def client_left(self) -> None:
+        """Tell the site, once, that nobody waits any more; in the hub, so it does not block."""
+        if self._left:
+            return
+        self._left = True
+        self._replies.put({"taken": True})  # wakes who waits
+        if self.upload is not None:
+            self.upload.break_off()
+        if self._path is not None:
+            message = {"reply_channel": self.reply_channel, "path": self._path}
+            with suppress(OutboxFull):
+                self._relay.send(self._relay.make_send("http.disconnect", message))
+
+    def give_up(self) -> None:
+        """End the wait for the next message: the server stops, and its client is answered 503."""
+        self._in_groups = True  # whatever its worker does in the end
+        self._replies.put({"lost": "server stops"})
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether the request has gone to the layer, and no worker has answered, if only in part."""
+        return self._path is not None and not self._answered
+
+    def withdraw(self) -> None:
+        """Take the request back, unless a worker has it."""
+        if self.is_unanswered:
+            with suppress(OutboxFull):
+                self._relay.send(Withdraw("http.request", self.reply_channel))
+
+    def _leave_turn(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.leave()
+
+    def close(self) -> None:
+        """Wait for nothing more, and be in no group; a request that no worker has taken is not run any more."""
+        self._relay.close(self.reply_channel)  # first: the publisher then leaves out what it has not written
+        self._replies.close()
+        self._leave_turn()
+        self.withdraw()
+        if self.upload is not None:
+            self.upload.close()
+        if self._in_groups or self._left:
+            with suppress(OutboxFull):
+                self._relay.send(Disconnect(self.reply_channel))
+
+
+def content_size(message: Message) -> int:
+    """Return how many bytes of a response a message holds."""
+    content = message.get("content")
+    return len(content) if isinstance(content, bytes) else 0
+
+
+class Chunks(Protocol):
+    """Where a stream's chunks come from: an `Exchange`, or a thread of this process."""
+
+    def next_chunk(self, timeout: float) -> Message:
+        """Return the next one; raises BrokenOff when there will be none."""
+
+    def report(self, report: Message) -> None:
+        """Say how much was taken, or that the client has left."""
+
+
+class Stream:
+    """Chunks as they come, checked.
+
+    Whoever iterates must ``close`` it, as PEP 3333 asks; only then is it over, also if it was never begun.
+    """
+
+    def __init__(
+        self, exchange: Chunks, first: Message, head: messages.Head, timeout: float, ended: Callable[[], None]
+    ) -> None:
+        self._exchange, self._timeout, self._ended = exchange, timeout, ended
+        self._finished = False
+        self._failed = False  # no more comes, or what comes cannot be sent: it is not the client that left
+        self._has_body = head.has_body
+        self._left = declared_length(head) if head.has_body else None  # bytes; None: any number
+        self._chunks = self._run(messages.checked_content(first))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._chunks
+
+    def close(self) -> None:
+        """Tell the worker if the client left early, and wait for nothing more."""
+        self._chunks.close()
+        if not self._finished:
+            self._exchange.report({"closed": True})
+            if not self._failed:
+                self._exchange.client_left()
+        self._ended()
+
+    def _run(self, content: bytes) -> Generator[bytes, None, None]:
+        try:
+            yield from self._contents(content)
+        except BrokenOff:
+            self._failed = True
+            raise
+
+    def _contents(self, content: bytes) -> Generator[bytes, None, None]:
+        yield self._counted(content)
+        while not self._finished:
+            chunk = self._exchange.next_chunk(self._timeout)
+            content = self._content(chunk)
+            yield self._counted(content)
+            self._finished = not chunk.get("more_content")
+        if self._left:
+            log.error("A response ended %d bytes before the Content-Length that its view gave.", self._left)
+            raise BrokenOff
+
+    def _content(self, chunk: Message) -> bytes:
+        try:
+            return messages.checked_content(chunk)
+        except ValueError as error:
+            log.error("A response was broken off: %s", error)
+            raise BrokenOff from None
+
+    def _counted(self, content: bytes) -> bytes:
+        """Return what to write of a chunk. Beyond its length a response would be taken for the next one."""
+        if not self._has_body:
+            return b""
+        if self._left is not None:
+            if len(content) > self._left:
+                log.error("A response went beyond the Content-Length that its view gave.")
+                raise BrokenOff
+            self._left -= len(content)
+        return content
+
+
+def declared_length(head: messages.Head) -> int | None:
+    """Return the Content-Length that a response promises, if it does."""
+    for name, value in head.headers:
+        if name.lower() == "content-length" and value.isdecimal():
+            return int(value)
+    return None

@@ -1,0 +1,336 @@
+"""A response between the site that makes it and its client: in memory, and beyond that in files without a name.
+
+Whoever makes it is told how much was stored, so it is held up only while there is no room. What a client takes as fast
+as it comes never goes to the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import time
+from collections import deque
+from io import FileIO
+from queue import Empty
+from typing import Any
+
+import gevent
+from gevent.event import Event
+
+from dbchannels.server.http.exchange import Message, ResponseBuffer, content_size
+from dbchannels.server.http.messages import failure_status
+from dbchannels.server.http.spool import NotStored, in_thread, new_file
+from dbchannels.server.http.storage import BROKEN_OFF, REFUSED, ResponseBudget
+
+log = logging.getLogger("dbchannels.server")
+
+IN_MEMORY = 262_144  # bytes of a response that stay in memory
+SMALL = 1_048_576  # bytes that come without a report, so such a response holds up nobody
+READ = 131_072  # bytes read from a file at once
+READ_BY_ALL = (
+    16_777_216  # bytes at once from all files that workers have sent, and 8 KiB at least from each of them
+)
+WRITE = 1_048_576  # bytes written to it at once
+SEGMENT = 16_777_216  # bytes of one file: the disk has them back when the client has taken them
+PATIENCE = 0.05  # seconds in which a client must take IN_MEMORY, or what waits for it goes to the disk
+TELL_EVERY = 10.0  # seconds between two words to a worker that waits: the client is there
+
+
+class Segment:
+    """A file without a name; called in native threads."""
+
+    def __init__(self) -> None:
+        self._file: Any = new_file()
+        self.size = self.taken = 0  # bytes
+
+    def write(self, data: bytes) -> None:
+        """Put data behind the rest."""
+        written = 0
+        while written < len(data):
+            written += os.pwrite(self._file.fileno(), data[written:], self.size + written)
+        self.size += written
+
+    def read(self, size: int) -> bytes:
+        """Take what comes next, up to so many bytes."""
+        data = os.pread(self._file.fileno(), min(size, self.size - self.taken), self.taken)
+        if not data:
+            raise OSError(errno.ENODATA, "it became shorter")
+        self.taken += len(data)
+        return data
+
+    def close(self) -> None:
+        """Give the disk its blocks back, which takes a while."""
+        self._file.close()
+
+
+class SentFile(Segment):
+    """A part of a file of the site's."""
+
+    def __init__(self, file: FileIO, position: int, size: int) -> None:
+        self._file = file
+        self.taken, self.size = position, position + size
+
+
+class SpooledBuffer(ResponseBuffer):
+    """The messages of one response; ``put`` is called in the hub and never waits, ``get`` in one greenlet."""
+
+    def __init__(self, budget: ResponseBudget, address: str) -> None:
+        super().__init__(None)
+        self._budget, self._address = budget, address
+        self._messages: deque[Message] = deque()  # younger than what is in files
+        self._segments: deque[Segment] = deque()
+        self._file: FileIO | None = None  # that a worker has sent, until the head says what of it to read
+        self._came, self._took = Event(), Event()
+        self._length: int | None = None  # of a large response whose head says it
+        self._on_disk = self._reserved = 0  # bytes in files, and of the budget's disk
+        self._storer: Any = None  # the greenlet that writes to files, while too much waits
+        self._is_writing = self._is_closed = self._waits = False
+        self._has_failed = False  # to be stored: no more of it goes to the disk
+
+    # From the site.
+
+    def begin(self, report: Any, length: int | None) -> bool:
+        """Let the response begin, of so many bytes if its head says it; False when there is no room for it."""
+        if not self._may_begin(length):
+            self._budget.refuse(REFUSED)
+            return False
+        self.report = report
+        self._look_after()
+        return True
+
+    def _may_begin(self, length: int | None) -> bool:
+        budget = self._budget
+        if length is not None and length <= SMALL:
+            return length <= budget.memory
+        if budget.memory < SMALL:
+            return False
+        room = budget.room(self._address)
+        # What does not say its length needs a whole share: else one after another would begin, and be broken off.
+        fits = (length or max(SMALL, budget.share)) <= min(room, budget.share)
+        # Where none may wait a fast client can still have what is larger than one response's share.
+        alone = budget.may_wait() < 1 and room >= budget.share > 0
+        if not fits and not alone and not self._begin_to_wait():
+            return False
+        if length is not None:
+            self._length = length
+            self._reserve(max(0, min(length, room, budget.share)))
+        return True
+
+    def take_file(self, file: FileIO) -> None:
+        """Keep a file until `begin_file`."""
+        self._drop_file()
+        self._file = file
+        if self._is_closed:
+            self._drop_file()
+
+    def begin_file(self, position: int, size: int) -> bool:
+        """Let so many bytes of the file be the response; False when it did not come."""
+        file, self._file = self._file, None
+        if file is None:
+            return False
+        self._segments.append(SentFile(file, position, size))
+        self._on_disk += self._segments[-1].size
+        self._budget.sent_files += 1
+        self.put({"content": b"", "more_content": False})
+        return True
+
+    def put(self, message: Message) -> None:
+        """Add what has come."""
+        if self._is_closed:
+            return
+        self._count(message)
+        self._budget.take(self._address, memory=content_size(message))
+        self._messages.append(message)
+        self._came.set()
+        if self.ended:
+            self._end_to_wait()
+        self._look_after()
+
+    def _look_after(self) -> None:
+        if self.report is not None and self._storer is None and self.waiting > self._most():
+            self._storer = gevent.spawn(self._store_all)
+
+    def _most(self) -> int:
+        """Return how many bytes may stay in memory."""
+        return 0 if self._budget.is_tight else IN_MEMORY
+
+    # To the client.
+
+    def get(self, timeout: float | None = None) -> Message:
+        """Return the next message; raises Empty."""
+        self.free(self._in_hand)
+        self._in_hand = 0
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if segment := self._next_segment():
+                try:
+                    content = in_thread(segment.read, self._read_size())
+                except NotStored as error:
+                    log.error("A response was broken off, because its file could not be read (%s).", error)
+                    return {"error": "broken off"}
+                self._took.set()
+                return {"content": content, "more_content": True}
+            if self._messages and not self._is_writing:
+                return self._handed_out(self._messages.popleft())
+            self._came.clear()
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not self._came.wait(left):
+                raise Empty
+
+    def _next_segment(self) -> Segment | None:
+        """Return the file that has what comes next; drop those that are taken, but none that is written to."""
+        while self._segments and self._segments[0].taken == self._segments[0].size:
+            if self._is_writing and len(self._segments) == 1:
+                return None
+            self._drop(self._segments.popleft())
+            self._took.set()
+        return self._segments[0] if self._segments else None
+
+    def free(self, size: int) -> None:
+        """So many bytes have left the memory, for the client or for a file."""
+        self._budget.take(self._address, memory=-size)
+        super().free(size)
+        self._shrink()
+        self._took.set()
+
+    def close(self) -> None:
+        """Let go of all of it."""
+        if self._is_closed:
+            return
+        self._is_closed = self.ended = True
+        self._end_to_wait()
+        self._budget.take(self._address, memory=self.freed - self.received)
+        self.freed, self._in_hand = self.received, 0
+        self._messages.clear()
+        self._drop_file()
+        if not self._is_writing:
+            self._drop_all()
+        self._took.set()
+
+    def _break_off(self) -> None:
+        """End it in its middle, for its client and for whoever makes it."""
+        self.close()
+        self._messages.append({"error": "broken off"})
+        self._came.set()
+        if self.report is not None:
+            self.report({"closed": True})
+
+    # The files.
+
+    def _store_all(self) -> None:
+        """Write to files while more waits than may stay in memory."""
+        try:
+            if not self._segments and self._client_keeps_up():
+                return
+            while self.waiting > self._most() and not self._is_closed:
+                batch = self._next_batch()
+                if batch:
+                    self._store(batch)
+                elif self.ended or not _is_plain(self._messages[0]) or not self._wait_for_client():
+                    return  # at the end nobody is held up any more
+        finally:
+            self._storer = None
+
+    def _client_keeps_up(self) -> bool:
+        """Give a client its time; False when it takes less than is made."""
+        while self.waiting > self._most() and not self._is_closed:
+            freed = self.freed
+            gevent.sleep(PATIENCE)
+            if self.freed - freed < IN_MEMORY:
+                return self.waiting <= self._most()
+        return True
+
+    def _next_batch(self) -> list[Message]:
+        """Take from memory what there is room for in a file."""
+        if self._has_failed:
+            return []
+        room = self._reserved - self._on_disk
+        room += max(0, min(self._budget.room(self._address), self._budget.share - self._reserved))
+        batch, size = [], 0
+        while self._messages and _is_plain(self._messages[0]):
+            size += content_size(self._messages[0])
+            if size > room or (batch and size > WRITE):
+                break
+            batch.append(self._messages.popleft())
+        return batch
+
+    def _store(self, batch: list[Message]) -> None:
+        data = b"".join(message["content"] for message in batch)
+        self._on_disk += len(data)
+        self._reserve(max(self._reserved, self._on_disk))
+        self._is_writing = True
+        try:
+            if not self._segments or self._segments[-1].size >= min(SEGMENT, self._budget.share // 4):
+                self._segments.append(in_thread(Segment))
+            in_thread(self._segments[-1].write, data)
+        except NotStored as error:
+            log.error("What a client does not take of its response could not be stored (%s).", error)
+            self._has_failed = True
+        finally:
+            self._is_writing = False
+        if self._is_closed:
+            self._drop_all()
+        elif self._has_failed:
+            self._on_disk -= len(data)
+            self._messages.extendleft(reversed(batch))
+            self._shrink()
+        else:
+            self.free(len(data))
+        self._came.set()
+
+    def _wait_for_client(self) -> bool:
+        """Have the worker wait until there is room; False when too many do, and the response is broken off."""
+        if not self._begin_to_wait():
+            self._budget.refuse(BROKEN_OFF)
+            self._break_off()
+            return False
+        self._took.clear()
+        self._took.wait(TELL_EVERY)
+        self.tell(TELL_EVERY)
+        return True
+
+    def _begin_to_wait(self) -> bool:
+        self._waits = self._waits or self._budget.begin_to_wait()
+        return self._waits
+
+    def _end_to_wait(self) -> None:
+        if self._waits:
+            self._waits = False
+            self._budget.end_to_wait()
+
+    def _reserve(self, size: int) -> None:
+        self._budget.take(self._address, disk=size - self._reserved)
+        self._reserved = size
+
+    def _shrink(self) -> None:
+        """Reserve no more than what is in files, and what may still have to go there."""
+        needed = self._on_disk + max(0, (self._length or 0) - self.freed)
+        if needed < self._reserved and not self._is_closed:
+            self._reserve(needed)
+
+    def _read_size(self) -> int:
+        """Return how many bytes to hold for a client: less when there are many."""
+        return min(READ, max(8_192, READ_BY_ALL // max(1, self._budget.sent_files)))
+
+    def _drop(self, segment: Segment) -> None:
+        self._budget.sent_files -= isinstance(segment, SentFile)
+        self._on_disk -= segment.size
+        self._shrink()
+        gevent.get_hub().threadpool.spawn(segment.close)
+
+    def _drop_file(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            gevent.get_hub().threadpool.spawn(file.close)
+
+    def _drop_all(self) -> None:
+        while self._segments:
+            self._drop(self._segments.popleft())
+        self._on_disk = 0
+        self._reserve(0)
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether a message is nothing but content with more to come."""
+    return bool(content_size(message) and message.get("more_content")) and failure_status(message) is None

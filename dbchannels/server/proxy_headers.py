@@ -1,0 +1,136 @@
+"""Behind a proxy, pure: whom to believe, and what its X-Forwarded headers say of the request.
+
+They are no standard; this is what nginx, HAProxy and the clouds' balancers send. Anybody can send them too, so they
+are read only when the peer of the socket is a proxy that the operator named.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.server.http.messages import RawHeaders, Request
+
+#: Whom to believe by default: this machine. The word is for every peer of a Unix socket.
+LOOPBACK = ("127.0.0.0/8", "::1", "unix")
+
+FOR, PROTO, HOST = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
+_SCHEMES = {b"http": "http", b"ws": "http", b"https": "https", b"wss": "https"}
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,255})(?::[0-9]{1,5})?\Z")
+# An address with a port: an IPv6 one has brackets then, and may have them without.
+_WITH_PORT = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[0-9.]+))(?::(?P<port>[0-9]{1,5}))?\Z")
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class Trusted(NamedTuple):
+    """The proxies that are believed."""
+
+    networks: tuple[Network, ...]
+    unix: bool  # peers of Unix sockets, which have no address
+    host: bool = (
+        False  # whether their X-Forwarded-Host is believed: a proxy that does not set it passes on a client's
+    )
+
+    @classmethod
+    def of(cls, texts: Iterable[str], host: bool = False) -> Trusted:
+        """Read addresses, networks, and the word ``unix``; raises InvalidConfiguration, one sentence."""
+        words = [word.strip() for text in texts for word in text.split(",") if word.strip()]
+        return cls(tuple(_network(word) for word in words if word != "unix"), "unix" in words, host)
+
+    def believes(self, host: str) -> bool:
+        """Whether the peer with this address is one of them; a Unix socket's peer has none."""
+        if not host:
+            return self.unix
+        address = read_address(host)
+        return address is not None and self.contains(address)
+
+    def contains(self, address: Address) -> bool:
+        """Whether an address is in one of the networks."""
+        return any(address in network for network in self.networks)
+
+
+def _network(word: str) -> Network:
+    try:
+        return ipaddress.ip_network(word)
+    except ValueError:
+        raise InvalidConfiguration(
+            f"{word!r} in --trusted-proxies is no address or network: "
+            "write one as 10.0.0.1, 10.0.0.0/8 or fd00::/8, or the word unix."
+        ) from None
+
+
+def forwarded(request: Request, trusted: Trusted) -> Request:
+    """Return the request as its client made it.
+
+    From a believed peer: the client is the right-most address of X-Forwarded-For that is no proxy of ours, the scheme
+    is the last that X-Forwarded-Proto names, and with ``trusted.host`` the Host header becomes the last host that
+    X-Forwarded-Host names. What cannot be meant is passed over. A header that is not believed is dropped, so that no
+    view believes it either.
+    """
+    headers = request.headers
+    if not trusted.believes(request.client[0]):
+        return request._replace(headers=[pair for pair in headers if pair[0] not in (FOR, PROTO, HOST)])
+    return request._replace(
+        client=_client(_items(headers, FOR), trusted) or request.client,
+        scheme=forwarded_scheme(headers) or request.scheme,
+        headers=_with_host(headers, _last(headers, HOST) if trusted.host else b""),
+    )
+
+
+def forwarded_scheme(headers: RawHeaders) -> str:
+    """Return the scheme that X-Forwarded-Proto names, "" where it names none."""
+    return _SCHEMES.get(_last(headers, PROTO).lower(), "")
+
+
+def _items(headers: RawHeaders, name: bytes) -> list[bytes]:
+    """Return the items of a header that is a list, of its repetitions too, in order."""
+    return [item.strip(b" \t") for key, value in headers if key == name for item in value.split(b",")]
+
+
+def _last(headers: RawHeaders, name: bytes) -> bytes:
+    """Return what the nearest proxy said: it adds to the end of what it was told."""
+    return (_items(headers, name) or [b""])[-1]
+
+
+def _client(items: Sequence[bytes], trusted: Trusted) -> tuple[str, int] | None:
+    """Go from the right: each proxy adds its peer, so an address is true as long as a proxy of ours added it."""
+    found = None
+    for item in reversed(items):
+        host, port = _split(item.decode("latin-1"))
+        address = read_address(host)
+        if address is None:  # "unknown", or a lie: what stands left of it is no better
+            break
+        found = (str(address), port)
+        if not trusted.contains(address):
+            break
+    return found
+
+
+def _split(text: str) -> tuple[str, int]:
+    """Return (address, port) of ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1`` or ``[2001:db8::1]:80``."""
+    match = _WITH_PORT.match(text)
+    if match is None:
+        return text, 0
+    port = int(match["port"] or 0)
+    return match["six"] or match["four"], port if port <= 65_535 else 0
+
+
+def read_address(host: str) -> Address | None:
+    """Return an address, or None for what is none: without its scope, ``::ffff:192.0.2.1`` as the IPv4 one."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _with_host(headers: RawHeaders, host: bytes) -> RawHeaders:
+    """Return the headers with this host in the place of the proxy's own; if it can be none, nobody is to believe it."""
+    if not _HOST.match(host):
+        return [pair for pair in headers if pair[0] != HOST]
+    return [(b"host", host), *(pair for pair in headers if pair[0] != b"host")]

@@ -1,0 +1,267 @@
+"""The interface server: HTTP and WebSockets on one port, in one gevent process that runs no code of the site."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import gevent
+from gevent.pywsgi import WSGIServer
+
+from dbchannels.redaction import escaped
+from dbchannels.server.access_log import log_request, log_websocket
+from dbchannels.server.budget import SLICE, MemoryBudget
+from dbchannels.server.config import Options
+from dbchannels.server.connection_limits import Caps, address_of, connections_that_fit, first_kept, turn_away
+from dbchannels.server.health import Probes
+from dbchannels.server.http import messages
+from dbchannels.server.http.dispatch import OUTSIDE, Requests
+from dbchannels.server.http.handler import Handler
+from dbchannels.server.http.messages import Request
+from dbchannels.server.http.reader import Inlet
+from dbchannels.server.listeners import AddressInUse, Bind, Listening, listen_all
+from dbchannels.server.proxy_headers import forwarded, forwarded_scheme
+from dbchannels.server.relay import Relay
+from dbchannels.server.turns import Turns
+from dbchannels.server.websocket import handshake
+from dbchannels.server.websocket.connection import GOING_AWAY, SERVICE_RESTART, Connection
+from dbchannels.server.websocket.verdict import Accepted, Denied
+
+log = logging.getLogger("dbchannels.server")
+
+
+# Seconds: five for clients to answer a close, two until that is looked at, and one for the last disconnect consumers.
+FAREWELLS = 8.0
+LAST_WORDS = 1.5  # seconds beyond the drain time-out for what is left to be written
+LAST_ANSWERS = 1.0  # seconds in which those that waited until the end must take their 503
+
+
+class Listener(WSGIServer):  # type: ignore[misc]
+    """pywsgi's server with what its handler asks for. ``application`` is our own `Requests.application`."""
+
+    handler_class = Handler
+
+    def __init__(self, server: InterfaceServer, listening: Listening) -> None:
+        super().__init__(listening.socket, server.requests.application, log=None, error_log=None)
+        self.public_address = ("localhost", 80) if listening.bind.path else listening.bind[:2]
+        self.read_request = server.read_request
+        self.is_draining = server.is_draining
+        self.under_way = server.requests.under_way
+        self.options = server.options
+        self.caps, self.turns = server.caps, server.turns
+        self.check_origin = server.check_origin
+        self.connect = server.connect
+        self.adopt = server.adopt
+        self.log_access = log_request
+
+    def do_handle(self, sock: Any, address: Any) -> None:
+        """Take a connection, in the hub; one too many is turned away at once, without a greenlet."""
+        answer = self.caps.admit(address_of(address), sock.fileno())
+        if answer is None:
+            super().do_handle(sock, address)
+        else:
+            turn_away(sock, answer)
+
+    def release(self, address: str, client: str | None) -> None:
+        """A WebSocket has ended; ``client`` is the address that came through a proxy."""
+        self.caps.release(address)
+        if client is not None:
+            self.caps.leave(client)
+
+    def handle(self, sock: Any, address: Any) -> None:
+        """Serve a connection to its end, or until a WebSocket was handed over."""
+        handler = Handler(sock, address, self)
+        try:
+            handler.handle()
+        finally:
+            if not handler.handed_over:
+                self.caps.release(address_of(address))
+
+
+class InterfaceServer:
+    """Binds its address at once; ``start`` needs the layer, ``stop`` drains."""
+
+    def __init__(self, make_relay: Callable[[Callable[[], None]], Relay], options: Options) -> None:
+        self.options = options
+        self.relay = make_relay(self._declared_dead)
+        is_proxy = options.proxies.believes if options.proxies else lambda address: False
+        # Apart, because a worker is kept free for WebSockets: their handshakes need not wait for requests.
+        self.requests = Requests(self.relay, options, Turns(options.max_waiting_per_address, is_proxy))
+        self._handshakes = Turns(options.max_waiting_per_address, is_proxy)
+        self.caps = Caps(options.max_connections, options.max_per_address, is_proxy)
+        self._budget = MemoryBudget(options.max_websocket_memory, options.websocket.max_memory)
+        self.turns = self._budget.turns  # of the hub's time, for what clients send
+        self.connections: set[Connection] = set()
+        self._closing: int | None = None  # the close code, once the server stops
+        self._probes = Probes(options.probe, self.why_not_ready) if options.probe else None
+        self.probe_bind = self._probes.bind if self._probes else None
+        try:
+            binds = options.binds or [Bind(options.host, options.port)]
+            self._listening = listen_all(binds, options.socket_rights)
+        except AddressInUse:
+            if self._probes:
+                self._probes.stop()
+            raise
+        self.binds = [one.bind for one in self._listening]
+        self._listeners = [Listener(self, one) for one in self._listening]
+        self._ticking: Any = None
+        self.has_worker: Callable[[], bool] | None = None  # None: the workers are somebody else's to watch
+
+    def why_not_ready(self) -> str:
+        """Return why no request should be sent here now; empty when one may."""
+        if self.is_draining():
+            return "stopping"
+        if not self.relay.is_reachable():
+            return "the layer cannot be used"
+        return "" if self.has_worker is None or self.has_worker() else "no worker is ready"
+
+    def start(self) -> None:
+        """Register with the layer and accept connections. Raises LayerUnavailable."""
+        if self._probes:
+            self._probes.start()
+        self.caps.total = connections_that_fit(self.options.max_connections)
+        self.caps.kept_from = first_kept()
+        self.relay.start()
+        for listener in self._listeners:
+            listener.start()
+        self._ticking = gevent.spawn(self._tick)
+
+    def stop(self, restart: bool = False) -> None:
+        """Close the listening socket, finish the requests under way, close the WebSockets, let their consumers run.
+
+        What is not answered at the end of ``drain_timeout`` is answered 503; a response that has begun is cut.
+        """
+        self.close_listeners()
+        self._closing = SERVICE_RESTART if restart else GOING_AWAY
+        deadline = time.monotonic() + self.options.drain_timeout
+        for connection in list(self.connections):
+            connection.close(self._closing, "")
+        under_way = self.requests.under_way
+        self._wait_until(lambda: under_way.is_over, deadline)
+        if not under_way.is_over:
+            under_way.give_up()
+            self._wait_until(lambda: under_way.is_over, time.monotonic() + LAST_ANSWERS)
+        self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + FAREWELLS))
+        if self._ticking is not None:
+            self._ticking.kill()
+        gevent.get_hub().threadpool.apply(
+            self.relay.stop, (max(1.0, deadline + LAST_WORDS - time.monotonic()),)
+        )
+        if self._probes:
+            self._probes.stop()
+        if self.requests.files is not None:
+            self.requests.files.close()
+
+    def close_listeners(self) -> None:
+        """Accept no more connections, and leave no file of a Unix socket behind."""
+        for listener in self._listeners:
+            listener.close()
+        # Once: the file that stands there later may be that of the server that follows this one.
+        listening, self._listening = self._listening, []
+        for one in listening:
+            one.remove()
+
+    def is_draining(self) -> bool:
+        """Whether the server stops: no connection is kept alive for another request."""
+        return self._closing is not None
+
+    def _receivers(self) -> int:
+        return self.relay.waiting()
+
+    def _wait_until(self, done: Callable[[], bool], deadline: float) -> None:
+        while not done() and time.monotonic() < deadline:
+            gevent.sleep(0.02)
+
+    def _tick(self) -> None:
+        while True:
+            gevent.sleep(2.0)
+            now = time.monotonic()
+            ends_at = now + SLICE
+            for connection in list(self.connections):
+                connection.tick(now)
+                if connection.closed:
+                    self.connections.discard(connection)
+                if time.monotonic() > ends_at:  # a crowd that is closed at the same moment holds up nobody
+                    gevent.sleep(0.001)
+                    ends_at = time.monotonic() + SLICE
+
+    def _declared_dead(self) -> None:
+        """Others cleaned up after this server while it stood still: its sockets belong to no record any more.
+
+        What anybody waits for would come on the old queue: sockets are closed 1012, requests and handshakes get 503.
+        """
+        self.relay.lose_all()
+
+    # Requests of both kinds.
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """The first host and port that is listened at."""
+        return next((bind[:2] for bind in self.binds if not bind.path), ("localhost", 80))
+
+    def read_request(self, request: Request) -> Request:
+        """Return a request as its client made it, when it came through a proxy, and where the site begins in it."""
+        request = request._replace(root_path=self.options.root_path)
+        proxies = self.options.proxies
+        return forwarded(request, proxies) if proxies is not None else request
+
+    # WebSockets.
+
+    def check_origin(self, shaken: handshake.Handshake, request: Request) -> None:
+        """Raise Refused for a page of another site, and for a host that is not ours (DNS rebinding)."""
+        allowed = self.options.allowed_hosts
+        if self.options.is_outside(request.path):
+            raise handshake.Refused(404, OUTSIDE)
+        if not handshake.host_allowed(request.host(), allowed):
+            raise handshake.Refused(
+                400, "The Host is none of this site's: add it to ALLOWED_HOSTS if it is yours."
+            )
+        # What is left of X-Forwarded-Proto behind a proxy is believed. Without one, TLS may end where nobody says so.
+        scheme = forwarded_scheme(request.headers) if self.options.proxies is not None else ""
+        if not handshake.origin_allowed(shaken.origin, request.host(), scheme, self.options.origins):
+            log.warning(
+                "Refused a WebSocket from a page of %s, which is not the site's own at %s%s. If it is yours, add it to "
+                "CSRF_TRUSTED_ORIGINS, or let the proxy in front pass on the Host and the scheme (--proxy-headers).",
+                escaped(shaken.origin or "", 200),
+                f"{scheme}://" if scheme else "",
+                request.host(),
+            )
+            raise handshake.Refused(
+                403, "This Origin may not connect: add it to CSRF_TRUSTED_ORIGINS if it is yours."
+            )
+
+    def connect(self, request: Request, inlet: Inlet) -> tuple[Connection, Accepted]:
+        """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
+        log_websocket("WSCONNECT", request, "-", 0.0)
+        if self.requests.under_way.given_up or self.relay.refuses:
+            raise handshake.Refused(503, messages.SENTENCES[503], [("Retry-After", "5")])
+        connection = Connection(self.relay, request, self.options.websocket, self._budget)
+        self.requests.under_way.waits(inlet, connection.give_up)
+        inlet.watch(connection.give_up)
+        inlet.need_client()
+        turn = self._handshakes.enter(request.client[0], connection.connect)
+        try:
+            verdict = connection.verdict.get(timeout=self.options.handshake_timeout)
+        except gevent.Timeout:
+            verdict = Denied(503, messages.SENTENCES[503])
+        finally:
+            connection.when_decided(
+                turn.leave
+            )  # a flood of clients that leave at once has no more turns than others
+            inlet.unwatch()
+            self.requests.under_way.waits(inlet, None)
+        if isinstance(verdict, Denied):
+            connection.abandon()
+            own = any(name.lower() == "retry-after" for name, _ in verdict.headers)
+            retry = [("Retry-After", "5")] if verdict.status == 503 and not own else []
+            raise handshake.Refused(verdict.status, verdict.sentence, [*verdict.headers, *retry])
+        return connection, verdict
+
+    def adopt(self, connection: Connection, sock: Any, buffered: bytes) -> None:
+        """Take over an accepted connection's socket."""
+        self.connections.add(connection)
+        connection.start(sock, buffered)
+        if self._closing is not None:  # it was in its handshake when the others were closed
+            connection.close(self._closing, "")

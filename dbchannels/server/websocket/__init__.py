@@ -1,0 +1,1 @@
+"""WebSockets (RFC 6455): from the handshake to the last close frame."""

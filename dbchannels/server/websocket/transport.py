@@ -1,0 +1,403 @@
+"""The socket of one open WebSocket, without a greenlet.
+
+A watcher reads it. What was read is taken apart frame by frame, as long as the connection has room for messages, its
+share of the memory suffices, and the hub has time for it; until all of it is, no more is read.
+
+Writing is done at once, without blocking, by whoever has a frame; what the socket does not take waits in one bounded
+queue, and a second watcher goes on when there is room. So there is one writer at a time, an idle socket costs no stack,
+and a client that does not read holds up nobody.
+"""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import gevent
+
+from dbchannels.server.budget import LEAST, TRY_AGAIN, Share
+from dbchannels.server.limits import LINGERING, Limits
+from dbchannels.server.websocket.deflate import STEP, Deflate, Inflater
+from dbchannels.server.websocket.protocol import Binary, Event, Outgoing, Text, WebSocket, encode_text
+
+READ = 65_536  # bytes read at once
+STALLED_DEADLINE = 20.0  # seconds for which a socket may find no memory for what it would read; 1013
+CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
+PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
+
+HEARTBEAT = encode_text("\0heartbeat")  # dbchannels.js knows it, and keeps it from the page
+
+GOING_AWAY, ABNORMAL, POLICY_VIOLATION = 1001, 1006, 1008
+
+
+class Wire:
+    """Gives what the client sends to ``on_event``, and says ``on_gone`` once, with a code, when the socket ends."""
+
+    __slots__ = (
+        "_beat_at",
+        "_blocked_at",
+        "_closing_at",
+        "_events",
+        "_frames",
+        "_heard_at",
+        "_heartbeat",
+        "_held",
+        "_limits",
+        "_message_at",
+        "_on_event",
+        "_on_gone",
+        "_opened_at",
+        "_paused",
+        "_pinged_at",
+        "_pings_since",
+        "_protocol",
+        "_reader",
+        "_share",
+        "_socket",
+        "_stalled_at",
+        "_thrown",
+        "_turns",
+        "_unfinished_at",
+        "_unsent",
+        "_waiting",
+        "_writer",
+        "charged",
+    )
+
+    def __init__(
+        self,
+        sock: Any,
+        on_event: Callable[[Event], None],
+        on_gone: Callable[[int], None],
+        limits: Limits,
+        share: Share,
+        deflate: Deflate | None = None,
+    ) -> None:
+        loop = gevent.get_hub().loop
+        self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
+        self._share, self._turns, self._unsent = share, share.budget.turns, share.budget.unsent
+        self._held = 0  # bytes of the share that are the client's unfinished message
+        self._events: Iterator[Event | None] | None = None  # of what was read and is not taken apart yet
+        self._paused = True  # until `read`
+        self._stalled_at: float | None = None  # since when there is no memory for what would be read
+        self._unfinished_at: float | None = None  # since when a message has begun
+        self._protocol = WebSocket(limits.max_size, limits.max_fragments, limits.max_pings, deflate)
+        self._frames: deque[bytes | memoryview] = deque()  # what the socket has not taken
+        self._waiting = 0  # bytes in _frames
+        self.charged = 0  # bytes of them, of all that wait for slow sockets
+        self._blocked_at: float | None = None  # since when the socket takes nothing
+        self._closing_at: float | None = None
+        self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
+        self._pings_since = self._opened_at  # since when the client's are counted
+        self._thrown: int | None = None  # all is said: how many bytes came and were thrown away since
+        self._heartbeat = 0  # seconds between two; 0: the client asked for none
+        self._beat_at = 0.0
+        self._socket = sock  # None: gone
+        self._reader, self._writer = loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the socket is gone."""
+        return self._socket is None
+
+    @property
+    def closing(self) -> bool:
+        """Whether one side has closed: no message of the client's will be taken."""
+        return self._closing_at is not None
+
+    @property
+    def failed(self) -> bool:
+        """Whether the connection was closed for what the client has sent."""
+        return self._protocol.failed
+
+    # In.
+
+    def read(self) -> None:
+        """Read from now on, or again."""
+        if self._paused:
+            self._paused = False
+            self._turns.run(self._go_on)
+
+    def pause(self) -> None:
+        """Take nothing more until ``read``: the client's messages pile up."""
+        self._paused = True
+
+    def _readable(self) -> None:
+        if not self._turns.run(self._receive):
+            self._reader.stop()
+
+    def _receive(self) -> None:
+        if self._thrown is not None:
+            self._throw_away()
+            return
+        if not self._may_go_on():
+            return
+        room = self._share.room()
+        if room < LEAST:
+            self._stall()
+            return
+        data = self._read_now(min(READ, room))
+        if data:
+            self.received(data)
+        elif data is not None:
+            for event in self._protocol.receive_end():
+                self._on_event(event)
+            self.drop()
+        else:
+            self._go_on()
+
+    def _read_now(self, size: int) -> bytes | None:
+        """Return what is there, b"" at the end, and None when nothing has come."""
+        try:
+            return self._socket.recv(size)  # type: ignore[no-any-return]
+        except (BlockingIOError, InterruptedError):
+            return None
+        except OSError:
+            return b""
+
+    def received(self, data: bytes) -> None:
+        """Take what was read of the socket."""
+        self._heard_at = time.monotonic()
+        if self._heard_at - self._pings_since > PINGS_WITHIN:
+            self._protocol.pings_left, self._pings_since = self._limits.max_pings, self._heard_at
+        self._events = self._protocol.receive(data)
+        self._go_on()
+
+    def _may_go_on(self) -> bool:
+        return self._socket is not None and self._thrown is None and not self._paused
+
+    def _go_on(self) -> None:
+        """Take apart what was read, then read on. Whoever ends a wait of the socket's calls this."""
+        while self._events is not None and self._may_go_on():
+            inflater = self._protocol.inflater
+            if inflater is not None and not self._grant_step(inflater):
+                break
+            try:
+                event = next(self._events)
+            except StopIteration:
+                self._events = None
+                break
+            if event is not None:
+                self._take(event)
+            if self._turns.is_over():
+                self._turns.add(self._go_on)
+                break
+        self._hold()
+        self._flush_protocol()
+        if self._socket is None or self._thrown is not None:
+            return
+        if self._events is not None or self._paused:
+            self._reader.stop()
+        elif not self._reader.active:
+            self._reader.start(self._readable)
+
+    def _take(self, event: Event) -> None:
+        if isinstance(event, (Text, Binary)):
+            self._message_at, self._unfinished_at = self._heard_at, None
+        self._on_event(event)
+
+    def _hold(self) -> None:
+        """Count what is kept of the client's, and since when it is an unfinished message."""
+        held = 0 if self._socket is None else self._protocol.held
+        self._share.hold(held - self._held)
+        self._held = held
+        if not held or self._paused:
+            self._unfinished_at = None
+        elif self._unfinished_at is None:
+            self._unfinished_at = time.monotonic()
+        if self._stalled_at is not None and self._share.has_room():
+            self._stalled_at = None
+
+    def _grant_step(self, inflater: Inflater) -> bool:
+        """Let the next step inflate as much as there is room for; False: it has to wait."""
+        self._hold()
+        room = self._share.room()
+        if room < LEAST:
+            self._stall()
+            return False
+        inflater.step = min(STEP, room)
+        return True
+
+    def _stall(self) -> None:
+        """Go on when there is memory again."""
+        self._stalled_at = self._stalled_at or time.monotonic()
+        self._reader.stop()
+        self._share.wait(self._go_on)
+
+    # Out.
+
+    def send(self, out: Outgoing) -> None:
+        """Write what a reply asks for: a frame, a close, or both."""
+        if out.frame and self._protocol.state == "open":
+            if self._limits.idle_timeout:
+                self._message_at = time.monotonic()
+            deflate = self._protocol.deflate
+            self._write(out.frame if deflate is None else deflate.frame(out.frame))
+        if out.close is not None:
+            self.close(out.close, out.reason)
+
+    def close(self, code: int, reason: str) -> None:
+        """Start the closing handshake; the client has five seconds for its half."""
+        if self._socket is None or self._closing_at is not None:
+            return
+        self._closing_at = time.monotonic()
+        self._protocol.close(code, reason)
+        self._flush_protocol()
+
+    def _fail(self, code: int, reason: str) -> None:
+        """Close, and look at nothing more of what the client sends."""
+        self._on_event(self._protocol.fail(code, reason))
+        self._hold()
+        self._flush_protocol()
+
+    def _flush_protocol(self) -> None:
+        output = self._protocol.take_output()
+        if output:
+            self._write(output)
+        if self._protocol.state == "closed" and self._socket is not None:
+            self._closing_at = self._closing_at or time.monotonic()
+            if not self._frames:
+                self._end()
+
+    def _end(self) -> None:
+        """Close the socket; one that failed once its client is silent, after five seconds, or after 16 MiB.
+
+        Where a socket is closed with bytes unread, the kernel resets the connection, and the client may lose the Close
+        frame that says what was wrong (RFC 6455 section 7.1.1).
+        """
+        if not self._protocol.failed:
+            self.drop()
+        elif self._thrown is None:
+            self._thrown = 0
+            self._events = None
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_WR)
+            if not self._reader.active:
+                self._reader.start(self._readable)
+
+    def _throw_away(self) -> None:
+        if self._socket is None:
+            return
+        data = self._read_now(READ)
+        if data is not None:
+            assert self._thrown is not None
+            self._thrown += len(data)
+            if not data or self._thrown > LINGERING:
+                self.drop()
+                return
+        if not self._reader.active:
+            self._reader.start(self._readable)
+
+    def _write(self, data: bytes) -> None:
+        if self._socket is None:
+            return
+        if not self._frames:
+            data = self._send_now(data)
+        if data and self._socket is not None:
+            self._wait_for_room(data)
+
+    def _send_now(self, data: bytes | memoryview) -> Any:
+        """Write without blocking; return what the socket did not take."""
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, InterruptedError):
+            return data
+        except OSError:
+            self.drop()
+            return b""
+        return memoryview(data)[sent:] if sent < len(data) else b""
+
+    def _wait_for_room(self, data: bytes | memoryview) -> None:
+        if not self._frames:
+            self._blocked_at = time.monotonic()
+            self._writer.start(self._writable)
+        self._frames.append(data)
+        self._waiting += len(data)
+        self._unsent.add(self, _whole(data))
+        if len(self._frames) > self._limits.waiting_frames or self._waiting > self._limits.waiting_bytes:
+            self.drop(TRY_AGAIN)
+
+    def _writable(self) -> None:
+        while self._frames:
+            data = self._frames[0]
+            rest = self._send_now(data)
+            if self._socket is None:
+                return
+            self._waiting -= len(data) - len(rest)
+            if len(rest) < len(data):
+                self._blocked_at = time.monotonic()
+            if rest:
+                self._frames[0] = rest
+                return
+            self._frames.popleft()
+            self._unsent.remove(self, _whole(data))
+        self._blocked_at = None
+        self._writer.stop()
+        self._flush_protocol()
+
+    def drop(self, code: int = ABNORMAL) -> None:
+        """Close the socket, whatever its state."""
+        sock, self._socket = self._socket, None
+        if sock is None:
+            return
+        for watcher in (self._reader, self._writer):
+            watcher.stop()
+            watcher.close()
+        sock.close()
+        while self._frames:
+            self._unsent.remove(self, _whole(self._frames.popleft()))
+        self._events = None
+        self._protocol.receive_end()
+        self._hold()
+        self._on_gone(code)
+
+    # Time.
+
+    def start_heartbeat(self, seconds: int) -> None:
+        """Write a heartbeat so often: a browser shows no ping to the page, which is to know that the line is up."""
+        self._heartbeat = seconds
+        self._beat_at = time.monotonic() - random.uniform(
+            0, seconds
+        )  # thousands come back at the same moment
+
+    def _beat(self, now: float) -> None:
+        if self._heartbeat and now - self._beat_at >= self._heartbeat:
+            self._beat_at = now
+            if self._protocol.state == "open" and not self._frames:
+                self._write(HEARTBEAT)
+
+    def tick(self, now: float) -> None:
+        """Look after deadlines, heartbeats and pings; called every few seconds."""
+        self._beat(now)
+        if self._socket is None:
+            return
+        limits = self._limits
+        if self._blocked_at is not None and now - self._blocked_at > limits.send_timeout:
+            self.drop(TRY_AGAIN)
+        elif self._closing_at is not None:
+            if now - self._closing_at > CLOSE_DEADLINE:
+                self.drop()
+        elif self._stalled_at is not None and now - self._stalled_at > STALLED_DEADLINE:
+            self._fail(TRY_AGAIN, "there is no memory for what you send")
+        elif self._unfinished_at is not None and now - self._unfinished_at > limits.message_timeout:
+            self._fail(POLICY_VIOLATION, "a message was not finished in time")
+        elif now - self._heard_at > limits.silence and self._reader.active:
+            self.drop()
+        elif limits.lifetime and now - self._opened_at > limits.lifetime:
+            self.close(GOING_AWAY, "it was open for as long as it may be")
+        elif limits.idle_timeout and now - self._message_at > limits.idle_timeout:
+            self.close(GOING_AWAY, "nothing was said for too long")
+        elif now - self._pinged_at > limits.ping_interval:
+            self._pinged_at = now + random.uniform(-0.1, 0.1) * limits.ping_interval
+            self._protocol.ping()
+            self._flush_protocol()
+
+
+def _whole(data: bytes | memoryview) -> bytes:
+    """Return the frame of which this is the rest: it stays in memory until all of it is sent."""
+    return data.obj if isinstance(data, memoryview) else data  # type: ignore[return-value]

@@ -1,0 +1,233 @@
+"""From a WSGI server to the layer and back: what the interface server does, for a server of threads.
+
+The first request of a process starts three threads, the relay's: one writes what all requests send, one reads all
+replies and hands each to the thread that waits for it, one keeps this process on record. So a server's children, forked
+before or after the import, have a relay each.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from django.core.handlers.wsgi import WSGIHandler
+
+from dbchannels import conf, names
+from dbchannels.exceptions import DBChannelsError, InvalidConfiguration, LayerUnavailable
+from dbchannels.layers import make_layer
+from dbchannels.server.http import messages
+from dbchannels.server.http.exchange import Exchange, Stream
+from dbchannels.server.relay import Relay
+from dbchannels.waiting import check_timeout
+
+log = logging.getLogger("dbchannels.server")
+
+START_AGAIN = 1.0  # seconds after a start that failed until the next one
+TOO_LARGE = "The request's body is larger than %d bytes, the max_body of get_wsgi_application()."
+PART = 65_536  # bytes read at once
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+
+
+class Gateway:
+    """A WSGI application; called by any number of threads at once."""
+
+    def __init__(self, layer: str, *, http_timeout: float, max_body: int) -> None:
+        self._settings = conf.layer_settings(layer)
+        self._timeout = check_timeout("http_timeout", http_timeout)
+        self._max_body = max_body
+        self._started: Relay | None = None
+        self._new: Relay | None = None  # until it could be started
+        self._failed_at = -START_AGAIN
+        self._told = False  # that it failed
+        self._starting = threading.Lock()
+        self._inherited: list[Relay | None] = []
+        self._handler: WSGIHandler | None = None  # Django's, once it was needed
+        if not make_layer(self._settings).shared:
+            raise InvalidConfiguration(
+                "This layer lives in one process: dbchannels.wsgi needs one on a database."
+            )
+        os.register_at_fork(after_in_child=self._forget)
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        """Answer one request; one that is in a worker already, or in --http direct, by Django's own handler."""
+        if names.REQUEST_CONTEXT in environ:
+            with self._starting:
+                self._handler = self._handler or WSGIHandler()
+            return self._handler(environ, start_response)
+        request = read_request(environ)
+        body = read_body(environ, request, self._max_body)
+        if isinstance(body, int):
+            sentence = TOO_LARGE % self._max_body if body == 413 else ""
+            return answer(messages.failure_message(body, sentence), request.method, start_response)
+        try:
+            exchange = Exchange(self._relay())
+        except LayerUnavailable:
+            return answer(messages.failure_message(503), request.method, start_response)
+        try:
+            return self._exchange(exchange, request, body, start_response)
+        except BaseException:
+            exchange.close()
+            raise
+
+    def _exchange(
+        self, exchange: Exchange, request: messages.Request, body: bytes, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        message = messages.request_message(request, exchange.reply_channel, body, exchange.flow_channel)
+        first = exchange.request(message, self._timeout)
+        if first.get("more_content"):
+            try:
+                head = messages.response_head(first, request.method)
+            except ValueError as error:
+                first = unsendable(error)
+            else:
+                start_response(head.status, head.headers)
+                exchange.begin(None)
+                return Stream(exchange, first, head, self._timeout, exchange.close)
+        exchange.close()
+        return answer(first, request.method, start_response)
+
+    # The relay of this process.
+
+    def _relay(self) -> Relay:
+        """Return it, started. Raises LayerUnavailable."""
+        if self._started is None:
+            with self._starting:
+                if self._started is None:
+                    self._started = self._start()
+        return self._started
+
+    def _start(self) -> Relay:
+        if (
+            time.monotonic() - self._failed_at < START_AGAIN
+        ):  # nobody waits in line for one failure after another
+            raise LayerUnavailable("The layer could not be used a moment ago.")
+        if self._new is None:
+            self._new = Relay(make_layer(self._settings), {}, lambda: relay.lose_all(), ThreadHub())
+        relay = self._new
+        try:
+            relay.start()
+        except DBChannelsError as error:
+            self._failed_at = time.monotonic()
+            if not self._told:
+                self._told = True
+                log.error("server-%d: Requests cannot be passed on to workers: %s", os.getpid(), error)
+            raise
+        if self._told:
+            self._told = False
+            log.warning("server-%d: Requests can be passed on to workers again.", os.getpid())
+        atexit.register(stop, relay, os.getpid())
+        return relay
+
+    def _forget(self) -> None:
+        """In a forked child: the threads are the parent's, and closing its connections would end its sessions."""
+        self._inherited += [self._started, self._new]
+        self._started = self._new = None
+        self._starting = threading.Lock()
+
+
+class ThreadHub:
+    """Delivers in whatever thread has something to deliver, one at a time, to threads that wait."""
+
+    def __init__(self) -> None:
+        self._delivering = threading.RLock()
+        self._run: Callable[[], None] = lambda: None
+
+    def queue(self) -> Any:
+        """Return a queue for threads."""
+        return queue.SimpleQueue()
+
+    def start(self, run: Callable[[], None]) -> None:
+        """Run the function at each ``send``."""
+        self._run = run
+
+    def send(self) -> None:
+        """Run it now."""
+        with self._delivering:
+            self._run()
+
+
+def stop(relay: Relay, pid: int) -> None:
+    """Take the process off the record at its end; a child that it forked leaves that to it."""
+    if os.getpid() == pid:
+        relay.stop()
+
+
+def read_request(environ: Environ) -> messages.Request:
+    """Return what a WSGI server has read of a request (PEP 3333)."""
+    root_path = environ.get("SCRIPT_NAME", "").encode("latin-1")
+    path = root_path + environ.get("PATH_INFO", "").encode("latin-1")
+    query_string = environ.get("QUERY_STRING", "")
+    headers = [
+        (key[5:].replace("_", "-").lower().encode("latin-1"), value.encode("latin-1"))
+        for key, value in environ.items()
+        if key.startswith("HTTP_") and key not in ("HTTP_CONTENT_LENGTH", "HTTP_CONTENT_TYPE")
+    ]
+    for key in ("CONTENT_TYPE", "CONTENT_LENGTH"):
+        if environ.get(key):
+            headers.append((key.replace("_", "-").lower().encode(), environ[key].encode("latin-1")))
+    return messages.Request(
+        method=environ["REQUEST_METHOD"],
+        target=quote_from_bytes(path, safe="/:@!$&'()*+,;=~") + (f"?{query_string}" if query_string else ""),
+        http_version="1.1" if environ.get("SERVER_PROTOCOL") == "HTTP/1.1" else "1.0",
+        headers=headers,
+        scheme=environ["wsgi.url_scheme"],
+        client=(environ.get("REMOTE_ADDR", ""), number(environ.get("REMOTE_PORT"))),
+        server=(environ["SERVER_NAME"], number(environ["SERVER_PORT"])),
+        root_path=root_path.decode("utf-8", "replace"),
+    )
+
+
+def read_body(environ: Environ, request: messages.Request, limit: int) -> bytes | int:
+    """Return a request's whole body, or the status that refuses it.
+
+    Without a length it can be read only from a server that says where it ends (``wsgi.input_terminated``).
+    """
+    declared = environ.get("CONTENT_LENGTH") or ""
+    if declared and not (declared.isascii() and declared.isdigit()):
+        return 400
+    if not declared and not environ.get("wsgi.input_terminated"):
+        return 411 if request.header(b"transfer-encoding") else b""
+    wanted = int(declared) if declared else limit + 1
+    if declared and wanted > limit:
+        return 413
+    body = bytearray()
+    try:
+        while len(body) < wanted and (part := environ["wsgi.input"].read(min(PART, wanted - len(body)))):
+            body += part
+    except OSError:  # the client went away
+        return 400
+    if declared and len(body) < wanted:
+        return 400
+    return 413 if len(body) > limit else bytes(body)
+
+
+def answer(message: dict[str, Any], method: str, start_response: StartResponse) -> list[bytes]:
+    """Answer with a response that is whole."""
+    try:
+        head = messages.response_head(message, method)
+    except ValueError as error:
+        message = unsendable(error)
+        head = messages.response_head(message, method)
+    start_response(head.status, head.headers)
+    content = message.get("content", b"")
+    return [content] if head.has_body and content else []
+
+
+def unsendable(error: ValueError) -> dict[str, Any]:
+    """Log why a response cannot be sent, and return the one in its place."""
+    log.error("A response could not be sent: %s", error)
+    return messages.failure_message(500)
+
+
+def number(text: str | None) -> int:
+    """Return a port; 0 where the server has none, as on a Unix socket."""
+    return int(text) if text and text.isdigit() else 0

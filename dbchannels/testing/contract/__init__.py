@@ -1,0 +1,1 @@
+"""What every channel layer has to do, as test cases; see ``dbchannels.testing.layers``."""

@@ -1,0 +1,157 @@
+"""The layer contract, sixth part: what becomes of the work of a process that died, where others can."""
+
+from __future__ import annotations
+
+from dbchannels.exceptions import DeclaredDead
+from dbchannels.layers.operations import Connect, Disconnect, Done
+from dbchannels.testing.contract.case import SOON, LayerCase, drain, process_name, raises, wait_until, waiting
+from dbchannels.testing.contract.durable import claim, numbers
+
+
+class LivenessContract(LayerCase):
+    """Dead workers and servers, and connections that have ended."""
+
+    def test_the_clients_of_a_dead_worker_are_told(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            worker = process_name("worker")
+            link.register(worker, "worker")
+            for number, local in enumerate("abc"):
+                layer.send("http.request", {"number": number, "reply_channel": f"reply.s!{local}"})
+            layer.send("http.request", {"number": 3})
+            finished, *held = link.receive_many(["http.request"], 4, worker)
+            link.finish(worker, Done(held=held))
+            self.link(layer).bury(worker)
+            told = [layer.receive(["reply.s!"]) for _ in range(3)]
+            notice = {"lost": "worker died", "channel": "http.request"}
+            assert told == [("reply.s!b", notice), ("reply.s!c", notice), (None, None)]
+            assert finished.reply_channel == "reply.s!a"
+
+    def test_the_claims_of_a_dead_worker_return_one_by_one(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            worker = process_name("worker")
+            link.register(worker, "worker")
+            layer.send_many([("own", {"number": number}) for number in range(3)])
+            assert len(claim(link, worker)) == 3
+            self.link(layer).bury(worker)
+            for number in range(3):
+                (alone,) = claim(link, "w2")
+                assert (numbers([alone]), alone.attempt) == ([number], 1)
+                link.finish("w2", Done(acknowledged=[alone]))
+            assert claim(link, "w2") == []
+
+    def test_a_worker_is_counted_by_its_queue_as_long_as_it_lives(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            worker, server = process_name("worker"), process_name("server")
+            queue = f"http.{worker}"
+            link.register(worker, "worker")
+            _, servers = link.count_live(queue)
+            link.register(server, "server", queue)
+            assert link.count_live(queue) == (0, servers + 1)
+            reader = process_name("reader")
+            link.register(reader, "worker", queue)
+            assert link.count_live(queue) == (1, servers + 1)
+            assert {worker, reader} <= set(link.workers())
+            link.tell_work(reader, "work")
+            assert link.workers()[reader] in (
+                "work",
+                "",
+            )  # a layer that lives in one process need not keep it
+            layer.send(queue, {"number": 1})
+            self.link(layer).bury(reader)
+            assert link.count_live(queue) == (0, servers + 1)
+            assert layer.receive([queue]) == (queue, {"number": 1})  # what it would have read is for others
+            for name in (worker, server):
+                link.unregister(name)
+
+    def test_members_of_a_live_server_stay_and_leave_with_it(self) -> None:
+        layer = self.layer(group_expiry=SOON, expiry=60)
+        link = self.link(layer)
+        if layer.shared:
+            server = process_name("server")
+            queue = f"reply.{server}!"
+            link.register(server, "server", queue)
+            layer.group_add("group", f"{queue}a")
+            layer.group_add("group", "reply.nobody!a")
+            wait_until(lambda: layer.group_channels("group") == [f"{queue}a"])
+            link.sweep()
+            link.apply([Connect(f"{queue}a", server, "/chat/"), Connect(f"{queue}b", server, "/")])
+            layer.send(f"{queue}a", {})
+            for channel in (f"{queue}c", "reply.other!c"):
+                layer.send("http.request", {"reply_channel": channel})
+            link.apply([Disconnect(f"{queue}b")])
+            self.link(layer).bury(server)
+            assert layer.group_channels("group") == []
+            assert layer.receive([queue]) == (None, None)
+            assert drain(layer, "http.request") == [{"reply_channel": "reply.other!c"}]
+            (disconnect,) = drain(layer, "websocket.disconnect")
+            assert disconnect == {
+                "reply_channel": f"{queue}a",
+                "path": "/chat/",
+                "code": 1006,
+                "reason": "",
+                "order": -1,
+            }
+
+    def test_a_connection_whose_end_its_server_told_of_before_it_died_has_no_second_end(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            server, worker = process_name("server"), process_name("worker")
+            queue = f"reply.{server}!"
+            link.register(server, "server", queue)
+            link.register(worker, "worker")
+            leaves = {"reply_channel": f"{queue}a", "path": "/", "code": 1000, "order": 7}
+            connects = [Connect(f"{queue}{local}", server, "/") for local in "ab"]
+            link.apply_as(server, [*connects, layer.make_send("websocket.disconnect", leaves)])
+            self.link(layer).bury(server)
+            with raises(DeclaredDead):
+                link.apply_as(
+                    server, [Connect(f"{queue}c", server, "/"), layer.make_send("http.request", {})]
+                )
+            assert waiting(layer, "http.request") == 0
+            link.sweep()
+            taken = link.receive_many(["websocket.disconnect"], 10, worker)
+            assert sorted(one.reply_channel for one in taken) == [f"{queue}a", f"{queue}b"]
+            link.sweep()
+            assert [one.reply_channel for one in layer.connections(server=[server])] == [f"{queue}a"]
+            link.finish(worker, Done(operations=[Disconnect(one.reply_channel) for one in taken]))
+            link.sweep()
+            assert layer.connections(server=[server]) == []
+            assert waiting(layer, "websocket.disconnect") == 0
+            link.unregister(worker)
+
+    def test_the_channel_of_an_ended_connection_leaves_its_groups(self) -> None:
+        layer = self.layer()
+        for group in ("one", "two"):
+            layer.group_add(group, "reply.a!b")
+            layer.group_add(group, "reply.a!c")
+        self.link(layer).apply([Disconnect("reply.a!b")])
+        assert layer.group_channels("one") == layer.group_channels("two") == ["reply.a!c"]
+
+    def test_any_path_of_a_connection_is_taken(self) -> None:
+        layer = self.layer()
+        connects = [
+            Connect(f"reply.a!{number}", "server", path) for number, path in enumerate(["", "/\0", "/\udc80"])
+        ]
+        self.link(layer).apply([*connects, *connects, layer.make_send("http.request", {})])
+        assert waiting(layer, "http.request") == 1
+
+    def test_the_buried_are_told_when_they_wake(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        if layer.shared:
+            worker = process_name("worker")
+            link.register(worker, "worker")
+            assert link.renew(worker)
+            self.link(layer).bury(worker)
+            assert not link.renew(worker)
+            link.register(worker, "worker")
+            assert link.renew(worker)
+            link.unregister(worker)
+            assert not link.renew(worker)

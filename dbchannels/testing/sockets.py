@@ -1,0 +1,145 @@
+"""One WebSocket, as a test's client holds it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+from dbchannels.exceptions import shown
+from dbchannels.server.http.messages import Request
+from dbchannels.server.websocket.verdict import Accepted
+from dbchannels.testing.server import TestedConnection
+
+
+class ClientSocket:
+    """Open, or refused: see ``accepted``. What is sent runs its consumer before the call returns.
+
+    As a context manager it is closed at the end of the block.
+    """
+
+    def __init__(self, request: Request, run: Callable[[], None], explain: Callable[[], list[str]]) -> None:
+        self.path = request.path
+        self.status = 101  # of the answer to the handshake
+        self.headers: list[tuple[str, str]] = []  # of that answer, as the consumer gave them
+        self.subprotocol: str | None = None
+        self.reason = ""  # the sentence of a refusal
+        self._run, self._explain = run, explain
+        self._connection: TestedConnection | None = None
+
+    def accept(self, connection: TestedConnection, verdict: Accepted) -> None:
+        """Take over the connection."""
+        self._connection = connection
+        self.subprotocol, self.headers = verdict.subprotocol, verdict.headers
+
+    def refuse(self, status: int, reason: str, headers: list[tuple[str, str]]) -> None:
+        """Note the answer."""
+        self.status, self.reason, self.headers = status, reason, headers
+
+    # How it stands.
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the handshake was accepted."""
+        return self._connection is not None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is not open any more, or never was."""
+        self._run()
+        return self._connection is None or self._connection.wire.closed
+
+    @property
+    def close_code(self) -> int | None:
+        """The code that it was closed with, whoever did; None while it is open, and after a refusal."""
+        self._run()
+        return self._connection.wire.close_code if self._connection else None
+
+    @property
+    def close_reason(self) -> str:
+        """The reason that was given with it, and "" without one."""
+        self._run()
+        return self._connection.wire.close_reason if self._connection else ""
+
+    @property
+    def reply_channel(self) -> str:
+        """The name of its reply channel."""
+        return self._opened().reply_channel
+
+    # Sending.
+
+    def send(self, data: str | bytes) -> None:
+        """Send a text or a binary frame, and run its consumer. Raises what that raises."""
+        wire = self._opened().wire
+        self._run()
+        if wire.closed:
+            raise AssertionError(
+                f"The WebSocket {self.path} is closed ({wire.close_code}): nothing can be sent."
+            )
+        wire.give(data)
+        self._run()
+
+    def send_json(self, value: Any) -> None:
+        """Send a text frame with a value as JSON."""
+        self.send(json.dumps(value))
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Close it, and run its disconnect consumer; with 1006 it vanishes. Nothing when it is closed already."""
+        if self._connection is not None:
+            self._connection.wire.leave(code, reason)
+            self._run()
+
+    # Receiving.
+
+    def receive(self) -> str | bytes:
+        """Return the next frame that has arrived: a str, or bytes of a binary one. Fails when there is none."""
+        wire = self._opened().wire
+        self._run()
+        if not wire.arrived:
+            closed = [f"It was closed with {wire.close_code}."] if wire.closed else []
+            sentences = [f"Nothing has arrived on the WebSocket {self.path}.", *closed, *self._explain()]
+            raise AssertionError(" ".join(sentences))
+        return wire.arrived.pop(0)
+
+    def receive_json(self) -> Any:
+        """Return the value in the next frame, which is JSON. Fails when there is none, or when it is not."""
+        data = self.receive()
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise AssertionError(f"The frame {shown(data, 200)} is not JSON: {error}.") from None
+
+    def receive_all(self) -> list[str | bytes]:
+        """Return all frames that have arrived since the last time."""
+        wire = self._opened().wire
+        self._run()
+        arrived, wire.arrived = wire.arrived, []
+        return arrived
+
+    def receive_all_json(self) -> list[Any]:
+        """Return the values in all frames that have arrived since the last time."""
+        return [json.loads(data) for data in self.receive_all()]
+
+    def assertNothingReceived(self) -> None:
+        """Fail when a frame has arrived that was not received yet."""
+        arrived = self.receive_all()
+        if arrived:
+            frames = "\n".join(f"  {shown(data, 200)}" for data in arrived)
+            raise AssertionError(f"On the WebSocket {self.path} arrived:\n{frames}")
+
+    def _opened(self) -> TestedConnection:
+        if self._connection is None:
+            raise AssertionError(f"The WebSocket {self.path} was refused with {self.status}: {self.reason}")
+        return self._connection
+
+    def __enter__(self) -> ClientSocket:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<WebSocket {self.path}: {'accepted' if self.accepted else self.status}>"

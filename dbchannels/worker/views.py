@@ -1,0 +1,185 @@
+"""What a request of the layer is for Django: a WSGI environment, and what its handler then knows of the layer.
+
+The environment (PEP 3333) goes to the site's own WSGI application, see ``application``: middleware, sessions, uploads,
+and what wraps or patches Django's handler, find what they know.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from io import BytesIO
+from typing import Any
+from wsgiref.util import FileWrapper
+
+from asgiref.sync import iscoroutinefunction
+from django.conf import settings
+from django.core import signals
+from django.core.handlers.base import BaseHandler
+from django.http import HttpResponse
+from django.http.response import HttpResponseBase
+
+from dbchannels import names
+from dbchannels.channel import Channel
+from dbchannels.exceptions import ResponseLater
+from dbchannels.layers.outages import is_unavailable
+from dbchannels.message import Message
+from dbchannels.worker.response_stream import CHUNK
+
+
+class RequestContext:
+    """What the layer and Django's handler tell each other about one request.
+
+    It is in the environ, and one object, because what wraps the handler may hand on a copy of the environ.
+    """
+
+    def __init__(self, reply_channel: Channel | None = None) -> None:
+        self.reply_channel = reply_channel  # None: the request is not the layer's
+        self.answered_later = False  # the view has raised ResponseLater
+        self.outage = False  # something was raised because the database cannot be used
+        self.whole = False  # Django's response is not streamed
+
+
+@cache
+def teach_django() -> None:
+    """Let Django's handlers in this process know the layer's requests: ``reply_channel``, ResponseLater, outages.
+
+    The base class is patched, so any handler has it, be it a subclass or patched itself, as by Sentry's SDK.
+    """
+    get_response, make_view_atomic = BaseHandler.get_response, BaseHandler.make_view_atomic
+
+    def get_response_here(self: BaseHandler, request: Any) -> HttpResponseBase:
+        context = _context(request)
+        if context is None:
+            return get_response(self, request)
+        if context.reply_channel is not None:
+            request.reply_channel = context.reply_channel
+        response = get_response(self, request)
+        if context.outage and response.status_code == 500 and not settings.DEBUG:
+            closers = response._resource_closers  # type: ignore[attr-defined]
+            response = HttpResponse(
+                _AWAY, status=503, content_type="text/plain", headers={"Retry-After": "5"}
+            )
+            response._resource_closers = closers  # type: ignore[attr-defined]
+        context.whole = not response.streaming
+        return response
+
+    def make_view_atomic_here(self: BaseHandler, view: Any) -> Any:
+        return make_view_atomic(self, catching_later(view))
+
+    BaseHandler.get_response = get_response_here  # type: ignore[method-assign]
+    BaseHandler.make_view_atomic = make_view_atomic_here  # type: ignore[method-assign]
+    signals.got_request_exception.connect(_note_outage)
+
+
+def _context(request: Any) -> RequestContext | None:
+    environ: dict[str, Any] = getattr(request, "environ", {})  # an ASGIRequest has none
+    return environ.get(names.REQUEST_CONTEXT)
+
+
+def catching_later(view: Any) -> Any:
+    """Take a view that raises ResponseLater for one that returns: what it wrote and sent is kept, even if atomic.
+
+    The middleware sees an empty response, which nobody gets; sessions are saved as ever, and nobody reports an error.
+    """
+
+    def taken(request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return view(request, *args, **kwargs)
+        except ResponseLater as error:
+            return _later(request, error)
+
+    async def awaited(request: Any, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return await view(request, *args, **kwargs)
+        except ResponseLater as error:
+            return _later(request, error)
+
+    wrapped: Any = awaited if iscoroutinefunction(view) else taken
+    # The one mark of a view that Django looks for; functools.wraps would take 3 % of a trivial request.
+    wrapped._non_atomic_requests = getattr(view, "_non_atomic_requests", frozenset())
+    return wrapped
+
+
+def _later(request: Any, error: ResponseLater) -> HttpResponse:
+    context = _context(request)
+    if context is None or context.reply_channel is None:
+        raise ResponseLater("Nobody can answer this request later: let a worker run its view.") from error
+    context.answered_later = True
+    return HttpResponse()
+
+
+_AWAY = "The site's database cannot be used now: try again soon."
+# Connection exceptions, insufficient resources (a full disk, too many connections), and a server that stops:
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+_AWAY_CODES = ("08", "53", "57P")
+
+
+def _note_outage(request: Any = None, **_: Any) -> None:
+    context, error = _context(request), sys.exc_info()[1]
+    if context is not None and error is not None and is_outage(error):
+        context.outage = True
+
+
+def is_outage(error: BaseException) -> bool:
+    """Whether an error of Django's says that PostgreSQL cannot be used now; without a code it was not reached."""
+    if not is_unavailable(error):
+        return False
+    cause = error.__cause__
+    codes = [
+        getattr(cause, name) for name in ("sqlstate", "pgcode") if hasattr(cause, name)
+    ]  # psycopg 3 and 2
+    return bool(codes) and (codes[0] is None or codes[0].startswith(_AWAY_CODES))
+
+
+def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
+    """Return the WSGI environment of an ``http.request`` message (PEP 3333)."""
+    root_path = _utf_8(message.get("root_path", ""))
+    path = message.get("path_bytes") or _utf_8(message["path"])
+    path = path.removeprefix(root_path) if (path + b"/").startswith(root_path + b"/") else path
+    body = message.get("body", b"")
+    client, server = message.get("client") or ["", 0], message.get("server") or ["localhost", 80]
+    environ = {
+        "REQUEST_METHOD": message["method"],
+        "SCRIPT_NAME": root_path.decode("latin-1"),
+        "PATH_INFO": path.decode("latin-1"),
+        "QUERY_STRING": message["query_string"].decode("latin-1"),
+        "SERVER_NAME": str(server[0]),
+        "SERVER_PORT": str(server[1]),
+        "SERVER_PROTOCOL": f"HTTP/{message['http_version']}",
+        "REMOTE_ADDR": str(client[0]),
+        "REMOTE_PORT": str(client[1]),
+        "wsgi.version": (1, 0),
+        "wsgi.url_scheme": message.get("scheme", "http"),
+        "wsgi.input": BytesIO(body),
+        "wsgi.errors": sys.stderr,
+        "wsgi.run_once": False,
+        "wsgi.file_wrapper": _file_in_chunks,
+    }
+    size = message.get("body_size", len(body))
+    # As from any WSGI server: "0" where the client said so, and no key where it sent no body. That of chunks is known.
+    if size or any(name in (b"content-length", b"transfer-encoding") for name, _ in message["headers"]):
+        environ["CONTENT_LENGTH"] = str(size)
+    for name, value in message["headers"]:
+        _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
+    return environ
+
+
+def _file_in_chunks(file: Any, block_size: int = CHUNK) -> FileWrapper:
+    """Read a file by what one message holds, whatever smaller blocks are asked for."""
+    return FileWrapper(file, CHUNK)
+
+
+def _add_header(environ: dict[str, Any], name: str, value: str) -> None:
+    """Names with an underscore are dropped: ``X_A`` and ``X-A`` would be one key, so one could forge the other."""
+    if "_" in name or name == "content-length":
+        return
+    key = name.upper().replace("-", "_")
+    if key != "CONTENT_TYPE":
+        key = f"HTTP_{key}"
+    joiner = "; " if key == "HTTP_COOKIE" else ","
+    environ[key] = f"{environ[key]}{joiner}{value}" if key in environ else value
+
+
+def _utf_8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")

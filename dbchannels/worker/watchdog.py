@@ -1,0 +1,106 @@
+"""Beside the worker's main thread: what has to happen while a consumer runs, however long it does.
+
+After 50 ms the messages that wait behind it go to another worker, and the lease is renewed. After the soft time-out
+the log says where the consumer stands. After the hard one its message has failed, and the process is replaced: a
+thread of Python's cannot be ended, a process can.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+
+from dbchannels.layers.operations import Delivery
+from dbchannels.redaction import Lines
+from dbchannels.worker.batch import Batch
+from dbchannels.worker.executor import Consumption
+from dbchannels.worker.response_stream import went_on
+
+log = logging.getLogger("dbchannels.worker")
+
+HAND_BACK_AFTER = 0.05  # seconds that one consumer may run before those behind it go to another worker
+WRITE_WITHIN = 5.0  # seconds that the failure of a hung consumer may take to be written
+
+
+class Watch:
+    """A thread that looks after the batch every 25 ms; ``replace`` ends this process, and another takes its place."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        consumption: Consumption,
+        *,
+        hand_back: Callable[[], None],
+        keep_alive: Callable[[], None],
+        replace: Callable[[], None],
+    ) -> None:
+        self._batch = batch
+        self._consumption = consumption
+        self._hand_back = hand_back
+        self._keep_alive = keep_alive
+        self._replace = replace
+        self._logged: Delivery | None = None  # whose stack was logged
+        self._watched = threading.main_thread().ident
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def start(self) -> None:
+        """Watch the calling thread from now on."""
+        self._watched = threading.get_ident()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the watch; returns when it has ended."""
+        self._stopping.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stopping.wait(HAND_BACK_AFTER / 2):
+            if self._batch.running_for() >= HAND_BACK_AFTER:
+                self._look()
+
+    def _look(self) -> None:
+        if self._batch.has_waiting():
+            self._hand_back()
+        self._keep_alive()
+        soft, hard = self._consumption.timeouts()
+        delivery, seconds = self._batch.running()
+        if delivery is None:
+            return
+        # A response that goes on does not hang.
+        seconds = min(seconds, time.monotonic() - went_on.get(self._watched or 0, 0.0))
+        if hard and seconds > hard:
+            self._give_up(delivery, hard)
+        elif soft and seconds > soft and self._logged is not delivery:
+            self._logged = delivery
+            log.warning(
+                "The consumer of a message on %s has run for %g s (soft_timeout) and stands here:\n    %s",
+                delivery.channel,
+                soft,
+                Lines(self._stack()),
+            )
+
+    def _give_up(self, delivery: Delivery, hard: float) -> None:
+        text = (
+            f"This consumer had not ended after {hard:g} s (hard_timeout), so its worker was replaced. It stood here:\n"
+            f"{self._stack()}"
+        )
+        if not self._batch.give_up(delivery, self._consumption.hung(delivery, text)):
+            return  # it has ended just now
+        log.error("The consumer of a message on %s hangs. %s", delivery.channel, Lines(text))
+        # What it holds in the database may be what the report waits for: the process ends in any case.
+        timer = threading.Timer(WRITE_WITHIN, os._exit, [1])
+        timer.daemon = True
+        timer.start()
+        self._hand_back()
+        self._replace()
+        timer.cancel()  # where `replace` returns, as in tests
+
+    def _stack(self) -> str:
+        frame = sys._current_frames().get(self._watched or 0)
+        return "".join(traceback.format_stack(frame)) if frame else "(nowhere)"
