@@ -13,7 +13,7 @@ from typing import Any
 import msgpack
 from django.utils.functional import Promise
 
-from dbchannels.exceptions import InvalidMessage, MessageTooLarge, UnreadableMessage, shown
+from dbchannels.exceptions import InvalidMessage, MessageTooLarge, UnreadableMessage, safe_repr
 
 MAX_DEPTH = 64
 ENVELOPE = 65_536  # bytes of a message that may stand beside what it carries: names, a path, keys
@@ -131,10 +131,10 @@ def _check_items(value: list[Any] | tuple[Any, ...] | dict[Any, Any], where: str
     for key, item in value.items():
         if not isinstance(key, str):
             raise InvalidMessage(
-                f"A key of {where} is {_kind(key)}: keys are str, so send str({shown(key, 40)})."
+                f"A key of {where} is {_kind(key)}: keys are str, so send str({safe_repr(key, 40)})."
             )
         _check_text(key, f"A key of {where} is")
-        _check(item, f"{where}[{shown(key, 40)}]", depth)
+        _check(item, f"{where}[{safe_repr(key, 40)}]", depth)
 
 
 def _check_text(text: str, subject: str) -> None:

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 from django.conf import settings
 
-from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.exceptions import InvalidConfiguration, safe_repr
 from dbchannels.option_rules import value_problem
 
 SHORT_BACKENDS = {
@@ -76,20 +76,20 @@ def _entry_problems(alias: str, entry: dict[str, Any]) -> list[str]:
     backend, database = entry.get("BACKEND"), entry.get("DATABASE", "default")
     if not (backend is None or isinstance(backend, str)):
         found.append(
-            f"{where}['BACKEND'] is {shown(backend)}: write one of {', '.join(SHORT_BACKENDS)}, or the dotted name of "
-            "a layer class."
+            f"{where}['BACKEND'] is {safe_repr(backend)}: write one of {', '.join(SHORT_BACKENDS)}, or the dotted "
+            "name of a layer class."
         )
         backend = ""
     elif backend and "." not in backend and backend not in SHORT_BACKENDS:
         found.append(
-            f"{where}['BACKEND'] names {shown(backend)}, which is no layer: write one of {', '.join(SHORT_BACKENDS)}, "
-            "or the dotted name of a layer class."
+            f"{where}['BACKEND'] names {safe_repr(backend)}, which is no layer: write one of "
+            f"{', '.join(SHORT_BACKENDS)}, or the dotted name of a layer class."
         )
     routing = entry.get("ROUTING")
     if not (routing is None or isinstance(routing, (str, list, tuple))):
         found.append(
-            f"{where}['ROUTING'] is {shown(routing)}: write the dotted name of a module with a list called 'routes', "
-            "or the list itself."
+            f"{where}['ROUTING'] is {safe_repr(routing)}: write the dotted name of a module with a list called "
+            "'routes', or the list itself."
         )
     options = entry.get("OPTIONS", {})
     if not isinstance(options, dict):
@@ -100,7 +100,7 @@ def _entry_problems(alias: str, entry: dict[str, Any]) -> list[str]:
         )
     if not isinstance(database, str) or database not in settings.DATABASES:
         found.append(
-            f"{where}['DATABASE'] names {shown(database)}, which DATABASES does not hold: name one of its aliases."
+            f"{where}['DATABASE'] names {safe_repr(database)}, which DATABASES does not hold: name one of its aliases."
         )
     return found
 

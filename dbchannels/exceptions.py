@@ -72,7 +72,7 @@ class UnreadableMessage(DBChannelsError, ValueError):
 
     def __init__(self, reason: object) -> None:
         super().__init__(
-            f"The payload cannot be decoded ({shown(str(reason), 200)}): it was not encoded by this version of "
+            f"The payload cannot be decoded ({safe_repr(str(reason), 200)}): it was not encoded by this version of "
             "dbchannels, or was damaged since. Send the message again."
         )
 
@@ -111,9 +111,11 @@ class WebSocketCloseException(DBChannelsError):
 
     def __init__(self, code: int = 1000, reason: str = "") -> None:
         if not isinstance(code, int) or not (code in SENDABLE_CODES or 3000 <= code <= 4999):
-            raise ValueError(f"A WebSocket cannot be closed with {shown(code)}: use 1000, or 3000 to 4999.")
+            raise ValueError(
+                f"A WebSocket cannot be closed with {safe_repr(code)}: use 1000, or 3000 to 4999."
+            )
         if not isinstance(reason, str):
-            raise ValueError(f"The reason of a close is a str, not {shown(reason)}.")
+            raise ValueError(f"The reason of a close is a str, not {safe_repr(reason)}.")
         super().__init__(f"The consumer closes the connection with {code}.")
         self.code, self.reason = code, reason
 
@@ -136,7 +138,7 @@ class NoClient(DBChannelsError, AttributeError):
     """A message has no session or user: it comes from no client, or the site has none; the sentence says which."""
 
 
-def shown(value: object, length: int = 60) -> str:
+def safe_repr(value: object, length: int = 60) -> str:
     """Return a value as a sentence shows it: escaped, cut, and by its type where it cannot be shown at all."""
     try:
         text = ascii(value)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import secrets
 
-from dbchannels.exceptions import InvalidName, shown
+from dbchannels.exceptions import InvalidName, safe_repr
 
 MAX_LENGTH = 100
 MAX_USER_ID = 255
@@ -54,11 +54,11 @@ def check_receivable(name: object) -> str:
 
 def _check(name: object, pattern: re.Pattern[str], kind: str) -> str:
     if not isinstance(name, str):
-        raise InvalidName(f"The name of a {kind} is a str, not {type(name).__name__}: {shown(name)}.")
+        raise InvalidName(f"The name of a {kind} is a str, not {type(name).__name__}: {safe_repr(name)}.")
     if len(name) > MAX_LENGTH:
         raise InvalidName(
             f"The name of a {kind} has at most {MAX_LENGTH} characters, and this one has {len(name)}: "
-            f"shorten {shown(name)}."
+            f"shorten {safe_repr(name)}."
         )
     if not pattern.match(name):
         raise InvalidName(_broken_rule(name, kind))
@@ -72,14 +72,16 @@ def _broken_rule(name: str, kind: str) -> str:
     for position, character in enumerate(name, 1):
         if not _ORDINARY.match(character) and character not in "!?":
             return (
-                f"The name of a {kind} holds {shown(character)} as character {position}: write {shown(name)} with "
-                "ASCII letters, digits, hyphens, underscores and dots."
+                f"The name of a {kind} holds {safe_repr(character)} as character {position}: write {safe_repr(name)} "
+                "with ASCII letters, digits, hyphens, underscores and dots."
             )
     if kind == "group":
-        return f"The name of a group has no '!' and no '?', which are for channels: leave it out of {shown(name)}."
+        return f"The name of a group has no '!' and no '?', which are for channels: leave it out of {safe_repr(name)}."
     if name[0] in "!?":
-        return f"The name of a channel does not begin with {name[0]!r}: put a name in front of it in {shown(name)}."
-    return f"The name of a channel has one '!' or one '?' at most: leave all but one out of {shown(name)}."
+        return f"The name of a channel does not begin with {name[0]!r}: put a name in front of it in {safe_repr(name)}."
+    return (
+        f"The name of a channel has one '!' or one '?' at most: leave all but one out of {safe_repr(name)}."
+    )
 
 
 def split(name: str) -> tuple[str, str]:
@@ -108,12 +110,12 @@ def new_name(pattern: object) -> str:
         head, mark, _ = name.replace("?", "!").partition("!")
         wrong = f"ends with its {name[len(head)]!r}, and nothing follows it" if mark else "ends in '?' or '!'"
         raise InvalidName(
-            f"The pattern of a new channel {wrong}: write {shown(name[: len(head) + 1] if mark else name + '?')}."
+            f"The pattern of a new channel {wrong}: write {safe_repr(name[: len(head) + 1] if mark else name + '?')}."
         )
     if len(name) > MAX_LENGTH - RANDOM_LENGTH:
         raise InvalidName(
             f"The pattern of a new channel has at most {MAX_LENGTH - RANDOM_LENGTH} characters, as {RANDOM_LENGTH} are "
-            f"added, and this one has {len(name)}: shorten {shown(name)}."
+            f"added, and this one has {len(name)}: shorten {safe_repr(name)}."
         )
     return name + random_part()
 
@@ -122,16 +124,17 @@ def check_user_id(user_id: object) -> str:
     """Return the text of a user's primary key, "" for nobody known; raises InvalidName."""
     if not isinstance(user_id, str):
         raise InvalidName(
-            f"A user's id is a str, not {shown(user_id)}: give the text of the user's primary key."
+            f"A user's id is a str, not {safe_repr(user_id)}: give the text of the user's primary key."
         )
     if len(user_id) > MAX_USER_ID:
         raise InvalidName(
             f"A user's id has at most {MAX_USER_ID} characters, and this one has {len(user_id)}: give the primary key, "
-            f"not {shown(user_id)}."
+            f"not {safe_repr(user_id)}."
         )
     if not user_id.isprintable():
         raise InvalidName(
-            f"A user's id can be printed, and {shown(user_id)} cannot: give a primary key without control characters."
+            f"A user's id can be printed, and {safe_repr(user_id)} cannot: give a primary key without control "
+            "characters."
         )
     return user_id
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from dbchannels.exceptions import shown
+from dbchannels.exceptions import safe_repr
 
 TEN_YEARS = 10 * 365 * 86_400  # seconds; a database's timestamps reach further
 MOST_MESSAGES = 2**31 - 1  # PostgreSQL's int
@@ -28,7 +28,7 @@ def value_problem(name: str, value: object, where: str) -> str:
     if rule.fits(value):
         return ""
     # A password may stand in there.
-    given = shown(value) if name != "direct" else f"a {type(value).__name__} with something else in it"
+    given = safe_repr(value) if name != "direct" else f"a {type(value).__name__} with something else in it"
     return f"{where}[{name!r}] is {given}: write {rule.write}."
 
 

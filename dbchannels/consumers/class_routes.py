@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
 from dbchannels.consumers.websocket import WebsocketConsumer
-from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.exceptions import InvalidConfiguration, safe_repr
 from dbchannels.routing.table import Include, consumer, include
 
 AnyClass = TypeVar("AnyClass", bound=type[WebsocketConsumer])
@@ -31,8 +31,8 @@ def route_class(
     if consumer_class is not None:
         if not (isinstance(consumer_class, type) and issubclass(consumer_class, WebsocketConsumer)):
             raise InvalidConfiguration(
-                f"route_class takes a WebsocketConsumer, not {shown(consumer_class)}: write route(channel, ...) for a "
-                "function."
+                f"route_class takes a WebsocketConsumer, not {safe_repr(consumer_class)}: write route(channel, ...) "
+                "for a function."
             )
         return include(consumer_class.as_routes(**options_and_filters))
 

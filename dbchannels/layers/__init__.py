@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from django.utils.module_loading import import_string
 
 from dbchannels import conf, foreign
-from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.exceptions import InvalidConfiguration, safe_repr
 
 if TYPE_CHECKING:
     from dbchannels.layers.base import BaseLayer
@@ -33,7 +33,7 @@ class ChannelLayers:
     def __getitem__(self, alias: str) -> BaseLayer:
         if not isinstance(alias, str):
             raise InvalidConfiguration(
-                f"The alias of a layer is {shown(alias)}: write a key of DBCHANNELS, as 'default'."
+                f"The alias of a layer is {safe_repr(alias)}: write a key of DBCHANNELS, as 'default'."
             )
         with self._lock:
             if alias not in self._layers:

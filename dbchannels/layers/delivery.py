@@ -9,7 +9,7 @@ from typing import Any
 from django.utils import timezone
 
 from dbchannels import names
-from dbchannels.exceptions import InvalidMessage, shown
+from dbchannels.exceptions import InvalidMessage, safe_repr
 
 LONGEST_DELAY = 10 * 365 * 86_400.0  # seconds
 PRIORITIES = range(-32_768, 32_768)  # PostgreSQL's smallint
@@ -50,16 +50,16 @@ def _delay_seconds(delay: object) -> float:
         delay = delay.total_seconds()
     if not isinstance(delay, (int, float)) or delay != delay:  # NaN
         raise InvalidMessage(
-            f"A delay is a timedelta or a number of seconds, not {shown(delay, 40)}: write delay=5, or "
+            f"A delay is a timedelta or a number of seconds, not {safe_repr(delay, 40)}: write delay=5, or "
             "delay=timedelta(...)."
         )
     if delay < 0:
         raise InvalidMessage(
-            f"A delay is from 0 on, not {shown(delay, 40)}: leave it out for a message that is due now."
+            f"A delay is from 0 on, not {safe_repr(delay, 40)}: leave it out for a message that is due now."
         )
     if delay > LONGEST_DELAY:
         raise InvalidMessage(
-            f"A delay is at most ten years, not {shown(delay, 40)} s: send the message later."
+            f"A delay is at most ten years, not {safe_repr(delay, 40)} s: send the message later."
         )
     return float(delay)
 
@@ -70,7 +70,7 @@ def _moment(deliver_at: object) -> datetime | None:
         return None
     if not isinstance(deliver_at, datetime):
         raise InvalidMessage(
-            f"The moment deliver_at is a datetime, not {shown(deliver_at, 40)}: write deliver_at=datetime(...)."
+            f"The moment deliver_at is a datetime, not {safe_repr(deliver_at, 40)}: write deliver_at=datetime(...)."
         )
     moment = deliver_at
     if timezone.is_naive(deliver_at):  # as in a model's field, it is the site's local time
@@ -87,18 +87,18 @@ def _moment(deliver_at: object) -> datetime | None:
 def _priority(priority: object) -> int:
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise InvalidMessage(
-            f"A priority is a whole number, not {shown(priority, 40)}: write one, such as priority=5."
+            f"A priority is a whole number, not {safe_repr(priority, 40)}: write one, such as priority=5."
         )
     if not PRIORITIES.start <= priority < PRIORITIES.stop:
         raise InvalidMessage(
-            f"A priority is from {PRIORITIES[0]} to {PRIORITIES[-1]}, not {shown(priority, 40)}: take one of these."
+            f"A priority is from {PRIORITIES[0]} to {PRIORITIES[-1]}, not {safe_repr(priority, 40)}: take one of these."
         )
     return priority
 
 
 def _unique(unique: object) -> str:
     if not isinstance(unique, str):
-        raise InvalidMessage(f"A unique key is a str, not {shown(unique)}: write unique=str(...).")
+        raise InvalidMessage(f"A unique key is a str, not {safe_repr(unique)}: write unique=str(...).")
     if len(unique) > names.MAX_LENGTH:
         raise InvalidMessage(
             f"A unique key has at most {names.MAX_LENGTH} characters, and this one has {len(unique)}: take a shorter "
@@ -106,6 +106,6 @@ def _unique(unique: object) -> str:
         )
     if not unique.isprintable():
         raise InvalidMessage(
-            f"A unique key is made of characters that can be printed, unlike {shown(unique)}: leave the others out."
+            f"A unique key is made of characters that can be printed, unlike {safe_repr(unique)}: leave the others out."
         )
     return unique

@@ -186,7 +186,7 @@ def take_over(plan: Plan, supervisor: Supervisor) -> None:
 
 def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
     """Return what Django's users expect to read: versions, settings, address, and how to stop."""
-    places, probe = " and ".join(map(shown, server.binds)), server.probe_bind
+    places, probe = " and ".join(map(safe_repr, server.binds)), server.probe_bind
     workers = {0: "none here: start them with runworker", 1: "1 process"}
     for_frames = "one kept for websocket.*, " if plan.workers > 3 else ""
     kept = f"{plan.workers} processes, {for_frames}one kept for http.* and websocket.*"
@@ -203,6 +203,6 @@ def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
     )
 
 
-def shown(bind: Bind) -> str:
+def safe_repr(bind: Bind) -> str:
     """Return an address as a browser takes it, or a Unix socket as curl does."""
     return str(bind) if bind.path else f"http://{bind}/"

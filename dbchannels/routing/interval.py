@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 from django.utils import timezone
 
-from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.exceptions import InvalidConfiguration, safe_repr
 
 UTC = datetime_timezone.utc
 SHORTEST, LONGEST = timedelta(seconds=1), timedelta(days=3650)
@@ -89,7 +89,7 @@ def parse_interval(every: object, channel: str) -> Interval:
         return _parse_line(every, channel)
     if not isinstance(every, timedelta):
         raise InvalidConfiguration(
-            f"The every of a route on {channel} is a timedelta, or five fields as in crontab, not {shown(every)}: "
+            f"The every of a route on {channel} is a timedelta, or five fields as in crontab, not {safe_repr(every)}: "
             "write every=timedelta(minutes=5), or every='0 7 * * *'."
         )
     if not SHORTEST <= every <= LONGEST:
@@ -120,7 +120,7 @@ def _parse_line(text: str, channel: str) -> CronLine:
         found.following(now, now)
     except (CronSimError, ValueError):
         raise InvalidConfiguration(
-            f"The every of a route on {channel} is not a crontab line that ever comes: {shown(text)}; give five "
+            f"The every of a route on {channel} is not a crontab line that ever comes: {safe_repr(text)}; give five "
             "fields, minute, hour, day, month and weekday, such as '0 7 * * *'."
         ) from None
     return found

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from dbchannels import names
-from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.exceptions import InvalidConfiguration, safe_repr
 from dbchannels.layers.delivery import LONGEST_DELAY
 from dbchannels.routing.interval import Interval, parse_interval
 
@@ -87,7 +87,7 @@ class ConsumerOptions:
     def _refuse(self, name: str, wanted: str, instead: str) -> None:
         value = getattr(self, name)
         raise InvalidConfiguration(
-            f"The {name} of a route on {self.channel} is {wanted}, not {shown(value)}: {instead}."
+            f"The {name} of a route on {self.channel} is {wanted}, not {safe_repr(value)}: {instead}."
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from django.urls.converters import get_converters
 from django.utils.regex_helper import normalize
 
-from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.exceptions import InvalidConfiguration, safe_repr
 
 EXPRESSION = re.compile(r"[\^$*+?()\[\]{}|\\]")  # a character that makes a pattern a regular expression
 _CAPTURE = re.compile(r"<(?:([^<>:]*):)?([^<>:]*)>")
@@ -95,7 +95,7 @@ def compile_pattern(key: str, text: object, *, whole: bool = True) -> Pattern:
             raise TypeError("it is for bytes")
     except (re.error, TypeError) as error:
         raise InvalidConfiguration(
-            f"The filter {key}={shown(text)} of a route is not a regular expression ({error}): correct it."
+            f"The filter {key}={safe_repr(text)} of a route is not a regular expression ({error}): correct it."
         ) from None
     return Pattern(compiled.pattern, compiled, {}, False, False)
 
@@ -107,7 +107,7 @@ def _compile_path(key: str, text: str) -> tuple[str, dict[str, Any]]:
         kind, name = "str" if found[1] is None else found[1], found[2]
         if not name.isidentifier() or name in converters:
             raise InvalidConfiguration(
-                f"The filter {key}={shown(text)} of a route captures {shown(name)}, which is "
+                f"The filter {key}={safe_repr(text)} of a route captures {safe_repr(name)}, which is "
                 f"{'there twice' if name in converters else 'no name'}: give each capture a name of its own."
             )
         converters[name] = _converter(key, text, kind)
@@ -120,8 +120,9 @@ def _converter(key: str, text: str, kind: str) -> Any:
     known = get_converters()
     if kind not in known:
         raise InvalidConfiguration(
-            f"The filter {key}={shown(text)} of a route names the converter {shown(kind)}, which is not registered: "
-            f"use one of {', '.join(sorted(known))}, or call django.urls.register_converter in front of the routes."
+            f"The filter {key}={safe_repr(text)} of a route names the converter {safe_repr(kind)}, which is not "
+            f"registered: use one of {', '.join(sorted(known))}, or call django.urls.register_converter in front of "
+            "the routes."
         )
     return known[kind]
 
@@ -130,8 +131,8 @@ def _literal(key: str, text: str, start: int, end: int) -> str:
     literal = text[start:end]
     if stray := re.search("[<>]", literal):
         raise InvalidConfiguration(
-            f"The filter {key}={shown(text)} of a route has a {stray[0]!r} without its other half: write a capture as "
-            f"<slug:name>, or the character itself as '\\{stray[0]}', in a regular expression."
+            f"The filter {key}={safe_repr(text)} of a route has a {stray[0]!r} without its other half: write a "
+            f"capture as <slug:name>, or the character itself as '\\{stray[0]}', in a regular expression."
         )
     return re.escape(literal)
 

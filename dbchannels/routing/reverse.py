@@ -12,7 +12,7 @@ from urllib.parse import quote
 from django.urls import NoReverseMatch
 from django.utils.http import RFC3986_SUBDELIMS, escape_leading_slashes
 
-from dbchannels.exceptions import shown
+from dbchannels.exceptions import safe_repr
 from dbchannels.routing.patterns import Pattern
 from dbchannels.routing.routes import Consumer, Placed
 from dbchannels.routing.table import site_routing
@@ -92,6 +92,6 @@ def _sentence(to: str | Consumer, given: dict[str, Any], found: Sequence[Placed]
     tried = [one.shown_filters().get("path") for one in found]
     if not any(tried):
         return f"Reverse for {called!r} not found. Its route has no filter on the path: add path=... to it."
-    arguments = f"keyword arguments {shown(given, 200)}" if given else "no arguments"
+    arguments = f"keyword arguments {safe_repr(given, 200)}" if given else "no arguments"
     paths = ", ".join(repr(text) for text in tried if text)
     return f"Reverse for {called!r} with {arguments} not found. {len(tried)} pattern(s) tried: {paths}"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from django.urls import URLPattern, URLResolver
 
 from dbchannels import names
-from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.exceptions import InvalidConfiguration, safe_repr
 from dbchannels.message import Message
 from dbchannels.routing.options import ConsumerOptions
 from dbchannels.routing.patterns import Pattern, compile_pattern, convert, joined
@@ -73,7 +73,7 @@ class Route:
         self.options = options or ConsumerOptions(channel)
         if not callable(consumer):
             raise InvalidConfiguration(
-                f"The consumer of a route on {channel} is not callable: {shown(consumer)}."
+                f"The consumer of a route on {channel} is not callable: {safe_repr(consumer)}."
             )
         as_consumer = getattr(consumer, "as_consumer", None)  # of a class, see ``consumers``
         self.consumer: Consumer = as_consumer() if as_consumer else consumer
@@ -130,11 +130,11 @@ def _keywords_taken(consumer: Consumer) -> Callable[[str], bool] | None:
 def check_entries(entries: Any, where: str) -> Any:
     """Return what a list of routes holds; raises InvalidConfiguration for what is no route."""
     if not isinstance(entries, (list, tuple)):
-        raise InvalidConfiguration(f"{where} is {shown(entries)}: give it a list, [route(...), ...].")
+        raise InvalidConfiguration(f"{where} is {safe_repr(entries)}: give it a list, [route(...), ...].")
     for entry in entries:
         if not isinstance(entry, (Route, Include)):
             raise InvalidConfiguration(
-                f"{where} holds {shown(entry)}, which is no route: {_write_instead(entry)}."
+                f"{where} holds {safe_repr(entry)}, which is no route: {_write_instead(entry)}."
             )
     return entries
 
@@ -145,7 +145,7 @@ def _write_instead(entry: object) -> str:
     if isinstance(entry, (URLPattern, URLResolver)):
         return 'write route("websocket.connect", consumer, path=...), and leave the paths of views to urls.py'
     if isinstance(entry, str):
-        return f"write include({shown(entry)})"
+        return f"write include({safe_repr(entry)})"
     if hasattr(entry, "as_routes"):
         return "write route_class(...) around it"
     if callable(entry):

@@ -20,7 +20,7 @@ from django.core.signals import setting_changed
 from django.utils.module_loading import autodiscover_modules, import_string
 
 from dbchannels import conf, foreign, names
-from dbchannels.exceptions import InvalidConfiguration, shown
+from dbchannels.exceptions import InvalidConfiguration, safe_repr
 from dbchannels.message import Message
 from dbchannels.routing.interval import Entry
 from dbchannels.routing.options import ConsumerOptions
@@ -75,7 +75,7 @@ def route(
 
         routes = [route("websocket.connect", join, path="/chat/<slug:room>/", name="room")]
     """
-    _check_types(f"a route on {shown(channel)}", filters, name=name)
+    _check_types(f"a route on {safe_repr(channel)}", filters, name=name)
     function = _imported(consumer) if isinstance(consumer, str) else consumer
     options = ConsumerOptions.take_from(channel, options_and_filters)
     _check_keywords(channel, options_and_filters)
@@ -85,12 +85,12 @@ def route(
 def _check_types(where: str, filters: object, **names_: object) -> None:
     for option, given in names_.items():
         if not isinstance(given, str):
-            raise InvalidConfiguration(f"The {option} of {where} is {shown(given)}: write a str.")
+            raise InvalidConfiguration(f"The {option} of {where} is {safe_repr(given)}: write a str.")
     if filters is not None and not (
         isinstance(filters, dict) and all(isinstance(key, str) for key in filters)
     ):
         raise InvalidConfiguration(
-            f"The filters of {where} are {shown(filters)}: write a dict, {{field: pattern}}."
+            f"The filters of {where} are {safe_repr(filters)}: write a dict, {{field: pattern}}."
         )
 
 
@@ -108,8 +108,8 @@ def _check_keywords(channel: str, keywords: dict[str, Any]) -> None:
             )
         if not is_text:
             raise InvalidConfiguration(
-                f"A route on {channel} takes no {key}={shown(value)}: no option is called so, and a filter is text; "
-                f"take it away, or write {key}='...'."
+                f"A route on {channel} takes no {key}={safe_repr(value)}: no option is called so, and a filter is "
+                f"text; take it away, or write {key}='...'."
             )
 
 
@@ -278,7 +278,7 @@ def load_routes(dotted: str) -> Sequence[Route | Include]:
 def _check_dotted(dotted: str) -> None:
     if not all(part.isidentifier() for part in dotted.split(".")):
         raise InvalidConfiguration(
-            f"The routing names {shown(dotted)}, which is no dotted name: write one, such as 'chat.routing'."
+            f"The routing names {safe_repr(dotted)}, which is no dotted name: write one, such as 'chat.routing'."
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from dbchannels import codec
 from dbchannels.channel import Channel, Group
-from dbchannels.exceptions import InvalidMessage, shown
+from dbchannels.exceptions import InvalidMessage, safe_repr
 from dbchannels.layers.operations import Send, SendGroup
 from dbchannels.testing.transactions import Mark, State
 
@@ -66,7 +66,7 @@ class SentMessage:
             "unique": self.unique,
         }
         said = [f"{key} {value}" for key, value in options.items() if value != ""]
-        return ", ".join([f"{target} {shown(self.content, 200)}", *said])
+        return ", ".join([f"{target} {safe_repr(self.content, 200)}", *said])
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Wanted:
 
     def __str__(self) -> str:
         target = f"the group {self.name}" if self.is_group else self.name
-        fields = ", ".join(f"{key}={shown(value)}" for key, value in self.fields.items())
+        fields = ", ".join(f"{key}={safe_repr(value)}" for key, value in self.fields.items())
         return f"{target} with {fields}" if fields else target
 
     def missing(self, records: Sequence[Record]) -> str:
@@ -166,7 +166,7 @@ class Wanted:
         if not self._is_for_it(message):
             return ""
         wrong = [
-            f"{key} is {shown(message.content[key])}" if key in message.content else f"{key} is missing"
+            f"{key} is {safe_repr(message.content[key])}" if key in message.content else f"{key} is missing"
             for key in self._misfits(message)
         ]
         return f"  ({'; '.join(wrong)})"

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from dbchannels.exceptions import shown
+from dbchannels.exceptions import safe_repr
 from dbchannels.server.http.messages import Request
 from dbchannels.server.websocket.verdict import Accepted
 from dbchannels.testing.server import TestedConnection
@@ -108,7 +108,7 @@ class ClientSocket:
         try:
             return json.loads(data)
         except ValueError as error:
-            raise AssertionError(f"The frame {shown(data, 200)} is not JSON: {error}.") from None
+            raise AssertionError(f"The frame {safe_repr(data, 200)} is not JSON: {error}.") from None
 
     def receive_all(self) -> list[str | bytes]:
         """Return all frames that have arrived since the last time."""
@@ -125,7 +125,7 @@ class ClientSocket:
         """Fail when a frame has arrived that was not received yet."""
         arrived = self.receive_all()
         if arrived:
-            frames = "\n".join(f"  {shown(data, 200)}" for data in arrived)
+            frames = "\n".join(f"  {safe_repr(data, 200)}" for data in arrived)
             raise AssertionError(f"On the WebSocket {self.path} arrived:\n{frames}")
 
     def _opened(self) -> TestedConnection:

@@ -27,7 +27,7 @@ from dbchannels.exceptions import (
     UnreadableMessage,
     WebSocketCloseException,
     WorkerKilled,
-    shown,
+    safe_repr,
 )
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.delivery import LONGEST_DELAY
@@ -116,7 +116,7 @@ class Consumption:
         close = difflib.get_close_matches(str(message.get("path")), set(fixed.values()), n=3, cutoff=0.3)
         near = [text for one in close for text in paths if fixed[text] == one][:3]
         told = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(paths) or 'none'}"
-        return f"No route takes a WebSocket on {shown(message.get('path'), 200)}: {told}."
+        return f"No route takes a WebSocket on {safe_repr(message.get('path'), 200)}: {told}."
 
     def _run_route(
         self, route: Route, captures: Captures, message: Message, delivery: Delivery, worker: str

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from dbchannels import foreign
-from dbchannels.exceptions import shown
+from dbchannels.exceptions import safe_repr
 
 RawHeaders = list[tuple[bytes, bytes]]
 
@@ -140,7 +140,7 @@ def response_head(message: dict[str, Any], method: str) -> Head:
     for key in message.keys() - RESPONSE_KEYS:
         near = difflib.get_close_matches(key, RESPONSE_KEYS, n=1, cutoff=0.75)
         if told := foreign.advice("response", key) or (f"write {near[0]!r}" if near else ""):
-            raise ValueError(f"The key {shown(key)} of a response says nothing: {told}.")
+            raise ValueError(f"The key {safe_repr(key)} of a response says nothing: {told}.")
     status = message.get("status")
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")

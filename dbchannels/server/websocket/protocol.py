@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from dbchannels import foreign
-from dbchannels.exceptions import shown
+from dbchannels.exceptions import safe_repr
 from dbchannels.server.limits import Limits
 from dbchannels.server.websocket import frames
 from dbchannels.server.websocket.assembly import Assembly
@@ -293,7 +293,7 @@ def outgoing(message: dict[str, Any]) -> Outgoing:
     if KEYS.isdisjoint(message) and (not message or not message.keys() <= WORKERS_KEYS):
         own = sorted(message.keys() - WORKERS_KEYS)
         told = next(filter(None, map(_advice, own)), "write 'text', 'bytes' or 'close'")
-        raise ValueError(f"It has no key that says anything here ({shown(own)}): {told}.")
+        raise ValueError(f"It has no key that says anything here ({safe_repr(own)}): {told}.")
     if "status" in message and "content" in message and message.get("accept") is None:
         raise ValueError("It is the response to a request, and a WebSocket takes frames: send {'text': ...}.")
     return Outgoing(
@@ -313,7 +313,7 @@ def oversight(message: dict[str, Any]) -> str:
         return f"It has {' and '.join(map(repr, given))}, so neither was sent: send a message for each."
     for key in sorted(message.keys() - KEYS - WORKERS_KEYS):
         if told := _advice(key):
-            return f"The key {shown(key)} says nothing here: {told}."
+            return f"The key {safe_repr(key)} says nothing here: {told}."
     if message.get("reason") and not message.get("close"):
         return "Its 'reason' is that of a close, and there is none: give 'close' too."
     says = given or message.get("accept") is not None or message.get("close")
