@@ -112,7 +112,7 @@ def test_a_message_that_kills_its_worker_each_time_is_a_dead_letter_in_the_end(l
         name = f"killed-{number}"
         link.register(name, "worker")
         assert len(link.claim(["own"], 10, name)) == 1
-        link.bury(name)
+        link.clean_up_after(name)
     worker = new_worker(ran.append, retries=2)
     assert worker.run_once()
     assert ran == []

@@ -10,7 +10,7 @@ from django.core.management import CommandError, call_command
 from dbchannels import channel_layers, route
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import raises, waiting
-from dbchannels.testing.contract.operating import bury_letters
+from dbchannels.testing.contract.operating import make_dead_letters
 from dbchannels.worker.worker import Worker
 from tests import kinds
 
@@ -27,8 +27,8 @@ def replay(*arguments):
 @pytest.fixture
 def letters(layer, new_link):
     """Two dead letters on ``own`` and one on ``other``."""
-    bury_letters(new_link(layer), 2, "own")
-    bury_letters(new_link(layer), 1, "other")
+    make_dead_letters(new_link(layer), 2, "own")
+    make_dead_letters(new_link(layer), 1, "other")
     return layer.dead_letter_ids()
 
 

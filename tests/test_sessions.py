@@ -413,7 +413,7 @@ def test_the_disconnect_of_a_killed_server_has_it_still(layer, serve, visitor, n
         message.channel_session["name"] = "Anna"
 
     serve(connect=name)
-    link.bury("v1")
+    link.clean_up_after("v1")
     serve(
         disconnect=lambda message: seen.append(
             (message.channel_session["name"], message.http_session["cart"])

@@ -1158,7 +1158,7 @@ class Instant:
 def test_one_that_was_declared_dead_goes_on_as_a_new_one(layer, new_worker, new_link):
     seen = []
     one = new_worker(route("own", lambda message: seen.append(1)), name="w1")
-    new_link(layer).bury("w1")
+    new_link(layer).clean_up_after("w1")
     layer.send("own", {})
     one._renewed_at = 0.0  # long ago
     assert one.run_once()
@@ -1175,7 +1175,7 @@ def test_what_it_held_when_it_was_declared_dead_is_not_its_own(layer, new_worker
     def consume(message):
         seen.append((message["number"], message.attempt))
         if len(seen) == 1:
-            new_link(layer).bury("w1")  # it stands still here for a long time
+            new_link(layer).clean_up_after("w1")  # it stands still here for a long time
             one._renewed_at = 0.0
             one._keep_alive()  # and its watch finds out
 

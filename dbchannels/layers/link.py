@@ -146,10 +146,10 @@ class Link:
     def unregister(self, name: str) -> None:
         """Take this process off the record: it has cleaned up after itself."""
 
-    def bury(self, name: str) -> None:
+    def clean_up_after(self, name: str) -> None:
         """Clean up after a process that its parent saw die: tell its clients, give back its claims."""
 
-    def sweep(self) -> None:
+    def clean_up(self) -> None:
         """Drop what has expired, and clean up after processes that nobody saw die."""
 
     def count_live(self, queue: str) -> tuple[int, int]:

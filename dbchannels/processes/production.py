@@ -85,7 +85,7 @@ def supervise(work: list[Task], server: InterfaceServer, graceful_timeout: float
     doors = ((relay.queue, relay.door),)
     files = None if sent is None else (relay.queue, sent.sender.fileno())
     work = [one._replace(doors=doors, files=files) for one in work]
-    supervisor = Supervisor(work, relay.bury, graceful_timeout)
+    supervisor = Supervisor(work, relay.clean_up_after, graceful_timeout)
     relay.own_workers = supervisor.ready_names
     return supervisor
 

@@ -156,18 +156,18 @@ class Relay:
         payload = codec.encode_trusted(message)
         return Send(channel, payload, message.get("reply_channel") or "", self.layer.options["expiry"])
 
-    def bury(self, worker: str) -> None:
+    def clean_up_after(self, worker: str) -> None:
         """Clean up after a worker that was seen to die; from any thread."""
-        self._chores.put(lambda link: link.bury(worker))
+        self._chores.put(lambda link: link.clean_up_after(worker))
         if self._stopping.is_set() and not self.away:  # the housekeeper has ended
-            last = threading.Thread(target=self._bury_last, args=(worker,), daemon=True)
+            last = threading.Thread(target=self._clean_up_after_last, args=(worker,), daemon=True)
             last.start()
             last.join(LAST_CHORE)
 
-    def _bury_last(self, worker: str) -> None:
+    def _clean_up_after_last(self, worker: str) -> None:
         link = self.layer.link("housekeeper", listen=False)
         with closing(link), suppress(LayerUnavailable):
-            link.bury(worker)
+            link.clean_up_after(worker)
 
     def stop(self, within: float = 10.0) -> None:
         """Write what is left, take this server off the record, end the threads. Call it in a native thread.
@@ -336,7 +336,7 @@ class Relay:
         if self.has_sessions and asked_at - self._checked_at > CHECK_LOGINS:
             self._checked_at = asked_at
             link.apply([self.make_send("websocket.logins", {"server": self.name})])
-        link.sweep()
+        link.clean_up()
         self.http_workers, self.servers = link.count_live("http.request")
 
     def _find_near(self, workers: set[str]) -> None:

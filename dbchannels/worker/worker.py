@@ -325,7 +325,7 @@ class Worker:
             self._tell_work()
         if not self._bells and now - self._swept_at > self.layer.options["lease"] / 3:
             self._swept_at = now
-            self.link.sweep()
+            self.link.clean_up()
         self._timetable.keep(drop=self._knows_all_times)
 
     def _declared_dead(self) -> None:

@@ -221,7 +221,7 @@ def broadcasting(bare: Bare) -> Iterator[Figure]:
     for size in (10, 100, 1_000, 10_000):
         layer.group_clear("benchmark")
         link.apply([GroupAdd("benchmark", f"reply.benchmark!{number:022}") for number in range(size)])
-        link.sweep()  # as the server does every few seconds
+        link.clean_up()  # as the server does every few seconds
         bare.run("ANALYZE dbchannels_membership, dbchannels_tally")
         for kind, send in (
             ("", lambda: layer.send_group("benchmark", MESSAGE)),

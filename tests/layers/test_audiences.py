@@ -205,13 +205,13 @@ def test_an_audience_outlives_the_messages_that_name_it(layer, reader):
     assert [len(text) > 0 for text in written()] == [False, True, False]
 
 
-def test_a_sweep_drops_audiences_that_ended(layer, reader):
+def test_a_cleanup_drops_audiences_that_ended(layer, reader):
     fill(reader)
     broadcast(layer, 2)
-    reader.sweep()
+    reader.clean_up()
     assert len(written()) == 2
     Audience.objects.update(expires_at="2001-01-01T00:00:00Z")
-    reader.sweep()
+    reader.clean_up()
     assert written() == []
 
 
@@ -241,7 +241,7 @@ def test_a_broadcast_to_whom_it_knows_reads_no_member(layer, reader):
     fill(reader)
     broadcast(layer, 10)  # so that the session keeps the plans of a time when the tables were small
     reader.receive_many(["reply.a!"], 100)
-    reader.sweep()
+    reader.clean_up()
     with connection.cursor() as cursor:
         cursor.execute(
             'INSERT INTO dbchannels_membership ("group", channel, local)'

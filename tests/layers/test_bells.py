@@ -144,7 +144,7 @@ def test_a_message_that_is_handed_back_wakes_the_next_worker(patient, listening)
     assert other.wait(DEADLINE) == {"d"}
     worker.register("w2", "worker")
     assert len(worker.claim(["own"], 1, "w2")) == 1
-    other.bury("w2")
+    other.clean_up_after("w2")
     assert other.wait(DEADLINE) == {"d"}
 
 

@@ -148,7 +148,7 @@ def test_the_client_of_a_blocked_result_is_told_when_its_worker_dies(layer, link
     taken = take(layer, link, MEMBER) + link.claim(["own"], 1, "w1")
     with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
         link.finish("w1", batch(layer, taken, [Identify(MEMBER, "12")], [Identify(MEMBER, "12")]))
-        new_link(layer).bury("w1")
+        new_link(layer).clean_up_after("w1")
         assert drain(layer, "reply.s!") == [{"lost": "worker died", "channel": "websocket.receive"}]
         assert not link.renew("w1")
     link.register("w2", "worker")

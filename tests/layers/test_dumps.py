@@ -55,7 +55,7 @@ def written(layer, new_link):
     link = new_link(layer)
     link.register("a", Process.SERVER, "reply.a!")
     link.apply([GroupAdd("group", f"reply.a!{number:022}") for number in range(60)])
-    link.sweep()  # some of the tally is merged, some is not
+    link.clean_up()  # some of the tally is merged, some is not
     layer.group_add("group", "reply.a!last")
     layer.group_add("other", "own")
     layer.send("own", {})

@@ -35,10 +35,10 @@ def rows(layer, model):
 
 
 def swept(link, condition):
-    """Sweep again and again until the condition holds."""
+    """Clean up again and again until the condition holds."""
 
     def look():
-        link.sweep()
+        link.clean_up()
         return condition()
 
     return wait_until(look)
@@ -62,7 +62,7 @@ def test_registering_puts_a_process_on_record(layer, new_link):
     assert not link.renew("unknown")
 
 
-def test_a_sweep_leaves_the_living_alone(layer, new_link):
+def test_a_cleanup_leaves_the_living_alone(layer, new_link):
     link, other = new_link(layer), new_link(layer)
     link.register("w1", "worker")
     layer.send("own", {})
@@ -70,14 +70,14 @@ def test_a_sweep_leaves_the_living_alone(layer, new_link):
     layer.group_add("group", "own")
     link.claim(["own"], 1, "w1")
     link.receive_many(["http.request"], 1, "w1")
-    other.sweep()
+    other.clean_up()
     assert rows(layer, Process).count() == rows(layer, Held).count() == 1
     assert rows(layer, DurableMessage).get().claimed_by == "w1"
     assert layer.group_channels("group") == ["own"]
     assert layer.receive(["reply.s1!"]) == (None, None)
 
 
-def test_a_sweep_finds_a_dead_worker(quick, new_link):
+def test_a_cleanup_finds_a_dead_worker(quick, new_link):
     worker, other = new_link(quick), new_link(quick)
     worker.register("w1", "worker")
     quick.send_many([("own", {"number": number}) for number in range(3)])
@@ -98,7 +98,7 @@ def test_a_sweep_finds_a_dead_worker(quick, new_link):
     }
 
 
-def test_a_sweep_finds_a_dead_server(quick, new_link):
+def test_a_cleanup_finds_a_dead_server(quick, new_link):
     server, other = new_link(quick), new_link(quick)
     server.register("s1", "server", "reply.s1!")
     server.apply([Connect(f"reply.s1!c{number}", "s1", f"/{number}/") for number in range(3)])
@@ -117,13 +117,13 @@ def test_a_sweep_finds_a_dead_server(quick, new_link):
     assert {one["reply_channel"] for one in ended} == {"reply.s1!c0", "reply.s1!c1", "reply.s1!c2"}
 
 
-def test_the_dead_are_buried_once(quick, new_link):
+def test_the_dead_are_cleaned_up_after_once(quick, new_link):
     server = new_link(quick)
     server.register("s1", "server", "reply.s1!")
     server.apply([Connect("reply.s1!c1", "s1", "/")])
     die(server)
     for _ in range(3):
-        new_link(quick).bury("s1")
+        new_link(quick).clean_up_after("s1")
     new_link(quick).unregister("s1")
     assert len(drain(quick, "websocket.disconnect")) == 1
 
@@ -136,7 +136,7 @@ def test_a_message_that_kills_its_worker_is_counted_when_it_was_alone(quick, new
         link.register(worker, "worker")
         claimed = link.claim(["own"], 10, worker)
         seen.append([(codec.decode(one.payload)["number"], one.attempt) for one in claimed])
-        link.bury(worker)
+        link.clean_up_after(worker)
     # Together first, so that nobody knows which one it was; then one by one.
     assert seen == [[(0, 1), (1, 1)], [(0, 1)], [(0, 2)]]
 
@@ -180,7 +180,7 @@ def test_what_expires_unread_is_told_to_its_client(new_layer, new_link):
     assert notice == {"lost": "expired", "channel": "http.request"}
 
 
-def test_a_sweep_drops_memberships_that_ended(new_layer, new_link):
+def test_a_cleanup_drops_memberships_that_ended(new_layer, new_link):
     layer = new_layer(group_expiry=0.05)
     layer.group_add("group", "own")
     swept(new_link(layer), lambda: not rows(layer, Membership).exists())

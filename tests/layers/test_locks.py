@@ -30,7 +30,7 @@ def end_leases(ago="1 second"):
         cursor.execute("UPDATE dbchannels_process SET lease_until = now() - %s::interval", [ago])
 
 
-def ready_sweeper(link):
+def ready_cleaner(link):
     """Return the link as one that has been connected for longer than a lease."""
     link.session.run([("SELECT 1", {})])
     link.session.connected_at -= 2 * LEASE
@@ -38,91 +38,91 @@ def ready_sweeper(link):
 
 
 def test_a_held_lock_outlives_the_lease(long, new_link):
-    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
+    worker, cleaner = new_link(long), ready_cleaner(new_link(long))
     worker.register("w1", "worker")
     end_leases()
-    sweeper.sweep()
+    cleaner.clean_up()
     assert Process.objects.count() == 1
     worker.close()
-    wait_until(lambda: sweeper.sweep() or not Process.objects.exists())
+    wait_until(lambda: cleaner.clean_up() or not Process.objects.exists())
 
 
 def test_a_held_lock_speaks_for_half_a_lease(long, new_link):
-    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
+    worker, cleaner = new_link(long), ready_cleaner(new_link(long))
     worker.register("w1", "worker")
     end_leases("29 minutes")
-    sweeper.sweep()
+    cleaner.clean_up()
     assert Process.objects.count() == 1
     end_leases("31 minutes")
-    sweeper.sweep()
+    cleaner.clean_up()
     assert not Process.objects.exists()
     assert not worker.renew("w1")
 
 
-def test_who_renews_before_the_sweeper_comes_to_it_lives(long, new_link, monkeypatch):
-    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
+def test_a_worker_that_renews_before_the_cleaner_comes_lives(long, new_link, monkeypatch):
+    worker, cleaner = new_link(long), ready_cleaner(new_link(long))
     worker.register("w1", "worker")
     end_leases("1 day")
-    run = sweeper.session.run
+    run = cleaner.session.run
 
     def wake_first(statements):
         if statements[0][0] == sql_processes.UNREGISTER_EXPIRED:
             assert worker.renew("w1")
         return run(statements)
 
-    monkeypatch.setattr(sweeper.session, "run", wake_first)
-    sweeper.sweep()
+    monkeypatch.setattr(cleaner.session, "run", wake_first)
+    cleaner.clean_up()
     assert Process.objects.count() == 1
 
 
 def test_a_lease_outlives_the_lock(layer, new_link):
-    worker, sweeper = new_link(layer), new_link(layer)
+    worker, cleaner = new_link(layer), new_link(layer)
     worker.register("w1", "worker")
     worker.close()
-    sweeper.session.run([("SELECT 1", {})])
-    sweeper.session.connected_at -= 3600
-    sweeper.sweep()
+    cleaner.session.run([("SELECT 1", {})])
+    cleaner.session.connected_at -= 3600
+    cleaner.clean_up()
     assert Process.objects.count() == 1
 
 
 def test_a_lock_lost_with_its_session_is_taken_again(long, new_link):
-    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
+    worker, cleaner = new_link(long), ready_cleaner(new_link(long))
     worker.register("w1", "worker")
     worker.session.close()
     assert worker.renew("w1")
     end_leases()
-    sweeper.sweep()
+    cleaner.clean_up()
     assert Process.objects.count() == 1
 
 
-def test_a_lock_that_a_sweeper_held_for_a_moment_is_taken_later(long, new_link):
-    worker, sweeper = new_link(long), ready_sweeper(new_link(long))
+def test_a_lock_that_a_cleaner_held_for_a_moment_is_taken_later(long, new_link):
+    worker, cleaner = new_link(long), ready_cleaner(new_link(long))
     worker.register("w1", "worker")
     worker.session.close()
     key = "(1684169832::bigint << 32) | (SELECT id FROM dbchannels_process)"
-    with sweeper.session.transaction():
+    with cleaner.session.transaction():
         take = [(f"SELECT pg_try_advisory_xact_lock({key})", {})]
         wait_until(
-            lambda: sweeper.session.run(take) == [(True,)]
+            lambda: cleaner.session.run(take) == [(True,)]
         )  # the server frees it when it sees the session's end
         worker.renew("w1")
     worker.renew("w1")
     end_leases()
-    sweeper.sweep()
+    cleaner.clean_up()
     assert Process.objects.count() == 1
 
 
 def test_nobody_is_declared_dead_right_after_a_reconnect(new_layer, new_link):
     layer = new_layer(lease=3600)
-    worker, sweeper = new_link(layer), new_link(layer)
+    worker, cleaner = new_link(layer), new_link(layer)
     worker.register("w1", "worker")
     worker.close()
     end_leases()
-    sweeper.session.run([("SELECT 1", {})])
-    sweeper.session.connected_at -= 7200
-    sweeper.session.close()  # as when the database restarts, which frees everybody's locks
-    sweeper.sweep()
+    cleaner.session.run([("SELECT 1", {})])
+    cleaner.session.connected_at -= 7200
+    cleaner.session.close()  # as when the database restarts, which frees everybody's locks
+    cleaner.clean_up()
     assert Process.objects.count() == 1
-    sweeper.session.connected_at -= 7200
-    sweeper.sweep()
+    cleaner.session.connected_at -= 7200
+    cleaner.clean_up()
     assert not Process.objects.exists()

@@ -73,7 +73,7 @@ def test_a_crontab_line_is_due_in_local_time(layer, link):
 
 def test_nobody_is_declared_dead(layer, link):
     link.register("worker-1", "worker", "http.request")
-    link.sweep()
+    link.clean_up()
     assert link.renew("worker-1") and link.count_live("http.request") == (1, 0)
     link.unregister("worker-1")
 
@@ -116,6 +116,6 @@ def test_nobody_is_declared_dead_when_clocks_are_changed(layer, link, settings, 
     alive = []
     for seconds in (-10, 0, 20, 80):
         now = change + timedelta(seconds=seconds)
-        link.sweep()
+        link.clean_up()
         alive.append((link.count_live("http.request"), set(link.workers())))
     assert alive == [((1, 0), {"worker-1"})] * 3 + [((0, 0), set())]

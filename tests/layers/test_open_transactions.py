@@ -68,11 +68,11 @@ def test_the_publisher_waits_for_no_transaction_and_nothing_is_left_after_it(lay
             [Disconnect("reply.s!a"), Disconnect("reply.s!b"), layer.make_send("http.request", {})]
         )
         assert (left(layer), waiting(layer, "http.request")) == (locked, 1)
-        housekeeper.sweep()
+        housekeeper.clean_up()
         assert left(layer) == locked
-    housekeeper.sweep()
+    housekeeper.clean_up()
     assert left(layer) == (0, 0)
-    housekeeper.sweep()
+    housekeeper.clean_up()
     assert layer.ended.take() == set()
 
 
@@ -88,7 +88,7 @@ def test_who_joins_a_group_while_its_connection_ends_leaves_it_again(layer, new_
         wait_until(lambda: query(layer, blocked))
     adding.join(DEADLINE)
     assert left(layer) == (1, 0)
-    link.sweep()
+    link.clean_up()
     assert left(layer) == (0, 0)
 
 
@@ -115,30 +115,30 @@ def test_a_dead_servers_connections_end_at_once_but_for_those_that_are_held(laye
         return [message["reply_channel"] for message in drain(layer, "websocket.disconnect")]
 
     with open_transaction(layer, hold):
-        other.bury("s")
+        other.clean_up_after("s")
         assert not server.renew("s")
         assert left(layer) == (1, 1)
         assert sorted(ended()) == ["reply.s!b", "reply.s!c"]
         if layer_kind == "postgresql":
-            other.session.connected_at -= 3600  # so that it buries
-        other.sweep()
+            other.session.connected_at -= 3600  # so that it cleans up
+        other.clean_up()
         assert (left(layer), ended()) == ((1, 1), [])
-    wait_until(lambda: other.sweep() or left(layer) == (0, 0))
+    wait_until(lambda: other.clean_up() or left(layer) == (0, 0))
     assert ended() == ["reply.s!a"]
-    other.sweep()
+    other.clean_up()
     assert not Process.objects.exists()
 
 
 @on_postgresql
-def test_a_sweep_waits_for_no_membership_that_is_being_made_new(new_layer, new_link):
+def test_a_cleanup_waits_for_no_membership_that_is_being_made_new(new_layer, new_link):
     short, layer = new_layer(group_expiry=0.001), new_layer()
     short.group_add("group", "own")
     wait_until(lambda: short.group_channels("group") == [])
     link = new_link(layer)
     with open_transaction(layer, lambda: layer.group_add("group", "own")):
-        link.sweep()
+        link.clean_up()
         assert left(layer) == (1, 0)
-    link.sweep()
+    link.clean_up()
     assert left(layer) == (0, 0)
 
 

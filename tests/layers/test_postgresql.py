@@ -20,7 +20,7 @@ from dbchannels.layers.postgresql import floors, notify_queue, prepared, sql, sq
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import single, sql_pattern
 from dbchannels.testing.contract.case import DEADLINE, in_thread, raises, wait_until
-from dbchannels.testing.contract.operating import bury_letters
+from dbchannels.testing.contract.operating import make_dead_letters
 from tests import kinds
 
 pytestmark = [kinds.only("postgresql"), pytest.mark.usefixtures("layer")]
@@ -710,13 +710,13 @@ def test_with_a_million_rows_every_hot_statement_goes_by_an_index():
         assert "Sort Key: dbchannels" not in plan, plan  # of what was taken, and never of the table
 
 
-def test_a_sweep_drops_all_that_has_expired_however_much(new_layer, new_link, monkeypatch):
+def test_a_cleanup_drops_all_that_has_expired_however_much(new_layer, new_link, monkeypatch):
     monkeypatch.setattr("dbchannels.layers.postgresql.cleanup.SWEPT", 3)
     short, layer = new_layer(expiry=0.01), new_layer()
     short.send_many([("http.request", {"number": number}) for number in range(10)])
     layer.send("http.request", {"number": 10})
     wait_until(lambda: layer.channel_statistics("http.request")["messages_pending"] == 1)
-    new_link(layer).sweep()
+    new_link(layer).clean_up()
     assert query("SELECT count(*) FROM dbchannels_protocolmessage") == [(1,)]
 
 
@@ -796,7 +796,7 @@ def test_the_users_of_a_group_are_found_by_indexes(layer):
 
 
 def test_nobody_waits_for_a_replay_under_way(layer, new_link):
-    bury_letters(new_link(layer), 2)
+    make_dead_letters(new_link(layer), 2)
     ids = layer.dead_letter_ids()
     moved = []
     with transaction.atomic():
@@ -807,7 +807,7 @@ def test_nobody_waits_for_a_replay_under_way(layer, new_link):
 
 
 def test_a_replay_wakes_the_workers(layer, new_link):
-    bury_letters(new_link(layer), 1)
+    make_dead_letters(new_link(layer), 1)
     reader = new_link(layer)
     reader.wait(0)
     assert layer.replay([0]) == 0

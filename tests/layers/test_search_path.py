@@ -91,7 +91,7 @@ def everything(layer, link):
     link.tell_work("w", "work")
     link.heads(["own", "http.request"])
     link.apply([Disconnect("reply.s!1")])
-    link.sweep()
+    link.clean_up()
     link.unregister("s")
     link.unregister("w")
 

@@ -27,7 +27,7 @@ def grown(layer, new_link):
     link.register("old", Process.SERVER, "reply.old!")
     link.apply([GroupAdd("big", f"reply.old!{number}") for number in range(300)])
     link.apply([Connect(f"reply.old!{number}", "old", "/") for number in range(300)])
-    link.sweep()
+    link.clean_up()
     run("ANALYZE " + ", ".join(f"dbchannels_{name}" for name in BUSY))
     link.unregister("old")
     link.register("new", Process.SERVER, "reply.new!")

@@ -40,10 +40,10 @@ def test_who_does_not_renew_is_dead_after_three_leases(layer, link):
         link.register(worker, "worker")
     layer.now += 29
     assert link.renew("w2")
-    link.sweep()
+    link.clean_up()
     assert link.renew("w1")
     layer.now += 31
-    link.sweep()
+    link.clean_up()
     assert not link.renew("w1") and not link.renew("w2")
 
 
@@ -62,13 +62,13 @@ def test_the_work_of_a_dead_worker_is_told_and_given_back(layer, link):
     link.receive_many(["http.request"], 1, "w1")
     assert [one.attempt for one in link.claim(["own"], 2, "w1")] == [1, 1]
     layer.now += 31
-    link.sweep()
+    link.clean_up()
     assert layer.receive(["reply.s!"]) == ("reply.s!a", {"lost": "worker died", "channel": "http.request"})
     assert layer.global_statistics()["messages_held"] == 0
     link.register("w2", "worker")
     (alone,) = link.claim(["own"], 2, "w2")
     assert (codec.decode(alone.payload), alone.attempt) == ({"number": 0}, 1)
-    link.bury("w2")  # it was alone, so this attempt counts
+    link.clean_up_after("w2")  # it was alone, so this attempt counts
     assert [one.attempt for one in link.claim(["own"], 2, "w3")] == [2]
 
 
@@ -79,8 +79,8 @@ def test_a_dead_server_takes_its_channels_along(layer, link):
         layer.group_add("group", channel)
     layer.send("reply.s!a", {})
     layer.now += 31
-    link.sweep()
-    link.sweep()
+    link.clean_up()
+    link.clean_up()
     assert layer.group_channels("group") == ["reply.t!a", "own"]
     assert layer.receive(["reply.s!"]) == (None, None)
     assert [(one["path"], one["code"]) for one in drain(layer, "websocket.disconnect")] == [("/chat/", 1006)]
@@ -101,10 +101,10 @@ def test_a_membership_lasts_as_long_as_its_server(layer, link):
 def test_what_expires_unread_is_told_to_its_client(layer, link):
     layer.send("http.request", {"reply_channel": "reply.s!a"})
     layer.now += 59
-    link.sweep()
+    link.clean_up()
     assert layer.receive(["reply.s!"]) == (None, None)
     layer.now += 1
-    link.sweep()
+    link.clean_up()
     assert layer.receive(["reply.s!"]) == ("reply.s!a", {"lost": "expired", "channel": "http.request"})
 
 
@@ -119,7 +119,7 @@ def test_nothing_is_kept_of_what_has_gone(layer, link):
     link.claim(["own"], 1, "w1")
     assert kept(layer) == {("waiting", "body?99"), ("members", "group-99"), ("claims", "w1")}
     layer.now += layer.group_expiry
-    link.sweep()
+    link.clean_up()
     assert kept(layer) == {("claims", "w1")}
     layer.flush()
     assert kept(layer) == set()

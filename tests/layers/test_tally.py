@@ -82,7 +82,7 @@ def test_whatever_changes_a_group_is_in_its_tally(layer, link, change):
     link.register("b", Process.SERVER, "reply.b!")
     layer.group_add("last", "reply.b!x")
     assert adds_up()
-    link.sweep()
+    link.clean_up()
     assert adds_up()
     assert Tally.objects.count() == len(rows(ACTUAL))
 
@@ -108,7 +108,7 @@ def test_an_open_transaction_holds_up_no_other_add_and_no_merge(layer, link, new
     with transaction.atomic():
         layer.group_add("group", "reply.a!mine")
         other.apply([GroupAdd("group", "reply.a!theirs")])  # would wait for ever, or for its 10 s
-        other.sweep()
+        other.clean_up()
     assert adds_up()
     assert len(layer.group_channels("group")) == 12
 
@@ -123,7 +123,7 @@ def test_many_that_change_and_merge_at_once(layer, new_link, link):
                 name = f"reply.a!{choose.randrange(20):022}"
                 what = choose.randrange(4)
                 if what == 0:
-                    own.sweep()
+                    own.clean_up()
                 elif what == 1:
                     layer.group_discard("group", name)
                 elif what == 2:
@@ -146,7 +146,7 @@ def test_many_that_change_and_merge_at_once(layer, new_link, link):
     layer.group_add("group", "reply.a!last")
     assert adds_up()
     for _ in range(2):
-        link.sweep()
+        link.clean_up()
         assert adds_up()
     assert not Tally.objects.filter(merged=False).exists()
 

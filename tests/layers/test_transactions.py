@@ -12,7 +12,7 @@ from dbchannels.layers import base
 from dbchannels.layers.operations import Connect
 from dbchannels.layers.transactions import open_transactions
 from dbchannels.testing.contract.case import drain, waiting
-from dbchannels.testing.contract.operating import bury_letters
+from dbchannels.testing.contract.operating import make_dead_letters
 from tests import kinds
 
 pytestmark = kinds.on_databases
@@ -222,7 +222,7 @@ def test_who_it_is_takes_part_in_the_transaction(layer, new_link):
 
 
 def test_a_replay_that_is_rolled_back_has_moved_nothing(layer, new_link):
-    bury_letters(new_link(layer), 1)
+    make_dead_letters(new_link(layer), 1)
     with pytest.raises(Wrong), atomic(layer):
         assert layer.replay(layer.dead_letter_ids()) == 1
         raise Wrong

@@ -170,13 +170,13 @@ def test_a_queue_that_fills_is_said_once_a_minute(check, database, said):
 
 @on_postgresql
 def test_a_probe_comes_from_one_session_to_another(layer, new_link, said):
-    listener, sweeper = new_link(layer), layer.link(listen=False)
+    listener, cleaner = new_link(layer), layer.link(listen=False)
     listener.wait(0)
-    sweeper.sweep()
+    cleaner.clean_up()
     assert layer.wakeup_check._probe is not None
     wait_until(lambda: listener.wait(DEADLINE) == set() and layer.wakeup_check._probe is None)
     assert said() == []
-    sweeper.close()
+    cleaner.close()
 
 
 @on_postgresql
@@ -185,7 +185,7 @@ def test_a_worker_that_listens_itself_is_sent_its_probe_by_django(layer, new_lin
     link.wait(0)
     asked = []
     layer.ask = lambda statement, values: asked.append(statement) or (0.0, True)
-    link.sweep()
+    link.clean_up()
     assert asked == [sql.PROBE]
 
 
@@ -195,7 +195,7 @@ def test_a_thread_beside_the_one_that_waits_sends_no_probe(layer, new_link):
     link = new_link(layer)
     link.wait(0)
     layer.ask = lambda statement, values: pytest.fail("It asked.")
-    thread = threading.Thread(target=link.sweep)
+    thread = threading.Thread(target=link.clean_up)
     thread.start()
     thread.join(DEADLINE)
     assert layer.wakeup_check._probe is None
@@ -221,7 +221,7 @@ def test_without_wakeups_nothing_is_probed(new_layer, new_link):
     silent = new_layer(wakeups=False)
     link = new_link(silent)
     link.wait(0)
-    link.sweep()
+    link.clean_up()
     assert silent.wakeup_check._probe is None
 
 

@@ -549,14 +549,14 @@ def test_the_receiver_survives_whatever_its_link_raises(relay, told):
 
 
 @on_both
-@pytest.mark.parametrize("method", ["renew", "sweep", "bury"])
+@pytest.mark.parametrize("method", ["renew", "clean_up", "clean_up_after"])
 def test_the_housekeeper_survives_whatever_its_link_raises(new_relay, told, method):
     relay = new_relay(lease=0.6)  # long enough that a busy machine declares nobody dead
     relay.harness.outage(method, RuntimeError("unheard of"))
-    relay.bury("somebody")
+    relay.clean_up_after("somebody")
     until(lambda: not relay.harness.faults[method])
     relay.harness.asked.clear()
-    until(lambda: relay.harness.asked.count("renew") > 2 and relay.harness.asked.count("sweep") > 2)
+    until(lambda: relay.harness.asked.count("renew") > 2 and relay.harness.asked.count("clean_up") > 2)
     assert told() == ["A chore of this server failed and was left out."]
 
 
@@ -572,13 +572,13 @@ def test_it_is_on_record_while_it_lives(relay):
 
 
 @on_postgresql
-def test_a_worker_that_was_seen_to_die_is_buried(relay, new_link):
+def test_a_worker_that_was_seen_to_die_is_cleaned_up_after(relay, new_link):
     receiver = Receiver(relay)
     link = new_link(relay.layer)
     link.register("w1", Process.WORKER)
     send(relay, 1, receiver.channel)
     until(lambda: link.receive_many(["http.request"], 1, "w1"))
-    relay.bury("w1")
+    relay.clean_up_after("w1")
     until(lambda: receiver.replies)
     assert receiver.messages() == [{"lost": "worker died", "channel": "http.request"}]
 
@@ -587,7 +587,7 @@ def test_a_worker_that_was_seen_to_die_is_buried(relay, new_link):
 def test_one_that_was_declared_dead_gets_a_new_name_and_goes_on(new_relay, new_link):
     relay = new_relay(lease=0.06)
     before, queue = relay.name, relay.queue
-    new_link(relay.layer).bury(before)
+    new_link(relay.layer).clean_up_after(before)
     until(lambda: relay.deaths)
     assert relay.name != before and relay.queue != queue
     assert [process.name for process in rows(relay, Process)] == [relay.name]
@@ -600,8 +600,8 @@ def test_one_that_was_declared_dead_gets_a_new_name_and_goes_on(new_relay, new_l
 @on_postgresql
 def test_one_that_stood_still_says_nothing_under_the_name_that_it_lost(new_relay, new_link):
     relay = new_relay(lease=3600)
-    until(lambda: "sweep" in relay.harness.asked)  # the housekeeper's first look is over
-    new_link(relay.layer).bury(relay.name)
+    until(lambda: "clean_up" in relay.harness.asked)  # the housekeeper's first look is over
+    new_link(relay.layer).clean_up_after(relay.name)
     relay._renewed_at -= 7200
     send(relay, 1, Receiver(relay).channel)
     until(lambda: relay.harness.asked.count("renew") > 2)
@@ -625,10 +625,10 @@ def test_one_whose_clock_stood_still_begins_and_ends_no_connection_under_the_nam
     new_relay, new_link
 ):
     relay = new_relay(lease=3600)
-    until(lambda: "sweep" in relay.harness.asked)
+    until(lambda: "clean_up" in relay.harness.asked)
     old = begin(relay)
     until(lambda: relay.harness.operations(Send))
-    new_link(relay.layer).bury(relay.name)  # its disconnect is sent
+    new_link(relay.layer).clean_up_after(relay.name)  # its disconnect is sent
     lost = begin(relay)
     relay.send(relay.make_send("websocket.disconnect", {"reply_channel": old, "path": "/x", "order": 1}))
     until(lambda: relay.deaths)
@@ -653,7 +653,7 @@ def test_a_record_and_its_message_are_one_batch_however_little_fits_into_one(rel
 @on_postgresql
 def test_one_whose_housekeeper_is_busy_renews_before_it_speaks(new_relay):
     relay = new_relay(lease=3600)
-    until(lambda: "sweep" in relay.harness.asked)
+    until(lambda: "clean_up" in relay.harness.asked)
     relay.harness.outage("renew", RuntimeError("unheard of"))
     relay._renewed_at -= 7200
     send(relay, 1, Receiver(relay).channel)
@@ -737,7 +737,7 @@ def test_workers_are_rung_for_only_while_all_on_record_are_its_own(new_relay, ne
     relay = new_relay({"h": bell}, lease=0.3)
     link = new_link(relay.layer)
     link.register("own", Process.WORKER)
-    until(lambda: relay.harness.asked.count("sweep") > 2)
+    until(lambda: relay.harness.asked.count("clean_up") > 2)
     assert relay._near == {}  # it has none that is ready
     relay.own_workers = lambda: {"own", "another that is not on record yet"}
     until(lambda: relay._near == {"h": bell})
@@ -780,10 +780,10 @@ def test_once_a_minute_the_logins_of_its_sockets_are_looked_at(new_relay, monkey
     relay = new_relay(lease=0.3)
     relay.has_sessions = has_sessions
     asked = len(relay.harness.asked)
-    until(lambda: relay.harness.asked[asked:].count("sweep") > 1)
+    until(lambda: relay.harness.asked[asked:].count("clean_up") > 1)
     assert drain(relay.layer, "websocket.logins") == []
     relay._checked_at -= 60
     asked = len(relay.harness.asked)
-    until(lambda: relay.harness.asked[asked:].count("sweep") > 2)
+    until(lambda: relay.harness.asked[asked:].count("clean_up") > 2)
     found = drain(relay.layer, "websocket.logins")
     assert found == ([{"server": relay.name}] if has_sessions else [])

@@ -967,7 +967,7 @@ def test_a_server_that_was_declared_dead_closes_1012_and_answers_what_waits(site
     asking, opening = gevent.spawn(site.get), gevent.spawn(site.socket)
     until(lambda: site.messages("http.request") and len(site.messages("websocket.connect")) == 2)
     with closing(site.layer.link()) as link:
-        link.bury(site.relay.name)
+        link.clean_up_after(site.relay.name)
     site.relay._chores.put(site.relay._look_after)
     assert client.closed_with() == 1012
     client.sock.sendall(close_frame(1012))

@@ -263,9 +263,9 @@ class DatabaseLink(Link):
         return live.count((Process.WORKER, queue)), sum(kind == Process.SERVER for kind, _ in live)
 
     def unregister(self, name: str) -> None:
-        self.bury(name)
+        self.clean_up_after(name)
 
-    def bury(self, name: str) -> None:
+    def clean_up_after(self, name: str) -> None:
         with unavailable(), self.layer.atomic():
             process = self.layer.rows(Process).filter(name=name).first()
             # Whoever deletes the process's row cleans up after it.
@@ -280,9 +280,9 @@ class DatabaseLink(Link):
             if claims.update(attempts=attempts, claimed_by=None, alone=True):
                 self.layer.wake({"d"})
             if process.kind == Process.SERVER:
-                self._bury_server(process)
+                self._clean_up_after_server(process)
 
-    def _bury_server(self, process: Process) -> None:
+    def _clean_up_after_server(self, process: Process) -> None:
         name, expiry = process.name.removesuffix(REMAINS), self.layer.options["expiry"]
         members = self.layer.rows(Membership).filter(channel=process.queue)
         records = self.layer.rows(Connection).filter(server=name)
@@ -311,7 +311,7 @@ class DatabaseLink(Link):
     def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:
         self.layer.write(notice_sends(lost, why, self.layer.options["expiry"]), drop=True)
 
-    def sweep(self) -> None:
+    def clean_up(self) -> None:
         with unavailable():
             now = timezone.now()
             if self.layer.rows(ProtocolMessage).filter(expires_at__lt=now).exists():
@@ -322,7 +322,7 @@ class DatabaseLink(Link):
             leases = self.layer.rows(Process).values_list("name", "lease_until")
             dead = [name for name, end in leases if not _is_to_come(end)]
         for name in dead:
-            self.bury(name)
+            self.clean_up_after(name)
 
     def _clear_up_after_connections(self) -> None:
         """Take another look at those that have ended: what was locked then may be free, or not yet."""

@@ -240,10 +240,10 @@ class PostgreSQLLink(Link):
         self._sweeper.clean_up(name)
         self._blocked.forget()
 
-    def bury(self, name: str) -> None:
+    def clean_up_after(self, name: str) -> None:
         self._sweeper.clean_up(name)
 
-    def sweep(self) -> None:
+    def clean_up(self) -> None:
         self._sweeper.expire()
         self._sweeper.clear_up_after_connections()
         if self.layer.wakeups and not self.session.listens:

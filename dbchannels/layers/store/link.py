@@ -114,9 +114,9 @@ class StoreLink(Link):
             return live.count((WORKER, queue)), sum(kind == SERVER for kind, _ in live)
 
     def unregister(self, name: str) -> None:
-        self.bury(name)
+        self.clean_up_after(name)
 
-    def bury(self, name: str) -> None:
+    def clean_up_after(self, name: str) -> None:
         with self.layer.locked():
             process = self.layer.table("processes").pop(name, None)
             if process is None:  # whoever takes it off the record cleans up after it
@@ -125,7 +125,7 @@ class StoreLink(Link):
             self._release_claims(name)
             kind, queue, _ = process
             if kind == SERVER:  # of a worker it is what it reads
-                self._bury_server(name.removesuffix(REMAINS), queue)
+                self._clean_up_after_server(name.removesuffix(REMAINS), queue)
             self.layer.changed()
 
     def _release_claims(self, worker: str) -> None:
@@ -136,7 +136,7 @@ class StoreLink(Link):
             counted = row.attempt if row.alone or len(claims) == 1 else row.attempt - 1
             self.layer.put_back(row._replace(attempt=counted, alone=True))
 
-    def _bury_server(self, name: str, queue: str) -> None:
+    def _clean_up_after_server(self, name: str, queue: str) -> None:
         for group in self.layer.table_names("members"):
             members = self.layer.table("members", group)
             for channel in [one for one in members if names.split(one)[0] == queue]:
@@ -154,10 +154,10 @@ class StoreLink(Link):
             self.layer.table("processes")[name + REMAINS] = (SERVER, queue, self.layer.clock())
         self.layer.write([disconnect_send(record, path, expiry) for record, path in lost], drop=True)
 
-    def sweep(self) -> None:
+    def clean_up(self) -> None:
         self.layer.expire()
         with self.layer.locked():
             now, processes = self.layer.clock(), self.layer.table("processes")
             dead = [name for name, (_, _, end) in processes.items() if end < now]
         for name in dead:
-            self.bury(name)
+            self.clean_up_after(name)

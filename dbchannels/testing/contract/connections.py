@@ -60,7 +60,7 @@ class ConnectionContract(LayerCase):
             link.register(server, "server", f"reply.{server}!")
             link.apply([Connect(channel, server, "/", "key-of-a")])
             layer.keep(channel, session=b"kept", login="+7")
-            self.link(layer).bury(server)
+            self.link(layer).clean_up_after(server)
             (disconnect,) = drain(layer, "websocket.disconnect")
             told = {"session_key": "key-of-a", "login": "+7", "session": b"kept"}
             assert codec.decode(disconnect.pop("session")) == told

@@ -209,7 +209,7 @@ class DeliveryContract(LayerCase):
         layer.send("http.request", {"number": 1})
 
         def sent() -> bool:
-            link.sweep()
+            link.clean_up()
             try:
                 layer.send("http.request", {"number": 2})
             except layer.ChannelFull:

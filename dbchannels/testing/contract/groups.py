@@ -116,7 +116,7 @@ class GroupContract(LayerCase):
         layer.send("reply.silent!a", {})
 
         def left() -> bool:
-            link.sweep()
+            link.clean_up()
             return "reply.silent!a" not in layer.group_channels("group")
 
         wait_until(left)
@@ -131,7 +131,7 @@ class GroupContract(LayerCase):
         layer.send_group("group", {})
 
         def empty() -> bool:
-            link.sweep()
+            link.clean_up()
             return layer.group_channels("group") == []
 
         wait_until(empty)

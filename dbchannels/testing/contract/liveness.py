@@ -22,7 +22,7 @@ class LivenessContract(LayerCase):
             layer.send("http.request", {"number": 3})
             finished, *held = link.receive_many(["http.request"], 4, worker)
             link.finish(worker, Done(held=held))
-            self.link(layer).bury(worker)
+            self.link(layer).clean_up_after(worker)
             told = [layer.receive(["reply.s!"]) for _ in range(3)]
             notice = {"lost": "worker died", "channel": "http.request"}
             assert told == [("reply.s!b", notice), ("reply.s!c", notice), (None, None)]
@@ -36,7 +36,7 @@ class LivenessContract(LayerCase):
             link.register(worker, "worker")
             layer.send_many([("own", {"number": number}) for number in range(3)])
             assert len(claim(link, worker)) == 3
-            self.link(layer).bury(worker)
+            self.link(layer).clean_up_after(worker)
             for number in range(3):
                 (alone,) = claim(link, "w2")
                 assert (numbers([alone]), alone.attempt) == ([number], 1)
@@ -63,7 +63,7 @@ class LivenessContract(LayerCase):
                 "",
             )  # a layer that lives in one process need not keep it
             layer.send(queue, {"number": 1})
-            self.link(layer).bury(reader)
+            self.link(layer).clean_up_after(reader)
             assert link.count_live(queue) == (0, servers + 1)
             assert layer.receive([queue]) == (queue, {"number": 1})  # what it would have read is for others
             for name in (worker, server):
@@ -79,13 +79,13 @@ class LivenessContract(LayerCase):
             layer.group_add("group", f"{queue}a")
             layer.group_add("group", "reply.nobody!a")
             wait_until(lambda: layer.group_channels("group") == [f"{queue}a"])
-            link.sweep()
+            link.clean_up()
             link.apply([Connect(f"{queue}a", server, "/chat/"), Connect(f"{queue}b", server, "/")])
             layer.send(f"{queue}a", {})
             for channel in (f"{queue}c", "reply.other!c"):
                 layer.send("http.request", {"reply_channel": channel})
             link.apply([Disconnect(f"{queue}b")])
-            self.link(layer).bury(server)
+            self.link(layer).clean_up_after(server)
             assert layer.group_channels("group") == []
             assert layer.receive([queue]) == (None, None)
             assert drain(layer, "http.request") == [{"reply_channel": "reply.other!c"}]
@@ -109,19 +109,19 @@ class LivenessContract(LayerCase):
             leaves = {"reply_channel": f"{queue}a", "path": "/", "code": 1000, "order": 7}
             connects = [Connect(f"{queue}{local}", server, "/") for local in "ab"]
             link.apply_as(server, [*connects, layer.make_send("websocket.disconnect", leaves)])
-            self.link(layer).bury(server)
+            self.link(layer).clean_up_after(server)
             with raises(DeclaredDead):
                 link.apply_as(
                     server, [Connect(f"{queue}c", server, "/"), layer.make_send("http.request", {})]
                 )
             assert waiting(layer, "http.request") == 0
-            link.sweep()
+            link.clean_up()
             taken = link.receive_many(["websocket.disconnect"], 10, worker)
             assert sorted(one.reply_channel for one in taken) == [f"{queue}a", f"{queue}b"]
-            link.sweep()
+            link.clean_up()
             assert [one.reply_channel for one in layer.connections(server=[server])] == [f"{queue}a"]
             link.finish(worker, Done(operations=[Disconnect(one.reply_channel) for one in taken]))
-            link.sweep()
+            link.clean_up()
             assert layer.connections(server=[server]) == []
             assert waiting(layer, "websocket.disconnect") == 0
             link.unregister(worker)
@@ -142,14 +142,14 @@ class LivenessContract(LayerCase):
         self.link(layer).apply([*connects, *connects, layer.make_send("http.request", {})])
         assert waiting(layer, "http.request") == 1
 
-    def test_the_buried_are_told_when_they_wake(self) -> None:
+    def test_a_process_learns_that_it_was_cleaned_up_after(self) -> None:
         layer = self.layer()
         link = self.link(layer)
         if layer.shared:
             worker = process_name("worker")
             link.register(worker, "worker")
             assert link.renew(worker)
-            self.link(layer).bury(worker)
+            self.link(layer).clean_up_after(worker)
             assert not link.renew(worker)
             link.register(worker, "worker")
             assert link.renew(worker)

@@ -15,7 +15,7 @@ def statistics(layer: BaseLayer, channel: str) -> tuple[float, float]:
     return found["messages_pending"], found["messages_held"]
 
 
-def bury_letters(link: Link, number: int, channel: str = "own") -> None:
+def make_dead_letters(link: Link, number: int, channel: str = "own") -> None:
     """Send so many messages and let each fail for good."""
     layer = link.layer
     layer.send_many([(channel, {"number": one}) for one in range(number)])
@@ -79,7 +79,7 @@ class OperatingContract(LayerCase):
     def test_a_replayed_dead_letter_runs_from_the_first_attempt(self) -> None:
         layer = self.layer()
         link = self.link(layer)
-        bury_letters(link, 3)
+        make_dead_letters(link, 3)
         first, second, third = layer.dead_letter_ids()
         assert layer.replay([first, third]) == 2
         assert layer.dead_letter_ids() == [second]
@@ -90,7 +90,7 @@ class OperatingContract(LayerCase):
 
     def test_a_dead_letter_is_replayed_once(self) -> None:
         layer = self.layer()
-        bury_letters(self.link(layer), 2)
+        make_dead_letters(self.link(layer), 2)
         ids = layer.dead_letter_ids()
         assert layer.replay([*ids, *ids, 987_654_321]) == 2
         assert layer.replay(ids) == layer.replay([]) == 0
@@ -98,7 +98,7 @@ class OperatingContract(LayerCase):
 
     def test_two_that_replay_at_once_replay_each_letter_once(self) -> None:
         layer = self.layer()
-        bury_letters(self.link(layer), 100)
+        make_dead_letters(self.link(layer), 100)
         ids, moved = layer.dead_letter_ids(), []
         threads = [in_thread(layer, lambda: moved.append(layer.replay(ids))) for _ in range(4)]
         for thread in threads:
@@ -110,14 +110,14 @@ class OperatingContract(LayerCase):
     def test_dead_letters_are_listed_by_channel(self) -> None:
         layer = self.layer()
         link = self.link(layer)
-        bury_letters(link, 1, "own")
-        bury_letters(link, 2, "other")
+        make_dead_letters(link, 1, "own")
+        make_dead_letters(link, 2, "other")
         assert len(layer.dead_letter_ids(["other", "absent"])) == 2
         assert len(layer.dead_letter_ids()) == 3
 
     def test_a_full_channel_takes_back_its_dead_letters(self) -> None:
         layer = self.layer(channel_capacity={"own": 1})
-        bury_letters(self.link(layer), 1)
+        make_dead_letters(self.link(layer), 1)
         layer.send("own", {"number": 1})
         assert layer.replay(layer.dead_letter_ids()) == 1
         assert statistics(layer, "own") == (2, 0)
