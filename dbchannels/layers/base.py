@@ -212,7 +212,7 @@ class BaseLayer(WebSockets):
                 if self._spread.get(queue):
                     return self._spread[queue].popleft()
         for delivery in link.receive_many(queues, 1):
-            first, *rest = delivery.locals or ("",)
+            first, *rest = delivery.recipients or ("",)
             with self._spreading:
                 waiting = self._spread.setdefault(delivery.channel, deque())
                 waiting.extend((delivery.channel + local, delivery.payload) for local in rest)

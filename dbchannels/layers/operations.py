@@ -154,7 +154,7 @@ class Delivery(NamedTuple):
 
     channel: str  # the full name, except of a broadcast: then the queue
     payload: bytes
-    locals: tuple[str, ...] = ()  # of a process-specific channel: each receiver's local part
+    recipients: tuple[str, ...] = ()  # of a process-specific channel: the local part of each reader
     reply_channel: str = ""
     id: int | None = None  # of a durable message
     attempt: int = 0  # of a durable message: 1 for the first
@@ -242,7 +242,7 @@ def resends(deliveries: Sequence[Delivery], expiry: float) -> list[Send]:
     return [
         Send(one.channel + local, one.payload, one.reply_channel, expiry, certain=True)
         for one in deliveries
-        for local in one.locals or ("",)
+        for local in one.recipients or ("",)
     ]
 
 

@@ -190,7 +190,7 @@ class Relay:
 
     def _hand_to_hub(self, deliveries: Sequence[Delivery]) -> None:
         for delivery in deliveries:
-            self._calls.add(partial(self._deliver, delivery.locals, read_reply(delivery)))
+            self._calls.add(partial(self._deliver, delivery.recipients, read_reply(delivery)))
         self._calls.wake()
 
     def _deliver(self, parts: Sequence[str], reply: Reply) -> None:

@@ -156,7 +156,7 @@ class Server:
         while deliveries := self._link.receive_many([self.queue], 100):
             for delivery in deliveries:
                 reply = read_reply(delivery)
-                for local in delivery.locals:
+                for local in delivery.recipients:
                     if local in self._receivers:
                         self._receivers[local].deliver(reply)
 

@@ -36,7 +36,7 @@ def fill(link, count=MANY, queue="reply.a!", group="group", start=0):
 
 def receivers(link, queue="reply.a!"):
     """Take what waits; return for each message whom it goes to."""
-    return [sorted(one.locals) for one in link.receive_many([queue], 1000)]
+    return [sorted(one.recipients) for one in link.receive_many([queue], 1000)]
 
 
 def written():

@@ -70,7 +70,7 @@ def test_the_data_alone_can_be_restored(layer, written, new_link):
     assert adds_up()
     layer.send_group("group", {})
     (message,) = new_link(layer).receive_many(["reply.a!"], 10)
-    assert len(message.locals) == 61
+    assert len(message.recipients) == 61
 
 
 def test_all_can_be_restored_into_an_empty_database(layer, written):

@@ -169,5 +169,5 @@ def test_a_wrong_tally_makes_no_broadcast_wrong(layer, link):
             Tally.objects.create(group="group", channel="reply.gone!", merged=True, **gone)
         for _ in range(3):
             layer.send_group("group", {})
-        assert [sorted(one.locals) for one in link.receive_many(["reply.a!"], 10)] == [parts] * 3
+        assert [sorted(one.recipients) for one in link.receive_many(["reply.a!"], 10)] == [parts] * 3
     assert link.receive_many(["reply.gone!"], 10) == []
