@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from asgiref.sync import sync_to_async
 
 from dbchannels import foreign
-from dbchannels.auth.client import Client
+from dbchannels.auth.client import ClientContext
 from dbchannels.channel import Channel
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ class Message:
         self.content = content
         self.attempt = attempt
         self._layer = layer
-        self._client: Client | None = None
+        self._client: ClientContext | None = None
         reply_channel = content.get("reply_channel")
         self.reply_channel = Channel(reply_channel, layer=layer) if reply_channel else None
 
@@ -70,17 +70,17 @@ class Message:
 
         What a consumer changes is saved when it ends well. Raises NoClient for every other message.
         """
-        return self._asked().http_session
+        return self._context().http_session
 
     @property
     def channel_session(self) -> ChannelSession:
         """What consumers keep with this WebSocket until it ends. Raises NoClient for what is none."""
-        return self._asked().channel_session
+        return self._context().channel_session
 
     @property
     def user(self) -> Any:
         """Who is logged in, as ``request.user``. Raises NoClient where no client is, LoginEnded after a logout."""
-        return self._asked().user
+        return self._context().user
 
     async def ahttp_session(self) -> SessionBase:
         """Return ``http_session`` to an async consumer."""
@@ -99,9 +99,9 @@ class Message:
         if self._client is not None:
             self._client.save()
 
-    def _asked(self) -> Client:
+    def _context(self) -> ClientContext:
         if self._client is None:
-            self._client = Client(self.channel.name, self.content, self._layer)
+            self._client = ClientContext(self.channel.name, self.content, self._layer)
         return self._client
 
     def as_keywords(self) -> dict[str, Any]:

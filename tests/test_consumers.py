@@ -21,7 +21,7 @@ from dbchannels import (
     route_class,
 )
 from dbchannels.checks import routes
-from dbchannels.checks.signatures import misfit
+from dbchannels.checks.signatures import mismatch
 from dbchannels.consumers.websocket import TAKEN
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain
@@ -286,7 +286,8 @@ def test_a_class_that_is_routed_twice_is_found():
     table = Routing(
         [*Careful.as_routes(path=ROOM), *Careful.as_routes(path=ROOM), *Chat.as_routes(path=ROOM)]
     )
-    assert [one.channel for one in table.duplicates()] == CHANNELS
+    listed = table.routes()
+    assert [listed[index].channel for index in table.shadowed()] == CHANNELS
 
 
 # JSON.
@@ -575,7 +576,7 @@ class Whole(Demultiplexer):
 )
 def test_a_route_that_its_class_does_not_fit_is_found(of, path, wrong):
     found = {
-        one.channel.rpartition(".")[2]: misfit(one.consumer, one.channel, one.filters.captures())
+        one.channel.rpartition(".")[2]: mismatch(one.consumer, one.channel, one.filters.captures())
         for one in of.as_routes(path=path)
     }
     if of is Whole and path == "/":
@@ -595,4 +596,4 @@ def test_a_check_says_so():
 
 
 def test_a_function_is_left_to_others():
-    assert misfit(print, "own", ["room"]) == ""
+    assert mismatch(print, "own", ["room"]) == ""

@@ -40,7 +40,7 @@ def visitor(layer, new_link):
 @pytest.fixture
 def work(work_off):
     """Let a worker look after what is asked for."""
-    return lambda *routes: work_off(route(stale_logins.CHANNEL, stale_logins.check), *routes)
+    return lambda *routes: work_off(route(stale_logins.CHANNEL, stale_logins.close_stale), *routes)
 
 
 def look(message):
@@ -384,13 +384,13 @@ def test_the_connections_of_other_servers_are_theirs(layer, visitor, work, anna)
 def test_a_site_without_sessions_or_users_is_not_looked_at(layer, settings, visitor, anna):
     visitor(new_session(anna))
     settings.INSTALLED_APPS = ["dbchannels", "django.contrib.auth", "django.contrib.contenttypes"]
-    stale_logins.check(Message(stale_logins.CHANNEL, {"server": "v1"}))
+    stale_logins.close_stale(Message(stale_logins.CHANNEL, {"server": "v1"}))
     settings.INSTALLED_APPS = ["dbchannels", "django.contrib.sessions"]
-    stale_logins.check(Message(stale_logins.CHANNEL, {"server": "v1"}))
+    stale_logins.close_stale(Message(stale_logins.CHANNEL, {"server": "v1"}))
     assert records(layer) == [""]
 
 
 def test_workers_find_its_consumer(layer):
     assert [one.consumer for one in load_routing().routes() if one.channel == stale_logins.CHANNEL] == [
-        stale_logins.check
+        stale_logins.close_stale
     ]

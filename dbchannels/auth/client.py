@@ -21,7 +21,7 @@ WITH_HEADERS = ("http.request", "websocket.connect")
 GOING_AWAY = 1001
 
 
-class Client:
+class ClientContext:
     """Made for a message that asks for one. Frames have no headers: the key of the session is on their record."""
 
     def __init__(self, channel: str, content: dict[str, Any], layer: str) -> None:
@@ -64,7 +64,7 @@ class Client:
         if self._channel in WITH_HEADERS:
             return user
         recorded = self._record.login
-        if not recorded.startswith(users.LOGGED_IN) or users.login_of(user) == recorded:
+        if not recorded.startswith(users.LOGGED_IN) or users.login_label(user) == recorded:
             return user
         if self._channel == "websocket.disconnect":  # a logout has closed it: who left is who was there
             return users.login_user(recorded)
@@ -89,4 +89,4 @@ class Client:
         if self._channel not in names.WEBSOCKET or not self.user.is_authenticated:
             return ""
         known = "_record" in self.__dict__ and self._record.login.startswith(users.LOGGED_IN)
-        return "" if known else users.login_of(self.user)
+        return "" if known else users.login_label(self.user)

@@ -129,7 +129,7 @@ def on_user_deleted(instance: Any, using: str, **kwargs: Any) -> None:
 
 
 def _look_at(user: Any, using: str) -> None:
-    login = users.login_of(user)
+    login = users.login_label(user)
     # Robust, and after the commit: what becomes of a user does not depend on the layer.
     transaction.on_commit(lambda: _send_for_user(login), using=using, robust=True)
 
@@ -140,7 +140,7 @@ def _send_for_user(login: str) -> None:
             Channel(CHANNEL, layer=alias).send({"user": login})
 
 
-def check(message: Message) -> None:
+def close_stale(message: Message) -> None:
     """Consume ``{"user": login}`` or ``{"server": name}``: close the WebSockets whose login has ended.
 
     What is found out of the others is noted: by the server's own look, nobody is looked at twice who is not logged in.
@@ -167,9 +167,9 @@ def _criteria(message: Message) -> dict[str, Sequence[str]]:
 
 
 def _looked_up(page: Sequence[Record], asked: str) -> list[str | None]:
-    """As ``_logins``; whom the site's backend cannot look up stays as recorded, and is in nobody's way."""
+    """As ``_current_logins``; whom the site's backend cannot look up stays as recorded, and is in nobody's way."""
     try:
-        return _logins(page, asked)
+        return _current_logins(page, asked)
     except Error:  # the database's: the next look finds it back
         raise
     except Exception:
@@ -177,19 +177,19 @@ def _looked_up(page: Sequence[Record], asked: str) -> list[str | None]:
     found, failed = list[str | None](), 0
     for one in page:
         try:
-            found += _logins([one], asked) if failed < MOST_FAILED else [one.login]
+            found += _current_logins([one], asked) if failed < MOST_FAILED else [one.login]
         except Exception:
             failed += 1
             found.append(one.login)
     return found
 
 
-def _logins(records: Sequence[Record], asked: str) -> list[str | None]:
+def _current_logins(records: Sequence[Record], asked: str) -> list[str | None]:
     """Return what each record is to say of who is logged in; None for a login that has ended."""
     stored = stored_sessions([one.session_key for one in records])
     sessions = [stored.get(one.session_key, {}) for one in records]
     return [
-        _login(record, session, users.login_of(user), asked)
+        _login(record, session, users.login_label(user), asked)
         for record, session, user in zip(records, sessions, users.session_users(sessions), strict=True)
     ]
 

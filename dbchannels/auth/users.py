@@ -85,7 +85,7 @@ def _primary_key(session: Mapping[str, Any]) -> Any:
 # In the record of a connection.
 
 
-def login_of(user: Any) -> str:
+def login_label(user: Any) -> str:
     """Return how a record names a user; "" where that would be too long, and for nobody."""
     if user is None or user.pk is None:
         return ""

@@ -15,12 +15,12 @@ from django.core import checks
 
 from dbchannels import conf
 from dbchannels.checks.modules import is_of_the_site, unnamed_modules
-from dbchannels.checks.signatures import misfit
+from dbchannels.checks.signatures import mismatch
 from dbchannels.consumers.demultiplexer import Demultiplexer
 from dbchannels.consumers.websocket import WebsocketConsumer
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.routing.patterns import misses_the_slash, stray_capture
-from dbchannels.routing.table import Placed, Routing, load_routing
+from dbchannels.routing.table import BoundRoute, Routing, load_routing
 from dbchannels.worker.coroutines import is_generator
 from dbchannels.worker.worker import PROTOCOL_CHANNELS
 
@@ -70,21 +70,23 @@ def _routing_settings() -> list[Any]:
 def _check_table(table: Routing) -> Messages:
     yield from _unreachable(table)
     yield from _classes(table)
-    for placed in table.placed():
-        yield from _signature(placed)
-        yield from _channel(placed)
-        yield from _fields(placed)
-        yield from _mixed(placed)
-        yield from _wrapped_coroutine(placed)
-        yield from _generator(placed)
-        yield from _slash(placed)
+    for bound in table.bound_routes():
+        yield from _signature(bound)
+        yield from _channel(bound)
+        yield from _fields(bound)
+        yield from _mixed(bound)
+        yield from _wrapped_coroutine(bound)
+        yield from _generator(bound)
+        yield from _slash(bound)
     yield from _differing_paths(table)
     yield from _unrouted(table)
 
 
 def _unreachable(table: Routing) -> Messages:
     """E003: a route stands there twice. W004: another takes all its messages."""
-    for later, earlier in table.unreachable():
+    routes = table.bound_routes()
+    for index, earlier in table.shadowed().items():
+        later = routes[index]
         if later.key() == earlier.key():
             yield checks.Error(
                 f"{later.route.name} is routed twice for {later.route.channel} with the same filters.",
@@ -100,28 +102,28 @@ def _unreachable(table: Routing) -> Messages:
             )
 
 
-def _shown(placed: Placed) -> str:
-    filters = placed.shown_filters()
+def _shown(bound: BoundRoute) -> str:
+    filters = bound.shown_filters()
     return f" ({', '.join(f'{key}={text}' for key, text in filters.items())})" if filters else ""
 
 
 def _classes(table: Routing) -> Messages:
     """E004: a class does not take what its routes capture; each mistake once, though all three routes meet it."""
     told = set()
-    for placed in table.placed():
-        route = placed.route
-        wrong = misfit(route.consumer, route.channel, placed.captures())
+    for bound in table.bound_routes():
+        route = bound.route
+        wrong = mismatch(route.consumer, route.channel, bound.captures())
         if wrong and (route.name, wrong) not in told:
             told.add((route.name, wrong))
             yield checks.Error(
-                f"The route of {route.name} on {route.channel}{_shown(placed)} does not fit the class: {wrong}.",
+                f"The route of {route.name} on {route.channel}{_shown(bound)} does not fit the class: {wrong}.",
                 id="dbchannels.E004",
             )
 
 
-def _signature(placed: Placed) -> Messages:
+def _signature(bound: BoundRoute) -> Messages:
     """E004: a function does not take what its route captures, or needs what it does not."""
-    captures, route = placed.captures(), placed.route
+    captures, route = bound.captures(), bound.route
     if getattr(route.consumer, "consumer_class", None) is not None:
         return
     try:
@@ -135,7 +137,7 @@ def _signature(placed: Placed) -> Messages:
     except TypeError as error:
         call = ", ".join(["message", *(f"{name}=..." for name in captures)])
         yield checks.Error(
-            f"{route.name} is called with ({call}) by its route on {route.channel}{_shown(placed)}, and cannot be: "
+            f"{route.name} is called with ({call}) by its route on {route.channel}{_shown(bound)}, and cannot be: "
             f"{_plainly(error)}.",
             hint=f"Let it take ({', '.join(['message', *captures])}), or change what the route captures.",
             id="dbchannels.E004",
@@ -147,22 +149,22 @@ def _plainly(error: TypeError) -> str:
     return str(error).replace("too many positional arguments", "it takes fewer arguments")
 
 
-def _generator(placed: Placed) -> Messages:
+def _generator(bound: BoundRoute) -> Messages:
     """E005: a consumer is a generator, whose code does not run when it is called."""
-    if is_generator(placed.route.consumer):
+    if is_generator(bound.route.consumer):
         yield checks.Error(
-            f"{placed.route.name} is a generator, so calling it for a message of {placed.route.channel} runs nothing.",
+            f"{bound.route.name} is a generator, so calling it for a message of {bound.route.channel} runs nothing.",
             hint="Take the yield out, and send what it yields: message.reply_channel.send({...}).",
             id="dbchannels.E005",
         )
 
 
-def _slash(placed: Placed) -> Messages:
+def _slash(bound: BoundRoute) -> Messages:
     """W016: a regular expression for the path cannot begin with a slash, as each path does."""
-    first = next(iter(placed.patterns().get("path", [])), None)
+    first = next(iter(bound.patterns().get("path", [])), None)
     if first is not None and misses_the_slash(first):
         yield checks.Warning(
-            f"{placed.route.name} is never run: its path={first.text} matches no path, as each begins with a slash.",
+            f"{bound.route.name} is never run: its path={first.text} matches no path, as each begins with a slash.",
             hint=f"Write path={_with_slash(first.text)!r}.",
             id="dbchannels.W016",
         )
@@ -176,7 +178,7 @@ def _with_slash(text: str) -> str:
 def _unrouted(table: Routing) -> Messages:
     """W019: a class for WebSockets in an app of the site has no route."""
     used: set[type] = set()
-    todo = [of for one in table.placed() if (of := getattr(one.route.consumer, "consumer_class", None))]
+    todo = [of for one in table.bound_routes() if (of := getattr(one.route.consumer, "consumer_class", None))]
     while todo:
         of = todo.pop()
         used.update(of.__mro__)
@@ -205,41 +207,41 @@ def _leaves(of: type) -> Iterator[type]:
             yield one
 
 
-def _channel(placed: Placed) -> Messages:
+def _channel(bound: BoundRoute) -> Messages:
     """W005: a channel is spelled almost as one of the protocols'."""
-    name = placed.route.channel
+    name = bound.route.channel
     if name in PROTOCOL_CHANNELS or "!" in name or "?" in name:
         return
     near = difflib.get_close_matches(name.replace("_", "."), PROTOCOL_CHANNELS, n=1, cutoff=0.85)
     if near:
         yield checks.Warning(
-            f"{placed.route.name} is a consumer of {name!r}, on which the server sends nothing.",
+            f"{bound.route.name} is a consumer of {name!r}, on which the server sends nothing.",
             hint=f"Write {near[0]!r}.",
             id="dbchannels.W005",
         )
 
 
-def _fields(placed: Placed) -> Messages:
+def _fields(bound: BoundRoute) -> Messages:
     """W006: a filter is on a field that the messages of this channel do not hold as text."""
-    known = FIELDS.get(placed.route.channel)
-    for key in placed.patterns() if known else ():
+    known = FIELDS.get(bound.route.channel)
+    for key in bound.patterns() if known else ():
         if known and key not in known:
             near = difflib.get_close_matches(key, known, n=1)
             yield checks.Warning(
-                f"{placed.route.name} is never run: its route filters on {key!r}, which messages on "
-                f"{placed.route.channel} do not hold as text.",
+                f"{bound.route.name} is never run: its route filters on {key!r}, which messages on "
+                f"{bound.route.channel} do not hold as text.",
                 hint=f"Write {near[0]!r}." if near else f"They hold {', '.join(known)}.",
                 id="dbchannels.W006",
             )
 
 
-def _mixed(placed: Placed) -> Messages:
+def _mixed(bound: BoundRoute) -> Messages:
     """W007: a regular expression holds what looks like a path's capture."""
-    for key, chain in placed.patterns().items():
+    for key, chain in bound.patterns().items():
         for pattern in chain:
             if stray := stray_capture(key, pattern):
                 yield checks.Warning(
-                    f"The filter {key}={pattern.text} of {placed.route.name} is a regular expression, in which {stray} "
+                    f"The filter {key}={pattern.text} of {bound.route.name} is a regular expression, in which {stray} "
                     "captures nothing.",
                     hint="Leave out ^ and $, which make it one, or capture by (?P<name>...); a < that is meant as it "
                     "stands is written \\<.",
@@ -249,18 +251,18 @@ def _mixed(placed: Placed) -> Messages:
 
 def _differing_paths(table: Routing) -> Messages:
     """W008: frames, or ends, of WebSockets are waited for on a path that is almost the one on which they open."""
-    opened = {path: one for one in table.placed() if (path := _path(one, "websocket.connect"))}
-    for one in table.placed():
+    opened = {path: one for one in table.bound_routes() if (path := _path(one, "websocket.connect"))}
+    for one in table.bound_routes():
         for channel in ("websocket.receive", "websocket.disconnect"):
             path = _path(one, channel)
             if not path or path in opened:
                 continue
             for other in difflib.get_close_matches(path, opened, n=1, cutoff=0.8):
-                if not any(_path(last, channel) == other for last in table.placed()):
+                if not any(_path(last, channel) == other for last in table.bound_routes()):
                     yield _differing(one, opened[other])
 
 
-def _differing(one: Placed, opening: Placed) -> checks.CheckMessage:
+def _differing(one: BoundRoute, opening: BoundRoute) -> checks.CheckMessage:
     return checks.Warning(
         f"{one.route.name} has path={one.shown_filters()['path']} on {one.route.channel}, and "
         f"{opening.route.name} path={opening.shown_filters()['path']} on websocket.connect: what comes on the "
@@ -270,22 +272,22 @@ def _differing(one: Placed, opening: Placed) -> checks.CheckMessage:
     )
 
 
-def _path(placed: Placed, channel: str) -> str:
+def _path(bound: BoundRoute, channel: str) -> str:
     """Return the path of a route on the channel, captures without their names; "" for none."""
-    if placed.route.channel != channel:
+    if bound.route.channel != channel:
         return ""
-    return _NAME.sub(lambda found: found[1] or "", placed.shown_filters().get("path", ""))
+    return _NAME.sub(lambda found: found[1] or "", bound.shown_filters().get("path", ""))
 
 
-def _wrapped_coroutine(placed: Placed) -> Messages:
+def _wrapped_coroutine(bound: BoundRoute) -> Messages:
     """W014: an ``async def`` is under a decorator for plain functions, which has ended before the function begins."""
-    consumer = placed.route.consumer
+    consumer = bound.route.consumer
     if iscoroutinefunction(consumer) or not callable(consumer):
         return
     inner = inspect.unwrap(consumer, stop=lambda one: isinstance(one, AsyncToSync))
     if not isinstance(inner, AsyncToSync) and iscoroutinefunction(inner):
         yield checks.Warning(
-            f"{placed.route.name} is an async def under a decorator for plain functions, which has ended before the "
+            f"{bound.route.name} is an async def under a decorator for plain functions, which has ended before the "
             "function begins: a transaction, for one, spans nothing.",
             hint="Write @consumer(..., atomic=True) in place of @transaction.atomic, or make it a plain def.",
             id="dbchannels.W014",

@@ -18,7 +18,7 @@ _POSITIONAL = {"receive_json": "content", "disconnect": "code"}
 RUN = ("connect", "receive", "receive_json", "disconnect", "groups")
 
 
-def misfit(consumer: Callable[..., Any], channel: str, captures: Sequence[str]) -> str:
+def mismatch(consumer: Callable[..., Any], channel: str, captures: Sequence[str]) -> str:
     """Return what is wrong with the method of a class for this channel; "" for nothing, and for a function."""
     of = getattr(consumer, "consumer_class", None)
     if of is None:
@@ -27,10 +27,10 @@ def misfit(consumer: Callable[..., Any], channel: str, captures: Sequence[str]) 
         return f"its groups are one text; write groups = [{of.groups!r}]"
     if taken := sorted(TAKEN.intersection(captures)):
         return f"{taken[0]!r} is what its methods call something else; capture it by another name"
-    return _misspelt(of) or _misfit(of, channel.rpartition(".")[2], captures)
+    return _misspelled(of) or _mismatch(of, channel.rpartition(".")[2], captures)
 
 
-def _misspelt(of: type[WebsocketConsumer]) -> str:
+def _misspelled(of: type[WebsocketConsumer]) -> str:
     """Return what is wrong with a method that is nearly called as one that is run."""
     for name in (one for base in of.__mro__ if base not in OURS for one in vars(base)):
         if told := foreign.advice("class", name):
@@ -43,12 +43,12 @@ def _misspelt(of: type[WebsocketConsumer]) -> str:
     return ""
 
 
-def _misfit(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -> str:
+def _mismatch(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -> str:
     if kind == "receive" and (wrong_one := _wrong_receive(of, tuple(captures))):
         return wrong_one
     inner = of.consumers.values() if issubclass(of, Demultiplexer) else ()
     wrong = [_call(of, method, given, captures) for method, given in _calls(of, kind)]
-    return next(filter(None, [*wrong, *(_misfit(one, kind, captures) for one in inner)]), "")
+    return next(filter(None, [*wrong, *(_mismatch(one, kind, captures) for one in inner)]), "")
 
 
 def _calls(of: type[WebsocketConsumer], kind: str) -> list[tuple[str, dict[str, None] | tuple[None]]]:

@@ -14,7 +14,7 @@ from dbchannels.routing.table import consumer
 
 __all__ = ["Demultiplexer", "JsonWebsocketConsumer", "WebsocketConsumer", "route_class"]
 
-consumer(logout.CHANNEL)(logout.check)
+consumer(logout.CHANNEL)(logout.close_stale)
 
 
 __getattr__ = foreign.module_names(__name__)

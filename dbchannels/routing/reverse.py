@@ -14,7 +14,7 @@ from django.utils.http import RFC3986_SUBDELIMS, escape_leading_slashes
 
 from dbchannels.exceptions import safe_repr
 from dbchannels.routing.patterns import Pattern
-from dbchannels.routing.routes import Consumer, Placed
+from dbchannels.routing.routes import BoundRoute, Consumer
 from dbchannels.routing.table import site_routing
 
 _GAP = re.compile(r"%\((\w+)\)s")
@@ -30,7 +30,7 @@ def reverse(to: str | Consumer, kwargs: Mapping[str, Any] | None = None, *, laye
         reverse("room", kwargs={"room": "tea"})  # "/chat/tea/"
     """
     given = dict(kwargs or {})
-    found = [one for one in site_routing(layer).placed() if _is_called(one, to)]
+    found = [one for one in site_routing(layer).bound_routes() if _is_called(one, to)]
     for one in found:
         path = _path(one.patterns().get("path", []), given)
         if path is not None:
@@ -38,10 +38,10 @@ def reverse(to: str | Consumer, kwargs: Mapping[str, Any] | None = None, *, laye
     raise NoReverseMatch(_sentence(to, given, found))
 
 
-def _is_called(placed: Placed, to: str | Consumer) -> bool:
+def _is_called(bound: BoundRoute, to: str | Consumer) -> bool:
     if isinstance(to, str):
-        return to in (placed.url_name, placed.route.name)
-    own = placed.route.consumer
+        return to in (bound.url_name, bound.route.name)
+    own = bound.route.consumer
     return bool(own == to) or inspect.unwrap(own) is inspect.unwrap(to)
 
 
@@ -82,7 +82,7 @@ def _matches(chain: Sequence[Pattern], path: str, given: dict[str, Any]) -> bool
     return True
 
 
-def _sentence(to: str | Consumer, given: dict[str, Any], found: Sequence[Placed]) -> str:
+def _sentence(to: str | Consumer, given: dict[str, Any], found: Sequence[BoundRoute]) -> str:
     called = to if isinstance(to, str) else f"{to.__module__}.{getattr(to, '__qualname__', repr(to))}"
     if not found:
         return (

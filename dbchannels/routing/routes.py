@@ -91,9 +91,9 @@ class Route:
         """Whether the consumer is given the Message; otherwise it takes keywords, as in the 2015 post."""
         return self._takes is None
 
-    def placed(self, around: tuple[Filters, ...] = (), namespace: str = "") -> Iterator[Placed]:
+    def bound_routes(self, around: tuple[Filters, ...] = (), namespace: str = "") -> Iterator[BoundRoute]:
         """Return this route as it stands inside of includes with these filters."""
-        yield Placed(self, (*around, self.filters), namespace + self.url_name if self.url_name else "")
+        yield BoundRoute(self, (*around, self.filters), namespace + self.url_name if self.url_name else "")
 
     def routes(self) -> Iterable[Route]:
         """Return the routes in here: this one."""
@@ -161,11 +161,11 @@ class Include:
         self._filters = Filters(filters, whole=False)
         self._namespace = namespace
 
-    def placed(self, around: tuple[Filters, ...] = (), namespace: str = "") -> Iterator[Placed]:
+    def bound_routes(self, around: tuple[Filters, ...] = (), namespace: str = "") -> Iterator[BoundRoute]:
         """Return all routes in here, in order, each with the filters around it."""
         inner = f"{namespace}{self._namespace}:" if self._namespace else namespace
         for entry in self._routes:
-            yield from entry.placed((*around, self._filters), inner)
+            yield from entry.bound_routes((*around, self._filters), inner)
 
     def routes(self) -> Iterable[Route]:
         """Return all routes in here, in order."""
@@ -184,7 +184,7 @@ class Include:
         return None
 
 
-class Placed(NamedTuple):
+class BoundRoute(NamedTuple):
     """A route where it stands: with the filters of the includes around it, outermost first, and its own last."""
 
     route: Route
@@ -219,7 +219,7 @@ class Placed(NamedTuple):
             for key, chain in self.patterns().items()
         }
 
-    def covers(self, later: Placed) -> bool:
+    def covers(self, later: BoundRoute) -> bool:
         """Whether this one is known to take every message that the later one would."""
         if self.route.channel != later.route.channel:
             return False

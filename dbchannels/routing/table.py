@@ -26,11 +26,11 @@ from dbchannels.routing.interval import Entry
 from dbchannels.routing.options import ConsumerOptions
 from dbchannels.routing.routes import (
     KEYWORD_FORM,
+    BoundRoute,
     Captures,
     Consumer,
     Filters,
     Include,
-    Placed,
     Route,
     Texts,
     check_entries,
@@ -38,11 +38,11 @@ from dbchannels.routing.routes import (
 
 __all__ = [
     "KEYWORD_FORM",
+    "BoundRoute",
     "Captures",
     "Consumer",
     "Filters",
     "Include",
-    "Placed",
     "Route",
     "Routing",
     "consumer",
@@ -182,9 +182,9 @@ class Routing:
         """Return every route in the order in which they are tried."""
         return [route for entry in self._entries for route in entry.routes()]
 
-    def placed(self) -> list[Placed]:
+    def bound_routes(self) -> list[BoundRoute]:
         """Return the same, each with the filters of the includes around it."""
-        return [one for entry in self._entries for one in entry.placed()]
+        return [one for entry in self._entries for one in entry.bound_routes()]
 
     def channels(self) -> list[str]:
         """Return the channels that have a route, each once, in order."""
@@ -211,24 +211,15 @@ class Routing:
                 return found
         return None
 
-    def duplicates(self) -> list[Route]:
-        """Return the routes that stand there a second time, word for word."""
-        return [later.route for later, earlier in self.unreachable() if later.key() == earlier.key()]
-
-    def unreachable(self) -> list[tuple[Placed, Placed]]:
-        """Return the routes that are known to match nothing, each with the one before it that takes all of it."""
-        placed = self.placed()
-        return [(placed[position], earlier) for position, earlier in self.hidden().items()]
-
-    def hidden(self) -> dict[int, Placed]:
-        """Return, by its position in ``placed``, what stands in front of a route that is never reached."""
-        placed = self.placed()
+    def shadowed(self) -> dict[int, BoundRoute]:
+        """Map each unreachable route's index in ``bound_routes`` to the route that shadows it."""
+        routes = self.bound_routes()
         found = {}
-        for position, later in enumerate(placed):
-            before = [one for one in placed[:position] if one.covers(later)]
+        for index, later in enumerate(routes):
+            before = [one for one in routes[:index] if one.covers(later)]
             same = [one for one in before if one.key() == later.key()]
             if before:
-                found[position] = (same or before)[0]
+                found[index] = (same or before)[0]
         return found
 
 

@@ -108,8 +108,8 @@ class Consumption:
 
     def _nearest(self, message: Message) -> str:
         """Return what to say of a handshake that no route takes: which paths would have been nearest."""
-        placed = [one for one in self.routing.placed() if one.route.channel in names.WEBSOCKET]
-        paths = dict.fromkeys(text for one in placed if (text := one.shown_filters().get("path")))
+        bound = [one for one in self.routing.bound_routes() if one.route.channel in names.WEBSOCKET]
+        paths = dict.fromkeys(text for one in bound if (text := one.shown_filters().get("path")))
         fixed = {
             text: re.split(r"[<(\[\\]", text.lstrip("^"))[0] for text in paths
         }  # what stands before a capture

@@ -13,7 +13,7 @@ from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.names import is_protocol
 from dbchannels.routing.options import ConsumerOptions
-from dbchannels.routing.table import Placed, Routing, load_routing
+from dbchannels.routing.table import BoundRoute, Routing, load_routing
 
 Row = dict[str, Any]
 
@@ -58,18 +58,18 @@ class Command(BaseCommand):
 
 def rows_of(routing: Routing) -> list[Row]:
     """Return each route as JSON takes it, in order; the site's views come last, as they are tried last."""
-    hidden = routing.hidden()
-    return [*(_row(one, hidden.get(number)) for number, one in enumerate(routing.placed())), VIEWS]
+    shadowed = routing.shadowed()
+    return [*(_row(one, shadowed.get(number)) for number, one in enumerate(routing.bound_routes())), VIEWS]
 
 
-def _row(placed: Placed, behind: Placed | None) -> Row:
-    route = placed.route
+def _row(bound: BoundRoute, behind: BoundRoute | None) -> Row:
+    route = bound.route
     return {
         "channel": route.channel,
         "durable": not is_protocol(route.channel),
-        "filters": placed.shown_filters(),
+        "filters": bound.shown_filters(),
         "consumer": route.name,
-        "name": placed.url_name,
+        "name": bound.url_name,
         "options": _options(route.options),
         "behind": behind and behind.route.name,  # it takes every message before this one
     }
