@@ -27,6 +27,7 @@ from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain
 from dbchannels.worker.worker import Worker
 from tests import kinds
+from tests.test_routing import duplicates
 from tests.visitors import Visitor
 
 ROOM = r"^/(?P<room>[^/]+)/$"
@@ -286,8 +287,7 @@ def test_a_class_that_is_routed_twice_is_found():
     table = Routing(
         [*Careful.as_routes(path=ROOM), *Careful.as_routes(path=ROOM), *Chat.as_routes(path=ROOM)]
     )
-    listed = table.routes()
-    assert [listed[index].channel for index in table.shadowed()] == CHANNELS
+    assert [one.channel for one in duplicates(table)] == CHANNELS
 
 
 # JSON.
