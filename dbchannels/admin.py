@@ -257,13 +257,15 @@ class ProcessAdmin(LookingAdmin):
     started = moment("started_at", "started")
 
     def get_queryset(self, request: Any) -> Any:
-        held = models.Held.objects.filter(worker=OuterRef("name"))
-        blocked = models.Held.objects.filter(worker=Concat(OuterRef("name"), Value(models.Held.BLOCKED)))
+        in_flight = models.InFlight.objects.filter(worker=OuterRef("name"))
+        blocked = models.InFlight.objects.filter(
+            worker=Concat(OuterRef("name"), Value(models.InFlight.BLOCKED))
+        )
         rows = super().get_queryset(request)
         return rows.annotate(
             blocked=Subquery(blocked.values("messages")),
-            popped=Subquery(held.values("messages")),
-            since=Subquery(held.values("since")),
+            popped=Subquery(in_flight.values("messages")),
+            since=Subquery(in_flight.values("since")),
             claims=_count(models.DurableMessage, "claimed_by"),
             sockets=_count(models.Connection, "server"),
         )
@@ -273,10 +275,10 @@ class ProcessAdmin(LookingAdmin):
 
     def holds(self, row: Any) -> str:
         """Say what would be lost, or come back, if the process was killed now."""
-        popped = Counter(channel for channel, _ in models.parse_held(row.popped or ""))
+        popped = Counter(channel for channel, _ in models.parse_in_flight(row.popped or ""))
         parts = [f"{channel}: {number}" for channel, number in popped.items()]
         parts += [f"taken {duration(row.clock - row.since)} ago"] if popped else []
-        blocked = len(models.parse_held(row.blocked or ""))
+        blocked = len(models.parse_in_flight(row.blocked or ""))
         parts += [f"done, and waiting for somebody's transaction: {blocked:,}"] if blocked else []
         parts += [f"durable messages: {row.claims:,}"] if row.claims else []
         parts += [f"connections: {row.sockets:,}"] if row.sockets else []

@@ -253,30 +253,30 @@ class Process(models.Model):
         return f"{self.kind} {self.name}"
 
 
-class Held(models.Model):
+class InFlight(models.Model):
     """What one worker has popped and not finished: a line ``CHANNEL REPLY_CHANNEL`` for each message.
 
-    UNLOGGED on PostgreSQL, and written by the very statement that pops: when the worker is killed, it says
-    which clients are to be told. There a worker may have a second row, of messages whose consumers have run and whose
-    results wait for somebody's transaction.
+    UNLOGGED on PostgreSQL. The statement that pops the messages writes the row, so when the worker is killed, the
+    row names the clients to notify. On PostgreSQL a worker may have a second row, for messages whose consumers have
+    run and whose results wait for another transaction.
     """
 
-    BLOCKED = " (blocked)"  # after the worker's name, in that second row
+    BLOCKED = " (blocked)"  # follows the worker's name in that second row
 
     worker = models.CharField("worker", max_length=MAX_LENGTH, primary_key=True)
     messages = models.TextField("messages", default="", blank=True)
     since = models.DateTimeField("since", db_default=Now())
 
     class Meta:
-        verbose_name = "held"
-        verbose_name_plural = "held"
+        verbose_name = "messages in flight"
+        verbose_name_plural = "messages in flight"
 
     def __str__(self) -> str:
-        return f"held by {self.worker}"
+        return f"in flight at {self.worker}"
 
     def lines(self) -> list[tuple[str, str]]:
-        """Return (channel, reply channel) for each message held."""
-        return parse_held(self.messages)
+        """Return (channel, reply channel) for each message in flight."""
+        return parse_in_flight(self.messages)
 
 
 class Connection(models.Model):
@@ -302,7 +302,7 @@ class Connection(models.Model):
         return self.reply_channel
 
 
-def parse_held(messages: str) -> list[tuple[str, str]]:
-    """Return (channel, reply channel) for each line of ``Held.messages``."""
+def parse_in_flight(messages: str) -> list[tuple[str, str]]:
+    """Return (channel, reply channel) for each line of ``InFlight.messages``."""
     pairs = [line.partition(" ") for line in messages.splitlines()]
     return [(channel, reply_channel) for channel, _, reply_channel in pairs]

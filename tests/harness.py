@@ -33,7 +33,7 @@ TABLES = (
     "dbchannels_deadletter",
     "dbchannels_membership",
     "dbchannels_process",
-    "dbchannels_held",
+    "dbchannels_inflight",
     "dbchannels_connection",
     "dbchannels_schedule",
     "livesite_entry",

@@ -23,7 +23,7 @@ from dbchannels.models import (
     Connection,
     DeadLetter,
     DurableMessage,
-    Held,
+    InFlight,
     Membership,
     Process,
     ProtocolMessage,
@@ -159,7 +159,7 @@ def test_the_menu_has_each_kind_and_no_held(admin_client: Client) -> None:
     text = page(admin_client, reverse("admin:app_list", args=["dbchannels"]))
     for model in SHOWN_MODELS:
         assert str(model._meta.verbose_name_plural).capitalize() in text
-    assert "Held" not in text
+    assert "In flight" not in text
 
 
 def test_a_waiting_request(admin_client: Client) -> None:
@@ -218,7 +218,7 @@ def test_dead_letters_show_the_error_and_the_traceback(admin_client: Client) -> 
 def test_a_worker_shows_what_it_holds(admin_client: Client) -> None:
     row = process("worker-1")
     lines = "http.request reply.a!b\nwebsocket.receive reply.a!c\nwebsocket.receive reply.a!d"
-    Held.objects.create(worker="worker-1", messages=lines, since=after(-4.2))
+    InFlight.objects.create(worker="worker-1", messages=lines, since=after(-4.2))
     durable(claimed_by="worker-1")
     durable(claimed_by="another")
     for address in (list_url(Process), url(row)):
@@ -229,9 +229,9 @@ def test_a_worker_shows_what_it_holds(admin_client: Client) -> None:
 
 def test_a_worker_shows_what_waits_for_somebodys_transaction(admin_client: Client) -> None:
     row = process("worker-1")
-    Held.objects.create(worker="worker-1")
-    Held.objects.create(
-        worker=f"worker-1{Held.BLOCKED}", messages="websocket.receive reply.a!c\nhttp.request reply.a!d"
+    InFlight.objects.create(worker="worker-1")
+    InFlight.objects.create(
+        worker=f"worker-1{InFlight.BLOCKED}", messages="websocket.receive reply.a!c\nhttp.request reply.a!d"
     )
     for address in (list_url(Process), url(row)):
         assert "done, and waiting for somebody" in (text := page(admin_client, address))
@@ -252,7 +252,7 @@ def test_the_lease_says_who_lives(admin_client: Client, lease: float, state: str
 
 
 def test_an_idle_process_holds_nothing(admin_client: Client) -> None:
-    Held.objects.create(worker="worker-1", messages="")
+    InFlight.objects.create(worker="worker-1", messages="")
     assert "nothing" in page(admin_client, url(process("worker-1")))
 
 
@@ -433,7 +433,7 @@ def test_nothing_that_a_stranger_sent_becomes_html(admin_client: Client) -> None
             name=ATTACK, kind="worker", host=ATTACK, pid=1, queue=ATTACK, lease_until=after(9)
         ),
     ]
-    Held.objects.create(worker=ATTACK, messages=f"{ATTACK} x")
+    InFlight.objects.create(worker=ATTACK, messages=f"{ATTACK} x")
     for row in rows:
         for address in (list_url(type(row)), url(row)):
             text = source(admin_client, address)

@@ -104,11 +104,11 @@ def test_one_that_failed_is_not_acknowledged(batch):
 
 
 def test_what_it_holds_runs_or_waits(batch):
-    assert list(batch.report().held) == [frame(1), task(2), task(3)]
+    assert list(batch.report().in_flight) == [frame(1), task(2), task(3)]
     batch.start_next()
-    assert list(batch.report().held) == [frame(1), task(2), task(3)]
+    assert list(batch.report().in_flight) == [frame(1), task(2), task(3)]
     batch.finished(Outcome([], None, True))
-    assert list(batch.report().held) == [task(2), task(3)]
+    assert list(batch.report().in_flight) == [task(2), task(3)]
 
 
 def test_without_handing_back_nothing_returns(batch):
@@ -119,7 +119,7 @@ def test_without_handing_back_nothing_returns(batch):
 def test_what_has_not_started_is_handed_back_and_what_runs_is_not(batch):
     batch.start_next()
     done = batch.report(hand_back=True)
-    assert (list(done.returned), list(done.held)) == ([task(2), task(3)], [frame(1)])
+    assert (list(done.returned), list(done.in_flight)) == ([task(2), task(3)], [frame(1)])
     assert batch.start_next() is None
 
 

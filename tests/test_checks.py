@@ -617,7 +617,7 @@ def test_w009_leaves_what_is_installed_alone(app, monkeypatch):
 
 
 def test_w010_says_that_tables_are_missing(configured, migrated, monkeypatch):
-    migrated({"default": ["dbchannels_process", "dbchannels_held"], "sqlite": ["dbchannels_held"]})
+    migrated({"default": ["dbchannels_process", "dbchannels_inflight"], "sqlite": ["dbchannels_inflight"]})
     assert only(["default", "sqlite"]) == (
         "dbchannels.W010",
         "The database 'default' has no table 'dbchannels_process', so no message can be sent.",
@@ -633,11 +633,11 @@ def test_w010_looks_at_the_tables(tables, monkeypatch, settings):
     settings.DBCHANNELS = {"default": {"DATABASE": "sqlite"}}
     assert databases._missing_tables("sqlite") == []
     with connections["sqlite"].cursor() as cursor:
-        cursor.execute("ALTER TABLE dbchannels_held RENAME TO dbchannels_hold")
+        cursor.execute("ALTER TABLE dbchannels_inflight RENAME TO dbchannels_elsewhere")
         try:
-            assert databases._missing_tables("sqlite") == ["dbchannels_held"]
+            assert databases._missing_tables("sqlite") == ["dbchannels_inflight"]
         finally:
-            cursor.execute("ALTER TABLE dbchannels_hold RENAME TO dbchannels_held")
+            cursor.execute("ALTER TABLE dbchannels_elsewhere RENAME TO dbchannels_inflight")
 
 
 def test_w010_leaves_a_database_that_is_away_to_others(monkeypatch):

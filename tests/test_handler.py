@@ -247,7 +247,7 @@ class Client(Link):
             self.messages.append(codec.decode(send.payload))
         return []
 
-    def receive_many(self, queues, limit, holder=""):
+    def receive_many(self, queues, limit, worker=""):
         """Report that all was taken, or that the client left."""
         self.asked += queues
         size = sum(len(message.get("content", b"")) for message in self.messages)

@@ -22,11 +22,11 @@ TABLES = {
     "dbchannels_membership",
     "dbchannels_tally",
     "dbchannels_process",
-    "dbchannels_held",
+    "dbchannels_inflight",
     "dbchannels_connection",
     "dbchannels_schedule",
 }
-UNLOGGED = {"dbchannels_protocolmessage", "dbchannels_held", "dbchannels_audience"}
+UNLOGGED = {"dbchannels_protocolmessage", "dbchannels_inflight", "dbchannels_audience"}
 BUSY = TABLES - {"dbchannels_deadletter", "dbchannels_schedule"}
 EARLY_VACUUM = {
     "autovacuum_vacuum_scale_factor=0.0",
@@ -35,7 +35,7 @@ EARLY_VACUUM = {
     "autovacuum_analyze_scale_factor=0.0",
     "autovacuum_analyze_threshold=5000",
 }
-UPDATED_IN_PLACE = {"dbchannels_held", "dbchannels_process", "dbchannels_durablemessage"}
+UPDATED_IN_PLACE = {"dbchannels_inflight", "dbchannels_process", "dbchannels_durablemessage"}
 
 postgresql = kinds.only("postgresql")
 both = kinds.only("postgresql", "sqlite")

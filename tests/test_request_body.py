@@ -133,7 +133,7 @@ class Through(Link):
             self.server.ask(codec.decode(one.payload))
         return []
 
-    def receive_many(self, queues, limit, holder=""):
+    def receive_many(self, queues, limit, worker=""):
         assert queues == ["http.request.body?b"]
         return [Delivery(queues[0], codec.encode_trusted(one)) for one in self.server.receive()]
 

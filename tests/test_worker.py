@@ -21,7 +21,7 @@ from dbchannels import Channel, DenyConnection, Group, ResponseLater, channel_la
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers.operations import Send
 from dbchannels.layers.store.layer import StoreLayer
-from dbchannels.models import DeadLetter, DurableMessage, Held, Process
+from dbchannels.models import DeadLetter, DurableMessage, InFlight, Process
 from dbchannels.routing.table import Routing
 from dbchannels.signals import message_dead
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
@@ -922,11 +922,11 @@ def test_what_runs_stays_on_record_while_the_rest_goes_back(layer, new_worker, r
         frame(layer, client=client)
     run(new_worker(route("websocket.receive", lambda message: released.wait(10)), name="w1"))
     wait_until(lambda: waiting(layer, "websocket.receive") == 1)
-    (lines,) = [held.lines() for held in rows(layer, Held)]
+    (lines,) = [held.lines() for held in rows(layer, InFlight)]
     assert lines == [("websocket.receive", "reply.s1!c1")]
     released.set()
     wait_until(lambda: waiting(layer, REPLIES) == 2)
-    wait_until(lambda: rows(layer, Held).get().lines() == [])
+    wait_until(lambda: rows(layer, InFlight).get().lines() == [])
 
 
 def test_the_lease_is_renewed_while_a_consumer_runs(new_layer, new_worker, run):
@@ -1073,7 +1073,7 @@ def test_it_is_on_record_while_it_runs_and_leaves_nothing_behind(layer, new_work
     thread.join(10)
     assert not thread.is_alive()
     assert not rows(layer, Process).exists()
-    assert not rows(layer, Held).exists()
+    assert not rows(layer, InFlight).exists()
 
 
 @kinds.only("sqlite", "memory")
@@ -1128,7 +1128,7 @@ def test_what_a_worker_runs_when_it_is_abandoned_goes_back_without_an_attempt(
     assert started.wait(10)
     one.stop()
     one.abandon()
-    assert rows(layer, Process).count() == rows(layer, Held).count() == 0
+    assert rows(layer, Process).count() == rows(layer, InFlight).count() == 0
     ended.set()
     thread.join(10)
     assert ran == [0]

@@ -32,10 +32,10 @@ class Link:
 
     # Taking.
 
-    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+    def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[Delivery]:
         """Take up to ``limit`` messages, oldest first, at most once.
 
-        With a ``holder``, a worker's name, the same statement puts on record that it holds them.
+        With a ``worker``, the same statement records that this worker has them in flight.
         """
         return self.layer.pop(queues, limit)
 

@@ -80,9 +80,9 @@ class MemoryLink(StoreLink):
     _seen = 0  # of the layer's writes, when the last wait ended
     _read: frozenset[str] = frozenset()  # the queues that are read
 
-    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+    def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[Delivery]:
         self._read = frozenset(queues)
-        return super().receive_many(queues, limit, holder)
+        return super().receive_many(queues, limit, worker)
 
     def wait(self, timeout: float, *others: int) -> set[str]:
         before, self._seen = self._seen, self.layer.wait(timeout, self._seen)

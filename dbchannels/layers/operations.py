@@ -198,7 +198,7 @@ class Done(NamedTuple):
     acknowledged: Sequence[Delivery] = ()  # durable messages whose consumers returned
     failures: Sequence[Failure] = ()  # durable messages whose consumers raised
     returned: Sequence[Delivery] = ()  # taken and not started: back they go, no attempt counted
-    held: Sequence[Delivery] = ()  # what the worker still holds
+    in_flight: Sequence[Delivery] = ()  # taken and not finished
     ends: Sequence[
         tuple[Delivery, int]
     ] = ()  # each message that ran, and how many operations there were at its end
@@ -246,6 +246,6 @@ def resends(deliveries: Sequence[Delivery], expiry: float) -> list[Send]:
     ]
 
 
-def held_lines(deliveries: Sequence[Delivery]) -> str:
-    """Return the text of a ``Held`` row: a line ``CHANNEL REPLY_CHANNEL`` for each protocol message."""
+def in_flight_lines(deliveries: Sequence[Delivery]) -> str:
+    """Return the text of an ``InFlight`` row: a line ``CHANNEL REPLY_CHANNEL`` for each protocol message."""
     return "\n".join(f"{one.channel} {one.reply_channel}" for one in deliveries if not one.durable)

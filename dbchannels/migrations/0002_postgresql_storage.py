@@ -10,12 +10,12 @@ import re
 
 from django.db import migrations
 
-UNLOGGED = ("dbchannels_protocolmessage", "dbchannels_held", "dbchannels_audience")
+UNLOGGED = ("dbchannels_protocolmessage", "dbchannels_inflight", "dbchannels_audience")
 BUSY = (
     "dbchannels_protocolmessage",
     "dbchannels_audience",
     "dbchannels_durablemessage",
-    "dbchannels_held",
+    "dbchannels_inflight",
     "dbchannels_process",
     "dbchannels_membership",
     "dbchannels_tally",
@@ -39,7 +39,7 @@ DIGEST = "(hashtextextended(local, 0)::numeric * 18446744073709551616 + hashtext
 # Rows of the tally that are loaded from a dump of the data are left out: those of the memberships make it anew. Of what
 # is inserted by no trigger only the sums of a merge go in (sql_liveness.py).
 KEEP_TALLY = f"""
-CREATE OR REPLACE FUNCTION our.dbchannels_keep_tally() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $function$
+CREATE OR REPLACE FUNCTION our.dbchannels_update_tally() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $function$
 BEGIN
     IF TG_OP = 'INSERT' THEN
         INSERT INTO our.dbchannels_tally ("group", channel, members, ending, digest, merged)
@@ -63,28 +63,28 @@ BEGIN
     RETURN NULL;
 END
 $function$;
-CREATE OR REPLACE FUNCTION our.dbchannels_leave_out() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $function$
+CREATE OR REPLACE FUNCTION our.dbchannels_skip_row() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $function$
 BEGIN
     RETURN NULL;
 END
 $function$;
 DROP TRIGGER IF EXISTS dbchannels_added ON our.dbchannels_membership;
 CREATE TRIGGER dbchannels_added AFTER INSERT ON our.dbchannels_membership
-    REFERENCING NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_keep_tally();
+    REFERENCING NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_update_tally();
 DROP TRIGGER IF EXISTS dbchannels_discarded ON our.dbchannels_membership;
 CREATE TRIGGER dbchannels_discarded AFTER DELETE ON our.dbchannels_membership
-    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_keep_tally();
+    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_update_tally();
 DROP TRIGGER IF EXISTS dbchannels_changed ON our.dbchannels_membership;
 CREATE TRIGGER dbchannels_changed AFTER UPDATE ON our.dbchannels_membership
-    REFERENCING OLD TABLE AS gone NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_keep_tally();
+    REFERENCING OLD TABLE AS gone NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_update_tally();
 DROP TRIGGER IF EXISTS dbchannels_emptied ON our.dbchannels_membership;
 CREATE TRIGGER dbchannels_emptied AFTER TRUNCATE ON our.dbchannels_membership
-    FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_keep_tally();
+    FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_update_tally();
 DROP TRIGGER IF EXISTS dbchannels_restored ON our.dbchannels_tally;
 CREATE TRIGGER dbchannels_restored BEFORE INSERT ON our.dbchannels_tally FOR EACH ROW
     WHEN (pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0
           AND (pg_catalog.current_setting('dbchannels.merges', true) OPERATOR(pg_catalog.=) 'on'::text) IS NOT TRUE)
-    EXECUTE FUNCTION our.dbchannels_leave_out();
+    EXECUTE FUNCTION our.dbchannels_skip_row();
 """
 
 # Who the members are, the tally says without looking at them. A broadcast to more than 40 on one server (from 2 kB on
@@ -201,8 +201,8 @@ WHERE pg_class.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass('dbchannels_mem
 """
 DROP = """
 DROP TRIGGER dbchannels_restored ON our.dbchannels_tally;
-DROP FUNCTION our.dbchannels_send_group, our.dbchannels_leave_out;
-DROP FUNCTION our.dbchannels_keep_tally CASCADE
+DROP FUNCTION our.dbchannels_send_group, our.dbchannels_skip_row;
+DROP FUNCTION our.dbchannels_update_tally CASCADE
 """
 
 
@@ -221,7 +221,7 @@ def set_storage(apps, schema_editor):
         schema_editor.execute(f"ALTER TABLE {table} SET UNLOGGED")
     for table in BUSY:
         schema_editor.execute(f"ALTER TABLE {table} SET ({STORAGE})")
-    for table in ("dbchannels_held", "dbchannels_process", "dbchannels_durablemessage"):
+    for table in ("dbchannels_inflight", "dbchannels_process", "dbchannels_durablemessage"):
         schema_editor.execute(f"ALTER TABLE {table} SET (fillfactor = 70)")
     run(schema_editor.connection, KEEP_TALLY + SEND_GROUP)
 

@@ -30,7 +30,9 @@ class RecordingLayer(BaseLayer):
         self.records = records
         self.clock = 0.0
         self.dead_letters: list[ops.Failure] = []
-        self.held: dict[str, Sequence[ops.Delivery]] = {}  # by worker: what it has popped and not finished
+        self.in_flight: dict[
+            str, Sequence[ops.Delivery]
+        ] = {}  # by worker: what it has popped and not finished
         self.schedule: dict[tuple[str, str], datetime] = {}  # when periodic messages are due
         self.seen: dict[tuple[str, str], datetime] = {}  # when a live worker last had them
         self.lock = threading.RLock()
@@ -239,7 +241,14 @@ class RecordingLayer(BaseLayer):
     def flush(self) -> None:
         with self.lock:
             self.dead_letters.clear()
-            for store in (self._rows, self._claims, self._ended, self._members, self.held, self.schedule):
+            for store in (
+                self._rows,
+                self._claims,
+                self._ended,
+                self._members,
+                self.in_flight,
+                self.schedule,
+            ):
                 store.clear()
 
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
@@ -267,11 +276,11 @@ class RecordingLayer(BaseLayer):
         with self.lock:
             self._settle()
             now, waiting = self.clock, self._rows.visible(channel)
-            held = [row.delivery for _, row in self._claims.values()]
-            held += [one for popped in self.held.values() for one in popped if not one.durable]
+            in_flight = [row.delivery for _, row in self._claims.values()]
+            in_flight += [one for popped in self.in_flight.values() for one in popped if not one.durable]
         return {
             "messages_pending": len(waiting),
-            "messages_held": sum(channel in ("", one.channel) for one in held),
+            "messages_held": sum(channel in ("", one.channel) for one in in_flight),
             "messages_max_age": now - min((row.sent for row in waiting if row.due <= now), default=now),
         }
 

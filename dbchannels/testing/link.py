@@ -24,14 +24,14 @@ class RecordingLink(Link):
     def register(self, name: str, kind: str, queue: str = "") -> None:
         self.layer.register(name)
 
-    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[ops.Delivery]:
+    def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[ops.Delivery]:
         found = super().receive_many(queues, limit)
-        if holder and found:
-            self.layer.held[holder] = found
+        if worker and found:
+            self.layer.in_flight[worker] = found
         return found
 
     def finish(self, worker: str, done: ops.Done) -> list[ops.Send]:
-        self.layer.held[worker] = done.held
+        self.layer.in_flight[worker] = done.in_flight
         return super().finish(worker, done)
 
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:

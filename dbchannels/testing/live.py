@@ -9,7 +9,7 @@ from django.db import transaction
 from django.test import TransactionTestCase
 
 from dbchannels import Channel, conf
-from dbchannels.models import Connection, Held, Process
+from dbchannels.models import Connection, InFlight, Process
 from dbchannels.testing.live_server import LiveServer
 
 QUIET_WITHIN = 5.0  # seconds after a test, for its sockets to close and its consumers to end
@@ -52,12 +52,12 @@ class ChannelLiveServerTestCase(TransactionTestCase):
 
     def _quieten(self, database: str) -> None:
         """Close the sockets, and wait until their consumers have run."""
-        connections, held = Connection.objects.using(database), Held.objects.using(database)
+        connections, in_flight = Connection.objects.using(database), InFlight.objects.using(database)
         opened = list(connections.values_list("reply_channel", flat=True))
         for channel in opened:
             Channel(channel).send({"close": 1001})
         ends_at = time.monotonic() + QUIET_WITHIN
         while time.monotonic() < ends_at and (
-            connections.filter(reply_channel__in=opened).exists() or held.exclude(messages="").exists()
+            connections.filter(reply_channel__in=opened).exists() or in_flight.exclude(messages="").exists()
         ):
             time.sleep(PAUSE)

@@ -76,8 +76,8 @@ class Batch:
             returned = list(self._waiting) if hand_back else []
             if hand_back:
                 self._waiting.clear()
-            held = [*([self._running] if self._running else []), *self._waiting]
-            done = Done(self._operations, self._acknowledged, self._failures, returned, held, self._ends)
+            in_flight = [*([self._running] if self._running else []), *self._waiting]
+            done = Done(self._operations, self._acknowledged, self._failures, returned, in_flight, self._ends)
             self._operations, self._acknowledged, self._failures, self._ends = [], [], [], []
             return done
 
@@ -88,8 +88,8 @@ class Batch:
             running = [self._running] if self._running else []
             returned = [*(one for one in running if one.durable), *self._waiting]
             self._waiting.clear()
-            held = [one for one in running if not one.durable]
-            return Done(self._operations, self._acknowledged, self._failures, returned, held, self._ends)
+            in_flight = [one for one in running if not one.durable]
+            return Done(self._operations, self._acknowledged, self._failures, returned, in_flight, self._ends)
 
     def has_waiting(self) -> bool:
         """Whether some have not started."""

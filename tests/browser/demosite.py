@@ -86,7 +86,9 @@ class DemoSite:
 
     def holder(self, channel: str) -> int | None:
         """Return the process id of a worker that holds a message of the channel; None when nobody does."""
-        held = "SELECT pid FROM dbchannels_process JOIN dbchannels_held ON worker = name WHERE messages LIKE"
+        held = (
+            "SELECT pid FROM dbchannels_process JOIN dbchannels_inflight ON worker = name WHERE messages LIKE"
+        )
         return next((pid for (pid,) in self.rows(f"{held} '{channel} %'")), None)
 
     def waiting(self, channel: str) -> int:

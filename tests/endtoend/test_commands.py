@@ -15,7 +15,7 @@ from tests.harness import HOST, LiveSite, Served, is_running, until
 
 #: Dead is who has not renewed its lease for so long, in seconds; on SQLite three times that.
 SHORT_LEASE = {"DBCHANNELS": {"default": {"OPTIONS": {"lease": 0.6}}}}
-EMPTY = ("process", "held", "connection", "membership")
+EMPTY = ("process", "inflight", "connection", "membership")
 
 
 def complaint(site: LiveSite, *arguments: str, settings: dict[str, Any] | None = None) -> str:
@@ -280,7 +280,7 @@ def test_a_second_signal_ends_it_now(site):
     served = site.serve("--workers", "1")
     with served.connection() as connection:
         connection.request("GET", "/sleep/60000")
-        until(lambda: site.count("held", "messages LIKE 'http.request %'"), "the view runs")
+        until(lambda: site.count("inflight", "messages LIKE 'http.request %'"), "the view runs")
         served.process.terminate()
         until(lambda: "Stopping." in served.output(), "it has begun to stop")
         pids = [served.process.pid, *served.workers()]

@@ -184,7 +184,7 @@ def test_a_server_is_ready_with_its_first_worker_and_until_it_stops(site):
     until(lambda: asked(port, "/readyz")[0] == 200, "it is ready again", 60)
     with served.connection() as connection:
         connection.request("GET", "/sleep/1000")
-        until(lambda: site.count("held", "messages LIKE 'http.request %'"), "the view runs")
+        until(lambda: site.count("inflight", "messages LIKE 'http.request %'"), "the view runs")
         served.process.terminate()
         until(lambda: asked(port, "/readyz") == (503, "Not ready: stopping.\n"), "it is not ready any more")
         assert asked(port, "/healthz")[0] == 200
@@ -235,7 +235,7 @@ def test_a_connection_that_is_kept_alive_does_not_keep_the_server_alive(site):
         idle.request("GET", "/")
         assert idle.getresponse().read() == b"hello"
         busy.request("GET", "/sleep/500")
-        until(lambda: site.count("held", "messages LIKE 'http.request %'"), "the view runs")
+        until(lambda: site.count("inflight", "messages LIKE 'http.request %'"), "the view runs")
         served.process.terminate()
         served.wait_for_line("Stopping.")
         answer = busy.getresponse()
@@ -247,7 +247,7 @@ def test_a_view_that_does_not_end_ends_with_its_worker_and_its_client_is_asked_t
     served = site.serve("--workers", "1", "--graceful-timeout", "0.5")
     with served.connection() as connection:
         connection.request("GET", "/sleep/60000")
-        until(lambda: site.count("held", "messages LIKE 'http.request %'"), "the view runs")
+        until(lambda: site.count("inflight", "messages LIKE 'http.request %'"), "the view runs")
         workers = served.workers()
         assert served.terminate() == 0
         answer = connection.getresponse()
@@ -267,7 +267,7 @@ def test_a_consumer_that_does_not_end_is_given_back_at_once_without_an_attempt(s
     assert served.terminate() == 0
     rows = site.rows("SELECT claimed_by, attempts, alone FROM dbchannels_durablemessage")
     assert rows == [(None, 0, False)]
-    assert site.count("process") == site.count("held") == 0
+    assert site.count("process") == site.count("inflight") == 0
 
 
 def test_a_worker_whose_parent_is_killed_finishes_what_it_runs_and_ends(site):

@@ -335,7 +335,7 @@ def test_ctrl_c_ends_all_at_once(copy):
     clients = [served.socket("/room/tea/") for _ in range(3)]
     raw = connect(served.port)
     raw.sendall(b"GET /sleep/60000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    until(lambda: copy.count("held", "messages LIKE 'http.request %'"), "the view runs")
+    until(lambda: copy.count("inflight", "messages LIKE 'http.request %'"), "the view runs")
     pids = family(served)
     assert len(pids) == 4
     os.killpg(served.process.pid, signal.SIGINT)  # as a terminal does

@@ -49,7 +49,7 @@ def members(site: LiveSite, room: str) -> int:
 def holder(site: LiveSite, channel: str) -> int:
     """Wait until a worker holds a message of the channel; return its process id."""
     query = (
-        "SELECT process.pid FROM dbchannels_held AS held JOIN dbchannels_process AS process "
+        "SELECT process.pid FROM dbchannels_inflight AS held JOIN dbchannels_process AS process "
         f"ON process.name = held.worker WHERE held.messages LIKE '{channel} %'"
     )
     return int(until(lambda: site.rows(query), f"a worker holds {channel}")[0][0])

@@ -143,7 +143,7 @@ def test_long_consumers_and_slow_views_leave_the_others_a_worker(site):
     assert served.get("/").text == "hello"
     raw = connect(served.port)
     raw.sendall(b"GET /sleep/3600000 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    until(lambda: site.count("held", "messages LIKE 'http.request %'"), "a slow view runs")
+    until(lambda: site.count("inflight", "messages LIKE 'http.request %'"), "a slow view runs")
     assert served.socket("/echo/").ask("tea") == "tea"
 
 

@@ -158,7 +158,7 @@ def test_a_client_that_leaves_ends_the_stream(behind):
     raw.recv(10)
     raw.close()
     held = "messages LIKE 'http.request %'"
-    until(lambda: not behind.site.count("held", held), "the worker has given up", 30)
+    until(lambda: not behind.site.count("inflight", held), "the worker has given up", 30)
     assert behind.get("/").text == "hello"
 
 

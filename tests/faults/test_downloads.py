@@ -26,7 +26,7 @@ def status(raw):
 
 def held(site):
     """Return how many requests workers are at."""
-    return site.count("held", "messages LIKE 'http.request %'")
+    return site.count("inflight", "messages LIKE 'http.request %'")
 
 
 @pytest.mark.parametrize("views", ["channels", "direct"])

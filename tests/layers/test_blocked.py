@@ -17,7 +17,7 @@ from dbchannels.layers.operations import (
     Keep,
 )
 from dbchannels.layers.postgresql import lock_waits
-from dbchannels.models import Connection, DurableMessage, Held
+from dbchannels.models import Connection, DurableMessage, InFlight
 from dbchannels.routing.table import Routing, route
 from dbchannels.testing.contract.case import DEADLINE, drain, in_thread, wait_until
 from dbchannels.worker.worker import Worker
@@ -132,15 +132,15 @@ def test_what_is_blocked_is_held_until_it_is_written(layer, link, at_once):
     taken = take(layer, link, MEMBER, OTHER)
     with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
         link.finish("w1", batch(layer, taken, [Identify(MEMBER, "12")], []))
-        assert {one.worker: one.lines() for one in Held.objects.all()} == {
+        assert {one.worker: one.lines() for one in InFlight.objects.all()} == {
             "w1": [],
-            "w1" + Held.BLOCKED: [("websocket.receive", MEMBER)],
+            "w1" + InFlight.BLOCKED: [("websocket.receive", MEMBER)],
         }
         take(layer, link, OTHER)  # which writes the worker's own row anew
         assert layer.global_statistics()["messages_held"] == 2
         link.finish("w1", Done())
     take(layer, link)
-    assert [one.lines() for one in Held.objects.all()] == [[]]
+    assert [one.lines() for one in InFlight.objects.all()] == [[]]
 
 
 def test_the_client_of_a_blocked_result_is_told_when_its_worker_dies(layer, link, new_link):
@@ -163,7 +163,7 @@ def test_a_worker_that_ends_tries_once_more(layer, link):
         assert told(layer) == []
     link.unregister("w1")
     assert told(layer) == [MEMBER]
-    assert not Held.objects.exists()
+    assert not InFlight.objects.exists()
 
 
 def test_an_outage_between_two_parts_writes_none_of_them_twice(layer, link, at_once, monkeypatch):

@@ -10,7 +10,7 @@ from dbchannels.models import (
     Connection,
     DeadLetter,
     DurableMessage,
-    Held,
+    InFlight,
     Membership,
     Process,
     ProtocolMessage,
@@ -71,7 +71,7 @@ def test_a_cleanup_leaves_the_living_alone(layer, new_link):
     link.claim(["own"], 1, "w1")
     link.receive_many(["http.request"], 1, "w1")
     other.clean_up()
-    assert rows(layer, Process).count() == rows(layer, Held).count() == 1
+    assert rows(layer, Process).count() == rows(layer, InFlight).count() == 1
     assert rows(layer, DurableMessage).get().claimed_by == "w1"
     assert layer.group_channels("group") == ["own"]
     assert layer.receive(["reply.s1!"]) == (None, None)
@@ -88,7 +88,7 @@ def test_a_cleanup_finds_a_dead_worker(quick, new_link):
     assert len(worker.receive_many(["http.request", "websocket.receive"], 3, "w1")) == 3
     die(worker)
     swept(other, lambda: not rows(quick, Process).exists())
-    assert not rows(quick, Held).exists()
+    assert not rows(quick, InFlight).exists()
     told = sorted(quick.receive(["reply.s1!", "reply.s2!"]) for _ in range(3))
     assert [channel for channel, _ in told] == ["reply.s1!c1", "reply.s1!c2", "reply.s2!c3"]
     assert [notice["lost"] for _, notice in told] == ["worker died"] * 3
@@ -149,7 +149,7 @@ def test_a_worker_that_ends_well_leaves_nothing(layer, new_link):
     link.finish("w1", Done())
     link.unregister("w1")
     assert not rows(layer, Process).exists()
-    assert not rows(layer, Held).exists()
+    assert not rows(layer, InFlight).exists()
     assert layer.receive(["reply.s1!"]) == (None, None)
 
 
@@ -159,16 +159,16 @@ def test_what_a_worker_holds_is_on_record(layer, new_link):
     layer.send("http.request", {"reply_channel": "reply.s1!c2"})
     layer.send("websocket.receive", {})
     taken = link.receive_many(["http.request", "websocket.receive"], 3, "w1")
-    held = rows(layer, Held).get(worker="w1")
+    held = rows(layer, InFlight).get(worker="w1")
     assert held.lines() == [
         ("http.request", "reply.s1!c1"),
         ("http.request", "reply.s1!c2"),
         ("websocket.receive", ""),
     ]
-    link.finish("w1", Done(held=taken[1:2]))
-    assert rows(layer, Held).get(worker="w1").lines() == [("http.request", "reply.s1!c2")]
+    link.finish("w1", Done(in_flight=taken[1:2]))
+    assert rows(layer, InFlight).get(worker="w1").lines() == [("http.request", "reply.s1!c2")]
     link.finish("w1", Done())
-    assert rows(layer, Held).get(worker="w1").lines() == []
+    assert rows(layer, InFlight).get(worker="w1").lines() == []
 
 
 def test_what_expires_unread_is_told_to_its_client(new_layer, new_link):

@@ -9,7 +9,7 @@ def test_parts_are_what_came_of_each_message():
     one, other = Delivery("own", b"", id=1, attempt=1), Delivery("http.request", b"", (), "reply.s!a")
     back = Delivery("own", b"", id=2, attempt=1)
     first, second = [GroupAdd("a", "b"), GroupAdd("c", "d")], [GroupClear("a")]
-    done = Done([*first, *second], [one], [], returned=[back], held=[other])
+    done = Done([*first, *second], [one], [], returned=[back], in_flight=[other])
     done = done._replace(ends=[(one, 2), (other, 3)])
     found = list(parts(done))
     assert found == [
@@ -17,7 +17,7 @@ def test_parts_are_what_came_of_each_message():
         Done(first, [one], [], ends=[(one, 2)]),
         Done(second, [], [], ends=[(other, 1)]),
     ]
-    assert joined(found) == done._replace(held=(), ends=())
+    assert joined(found) == done._replace(in_flight=(), ends=())
     unknown = Done(first, [one])
     assert list(parts(unknown)) == [unknown]
 

@@ -370,7 +370,7 @@ def test_protocol_messages_are_unlogged_and_nothing_else(layer):
     assert {name for name, persistence in rows if persistence == "u"} == {
         "dbchannels_protocolmessage",
         "dbchannels_audience",
-        "dbchannels_held",
+        "dbchannels_inflight",
     }
     assert {persistence for _, persistence in rows} == {"u", "p"}
     assert len(rows) == 10
@@ -664,12 +664,12 @@ def full_tables(layer):
 def reading(number):
     """Return the statements that read so many channels, with their values and the index that they go by."""
     own = {"queues": [f"own{one}" for one in range(number)], "limit": 20, "worker": "w"}
-    http = {"queues": [f"http.{one}" for one in range(number)], "limit": 20, "holder": "w", "known": []}
+    http = {"queues": [f"http.{one}" for one in range(number)], "limit": 20, "worker": "w", "known": []}
     http["floors"] = [0] * number
     limited = {**own, "at_most": [2] * number}
     return [
         (sql.RECEIVE, http, "dbchannels_protocol_queue"),
-        (sql.RECEIVE_AND_HOLD, http, "dbchannels_protocol_queue"),
+        (sql.RECEIVE_IN_FLIGHT, http, "dbchannels_protocol_queue"),
         (sql_durable.CLAIM, own, "dbchannels_durable_queue"),
         (sql_durable.CLAIM_LIMITED, limited, "dbchannels_durable_queue"),
         (sql_durable.LOCK_LIMITED, limited, "dbchannels_durable_queue"),

@@ -12,7 +12,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.operations import Delivery, Done
 from dbchannels.layers.postgresql import deadline
 from dbchannels.layers.postgresql.session import Session
-from dbchannels.models import DurableMessage, Held
+from dbchannels.models import DurableMessage, InFlight
 from dbchannels.testing.contract.case import drain, wait_until
 from tests import kinds
 from tests.proxy import proxied
@@ -172,7 +172,7 @@ def test_a_pop_without_an_answer_is_told_to_its_client(layer, worker, lose_answe
     lose_answers(worker)
     with pytest.raises(LayerUnavailable):
         worker.receive_many(["http.request"], 1, "w1")
-    assert Held.objects.using(layer.database).get().lines() == [("http.request", "reply.s1!c1")]
+    assert InFlight.objects.using(layer.database).get().lines() == [("http.request", "reply.s1!c1")]
     assert worker.receive_many(["http.request"], 1, "w1") == []
     assert drain(layer, "reply.s1!") == [{"lost": "worker died", "channel": "http.request"}]
     worker.receive_many(["http.request"], 1, "w1")

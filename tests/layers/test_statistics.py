@@ -58,14 +58,14 @@ def run(text):
 
 OWN = {"queues": ["own"], "limit": 5, "worker": "w"}
 TOKEN = {"worker": "w3", "ids": [10, 20, 30], "attempts": [1, 1, 1]}
-POP = {"queues": ["reply.new!"], "limit": 5, "known": [], "floors": [0], "holder": "w"}
+POP = {"queues": ["reply.new!"], "limit": 5, "known": [], "floors": [0], "worker": "w"}
 CLOSED = of_connections(["reply.new!7", "reply.new!8"])
 MEMBER = {"group": "small", "channel": "reply.new!", "local": "3", "expiry": 9.0}
 ONE = {"channels": ["own"], "payloads": [b""], "priorities": [0], "delays": [0.0], "due_ats": [None]}
 HOT = {
     "send_group": (sql.SEND_GROUP, ("small", b"\x80", 60.0, ["^reply", ""], [100, None], False, [])),
     "pop": (sql.RECEIVE, POP),
-    "pop and hold": (sql.RECEIVE_AND_HOLD, POP),
+    "pop and hold": (sql.RECEIVE_IN_FLIGHT, POP),
     "claim": (sql_durable.CLAIM, OWN),
     "claim of limited ones": (sql_durable.CLAIM_LIMITED, {**OWN, "at_most": [2]}),
     "lock": (sql_durable.LOCK_LIMITED, {**OWN, "at_most": [2]}),

@@ -55,7 +55,7 @@ class Pair(RuleBasedStateMachine):
         super().__init__()
         self.number = 0
         self.claims = []  # (worker, deliveries)
-        self.held = {worker: [(), ()] for worker in WORKERS}
+        self.in_flight = {worker: [(), ()] for worker in WORKERS}
 
     @initialize()
     def empty(self):
@@ -130,15 +130,15 @@ class Pair(RuleBasedStateMachine):
         self.both(lambda layer: layer.receive([channel]))
 
     @rule(channel=st.sampled_from([*PROTOCOL, *QUEUES]), limit=st.integers(1, 3), worker=workers)
-    def receive_and_hold(self, channel, limit, worker):
+    def receive_in_flight(self, channel, limit, worker):
         found = self.at_links(lambda link: link.receive_many([channel], limit, worker))
         if found[0]:  # what was held before is not, from now on
-            self.held[worker] = found
+            self.in_flight[worker] = found
 
     @rule(worker=workers, returned=st.booleans())
     def finish_what_is_held(self, worker, returned):
-        held, self.held[worker] = self.held[worker], [(), ()]
-        for link, one in zip(self.links, held, strict=True):
+        in_flight, self.in_flight[worker] = self.in_flight[worker], [(), ()]
+        for link, one in zip(self.links, in_flight, strict=True):
             link.finish(worker, Done(returned=one if returned else ()))
 
     @rule(channel=durable, limit=st.integers(1, 3), worker=workers, at_most=st.none() | st.integers(1, 3))
@@ -155,7 +155,8 @@ class Pair(RuleBasedStateMachine):
         _, pair = self.claims[index % len(self.claims)]
         for link, one in zip(self.links, pair, strict=True):
             link.finish(
-                worker, self.report(how, one)._replace(held=self.held[worker][self.links.index(link)])
+                worker,
+                self.report(how, one)._replace(in_flight=self.in_flight[worker][self.links.index(link)]),
             )
 
     @staticmethod

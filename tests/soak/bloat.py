@@ -17,7 +17,12 @@ from tests.soak.tally import drained
 MINUTES = 60.0  # at scale 1
 RATE = 500  # messages a second, half of them durable
 PERIOD = 0.02  # seconds between two sends
-TABLES = ("dbchannels_protocolmessage", "dbchannels_durablemessage", "dbchannels_held", "dbchannels_process")
+TABLES = (
+    "dbchannels_protocolmessage",
+    "dbchannels_durablemessage",
+    "dbchannels_inflight",
+    "dbchannels_process",
+)
 SIZES = "SELECT " + " + ".join(f"pg_total_relation_size('{table}')" for table in TABLES)
 
 

@@ -59,7 +59,7 @@ def consumed(served: Served, how: str) -> None:
     until(lambda: site.entries().count(how + LAST) == len(CHANNELS), "the last ones have been consumed")
     for table in ("protocolmessage", "durablemessage"):
         until(lambda table=table: site.rows(WAITING.format(table)) == [(0,)], "all have been consumed")  # type: ignore[misc]
-    until(lambda: not site.count("held", "messages <> ''"), "no consumer runs")
+    until(lambda: not site.count("inflight", "messages <> ''"), "no consumer runs")
 
 
 def _rollbacks(scale: float) -> Seen:

@@ -49,7 +49,7 @@ def drain(site: LiveSite, clients: int, groups: int, requests: int, number: int)
     until(lambda: site.count("membership") == clients, "all are members")
     with ThreadPoolExecutor(requests + 2) as pool:
         asked = [pool.submit(served.get, "/sleep/300") for _ in range(requests)]
-        until(lambda: site.count("held", "messages LIKE '%http.request %'"), "a view runs")
+        until(lambda: site.count("inflight", "messages LIKE '%http.request %'"), "a view runs")
         closing = pool.submit(answer_closes, sockets)
         started = time.monotonic()
         served.process.send_signal(number)
@@ -122,7 +122,7 @@ def kill_server(site: LiveSite, clients: int, groups: int, lease: float) -> Kill
     served.process.wait()
     started = time.monotonic()
     until(lambda: site.rows(ORPHANS) == [(0,)], "all its rows are gone", 120, every=0.05)
-    until(lambda: not site.count("held", "messages <> ''"), "the last consumer has run")
+    until(lambda: not site.count("inflight", "messages <> ''"), "the last consumer has run")
     seconds = time.monotonic() - started
     return Killed(seconds, *resigned(site, clients), by_others=writers(site) == {other.process.pid})
 
@@ -211,7 +211,8 @@ def arrivals(site: LiveSite, clients: int, lease: float) -> Arrived:
         one.raw.close()
     until(lambda: not site.count("connection"), "no connection is on record", 60)
     until(
-        lambda: not site.count("protocolmessage") and not site.count("held", "messages <> ''"), "all have run"
+        lambda: not site.count("protocolmessage") and not site.count("inflight", "messages <> ''"),
+        "all have run",
     )
     words = [text.split() for text in site.entries()]
     came = {client for word, client in words if word == "arrived"}

@@ -33,7 +33,7 @@ from dbchannels.models import (
     Connection,
     DeadLetter,
     DurableMessage,
-    Held,
+    InFlight,
     Membership,
     Process,
     ProtocolMessage,
@@ -195,8 +195,8 @@ class DatabaseLayer(BaseLayer):
         found = self._locked(self._ready([channel]), limit, skip=at_most is None)
         if at_most is None:
             return found
-        held = self.rows(DurableMessage).filter(channel=channel, claimed_by__isnull=False)
-        others = held.exclude(claimed_by=worker).values("claimed_by").distinct().count()
+        claimed = self.rows(DurableMessage).filter(channel=channel, claimed_by__isnull=False)
+        others = claimed.exclude(claimed_by=worker).values("claimed_by").distinct().count()
         return found if others < at_most else []
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
@@ -237,7 +237,7 @@ class DatabaseLayer(BaseLayer):
 
     def flush(self) -> None:
         with self.atomic():
-            for model in (ProtocolMessage, DurableMessage, DeadLetter, Held, Membership, Schedule):
+            for model in (ProtocolMessage, DurableMessage, DeadLetter, InFlight, Membership, Schedule):
                 self.rows(model).all().delete()
         self._spread.clear()
 
@@ -273,11 +273,11 @@ class DatabaseLayer(BaseLayer):
         due = durable.filter(Q(due_at__isnull=True) | Q(due_at__lte=now))
         counted = protocol.aggregate(number=Count("id"), oldest=Min("sent_at"))
         moments = [one for one in (counted["oldest"], due.aggregate(oldest=Min("sent_at"))["oldest"]) if one]
-        held = [channel for row in self.rows(Held) for channel, _ in row.lines()]
+        in_flight = [channel for row in self.rows(InFlight) for channel, _ in row.lines()]
         claimed = self.rows(DurableMessage).filter(claimed_by__isnull=False, **only).count()
         return {
             "messages_pending": counted["number"] + durable.count(),
-            "messages_held": claimed + sum(only.get("channel", one) == one for one in held),
+            "messages_held": claimed + sum(only.get("channel", one) == one for one in in_flight),
             "messages_max_age": max(0.0, (now - min(moments, default=now)).total_seconds()),
         }
 

@@ -29,7 +29,7 @@ from dbchannels.layers.operations import (
     Failure,
     Operation,
     Send,
-    held_lines,
+    in_flight_lines,
     resends,
 )
 from dbchannels.layers.outages import is_unavailable, may_pass
@@ -37,7 +37,7 @@ from dbchannels.models import (
     Connection,
     DeadLetter,
     DurableMessage,
-    Held,
+    InFlight,
     Membership,
     Process,
     ProtocolMessage,
@@ -65,7 +65,7 @@ class DatabaseLink(Link):
 
     # Taking.
 
-    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+    def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[Delivery]:
         self._read = set(queues)
         with unavailable():
             # A look costs SQLite no lock; taking costs its only write lock, so only when something is there.
@@ -73,8 +73,8 @@ class DatabaseLink(Link):
                 return []
             with self.layer.atomic():
                 found = self.layer.pop(queues, limit)
-                if holder and found:
-                    self._hold(holder, found)
+                if worker and found:
+                    self._set_in_flight(worker, found)
                 return found
 
     def claim(
@@ -143,8 +143,8 @@ class DatabaseLink(Link):
 
     def finish(self, worker: str, done: Done) -> list[Send]:
         with unavailable(), self.layer.atomic():
-            held = self.layer.rows(Held).filter(worker=worker)  # none after a flush
-            held.update(messages=held_lines(done.held), since=timezone.now())
+            in_flight = self.layer.rows(InFlight).filter(worker=worker)  # none after a flush
+            in_flight.update(messages=in_flight_lines(done.in_flight), since=timezone.now())
             for delivery in done.acknowledged:
                 self._claimed(worker, delivery).delete()
             for failure in done.failures:
@@ -158,9 +158,9 @@ class DatabaseLink(Link):
             returned = resends(popped, self.layer.options["expiry"])
             return self.layer.write([*done.operations, *returned], drop=True)
 
-    def _hold(self, worker: str, held: Sequence[Delivery]) -> None:
-        fields = {"messages": held_lines(held), "since": timezone.now()}
-        self.layer.rows(Held).update_or_create(worker=worker, defaults=fields)
+    def _set_in_flight(self, worker: str, in_flight: Sequence[Delivery]) -> None:
+        fields = {"messages": in_flight_lines(in_flight), "since": timezone.now()}
+        self.layer.rows(InFlight).update_or_create(worker=worker, defaults=fields)
 
     def _claimed(self, worker: str, delivery: Delivery):  # type: ignore[no-untyped-def]
         rows = self.layer.rows(DurableMessage)
@@ -271,9 +271,9 @@ class DatabaseLink(Link):
             # Whoever deletes the process's row cleans up after it.
             if process is None or not self.layer.rows(Process).filter(id=process.id).delete()[0]:
                 return
-            for held in self.layer.rows(Held).filter(worker=name):
-                self._notify(held.lines(), "worker died")
-                held.delete()
+            for row in self.layer.rows(InFlight).filter(worker=name):
+                self._notify(row.lines(), "worker died")
+                row.delete()
             claims = self.layer.rows(DurableMessage).filter(claimed_by=name)
             uncounted = F("attempts") - (0 if claims.count() == 1 else 1)
             attempts = Case(When(alone=True, then=F("attempts")), default=uncounted)
@@ -304,8 +304,8 @@ class DatabaseLink(Link):
     def _leaving(self) -> list[str]:
         """Return the reply channels of connections whose disconnect consumer runs by a message of their server's."""
         waiting = self.layer.rows(ProtocolMessage).filter(channel="websocket.disconnect")
-        held = [line for row in self.layer.rows(Held) for line in row.lines()]
-        found = [reply_channel for channel, reply_channel in held if channel == "websocket.disconnect"]
+        in_flight = [line for row in self.layer.rows(InFlight) for line in row.lines()]
+        found = [reply_channel for channel, reply_channel in in_flight if channel == "websocket.disconnect"]
         return [*found, *waiting.values_list("reply_channel", flat=True)]
 
     def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:

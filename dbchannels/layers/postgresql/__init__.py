@@ -174,8 +174,8 @@ class PostgreSQLLayer(BaseLayer):
         return self._statistics(names.check_channel_name(channel))
 
     def _statistics(self, channel: str | None) -> dict[str, float]:
-        ((waiting, held, age),) = self._query(sql.STATISTICS, {"channel": channel})
-        return {"messages_pending": waiting, "messages_held": held, "messages_max_age": age}
+        ((waiting, in_flight, age),) = self._query(sql.STATISTICS, {"channel": channel})
+        return {"messages_pending": waiting, "messages_held": in_flight, "messages_max_age": age}
 
     def _query(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         with connections[self.database].cursor() as cursor:

@@ -11,7 +11,7 @@ from dbchannels.layers.operations import Record, Send
 from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
-from dbchannels.models import Held, Process, parse_held
+from dbchannels.models import InFlight, Process, parse_in_flight
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
@@ -47,17 +47,17 @@ class Sweeper:
         gone = self._session.run([(unregister, {"name": name})])
         if not gone:
             return
-        self.tell_held(name)
-        self.tell_held(name + Held.BLOCKED)
+        self.report_lost(name)
+        self.report_lost(name + InFlight.BLOCKED)
         self._session.run([(sql_durable.UNCLAIM, {"name": name})])
         kind, queue = gone[0]
         if kind == Process.SERVER:
             self._clean_up_server(name.removesuffix(REMAINS), queue)
 
-    def tell_held(self, name: str) -> None:
+    def report_lost(self, name: str) -> None:
         """Tell the clients of what a worker holds that it is lost."""
-        for (messages,) in self._session.run([(sql_processes.UNHOLD, {"name": name})]):
-            self._notify(parse_held(messages), "worker died")
+        for (messages,) in self._session.run([(sql_processes.TAKE_IN_FLIGHT, {"name": name})]):
+            self._notify(parse_in_flight(messages), "worker died")
 
     def _clean_up_server(self, name: str, queue: str) -> None:
         of_queue = [

@@ -22,7 +22,7 @@ from dbchannels.layers.operations import (
     Failure,
     Operation,
     Send,
-    held_lines,
+    in_flight_lines,
     resends,
 )
 from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
@@ -59,14 +59,14 @@ class PostgreSQLLink(Link):
 
     # Taking.
 
-    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+    def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[Delivery]:
         self._blocked.try_again()
-        if holder and self._popping:
+        if worker and self._popping:
             with self.session.transaction():
-                self._sweeper.tell_held(holder)  # by now it has finished what it knows of
+                self._sweeper.report_lost(worker)  # by now it has finished what it knows of
         protocol = [queue for queue in queues if names.is_protocol(queue)]
         with self._popping:
-            found = self._pop_protocol(protocol, limit, holder) if protocol else []
+            found = self._pop_protocol(protocol, limit, worker) if protocol else []
         durable = [queue for queue in queues if not names.is_protocol(queue)]
         if durable and len(found) < limit:
             values = {"queues": durable, "limit": limit - len(found)}
@@ -74,13 +74,13 @@ class PostgreSQLLink(Link):
             found += [Delivery(row[0], bytes(row[1])) for row in rows]
         return found
 
-    def _pop_protocol(self, queues: Sequence[str], limit: int, holder: str) -> list[Delivery]:
-        statement = sql.RECEIVE_AND_HOLD if holder else sql.RECEIVE
+    def _pop_protocol(self, queues: Sequence[str], limit: int, worker: str) -> list[Delivery]:
+        statement = sql.RECEIVE_IN_FLIGHT if worker else sql.RECEIVE
         known = self._audiences.known
         # Only an interface server's queue has broadcasts to many.
         keys = list(known) if any(queue.endswith("!") for queue in queues) else []
         floors = self._floors.begin(queues, self.session.generation if self.session.connected else -1)
-        values = {"queues": list(queues), "limit": limit, "holder": holder, "known": keys, "floors": floors}
+        values = {"queues": list(queues), "limit": limit, "worker": worker, "known": keys, "floors": floors}
         rows = self.session.run([(statement, values)])
         self._floors.learn((row[0], row[5]) for row in rows)
         found = []
@@ -150,7 +150,11 @@ class PostgreSQLLink(Link):
     def finish(self, worker: str, done: Done) -> list[Send]:
         if self._blocked or waits(done.operations):
             return self._blocked.finish(worker, done)
-        return self._finish(worker, done, [(sql.HOLD, {"worker": worker, "messages": held_lines(done.held)})])
+        return self._finish(
+            worker,
+            done,
+            [(sql.SET_IN_FLIGHT, {"worker": worker, "messages": in_flight_lines(done.in_flight)})],
+        )
 
     def _finish(self, worker: str, done: Done, before: Sequence[Statement]) -> list[Send]:
         todo = list(before)

@@ -4,8 +4,8 @@ A consumer's add, discard, clear or identify, and what is kept with a connection
 site holds the same membership or connection. A worker writes the results of a whole batch at once, so all of them, and
 all that come after, would wait for that one. Instead nobody waits for longer than a moment: what is blocked is set
 apart, a message's operations with its acknowledgement, and tried again from time to time. What the next messages of the
-same connection did stays behind it, in order. Until it is written the message counts as held: when its worker dies, its
-client is told, or the message is claimed again.
+same connection did stays behind it, in order. Until it is written the message counts as in flight: when
+its worker dies, its client is told, or the message is claimed again.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from dbchannels.layers.operations import (
     Keep,
     Operation,
     Send,
-    held_lines,
+    in_flight_lines,
     joined,
     parts,
 )
 from dbchannels.layers.postgresql import sql, sql_processes
 from dbchannels.layers.postgresql.session import Locked, Statement
-from dbchannels.models import Held
+from dbchannels.models import InFlight
 
 MOMENT = 50  # milliseconds that a batch waits for a lock, which others of ours have for a few
 SINGLY = 5  # ... and each message's result, when the batch has waited in vain
@@ -76,11 +76,11 @@ class Blocked:
             if self._waiting or self._under_way is not None:
                 if self._under_way is not done:
                     self._begin(done)
-                    self._write_together(done.held)
-                self._write_singly(done.held)
-            elif not self._is_written(done, MOMENT, self._hold(done.held)):
+                    self._write_together(done.in_flight)
+                self._write_singly(done.in_flight)
+            elif not self._is_written(done, MOMENT, self._set_in_flight(done.in_flight)):
                 self._begin(done)
-                self._write_singly(done.held)
+                self._write_singly(done.in_flight)
             dropped, self._dropped = self._dropped, []
             return dropped
 
@@ -90,18 +90,22 @@ class Blocked:
         for part in parts(done):
             (self._waiting if _meets(part, self._waiting) else self._left).append(part)
 
-    def _write_together(self, held: Sequence[Delivery]) -> None:
-        if len(self._left) > 1 and self._is_written(joined(self._left), SINGLY, self._hold(self._all(held))):
+    def _write_together(self, in_flight: Sequence[Delivery]) -> None:
+        if len(self._left) > 1 and self._is_written(
+            joined(self._left), SINGLY, self._set_in_flight(self._all(in_flight))
+        ):
             self._left.clear()
 
-    def _write_singly(self, held: Sequence[Delivery]) -> None:
-        """What is blocked is on record as such in the same moment as the rest of the batch is not held any more."""
+    def _write_singly(self, in_flight: Sequence[Delivery]) -> None:
+        """What is blocked is on record as such in the same moment as the rest of the batch is no longer in flight."""
         while self._left:
             part = self._left[0]
-            if _meets(part, self._waiting) or not self._is_written(part, SINGLY, self._hold(self._all(held))):
+            if _meets(part, self._waiting) or not self._is_written(
+                part, SINGLY, self._set_in_flight(self._all(in_flight))
+            ):
                 self._waiting.append(part)
             self._left.popleft()
-        self._write(self._worker, Done(), [self._hold(held), self._hold_blocked(self._waiting)])
+        self._write(self._worker, Done(), [self._set_in_flight(in_flight), self._set_blocked(self._waiting)])
         self._under_way = None
 
     def try_again(self, now: bool = False) -> None:
@@ -114,7 +118,7 @@ class Blocked:
             try:
                 while untried and len(failed) < MOST_FAILED and time.monotonic() < ends_at:
                     part = untried[0]
-                    others = self._hold_blocked([one for one in self._waiting if one is not part])
+                    others = self._set_blocked([one for one in self._waiting if one is not part])
                     if not _meets(part, failed) and self._is_written(part, AGAIN, others):
                         self._waiting = [one for one in self._waiting if one is not part]
                     else:
@@ -132,9 +136,9 @@ class Blocked:
         self._waiting = rest + stuck
         self._again_at = time.monotonic() + (EVERY if failed else 0.0)
 
-    def _is_written(self, part: Done, milliseconds: int, held: Statement) -> bool:
+    def _is_written(self, part: Done, milliseconds: int, in_flight: Statement) -> bool:
         try:
-            self._dropped += self._write(self._worker, part, [_timeout(milliseconds), held])
+            self._dropped += self._write(self._worker, part, [_timeout(milliseconds), in_flight])
         except Locked:
             return False
         return True
@@ -151,18 +155,18 @@ class Blocked:
 
     # What is on record.
 
-    def _all(self, held: Sequence[Delivery]) -> list[Delivery]:
+    def _all(self, in_flight: Sequence[Delivery]) -> list[Delivery]:
         """Return what the worker holds while a batch is written in parts."""
-        return [*held, *_deliveries(self._left), *_deliveries(self._waiting)]
+        return [*in_flight, *_deliveries(self._left), *_deliveries(self._waiting)]
 
-    def _hold(self, held: Sequence[Delivery]) -> Statement:
-        return sql.HOLD, {"worker": self._worker, "messages": held_lines(held)}
+    def _set_in_flight(self, in_flight: Sequence[Delivery]) -> Statement:
+        return sql.SET_IN_FLIGHT, {"worker": self._worker, "messages": in_flight_lines(in_flight)}
 
-    def _hold_blocked(self, blocked: Iterable[Done]) -> Statement:
-        name, messages = self._worker + Held.BLOCKED, held_lines(_deliveries(blocked))
+    def _set_blocked(self, blocked: Iterable[Done]) -> Statement:
+        name, messages = self._worker + InFlight.BLOCKED, in_flight_lines(_deliveries(blocked))
         if not messages:
-            return sql_processes.UNHOLD, {"name": name}
-        return sql.HOLD_BLOCKED, {"worker": name, "messages": messages}
+            return sql_processes.TAKE_IN_FLIGHT, {"name": name}
+        return sql.SET_BLOCKED, {"worker": name, "messages": messages}
 
 
 def _timeout(milliseconds: int) -> Statement:

@@ -84,10 +84,10 @@ _OTHERS = [
     Prepared("dbchannels_promote", sql_durable.PROMOTE),
     Prepared("dbchannels_next_due", sql_durable.NEXT_DUE),
     Prepared("dbchannels_receive", sql.RECEIVE, _RECEIVE),
-    Prepared("dbchannels_receive_and_hold", sql.RECEIVE_AND_HOLD, {**_RECEIVE, "holder": "text"}),
+    Prepared("dbchannels_receive_in_flight", sql.RECEIVE_IN_FLIGHT, {**_RECEIVE, "worker": "text"}),
     Prepared("dbchannels_lock_limited", sql_durable.LOCK_LIMITED, {"queues": "text[]", "at_most": "int[]"}),
     Prepared("dbchannels_claim_limited", sql_durable.CLAIM_LIMITED, {**_CLAIM, "at_most": "int[]"}),
-    Prepared("dbchannels_hold", sql.HOLD, {"worker": "text", "messages": "text"}),
+    Prepared("dbchannels_set_in_flight", sql.SET_IN_FLIGHT, {"worker": "text", "messages": "text"}),
     Prepared("dbchannels_acknowledge", sql_durable.ACKNOWLEDGE, _DURABLE),
 ]
 

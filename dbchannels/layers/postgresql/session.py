@@ -28,7 +28,7 @@ REST = 0.005  # seconds in which strange ones are only read and dropped: so ofte
 
 #: The names of our tables in a statement, and no others that begin like them.
 _TABLE = re.compile(
-    r"\bdbchannels_(?:protocolmessage|audience|durablemessage|deadletter|membership|tally|process|held|connection"
+    r"\bdbchannels_(?:protocolmessage|audience|durablemessage|deadletter|membership|tally|process|inflight|connection"
     r"|schedule|send_group)\b"
 )
 

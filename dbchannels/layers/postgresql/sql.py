@@ -17,10 +17,10 @@ BACKEND = "SELECT pg_catalog.pg_backend_pid()"
 # in pg_catalog alone, and our tables' are qualified (see session.py). Without them on the path, as on a site that sets
 # it for each request, those are taken that belong to our role, if there is but one such schema.
 ASSUME_ROLE = "SELECT pg_catalog.set_config('role', %s, false)"
-FIND = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.to_regclass('dbchannels_held')::pg_catalog.oid"
+FIND = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.to_regclass('dbchannels_inflight')::pg_catalog.oid"
 SCHEMAS = """
 SELECT quote_ident(nspname) FROM pg_class JOIN pg_namespace ON pg_namespace.oid = relnamespace
-WHERE relname = 'dbchannels_held' AND CASE WHEN %(table)s::oid IS NOT NULL THEN pg_class.oid = %(table)s::oid
+WHERE relname = 'dbchannels_inflight' AND CASE WHEN %(table)s::oid IS NOT NULL THEN pg_class.oid = %(table)s::oid
       ELSE relkind = 'r' AND pg_has_role(relowner, 'USAGE') END
 """
 SAFE_PATH = "SET search_path = pg_catalog, pg_temp"
@@ -228,23 +228,23 @@ FROM popped ORDER BY id
 RECEIVE = f"""
 WITH {_POPPED}{_TAKEN}"""
 
-# The same, and on record: what a killed worker had popped is in its row of dbchannels_held.
-RECEIVE_AND_HOLD = f"""
-WITH {_POPPED}, held AS (
-    INSERT INTO dbchannels_held (worker, messages, since)
-    SELECT %(holder)s, string_agg(channel || ' ' || reply_channel, E'\\n' ORDER BY id), statement_timestamp()
+# The same, and on record: what a killed worker had popped is in its row of dbchannels_inflight.
+RECEIVE_IN_FLIGHT = f"""
+WITH {_POPPED}, in_flight AS (
+    INSERT INTO dbchannels_inflight (worker, messages, since)
+    SELECT %(worker)s, string_agg(channel || ' ' || reply_channel, E'\\n' ORDER BY id), statement_timestamp()
     FROM popped HAVING count(*) > 0
     ON CONFLICT (worker) DO UPDATE SET messages = EXCLUDED.messages, since = EXCLUDED.since
 ){_TAKEN}"""
 
-HOLD = """
-UPDATE dbchannels_held SET messages = %(messages)s, since = statement_timestamp() WHERE worker = %(worker)s
+SET_IN_FLIGHT = """
+UPDATE dbchannels_inflight SET messages = %(messages)s, since = statement_timestamp() WHERE worker = %(worker)s
 """
 
 # Of results that wait for somebody's transaction, see blocked.py: in a row beside the worker's own, which the next pop
 # writes anew.
-HOLD_BLOCKED = """
-INSERT INTO dbchannels_held (worker, messages, since) VALUES (%(worker)s, %(messages)s, statement_timestamp())
+SET_BLOCKED = """
+INSERT INTO dbchannels_inflight (worker, messages, since) VALUES (%(worker)s, %(messages)s, statement_timestamp())
 ON CONFLICT (worker) DO UPDATE SET messages = EXCLUDED.messages
 """
 # In milliseconds, for the transaction that the statements of one string are.
@@ -255,7 +255,7 @@ DELETE FROM dbchannels_protocolmessage;
 DELETE FROM dbchannels_audience;
 DELETE FROM dbchannels_durablemessage;
 DELETE FROM dbchannels_deadletter;
-DELETE FROM dbchannels_held;
+DELETE FROM dbchannels_inflight;
 DELETE FROM dbchannels_membership;
 DELETE FROM dbchannels_schedule
 """
@@ -277,21 +277,21 @@ WITH protocol AS (
     WHERE due_at <= statement_timestamp() AND {_OF_CHANNEL}
 ), claimed AS (
     SELECT count(*) AS number FROM dbchannels_durablemessage WHERE claimed_by IS NOT NULL AND {_OF_CHANNEL}
-), held AS (
+), in_flight AS (
     SELECT count(*) AS number
-    FROM dbchannels_held CROSS JOIN LATERAL pg_catalog.regexp_split_to_table(messages, E'\\n') AS line
+    FROM dbchannels_inflight CROSS JOIN LATERAL pg_catalog.regexp_split_to_table(messages, E'\\n') AS line
     WHERE messages <> ''::text
           AND (%(channel)s::text IS NULL OR pg_catalog.split_part(line, ' ', 1) = %(channel)s::text)
 )
-SELECT protocol.number + ready.number + delayed.number, claimed.number + held.number,
+SELECT protocol.number + ready.number + delayed.number, claimed.number + in_flight.number,
        greatest(0, coalesce(extract(epoch FROM statement_timestamp() - least(
            protocol.sent_at, due.sent_at,
            (SELECT sent_at FROM dbchannels_durablemessage WHERE id = ready.oldest)
        )), 0))::float
-FROM protocol, ready, delayed, due, claimed, held
+FROM protocol, ready, delayed, due, claimed, in_flight
 """
 
-TABLES_PRESENT = "SELECT pg_catalog.to_regclass('dbchannels_held') IS NOT NULL"
+TABLES_PRESENT = "SELECT pg_catalog.to_regclass('dbchannels_inflight') IS NOT NULL"
 SERVER = "SELECT pg_catalog.current_setting('server_version'), current_database()"
 
 # Whose a WebSocket is. Written only where it changes something.

@@ -138,8 +138,8 @@ _READY_LIMITED = _READY.replace(
 ).replace(
     "ORDER BY priority DESC, id LIMIT %(limit)s FOR UPDATE",
     """ORDER BY priority DESC, id LIMIT CASE WHEN queue.at_most IS NULL OR (
-            SELECT count(DISTINCT claimed_by) FROM dbchannels_durablemessage AS held
-            WHERE held.channel = queue.name AND held.claimed_by IS NOT NULL AND held.claimed_by <> %(worker)s
+            SELECT count(DISTINCT claimed_by) FROM dbchannels_durablemessage AS claimed
+            WHERE claimed.channel = queue.name AND claimed.claimed_by IS NOT NULL AND claimed.claimed_by <> %(worker)s
         ) < queue.at_most THEN %(limit)s ELSE 0 END FOR UPDATE""",
 )
 CLAIM_LIMITED = CLAIM.replace(_READY, _READY_LIMITED)

@@ -60,7 +60,7 @@ UNREGISTER = "DELETE FROM dbchannels_process WHERE name = %(name)s RETURNING kin
 UNREGISTER_EXPIRED = """
 DELETE FROM dbchannels_process WHERE name = %(name)s AND lease_until < statement_timestamp() RETURNING kind, queue
 """
-UNHOLD = "DELETE FROM dbchannels_held WHERE worker = %(name)s RETURNING messages"
+TAKE_IN_FLIGHT = "DELETE FROM dbchannels_inflight WHERE worker = %(name)s RETURNING messages"
 
 # Of a dead server; here too what a site's open transaction holds is left, and with it a row that says so: a process
 # whose lease is over from the start, so that the next sweep comes back for the rest.
@@ -73,7 +73,7 @@ DELETE FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
         EXCEPT (
             SELECT reply_channel FROM dbchannels_protocolmessage WHERE channel = 'websocket.disconnect'
             UNION ALL
-            SELECT split_part(line, ' ', 2) FROM dbchannels_held, regexp_split_to_table(messages, E'\\n') AS line
+            SELECT split_part(line, ' ', 2) FROM dbchannels_inflight, regexp_split_to_table(messages, E'\\n') AS line
             WHERE split_part(line, ' ', 1) = 'websocket.disconnect'
         )
     )) FOR UPDATE SKIP LOCKED

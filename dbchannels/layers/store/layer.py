@@ -26,11 +26,11 @@ from dbchannels.layers.store.rows import Letter, Row, rows, sent_row
 __all__ = ["StoreLayer"]
 
 #: Kinds of tables that ``flush`` empties. Messages by id: "waiting", one for each queue, and "claims", for each worker;
-#: "held", by worker: (channel, reply channel) of what it has popped and not finished; "members", one for each group:
-#: when each channel leaves it; "letters" by id; "schedule", by "CHANNEL EVERY": when a periodic message is due,
+#: "in_flight", by worker: (channel, reply channel) of what it has popped and not finished; "members", one for each
+#: group: when each channel leaves it; "letters" by id; "schedule", by "CHANNEL EVERY": when a periodic message is due,
 #: and when a live worker last had it.
 #: Others are "connections", see StoreRecords; "processes", by name: (kind, queue, the lease's end); and "numbers".
-FLUSHED = ("waiting", "claims", "held", "members", "letters", "schedule")
+FLUSHED = ("waiting", "claims", "in_flight", "members", "letters", "schedule")
 
 
 class StoreLayer(BaseLayer):
@@ -307,10 +307,10 @@ class StoreLayer(BaseLayer):
         with self.locked():
             queues = self.table_names("waiting") if channel is None else [channel]
             waiting = [row for queue in queues for row in rows(self._unexpired(queue))]
-            held = [one[0] for messages in self.table("held").values() for one in messages]
+            in_flight = [one[0] for messages in self.table("in_flight").values() for one in messages]
             claimed, now = self._claimed(channel), self.clock()
         return {
             "messages_pending": len(waiting),
-            "messages_held": len(claimed) + sum(channel in (None, one) for one in held),
+            "messages_held": len(claimed) + sum(channel in (None, one) for one in in_flight),
             "messages_max_age": now - min((row.sent for row in waiting if row.due <= now), default=now),
         }

@@ -28,11 +28,11 @@ class StoreLink(Link):
 
     layer: StoreLayer
 
-    def receive_many(self, queues: Sequence[str], limit: int, holder: str = "") -> list[Delivery]:
+    def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[Delivery]:
         with self.layer.locked():
             found = super().receive_many(queues, limit)
-            if holder and found:
-                self._hold(holder, found)
+            if worker and found:
+                self._set_in_flight(worker, found)
             return found
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
@@ -43,16 +43,16 @@ class StoreLink(Link):
 
     def finish(self, worker: str, done: Done) -> list[Send]:
         with self.layer.locked():
-            if worker in self.layer.table("held"):  # it is not there after a flush
-                self._hold(worker, done.held)
+            if worker in self.layer.table("in_flight"):  # it is not there after a flush
+                self._set_in_flight(worker, done.in_flight)
             return super().finish(worker, done)
 
-    def _hold(self, worker: str, held: Sequence[Delivery]) -> None:
-        messages = tuple((one.channel, one.reply_channel) for one in held if not one.durable)
+    def _set_in_flight(self, worker: str, in_flight: Sequence[Delivery]) -> None:
+        messages = tuple((one.channel, one.reply_channel) for one in in_flight if not one.durable)
         if messages:
-            self.layer.table("held")[worker] = messages
+            self.layer.table("in_flight")[worker] = messages
         else:
-            self.layer.table("held").pop(worker, None)
+            self.layer.table("in_flight").pop(worker, None)
 
     # Periodic messages.
 
@@ -121,7 +121,7 @@ class StoreLink(Link):
             process = self.layer.table("processes").pop(name, None)
             if process is None:  # whoever takes it off the record cleans up after it
                 return
-            self.layer.tell(self.layer.table("held").pop(name, ()), "worker died")
+            self.layer.tell(self.layer.table("in_flight").pop(name, ()), "worker died")
             self._release_claims(name)
             kind, queue, _ = process
             if kind == SERVER:  # of a worker it is what it reads
@@ -146,7 +146,7 @@ class StoreLink(Link):
         for row in [one for one in rows(requests) if names.split(one.reply_channel)[0] == queue]:
             del requests[str(row.id)]  # its client went with the server
         leaving = {row.reply_channel for row in rows(self.layer.table("waiting", LEAVES))}
-        for messages in self.layer.table("held").values():
+        for messages in self.layer.table("in_flight").values():
             leaving.update(reply_channel for channel, reply_channel in messages if channel == LEAVES)
         records = StoreRecords(self.layer.table("connections"))
         lost, expiry = records.pop_of(name, leaving), self.layer.options["expiry"]

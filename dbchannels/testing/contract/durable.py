@@ -309,5 +309,5 @@ class DurableContract(LayerCase):
         link = self.link(layer)
         layer.send_many([("http.request", {"number": number}) for number in range(3)])
         first, *rest = link.receive_many(["http.request"], 3, "w1")
-        link.finish("w1", Done(returned=rest, held=[first]))
+        link.finish("w1", Done(returned=rest, in_flight=[first]))
         assert [one["number"] for one in drain(layer, "http.request")] == [1, 2]

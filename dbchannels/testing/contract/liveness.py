@@ -20,8 +20,8 @@ class LivenessContract(LayerCase):
             for number, local in enumerate("abc"):
                 layer.send("http.request", {"number": number, "reply_channel": f"reply.s!{local}"})
             layer.send("http.request", {"number": 3})
-            finished, *held = link.receive_many(["http.request"], 4, worker)
-            link.finish(worker, Done(held=held))
+            finished, *in_flight = link.receive_many(["http.request"], 4, worker)
+            link.finish(worker, Done(in_flight=in_flight))
             self.link(layer).clean_up_after(worker)
             told = [layer.receive(["reply.s!"]) for _ in range(3)]
             notice = {"lost": "worker died", "channel": "http.request"}

@@ -10,7 +10,7 @@ from dbchannels.testing.contract.durable import claim, numbers
 
 
 def statistics(layer: BaseLayer, channel: str) -> tuple[float, float]:
-    """Return how many messages of a channel wait, and how many are held by workers."""
+    """Return how many messages of a channel wait, and how many are in flight."""
     found = layer.channel_statistics(channel)
     return found["messages_pending"], found["messages_held"]
 
@@ -48,15 +48,15 @@ class OperatingContract(LayerCase):
         layer.send_many([("http.request", {}), ("http.request", {}), ("websocket.receive", {})])
         link.receive_many(["http.request"], 1, worker)
         assert statistics(layer, "http.request") == (1, 1)
-        held = link.receive_many(["http.request", "websocket.receive"], 2, worker)
+        in_flight = link.receive_many(["http.request", "websocket.receive"], 2, worker)
         assert statistics(layer, "websocket.receive") == (0, 1)
-        link.finish(worker, Done(held=held[:1]))
+        link.finish(worker, Done(in_flight=in_flight[:1]))
         assert layer.global_statistics()["messages_held"] == 1
         link.finish(worker, Done())
         assert layer.global_statistics()["messages_held"] == 0
         link.unregister(worker)
 
-    def test_flush_forgets_what_workers_hold(self) -> None:
+    def test_flush_forgets_what_is_in_flight(self) -> None:
         layer = self.layer()
         link = self.link(layer)
         layer.send_many([("own", {}), ("http.request", {})])
