@@ -27,7 +27,7 @@ from dbchannels.server.relay import Relay
 from dbchannels.server.turns import Turns
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import GOING_AWAY, SERVICE_RESTART, Connection
-from dbchannels.server.websocket.verdict import Accepted, Denied
+from dbchannels.server.websocket.handshake import Accepted, Denied
 
 log = logging.getLogger("dbchannels.server")
 
@@ -243,21 +243,21 @@ class InterfaceServer:
         inlet.need_client()
         turn = self._handshakes.enter(request.client[0], connection.connect)
         try:
-            verdict = connection.verdict.get(timeout=self.options.handshake_timeout)
+            decision = connection.decision.get(timeout=self.options.handshake_timeout)
         except gevent.Timeout:
-            verdict = Denied(503, messages.SENTENCES[503])
+            decision = Denied(503, messages.SENTENCES[503])
         finally:
             connection.when_decided(
                 turn.leave
             )  # a flood of clients that leave at once has no more turns than others
             inlet.unwatch()
             self.requests.under_way.waits(inlet, None)
-        if isinstance(verdict, Denied):
+        if isinstance(decision, Denied):
             connection.abandon()
-            own = any(name.lower() == "retry-after" for name, _ in verdict.headers)
-            retry = [("Retry-After", "5")] if verdict.status == 503 and not own else []
-            raise handshake.Refused(verdict.status, verdict.sentence, [*verdict.headers, *retry])
-        return connection, verdict
+            own = any(name.lower() == "retry-after" for name, _ in decision.headers)
+            retry = [("Retry-After", "5")] if decision.status == 503 and not own else []
+            raise handshake.Refused(decision.status, decision.sentence, [*decision.headers, *retry])
+        return connection, decision
 
     def adopt(self, connection: Connection, sock: Any, buffered: bytes) -> None:
         """Take over an accepted connection's socket."""

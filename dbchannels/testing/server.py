@@ -20,14 +20,14 @@ from dbchannels.server.server import InterfaceServer
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import Connection
 from dbchannels.server.websocket.frames import BINARY, cut_reason, is_close_code
+from dbchannels.server.websocket.handshake import Accepted, Denied
 from dbchannels.server.websocket.protocol import Binary, Closed, Event, Outgoing, Text
-from dbchannels.server.websocket.verdict import Accepted, Denied
 from dbchannels.testing.layer import RecordingLayer
 
 TOO_BIG = 1009
 
 
-class Wire:
+class Transport:
     """The two ends of one open WebSocket, in place of a socket: what the server wrote waits for the client."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Wire:
         self.failed = False  # the client has broken the protocol
         self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
 
-    # The server's end, as interface.wire.Wire has it.
+    # The server's end, as interface.transport.Transport has it.
 
     def start_heartbeat(self, seconds: int) -> None:
         """The line is always up."""
@@ -99,9 +99,9 @@ class Wire:
 
 
 class TestedConnection(Connection):
-    """A connection of the interface server's, on the wire of a test."""
+    """A connection of the interface server's, on the transport of a test."""
 
-    make_wire = Wire  # type: ignore[assignment]
+    make_transport = Transport  # type: ignore[assignment]
 
     def call_later(self, delay: float, function: Callable[..., None], *arguments: Any) -> None:
         """Call it when so much time has passed for the test."""
@@ -109,9 +109,9 @@ class TestedConnection(Connection):
         server.call_later(delay, partial(function, *arguments))
 
     @property
-    def wire(self) -> Wire:
-        """The wire, once the connection was started."""
-        return self._wire  # type: ignore[return-value]
+    def transport(self) -> Transport:
+        """The transport, once the connection was started."""
+        return self._transport  # type: ignore[return-value]
 
 
 class Server:
@@ -180,15 +180,15 @@ class Server:
         connection.connect()
         try:
             run()
-            verdict: Any = connection.verdict.value
-            if isinstance(verdict, Denied):
-                raise handshake.Refused(verdict.status, verdict.sentence, verdict.headers)
-            handshake.accept_response(shaken, verdict.subprotocol, verdict.headers)
+            decision: Any = connection.decision.value
+            if isinstance(decision, Denied):
+                raise handshake.Refused(decision.status, decision.sentence, decision.headers)
+            handshake.accept_response(shaken, decision.subprotocol, decision.headers)
         except BaseException:
             connection.abandon()
             raise
         connection.start(None, b"")
-        return connection, verdict
+        return connection, decision
 
 
 def _payload(frame: bytes) -> str | bytes:

@@ -9,7 +9,7 @@ from typing import Any
 
 from dbchannels.exceptions import safe_repr
 from dbchannels.server.http.messages import Request
-from dbchannels.server.websocket.verdict import Accepted
+from dbchannels.server.websocket.handshake import Accepted
 from dbchannels.testing.server import TestedConnection
 
 
@@ -28,10 +28,10 @@ class ClientSocket:
         self._run, self._explain = run, explain
         self._connection: TestedConnection | None = None
 
-    def accept(self, connection: TestedConnection, verdict: Accepted) -> None:
+    def accept(self, connection: TestedConnection, decision: Accepted) -> None:
         """Take over the connection."""
         self._connection = connection
-        self.subprotocol, self.headers = verdict.subprotocol, verdict.headers
+        self.subprotocol, self.headers = decision.subprotocol, decision.headers
 
     def refuse(self, status: int, reason: str, headers: list[tuple[str, str]]) -> None:
         """Note the answer."""
@@ -48,19 +48,19 @@ class ClientSocket:
     def closed(self) -> bool:
         """Whether it is not open any more, or never was."""
         self._run()
-        return self._connection is None or self._connection.wire.closed
+        return self._connection is None or self._connection.transport.closed
 
     @property
     def close_code(self) -> int | None:
         """The code that it was closed with, whoever did; None while it is open, and after a refusal."""
         self._run()
-        return self._connection.wire.close_code if self._connection else None
+        return self._connection.transport.close_code if self._connection else None
 
     @property
     def close_reason(self) -> str:
         """The reason that was given with it, and "" without one."""
         self._run()
-        return self._connection.wire.close_reason if self._connection else ""
+        return self._connection.transport.close_reason if self._connection else ""
 
     @property
     def reply_channel(self) -> str:
@@ -71,13 +71,13 @@ class ClientSocket:
 
     def send(self, data: str | bytes) -> None:
         """Send a text or a binary frame, and run its consumer. Raises what that raises."""
-        wire = self._opened().wire
+        transport = self._opened().transport
         self._run()
-        if wire.closed:
+        if transport.closed:
             raise AssertionError(
-                f"The WebSocket {self.path} is closed ({wire.close_code}): nothing can be sent."
+                f"The WebSocket {self.path} is closed ({transport.close_code}): nothing can be sent."
             )
-        wire.give(data)
+        transport.give(data)
         self._run()
 
     def send_json(self, value: Any) -> None:
@@ -87,20 +87,20 @@ class ClientSocket:
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Close it, and run its disconnect consumer; with 1006 it vanishes. Nothing when it is closed already."""
         if self._connection is not None:
-            self._connection.wire.leave(code, reason)
+            self._connection.transport.leave(code, reason)
             self._run()
 
     # Receiving.
 
     def receive(self) -> str | bytes:
         """Return the next frame that has arrived: a str, or bytes of a binary one. Fails when there is none."""
-        wire = self._opened().wire
+        transport = self._opened().transport
         self._run()
-        if not wire.arrived:
-            closed = [f"It was closed with {wire.close_code}."] if wire.closed else []
+        if not transport.arrived:
+            closed = [f"It was closed with {transport.close_code}."] if transport.closed else []
             sentences = [f"Nothing has arrived on the WebSocket {self.path}.", *closed, *self._explain()]
             raise AssertionError(" ".join(sentences))
-        return wire.arrived.pop(0)
+        return transport.arrived.pop(0)
 
     def receive_json(self) -> Any:
         """Return the value in the next frame, which is JSON. Fails when there is none, or when it is not."""
@@ -112,9 +112,9 @@ class ClientSocket:
 
     def receive_all(self) -> list[str | bytes]:
         """Return all frames that have arrived since the last time."""
-        wire = self._opened().wire
+        transport = self._opened().transport
         self._run()
-        arrived, wire.arrived = wire.arrived, []
+        arrived, transport.arrived = transport.arrived, []
         return arrived
 
     def receive_all_json(self) -> list[Any]:

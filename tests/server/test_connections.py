@@ -1,4 +1,4 @@
-"""One WebSocket between its socket and the layer: order, verdicts, losses, closing, slow readers."""
+"""One WebSocket between its socket and the layer: order, decisions, losses, closing, slow readers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dbchannels.server.relay import DECLARED_DEAD, OutboxFull
 from dbchannels.server.reply import Reply
 from dbchannels.server.websocket import connection
 from dbchannels.server.websocket.connection import INBOX, Connection
-from dbchannels.server.websocket.verdict import Accepted, Denied
+from dbchannels.server.websocket.handshake import Accepted, Denied
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 REQUEST = Request("GET", "/chat/tea/?a=b", "1.1", [(b"host", b"h")], "http", ("c", 1), ("s", 2))
@@ -129,9 +129,9 @@ class Line:
         """Let the worker finish what is in the layer."""
         self.reply(finished=self.sent()[-1][1]["order"])
 
-    def verdict(self):
-        assert self.connection.verdict.ready()
-        return self.connection.verdict.value
+    def decision(self):
+        assert self.connection.decision.ready()
+        return self.connection.decision.value
 
     def sent(self, *channels):
         """The messages sent so far, as (channel, fields); of these channels, or all."""
@@ -177,8 +177,8 @@ class Line:
 
     def drop(self, code=1006):
         """Let the socket end; before the 101 there is none of the connection's."""
-        if self.connection._wire is not None:
-            self.connection._wire.drop(code)
+        if self.connection._transport is not None:
+            self.connection._transport.drop(code)
 
     def end(self):
         self.drop()
@@ -247,11 +247,11 @@ def test_a_connection_is_recorded_and_then_its_connect_message_sent(line):
     assert (send.channel, send.reply_channel) == ("websocket.connect", "reply.s1!c1")
     fields = codec.decode(send.payload)
     assert (fields["order"], fields["scheme"], fields["path"]) == (0, "ws", "/chat/tea/")
-    assert not line.connection.verdict.ready()
+    assert not line.connection.decision.ready()
 
 
 @pytest.mark.parametrize(
-    ("message", "verdict"),
+    ("message", "decision"),
     [
         ({"finished": 0}, Accepted(None, [])),
         ({"accept": True}, Accepted(None, [])),
@@ -263,9 +263,9 @@ def test_a_connection_is_recorded_and_then_its_connect_message_sent(line):
         ({"text": "bye", "close": True, "finished": 0}, Accepted(None, [])),
     ],
 )
-def test_what_accepts(line, message, verdict):
+def test_what_accepts(line, message, decision):
     line.connect().reply(**message)
-    assert line.verdict() == verdict
+    assert line.decision() == decision
 
 
 @pytest.mark.parametrize(
@@ -286,22 +286,22 @@ def test_what_accepts(line, message, verdict):
 )
 def test_what_refuses(line, message, status):
     line.connect().reply(**message)
-    assert isinstance(line.verdict(), Denied)
-    assert line.verdict().status == status
-    assert line.verdict().sentence.endswith(".")
+    assert isinstance(line.decision(), Denied)
+    assert line.decision().status == status
+    assert line.decision().sentence.endswith(".")
 
 
 @pytest.mark.parametrize("status", [200, 101, 599, 0, -1, "404", [404], None, True, 4.5])
 def test_a_status_that_is_no_errors_is_403(line, status):
     line.connect().reply(accept=False, status=status)
-    assert line.verdict().status == 403
+    assert line.decision().status == 403
 
 
-def test_data_waits_for_the_verdict(line):
+def test_data_waits_for_the_decision(line):
     line.connect().reply(text="early")
-    assert not line.connection.verdict.ready()
+    assert not line.connection.decision.ready()
     line.reply(finished=0)
-    assert line.verdict() == Accepted(None, [])
+    assert line.decision() == Accepted(None, [])
 
 
 def test_early_data_is_sent_once_the_socket_is_there_in_order(line):
@@ -354,11 +354,11 @@ def test_data_and_then_a_close_apart_is_sent_and_then_closed(line):
     assert line.closed_with() == 1000
 
 
-def test_the_first_verdict_counts(line):
+def test_the_first_decision_counts(line):
     line.connect().reply(accept=True)
     line.reply(accept=False)
     line.lose("worker died", "websocket.connect")
-    assert line.verdict() == Accepted(None, [])
+    assert line.decision() == Accepted(None, [])
 
 
 def test_a_refused_connection_leaves_nothing(line):
@@ -378,7 +378,7 @@ def test_a_connection_refused_before_its_consumer_is_through_leaves_nothing(line
 def test_a_connection_that_the_outbox_refused_leaves_nothing(line):
     line.relay.full = True
     line.connect()
-    assert line.connection.verdict.get().status == 503
+    assert line.connection.decision.get().status == 503
     line.relay.full = False
     line.connection.abandon()
     assert line.is_over()
@@ -469,7 +469,7 @@ def test_once_the_server_has_closed_or_the_client_is_lost_the_disconnect_alone_w
     elif who == "server":
         line.connection.close(1001, "")
     elif who == "lifetime":
-        line.connection._limits = line.connection._wire._limits = Limits(lifetime=1.0)
+        line.connection._limits = line.connection._transport._limits = Limits(lifetime=1.0)
         line.connection.tick(time.monotonic() + 2)
     else:
         line.client.close()
@@ -745,7 +745,7 @@ def test_one_that_was_just_accepted_then_is_closed_when_it_opens(line):
 
 def test_one_in_its_handshake_then_is_refused_503(line):
     line.connect().reply(lost=DECLARED_DEAD)
-    assert line.verdict().status == 503
+    assert line.decision().status == 503
     line.connection.abandon()
     assert line.is_over() and line.codes() == []
 
@@ -841,9 +841,9 @@ def test_a_client_that_is_silent_for_a_minute_is_gone(line):
 
 def test_a_pong_breaks_the_silence(line):
     line.open()
-    line.connection._wire._heard_at -= 59
+    line.connection._transport._heard_at -= 59
     line.client.sendall(frame(PONG))
-    until(lambda: line.connection._wire._heard_at > time.monotonic() - 30)
+    until(lambda: line.connection._transport._heard_at > time.monotonic() - 30)
     line.connection.tick(time.monotonic() + 3)
     assert not line.connection.closed
 
@@ -892,7 +892,7 @@ def test_what_waited_is_written_in_order_when_there_is_room(line):
     assert len(line.received()) < 50
     until(lambda: len(line.received()) == 50)
     assert [int(payload[:5]) for _, payload in line.received()] == list(range(50))
-    assert not line.connection._wire._writer.active and not line.connection.closed
+    assert not line.connection._transport._writer.active and not line.connection.closed
 
 
 def test_what_was_written_does_not_count_any_more(line):
@@ -953,7 +953,7 @@ def test_a_message_that_is_wanted_later_goes_again_and_none_overtakes_it(line, a
     line.finish()
     assert line.texts() == ["one"] * 5 + ["two"]
     assert line.received() == [(TEXT, b"and says something")]
-    assert line.connection._postponed is None
+    assert line.connection._retries is None
 
 
 def test_word_of_it_that_comes_twice_or_late_counts_for_nothing(line, at_once):
@@ -989,7 +989,7 @@ def put_off_for_too_long(line, monkeypatch, order):
     line.reply(again=order)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 61)
-    line.connection._postponed.sent()
+    line.connection._retries.is_waiting = False
     line.reply(again=order)
     monkeypatch.undo()
 
@@ -997,7 +997,7 @@ def put_off_for_too_long(line, monkeypatch, order):
 def test_a_handshake_that_is_put_off_for_too_long_is_refused(line, monkeypatch):
     line.connect()
     put_off_for_too_long(line, monkeypatch, 0)
-    assert line.verdict().status == 503
+    assert line.decision().status == 503
 
 
 def test_a_frame_that_is_put_off_for_too_long_closes_the_connection(line, monkeypatch):

@@ -17,7 +17,7 @@ from dbchannels.server.websocket.deflate import LEAST, Inflater, negotiate
 from dbchannels.server.websocket.frames import ProtocolError, decode_frame, encode_frame
 from dbchannels.server.websocket.handshake import Refused
 from dbchannels.server.websocket.protocol import Binary, Closed, Outgoing, Ping, Text, WebSocket, encode_text
-from dbchannels.server.websocket.transport import Wire
+from dbchannels.server.websocket.transport import Transport
 from tests.server.test_websocket import client, events_of, frames_at_random, plausible
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -224,17 +224,17 @@ def test_each_message_is_compressed_by_itself():
 
 
 class Peer:
-    """A wire that compresses, and the other end of its socket."""
+    """A transport that compresses, and the other end of its socket."""
 
     def __init__(self, deflate):
         self.far, near = sockets.socketpair()
         near.setblocking(False)
         share = Share(MemoryBudget(TOTAL, Limits().max_memory))
-        self.wire = Wire(near, lambda event: None, lambda code: None, Limits(), share, deflate)
-        self.wire.read()
+        self.transport = Transport(near, lambda event: None, lambda code: None, Limits(), share, deflate)
+        self.transport.read()
 
     def close(self):
-        self.wire.drop()
+        self.transport.drop()
         self.far.close()
 
 
@@ -261,7 +261,7 @@ def test_a_broadcast_is_compressed_once_for_all_members_of_the_same_parameters(n
     for number in range(3):
         frame = encode_text(f"{number} {JSON.decode()}")
         for peer in [*peers, plain]:
-            peer.wire.send(Outgoing(None, frame, None, "", None, []))
+            peer.transport.send(Outgoing(None, frame, None, "", None, []))
     assert len(calls) == 3 * len(offers)
     for peer in peers:
         assert peer.far.recv(100_000)[0] == 0x80 | RSV1 | TEXT
@@ -270,9 +270,9 @@ def test_a_broadcast_is_compressed_once_for_all_members_of_the_same_parameters(n
 
 def test_control_frames_are_never_compressed(new_peer):
     peer = new_peer(agreed())
-    peer.wire._protocol.ping(b"x" * 125)
-    peer.wire._flush_protocol()
-    peer.wire.close(1000, "x" * 120)
+    peer.transport._protocol.ping(b"x" * 125)
+    peer.transport._flush_protocol()
+    peer.transport.close(1000, "x" * 120)
     data = peer.far.recv(1_000)
     assert data[:2] == bytes([0x80 | PING, 125]) and data[127:129] == bytes([0x80 | CLOSE, 122])
 
@@ -280,10 +280,10 @@ def test_control_frames_are_never_compressed(new_peer):
 def test_a_socket_that_compresses_keeps_nothing_more_than_one_that_does_not(new_peer):
     one, other = new_peer(agreed()), new_peer(agreed())
     for peer in (one, other):
-        peer.wire.send(Outgoing(None, encode_text(JSON.decode()), None, "", None, []))
-        peer.wire.received(compressed(TEXT, JSON))
-    assert one.wire._protocol.deflate is other.wire._protocol.deflate
-    assert one.wire._protocol._message is None  # the inflater goes with the message
+        peer.transport.send(Outgoing(None, encode_text(JSON.decode()), None, "", None, []))
+        peer.transport.received(compressed(TEXT, JSON))
+    assert one.transport._protocol.deflate is other.transport._protocol.deflate
+    assert one.transport._protocol._message is None  # the inflater goes with the message
 
 
 # --- what the client sends

@@ -29,7 +29,7 @@ def test_the_parameter_for_heartbeats_is_seen_by_nobody(site, caplog):
     (message,) = site.messages("websocket.connect")
     assert (message["path"], message["query_string"]) == ("/chat/", b"a=b&c")
     (connection,) = site.server.connections
-    assert connection._wire._heartbeat == 15
+    assert connection._transport._heartbeat == 15
     assert caplog.text.count("/chat/?a=b&c HTTP/1.1") == 2 and "heartbeat" not in caplog.text
     site.socket("/refused/?dbchannels-heartbeat=15", Origin="http://evil.example")
     until(lambda: "/refused/ HTTP/1.1" in caplog.text)
@@ -188,9 +188,7 @@ def test_a_refusal_with_headers_that_cannot_be_sent_is_a_500(site, told, header)
     site.on("websocket.connect", lambda message, answer: answer(**reply))
     assert site.socket().status == 500
     (said,) = told()
-    assert (
-        said.startswith("A refusal of the connect consumer's cannot be sent as it is: ") and "\n" not in said
-    )
+    assert said.startswith("A connect consumer's refusal cannot be sent as it is: ") and "\n" not in said
 
 
 def test_nothing_is_written_before_the_consumer_has_decided(site):

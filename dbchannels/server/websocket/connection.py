@@ -1,4 +1,4 @@
-"""One WebSocket connection: between its wire and its reply channel.
+"""One WebSocket connection: between its transport and its reply channel.
 
 At most one of its messages is in the layer; the next goes there when the worker's reply says that the last one is
 finished. That one rule keeps the frames in order whatever the number of workers, and stops reading a client that is
@@ -19,6 +19,7 @@ import gevent
 from gevent.event import AsyncResult
 
 from dbchannels.auth.session_keys import session_key
+from dbchannels.backoff import Backoff
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import TOTAL, TRY_AGAIN, MemoryBudget, Share
@@ -27,25 +28,44 @@ from dbchannels.server.limits import Limits
 from dbchannels.server.relay import DECLARED_DEAD, OutboxFull, Relay
 from dbchannels.server.reply import Reply
 from dbchannels.server.websocket.deflate import Deflate
-from dbchannels.server.websocket.postponed import Postponed
+from dbchannels.server.websocket.handshake import Accepted, Denied, denied
 from dbchannels.server.websocket.protocol import Binary, Closed, Event, Outgoing, Text, incoming
-from dbchannels.server.websocket.transport import Wire
-from dbchannels.server.websocket.verdict import Accepted, Denied, denied
+from dbchannels.server.websocket.transport import Transport
 
 log = logging.getLogger("dbchannels.server")
 
 INBOX = 32  # frames that wait for their turn before the socket is not read any more
 ENTRY = 120  # bytes that one of them takes beside its payload
 FULL_DEADLINE = 20.0  # seconds in which a full channel must take a frame
+RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds until a message whose consumer raised ConsumeLater is sent again
+RETRY_DEADLINE = (
+    60.0  # seconds for which a consumer may postpone a message, as long as one waits until it expires
+)
 
 VANISHED = 1006  # no client can send it
 GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART = 1001, 1011, 1012
 
 
+class RetrySchedule:
+    """When to send a message again whose consumer raised ConsumeLater."""
+
+    def __init__(self) -> None:
+        self._deadline = time.monotonic() + RETRY_DEADLINE
+        self._delays = Backoff(RETRY_FIRST, RETRY_MOST)
+        self.is_waiting = False  # from `next_delay` until the message is sent
+
+    def next_delay(self) -> float | None:
+        """Return the seconds until the message is sent again; None after the deadline."""
+        if time.monotonic() > self._deadline:
+            return None
+        self.is_waiting = True
+        return self._delays.delay()
+
+
 class Connection:
     """Delivers replies to the socket, and the client's frames to the layer, one at a time."""
 
-    make_wire = Wire  # tests have one without a socket
+    make_transport = Transport  # tests have one without a socket
 
     def __init__(
         self,
@@ -56,7 +76,7 @@ class Connection:
     ) -> None:
         self.request = request
         self.opened_at = time.monotonic()
-        self.verdict: AsyncResult = AsyncResult()  # for who waits
+        self.decision: AsyncResult = AsyncResult()  # for who waits
         self._decided: Accepted | Denied | None = None  # by the consumer
         self._on_decided: Callable[[], None] = lambda: None
         self.reply_channel = relay.open(self)
@@ -74,10 +94,12 @@ class Connection:
         self._order = 0  # of what it has, or had last
         self._abandoned = False
         self._refused_at: float | None = None  # since when the channel is full
-        self._postponed: Postponed | None = None  # the message in the layer, when its consumer wants it later
+        self._retries: RetrySchedule | None = (
+            None  # of the message in the layer, if its consumer postponed it
+        )
         # Towards the client.
         self.deflate: Deflate | None = None  # how messages are compressed, set before `start`
-        self._wire: Wire | None = None  # from `start` on
+        self._transport: Transport | None = None  # from `start` on
         self._early: list[Outgoing] = []  # data that came before the 101 was written
         self._unsent, self.charged = budget.unsent, 0
         self._code: int | None = None  # what websocket.disconnect will say
@@ -102,8 +124,8 @@ class Connection:
 
     def give_up(self) -> None:
         """Wait no longer for the connect consumer: the server stops, or the client has left."""
-        if not self.verdict.ready():
-            self.verdict.set(denied(503))
+        if not self.decision.ready():
+            self.decision.set(denied(503))
 
     def when_decided(self, call: Callable[[], None]) -> None:
         """Call a function when the connect consumer has decided, if the layer has its message: else now.
@@ -139,38 +161,40 @@ class Connection:
 
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
-        self._wire = self.make_wire(sock, self._received, self._gone, self._limits, self._share, self.deflate)
-        self._wire.start_heartbeat(self.request.heartbeat)
+        self._transport = self.make_transport(
+            sock, self._received, self._gone, self._limits, self._share, self.deflate
+        )
+        self._transport.start_heartbeat(self.request.heartbeat)
         for out in self._take_early():
-            self._wire.send(out)
-        if self.disconnected:  # the server was declared dead since the verdict
+            self._transport.send(out)
+        if self.disconnected:  # the server was declared dead since the decision
             self.close(SERVICE_RESTART, "")
         if buffered:
-            self._wire.received(buffered)
-        self._wire.read()
+            self._transport.received(buffered)
+        self._transport.read()
 
     @property
     def closed(self) -> bool:
         """Whether its socket is gone, and with it the deadlines that ``tick`` looks after."""
-        return self._wire is None or self._wire.closed
+        return self._transport is None or self._transport.closed
 
     def close(self, code: int, reason: str) -> None:
         """Start the closing handshake; the client has five seconds for its half."""
-        if self._wire is not None:
-            self._wire.close(code, reason)
+        if self._transport is not None:
+            self._transport.close(code, reason)
             self._drop_waiting()
 
     def tick(self, now: float) -> None:
         """Look after deadlines and pings; called every few seconds."""
-        if self._wire is not None:
-            self._wire.tick(now)
-            if self._wire.closing and not self.disconnected:
+        if self._transport is not None:
+            self._transport.tick(now)
+            if self._transport.closing and not self.disconnected:
                 self._drop_waiting()
 
     # From the layer.
 
     def deliver(self, reply: Reply) -> None:
-        """Take one reply: data, a verdict on the handshake, or word of the message in the layer."""
+        """Take one reply: data, a decision on the handshake, or word of the message in the layer."""
         message = reply.message
         if "lost" in message:
             self._lost(message["lost"], message.get("channel"))
@@ -186,15 +210,15 @@ class Connection:
             self._consume_again(message["again"])
 
     def _take(self, out: Outgoing, message: dict[str, Any]) -> None:
-        if self._wire is not None:
-            self._wire.send(out)
+        if self._transport is not None:
+            self._transport.send(out)
             if out.close is not None:
                 self._drop_waiting()
         elif not self.disconnected:
             self._judge(out, message)
 
     def _judge(self, out: Outgoing, message: dict[str, Any]) -> None:
-        """Before the 101: an ``accept``, or a close without data, decides at once; data waits for the verdict."""
+        """Before the 101: an ``accept``, or a close without data, decides at once; data waits for the decision."""
         if isinstance(self._decided, Accepted):
             self._keep(out)
         elif out.accept is False or (
@@ -230,10 +254,10 @@ class Connection:
         self._take_early()
         self._early = [Outgoing(None, b"", code, "", None, [])]
 
-    def _decide(self, verdict: Accepted | Denied) -> None:
-        self._decided = self._decided or verdict
-        if not self.verdict.ready():
-            self.verdict.set(verdict)
+    def _decide(self, decision: Accepted | Denied) -> None:
+        self._decided = self._decided or decision
+        if not self.decision.ready():
+            self.decision.set(decision)
         self._on_decided()
 
     def _finished(self, order: object) -> None:
@@ -245,7 +269,7 @@ class Connection:
         if finished is None or order != self._order:
             return
         self._set_in_flight(None)
-        self._refused_at = self._postponed = None
+        self._refused_at = self._retries = None
         denied = self._abandoned and isinstance(self._decided, Denied)
         if denied or finished.channel == "websocket.disconnect":
             self._end()
@@ -258,11 +282,11 @@ class Connection:
         """The consumer of the message in the layer wants it later; none overtakes it, as no other goes there."""
         if self._in_flight is None or order != self._order:
             return
-        postponed = self._postponed = self._postponed or Postponed()
-        if postponed.waits:
+        retries = self._retries = self._retries or RetrySchedule()
+        if retries.is_waiting:  # the reply came twice
             return
-        if (delay := postponed.next_delay()) is not None:
-            self.call_later(delay, self._send_again, postponed)
+        if (delay := retries.next_delay()) is not None:
+            self.call_later(delay, self._send_again, retries)
         elif self._in_flight.channel == "websocket.disconnect":
             self._end()
         else:
@@ -272,8 +296,8 @@ class Connection:
         """Call a function in so many seconds; tests have a clock of their own."""
         gevent.spawn_later(delay, function, *arguments)
 
-    def _send_again(self, postponed: Postponed) -> None:
-        postponed.sent()
+    def _send_again(self, retries: RetrySchedule) -> None:
+        retries.is_waiting = False
         self._send_in_flight()
 
     def _lost(self, why: str, channel: str | None) -> None:
@@ -317,7 +341,7 @@ class Connection:
     def _received(self, event: Event) -> None:
         if isinstance(event, Closed):
             # What a client has said before its own Close is consumed: a page may send and close in one breath.
-            if event.code == VANISHED or (self._wire is not None and self._wire.failed):
+            if event.code == VANISHED or (self._transport is not None and self._transport.failed):
                 self._drop_waiting()
             self._disconnect(event.code, event.reason)
         elif isinstance(event, (Text, Binary)):
@@ -327,8 +351,8 @@ class Connection:
             payload = event.text.encode() if isinstance(event, Text) else event.data
             self._inbox.append((isinstance(event, Text), payload))
             self._share.hold(ENTRY + len(payload))
-            if len(self._inbox) >= INBOX and self._wire is not None:
-                self._wire.pause()
+            if len(self._inbox) >= INBOX and self._transport is not None:
+                self._transport.pause()
 
     def _gone(self, code: int) -> None:
         if not self.disconnected:
@@ -354,8 +378,8 @@ class Connection:
         """Once the server's side has closed or the client is lost, nothing is consumed any more but the disconnect."""
         self._share.hold(-sum(ENTRY + len(payload) for _, payload in self._inbox))
         self._inbox.clear()
-        if self._wire is not None:
-            self._wire.read()
+        if self._transport is not None:
+            self._transport.read()
 
     def _pump(self) -> None:
         """Send the next message when the last one is finished, and read on when few wait."""
@@ -367,8 +391,8 @@ class Connection:
             elif self._last is not None:
                 last, self._last = self._last, None
                 self._send("websocket.disconnect", last)
-        if len(self._inbox) < INBOX // 2 and self._wire is not None:
-            self._wire.read()
+        if len(self._inbox) < INBOX // 2 and self._transport is not None:
+            self._transport.read()
 
     def _send_in_flight(self) -> None:
         if self._in_flight is None:
@@ -388,7 +412,7 @@ class Connection:
             self._pump()
 
     def _note_end(self, code: int) -> None:
-        if self._wire is not None and not self.disconnected:
+        if self._transport is not None and not self.disconnected:
             log_websocket("WSDISCONNECT", self.request, code, time.monotonic() - self.opened_at)
 
     def _end(self) -> None:

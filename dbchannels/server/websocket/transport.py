@@ -35,13 +35,14 @@ HEARTBEAT = encode_text("\0heartbeat")  # dbchannels.js knows it, and keeps it f
 GOING_AWAY, ABNORMAL, POLICY_VIOLATION = 1001, 1006, 1008
 
 
-class Wire:
+class Transport:
     """Gives what the client sends to ``on_event``, and says ``on_gone`` once, with a code, when the socket ends."""
 
     __slots__ = (
         "_beat_at",
         "_blocked_at",
         "_closing_at",
+        "_discarded",
         "_events",
         "_frames",
         "_heard_at",
@@ -60,7 +61,6 @@ class Wire:
         "_share",
         "_socket",
         "_stalled_at",
-        "_thrown",
         "_turns",
         "_unfinished_at",
         "_unsent",
@@ -94,7 +94,7 @@ class Wire:
         self._closing_at: float | None = None
         self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
         self._pings_since = self._opened_at  # since when the client's are counted
-        self._thrown: int | None = None  # all is said: how many bytes came and were thrown away since
+        self._discarded: int | None = None  # all is said: how many bytes came and were discarded since
         self._heartbeat = 0  # seconds between two; 0: the client asked for none
         self._beat_at = 0.0
         self._socket = sock  # None: gone
@@ -132,8 +132,8 @@ class Wire:
             self._reader.stop()
 
     def _receive(self) -> None:
-        if self._thrown is not None:
-            self._throw_away()
+        if self._discarded is not None:
+            self._discard()
             return
         if not self._may_go_on():
             return
@@ -169,7 +169,7 @@ class Wire:
         self._go_on()
 
     def _may_go_on(self) -> bool:
-        return self._socket is not None and self._thrown is None and not self._paused
+        return self._socket is not None and self._discarded is None and not self._paused
 
     def _go_on(self) -> None:
         """Take apart what was read, then read on. Whoever ends a wait of the socket's calls this."""
@@ -189,7 +189,7 @@ class Wire:
                 break
         self._hold()
         self._flush_protocol()
-        if self._socket is None or self._thrown is not None:
+        if self._socket is None or self._discarded is not None:
             return
         if self._events is not None or self._paused:
             self._reader.stop()
@@ -272,22 +272,22 @@ class Wire:
         """
         if not self._protocol.failed:
             self.drop()
-        elif self._thrown is None:
-            self._thrown = 0
+        elif self._discarded is None:
+            self._discarded = 0
             self._events = None
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_WR)
             if not self._reader.active:
                 self._reader.start(self._readable)
 
-    def _throw_away(self) -> None:
+    def _discard(self) -> None:
         if self._socket is None:
             return
         data = self._read_now(READ)
         if data is not None:
-            assert self._thrown is not None
-            self._thrown += len(data)
-            if not data or self._thrown > LINGERING:
+            assert self._discarded is not None
+            self._discarded += len(data)
+            if not data or self._discarded > LINGERING:
                 self.drop()
                 return
         if not self._reader.active:

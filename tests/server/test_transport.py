@@ -13,7 +13,7 @@ from dbchannels.server import budget
 from dbchannels.server.budget import TOTAL, UNSENT, UNSENT_EACH, MemoryBudget, Share, UnsentFrames
 from dbchannels.server.limits import Limits
 from dbchannels.server.websocket.protocol import Closed, Outgoing, Text, encode_text
-from dbchannels.server.websocket.transport import PINGS_WITHIN, Wire
+from dbchannels.server.websocket.transport import PINGS_WITHIN, Transport
 from tests.harness import CLOSE, TEXT, client_frame, server_frame
 
 PING, PONG = 9, 10
@@ -21,7 +21,7 @@ HELLO = Outgoing(None, encode_text("hello"), None, "", None, [])
 
 
 class Peer:
-    """A wire, and the client's end of its socket."""
+    """A transport, and the client's end of its socket."""
 
     def __init__(self, budget=None, **limits):
         self.client, server = socket.socketpair()
@@ -29,12 +29,14 @@ class Peer:
         server.setblocking(False)
         self.events, self.gone = [], []
         self.budget = budget or MemoryBudget(TOTAL, Limits().max_memory)
-        self.wire = Wire(server, self.events.append, self.gone.append, Limits(**limits), Share(self.budget))
-        self.wire.read()
+        self.transport = Transport(
+            server, self.events.append, self.gone.append, Limits(**limits), Share(self.budget)
+        )
+        self.transport.read()
         self._read = b""
 
     def send(self, *frames):
-        """Send as a client does; return when the wire has read it all."""
+        """Send as a client does; return when the transport has read it all."""
         data = b"".join(frames)
         before = len(self.events)
         self.client.sendall(data)
@@ -56,8 +58,8 @@ class Peer:
         return int.from_bytes(frames[-1][1][:2], "big") if frames and frames[-1][0] == CLOSE else None
 
     def after(self, seconds):
-        """Let the wire look after its deadlines so much later than it was opened."""
-        self.wire.tick(self.wire._opened_at + seconds)
+        """Let the transport look after its deadlines so much later than it was opened."""
+        self.transport.tick(self.transport._opened_at + seconds)
 
 
 def until(condition):
@@ -84,7 +86,7 @@ def new_peer():
 
     yield new
     for peer in made:
-        peer.wire.drop()
+        peer.transport.drop()
         peer.client.close()
 
 
@@ -123,18 +125,18 @@ def test_a_socket_on_which_nothing_is_said_is_closed_with_1001(new_peer):
 @pytest.mark.parametrize("who", ["client", "server"])
 def test_a_message_of_either_side_breaks_the_idleness(new_peer, who):
     peer = new_peer(idle_timeout=50)
-    peer.wire._message_at -= 40
+    peer.transport._message_at -= 40
     if who == "client":
         peer.send(client_frame(TEXT, b"hello"))
     else:
-        peer.wire.send(HELLO)
+        peer.transport.send(HELLO)
     peer.after(49)
     assert peer.closed_with() is None
 
 
 def test_pings_and_pongs_do_not_break_the_idleness(new_peer):
     peer = new_peer(idle_timeout=50)
-    peer.wire._message_at -= 40
+    peer.transport._message_at -= 40
     peer.send(client_frame(PING, b""), client_frame(PONG, b""))
     peer.after(11)
     assert peer.closed_with() == 1001
@@ -142,20 +144,20 @@ def test_pings_and_pongs_do_not_break_the_idleness(new_peer):
 
 def test_a_client_that_asks_for_heartbeats_has_them_and_nobody_else(new_peer):
     asking, other = new_peer(ping_interval=1_000), new_peer(ping_interval=1_000)
-    asking.wire.start_heartbeat(15)
-    started = asking.wire._beat_at
+    asking.transport.start_heartbeat(15)
+    started = asking.transport._beat_at
     for seconds in range(0, 60, 2):
-        asking.wire.tick(started + seconds)
+        asking.transport.tick(started + seconds)
         other.after(seconds)
     assert asking.frames() == [(TEXT, b"\0heartbeat")] * 3 and other.frames() == []
 
 
 def test_a_closed_socket_has_no_heartbeat(new_peer):
     peer = new_peer()
-    peer.wire.start_heartbeat(5)
-    peer.wire.close(1001, "")
-    peer.wire.tick(time.monotonic() + 4.9)
-    peer.wire._beat(time.monotonic() + 20)
+    peer.transport.start_heartbeat(5)
+    peer.transport.close(1001, "")
+    peer.transport.tick(time.monotonic() + 4.9)
+    peer.transport._beat(time.monotonic() + 20)
     assert [opcode for opcode, _ in peer.frames()] == [CLOSE]
 
 
@@ -164,7 +166,7 @@ def test_who_was_asked_to_go_is_asked_once_and_dropped_in_the_end(new_peer):
     peer.after(51)
     peer.after(52)
     assert [opcode for opcode, _ in peer.frames()] == [CLOSE]
-    peer.wire.tick(time.monotonic() + 6)
+    peer.transport.tick(time.monotonic() + 6)
     assert peer.gone == [1006]
 
 
@@ -205,7 +207,7 @@ def test_a_flood_of_pings_is_closed_with_1008(new_peer, reads):
 def test_pings_are_counted_anew_after_a_while(new_peer):
     peer = new_peer(max_pings=100)
     peer.send(client_frame(PING, b"") * 100)
-    peer.wire._pings_since -= PINGS_WITHIN + 1
+    peer.transport._pings_since -= PINGS_WITHIN + 1
     peer.send(client_frame(PING, b"") * 100)
     assert CLOSE not in {opcode for opcode, _ in peer.frames()}
 
@@ -258,17 +260,17 @@ def test_what_is_discarded_of_a_crowd_takes_its_turns_too(new_peer, monkeypatch)
     monkeypatch.setattr(budget, "SLICE", -1.0)  # this turn has no time left
     peer.client.send(b"x" * 1000)
     gevent.sleep(0.01)
-    assert peer.wire._thrown == 0 and not peer.wire._reader.active
+    assert peer.transport._discarded == 0 and not peer.transport._reader.active
     monkeypatch.setattr(budget, "SLICE", 10.0)
-    until(lambda: peer.wire._thrown == 1000)
-    assert peer.wire._reader.active
+    until(lambda: peer.transport._discarded == 1000)
+    assert peer.transport._reader.active
 
 
 def test_who_has_failed_and_does_not_close_is_dropped_after_five_seconds(new_peer):
     peer = failed(new_peer)
-    peer.wire.tick(time.monotonic() + 4)
+    peer.transport.tick(time.monotonic() + 4)
     assert not peer.gone
-    peer.wire.tick(time.monotonic() + 6)
+    peer.transport.tick(time.monotonic() + 6)
     assert peer.gone == [1006]
 
 
@@ -299,40 +301,40 @@ def test_the_number_of_fragments_is_what_is_said(new_peer):
 
 def blocked(peer):
     """Fill the socket, so that the next frame waits."""
-    while not peer.wire._frames:
-        peer.wire.send(HELLO._replace(frame=b"\x82\x7e\xff\xff" + bytes(65_535)))
+    while not peer.transport._frames:
+        peer.transport.send(HELLO._replace(frame=b"\x82\x7e\xff\xff" + bytes(65_535)))
     return peer
 
 
 def test_as_many_frames_wait_as_is_said(new_peer):
     peer = blocked(new_peer(waiting_frames=5))
     for _ in range(4):
-        peer.wire.send(HELLO)
+        peer.transport.send(HELLO)
     assert not peer.gone
-    peer.wire.send(HELLO)
+    peer.transport.send(HELLO)
     assert peer.gone == [1013]
 
 
 def test_as_many_bytes_wait_as_is_said(new_peer):
     peer = blocked(new_peer(waiting_bytes=100_000))
-    peer.wire.send(HELLO._replace(frame=bytes(100_000 - peer.wire._waiting)))
+    peer.transport.send(HELLO._replace(frame=bytes(100_000 - peer.transport._waiting)))
     assert not peer.gone
-    peer.wire.send(HELLO)
+    peer.transport.send(HELLO)
     assert peer.gone == [1013]
 
 
 def test_a_full_socket_has_as_long_as_is_said(new_peer):
     peer = blocked(new_peer(send_timeout=3))
-    peer.wire.tick(peer.wire._blocked_at + 2.9)
+    peer.transport.tick(peer.transport._blocked_at + 2.9)
     assert not peer.gone
-    peer.wire.tick(peer.wire._blocked_at + 3.1)
+    peer.transport.tick(peer.transport._blocked_at + 3.1)
     assert peer.gone == [1013]
 
 
 def test_a_frame_that_the_socket_takes_at_once_is_not_counted(new_peer, monkeypatch):
     peer = new_peer()
     monkeypatch.delattr(UnsentFrames, "add")
-    peer.wire.send(HELLO)
+    peer.transport.send(HELLO)
     assert peer.frames() == [(TEXT, b"hello")]
 
 
@@ -340,20 +342,20 @@ def test_a_frame_that_the_socket_takes_at_once_is_not_counted(new_peer, monkeypa
 def test_what_waits_is_counted_whole_until_it_is_sent_or_the_socket_ends(new_peer, end):
     peer = blocked(new_peer())
     unsent = peer.budget.unsent
-    assert unsent.used == 65_539 + UNSENT + UNSENT_EACH > peer.wire._waiting
-    peer.wire.send(HELLO)
+    assert unsent.used == 65_539 + UNSENT + UNSENT_EACH > peer.transport._waiting
+    peer.transport.send(HELLO)
     if end == "pings":  # its pong waits as well
         used = unsent.used
         peer.send(client_frame(PING, b"x" * 100))
         until(lambda: unsent.used == used + 102 + UNSENT + UNSENT_EACH)
     if end in ("reads", "pings"):
-        until(lambda: peer.frames() == [] and not peer.wire._frames)
+        until(lambda: peer.frames() == [] and not peer.transport._frames)
     elif end == "leaves":
         peer.client.close()
         until(lambda: peer.gone)
     else:
-        peer.wire.drop()
-    assert (unsent.used, peer.wire.charged, len(unsent._frames)) == (0, 0, 0)
+        peer.transport.drop()
+    assert (unsent.used, peer.transport.charged, len(unsent._frames)) == (0, 0, 0)
 
 
 def test_all_that_do_not_read_hold_no_more_than_the_total(new_peer):
@@ -362,12 +364,12 @@ def test_all_that_do_not_read_hold_no_more_than_the_total(new_peer):
     good = [blocked(new_peer(budget)) for _ in range(2)]
     bad = [new_peer(budget) for _ in range(100)]
     for peer in bad:
-        peer.wire.send(HELLO._replace(frame=encode_text("x" * 500_000)))
+        peer.transport.send(HELLO._replace(frame=encode_text("x" * 500_000)))
         gevent.sleep(0)
         assert budget.unsent.used <= 4_000_000
     assert not any(peer.gone for peer in good) and [peer.gone for peer in bad[:90]] == [[1013]] * 90
     for peer in bad + good:
-        peer.wire.drop()
+        peer.transport.drop()
     assert budget.unsent.used == 0
 
 
@@ -377,7 +379,7 @@ def test_one_that_does_not_read_costs_the_others_nothing(new_peer):
     frame = HELLO._replace(frame=encode_text("x" * 20_000))
     for _ in range(100):
         for peer in (stuck, *members):
-            peer.wire.send(frame)
+            peer.transport.send(frame)
         for peer in members:
             assert len(peer.frames()) == 1
     assert stuck.gone == [1013]
