@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-LOGGED_OUT = 4401  # the close code of a connection whose login has ended: 4000 and HTTP's 401
-SENDABLE_CODES = frozenset(
-    {1000, 1001, 1002, 1003, *range(1007, 1015)}
-)  # RFC 6455 section 7.4, IANA's registry
+from dbchannels.protocol import LOGGED_OUT, NORMAL_CLOSURE, is_close_code
 
 
 class DBChannelsError(Exception):
@@ -109,8 +106,8 @@ class WebSocketCloseException(DBChannelsError):
     ``websocket.connect`` the client is accepted and closed, because a browser's script can read no other refusal.
     """
 
-    def __init__(self, code: int = 1000, reason: str = "") -> None:
-        if not isinstance(code, int) or not (code in SENDABLE_CODES or 3000 <= code <= 4999):
+    def __init__(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
+        if not isinstance(code, int) or not is_close_code(code):
             raise ValueError(
                 f"A WebSocket cannot be closed with {safe_repr(code)}: use 1000, or 3000 to 4999."
             )

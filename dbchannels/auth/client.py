@@ -14,11 +14,10 @@ from dbchannels.auth.sessions import ChannelSession, close_session, open_session
 from dbchannels.exceptions import LoginEnded, NoClient, WebSocketCloseException
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import Record, session_digest
+from dbchannels.protocol import GOING_AWAY
 
 #: Their messages are made by the interface server; all others may hold what a client has written.
 WITH_HEADERS = ("http.request", "websocket.connect")
-
-GOING_AWAY = 1001
 
 
 class ClientContext:

@@ -23,9 +23,9 @@ from dbchannels import conf
 from dbchannels.auth import users
 from dbchannels.auth.sessions import close_session, installed, stored_sessions
 from dbchannels.channel import Channel
-from dbchannels.exceptions import LOGGED_OUT
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import NOBODY, UNKNOWN, Record, session_digest
+from dbchannels.protocol import LOGGED_OUT
 
 if TYPE_CHECKING:
     from dbchannels.message import Message

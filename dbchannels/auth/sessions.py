@@ -16,8 +16,9 @@ from django.utils import timezone
 
 from dbchannels import codec
 from dbchannels.auth import users
-from dbchannels.exceptions import LOGGED_OUT, InvalidMessage, LoginEnded, NoClient
+from dbchannels.exceptions import InvalidMessage, LoginEnded, NoClient
 from dbchannels.layers import channel_layers
+from dbchannels.protocol import LOGGED_OUT
 
 log = logging.getLogger("dbchannels.worker")
 

@@ -16,10 +16,10 @@ from dbchannels.exceptions import (
     WebSocketCloseException,
 )
 from dbchannels.message import Message
+from dbchannels.protocol import NORMAL_CLOSURE, UNSUPPORTED_DATA
 from dbchannels.routing.table import Route, route
 from dbchannels.worker.coroutines import completed
 
-UNSUPPORTED_DATA = 1003  # RFC 6455 section 7.4.1
 #: What methods are given beside the captures: no capture is called so.
 TAKEN = frozenset({"self", "message", "text", "bytes", "content", "code"})
 
@@ -122,7 +122,7 @@ class WebsocketConsumer:
         fields = {"text": text, "bytes": bytes, "close": close, "reason": reason}
         self.reply_channel.send({key: value for key, value in fields.items() if value is not None})
 
-    def close(self, code: int = 1000, reason: str = "") -> None:
+    def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
         """Close the connection after what was sent; a handshake that was not accepted is refused with 403.
 
         Of the reason the client gets 123 bytes in UTF-8.

@@ -6,9 +6,7 @@ from collections.abc import Iterable
 
 from dbchannels import codec
 from dbchannels.layers.operations import Record, Send
-
-#: The close code of a connection that ended without a closing handshake (RFC 6455, section 7.4.1).
-ABNORMAL_CLOSURE = 1006
+from dbchannels.protocol import VANISHED
 
 
 def notice_sends(lost: Iterable[tuple[str, str]], why: str, expiry: float) -> list[Send]:
@@ -28,7 +26,7 @@ def disconnect_send(record: Record, path: str, expiry: float) -> Send:
     message = {
         "reply_channel": record.reply_channel,
         "path": path,
-        "code": ABNORMAL_CLOSURE,
+        "code": VANISHED,
         "reason": "",
         "order": -1,
     }

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import gevent
 from gevent.hub import Waiter
 
+from dbchannels.protocol import TRY_AGAIN
+
 TOTAL = 67_108_864  # 64 MiB
 SPARE = 8  # one of so many parts of the total is kept for what is copied and not counted
 OWN = 4096  # bytes of each connection's that find room even when the others hold all
@@ -23,8 +25,6 @@ UNSENT_EACH = 128  # bytes of each socket that it waits for
 LEAST = 1024  # bytes of room below which it is not worth while to go on
 SLICE = 0.005  # seconds of one turn of the hub's loop in which sockets and bodies may be read and taken apart
 GO = 0.001  # seconds of them for one socket, before others have theirs
-
-TRY_AGAIN = 1013
 
 
 class MemoryBudget:

@@ -10,6 +10,7 @@ from typing import Any
 import gevent
 from gevent.pywsgi import WSGIServer
 
+from dbchannels.protocol import GOING_AWAY, SERVICE_RESTART
 from dbchannels.redaction import escaped
 from dbchannels.server.access_log import log_request, log_websocket
 from dbchannels.server.budget import SLICE, MemoryBudget
@@ -26,7 +27,7 @@ from dbchannels.server.proxy_headers import forwarded, forwarded_scheme
 from dbchannels.server.relay import Relay
 from dbchannels.server.turns import Turns
 from dbchannels.server.websocket import handshake
-from dbchannels.server.websocket.connection import GOING_AWAY, SERVICE_RESTART, Connection
+from dbchannels.server.websocket.connection import Connection
 from dbchannels.server.websocket.handshake import Accepted, Denied
 
 log = logging.getLogger("dbchannels.server")

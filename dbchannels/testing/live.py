@@ -10,6 +10,7 @@ from django.test import TransactionTestCase
 
 from dbchannels import Channel, conf
 from dbchannels.models import Connection, InFlight, Process
+from dbchannels.protocol import GOING_AWAY
 from dbchannels.testing.live_server import LiveServer
 
 QUIET_WITHIN = 5.0  # seconds after a test, for its sockets to close and its consumers to end
@@ -55,7 +56,7 @@ class ChannelLiveServerTestCase(TransactionTestCase):
         connections, in_flight = Connection.objects.using(database), InFlight.objects.using(database)
         opened = list(connections.values_list("reply_channel", flat=True))
         for channel in opened:
-            Channel(channel).send({"close": 1001})
+            Channel(channel).send({"close": GOING_AWAY})
         ends_at = time.monotonic() + QUIET_WITHIN
         while time.monotonic() < ends_at and (
             connections.filter(reply_channel__in=opened).exists() or in_flight.exclude(messages="").exists()

@@ -10,6 +10,7 @@ from dbchannels import names
 from dbchannels.layers.operations import Operation
 from dbchannels.models import Process
 from dbchannels.processes.plan import allowed_hosts, trusted_origins
+from dbchannels.protocol import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
 from dbchannels.server.config import Options
 from dbchannels.server.http.messages import Request
@@ -19,12 +20,10 @@ from dbchannels.server.reply import Receiver, read_reply
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import Connection
-from dbchannels.server.websocket.frames import BINARY, cut_reason, is_close_code
+from dbchannels.server.websocket.frames import BINARY, cut_reason
 from dbchannels.server.websocket.handshake import Accepted, Denied
 from dbchannels.server.websocket.protocol import Binary, Closed, Event, Outgoing, Text
 from dbchannels.testing.layer import RecordingLayer
-
-TOO_BIG = 1009
 
 
 class Transport:
@@ -83,7 +82,7 @@ class Transport:
         size = len(data.encode() if isinstance(data, str) else data)
         if size > self._limits.max_size:
             self.failed = True
-            self.close(TOO_BIG, "")
+            self.close(TOO_LARGE, "")
             return
         self._on_event(Text(data) if isinstance(data, str) else Binary(data))
 

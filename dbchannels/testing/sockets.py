@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from dbchannels.exceptions import safe_repr
+from dbchannels.protocol import NORMAL_CLOSURE
 from dbchannels.server.http.messages import Request
 from dbchannels.server.websocket.handshake import Accepted
 from dbchannels.testing.server import TestedConnection
@@ -84,7 +85,7 @@ class ClientSocket:
         """Send a text frame with a value as JSON."""
         self.send(json.dumps(value))
 
-    def close(self, code: int = 1000, reason: str = "") -> None:
+    def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
         """Close it, and run its disconnect consumer; with 1006 it vanishes. Nothing when it is closed already."""
         if self._connection is not None:
             self._connection.transport.leave(code, reason)

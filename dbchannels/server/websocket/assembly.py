@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from collections.abc import Iterator
 
+from dbchannels.protocol import INVALID_DATA
 from dbchannels.server.websocket.deflate import Inflater
 from dbchannels.server.websocket.frames import TEXT, ProtocolError
 
@@ -52,5 +53,5 @@ class Assembly:
             try:
                 self._decoder.decode(data, fin)
             except UnicodeDecodeError:
-                raise ProtocolError(1007, "A text message is not UTF-8.") from None
+                raise ProtocolError(INVALID_DATA, "A text message is not UTF-8.") from None
         self.content += data

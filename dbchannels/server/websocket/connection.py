@@ -21,8 +21,9 @@ from gevent.event import AsyncResult
 from dbchannels.auth.session_keys import session_key
 from dbchannels.backoff import Backoff
 from dbchannels.layers.operations import Connect, Disconnect, Send
+from dbchannels.protocol import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN, VANISHED
 from dbchannels.server.access_log import log_websocket
-from dbchannels.server.budget import TOTAL, TRY_AGAIN, MemoryBudget, Share
+from dbchannels.server.budget import TOTAL, MemoryBudget, Share
 from dbchannels.server.http.messages import Request, connect_message
 from dbchannels.server.limits import Limits
 from dbchannels.server.relay import DECLARED_DEAD, OutboxFull, Relay
@@ -41,9 +42,6 @@ RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds until a message whose consumer rai
 RETRY_DEADLINE = (
     60.0  # seconds for which a consumer may postpone a message, as long as one waits until it expires
 )
-
-VANISHED = 1006  # no client can send it
-GOING_AWAY, INTERNAL_ERROR, SERVICE_RESTART = 1001, 1011, 1012
 
 
 class RetrySchedule:
@@ -145,7 +143,7 @@ class Connection:
         if self._in_flight is not None:
             return
         if isinstance(self._decided, Accepted):  # it is known already that the consumer accepted
-            self._disconnect(1006)
+            self._disconnect(VANISHED)
         else:
             self._end()
 
@@ -274,7 +272,7 @@ class Connection:
         if denied or finished.channel == "websocket.disconnect":
             self._end()
         elif self._abandoned:
-            self._disconnect(1006)
+            self._disconnect(VANISHED)
         else:
             self._pump()
 

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
+from dbchannels.protocol import INVALID_DATA, TOO_LARGE
 from dbchannels.server.websocket.frames import RSV1, ProtocolError, decode_frame, encode_frame
 from dbchannels.server.websocket.handshake import Refused
 
@@ -101,7 +102,7 @@ class Inflater:
             self._tail = self._stream.unconsumed_tail
             self._room -= len(content)
             if self._room < 0:
-                raise ProtocolError(1009, "The message is too large.")
+                raise ProtocolError(TOO_LARGE, "The message is too large.")
             yield content
             if len(content) < most:  # a step that was filled may have left some inside of zlib
                 break
@@ -124,7 +125,7 @@ class Inflater:
 
 
 def _broken() -> ProtocolError:
-    return ProtocolError(1007, "A compressed message cannot be inflated.")
+    return ProtocolError(INVALID_DATA, "A compressed message cannot be inflated.")
 
 
 def negotiate(headers: Iterable[tuple[bytes, bytes]]) -> Deflate | None:

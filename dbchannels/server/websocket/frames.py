@@ -10,6 +10,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from dbchannels.protocol import INVALID_DATA, NO_CODE, PROTOCOL_ERROR, TOO_LARGE, is_close_code
+
 CONTINUATION, TEXT, BINARY = 0x0, 0x1, 0x2
 CLOSE, PING, PONG = 0x8, 0x9, 0xA
 _DATA, _CONTROL = frozenset((CONTINUATION, TEXT, BINARY)), frozenset((CLOSE, PING, PONG))
@@ -26,11 +28,6 @@ class ProtocolError(Exception):
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code, self.reason = code, reason
-
-
-def is_close_code(code: int) -> bool:
-    """Whether a Close may carry ``code`` (RFC 6455 section 7.4, and 1012 to 1014 of IANA's registry)."""
-    return 1000 <= code <= 1003 or 1007 <= code <= 1014 or 3000 <= code <= 4999
 
 
 class Frame(NamedTuple):
@@ -72,14 +69,14 @@ def encode_close(code: int, reason: str = "") -> bytes:
 def decode_close(payload: bytes) -> tuple[int, str]:
     """Return code and reason of a Close, 1005 if it has none; raise ProtocolError if it is not valid."""
     if not payload:
-        return 1005, ""
+        return NO_CODE, ""
     code = int.from_bytes(payload[:2], "big")
     if not is_close_code(code):  # one byte is half a code, and as a number below 256 refused here too
-        raise ProtocolError(1002, "The close code is not valid.")
+        raise ProtocolError(PROTOCOL_ERROR, "The close code is not valid.")
     try:
         return code, payload[2:].decode("utf-8")
     except UnicodeDecodeError:
-        raise ProtocolError(1007, "The reason of the close is not UTF-8.") from None
+        raise ProtocolError(INVALID_DATA, "The reason of the close is not UTF-8.") from None
 
 
 def unmask(key: bytes, payload: bytes | bytearray) -> bytes:
@@ -148,10 +145,10 @@ class FrameReader:
         deflated = bool(buffer[0] & RSV1)
         self._check_start(buffer[0], opcode, fin)
         if buffer[1] < 0x80:
-            raise ProtocolError(1002, "A client's frames must be masked.")
+            raise ProtocolError(PROTOCOL_ERROR, "A client's frames must be masked.")
         size, least = _LONGER.get(length, (0, 0))
         if opcode in _CONTROL and size:
-            raise ProtocolError(1002, "A control frame carries 125 bytes at most.")
+            raise ProtocolError(PROTOCOL_ERROR, "A control frame carries 125 bytes at most.")
         if len(buffer) < 2 + size:
             return False
         if size:
@@ -168,26 +165,26 @@ class FrameReader:
         reserved = first & 0x70
         if reserved and not (reserved == RSV1 and self.max_deflated and opcode in (TEXT, BINARY)):
             raise ProtocolError(
-                1002, "A reserved bit is set, and no extension was agreed on that asks for it."
+                PROTOCOL_ERROR, "A reserved bit is set, and no extension was agreed on that asks for it."
             )
         if opcode in _CONTROL:
             if not fin:
-                raise ProtocolError(1002, "A control frame cannot be fragmented.")
+                raise ProtocolError(PROTOCOL_ERROR, "A control frame cannot be fragmented.")
         elif opcode not in _DATA:
-            raise ProtocolError(1002, f"The opcode {opcode} is reserved.")
+            raise ProtocolError(PROTOCOL_ERROR, f"The opcode {opcode} is reserved.")
         elif self._unfinished and opcode != CONTINUATION:
-            raise ProtocolError(1002, "A message began before the last one had ended.")
+            raise ProtocolError(PROTOCOL_ERROR, "A message began before the last one had ended.")
         elif not self._unfinished and opcode == CONTINUATION:
-            raise ProtocolError(1002, "There is no message to continue.")
+            raise ProtocolError(PROTOCOL_ERROR, "There is no message to continue.")
 
     def _check_length(self, opcode: int, length: int, least: int, most: int) -> None:
         if length >> 63:
-            raise ProtocolError(1002, "The first bit of a 64-bit length must be 0.")
+            raise ProtocolError(PROTOCOL_ERROR, "The first bit of a 64-bit length must be 0.")
         if length < least:
-            raise ProtocolError(1002, "The length is not in its shortest form.")
+            raise ProtocolError(PROTOCOL_ERROR, "The length is not in its shortest form.")
         # Here and not once it came: a header of 14 bytes may announce 8 EiB.
         if opcode in _DATA and length > most:
-            raise ProtocolError(1009, "The message is too large.")
+            raise ProtocolError(TOO_LARGE, "The message is too large.")
 
     def _take_frame(self) -> Frame:
         payload = unmask(self._key, self._buffer[: self._length])

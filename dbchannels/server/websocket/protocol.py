@@ -14,6 +14,14 @@ from typing import Any, ClassVar, NamedTuple
 
 from dbchannels import foreign
 from dbchannels.exceptions import safe_repr
+from dbchannels.protocol import (
+    INVALID_DATA,
+    NORMAL_CLOSURE,
+    POLICY_VIOLATION,
+    TOO_LARGE,
+    VANISHED,
+    is_close_code,
+)
 from dbchannels.server.limits import Limits
 from dbchannels.server.websocket import frames
 from dbchannels.server.websocket.assembly import Assembly
@@ -141,7 +149,7 @@ class WebSocket:
         if self.state == "closed":
             return []
         self._forget("closed")
-        return [Closed(1006)]
+        return [Closed(VANISHED)]
 
     def take_output(self) -> bytes:
         """Return the control frames to write now, and forget them."""
@@ -159,7 +167,7 @@ class WebSocket:
         if self.state == "open":
             self._control.append(encode_frame(frames.PING, payload))
 
-    def close(self, code: int = 1000, reason: str = "") -> None:
+    def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
         """Begin to close, if the connection is open; what the client sends until its own Close is dropped.
 
         A ``reason`` of more than 123 bytes is cut. Raises ValueError for a code that may not be sent.
@@ -208,7 +216,7 @@ class WebSocket:
         message.fragments += 1
         # 1009 and not 1008: too many parts is too big to handle, and the client's cure is the same.
         if message.fragments > self.max_fragments:
-            raise ProtocolError(1009, "The message has too many fragments.")
+            raise ProtocolError(TOO_LARGE, "The message has too many fragments.")
         steps = message.add(payload, fin)
         del payload
         for _ in steps:
@@ -227,7 +235,7 @@ class WebSocket:
     def _receive_ping(self, payload: bytes) -> Ping:
         self.pings_left -= 1
         if self.pings_left < 0:  # each is answered, so a flood of them is work for nothing
-            raise ProtocolError(1008, "There are too many pings.")
+            raise ProtocolError(POLICY_VIOLATION, "There are too many pings.")
         self._pongs.append(payload)
         del self._pongs[:-MAX_PONGS]
         return Ping(payload)
@@ -253,7 +261,7 @@ def _decoded(content: bytes) -> str:
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError:
-        raise ProtocolError(1007, "A text message is not UTF-8.") from None
+        raise ProtocolError(INVALID_DATA, "A text message is not UTF-8.") from None
 
 
 def encode_text(text: str) -> bytes:
@@ -354,11 +362,11 @@ def _utf8(text: str | bytes) -> bytes:
 def _close_code(close: object) -> int | None:
     if close is None or close is False:
         return None
-    return 1000 if close is True else _checked_code(close)
+    return NORMAL_CLOSURE if close is True else _checked_code(close)
 
 
 def _checked_code(code: object) -> int:
-    if not isinstance(code, int) or not frames.is_close_code(code):
+    if not isinstance(code, int) or not is_close_code(code):
         raise ValueError(f"A WebSocket cannot be closed with {code!a:.40}: use 1000, or 3000 to 4999.")
     return code
 

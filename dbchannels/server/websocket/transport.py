@@ -20,7 +20,8 @@ from typing import Any
 
 import gevent
 
-from dbchannels.server.budget import LEAST, TRY_AGAIN, Share
+from dbchannels.protocol import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
+from dbchannels.server.budget import LEAST, Share
 from dbchannels.server.limits import LINGERING, Limits
 from dbchannels.server.websocket.deflate import STEP, Deflate, Inflater
 from dbchannels.server.websocket.protocol import Binary, Event, Outgoing, Text, WebSocket, encode_text
@@ -31,8 +32,6 @@ CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
 PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
 
 HEARTBEAT = encode_text("\0heartbeat")  # dbchannels.js knows it, and keeps it from the page
-
-GOING_AWAY, ABNORMAL, POLICY_VIOLATION = 1001, 1006, 1008
 
 
 class Transport:
@@ -340,7 +339,7 @@ class Transport:
         self._writer.stop()
         self._flush_protocol()
 
-    def drop(self, code: int = ABNORMAL) -> None:
+    def drop(self, code: int = VANISHED) -> None:
         """Close the socket, whatever its state."""
         sock, self._socket = self._socket, None
         if sock is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dbchannels import codec
 from dbchannels.layers.operations import Connect, Disconnect, Record, session_digest
+from dbchannels.protocol import VANISHED
 from dbchannels.testing.contract.case import LayerCase, drain, process_name
 
 
@@ -67,7 +68,7 @@ class ConnectionContract(LayerCase):
             assert disconnect == {
                 "reply_channel": channel,
                 "path": "/",
-                "code": 1006,
+                "code": VANISHED,
                 "reason": "",
                 "order": -1,
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.operations import Connect, Disconnect, Done
+from dbchannels.protocol import NORMAL_CLOSURE, VANISHED
 from dbchannels.testing.contract.case import SOON, LayerCase, drain, process_name, raises, wait_until, waiting
 from dbchannels.testing.contract.durable import claim, numbers
 
@@ -93,7 +94,7 @@ class LivenessContract(LayerCase):
             assert disconnect == {
                 "reply_channel": f"{queue}a",
                 "path": "/chat/",
-                "code": 1006,
+                "code": VANISHED,
                 "reason": "",
                 "order": -1,
             }
@@ -106,7 +107,7 @@ class LivenessContract(LayerCase):
             queue = f"reply.{server}!"
             link.register(server, "server", queue)
             link.register(worker, "worker")
-            leaves = {"reply_channel": f"{queue}a", "path": "/", "code": 1000, "order": 7}
+            leaves = {"reply_channel": f"{queue}a", "path": "/", "code": NORMAL_CLOSURE, "order": 7}
             connects = [Connect(f"{queue}{local}", server, "/") for local in "ab"]
             link.apply_as(server, [*connects, layer.make_send("websocket.disconnect", leaves)])
             self.link(layer).clean_up_after(server)
