@@ -25,7 +25,7 @@ from dbchannels.processes import production
 from dbchannels.processes.plan import Plan, allowed_hosts
 from dbchannels.routing import table
 from dbchannels.server.config import Options
-from dbchannels.server.listeners import Bind, SocketRights
+from dbchannels.server.listeners import Address, SocketPermissions
 from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from dbchannels.server.server import InterfaceServer
 from dbchannels.testing.contract.case import raises
@@ -106,11 +106,11 @@ NO_HOST = [":8000", "::1:8000", "1:2:3", "[localhost]:8000"]
 def test_anything_else_is_refused_in_a_sentence(text):
     with raises(CommandError) as error:
         parse_address(text)
-    assert error.sentence.startswith(f"{text!r} is no address: give a port, as 8000")
+    assert error.sentence.startswith(f"{text!r} is not an address: give a port, as 8000")
 
 
 def test_the_command_says_it_too():
-    assert "'nowhere' is no address" in refused("runchannels", "nowhere")
+    assert "'nowhere' is not an address" in refused("runchannels", "nowhere")
 
 
 def bound(*arguments, monkeypatch):
@@ -119,7 +119,7 @@ def bound(*arguments, monkeypatch):
     monkeypatch.setattr(production, "run", lambda plan, write: plans.append(plan))
     call_command("runchannels", *arguments)
     (one,) = plans
-    return [str(bind) for bind in one.server.binds or (Bind(one.server.host, one.server.port),)]
+    return [str(bind) for bind in one.server.binds or (Address(one.server.host, one.server.port),)]
 
 
 @pytest.mark.parametrize(
@@ -180,16 +180,19 @@ def test_a_root_path_is_taken_without_its_last_slash(text, path):
         (["--root-path=site"], "--root-path takes a path that begins with a slash"),
         (["--root-path=/a?b"], "--root-path takes a path that begins with a slash"),
         (["--root-path=/a%20b"], "--root-path takes a path that begins with a slash"),
-        (["--bind=nowhere"], "'nowhere' is no address"),
-        (["--bind=unix:"], "'' is no path of a Unix socket"),
-        (["--probe-port=nowhere"], "'nowhere' is no address"),
-        (["--socket-mode=rw"], "'rw' is no mode for --socket-mode"),
+        (["--bind=nowhere"], "'nowhere' is not an address"),
+        (["--bind=unix:"], "'' is not the path of a Unix socket"),
+        (["--probe-port=nowhere"], "'nowhere' is not an address"),
+        (["--socket-mode=rw"], "'rw' is not a mode for --socket-mode"),
         (["--socket-owner=no-such-user"], "--socket-owner names 'no-such-user', and there is no such user."),
         (
             ["--socket-owner=:no-such-group"],
             "--socket-owner names 'no-such-group', and there is no such group.",
         ),
-        (["--proxy-headers", "--trusted-proxies=all"], "'all' in --trusted-proxies is no address or network"),
+        (
+            ["--proxy-headers", "--trusted-proxies=all"],
+            "'all' in --trusted-proxies is not an address or network",
+        ),
     ],
 )
 def test_what_cannot_be_meant_is_one_sentence(log, arguments, sentence):
@@ -198,10 +201,12 @@ def test_what_cannot_be_meant_is_one_sentence(log, arguments, sentence):
 
 
 def test_a_socket_is_given_to_a_user_and_a_group_by_name_or_number():
-    assert plan().server.socket_rights == SocketRights(0o660, -1, -1)
-    assert plan(socket_mode="0600", socket_owner="root").server.socket_rights == SocketRights(0o600, 0, -1)
-    assert plan(socket_owner="1:2").server.socket_rights == SocketRights(0o660, 1, 2)
-    assert plan(socket_owner=":root").server.socket_rights == SocketRights(0o660, -1, 0)
+    assert plan().server.socket_permissions == SocketPermissions(0o660, -1, -1)
+    assert plan(socket_mode="0600", socket_owner="root").server.socket_permissions == SocketPermissions(
+        0o600, 0, -1
+    )
+    assert plan(socket_owner="1:2").server.socket_permissions == SocketPermissions(0o660, 1, 2)
+    assert plan(socket_owner=":root").server.socket_permissions == SocketPermissions(0o660, -1, 0)
 
 
 def plan(**options):
@@ -388,8 +393,8 @@ def test_an_unknown_layer_is_one_sentence(started):
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]")])
 def test_the_banner_says_where_and_how(memory, workers, line, host, shown):
     class Server(InterfaceServer):
-        binds = (Bind(host, 8000),)
-        probe_bind = None
+        addresses = (Address(host, 8000),)
+        health_address = None
 
         def __init__(self):
             pass
@@ -403,8 +408,8 @@ def test_the_banner_says_where_and_how(memory, workers, line, host, shown):
 
 def test_the_banner_names_every_address(memory):
     class Server(InterfaceServer):
-        binds = (Bind("127.0.0.1", 8000), Bind("", 0, "/run/site.sock"))
-        probe_bind = Bind("127.0.0.1", 8001)
+        addresses = (Address("127.0.0.1", 8000), Address("", 0, "/run/site.sock"))
+        health_address = Address("127.0.0.1", 8001)
 
         def __init__(self):
             pass

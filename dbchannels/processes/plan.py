@@ -11,7 +11,7 @@ from django.conf import settings
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.server.config import Options, checked
 from dbchannels.server.limits import checked_limits
-from dbchannels.server.listeners import Bind, SocketRights
+from dbchannels.server.listeners import Address, SocketPermissions
 from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from dbchannels.server.websocket.handshake import Origins
 from dbchannels.waiting import check_timeout
@@ -66,11 +66,13 @@ def server_options(host: str, port: int, options: dict[str, Any]) -> Options:
         drain_timeout=check_timeout("--graceful-timeout", options["graceful_timeout"]),
         websocket=checked_limits(options),
         ws_compression=bool(options.get("ws_compression")),
-        binds=tuple(map(Bind.of, options.get("bind") or ())),
-        socket_rights=SocketRights.of(options.get("socket_mode") or "660", options.get("socket_owner") or ""),
+        binds=tuple(map(Address.parse, options.get("bind") or ())),
+        socket_permissions=SocketPermissions.parse(
+            options.get("socket_mode") or "660", options.get("socket_owner") or ""
+        ),
         proxies=trusted(options),
         root_path=check_root_path(options.get("root_path") or ""),
-        probe=Bind.of(options["probe_port"]) if options.get("probe_port") else None,
+        probe=Address.parse(options["probe_port"]) if options.get("probe_port") else None,
         **checked(options),
     )
 

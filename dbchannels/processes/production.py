@@ -27,7 +27,7 @@ from dbchannels.processes.supervisor import Supervisor, Task
 from dbchannels.server.http.direct import DirectViews
 from dbchannels.server.http.sent_files import SentFiles
 from dbchannels.server.hub import GeventHub
-from dbchannels.server.listeners import Bind
+from dbchannels.server.listeners import Address
 from dbchannels.server.relay import Relay
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.static import DevelopmentFiles
@@ -103,7 +103,7 @@ def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> Int
             views, plan.threads, server.relay.call_in_hub, server.requests.turns
         )
     elif plan.workers and layer.shared:
-        server.requests.files = SentFiles(server.relay, server.caps)
+        server.requests.files = SentFiles(server.relay, server.connection_limits)
     return server
 
 
@@ -186,7 +186,7 @@ def take_over(plan: Plan, supervisor: Supervisor) -> None:
 
 def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
     """Return what Django's users expect to read: versions, settings, address, and how to stop."""
-    places, probe = " and ".join(map(safe_repr, server.binds)), server.probe_bind
+    places, probe = " and ".join(map(url_of, server.addresses)), server.health_address
     workers = {0: "none here: start them with runworker", 1: "1 process"}
     for_frames = "one kept for websocket.*, " if plan.workers > 3 else ""
     kept = f"{plan.workers} processes, {for_frames}one kept for http.* and websocket.*"
@@ -203,6 +203,6 @@ def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
     )
 
 
-def safe_repr(bind: Bind) -> str:
+def url_of(address: Address) -> str:
     """Return an address as a browser takes it, or a Unix socket as curl does."""
-    return str(bind) if bind.path else f"http://{bind}/"
+    return str(address) if address.path else f"http://{address}/"

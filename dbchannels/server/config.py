@@ -9,7 +9,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.server.budget import TOTAL
 from dbchannels.server.http.parser import HeadLimits
 from dbchannels.server.limits import Limits
-from dbchannels.server.listeners import Bind, SocketRights
+from dbchannels.server.listeners import Address, SocketPermissions
 from dbchannels.server.proxy_headers import Trusted
 from dbchannels.server.websocket.handshake import Origins
 from dbchannels.waiting import check_timeout
@@ -52,12 +52,12 @@ class Options(NamedTuple):
     websocket: Limits = Limits()
     max_websocket_memory: int = TOTAL  # for what their clients sent, and as much for what they do not read
     ws_compression: bool = False  # permessage-deflate, with clients that offer it
-    binds: tuple[Bind, ...] = ()  # where to listen; none: at host and port
-    socket_rights: SocketRights = SocketRights()  # of Unix sockets
+    binds: tuple[Address, ...] = ()  # where to listen; none: at host and port
+    socket_permissions: SocketPermissions = SocketPermissions()  # of Unix sockets
     # Whose X-Forwarded headers are believed; None: nobody's, and they are left alone.
     proxies: Trusted | None = None
     root_path: str = ""  # below which the site is, "/site"
-    probe: Bind | None = None  # where /healthz and /readyz are answered
+    probe: Address | None = None  # where /healthz and /readyz are answered
 
     def is_outside(self, path: str) -> bool:
         """Whether a request's path is not below the site's root."""

@@ -32,7 +32,7 @@ FULL = refuse_response(503, "This server has as many connections as it takes: tr
 TOO_MANY = refuse_response(429, "There are too many connections from this address: close some.", _RETRY)
 
 
-class Caps:
+class ConnectionLimits:
     """Counts the open connections. ``per_address`` None: 1,000, but any number from this machine.
 
     ``is_proxy`` says whose connections are those of many clients: they count in all, and not by their address. What
@@ -48,7 +48,7 @@ class Caps:
         self._per_address = per_address
         self._is_proxy = is_proxy
         self._by_address: Counter[str] = Counter()
-        self._turned_away: Counter[bytes] = Counter()
+        self._rejected: Counter[bytes] = Counter()
         self._told_at = -TOLD_EVERY
 
     def admit(self, address: str, descriptor: int = 0) -> bytes | None:
@@ -57,7 +57,7 @@ class Caps:
         The kernel gives the lowest descriptor that is free, so at ``kept_from`` all below are in use.
         """
         if self.open >= self.total or descriptor >= self.kept_from:
-            return self._turn_away(FULL)
+            return self._reject(FULL)
         if not self._is_proxy(address) and (answer := self.enter(address)):
             return answer
         self.open += 1
@@ -73,7 +73,7 @@ class Caps:
         """Count one by its address alone, that has a connection of a proxy's; or return the answer for one too many."""
         key = address_key(address)
         if self._by_address[key] >= self._limit(address):
-            return self._turn_away(TOO_MANY)
+            return self._reject(TOO_MANY)
         self._by_address[key] += 1
         return None
 
@@ -89,18 +89,18 @@ class Caps:
             return self._per_address
         return float("inf") if is_local(address) else FROM_ONE
 
-    def _turn_away(self, answer: bytes) -> bytes:
+    def _reject(self, answer: bytes) -> bytes:
         """One line in the log for many of them: a stranger decides how many there are."""
-        self._turned_away[answer] += 1
+        self._rejected[answer] += 1
         if time.monotonic() - self._told_at > TOLD_EVERY:
             self._told_at = time.monotonic()
             log.warning(
-                "Turned away %d connections beyond --max-connections (%d) and %d beyond --max-per-address.",
-                self._turned_away[FULL],
+                "Rejected %d connections beyond --max-connections (%d) and %d beyond --max-per-address.",
+                self._rejected[FULL],
                 self.total,
-                self._turned_away[TOO_MANY],
+                self._rejected[TOO_MANY],
             )
-            self._turned_away.clear()
+            self._rejected.clear()
         return answer
 
 
@@ -128,7 +128,7 @@ def is_local(address: str) -> bool:
     return not address if parsed is None else parsed.is_loopback
 
 
-def turn_away(sock: Any, answer: bytes) -> None:
+def reject(sock: Any, answer: bytes) -> None:
     """Answer and close, without waiting: what the client does not take at once it does not get."""
     plain = sock._sock  # gevent's own would wait
     with suppress(OSError):

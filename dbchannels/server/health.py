@@ -1,8 +1,8 @@
-"""Two answers for whoever looks after this process: ``/healthz``, it lives; ``/readyz``, requests may come.
+"""The health checks of this process: ``/healthz`` says that it lives, ``/readyz`` that it takes requests.
 
-They have a port of their own, so that no client reaches them, and are answered from what the hub knows: nothing here
-waits for the database or for a worker. Whoever connects and asks nothing holds a descriptor for a few seconds, and is
-the first to go when others come.
+They have a port of their own, so that no client reaches them, and are answered from what the hub knows, without a wait
+for the database or a worker. A connection that sends nothing is closed after a few seconds, and is the first to be
+closed when there are many.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ import gevent
 from gevent.server import StreamServer
 
 from dbchannels.server.http.parser import HeadLimits, HeadReader
-from dbchannels.server.listeners import Bind, SocketRights, listen
+from dbchannels.server.listeners import Address, SocketPermissions, listen
 from dbchannels.server.websocket.handshake import Refused, refuse_response
 
 MOST = 32  # connections at once
-DEADLINE = 5.0  # seconds for a question and its answer
+DEADLINE = 5.0  # seconds for a request and its response
 LIMITS = HeadLimits(line=1_024, size=8_192)
-_HEADERS = [("Cache-Control", "no-store")]
 
 
-def probe(path: str, why_not_ready: str) -> tuple[int, str]:
+def check_health(path: str, why_not_ready: str) -> tuple[int, str]:
     """Return (status, sentence) for a path."""
     if path == "/healthz":
         return 200, "This process lives."
@@ -35,27 +34,24 @@ def probe(path: str, why_not_ready: str) -> tuple[int, str]:
     return 200, "Ready."
 
 
-class Probes:
-    """Binds its address at once, and answers from ``start`` to the end of the process."""
+class HealthServer:
+    """Listens at its address at once, and answers from ``start`` to the end of the process."""
 
-    def __init__(self, bind: Bind, why_not_ready: Callable[[], str]) -> None:
+    def __init__(self, address: Address, why_not_ready: Callable[[], str]) -> None:
         self._why_not_ready = why_not_ready
-        self._listening = listen(bind, SocketRights())
-        self.bind = self._listening.bind
-        self._server = StreamServer(self._listening.socket, self._serve)
+        self._listener = listen(address, SocketPermissions())
+        self.address = self._listener.address
+        self._server = StreamServer(self._listener.socket, self._serve)
         self._open: dict[Any, None] = {}  # the greenlet of each connection, the oldest first
-
-    def start(self) -> None:
-        """Answer from now on."""
-        self._server.start()
+        self.start = self._server.start
 
     def stop(self) -> None:
-        """Answer no more."""
+        """Stop answering, and remove the file of a Unix socket."""
         self._server.close()
-        self._listening.remove()
+        self._listener.remove()
 
     def _serve(self, sock: Any, address: Any) -> None:
-        """Answer one question; the socket is closed behind it, since a process that should be gone would answer on."""
+        """Answer one request. The socket is closed after it, or a process that should be gone would go on answering."""
         greenlet = gevent.getcurrent()
         self._open[greenlet] = None
         if len(self._open) > MOST:
@@ -78,5 +74,6 @@ class Probes:
             return refuse_response(refused.status, str(refused), refused.headers)
         if head.method not in ("GET", "HEAD"):
             return refuse_response(405, "Ask with GET.", [("Allow", "GET, HEAD")])
-        answer = refuse_response(*probe(head.target.partition("?")[0], self._why_not_ready()), _HEADERS)
+        status, sentence = check_health(head.target.partition("?")[0], self._why_not_ready())
+        answer = refuse_response(status, sentence, [("Cache-Control", "no-store")])
         return answer if head.method == "GET" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"

@@ -1,4 +1,4 @@
-"""Where a server listens: ``8000``, ``0.0.0.0:8000``, ``[::1]:8000``, ``unix:/run/site.sock``."""
+"""The addresses that a server listens at: ``8000``, ``0.0.0.0:8000``, ``[::1]:8000``, ``unix:/run/site.sock``."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NamedTuple
 
-from gevent import socket as gevent_socket
-
 from dbchannels.exceptions import DBChannelsError, InvalidConfiguration
 
 _TCP = re.compile(r"(?:(?P<host>\[[0-9a-fA-F:.]+\]|[^:\[\]]+):)?(?P<port>[0-9]{1,5})\Z")
-_LONGEST_PATH = 107  # bytes: the kernel's sockaddr_un has 108, one of them the end
+_LONGEST_PATH = 107  # bytes: the kernel's sockaddr_un has 108, the last of which is a NUL
 _MODE = re.compile(r"0?o?[0-7]{3}\Z")
 BACKLOG = 1024  # connections that wait to be accepted
 
@@ -27,22 +25,28 @@ class AddressInUse(DBChannelsError):
     """The address cannot be bound; the sentence says why and what to do."""
 
 
-class Bind(NamedTuple):
-    """An address to listen at: a host and a port, or the path of a Unix socket."""
+class Address(NamedTuple):
+    """A host and a port, or the path of a Unix socket."""
 
     host: str
     port: int
     path: str = ""
 
     @classmethod
-    def of(cls, text: str) -> Bind:
-        """Read one; raises InvalidConfiguration, one sentence."""
+    def parse(cls, text: str) -> Address:
+        """Read an address from the command line. Raises InvalidConfiguration."""
         if text.startswith("unix:"):
-            return cls("", 0, _checked_path(text.removeprefix("unix:")))
+            path = text.removeprefix("unix:")
+            if not path or "\0" in path or len(os.fsencode(path)) > _LONGEST_PATH:
+                raise InvalidConfiguration(
+                    f"{path!r} is not the path of a Unix socket: write unix:/run/site.sock, "
+                    f"{_LONGEST_PATH} bytes at most."
+                )
+            return cls("", 0, os.path.abspath(path))
         found = _TCP.match(text)
         if found is None or int(found["port"]) > 65_535:
             raise InvalidConfiguration(
-                f"{text!r} is no address: give a port, as 8000, or an address and a port, as 0.0.0.0:8000."
+                f"{text!r} is not an address: give a port, as 8000, or an address and a port, as 0.0.0.0:8000."
             )
         return cls((found["host"] or "127.0.0.1").strip("[]"), int(found["port"]))
 
@@ -52,171 +56,150 @@ class Bind(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def _checked_path(path: str) -> str:
-    if not path or "\0" in path or len(os.fsencode(path)) > _LONGEST_PATH:
-        raise InvalidConfiguration(
-            f"{path!r} is no path of a Unix socket: write unix:/run/site.sock, {_LONGEST_PATH} bytes at most."
-        )
-    return os.path.abspath(path)
-
-
-class SocketRights(NamedTuple):
-    """Who may connect to the server's Unix sockets; -1 leaves the owner or the group as it is."""
+class SocketPermissions(NamedTuple):
+    """Who may connect to a Unix socket; -1 leaves the owner or the group as it is."""
 
     mode: int = 0o660
     user: int = -1
     group: int = -1
 
     @classmethod
-    def of(cls, mode: str, owner: str) -> SocketRights:
-        """Read ``660`` and ``user[:group]``, by name or number; raises InvalidConfiguration, one sentence."""
+    def parse(cls, mode: str, owner: str) -> SocketPermissions:
+        """Read ``660`` and ``user[:group]``, each by name or number. Raises InvalidConfiguration."""
         if not _MODE.match(mode):
-            raise InvalidConfiguration(f"{mode!r} is no mode for --socket-mode: write three digits, as 660.")
-        user, _, group = owner.partition(":")
-        return cls(int(mode.removeprefix("0o"), 8), _user(user), _group(group))
+            raise InvalidConfiguration(
+                f"{mode!r} is not a mode for --socket-mode: write three digits, as 660."
+            )
+        ids = []
+        for kind, name in zip(("user", "group"), owner.partition(":")[::2], strict=True):
+            if not name or name.isdecimal():
+                ids.append(int(name or -1))
+                continue
+            try:
+                ids.append(pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid)
+            except KeyError:
+                raise InvalidConfiguration(
+                    f"--socket-owner names {name!r}, and there is no such {kind}."
+                ) from None
+        return cls(int(mode.removeprefix("0o"), 8), *ids)
 
 
-def _user(name: str) -> int:
-    if not name or name.isdecimal():
-        return int(name or -1)
-    try:
-        return pwd.getpwnam(name).pw_uid
-    except KeyError:
-        raise InvalidConfiguration(f"--socket-owner names {name!r}, and there is no such user.") from None
-
-
-def _group(name: str) -> int:
-    if not name or name.isdecimal():
-        return int(name or -1)
-    try:
-        return grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise InvalidConfiguration(f"--socket-owner names {name!r}, and there is no such group.") from None
-
-
-class Listening(NamedTuple):
-    """A bound socket; ``bind`` says where, with the port that the kernel chose for port 0."""
+class Listener(NamedTuple):
+    """A listening socket. ``address`` has the port that the kernel chose for port 0."""
 
     socket: socket.socket
-    bind: Bind
-    inode: int = 0  # of a Unix socket's file: another server's may stand there in the end
+    address: Address
+    inode: int = 0  # of a Unix socket's file: another server's file may replace it
 
     def remove(self) -> None:
-        """Take a Unix socket's file away, if it is still this one's."""
-        if self.bind.path:
+        """Remove the file of a Unix socket, if it is still this listener's."""
+        if self.address.path:
             with suppress(OSError):
-                if os.stat(self.bind.path).st_ino == self.inode:
-                    os.unlink(self.bind.path)
+                if os.stat(self.address.path).st_ino == self.inode:
+                    os.unlink(self.address.path)
 
 
-def listen_all(binds: Iterable[Bind], rights: SocketRights) -> list[Listening]:
-    """Listen at every address; raises AddressInUse, and then at none."""
-    listening: list[Listening] = []
+def listen_all(addresses: Iterable[Address], permissions: SocketPermissions) -> list[Listener]:
+    """Listen at all addresses; raises AddressInUse, and then listens at none."""
+    listeners: list[Listener] = []
     try:
-        for bind in binds:
-            listening.append(listen(bind, rights))
+        for address in addresses:
+            listeners.append(listen(address, permissions))
     except AddressInUse:
-        for one in listening:
-            one.socket.close()
-            one.remove()
+        for listener in listeners:
+            listener.socket.close()
+            listener.remove()
         raise
-    return listening
+    return listeners
 
 
-def listen(bind: Bind, rights: SocketRights) -> Listening:
-    """Return a listening socket; raises AddressInUse."""
-    return _listen_unix(bind, rights) if bind.path else _listen_tcp(bind)
-
-
-def _listen_tcp(bind: Bind) -> Listening:
-    family = socket.AF_INET6 if ":" in bind.host else socket.AF_INET
-    listening = gevent_socket.socket(family, socket.SOCK_STREAM)
-    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Accepted sockets inherit it. Without, a keep-alive response waits 44 ms for the client's delayed ACK.
-    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if family == socket.AF_INET6:
-        # [::] is IPv6 alone, whatever the machine's default, so that 0.0.0.0 with the same port can stand beside it.
-        listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+def listen(address: Address, permissions: SocketPermissions) -> Listener:
+    """Listen at one address; raises AddressInUse."""
+    family = socket.AF_UNIX if address.path else socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
-        listening.bind((bind.host, bind.port))
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise AddressInUse(f"{bind} cannot be used {_why(error, _TCP_ADVICE)}.") from None
-    return Listening(listening, bind._replace(port=listening.getsockname()[1]))
-
-
-def _listen_unix(bind: Bind, rights: SocketRights) -> Listening:
-    listening = gevent_socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _remove_stale(bind.path)
-        # Nobody else may connect before the mode is set; no other thread makes files yet.
-        before = os.umask(0o177)
+        sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            listening.bind(bind.path)
-        finally:
-            os.umask(before)
-        inode = os.stat(bind.path).st_ino
-        _give(bind.path, rights)
-        listening.listen(BACKLOG)
+            sock.setblocking(False)  # gevent accepts from it
+            listener = _bind_unix(sock, address, permissions) if address.path else _bind_tcp(sock, address)
+            sock.listen(BACKLOG)
+        except OSError:
+            sock.close()
+            raise
     except OSError as error:
-        listening.close()
-        raise AddressInUse(f"{bind} cannot be used {_why(error, _UNIX_ADVICE)}.") from None
-    return Listening(listening, bind, inode)
+        reason = error.strerror or str(error)
+        advice = (_UNIX_ADVICE if address.path else _TCP_ADVICE).get(error.errno or 0, "name another one")
+        if isinstance(error, socket.gaierror):  # its numbers are not errno's
+            advice = "there is no such host; name an address of this machine, as 127.0.0.1 or 0.0.0.0"
+        raise AddressInUse(f"{address} cannot be used ({reason}): {advice}.") from None
+    return listener
 
 
-def _why(error: OSError, advice: dict[int, str]) -> str:
-    reason = error.strerror or str(error)
-    if isinstance(error, socket.gaierror):  # whose numbers are not errno's
-        return f"({reason}): there is no such host; name an address of this machine, as 127.0.0.1 or 0.0.0.0"
-    return f"({reason}): {advice.get(error.errno or 0, 'name another one')}"
+def _bind_tcp(sock: socket.socket, address: Address) -> Listener:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # Accepted sockets inherit it. Without, a keep-alive response waits 44 ms for the client's delayed ACK.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sock.family == socket.AF_INET6:
+        # [::] takes IPv6 alone, whatever the machine's default, so that 0.0.0.0 can have the same port.
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.bind((address.host, address.port))
+    return Listener(sock, address._replace(port=sock.getsockname()[1]))
 
 
-_TCP_ADVICE = {
-    errno.EADDRINUSE: "stop what listens there, or name another port",
-    errno.EADDRNOTAVAIL: "it is not an address of this machine; name one that is, or 0.0.0.0 for all of them",
-    errno.EACCES: "this user may not listen there; name a port from 1024 on, or give the service "
-    "CAP_NET_BIND_SERVICE",
-    errno.EPERM: "this user may not listen there; name a port from 1024 on, or give the service "
-    "CAP_NET_BIND_SERVICE",
-    errno.EAFNOSUPPORT: "this machine has no IPv6; name an IPv4 address, as 127.0.0.1 or 0.0.0.0",
-}
-_UNIX_ADVICE = {
-    errno.EADDRINUSE: "stop what listens there, or name another path",
-    errno.EEXIST: "take that file away, or name another path",
-    errno.ENOENT: "make the folder first, or name another path",
-    errno.ENOTDIR: "a part of the path is a file; name another path",
-    errno.EACCES: "this user may not write into the folder; change its rights, or name another path",
-    errno.EPERM: "this user may not do that; look at --socket-owner and the folder's rights",
-    errno.EROFS: "the file system cannot be written to; name another path",
-}
-
-
-def _give(path: str, rights: SocketRights) -> None:
+def _bind_unix(sock: socket.socket, address: Address, permissions: SocketPermissions) -> Listener:
+    _remove_stale(address.path)
+    # Nobody else may connect before the mode is set. No other thread makes files at this time.
+    before = os.umask(0o177)
     try:
-        if (rights.user, rights.group) != (-1, -1):
-            os.chown(path, rights.user, rights.group)
-        os.chmod(path, rights.mode)
+        sock.bind(address.path)
+    finally:
+        os.umask(before)
+    listener = Listener(sock, address, os.stat(address.path).st_ino)
+    try:
+        if permissions[1:] != (-1, -1):
+            os.chown(address.path, permissions.user, permissions.group)
+        os.chmod(address.path, permissions.mode)
     except OSError:
-        os.unlink(path)
+        os.unlink(address.path)
         raise
+    return listener
 
 
 def _remove_stale(path: str) -> None:
-    """Take away the socket of a server that was killed; never another kind of file, nor a living server's."""
+    """Remove the socket of a server that was killed, but no other kind of file and no socket that is in use."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(mode):
-        raise OSError(errno.EEXIST, "a file that is no socket stands there")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.settimeout(1)
+        raise OSError(errno.EEXIST, "the file there is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        client.settimeout(1)
         try:
-            probe.connect(path)
+            client.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
             return
         except BlockingIOError:
-            pass  # its backlog is full: somebody listens
+            pass  # its backlog is full, so a server listens there
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+
+
+_NOT_ALLOWED = (
+    "this user may not listen there; name a port from 1024 on, or give the service CAP_NET_BIND_SERVICE"
+)
+_TCP_ADVICE = {
+    errno.EADDRINUSE: "stop what listens there, or name another port",
+    errno.EADDRNOTAVAIL: "it is not an address of this machine; name one that is, or 0.0.0.0 for all of them",
+    errno.EACCES: _NOT_ALLOWED,
+    errno.EPERM: _NOT_ALLOWED,
+    errno.EAFNOSUPPORT: "this machine has no IPv6; name an IPv4 address, as 127.0.0.1 or 0.0.0.0",
+}
+_UNIX_ADVICE = {
+    errno.EADDRINUSE: "stop what listens there, or name another path",
+    errno.EEXIST: "remove that file, or name another path",
+    errno.ENOENT: "create the folder first, or name another path",
+    errno.ENOTDIR: "a part of the path is a file; name another path",
+    errno.EACCES: "this user may not write to the folder; change its permissions, or name another path",
+    errno.EPERM: "this user may not do that; look at --socket-owner and the folder's permissions",
+    errno.EROFS: "the file system is read-only; name another path",
+}

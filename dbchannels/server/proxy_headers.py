@@ -59,7 +59,7 @@ def _network(word: str) -> Network:
         return ipaddress.ip_network(word)
     except ValueError:
         raise InvalidConfiguration(
-            f"{word!r} in --trusted-proxies is no address or network: "
+            f"{word!r} in --trusted-proxies is not an address or network: "
             "write one as 10.0.0.1, 10.0.0.0/8 or fd00::/8, or the word unix."
         ) from None
 

@@ -15,14 +15,20 @@ from dbchannels.redaction import escaped
 from dbchannels.server.access_log import log_request, log_websocket
 from dbchannels.server.budget import SLICE, MemoryBudget
 from dbchannels.server.config import Options
-from dbchannels.server.connection_limits import Caps, address_of, connections_that_fit, first_kept, turn_away
-from dbchannels.server.health import Probes
+from dbchannels.server.connection_limits import (
+    ConnectionLimits,
+    address_of,
+    connections_that_fit,
+    first_kept,
+    reject,
+)
+from dbchannels.server.health import HealthServer
 from dbchannels.server.http import messages
 from dbchannels.server.http.dispatch import OUTSIDE, Requests
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.http.messages import Request
 from dbchannels.server.http.reader import Inlet
-from dbchannels.server.listeners import AddressInUse, Bind, Listening, listen_all
+from dbchannels.server.listeners import Address, AddressInUse, Listener, listen_all
 from dbchannels.server.proxy_headers import forwarded, forwarded_scheme
 from dbchannels.server.relay import Relay
 from dbchannels.server.turns import Turns
@@ -39,19 +45,19 @@ LAST_WORDS = 1.5  # seconds beyond the drain time-out for what is left to be wri
 LAST_ANSWERS = 1.0  # seconds in which those that waited until the end must take their 503
 
 
-class Listener(WSGIServer):  # type: ignore[misc]
+class SiteServer(WSGIServer):  # type: ignore[misc]
     """pywsgi's server with what its handler asks for. ``application`` is our own `Requests.application`."""
 
     handler_class = Handler
 
-    def __init__(self, server: InterfaceServer, listening: Listening) -> None:
-        super().__init__(listening.socket, server.requests.application, log=None, error_log=None)
-        self.public_address = ("localhost", 80) if listening.bind.path else listening.bind[:2]
+    def __init__(self, server: InterfaceServer, listener: Listener) -> None:
+        super().__init__(listener.socket, server.requests.application, log=None, error_log=None)
+        self.public_address = ("localhost", 80) if listener.address.path else listener.address[:2]
         self.read_request = server.read_request
         self.is_draining = server.is_draining
         self.under_way = server.requests.under_way
         self.options = server.options
-        self.caps, self.turns = server.caps, server.turns
+        self.connection_limits, self.turns = server.connection_limits, server.turns
         self.check_origin = server.check_origin
         self.connect = server.connect
         self.adopt = server.adopt
@@ -59,17 +65,17 @@ class Listener(WSGIServer):  # type: ignore[misc]
 
     def do_handle(self, sock: Any, address: Any) -> None:
         """Take a connection, in the hub; one too many is turned away at once, without a greenlet."""
-        answer = self.caps.admit(address_of(address), sock.fileno())
+        answer = self.connection_limits.admit(address_of(address), sock.fileno())
         if answer is None:
             super().do_handle(sock, address)
         else:
-            turn_away(sock, answer)
+            reject(sock, answer)
 
     def release(self, address: str, client: str | None) -> None:
         """A WebSocket has ended; ``client`` is the address that came through a proxy."""
-        self.caps.release(address)
+        self.connection_limits.release(address)
         if client is not None:
-            self.caps.leave(client)
+            self.connection_limits.leave(client)
 
     def handle(self, sock: Any, address: Any) -> None:
         """Serve a connection to its end, or until a WebSocket was handed over."""
@@ -78,7 +84,7 @@ class Listener(WSGIServer):  # type: ignore[misc]
             handler.handle()
         finally:
             if not handler.handed_over:
-                self.caps.release(address_of(address))
+                self.connection_limits.release(address_of(address))
 
 
 class InterfaceServer:
@@ -91,22 +97,22 @@ class InterfaceServer:
         # Apart, because a worker is kept free for WebSockets: their handshakes need not wait for requests.
         self.requests = Requests(self.relay, options, Turns(options.max_waiting_per_address, is_proxy))
         self._handshakes = Turns(options.max_waiting_per_address, is_proxy)
-        self.caps = Caps(options.max_connections, options.max_per_address, is_proxy)
+        self.connection_limits = ConnectionLimits(options.max_connections, options.max_per_address, is_proxy)
         self._budget = MemoryBudget(options.max_websocket_memory, options.websocket.max_memory)
         self.turns = self._budget.turns  # of the hub's time, for what clients send
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
-        self._probes = Probes(options.probe, self.why_not_ready) if options.probe else None
-        self.probe_bind = self._probes.bind if self._probes else None
+        self._health = HealthServer(options.probe, self.why_not_ready) if options.probe else None
+        self.health_address = self._health.address if self._health else None
         try:
-            binds = options.binds or [Bind(options.host, options.port)]
-            self._listening = listen_all(binds, options.socket_rights)
+            addresses = options.binds or [Address(options.host, options.port)]
+            self._sockets = listen_all(addresses, options.socket_permissions)
         except AddressInUse:
-            if self._probes:
-                self._probes.stop()
+            if self._health:
+                self._health.stop()
             raise
-        self.binds = [one.bind for one in self._listening]
-        self._listeners = [Listener(self, one) for one in self._listening]
+        self.addresses = [one.address for one in self._sockets]
+        self._listeners = [SiteServer(self, one) for one in self._sockets]
         self._ticking: Any = None
         self.has_worker: Callable[[], bool] | None = None  # None: the workers are somebody else's to watch
 
@@ -120,10 +126,10 @@ class InterfaceServer:
 
     def start(self) -> None:
         """Register with the layer and accept connections. Raises LayerUnavailable."""
-        if self._probes:
-            self._probes.start()
-        self.caps.total = connections_that_fit(self.options.max_connections)
-        self.caps.kept_from = first_kept()
+        if self._health:
+            self._health.start()
+        self.connection_limits.total = connections_that_fit(self.options.max_connections)
+        self.connection_limits.kept_from = first_kept()
         self.relay.start()
         for listener in self._listeners:
             listener.start()
@@ -150,8 +156,8 @@ class InterfaceServer:
         gevent.get_hub().threadpool.apply(
             self.relay.stop, (max(1.0, deadline + LAST_WORDS - time.monotonic()),)
         )
-        if self._probes:
-            self._probes.stop()
+        if self._health:
+            self._health.stop()
         if self.requests.files is not None:
             self.requests.files.close()
 
@@ -160,8 +166,8 @@ class InterfaceServer:
         for listener in self._listeners:
             listener.close()
         # Once: the file that stands there later may be that of the server that follows this one.
-        listening, self._listening = self._listening, []
-        for one in listening:
+        sockets, self._sockets = self._sockets, []
+        for one in sockets:
             one.remove()
 
     def is_draining(self) -> bool:
@@ -200,7 +206,7 @@ class InterfaceServer:
     @property
     def address(self) -> tuple[str, int]:
         """The first host and port that is listened at."""
-        return next((bind[:2] for bind in self.binds if not bind.path), ("localhost", 80))
+        return next((one[:2] for one in self.addresses if not one.path), ("localhost", 80))
 
     def read_request(self, request: Request) -> Request:
         """Return a request as its client made it, when it came through a proxy, and where the site begins in it."""

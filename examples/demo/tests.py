@@ -123,7 +123,7 @@ class Demo(TestCase):
             call_command("demo")
 
     def test_what_is_no_address_is_refused_before_anything_is_done(self):
-        with self.assertRaisesMessage(CommandError, "is no address"):
+        with self.assertRaisesMessage(CommandError, "is not an address"):
             self.demo("somewhere")
 
     def test_loopback(self):

@@ -112,7 +112,7 @@ def test_a_port_in_use(site):
 @pytest.mark.parametrize("address", ["localhost:http", "127.0.0.1:70000"])
 def test_a_bad_address(site, address):
     assert complaint(site, "runchannels", address) == (
-        f"{address!r} is no address: give a port, as 8000, or an address and a port, as 0.0.0.0:8000."
+        f"{address!r} is not an address: give a port, as 8000, or an address and a port, as 0.0.0.0:8000."
     )
 
 

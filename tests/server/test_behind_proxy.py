@@ -7,7 +7,7 @@ import os
 import pytest
 from gevent import socket as gevent_socket
 
-from dbchannels.server.listeners import Bind
+from dbchannels.server.listeners import Address
 from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from tests.server import test_server
 from tests.server.test_server import Client, until
@@ -75,7 +75,7 @@ def test_the_log_names_the_client_not_the_proxy(site, told, caplog):
     assert caplog.records[-1].getMessage().startswith("198.51.100.7 - - [")
 
 
-# Caps by address.
+# Limits by address.
 
 
 def from_client(address):
@@ -92,7 +92,7 @@ def capped(new_site):
 def test_a_proxy_may_have_any_number_of_connections(capped):
     clients = [capped.client() for _ in range(10)]
     assert [client.ask("GET", "/").status for client in clients] == [200] * 10
-    assert capped.server.caps.open == 10
+    assert capped.server.connection_limits.open == 10
 
 
 def test_requests_under_way_count_by_their_client(capped):
@@ -111,7 +111,7 @@ def test_requests_under_way_count_by_their_client(capped):
         capped.reply(message, status=200, content=b"done")
     assert [client.response().content for client in waiting] == [b"done"] * 2
     assert [waiting[0].ask("GET", "/", **from_client("192.0.2.9")).status for _ in range(5)] == [200] * 5
-    assert not capped.server.caps._by_address
+    assert not capped.server.connection_limits._by_address
 
 
 def test_a_body_that_is_refused_so_is_not_read(capped):
@@ -133,7 +133,7 @@ def test_websockets_count_by_their_client_until_they_are_closed(capped):
     assert capped.get("/", **from_client("192.0.2.9")).status == 429
     assert capped.socket(**from_client("192.0.2.8")).status == 101
     open_ones[0].sock.close()
-    until(lambda: capped.server.caps._by_address["192.0.2.9"] == 1)
+    until(lambda: capped.server.connection_limits._by_address["192.0.2.9"] == 1)
     assert capped.socket(**from_client("192.0.2.9")).status == 101
 
 
@@ -143,7 +143,7 @@ def test_a_handshake_that_is_refused_does_not_count(capped, refusal):
     origin = {"Origin": "https://evil.example"} if refusal == "origin" else {}
     for _ in range(5):
         assert capped.socket(**from_client("192.0.2.9"), **origin).status == 403
-    assert not capped.server.caps._by_address
+    assert not capped.server.connection_limits._by_address
 
 
 def test_a_stranger_who_says_so_counts_by_its_own_address(new_site):
@@ -201,13 +201,13 @@ class UnixClient(Client):
 
 def test_a_server_listens_at_several_addresses_and_leaves_no_socket_behind(new_site, tmp_path):
     path = str(tmp_path / "s")
-    binds = (Bind("", 0, path), Bind("127.0.0.1", 0), Bind("::1", 0))
+    binds = (Address("", 0, path), Address("127.0.0.1", 0), Address("::1", 0))
     site = new_site(binds=binds, proxies=Trusted.of(["unix"]))
     unix = UnixClient(path)
     site.clients.append(unix)
     assert unix.ask("GET", "/unix", **FORWARDED).content == b"/unix"
     assert site.get("/tcp", **FORWARDED).content == b"/tcp"
-    six = gevent_socket.create_connection(("::1", site.server.binds[2].port), timeout=10)
+    six = gevent_socket.create_connection(("::1", site.server.addresses[2].port), timeout=10)
     six.sendall(b"GET /six HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert six.recv(65_536).endswith(b"/six")
     six.close()
@@ -216,7 +216,7 @@ def test_a_server_listens_at_several_addresses_and_leaves_no_socket_behind(new_s
     assert [message["server"] for message in seen] == [
         ["localhost", 80],
         ["127.0.0.1", site.server.address[1]],
-        ["::1", site.server.binds[2].port],
+        ["::1", site.server.addresses[2].port],
     ]
     os.link(path, path + "2")
     site.stop()
@@ -227,7 +227,7 @@ def test_a_server_listens_at_several_addresses_and_leaves_no_socket_behind(new_s
 
 
 def test_a_peer_without_an_address_has_none_in_messages_and_log(new_site, tmp_path, told, caplog):
-    site = new_site(binds=(Bind("", 0, str(tmp_path / "s")),))
+    site = new_site(binds=(Address("", 0, str(tmp_path / "s")),))
     unix = UnixClient(str(tmp_path / "s"))
     site.clients.append(unix)
     unix.ask("GET", "/")

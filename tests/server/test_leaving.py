@@ -354,7 +354,7 @@ def test_a_handshake_whose_client_left_is_told_of_once_its_consumer_accepts(site
     client = asks(site, **HANDSHAKE)
     (message,) = until(lambda: site.messages("websocket.connect"))
     client.reset()
-    until(lambda: site.server.caps.open == 0)
+    until(lambda: site.server.connection_limits.open == 0)
     assert site.messages("websocket.disconnect") == []
     site.reply(message, finished=0)
     until(lambda: site.messages("websocket.disconnect"))

@@ -68,7 +68,7 @@ def test_the_list_is_words_or_commas():
 def test_what_is_no_address_or_network_is_refused_in_a_sentence(word):
     with raises(InvalidConfiguration) as error:
         Trusted.of([word])
-    assert error.sentence.startswith(f"{word!r} in --trusted-proxies is no address or network: ")
+    assert error.sentence.startswith(f"{word!r} in --trusted-proxies is not an address or network: ")
 
 
 # The client.

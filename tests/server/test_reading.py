@@ -14,7 +14,7 @@ from dbchannels.layers.operations import Disconnect
 from dbchannels.server import connection_limits
 from dbchannels.server.budget import Turns
 from dbchannels.server.config import FLAGS, Options, checked
-from dbchannels.server.connection_limits import Caps
+from dbchannels.server.connection_limits import ConnectionLimits
 from dbchannels.server.http import exchange, reader, spool
 from dbchannels.server.http.parser import Head
 from dbchannels.server.websocket import handshake
@@ -159,7 +159,7 @@ def test_a_body_that_trickles_is_a_408_too(new_site):
 def test_a_connection_that_says_nothing_is_closed_without_a_word(new_site, told):
     site = new_site(head_timeout=0.05)
     assert everything(site.client()) == b""
-    assert told(logging.INFO) == [] and site.server.caps.open == 0
+    assert told(logging.INFO) == [] and site.server.connection_limits.open == 0
 
 
 def test_a_connection_between_two_requests_has_its_own_time(new_site):
@@ -173,8 +173,8 @@ def test_a_client_that_does_not_read_is_left(new_site, told):
     site.server.requests.static_files = lambda request: (200, [], b"x" * 20_000_000)
     client = site.client()
     client.send_request("GET", "/")
-    until(lambda: site.server.caps.open == 1)
-    until(lambda: site.server.caps.open == 0)
+    until(lambda: site.server.connection_limits.open == 1)
+    until(lambda: site.server.connection_limits.open == 0)
     assert site.is_quiet() and told() == []
 
 
@@ -256,11 +256,9 @@ def test_one_connection_too_many_is_a_503(new_site, told):
     assert (first.ask("GET", "/a").content, second.ask("GET", "/b").content) == (b"/a", b"/b")
     response = site.client().response()
     assert (response.status, response.header("Retry-After")) == (503, "5")
-    assert told() == [
-        "Turned away 1 connections beyond --max-connections (2) and 0 beyond --max-per-address."
-    ]
+    assert told() == ["Rejected 1 connections beyond --max-connections (2) and 0 beyond --max-per-address."]
     first.sock.close()
-    until(lambda: site.server.caps.open == 1)
+    until(lambda: site.server.connection_limits.open == 1)
     assert site.get("/c").status == 200
     assert second.ask("GET", "/d").content == b"/d"
 
@@ -271,22 +269,22 @@ def test_one_address_has_so_many(new_site):
     assert first.ask("GET", "/a").status == 200
     assert site.client().response().status == 429
     first.sock.close()
-    until(lambda: site.server.caps.open == 0)
+    until(lambda: site.server.connection_limits.open == 0)
     assert site.get("/c").status == 200
 
 
 def test_a_websocket_counts_until_it_is_closed(new_site):
     site = new_site(max_connections=1)
     client = site.socket()
-    assert client.status == 101 and site.server.caps.open == 1
+    assert client.status == 101 and site.server.connection_limits.open == 1
     assert site.client().response().status == 503
     client.sock.close()
-    until(lambda: site.server.caps.open == 0)
+    until(lambda: site.server.connection_limits.open == 0)
     assert site.socket().status == 101
 
 
 def test_a_proxy_on_this_machine_has_any_number_unless_told():
-    counted = Caps(10_000, None)
+    counted = ConnectionLimits(10_000, None)
     for address, most in (("127.0.0.1", 2_000), ("::1", 2_000), ("", 2_000), ("192.0.2.1", 1_000)):
         assert sum(counted.admit(address) is None for _ in range(2_000)) == most
     for _ in range(1_000):
@@ -311,7 +309,7 @@ def test_an_ipv6_client_counts_by_its_network(address, key):
 
 
 def test_addresses_of_one_ipv6_network_have_one_cap():
-    counted = Caps(10_000, None)
+    counted = ConnectionLimits(10_000, None)
     addresses = [f"2001:db8:0:{n % 2}::{n:x}" for n in range(4_000)]
     admitted = [one for one in addresses if counted.admit(one) is None]
     assert len(admitted) == 2_000 and admitted == addresses[:2_000]
@@ -329,9 +327,9 @@ def test_a_few_descriptors_are_kept(soft, first, monkeypatch):
 
 def test_no_connection_gets_a_descriptor_that_is_kept(new_site):
     site = new_site()
-    site.server.caps.kept_from = 3  # as if all below were in use
+    site.server.connection_limits.kept_from = 3  # as if all below were in use
     assert site.client().response().status == 503
-    site.server.caps.kept_from = float("inf")
+    site.server.connection_limits.kept_from = float("inf")
     assert site.get("/a").status == 200
 
 
@@ -342,7 +340,7 @@ def test_a_body_takes_none_of_the_descriptors_that_are_kept(new_site, monkeypatc
 
 
 def test_many_who_are_turned_away_are_one_line(told):
-    counted = Caps(0, None)
+    counted = ConnectionLimits(0, None)
     for _ in range(100):
         counted.admit("192.0.2.1")
     assert len(told()) == 1
@@ -486,7 +484,7 @@ def test_one_that_has_its_answer_is_not(site):
     client = site.client()
     client.ask("GET", "/")
     client.sock.close()
-    until(lambda: site.server.caps.open == 0)
+    until(lambda: site.server.connection_limits.open == 0)
     assert site.messages("http.disconnect") == []
 
 

@@ -44,7 +44,7 @@ def stored(tmp_path):
 def site(new_site, stored):
     """Its worker sends the file for each request, and then the head."""
     site = new_site()
-    site.server.requests.files = SentFiles(site.relay, site.server.caps)
+    site.server.requests.files = SentFiles(site.relay, site.server.connection_limits)
     site.hand_over = lambda channel: hand_over(site, stored, channel)
 
     def view(message, reply):
@@ -120,7 +120,7 @@ def test_a_response_that_does_not_begin_with_it_closes_it(site, reply):
 
 
 def test_descriptors_are_kept_for_the_site(site, monkeypatch, told):
-    kept = [1_000_000 + site.server.caps.total, site.server.caps.total]
+    kept = [1_000_000 + site.server.connection_limits.total, site.server.connection_limits.total]
     monkeypatch.setattr(sent_files, "first_kept", lambda: kept[0])
     assert site.get().content == CONTENT
     del kept[0]

@@ -132,7 +132,7 @@ def _flood(scale: float) -> Seen:
         limits = ("--max-connections", str(cap), "--head-timeout", "10", "--body-timeout", "10")
         served = site.serve("--workers", "2", *limits)
         found = flood(served, number)
-        sound = "Traceback" not in served.output() and served.output().count("Turned away") < 20
+        sound = "Traceback" not in served.output() and served.output().count("Rejected") < 20
     statuses = ", ".join(f"{count:,} x {status or 'closed'}" for status, count in found.statuses.items())
     text = f"{number:,} with a cap of {cap:,}: {statuses}; good client p99 {found.p99:.0f} ms of {found.requests}"
     bounded = found.statuses.keys() <= {"408", "503", ""} and found.statuses.total() == number

@@ -13,7 +13,7 @@ from dbchannels.management.limit_options import add_limit_options
 from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
 from dbchannels.processes import production
 from dbchannels.processes.plan import Plan
-from dbchannels.server.listeners import Bind
+from dbchannels.server.listeners import Address
 from dbchannels.server.proxy_headers import LOOPBACK
 
 
@@ -124,6 +124,6 @@ class Command(TellingCommand):
 def parse_address(text: str) -> tuple[str, int]:
     """Return (host, port) of ``8000``, ``0.0.0.0:8000`` or ``[::1]:8000``."""
     try:
-        return Bind.of(text)[:2]
+        return Address.parse(text)[:2]
     except DBChannelsError as error:
         raise CommandError(str(error)) from None

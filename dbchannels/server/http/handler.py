@@ -80,7 +80,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         address = request.client[0]
         if address == address_of(self.client_address):
             return None
-        answer: bytes | None = self.server.caps.enter(address)
+        answer: bytes | None = self.server.connection_limits.enter(address)
         if answer is None:
             self._client = address
         return answer
@@ -88,7 +88,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     def _leave(self) -> None:
         address, self._client = self._client, None
         if address is not None:
-            self.server.caps.leave(address)
+            self.server.connection_limits.leave(address)
 
     def _linger(self) -> None:
         if self.socket is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import gevent
 
 from dbchannels.names import MAX_LENGTH
-from dbchannels.server.connection_limits import TOLD_EVERY, Caps, first_kept
+from dbchannels.server.connection_limits import TOLD_EVERY, ConnectionLimits, first_kept
 from dbchannels.server.http.exchange import Exchange
 from dbchannels.server.relay import Relay
 
@@ -22,8 +22,8 @@ log = logging.getLogger("dbchannels.server")
 class SentFiles:
     """A pair of sockets, of which the workers inherit one end: nobody else can send here. Made and used in the hub."""
 
-    def __init__(self, relay: Relay, caps: Caps) -> None:
-        self._relay, self._caps = relay, caps
+    def __init__(self, relay: Relay, limits: ConnectionLimits) -> None:
+        self._relay, self._limits = relay, limits
         self._socket, self.sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._told_at = -TOLD_EVERY
@@ -50,7 +50,7 @@ class SentFiles:
 
     def _is_free(self, descriptor: int) -> bool:
         """Whether a descriptor is left for each connection that may come yet: pages must not wait for downloads."""
-        return descriptor + self._caps.total - self._caps.open < first_kept()
+        return descriptor + self._limits.total - self._limits.open < first_kept()
 
     def close(self) -> None:
         """Take no more."""

@@ -10,8 +10,8 @@ import pytest
 from gevent import socket
 
 from dbchannels.server import health
-from dbchannels.server.health import probe
-from dbchannels.server.listeners import Bind
+from dbchannels.server.health import check_health
+from dbchannels.server.listeners import Address
 from tests.server import test_server
 from tests.server.test_server import Client, until
 
@@ -30,19 +30,19 @@ new_site = test_server.new_site
     ],
 )
 def test_the_answer_for_a_path(path, why, status):
-    answered, sentence = probe(path, why)
+    answered, sentence = check_health(path, why)
     assert answered == status
     assert (why in sentence) is (status == 503 or not why)
 
 
 @pytest.fixture
 def site(new_site):
-    return new_site(probe=Bind("127.0.0.1", 0))
+    return new_site(probe=Address("127.0.0.1", 0))
 
 
 def asked(site, path, method="GET"):
     """Ask the probes' port."""
-    client = Client(site.server.probe_bind.port)
+    client = Client(site.server.health_address.port)
     site.clients.append(client)
     return client.ask(method, path)
 
@@ -73,7 +73,7 @@ def test_a_server_that_has_all_it_needs_is_ready(site):
     ],
 )
 def test_a_question_is_read_strictly_and_no_further(site, question, status):
-    client = Client(site.server.probe_bind.port)
+    client = Client(site.server.health_address.port)
     site.clients.append(client)
     client.sock.sendall(question)
     assert client.response().status == status
@@ -81,27 +81,27 @@ def test_a_question_is_read_strictly_and_no_further(site, question, status):
 
 def test_whoever_asks_nothing_is_left_after_a_while(site, monkeypatch):
     monkeypatch.setattr(health, "DEADLINE", 0.05)
-    with socket.create_connection(("127.0.0.1", site.server.probe_bind.port)) as silent:
+    with socket.create_connection(("127.0.0.1", site.server.health_address.port)) as silent:
         silent.sendall(b"GET /healthz HTTP/1.1\r\n")
         assert silent.recv(100) == b""
-    until(lambda: not site.server._probes._open)
+    until(lambda: not site.server._health._open)
 
 
 def test_many_who_ask_nothing_hold_up_no_probe_and_few_descriptors(site):
-    port = site.server.probe_bind.port
+    port = site.server.health_address.port
     with ExitStack() as stack:
         silent = [
             stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3 * health.MOST)
         ]
         assert asked(site, "/healthz").status == 200
-        assert len(site.server._probes._open) <= health.MOST
+        assert len(site.server._health._open) <= health.MOST
         assert [one.recv(1) for one in silent[: health.MOST]] == [b""] * health.MOST  # the oldest went
-    until(lambda: not site.server._probes._open)
+    until(lambda: not site.server._health._open)
 
 
 def test_those_who_come_at_once_go_at_once(site):
     """Each takes the place of another one, also of one that has not ended yet."""
-    served, sockets = site.server._probes, [socket.socketpair() for _ in range(3 * health.MOST)]
+    served, sockets = site.server._health, [socket.socketpair() for _ in range(3 * health.MOST)]
     greenlets = [gevent.spawn(served._serve, ours, None) for ours, _ in sockets]
     gevent.sleep(0)
     gevent.sleep(0)
