@@ -150,16 +150,18 @@ class MessageAdmin(LookingAdmin):
 
 @admin.register(models.ProtocolMessage)
 class ProtocolMessageAdmin(MessageAdmin):
-    long_columns = ("payload", "locals")
+    long_columns = ("payload", "recipients")
     list_display = ("id", "channel", "age", "expires", "size", "line")
     fields = ("channel", "receivers", "reply_channel", "sent_at", "age", "expires", "size", "message")
     expires = moment("expires_at", "expires")
 
     def receivers(self, row: Any) -> str:
-        parts = row.locals.split()
+        parts = row.recipients.split()
         if row.audience:
             audiences = models.Audience.objects.using(row._state.db).filter(key=row.audience)
-            parts = (audiences.exclude(locals="").values_list("locals", flat=True).first() or "").split()
+            parts = (
+                audiences.exclude(recipients="").values_list("recipients", flat=True).first() or ""
+            ).split()
         return f"{len(parts):,}: {' '.join(parts[:100])}{' ...' * (len(parts) > 100)}" if parts else "none"
 
 
@@ -211,13 +213,13 @@ class MembershipAdmin(LookingAdmin):
     list_display = ("group", "member", "added", "ends")
     fields = ("group", "member", "added_at", "expires_at")
     list_filter = (ByGroup,)
-    search_fields = ("group", "channel", "local")
-    ordering = ("group", "channel", "local")  # as the unique index has them
+    search_fields = ("group", "channel", "recipient")
+    ordering = ("group", "channel", "recipient")  # as the unique index has them
     added = moment("added_at", "added")
     ends = moment("expires_at", "ends")
 
     def member(self, row: Any) -> str:
-        return row.channel + row.local
+        return row.channel + row.recipient
 
 
 @admin.register(models.Connection)

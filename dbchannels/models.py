@@ -36,11 +36,11 @@ class ProtocolMessage(PayloadMixin, models.Model):
 
     id = models.BigAutoField(primary_key=True)
     channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="the part up to and with the '!'")
-    locals = models.TextField(
-        "local parts", default="", blank=True, help_text="what follows the '!', for each receiver, by spaces"
+    recipients = models.TextField(
+        "recipients", default="", blank=True, help_text="what follows the '!', for each receiver, by spaces"
     )
     audience = models.UUIDField(
-        "audience", null=True, blank=True, help_text="key of the Audience that has the local parts, of many"
+        "audience", null=True, blank=True, help_text="key of the Audience that has the recipients, of many"
     )
     reply_channel = models.CharField("reply channel", max_length=MAX_LENGTH, default="", blank=True)
     payload = models.BinaryField("payload")
@@ -61,12 +61,12 @@ class Audience(models.Model):
     UNLOGGED on PostgreSQL, as the messages that name it. The key is a hash of their tally, so that it can never
     stand for others: not after a crash, which empties the table, and not in what a reader remembers. Nothing is
     unique, because one sender's open transaction would make the others wait; two equal rows do no harm. A row
-    without local parts says that these members were seen once, and is no audience yet.
+    without recipients says that these members were seen once, and is no audience yet.
     """
 
     id = models.BigAutoField(primary_key=True)
     key = models.UUIDField("key", help_text="the first half of the SHA-256 of their number and digest")
-    locals = models.TextField("local parts", default="", blank=True, help_text="by spaces")
+    recipients = models.TextField("recipients", default="", blank=True, help_text="by spaces")
     expires_at = models.DateTimeField("expires", help_text="later than any message that names it")
 
     class Meta:
@@ -172,17 +172,19 @@ class Membership(models.Model):
     id = models.BigAutoField(primary_key=True)
     group = models.CharField("group", max_length=MAX_LENGTH)
     channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="the part up to and with the '!'")
-    local = models.CharField("local part", max_length=MAX_LENGTH, default="", blank=True)
+    recipient = models.CharField("recipient", max_length=MAX_LENGTH, default="", blank=True)
     added_at = models.DateTimeField("added", db_default=Now())
     expires_at = models.DateTimeField("expires", null=True, blank=True)
 
     class Meta:
         verbose_name = "membership"
         constraints = (
-            models.UniqueConstraint(fields=["group", "channel", "local"], name="dbchannels_membership_once"),
+            models.UniqueConstraint(
+                fields=["group", "channel", "recipient"], name="dbchannels_membership_once"
+            ),
         )
         indexes = (
-            models.Index(fields=["channel", "local"], name="dbchannels_membership_channel"),
+            models.Index(fields=["channel", "recipient"], name="dbchannels_membership_channel"),
             models.Index(
                 fields=["expires_at"],
                 name="dbchannels_membership_expires",
@@ -191,7 +193,7 @@ class Membership(models.Model):
         )
 
     def __str__(self) -> str:
-        return f"{self.channel}{self.local} in {self.group}"
+        return f"{self.channel}{self.recipient} in {self.group}"
 
 
 class Tally(models.Model):
@@ -205,7 +207,7 @@ class Tally(models.Model):
     group = models.CharField("group", max_length=MAX_LENGTH)
     channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="the part up to and with the '!'")
     members = models.BigIntegerField("members")
-    ending = models.BigIntegerField("members with an end")
+    expiring = models.BigIntegerField("members with an end")
     digest = models.DecimalField("digest", max_digits=60, decimal_places=0)
     merged = models.BooleanField("merged")
 

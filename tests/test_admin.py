@@ -88,7 +88,7 @@ def dead(message: Any = None, error: str = "Traceback:\nValueError: bad image") 
 
 def member(group: str = "chat", local: str = "abc") -> Membership:
     """Put a channel into a group."""
-    return Membership.objects.create(group=group, channel="reply.web!", local=local)
+    return Membership.objects.create(group=group, channel="reply.web!", recipient=local)
 
 
 def process(name: str = "worker-1", kind: str = Process.WORKER, lease: float = 10) -> Process:
@@ -178,7 +178,7 @@ def test_the_detail_has_the_decoded_message(admin_client: Client) -> None:
 
 
 def test_receivers_of_a_broadcast(admin_client: Client) -> None:
-    row = protocol({"text": "hi"}, "reply.web!", locals=" ".join(f"part{n}x" for n in range(250)))
+    row = protocol({"text": "hi"}, "reply.web!", recipients=" ".join(f"part{n}x" for n in range(250)))
     text = page(admin_client, url(row))
     assert "250: part0x part1x" in text
     assert "part99x ..." in text
@@ -192,7 +192,7 @@ def test_receivers_of_a_broadcast_to_an_audience(admin_client: Client) -> None:
         r"\s+", " ", page(admin_client, url(row))
     )  # its audience has been deleted
     for parts in ("", " ".join(f"part{n}x" for n in range(250))):  # seen once, then written
-        Audience.objects.create(key=key, locals=parts, expires_at=after(60))
+        Audience.objects.create(key=key, recipients=parts, expires_at=after(60))
     text = page(admin_client, url(row))
     assert "250: part0x part1x" in text
     assert "part100x" not in text
@@ -317,7 +317,7 @@ def test_a_list_costs_the_same_for_one_row_and_for_many(
 
 def copy_of(row: Any, number: int) -> None:
     """Insert the row once more."""
-    names = {Connection: "reply_channel", Membership: "local", Process: "name"}
+    names = {Connection: "reply_channel", Membership: "recipient", Process: "name"}
     if type(row) is not Connection:
         row.pk = None
     if type(row) in names:
@@ -424,10 +424,10 @@ ATTACK = "<script>alert(1)</script></textarea></pre><img src=x onerror=alert(1)>
 
 def test_nothing_that_a_stranger_sent_becomes_html(admin_client: Client) -> None:
     rows = [
-        protocol({"text": ATTACK}, ATTACK, locals=ATTACK, reply_channel=ATTACK),
+        protocol({"text": ATTACK}, ATTACK, recipients=ATTACK, reply_channel=ATTACK),
         durable({ATTACK: 1}, ATTACK, claimed_by=ATTACK),
         dead({"text": ATTACK}, ATTACK),
-        Membership.objects.create(group=ATTACK, channel=ATTACK, local="x"),
+        Membership.objects.create(group=ATTACK, channel=ATTACK, recipient="x"),
         socket(path=ATTACK),
         Process.objects.create(
             name=ATTACK, kind="worker", host=ATTACK, pid=1, queue=ATTACK, lease_until=after(9)

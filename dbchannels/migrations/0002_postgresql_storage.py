@@ -31,7 +31,7 @@ STORAGE = (
 # alone. "our." stands for the schema of the tables, wherever the search_path had them made: a restore, which sets none,
 # finds them too. See https://wiki.postgresql.org/wiki/A_Guide_to_CVE-2018-1058.
 SAFE = "SET search_path = pg_catalog, pg_temp"
-DIGEST = "(hashtextextended(local, 0)::numeric * 18446744073709551616 + hashtextextended(local, 1))"
+DIGEST = "(hashtextextended(recipient, 0)::numeric * 18446744073709551616 + hashtextextended(recipient, 1))"
 
 # What each statement does to memberships is added to the tally as rows of its own. They add up, in any snapshot, to
 # what that snapshot's memberships are, and no two that change one group at once wait for each other. The digest adds up
@@ -42,15 +42,15 @@ KEEP_TALLY = f"""
 CREATE OR REPLACE FUNCTION our.dbchannels_update_tally() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $function$
 BEGIN
     IF TG_OP = 'INSERT' THEN
-        INSERT INTO our.dbchannels_tally ("group", channel, members, ending, digest, merged)
+        INSERT INTO our.dbchannels_tally ("group", channel, members, expiring, digest, merged)
         SELECT "group", channel, count(*), count(expires_at), sum({DIGEST}), false
         FROM come GROUP BY "group", channel;
     ELSIF TG_OP = 'DELETE' THEN
-        INSERT INTO our.dbchannels_tally ("group", channel, members, ending, digest, merged)
+        INSERT INTO our.dbchannels_tally ("group", channel, members, expiring, digest, merged)
         SELECT "group", channel, -count(*), -count(expires_at), -sum({DIGEST}), false
         FROM gone GROUP BY "group", channel;
     ELSIF TG_OP = 'UPDATE' THEN
-        INSERT INTO our.dbchannels_tally ("group", channel, members, ending, digest, merged)
+        INSERT INTO our.dbchannels_tally ("group", channel, members, expiring, digest, merged)
         SELECT "group", channel, sum(number), coalesce(sum(number) FILTER (WHERE ends), 0), sum(number * digest), false FROM (
             SELECT "group", channel, -1 AS number, expires_at IS NOT NULL AS ends, {DIGEST} AS digest
             FROM gone UNION ALL
@@ -88,7 +88,7 @@ CREATE TRIGGER dbchannels_restored BEFORE INSERT ON our.dbchannels_tally FOR EAC
 """
 
 # Who the members are, the tally says without looking at them. A broadcast to more than 40 on one server (from 2 kB on
-# PostgreSQL would put the local parts out of line), of whom none has an end, names an audience by what the tally says.
+# PostgreSQL would put the recipients out of line), of whom none has an end, names an audience by what the tally says.
 # Of members that were not seen before only that is noted, their broadcast has them in its row; the second one to just
 # these writes the audience, and those after it nothing: a group that changes between any two costs one short row more.
 # An audience's key is always made of the members that were read for it, so a tally that is wrong makes a broadcast
@@ -120,7 +120,7 @@ DECLARE
     wakeups text[] := '{{}}';
 BEGIN
     FOR queue IN
-        SELECT channel, sum(members) AS members, sum(digest) AS digest, sum(ending) = 0 AND sum(members) > 40 AS named
+        SELECT channel, sum(members) AS members, sum(digest) AS digest, sum(expiring) = 0 AND sum(members) > 40 AS named
         FROM our.dbchannels_tally WHERE "group" = to_group GROUP BY channel HAVING sum(members) > 0
     LOOP
         FOR position IN 1 .. cardinality(patterns) LOOP  -- the first that fits
@@ -160,18 +160,18 @@ BEGIN
         seen := 0;
         IF queue.named THEN
             audience_key := {AUDIENCE_KEY.format(members="queue.members", digest="queue.digest")};
-            SELECT coalesce(max(CASE WHEN locals <> '' THEN 2 ELSE 1 END), 0) INTO seen FROM our.dbchannels_audience
+            SELECT coalesce(max(CASE WHEN recipients <> '' THEN 2 ELSE 1 END), 0) INTO seen FROM our.dbchannels_audience
             WHERE key = audience_key AND expires_at > ends + spare;
         END IF;
         IF seen < 2 THEN
-            SELECT string_agg(local, ' '),
+            SELECT string_agg(recipient, ' '),
                    CASE WHEN queue.named
                    THEN {AUDIENCE_KEY.format(members="count(*)", digest=f"sum({DIGEST})")} END
             INTO parts, audience_key FROM our.dbchannels_membership
             WHERE {MEMBERS} AND (expires_at IS NULL OR expires_at > statement_timestamp());
             CONTINUE WHEN parts IS NULL;
             IF audience_key IS NOT NULL THEN
-                INSERT INTO our.dbchannels_audience (key, locals, expires_at)
+                INSERT INTO our.dbchannels_audience (key, recipients, expires_at)
                 VALUES (audience_key, CASE WHEN seen = 1 THEN parts ELSE '' END, ends + serves + spare);
                 IF seen = 0 THEN
                     audience_key := NULL;
@@ -179,7 +179,7 @@ BEGIN
             END IF;
         END IF;
         INSERT INTO our.dbchannels_protocolmessage
-            (channel, locals, audience, reply_channel, payload, sent_at, expires_at)
+            (channel, recipients, audience, reply_channel, payload, sent_at, expires_at)
         VALUES (queue.channel, CASE WHEN audience_key IS NULL THEN parts ELSE '' END, audience_key, '', body,
                 statement_timestamp(), ends);
         wakeups := wakeups || CASE WHEN queue.channel ~ '[!?]' THEN queue.channel ELSE left(queue.channel, 1) END::text;

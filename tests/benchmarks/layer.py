@@ -33,7 +33,7 @@ ROWS = {
         "('own0', %(payload)s, 0, '', 0, false, statement_timestamp())",
     ),
     PROTOCOL: (
-        "channel, locals, reply_channel, payload, sent_at, expires_at",
+        "channel, recipients, reply_channel, payload, sent_at, expires_at",
         "('http.request', '', '', %(payload)s, statement_timestamp(), statement_timestamp() + interval '60 s')",
     ),
 }
@@ -246,8 +246,8 @@ def changing(bare: Bare) -> Callable[[], object]:
 
     def send() -> None:
         bare.run(
-            "UPDATE dbchannels_membership SET local = %(local)s WHERE id = %(id)s",
-            {"local": f"x{next(numbers):021}", "id": changed},
+            "UPDATE dbchannels_membership SET recipient = %(recipient)s WHERE id = %(id)s",
+            {"recipient": f"x{next(numbers):021}", "id": changed},
         )
         bare.layer.send_group("benchmark", MESSAGE)
 

@@ -41,12 +41,12 @@ def receivers(link, queue="reply.a!"):
 
 def written():
     """Return the local parts of each audience, in order; "" of what was seen once."""
-    return list(Audience.objects.order_by("id").values_list("locals", flat=True))
+    return list(Audience.objects.order_by("id").values_list("recipients", flat=True))
 
 
 def stored():
     """Return (bytes of local parts, whether it names an audience) of each message that waits."""
-    rows = ProtocolMessage.objects.order_by("id").values_list("locals", "audience")
+    rows = ProtocolMessage.objects.order_by("id").values_list("recipients", "audience")
     return [(len(parts), key is not None) for parts, key in rows]
 
 
@@ -104,7 +104,7 @@ def test_a_group_that_always_changes_writes_no_audience(layer, reader):
 def test_a_membership_that_has_ended_is_in_no_audience(layer, reader):
     parts = fill(reader)
     broadcast(layer, 3)
-    Membership.objects.filter(local=parts[0]).update(expires_at="2001-01-01T00:00:00Z")
+    Membership.objects.filter(recipient=parts[0]).update(expires_at="2001-01-01T00:00:00Z")
     broadcast(layer, 3)
     assert receivers(reader) == [parts] * 3 + [parts[1:]] * 3
 
@@ -244,11 +244,11 @@ def test_a_broadcast_to_whom_it_knows_reads_no_member(layer, reader):
     reader.clean_up()
     with connection.cursor() as cursor:
         cursor.execute(
-            'INSERT INTO dbchannels_membership ("group", channel, local)'
+            'INSERT INTO dbchannels_membership ("group", channel, recipient)'
             " SELECT 'other' || g % 1000, 'reply.b!', g FROM generate_series(1, 50000) AS g"
         )
         cursor.execute(
-            "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, expires_at)"
+            "INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, expires_at)"
             " SELECT 'reply.' || g || '!', '', '', '', now() + interval '1 h' FROM generate_series(1, 50000) AS g"
         )
     with transaction.atomic(), connection.cursor() as cursor:

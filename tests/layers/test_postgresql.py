@@ -246,7 +246,8 @@ def test_a_transaction_whose_session_ends_is_undone(layer):
 
 def test_a_transaction_ends_by_what_its_block_does(layer):
     session = layer.session("dbchannels test transaction")
-    insert = "INSERT INTO dbchannels_membership (\"group\", channel, local, added_at) VALUES (%(g)s, 'own', '', now())"
+    columns = '"group", channel, recipient, added_at'
+    insert = f"INSERT INTO dbchannels_membership ({columns}) VALUES (%(g)s, 'own', '', now())"
     with pytest.raises(KeyError), session.transaction():
         session.run([(insert, {"g": "undone"})])
         raise KeyError
@@ -354,7 +355,7 @@ def test_a_message_that_commits_late_is_found(layer, new_link):
             layer.send("http.request", {"number": 1})
             with other.cursor() as cursor:
                 cursor.execute(
-                    "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, expires_at)"
+                    "INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, expires_at)"
                     " VALUES ('http.request', '', '', '', now() + interval '1 minute')"
                 )
             assert len(link.receive_many(["http.request"], 10)) == 1
@@ -568,7 +569,7 @@ def test_dead_rows_do_not_lead_a_look_away_from_the_queues_index(layer, new_link
     with connection.cursor() as cursor:
         cursor.execute("TRUNCATE dbchannels_protocolmessage")
         cursor.execute(
-            "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)"
+            "INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, sent_at, expires_at)"
             " SELECT 'http.' || repeat('x', 90), '', '', '', now(), now() + interval '60 s'"
             " FROM generate_series(1, 40000)"
         )
@@ -650,7 +651,7 @@ def full_tables(layer):
             f" FROM generate_series(1, {ROWS}) AS g"
         )
         cursor.execute(
-            "INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, expires_at)"
+            "INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, expires_at)"
             f" SELECT 'http.' || g % {CHANNELS}, '', '', '', now() + interval '1 h'"
             f" FROM generate_series(1, {ROWS}) AS g"
         )
@@ -785,7 +786,7 @@ def test_the_users_of_a_group_are_found_by_indexes(layer):
             " SELECT 'reply.s!' || g, 's', '/', g % 5000 FROM generate_series(1, 100000) AS g"
         )
         cursor.execute(
-            'INSERT INTO dbchannels_membership ("group", channel, local)'
+            'INSERT INTO dbchannels_membership ("group", channel, recipient)'
             " SELECT 'group-' || g % 1000, 'reply.s!', g FROM generate_series(1, 100000) AS g"
         )
         cursor.execute("ANALYZE dbchannels_connection")

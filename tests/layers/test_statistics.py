@@ -33,12 +33,12 @@ def grown(layer, new_link):
     link.register("new", Process.SERVER, "reply.new!")
     run(
         f"""
-        INSERT INTO dbchannels_membership ("group", channel, local, added_at)
+        INSERT INTO dbchannels_membership ("group", channel, recipient, added_at)
         SELECT CASE WHEN g <= 5 THEN 'small' ELSE 'big' END, 'reply.new!', g, now()
         FROM generate_series(1, {ROWS}) AS g;
         INSERT INTO dbchannels_connection (reply_channel, server, path, connected_at)
         SELECT 'reply.new!' || g, 'new', '/', now() FROM generate_series(1, {ROWS}) AS g;
-        INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, expires_at)
+        INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, expires_at)
         SELECT CASE WHEN g <= 5 THEN 'reply.new!' ELSE 'http.request' END, '', 'reply.new!' || g, '',
                now() + interval '1 h'
         FROM generate_series(1, {ROWS}) AS g;
@@ -60,7 +60,7 @@ OWN = {"queues": ["own"], "limit": 5, "worker": "w"}
 TOKEN = {"worker": "w3", "ids": [10, 20, 30], "attempts": [1, 1, 1]}
 POP = {"queues": ["reply.new!"], "limit": 5, "known": [], "floors": [0], "worker": "w"}
 CLOSED = of_connections(["reply.new!7", "reply.new!8"])
-MEMBER = {"group": "small", "channel": "reply.new!", "local": "3", "expiry": 9.0}
+MEMBER = {"group": "small", "channel": "reply.new!", "recipient": "3", "expiry": 9.0}
 ONE = {"channels": ["own"], "payloads": [b""], "priorities": [0], "delays": [0.0], "due_ats": [None]}
 HOT = {
     "send_group": (sql.SEND_GROUP, ("small", b"\x80", 60.0, ["^reply", ""], [100, None], False, [])),

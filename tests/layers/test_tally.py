@@ -16,13 +16,13 @@ pytestmark = kinds.only("postgresql")
 
 ACTUAL = """
 SELECT "group", channel, count(*), count(expires_at),
-       sum(hashtextextended(local, 0)::numeric * 18446744073709551616 + hashtextextended(local, 1))
+       sum(hashtextextended(recipient, 0)::numeric * 18446744073709551616 + hashtextextended(recipient, 1))
 FROM dbchannels_membership
 GROUP BY "group", channel ORDER BY "group", channel
 """
 TOLD = """
-SELECT "group", channel, sum(members), sum(ending), sum(digest) FROM dbchannels_tally
-GROUP BY "group", channel HAVING sum(members) <> 0 OR sum(ending) <> 0 OR sum(digest) <> 0 ORDER BY "group", channel
+SELECT "group", channel, sum(members), sum(expiring), sum(digest) FROM dbchannels_tally
+GROUP BY "group", channel HAVING sum(members) <> 0 OR sum(expiring) <> 0 OR sum(digest) <> 0 ORDER BY "group", channel
 """
 
 
@@ -160,12 +160,12 @@ def rows_of_a_merge():
 def test_a_wrong_tally_makes_no_broadcast_wrong(layer, link):
     fill(link, 100)
     parts = [f"{number:022}" for number in range(100)]
-    for members, ending, digest in ((5, 0, 0), (0, 3, 7), (-50, 0, 1)):
-        wrong = {"members": members, "ending": ending, "digest": digest}
+    for members, expiring, digest in ((5, 0, 0), (0, 3, 7), (-50, 0, 1)):
+        wrong = {"members": members, "expiring": expiring, "digest": digest}
         with transaction.atomic():
             rows_of_a_merge()
             Tally.objects.create(group="group", channel="reply.a!", merged=False, **wrong)
-            gone = {"members": 1, "ending": 0, "digest": 1}
+            gone = {"members": 1, "expiring": 0, "digest": 1}
             Tally.objects.create(group="group", channel="reply.gone!", merged=True, **gone)
         for _ in range(3):
             layer.send_group("group", {})

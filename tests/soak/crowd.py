@@ -87,16 +87,18 @@ def crowd(site: LiveSite, processes: int, members: int) -> Crowd:
 
 
 def _members(site: LiveSite, even: bool | None = None) -> int:
-    return site.count("membership", "true" if even is None else f"(local::int % 2 = 0) = {even}")
+    return site.count("membership", "true" if even is None else f"(recipient::int % 2 = 0) = {even}")
 
 
 def _doubles(site: LiveSite) -> int:
-    return site.count("membership") - len(set(site.rows("SELECT channel, local FROM dbchannels_membership")))
+    return site.count("membership") - len(
+        set(site.rows("SELECT channel, recipient FROM dbchannels_membership"))
+    )
 
 
 def _delivered(site: LiveSite) -> int:
     """Return for how many members the one message is, and that it is one row."""
-    rows = site.rows("SELECT locals FROM dbchannels_protocolmessage WHERE channel = 'reply.crowd!'")
+    rows = site.rows("SELECT recipients FROM dbchannels_protocolmessage WHERE channel = 'reply.crowd!'")
     assert len(rows) == 1
     return len(set(rows[0][0].split()))
 

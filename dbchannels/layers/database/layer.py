@@ -132,7 +132,9 @@ class DatabaseLayer(BaseLayer):
         return find_records(self.database, after, limit, watched, fields)
 
     def group_channels(self, group: str) -> list[str]:
-        return [queue + local for queue, local in self.members(group).values_list("channel", "local")]
+        return [
+            queue + recipient for queue, recipient in self.members(group).values_list("channel", "recipient")
+        ]
 
     def check_text(self, what: str, text: str) -> None:
         check_text(self.database, what, text)
@@ -142,7 +144,7 @@ class DatabaseLayer(BaseLayer):
 
     def group_users(self, group: str) -> list[str]:
         connection = self.rows(Connection).filter(
-            reply_channel=Concat(OuterRef("channel"), OuterRef("local"))
+            reply_channel=Concat(OuterRef("channel"), OuterRef("recipient"))
         )
         members = self.members(group).order_by().annotate(user=Subquery(connection.values("user_id")))
         return sorted(members.filter(user__gt="").values_list("user", flat=True).distinct())
@@ -156,7 +158,7 @@ class DatabaseLayer(BaseLayer):
         rows = self._locked(waiting, limit) if protocol else []
         self.rows(ProtocolMessage).filter(id__in=[row.id for row in rows]).delete()
         found = [
-            ops.Delivery(row.channel, bytes(row.payload), tuple(row.locals.split()), row.reply_channel)
+            ops.Delivery(row.channel, bytes(row.payload), tuple(row.recipients.split()), row.reply_channel)
             for row in rows
         ]
         durable = [queue for queue in queues if not names.is_protocol(queue)]

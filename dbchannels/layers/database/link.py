@@ -329,9 +329,9 @@ class DatabaseLink(Link):
         ended = self.layer.ended.take()
         try:
             parts = [names.split(one) for one in ended]
-            queues, locals_ = {queue for queue, _ in parts}, {local for _, local in parts}
-            members = self.layer.rows(Membership).filter(channel__in=queues, local__in=locals_)
-            left = {queue + local for queue, local in members.values_list("channel", "local")}
+            queues, recipients = {queue for queue, _ in parts}, {recipient for _, recipient in parts}
+            members = self.layer.rows(Membership).filter(channel__in=queues, recipient__in=recipients)
+            left = {queue + recipient for queue, recipient in members.values_list("channel", "recipient")}
             left.update(self.layer.rows(Connection).filter(pk__in=ended).values_list("pk", flat=True))
             ended = ended & left
             self.layer.write([Disconnect(one) for one in sorted(ended)])
@@ -346,7 +346,7 @@ class DatabaseLink(Link):
             for row in expired:
                 if row.channel.endswith("!"):
                     members = self.layer.rows(Membership).filter(channel=row.channel)
-                    members.filter(local__in=row.locals.split(), expires_at__isnull=False).delete()
+                    members.filter(recipient__in=row.recipients.split(), expires_at__isnull=False).delete()
 
     def close(self) -> None:
         self._unlisten()

@@ -31,19 +31,19 @@ class Writer:
 
     def _send(self, send: ops.Send) -> set[str] | Literal[False]:
         """Write one message, and return who is to be woken; False when its channel is full."""
-        queue, local = names.split(send.channel)
+        queue, recipient = names.split(send.channel)
         if not (send.certain or self._has_room(queue)):
             return False
-        return self.insert(queue, local, send)
+        return self.insert(queue, recipient, send)
 
-    def insert(self, queue: str, local: str, send: ops.Send) -> set[str]:
+    def insert(self, queue: str, recipient: str, send: ops.Send) -> set[str]:
         now = timezone.now()
         if not names.is_protocol(queue):
             self._insert_durable(queue, send, now)
             return {"d"}
         self._layer.rows(ProtocolMessage).create(
             channel=queue,
-            locals=local,
+            recipients=recipient,
             reply_channel=send.reply_channel,
             payload=send.payload,
             sent_at=now,
@@ -77,8 +77,8 @@ class Writer:
     def _send_group(self, send: ops.SendGroup) -> set[str]:
         woken: set[str] = set()
         members: dict[str, list[str]] = {}
-        for queue, local in self._layer.members(send.group).values_list("channel", "local"):
-            members.setdefault(queue, []).append(local)
+        for queue, recipient in self._layer.members(send.group).values_list("channel", "recipient"):
+            members.setdefault(queue, []).append(recipient)
         for queue, parts in members.items():
             if self._has_room(queue):
                 body = ops.Send(queue, send.payload, "", self._layer.options["expiry"])
@@ -88,16 +88,16 @@ class Writer:
     # Groups and connections.
 
     def _group_add(self, add: ops.GroupAdd) -> None:
-        queue, local = names.split(add.channel)
+        queue, recipient = names.split(add.channel)
         alive = queue.endswith("!") and self._layer.rows(Process).filter(queue=queue).exists()
         end = None if alive else timezone.now() + timedelta(seconds=self._layer.group_expiry)
         self._layer.rows(Membership).update_or_create(
-            group=add.group, channel=queue, local=local, defaults={"expires_at": end}
+            group=add.group, channel=queue, recipient=recipient, defaults={"expires_at": end}
         )
 
     def _group_discard(self, discard: ops.GroupDiscard) -> None:
-        queue, local = names.split(discard.channel)
-        self._layer.rows(Membership).filter(group=discard.group, channel=queue, local=local).delete()
+        queue, recipient = names.split(discard.channel)
+        self._layer.rows(Membership).filter(group=discard.group, channel=queue, recipient=recipient).delete()
 
     def _connect(self, connect: ops.Connect) -> None:
         self._layer.rows(Connection).get_or_create(
@@ -116,8 +116,8 @@ class Writer:
             (rows.filter(login=ops.UNKNOWN) if keep.login == ops.NOBODY else rows).update(login=keep.login)
 
     def _disconnect(self, disconnect: ops.Disconnect) -> None:
-        queue, local = names.split(disconnect.reply_channel)
-        self._layer.delete_unlocked(self._layer.rows(Membership).filter(channel=queue, local=local))
+        queue, recipient = names.split(disconnect.reply_channel)
+        self._layer.delete_unlocked(self._layer.rows(Membership).filter(channel=queue, recipient=recipient))
         self._layer.delete_unlocked(
             self._layer.rows(Connection).filter(reply_channel=disconnect.reply_channel)
         )

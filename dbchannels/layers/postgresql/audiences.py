@@ -7,11 +7,11 @@ import logging
 log = logging.getLogger("dbchannels")
 
 MOST = 64  # audiences; the keys go out with each pop, at 40 bytes
-MOST_PARTS = 100_000  # local parts of all of them together, at some 80 bytes
+MOST_PARTS = 100_000  # recipients of all of them together, at some 80 bytes
 
 
 class Audiences:
-    """By key the local parts. A key is a hash of them, so what is remembered stays right whatever happens.
+    """By key the recipients. A key is a hash of them, so what is remembered stays right whatever happens.
 
     The dict is replaced and never changed, so that a thread that took ``known`` finds all of it again.
     """
@@ -20,9 +20,9 @@ class Audiences:
         self.known: dict[str, tuple[str, ...]] = {}
 
     def parts(self, known: dict[str, tuple[str, ...]], key: str, text: str | None) -> tuple[str, ...] | None:
-        """Return the local parts of a row; None where its audience is gone, which leaves nobody to give it to.
+        """Return the recipients of a row; None where its audience is gone, which leaves nobody to give it to.
 
-        ``known`` is what the statement was told, ``text`` the local parts that it gave for any other key.
+        ``known`` is what the statement was told, ``text`` the recipients that it gave for any other key.
         """
         if key in known:
             return known[key]

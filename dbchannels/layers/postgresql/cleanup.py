@@ -105,10 +105,12 @@ class Sweeper:
         """Drop some that have expired, and tell who waits for an answer to them; return how many."""
         expired = self._session.run([(sql_processes.EXPIRE_MESSAGES, {"limit": SWEPT})])
         self._notify([(row[0], row[2]) for row in expired], "expired")
-        silent = [(row[0], local) for row in expired if row[0].endswith("!") for local in row[1].split()]
+        silent = [
+            (row[0], recipient) for row in expired if row[0].endswith("!") for recipient in row[1].split()
+        ]
         if silent:
             channels, parts = zip(*silent, strict=True)
-            values = {"channels": list(channels), "locals": list(parts)}
+            values = {"channels": list(channels), "recipients": list(parts)}
             self._session.run([(sql_processes.DROP_MEMBERS, values)])
         return len(expired)
 

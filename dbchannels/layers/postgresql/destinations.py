@@ -16,7 +16,7 @@ class Destination(NamedTuple):
     """What a send to a channel goes by."""
 
     queue: str
-    local: str  # the reader's own part of a process-specific channel
+    recipient: str  # the reader's own part of a process-specific channel
     protocol: bool  # else durable
     limited: bool  # by a capacity
     wake: str  # what a wakeup for its readers says
@@ -35,10 +35,10 @@ class Destinations:
         if found is None:
             if len(self._known) >= MOST:
                 self._known = {}
-            queue, local = names.split(channel)
+            queue, recipient = names.split(channel)
             protocol = names.is_protocol(queue)
             limited = self._layer.capacity(queue) is not None
-            found = Destination(queue, local, protocol, limited, woken(queue) if protocol else "d")
+            found = Destination(queue, recipient, protocol, limited, woken(queue) if protocol else "d")
             self._known[channel] = found
         return found
 

@@ -55,14 +55,14 @@ _POP = {"queues": "text[]", "limit": "bigint"}
 _RECEIVE = {**_POP, "floors": "bigint[]", "known": "text[]"}
 _SEND = {
     "channels": "text[]",
-    "locals": "text[]",
+    "recipients": "text[]",
     "reply_channels": "text[]",
     "payloads": "bytea[]",
     "expiry": "float",
 }
 _ALIKE = {
     "channel": "text",
-    "local": "text",
+    "recipient": "text",
     "reply_channel": "text",
     "payloads": "bytea[]",
     "expiry": "float",

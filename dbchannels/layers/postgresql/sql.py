@@ -82,24 +82,24 @@ WAKE = f"""
 SELECT pg_catalog.pg_notify('dbchannels', payload) FROM pg_catalog.unnest(%(wake)s::text[]) AS payload WHERE {QUIET}"""
 
 _INTO = """
-INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
-SELECT channel, locals, reply_channel, payload, statement_timestamp(),
+INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, sent_at, expires_at)
+SELECT channel, recipients, reply_channel, payload, statement_timestamp(),
        statement_timestamp() + %(expiry)s::float * interval '1 second'
 """
-_ARRAYS = "%(channels)s::text[], %(locals)s::text[], %(reply_channels)s::text[], %(payloads)s::bytea[]"
+_ARRAYS = "%(channels)s::text[], %(recipients)s::text[], %(reply_channels)s::text[], %(payloads)s::bytea[]"
 
 # For queues that are known to have room; see room.py. A scan of unnest gives its rows in order, so nothing is sorted.
 # A single row goes 1.4 times as fast without the arrays, and by the short text, which is parsed and planned each time:
 # parameters by position are put in 2 us faster than by name, and a literal interval costs less than a product.
-SEND = f"{_INTO} FROM unnest({_ARRAYS}) AS message(channel, locals, reply_channel, payload)"
+SEND = f"{_INTO} FROM unnest({_ARRAYS}) AS message(channel, recipients, reply_channel, payload)"
 SEND_ONE = """
-INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
+INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, sent_at, expires_at)
 VALUES (%s, %s, %s, %s, statement_timestamp(), statement_timestamp() + %s::interval)"""
 
 # Many that differ in nothing else: one array instead of four takes two thirds of the time.
 SEND_ALIKE = """
-INSERT INTO dbchannels_protocolmessage (channel, locals, reply_channel, payload, sent_at, expires_at)
-SELECT %(channel)s, %(local)s, %(reply_channel)s, payload, statement_timestamp(),
+INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, sent_at, expires_at)
+SELECT %(channel)s, %(recipient)s, %(reply_channel)s, payload, statement_timestamp(),
        statement_timestamp() + %(expiry)s::float * interval '1 second'
 FROM pg_catalog.unnest(%(payloads)s::bytea[]) AS payload"""
 
@@ -119,7 +119,7 @@ counted AS MATERIALIZED (
 SEND_IF_ROOM = f"""
 WITH {ROOM.format("dbchannels_protocolmessage", "")}, sent AS (
     {_INTO} FROM unnest({_ARRAYS}, %(certain)s::boolean[]) WITH ORDINALITY
-                 AS message(channel, locals, reply_channel, payload, certain, position)
+                 AS message(channel, recipients, reply_channel, payload, certain, position)
     WHERE certain OR channel IN (SELECT channel FROM room WHERE has_room) ORDER BY position
 )
 SELECT channel, waited, has_room FROM room
@@ -134,18 +134,18 @@ SELECT dbchannels_send_group(%s::text, %s::bytea, %s::float, %s::text[], %s::int
 # A member whose server is alive stays without an end. The row is touched only where that changes something, so
 # that adding a channel at each of its messages writes nothing.
 GROUP_ADD = """
-INSERT INTO dbchannels_membership ("group", channel, local, added_at, expires_at)
-SELECT %(group)s::text, %(channel)s::text, %(local)s::text, statement_timestamp(),
+INSERT INTO dbchannels_membership ("group", channel, recipient, added_at, expires_at)
+SELECT %(group)s::text, %(channel)s::text, %(recipient)s::text, statement_timestamp(),
        CASE WHEN %(channel)s::text NOT LIKE '%%!'
                  OR NOT EXISTS (SELECT FROM dbchannels_process WHERE queue::text = %(channel)s::text)
             THEN statement_timestamp() + %(expiry)s::float * interval '1 second' END
-ON CONFLICT ("group", channel, local) DO UPDATE SET expires_at = EXCLUDED.expires_at
+ON CONFLICT ("group", channel, recipient) DO UPDATE SET expires_at = EXCLUDED.expires_at
 WHERE dbchannels_membership.expires_at IS NOT NULL OR EXCLUDED.expires_at IS NOT NULL
 """
 
 GROUP_DISCARD = """
 DELETE FROM dbchannels_membership
-WHERE "group"::text = %(group)s::text AND channel::text = %(channel)s::text AND local::text = %(local)s::text
+WHERE "group"::text = %(group)s::text AND channel::text = %(channel)s::text AND recipient::text = %(recipient)s::text
 """
 
 GROUP_CLEAR = 'DELETE FROM dbchannels_membership WHERE "group"::text = %(group)s::text'
@@ -156,7 +156,7 @@ WHERE "group"::text = %(group)s::text AND (expires_at IS NULL OR expires_at > st
 """
 
 GROUP_CHANNELS = """
-SELECT channel::text || local::text FROM dbchannels_membership
+SELECT channel::text || recipient::text FROM dbchannels_membership
 WHERE "group"::text = %(group)s::text AND (expires_at IS NULL OR expires_at > statement_timestamp()) ORDER BY id
 """
 
@@ -186,8 +186,8 @@ WITH gone AS (
     ))
 )
 DELETE FROM dbchannels_membership WHERE id = ANY(ARRAY(
-    SELECT membership.id FROM unnest(%(channels)s::text[], %(locals)s::text[]) AS closed(channel, local)
-    JOIN dbchannels_membership AS membership USING (channel, local) FOR UPDATE OF membership SKIP LOCKED
+    SELECT membership.id FROM unnest(%(channels)s::text[], %(recipients)s::text[]) AS closed(channel, recipient)
+    JOIN dbchannels_membership AS membership USING (channel, recipient) FOR UPDATE OF membership SKIP LOCKED
 ))
 """
 # By the index of the channel, whose rows a server keeps few of: one by reply channel would cost each send more.
@@ -213,14 +213,14 @@ popped AS (
             ORDER BY channel, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         ) AS oldest LIMIT %(limit)s
     ))
-    RETURNING id, channel, locals, audience, reply_channel, payload
+    RETURNING id, channel, recipients, audience, reply_channel, payload
 )
 """
-# Where the local parts stand in an audience, those are given that the reader does not know yet.
+# Where the recipients stand in an audience, those are given that the reader does not know yet.
 _TAKEN = """
-SELECT channel, payload, CASE WHEN audience IS NULL THEN locals WHEN audience = ANY(%(known)s::uuid[]) THEN ''
-    ELSE (SELECT one.locals FROM dbchannels_audience AS one
-          WHERE one.key = popped.audience AND one.locals <> '' LIMIT 1) END,
+SELECT channel, payload, CASE WHEN audience IS NULL THEN recipients WHEN audience = ANY(%(known)s::uuid[]) THEN ''
+    ELSE (SELECT one.recipients FROM dbchannels_audience AS one
+          WHERE one.key = popped.audience AND one.recipients <> '' LIMIT 1) END,
     reply_channel, audience::text, id
 FROM popped ORDER BY id
 """
@@ -302,7 +302,8 @@ WHERE reply_channel::text = %(reply_channel)s::text AND user_id::text <> %(user_
 
 GROUP_USERS = """
 SELECT DISTINCT connection.user_id FROM dbchannels_membership AS member
-JOIN dbchannels_connection AS connection ON connection.reply_channel::text = member.channel::text || member.local::text
+JOIN dbchannels_connection AS connection
+     ON connection.reply_channel::text = member.channel::text || member.recipient::text
 WHERE member."group"::text = %(group)s::text AND connection.user_id::text <> ''::text
       AND (member.expires_at IS NULL OR member.expires_at > statement_timestamp())
 """

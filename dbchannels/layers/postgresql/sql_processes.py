@@ -102,11 +102,11 @@ DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
 # Connections that have ended and whose rows were locked then.
 LEFT_BEHIND = """
 WITH closed AS (
-    SELECT * FROM unnest(%(reply_channels)s::text[], %(channels)s::text[], %(locals)s::text[])
-             AS one(reply_channel, channel, local)
+    SELECT * FROM unnest(%(reply_channels)s::text[], %(channels)s::text[], %(recipients)s::text[])
+             AS one(reply_channel, channel, recipient)
 )
 SELECT reply_channel FROM closed JOIN dbchannels_connection USING (reply_channel)
-UNION SELECT reply_channel FROM closed JOIN dbchannels_membership USING (channel, local)
+UNION SELECT reply_channel FROM closed JOIN dbchannels_membership USING (channel, recipient)
 """
 
 # Only members with an end are to be told from it, and these stand in no audience.
@@ -117,7 +117,7 @@ DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
         SELECT id, expires_at FROM dbchannels_protocolmessage ORDER BY id LIMIT %(limit)s
     ) AS oldest WHERE expires_at < statement_timestamp()
 )) AND expires_at < statement_timestamp()
-RETURNING channel, locals, reply_channel
+RETURNING channel, recipients, reply_channel
 """
 EXPIRE_AUDIENCES = "DELETE FROM dbchannels_audience WHERE expires_at < statement_timestamp()"
 # What is locked is being made new, or taken out.
@@ -139,11 +139,11 @@ WITH fresh AS MATERIALIZED (
     DELETE FROM dbchannels_tally AS tally USING (SELECT DISTINCT "group", channel FROM fresh) AS queue
     WHERE tally."group" = queue."group" AND tally.channel = queue.channel
           AND (tally.merged OR tally.id IN (SELECT id FROM fresh))
-    RETURNING tally."group", tally.channel, tally.members, tally.ending, tally.digest
+    RETURNING tally."group", tally.channel, tally.members, tally.expiring, tally.digest
 ), sums AS (
-    INSERT INTO dbchannels_tally ("group", channel, members, ending, digest, merged)
-    SELECT "group", channel, sum(members), sum(ending), sum(digest), true FROM gone
-    GROUP BY "group", channel HAVING sum(members) <> 0 OR sum(ending) <> 0 OR sum(digest) <> 0
+    INSERT INTO dbchannels_tally ("group", channel, members, expiring, digest, merged)
+    SELECT "group", channel, sum(members), sum(expiring), sum(digest), true FROM gone
+    GROUP BY "group", channel HAVING sum(members) <> 0 OR sum(expiring) <> 0 OR sum(digest) <> 0
 )
 SELECT count(*) FROM fresh
 """
@@ -151,8 +151,8 @@ SELECT count(*) FROM fresh
 # An expired message on a process-specific channel takes that channel out of its groups, unless its server lives.
 DROP_MEMBERS = """
 DELETE FROM dbchannels_membership WHERE id = ANY(ARRAY(
-    SELECT membership.id FROM unnest(%(channels)s::text[], %(locals)s::text[]) AS silent(channel, local)
-    JOIN dbchannels_membership AS membership USING (channel, local)
+    SELECT membership.id FROM unnest(%(channels)s::text[], %(recipients)s::text[]) AS silent(channel, recipient)
+    JOIN dbchannels_membership AS membership USING (channel, recipient)
     WHERE membership.expires_at IS NOT NULL FOR UPDATE OF membership SKIP LOCKED
 ))
 """

@@ -85,7 +85,7 @@ def _sends(layer: PostgreSQLLayer, sends: list[Send], wakes: Wakes) -> Iterator[
     queues = Counter(queue for queue, _ in parts)
     values = {
         "channels": [queue for queue, _ in parts],
-        "locals": [local for _, local in parts],
+        "recipients": [recipient for _, recipient in parts],
         "reply_channels": [send.reply_channel for send in sends],
         "payloads": [send.payload for send in sends],
         "certain": [send.certain for send in sends],
@@ -101,11 +101,11 @@ def _alike(layer: PostgreSQLLayer, sends: list[Send], wakes: Wakes) -> Planned |
     channel, _, reply_channel, expiry, *_ = sends[0]
     if any(send.channel != channel or send.reply_channel != reply_channel for send in sends):
         return None
-    queue, local = names.split(channel)
+    queue, recipient = names.split(channel)
     if layer.capacity(queue) is not None and not layer.room.take({queue: len(sends)}):
         return None
     payloads = [send.payload for send in sends]
-    values = {"channel": queue, "local": local, "reply_channel": reply_channel, "payloads": payloads}
+    values = {"channel": queue, "recipient": recipient, "reply_channel": reply_channel, "payloads": payloads}
     return _waking(wakes, {woken(queue)}, (sql.SEND_ALIKE, {**values, "expiry": expiry}, []))
 
 
@@ -118,14 +118,14 @@ def single(
     """
     if send.unique or send.delay or send.priority or send.due_at:
         return None
-    queue, local, protocol, limited, wake = layer.destinations.of(send.channel)
+    queue, recipient, protocol, limited, wake = layer.destinations.of(send.channel)
     if limited and not send.certain and not layer.room.take_one(queue):
         return None
-    ending = (_ASKED if asks else _UNASKED) if wakes.notified({wake}) else _UNTOLD
-    told = (wake,) if ending is not _UNTOLD else ()
+    suffix = (_ASKED if asks else _UNASKED) if wakes.notified({wake}) else _UNTOLD
+    told = (wake,) if suffix is not _UNTOLD else ()
     if not protocol:
-        return ending[1], (queue, send.payload, *told)
-    return ending[0], (queue, local, send.reply_channel, send.payload, f"{send.expiry} s", *told)
+        return suffix[1], (queue, send.payload, *told)
+    return suffix[0], (queue, recipient, send.reply_channel, send.payload, f"{send.expiry} s", *told)
 
 
 # How a message is written, a protocol's and a durable one, by how its readers are told.
@@ -219,15 +219,15 @@ def _sql_part(part: str) -> str:
 
 def _group_adds(layer: PostgreSQLLayer, adds: list[GroupAdd], wakes: Wakes) -> Iterator[Planned]:
     for add in adds:
-        queue, local = names.split(add.channel)
-        values = {"group": add.group, "channel": queue, "local": local, "expiry": layer.group_expiry}
+        queue, recipient = names.split(add.channel)
+        values = {"group": add.group, "channel": queue, "recipient": recipient, "expiry": layer.group_expiry}
         yield sql.GROUP_ADD, values, []
 
 
 def _group_discards(layer: PostgreSQLLayer, discards: list[GroupDiscard], wakes: Wakes) -> Iterator[Planned]:
     for discard in discards:
-        queue, local = names.split(discard.channel)
-        yield sql.GROUP_DISCARD, {"group": discard.group, "channel": queue, "local": local}, []
+        queue, recipient = names.split(discard.channel)
+        yield sql.GROUP_DISCARD, {"group": discard.group, "channel": queue, "recipient": recipient}, []
 
 
 def _group_clears(layer: PostgreSQLLayer, clears: list[GroupClear], wakes: Wakes) -> Iterator[Planned]:
@@ -263,7 +263,7 @@ def of_connections(reply_channels: Sequence[str]) -> Values:
     return {
         "reply_channels": list(reply_channels),
         "channels": [queue for queue, _ in parts],
-        "locals": [local for _, local in parts],
+        "recipients": [recipient for _, recipient in parts],
     }
 
 
