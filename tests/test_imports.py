@@ -40,6 +40,7 @@ NEVER = {
     **{
         f"server.{name}": PURE
         for name in (
+            "http.headers",
             "http.messages",
             "http.parser",
             "http.body",

@@ -21,10 +21,10 @@ from dbchannels import codec
 from dbchannels.redaction import Lines, escaped, escaped_lines, mask_query, message_text
 from dbchannels.server import proxy_headers
 from dbchannels.server.access_log import access_line
-from dbchannels.server.http.messages import Request
+from dbchannels.server.http.messages import Refused, Request
 from dbchannels.server.http.parser import HeadLimits, HeadReader
 from dbchannels.server.websocket.deflate import negotiate
-from dbchannels.server.websocket.handshake import Refused, read_handshake
+from dbchannels.server.websocket.handshake import read_handshake
 
 try:
     from re import _parser as parser

@@ -17,8 +17,8 @@ from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+from dbchannels.server.http.messages import refuse_response
 from dbchannels.server.proxy_headers import read_address
-from dbchannels.server.websocket.handshake import refuse_response
 
 log = logging.getLogger("dbchannels.server")
 

@@ -14,9 +14,9 @@ from typing import Any
 import gevent
 from gevent.server import StreamServer
 
+from dbchannels.server.http.messages import Refused, refuse_response
 from dbchannels.server.http.parser import HeadLimits, HeadReader
 from dbchannels.server.listeners import Address, SocketPermissions, listen
-from dbchannels.server.websocket.handshake import Refused, refuse_response
 
 MOST = 32  # connections at once
 DEADLINE = 5.0  # seconds for a request and its response

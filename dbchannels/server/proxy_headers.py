@@ -12,14 +12,15 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.server.http.messages import RawHeaders, Request
+from dbchannels.server.http.headers import RawHeaders, items, match_host
+from dbchannels.server.http.messages import Request
 
 #: Whom to believe by default: this machine. The word is for every peer of a Unix socket.
 LOOPBACK = ("127.0.0.0/8", "::1", "unix")
 
 FOR, PROTO, HOST = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
 _SCHEMES = {b"http": "http", b"ws": "http", b"https": "https", b"wss": "https"}
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]{1,255})(?::[0-9]{1,5})?\Z")
+LONGEST_HOST = 255  # characters
 # An address with a port: an IPv6 one has brackets then, and may have them without.
 _WITH_PORT = re.compile(r"(?:\[(?P<six>[^\]]+)\]|(?P<four>[0-9.]+))(?::(?P<port>[0-9]{1,5}))?\Z")
 
@@ -76,7 +77,7 @@ def forwarded(request: Request, trusted: Trusted) -> Request:
     if not trusted.believes(request.client[0]):
         return request._replace(headers=[pair for pair in headers if pair[0] not in (FOR, PROTO, HOST)])
     return request._replace(
-        client=_client(_items(headers, FOR), trusted) or request.client,
+        client=_client(items(headers, FOR), trusted) or request.client,
         scheme=forwarded_scheme(headers) or request.scheme,
         headers=_with_host(headers, _last(headers, HOST) if trusted.host else b""),
     )
@@ -87,14 +88,9 @@ def forwarded_scheme(headers: RawHeaders) -> str:
     return _SCHEMES.get(_last(headers, PROTO).lower(), "")
 
 
-def _items(headers: RawHeaders, name: bytes) -> list[bytes]:
-    """Return the items of a header that is a list, of its repetitions too, in order."""
-    return [item.strip(b" \t") for key, value in headers if key == name for item in value.split(b",")]
-
-
 def _last(headers: RawHeaders, name: bytes) -> bytes:
     """Return what the nearest proxy said: it adds to the end of what it was told."""
-    return (_items(headers, name) or [b""])[-1]
+    return (items(headers, name) or [b""])[-1]
 
 
 def _client(items: Sequence[bytes], trusted: Trusted) -> tuple[str, int] | None:
@@ -131,6 +127,7 @@ def read_address(host: str) -> Address | None:
 
 def _with_host(headers: RawHeaders, host: bytes) -> RawHeaders:
     """Return the headers with this host in the place of the proxy's own; if it can be none, nobody is to believe it."""
-    if not _HOST.match(host):
+    match = match_host(host.decode("latin-1"))
+    if match is None or len(match[1]) > LONGEST_HOST or match[2] == "":
         return [pair for pair in headers if pair[0] != HOST]
     return [(b"host", host), *(pair for pair in headers if pair[0] != b"host")]

@@ -220,9 +220,9 @@ class InterfaceServer:
         """Raise Refused for a page of another site, and for a host that is not ours (DNS rebinding)."""
         allowed = self.options.allowed_hosts
         if self.options.is_outside(request.path):
-            raise handshake.Refused(404, OUTSIDE)
+            raise messages.Refused(404, OUTSIDE)
         if not handshake.host_allowed(request.host(), allowed):
-            raise handshake.Refused(
+            raise messages.Refused(
                 400, "The Host is none of this site's: add it to ALLOWED_HOSTS if it is yours."
             )
         # What is left of X-Forwarded-Proto behind a proxy is believed. Without one, TLS may end where nobody says so.
@@ -235,7 +235,7 @@ class InterfaceServer:
                 f"{scheme}://" if scheme else "",
                 request.host(),
             )
-            raise handshake.Refused(
+            raise messages.Refused(
                 403, "This Origin may not connect: add it to CSRF_TRUSTED_ORIGINS if it is yours."
             )
 
@@ -243,7 +243,7 @@ class InterfaceServer:
         """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
         log_websocket("WSCONNECT", request, "-", 0.0)
         if self.requests.under_way.given_up or self.relay.refuses:
-            raise handshake.Refused(503, messages.SENTENCES[503], [("Retry-After", "5")])
+            raise messages.Refused(503, messages.SENTENCES[503], [("Retry-After", "5")])
         connection = Connection(self.relay, request, self.options.websocket, self._budget)
         self.requests.under_way.waits(inlet, connection.give_up)
         inlet.watch(connection.give_up)
@@ -263,7 +263,7 @@ class InterfaceServer:
             connection.abandon()
             own = any(name.lower() == "retry-after" for name, _ in decision.headers)
             retry = [("Retry-After", "5")] if decision.status == 503 and not own else []
-            raise handshake.Refused(decision.status, decision.sentence, [*decision.headers, *retry])
+            raise messages.Refused(decision.status, decision.sentence, [*decision.headers, *retry])
         return connection, decision
 
     def adopt(self, connection: Connection, sock: Any, buffered: bytes) -> None:

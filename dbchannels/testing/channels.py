@@ -13,8 +13,7 @@ from dbchannels import conf
 from dbchannels.channel import Channel, Group
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
-from dbchannels.server.http.messages import Request
-from dbchannels.server.websocket.handshake import Refused
+from dbchannels.server.http.messages import Refused, Request
 from dbchannels.testing.layer import RecordingLayer
 from dbchannels.testing.running import Runner, is_spoken
 from dbchannels.testing.sent import Record, SentMessage, SentMessages, Wanted

@@ -13,7 +13,7 @@ from dbchannels.processes.plan import allowed_hosts, trusted_origins
 from dbchannels.protocol import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
 from dbchannels.server.config import Options
-from dbchannels.server.http.messages import Request
+from dbchannels.server.http.messages import Refused, Request
 from dbchannels.server.limits import Limits
 from dbchannels.server.relay import Relay
 from dbchannels.server.reply import Receiver, read_reply
@@ -181,7 +181,7 @@ class Server:
             run()
             decision: Any = connection.decision.value
             if isinstance(decision, Denied):
-                raise handshake.Refused(decision.status, decision.sentence, decision.headers)
+                raise Refused(decision.status, decision.sentence, decision.headers)
             handshake.accept_response(shaken, decision.subprotocol, decision.headers)
         except BaseException:
             connection.abandon()

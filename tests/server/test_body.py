@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from dbchannels.server.config import Options
 from dbchannels.server.http.body import BodyReader
+from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import HeadLimits, HeadReader
-from dbchannels.server.websocket.handshake import Refused
 from tests.server.hostile import BODIES
 
 LIMIT = Options().max_body

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbchannels.server.budget import TOTAL, MemoryBudget, Share
+from dbchannels.server.http.messages import Refused
 from dbchannels.server.limits import Limits
 from dbchannels.server.websocket import deflate as deflate_module
 from dbchannels.server.websocket.deflate import LEAST, Inflater, negotiate
 from dbchannels.server.websocket.frames import ProtocolError, decode_frame, encode_frame
-from dbchannels.server.websocket.handshake import Refused
 from dbchannels.server.websocket.protocol import Binary, Closed, Outgoing, Ping, Text, WebSocket, encode_text
 from dbchannels.server.websocket.transport import Transport
 from tests.server.test_websocket import client, events_of, frames_at_random, plausible

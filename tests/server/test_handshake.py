@@ -10,16 +10,15 @@ from django.test import RequestFactory
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dbchannels.server.http.messages import Refused, refuse_response
 from dbchannels.server.websocket.handshake import (
     Handshake,
     Origins,
-    Refused,
     accept_response,
     host_allowed,
     is_upgrade,
     origin_allowed,
     read_handshake,
-    refuse_response,
     take_heartbeat,
 )
 

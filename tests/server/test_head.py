@@ -8,8 +8,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import HeadLimits, HeadReader, read_field
-from dbchannels.server.websocket.handshake import Refused
 from tests.server.hostile import HEADS
 
 LIMITS = HeadLimits()

@@ -16,8 +16,8 @@ from dbchannels.server.budget import Turns
 from dbchannels.server.config import FLAGS, Options, checked
 from dbchannels.server.connection_limits import ConnectionLimits
 from dbchannels.server.http import exchange, reader, spool
+from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import Head
-from dbchannels.server.websocket import handshake
 from dbchannels.testing.contract.case import raises
 from tests.server import test_server
 from tests.server.hostile import BODIES, HEADS
@@ -93,7 +93,7 @@ def test_a_body_in_tiny_chunks_that_comes_faster_than_it_is_read_leaves_the_hub_
 
     looking = gevent.spawn(other)
     head = Head("POST", "/", "1.1", [], None, True, False)
-    with pytest.raises(handshake.Refused, match="max-body"):
+    with pytest.raises(Refused, match="max-body"):
         reader.Inlet(Fast(), Options(max_body=30_000), Turns()).read_body(head, taken.extend)
     looking.kill()
     assert len(taken) > 25_000

@@ -9,9 +9,9 @@ import gevent
 import pytest
 
 from dbchannels.server.http import spool as spool_module
+from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.spool import Spool, SpooledBody
 from dbchannels.server.http.storage import Storage
-from dbchannels.server.websocket.handshake import Refused
 
 
 @pytest.fixture

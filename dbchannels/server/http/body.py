@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from typing import Literal
 
+from dbchannels.server.http.headers import TOKEN
+from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import read_field
-from dbchannels.server.websocket.handshake import Refused
 
 LONGEST_LINE = 1_024  # bytes of a chunk's first line, extensions included, and of a trailer's line
 EXTRAS = 16_384  # bytes of extensions and trailers in one body
 
 # RFC 9112 section 7.1.1: extensions are names with or without a value, a token or a quoted text.
-_NAME = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
+_NAME = TOKEN.encode()
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
 _CHUNK = re.compile(
     rb"([0-9A-Fa-f]{1,15})((?:[ \t]*;[ \t]*"

@@ -25,7 +25,6 @@ from dbchannels.server.http.under_way import UnderWay
 from dbchannels.server.http.upload import Upload
 from dbchannels.server.relay import Relay
 from dbchannels.server.turns import Turns
-from dbchannels.server.websocket import handshake
 
 log = logging.getLogger("dbchannels.server")
 
@@ -62,7 +61,7 @@ class Requests:
         try:
             self._check(request)
             if length != 0 and not self.direct and self._relay.refuses:
-                raise handshake.Refused(503, messages.SENTENCES[503])  # before the body comes
+                raise messages.Refused(503, messages.SENTENCES[503])  # before the body comes
             if length != 0:
                 expected = min(length or 0, self._options.max_body)  # beyond it: 413
                 spool = Spool(self._storage, expected, _share_of(request))
@@ -75,11 +74,11 @@ class Requests:
                 return [content] if request.method != "HEAD" else []
             handed_on = True
             return self._exchange(request, spool, inlet, start_response)
-        except handshake.Refused as refused:
+        except messages.Refused as refused:
             return self._refuse(refused, request, start_response)
         except NotStored as error:
             log.error("The body of a request could not be stored (%s): it was refused.", error)
-            return self._refuse(handshake.Refused(503, messages.SENTENCES[503]), request, start_response)
+            return self._refuse(messages.Refused(503, messages.SENTENCES[503]), request, start_response)
         finally:
             if spool is not None and not handed_on:
                 spool.close()
@@ -92,9 +91,9 @@ class Requests:
 
     def _check(self, request: Request) -> None:
         if self._options.is_outside(request.path):
-            raise handshake.Refused(404, OUTSIDE)
+            raise messages.Refused(404, OUTSIDE)
         if self.under_way.given_up:
-            raise handshake.Refused(503, messages.SENTENCES[503])
+            raise messages.Refused(503, messages.SENTENCES[503])
 
     def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
         if self.static_files is None or request.method not in ("GET", "HEAD"):
@@ -172,7 +171,7 @@ class Requests:
             spool.close()
 
     def _refuse(
-        self, refused: handshake.Refused, request: Request, start_response: Callable[..., Any]
+        self, refused: messages.Refused, request: Request, start_response: Callable[..., Any]
     ) -> list[bytes]:
         """Refuse a body that was not read to its end: what follows it is no request."""
         message = messages.failure_message(refused.status, refused.sentence)

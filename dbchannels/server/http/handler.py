@@ -18,6 +18,7 @@ from gevent.pywsgi import format_date_time
 from geventwebsocket.handler import WebSocketHandler
 
 from dbchannels.server.connection_limits import CountedSocket, address_of
+from dbchannels.server.http import messages
 from dbchannels.server.http.messages import Request
 from dbchannels.server.http.parser import Head
 from dbchannels.server.http.reader import Inlet, Left
@@ -56,7 +57,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.code, self.response_length = None, 0
         try:
             head = self.inlet.read_head()
-        except handshake.Refused as refused:
+        except messages.Refused as refused:
             self._refuse_head(refused)
             return None
         except OSError:
@@ -117,13 +118,13 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.inlet.read_body(self.head, take)
         self._unread = False
 
-    def _refuse_head(self, refused: handshake.Refused) -> None:
+    def _refuse_head(self, refused: messages.Refused) -> None:
         """Answer what is no request, and end the connection: nobody knows where the next one would begin."""
         assert self.inlet.reader is not None
         self.requestline = self.inlet.reader.request_line
         self.time_finish = time.time()
         self._answer(
-            refused.status, handshake.refuse_response(refused.status, refused.sentence, refused.headers)
+            refused.status, messages.refuse_response(refused.status, refused.sentence, refused.headers)
         )
         self.log_request()
         self._linger()
@@ -156,9 +157,9 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.connection_upgraded = True
         try:
             self._check_and_connect(request)
-        except handshake.Refused as refused:
+        except messages.Refused as refused:
             self._answer(
-                refused.status, handshake.refuse_response(refused.status, refused.sentence, refused.headers)
+                refused.status, messages.refuse_response(refused.status, refused.sentence, refused.headers)
             )
         return []
 
@@ -173,7 +174,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         except ValueError as error:
             connection.abandon()
             log.error("The connect consumer of %s accepted badly: %s", request.path, error)
-            raise handshake.Refused(500, "The site's code raised an error, which is in the log.") from None
+            raise messages.Refused(500, "The site's code raised an error, which is in the log.") from None
         connection.deflate = deflate
         self._answer(101, head)
         self.websocket = connection

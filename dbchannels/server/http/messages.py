@@ -14,12 +14,18 @@ from urllib.parse import unquote_to_bytes
 
 from dbchannels import foreign
 from dbchannels.exceptions import safe_repr
+from dbchannels.server.http.headers import (
+    Headers,
+    RawHeaders,
+    encode_head,
+    is_token_bytes,
+    is_value,
+    is_value_bytes,
+    validate,
+    values,
+    without,
+)
 
-RawHeaders = list[tuple[bytes, bytes]]
-
-_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")
-_UNSAFE_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_REASON = re.compile(r"[\t\x20-\x7e\x80-\xff]*\Z")
 # The connection is ours, not the view's (RFC 9110, section 7.6.1).
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"te"}
@@ -33,6 +39,25 @@ SENTENCES = {
     503: "This request could not be taken now: try again soon.",
     504: "No worker answered this request in time.",
 }
+
+
+_FRAMING = re.compile(r"(?i)content-length|transfer-encoding")
+
+
+class Refused(Exception):
+    """The request cannot be taken: answer it with ``status``, ``sentence`` and ``headers``."""
+
+    def __init__(self, status: int, sentence: str, headers: Headers = ()) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence, self.headers = status, sentence, list(headers)
+
+
+def refuse_response(status: int, sentence: str, headers: Headers = ()) -> bytes:
+    """Return a whole answer after which the connection ends; ValueError, one sentence, for a bad header."""
+    body = sentence.encode("utf-8", "replace") + b"\n"
+    own = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
+    extra = validate(headers, _FRAMING)
+    return encode_head(f"{status} {reason_phrase(status)}", [*own, ("Connection", "close"), *extra]) + body
 
 
 #: What is sent on a body's channel when no more of it will come.
@@ -74,7 +99,7 @@ class Request(NamedTuple):
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header."""
-        return next((value for key, value in self.headers if key == name), None)
+        return next(iter(values(self.headers, name)), None)
 
     def host(self) -> str:
         """Return the Host header's text."""
@@ -144,12 +169,12 @@ def response_head(message: dict[str, Any], method: str) -> Head:
     status = message.get("status")
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")
-    headers = [pair for pair in map(_checked, _pairs(message)) if pair[0].lower() not in _HOP_BY_HOP]
+    headers = without(map(_checked, _pairs(message)), *_HOP_BY_HOP)
     content, whole = checked_content(message), not message.get("more_content")
     bodiless = status in (204, 304)
     given = [value for name, value in headers if name.lower() == b"content-length"]
     if bodiless or whole or len(given) > 1:
-        headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
+        headers = without(headers, b"content-length")
     if whole and not bodiless:
         length = given[0] if method == "HEAD" and given and not content else str(len(content)).encode()
         headers.append((b"Content-Length", length))
@@ -176,7 +201,7 @@ def _pairs(message: dict[str, Any]) -> Sequence[Any]:
 
 
 def _checked_reason(reason: object) -> str:
-    if reason is not None and (not isinstance(reason, str) or not _REASON.match(reason)):
+    if reason is not None and (not isinstance(reason, str) or not is_value(reason)):
         raise ValueError(f"The reason {reason!a:.60} cannot be sent: it is one line of latin-1 text.")
     return reason or ""
 
@@ -185,7 +210,7 @@ def _checked(pair: object) -> tuple[bytes, bytes]:
     if not isinstance(pair, (list, tuple)) or [type(part) for part in pair] != [bytes, bytes]:
         raise ValueError(f"A header of a response is a pair of bytes, not {pair!a:.60}.")
     name, value = pair
-    if not _NAME.match(name) or _UNSAFE_VALUE.search(value):
+    if not is_token_bytes(name) or not is_value_bytes(value):
         raise ValueError(f"The header {name!r:.60} cannot be sent: it holds a control character.")
     return name, value
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 import re
 from typing import NamedTuple
 
-from dbchannels.server.http.messages import RawHeaders
-from dbchannels.server.websocket.handshake import Refused
+from dbchannels.server.http.headers import RawHeaders, is_token_bytes, is_value_bytes, items, values, words
+from dbchannels.server.http.messages import Refused
 
 LONGEST_LENGTH = 18  # digits of a Content-Length: what 64 bits hold
 
-_TOKEN = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
 _METHOD = re.compile(rb"[A-Z][A-Z0-9_-]{0,31}\Z")
 _TARGET = re.compile(rb"[!-\"$-~]+\Z")  # visible, ASCII, no fragment
 _ABSOLUTE = re.compile(rb"(?i)https?://([^/?]*)([/?].*)?\Z")
 _VERSION = re.compile(rb"HTTP/[0-9]\.[0-9]\Z")
-_VALUE = re.compile(rb"[\t\x20-\x7e\x80-\xff]*\Z")
 # RFC 3986 section 3.2.2 without user information; empty where the target has no authority (RFC 9110 section 7.2).
 _HOST = re.compile(
     rb"(?:(?:\[[0-9A-Fa-f:.]+\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?)?\Z"
@@ -64,7 +62,7 @@ class HeadReader:
         self._line: tuple[str, str, str] | None = None  # method, target, version
         self._authority: bytes | None = None  # of a target that names its host
         self._skipped = False  # the one empty line that may come first
-        self._headers: RawHeaders = []
+        self._headers: list[tuple[bytes, bytes]] = []
         self._left = limits.size
 
     @property
@@ -125,7 +123,7 @@ class HeadReader:
                 400, "The first line is the method, the address and the version, with one space between."
             )
         method, target, version = parts
-        if not _TOKEN.match(method):
+        if not is_token_bytes(method):
             raise Refused(400, "The method is no token.")
         if not _VERSION.match(version):
             raise Refused(400, "The version is written HTTP/1.1.")
@@ -162,9 +160,9 @@ class HeadReader:
     def _head(self, method: str, target: str, version: str) -> Head:
         headers = self._with_host(version)
         length = _length(headers, version)
-        connection = _tokens(headers, b"connection")
+        connection = words(headers, b"connection")
         wanted = b"keep-alive" in connection or version == "1.1"
-        expects = _tokens(headers, b"expect") if version == "1.1" else []
+        expects = words(headers, b"expect") if version == "1.1" else []
         if any(one != b"100-continue" for one in expects):
             raise Refused(417, "This server knows the expectation 100-continue alone.")
         keep_alive = wanted and b"close" not in connection
@@ -193,22 +191,11 @@ def read_field(line: bytes) -> tuple[bytes, bytes]:
     name, colon, value = line.partition(b":")
     if line[:1] in (b" ", b"\t"):
         raise Refused(400, "Do not fold header lines.")
-    if not colon or not _TOKEN.match(name):
+    if not colon or not is_token_bytes(name):
         raise Refused(400, "A header line is a name, a colon and a value.")
-    if not _VALUE.match(value):
+    if not is_value_bytes(value):
         raise Refused(400, "A header's value holds a control character.")
     return name.lower(), value.strip(b" \t")
-
-
-def values(headers: RawHeaders, name: bytes) -> list[bytes]:
-    """Return all values of a header."""
-    return [value for key, value in headers if key == name]
-
-
-def _tokens(headers: RawHeaders, name: bytes) -> list[bytes]:
-    """Return the items of a header that is a list, in lower case; empty ones do not count."""
-    items = (item.strip(b" \t").lower() for value in values(headers, name) for item in value.split(b","))
-    return [item for item in items if item]
 
 
 def _length(headers: RawHeaders, version: str) -> int | None:
@@ -217,7 +204,7 @@ def _length(headers: RawHeaders, version: str) -> int | None:
     if codings:
         if lengths or version == "1.0":
             raise Refused(400, "Send Content-Length, or Transfer-Encoding in HTTP/1.1, and not both.")
-        _check_codings([coding.strip(b" \t").lower() for one in codings for coding in one.split(b",")])
+        _check_codings([coding.lower() for coding in items(headers, b"transfer-encoding")])
         return None
     if len(lengths) > 1 or not all(length.isdigit() for length in lengths):
         raise Refused(400, "Send one Content-Length, in digits.")

@@ -15,9 +15,9 @@ import gevent
 from dbchannels.server.budget import Turns
 from dbchannels.server.config import Options
 from dbchannels.server.http.body import BodyReader
+from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import Head, HeadReader
 from dbchannels.server.limits import LINGERING
-from dbchannels.server.websocket.handshake import Refused
 
 READ = 65_536  # bytes read at once
 PIECE = 2_048  # bytes of a body that are taken apart at once: they may be hundreds of chunks

@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
-from dbchannels.server.websocket.handshake import Refused
+from dbchannels.server.http.messages import Refused
 
 log = logging.getLogger("dbchannels.server")
 

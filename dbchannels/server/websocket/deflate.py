@@ -14,8 +14,9 @@ from collections.abc import Iterable, Iterator
 from functools import lru_cache
 
 from dbchannels.protocol import INVALID_DATA, TOO_LARGE
+from dbchannels.server.http.headers import TOKEN
+from dbchannels.server.http.messages import Refused
 from dbchannels.server.websocket.frames import RSV1, ProtocolError, decode_frame, encode_frame
-from dbchannels.server.websocket.handshake import Refused
 
 NAME = "permessage-deflate"
 STEP = 65_536  # bytes that are inflated at once
@@ -27,9 +28,8 @@ _END = b"\x00\x00\xff\xff"  # what a sender leaves out at the end of a message (
 _FINAL = b"\x03\x00"  # an empty last block: at its end zlib says whether all before it was whole
 _PADDING = 16  # bytes that may follow a last block: the empty one that section 7.2.3.4 asks for has one
 
-_TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_PARAMETER = rf'[ \t]*;[ \t]*{_TOKEN}(?:[ \t]*=[ \t]*(?:{_TOKEN}|"{_TOKEN}"))?'
-_EXTENSION = re.compile(rf"[ \t]*({_TOKEN})((?:{_PARAMETER})*)[ \t]*\Z")
+_PARAMETER = rf'[ \t]*;[ \t]*{TOKEN}(?:[ \t]*=[ \t]*(?:{TOKEN}|"{TOKEN}"))?'
+_EXTENSION = re.compile(rf"[ \t]*({TOKEN})((?:{_PARAMETER})*)[ \t]*\Z")
 _BITS = re.compile(r"(?:[89]|1[0-5])\Z")
 
 Parameters = list[tuple[str, str | None]]

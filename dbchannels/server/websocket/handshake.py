@@ -1,7 +1,7 @@
 """The WebSocket handshake (RFC 6455 section 4.2), from the client's request to the server's response.
 
 ``read_handshake`` refuses an invalid handshake, ``origin_allowed`` one from a page of another site. Then the connect
-consumer decides, Accepted or Denied, and ``accept_response`` or ``refuse_response`` returns the bytes to write.
+consumer decides, Accepted or Denied, and ``accept_response`` returns the 101.
 """
 
 from __future__ import annotations
@@ -16,36 +16,32 @@ from typing import NamedTuple
 
 from django.utils.http import is_same_domain
 
-log = logging.getLogger("dbchannels.server")
+from dbchannels.server.http.headers import (
+    HOST,
+    Headers,
+    RawHeaders,
+    encode_head,
+    is_token,
+    items,
+    match_host,
+    validate,
+    values,
+    words,
+)
+from dbchannels.server.http.messages import Refused, refuse_response
 
-RawHeaders = Sequence[tuple[bytes, bytes]]  # names in lower case, order and duplicates kept
-Headers = Iterable[tuple[str, str]]
+log = logging.getLogger("dbchannels.server")
 
 HEARTBEAT = "dbchannels-heartbeat"  # the query parameter that dbchannels.js adds
 LEAST_HEARTBEAT = 5  # seconds
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
-_TOKEN = re.compile(r"\A[!#$%&'*+.^_`|~0-9A-Za-z-]+\Z")  # RFC 9110 section 5.6.2
 # Exactly 16 bytes. The last four bits may have any value: the RFC's own sample key sets one of them.
-_KEY = re.compile(r"\A[A-Za-z0-9+/]{22}==\Z")
-# Control characters, which could begin another header or response (a tab is harmless), and all beyond latin-1.
-_UNSAFE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]|[^\x00-\xff]")
-_FRAMING = re.compile(r"(?i)(content-length|transfer-encoding)\Z")
-_HANDSHAKE = re.compile(r"(?i)(upgrade|connection|sec-websocket-.*|content-length|transfer-encoding)\Z")
-# No userinfo, path or query: browsers send none, so a value that has one is a trick.
-_AUTHORITY = r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(?::([0-9]{0,5}))?\Z"
-_ORIGIN = re.compile(r"\A(https?)://" + _AUTHORITY, re.IGNORECASE | re.ASCII)
-_HOST = re.compile(r"\A" + _AUTHORITY)
+_KEY = re.compile(rb"[A-Za-z0-9+/]{22}==\Z")
+_HANDSHAKE = re.compile(r"(?i)upgrade|connection|sec-websocket-.*|content-length|transfer-encoding")
+_ORIGIN = re.compile(rf"(https?)://{HOST}\Z", re.IGNORECASE | re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _LOOPBACK = re.compile(r"(?:[a-z0-9._-]*\.)?localhost\Z|127(?:\.[0-9]{1,3}){3}\Z|\[::1\]\Z")
-
-
-class Refused(Exception):
-    """The request is refused: respond with ``status``, ``sentence`` and ``headers``."""
-
-    def __init__(self, status: int, sentence: str, headers: Headers = ()) -> None:
-        super().__init__(sentence)
-        self.status, self.sentence, self.headers = status, sentence, list(headers)
 
 
 class Handshake(NamedTuple):
@@ -58,7 +54,7 @@ class Handshake(NamedTuple):
 
 def is_upgrade(headers: RawHeaders) -> bool:
     """Whether the client asks for a WebSocket; ``read_handshake`` checks whether the request is valid."""
-    return "websocket" in map(str.lower, _list(headers, b"upgrade"))
+    return b"websocket" in words(headers, b"upgrade")
 
 
 def read_handshake(method: str, http_version: str, headers: RawHeaders) -> Handshake:
@@ -69,31 +65,32 @@ def read_handshake(method: str, http_version: str, headers: RawHeaders) -> Hands
         raise Refused(400, "Open a WebSocket with HTTP/1.1.")
     if not is_upgrade(headers):
         raise Refused(400, "Send the header Upgrade: websocket.")
-    if "upgrade" not in map(str.lower, _list(headers, b"connection")):
+    if b"upgrade" not in words(headers, b"connection"):
         raise Refused(400, "Send the header Connection: Upgrade.")
     # The server would read a body as frames that nobody sent.
-    lengths = _values(headers, b"content-length")
-    if any(length != "0" for length in lengths) or _values(headers, b"transfer-encoding"):
+    lengths = values(headers, b"content-length")
+    if any(length != b"0" for length in lengths) or values(headers, b"transfer-encoding"):
         raise Refused(400, "Open a WebSocket without a body.")
-    versions = _values(headers, b"sec-websocket-version")
+    versions = values(headers, b"sec-websocket-version")
     if len(versions) > 1:
         raise Refused(400, "Send one Sec-WebSocket-Version header.")
-    if versions != ["13"]:
+    if versions != [b"13"]:
         # A 426 names the protocol to upgrade to (RFC 9110 section 15.5.22) and lists it in Connection (7.8).
         upgrade = [("Connection", "Upgrade"), ("Upgrade", "websocket")]
         raise Refused(426, "Use version 13 of WebSocket.", [("Sec-WebSocket-Version", "13"), *upgrade])
-    keys = _values(headers, b"sec-websocket-key")
+    keys = values(headers, b"sec-websocket-key")
     if len(keys) != 1 or not _KEY.match(keys[0]):
         raise Refused(400, "Send one Sec-WebSocket-Key header: 16 bytes in base64.")
-    subprotocols = _list(headers, b"sec-websocket-protocol")
-    if not all(_TOKEN.match(name) for name in subprotocols):
+    subprotocols = [name.decode("latin-1") for name in items(headers, b"sec-websocket-protocol") if name]
+    if not all(map(is_token, subprotocols)):
         raise Refused(400, "A name in Sec-WebSocket-Protocol is not a token.")
     if len(set(subprotocols)) < len(subprotocols):
         raise Refused(400, "Name each subprotocol once in Sec-WebSocket-Protocol.")
-    origins = _values(headers, b"origin")
+    origins = values(headers, b"origin")
     if len(origins) > 1:
         raise Refused(400, "Send one Origin header.")
-    return Handshake(keys[0], subprotocols, origins[0] if origins else None)
+    origin = origins[0].decode("latin-1") if origins else None
+    return Handshake(keys[0].decode("ascii"), subprotocols, origin)
 
 
 def take_heartbeat(target: str) -> tuple[str, int]:
@@ -110,16 +107,6 @@ def take_heartbeat(target: str) -> tuple[str, int]:
         elif value.isascii() and value.isdigit() and len(value) <= 4 and value.strip("0"):
             seconds = max(LEAST_HEARTBEAT, int(value))
     return "?".join(filter(None, (path, "&".join(others)))), seconds
-
-
-def _values(headers: RawHeaders, name: bytes) -> list[str]:
-    return [value.decode("latin-1").strip(" \t") for key, value in headers if key == name]
-
-
-def _list(headers: RawHeaders, name: bytes) -> list[str]:
-    """Return the items of a list header, without the empty ones (RFC 9110 section 5.6.1)."""
-    items = (item.strip(" \t") for value in _values(headers, name) for item in value.split(","))
-    return [item for item in items if item]
 
 
 class Origins(NamedTuple):
@@ -145,7 +132,7 @@ def origin_allowed(origin: str | None, host: str, scheme: str, origins: Origins)
         return False
     theirs = match[1].lower()
     default = _DEFAULT_PORTS[theirs]
-    ours, page = _HOST.match(host), (_plain_host(match[2]), int(match[3] or default))
+    ours, page = match_host(host), (_plain_host(match[2]), int(match[3] or default))
     # If the request's scheme is unknown, a Host without a port has the default port of the origin's scheme.
     if ours and scheme in ("", theirs) and (_plain_host(ours[1]), int(ours[2] or default)) == page:
         return True
@@ -161,7 +148,7 @@ def host_allowed(host: str, allowed_hosts: Iterable[str]) -> bool:
 
     ``example.com`` matches that host, ``.example.com`` the domain and its subdomains, ``*`` everything.
     """
-    match = _HOST.match(host)
+    match = match_host(host)
     if match is None:
         return False
     name = _plain_host(match[1])
@@ -185,32 +172,7 @@ def accept_response(
         own.append(("Sec-WebSocket-Protocol", subprotocol))
     if extensions:
         own.append(("Sec-WebSocket-Extensions", extensions))
-    return _head(101, own, _validated(headers, _HANDSHAKE))
-
-
-def refuse_response(status: int, sentence: str, headers: Headers = ()) -> bytes:
-    """Return the complete response that refuses a handshake; raises ValueError like ``accept_response``."""
-    body = sentence.encode("utf-8", "replace") + b"\n"
-    own = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
-    return _head(status, [*own, ("Connection", "close")], _validated(headers, _FRAMING)) + body
-
-
-def _head(status: int, own: Headers, extra: Headers) -> bytes:
-    lines = "".join(f"{name}: {value}\r\n" for name, value in (*own, *extra))
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n{lines}\r\n".encode("latin-1")
-
-
-def _validated(headers: Headers, reserved: re.Pattern[str]) -> Headers:
-    """Return the headers; raise ValueError for one that is not one line of text, or that only the server sends."""
-    headers = list(headers)
-    for name, value in headers:
-        if not isinstance(name, str) or not _TOKEN.match(name):
-            raise ValueError(f"A header cannot be called {name!a:.60}: use letters, digits and hyphens.")
-        if reserved.match(name):
-            raise ValueError(f"The header {name} is the server's own to send: leave it out.")
-        if not isinstance(value, str) or _UNSAFE.search(value):
-            raise ValueError(f"The header {name} is not one line of latin-1 text: encode its value first.")
-    return headers
+    return encode_head("101 Switching Protocols", [*own, *validate(headers, _HANDSHAKE)])
 
 
 class Accepted(NamedTuple):
