@@ -16,15 +16,16 @@ import logging
 import random
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
+from django.db import connections
+
 from dbchannels import codec, exceptions, foreign, names
 from dbchannels.conf import LayerSettings
-from dbchannels.layers.buffer import Buffer
 from dbchannels.layers.delivery import delivery_options
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
@@ -33,19 +34,21 @@ from dbchannels.layers.operations import (
     GroupAdd,
     GroupClear,
     GroupDiscard,
+    Identify,
+    Keep,
     Operation,
+    Record,
     Send,
     SendGroup,
 )
-from dbchannels.layers.transactions import after_commit, open_transactions
-from dbchannels.layers.websockets import WebSockets
+from dbchannels.layers.transactions import Buffer, after_commit, open_transactions, rollback_probe
 
 Fields = dict[str, Any]
 
 log = logging.getLogger("dbchannels.layer")
 
 
-class BaseLayer(WebSockets):
+class BaseLayer:
     """What every layer can do. Positional arguments as in the public channel-layer draft."""
 
     #: Other processes receive what is sent here.
@@ -150,25 +153,43 @@ class BaseLayer(WebSockets):
             self._buffer.reset(token)
 
     def _submit(self, operations: Sequence[Operation], immediately: bool = False) -> None:
-        """Write or buffer; with transactions open on other databases alone, wait until all of them have committed.
+        """Write or buffer; with transactions open on other databases only, wait until all of them have committed.
 
-        ``immediately`` goes before a consumer's end and never before a commit, as on the layer's own database.
+        ``immediately`` means before the consumer's end, never before a commit.
         """
         if self.transactional and (others := open_transactions(self.database)) and not self.in_transaction():
             after_commit(others, lambda: self._submit(operations, immediately))
-            return
-        self._write_or_hold(operations, immediately)
+        else:
+            self._write_or_buffer(operations, immediately)
 
-    def _write_or_hold(self, operations: Sequence[Operation], immediately: bool) -> None:
+    def _write_or_buffer(self, operations: Sequence[Operation], immediately: bool) -> None:
         buffer = self._buffer.get()
         if buffer is None or immediately:
             self.write(operations)
-        elif self.in_transaction():
-            if both := [*buffer.pending(), *operations]:
-                self.write(both)
-                buffer.written(operations, self.rollback_probe())
-        else:
+        elif not self.in_transaction():
             buffer.append(operations)
+        elif together := [*buffer.pending(), *operations]:
+            self.write(together)
+            buffer.written(self.rollback_probe())
+
+    # For open WebSockets. Their records are the server's: it makes and deletes them.
+
+    def identify(self, channel: str, user_id: str) -> None:
+        """Record whose WebSocket has this reply channel; "" for an unknown user. A closed one is no error."""
+        self.check_text("user's id", names.check_user_id(user_id))
+        self._submit([Identify(names.check_channel_name(channel), user_id)])
+
+    def keep(self, channel: str, *, session: bytes | None = None, login: str | None = None) -> None:
+        """Store an encoded channel session, or the login, with a WebSocket; see ``operations.Record``."""
+        self._submit([Keep(names.check_channel_name(channel), session, login)])
+
+    def close_connections(self, channels: Iterable[str], code: int) -> None:
+        """Close the WebSockets with these reply channels; those that are closed already are ignored."""
+        payload, expiry = codec.encode_trusted({"close": code}), self.options["expiry"]
+        # Certain: a logout neither fails nor is ignored because a server has much to read.
+        closing = [Send(channel, payload, "", expiry, certain=True) for channel in channels]
+        if closing:
+            self._submit(closing)
 
     # Receiving, without a link of one's own.
 
@@ -244,11 +265,11 @@ class BaseLayer(WebSockets):
 
     def in_transaction(self) -> bool:
         """Whether the calling thread has a transaction open in which a send would take part."""
-        return False
+        return self.transactional and bool(connections[self.database].in_atomic_block)
 
-    def rollback_probe(self) -> Any:
-        """Return a function that says, later, whether what was just written has been rolled back."""
-        return lambda: False
+    def rollback_probe(self) -> Callable[[], bool]:
+        """Return a function that tells later whether what was just written in a transaction was rolled back."""
+        return rollback_probe(self.database)
 
     def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
         """Write operations in order, in the caller's transaction, all or none. May raise ChannelFull.
@@ -256,6 +277,17 @@ class BaseLayer(WebSockets):
         With ``drop`` a send that finds its channel full is left out, and returned.
         """
         raise NotImplementedError
+
+    def connections(
+        self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
+    ) -> list[Record]:
+        """Return the records of the WebSockets whose fields each have one of the given values.
+
+        The fields are ``reply_channel``, ``server``, ``session_digest`` and ``login``. The records are sorted by reply
+        channel and begin after ``after``; there are ``limit`` at most. With ``watched``, those without a login are left
+        out. A layer that keeps no records knows no sessions of WebSockets.
+        """
+        return []
 
     def group_channels(self, group: str) -> list[str]:
         """Return the full names of a group's channels. This and what else asks by a name raises InvalidName."""

@@ -1,4 +1,4 @@
-"""What is sent inside a transaction on another database than the layer's: it waits for that one's commit."""
+"""How sends take part in transactions: the buffer of a consumer, rollbacks, and commits on other databases."""
 
 from __future__ import annotations
 
@@ -7,18 +7,60 @@ from functools import partial
 
 from django.db import connections, transaction
 
+from dbchannels.layers.operations import Operation
+
+
+class Buffer:
+    """What a consumer has sent, added and discarded and is not yet written, in order.
+
+    A write inside ``atomic()`` takes along what was buffered before it, so that nothing overtakes. If that transaction
+    or savepoint is rolled back, what had been buffered outside it is pending again; what was sent inside is gone.
+    """
+
+    def __init__(self) -> None:
+        self._operations: list[Operation] = []
+        self._written: list[tuple[int, Callable[[], bool]]] = []
+
+    def append(self, operations: Sequence[Operation]) -> None:
+        """Add operations."""
+        self._operations += operations
+
+    def written(self, rolled_back: Callable[[], bool]) -> None:
+        """Note that everything so far was written in a transaction; ``rolled_back()`` tells whether it was undone."""
+        self._written.append((len(self._operations), rolled_back))
+
+    def pending(self) -> list[Operation]:
+        """Return the operations that are still to be written."""
+        done = max((count for count, rolled_back in self._written if not rolled_back()), default=0)
+        return self._operations[done:]
+
+
+def rollback_probe(database: str) -> Callable[[], bool]:
+    """Return a function that tells whether the innermost transaction or savepoint was rolled back since.
+
+    Django keeps what is given to ``on_commit`` until the commit runs it, and drops it at a rollback.
+    """
+    connection = connections[database]
+    committed: list[bool] = []
+
+    def commit() -> None:
+        committed.append(True)
+
+    transaction.on_commit(commit, using=database)
+    return lambda: not committed and all(entry[1] is not commit for entry in connection.run_on_commit)
+
 
 def open_transactions(database: str) -> list[str]:
-    """Return the aliases of the databases, but this one, on which the calling thread is inside ``atomic()``."""
+    """Return the aliases of the other databases on which the calling thread is inside ``atomic()``."""
     # Half of a send's time in Python went into looks at threads' connections; a site with one database pays for none.
     return [alias for alias in connections if alias != database and connections[alias].in_atomic_block]
 
 
 def after_commit(aliases: Sequence[str], write: Callable[[], None]) -> None:
-    """Call ``write`` once, when the last of these transactions has committed; never, when one is rolled back.
+    """Call ``write`` once, when the last of these transactions has committed; never, if one is rolled back.
 
-    Django calls in the order in which it was asked, so what was sent first is written first. What ``write`` raises
-    leaves the ``atomic()`` block, as from any ``on_commit``: the transaction is committed then.
+    Writes keep their order, because Django runs hooks in the order in which they were registered. What ``write`` raises
+    leaves the ``atomic()`` block, as from any ``on_commit``: the transaction is committed by then.
     """
     left = set(aliases)
 

@@ -19,7 +19,7 @@ import dbchannels
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.outages import await_layer
+from dbchannels.layers.health import await_layer
 from dbchannels.processes.plan import Plan
 from dbchannels.processes.site_checks import Write, await_checks, complaint, start_checks
 from dbchannels.processes.stopping import Stopping, has_terminal, stop_at_signals

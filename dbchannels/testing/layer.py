@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 
 from dbchannels import names
@@ -64,13 +64,13 @@ class RecordingLayer(BaseLayer):
     def in_transaction(self) -> bool:
         return transactions.in_transaction()
 
-    def rollback_probe(self) -> object:
+    def rollback_probe(self) -> Callable[[], bool]:
         mark = Mark.of_caller()
         return lambda: mark is not None and mark.state is State.UNDONE
 
     def _submit(self, operations: Sequence[ops.Operation], immediately: bool = False) -> None:
         """As the base's; but any database's transaction holds back what is sent in it, and the test's own does not."""
-        self._write_or_hold(operations, immediately)
+        self._write_or_buffer(operations, immediately)
 
     def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         mark = Mark.of_caller()

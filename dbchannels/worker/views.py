@@ -22,7 +22,7 @@ from django.http.response import HttpResponseBase
 from dbchannels import names
 from dbchannels.channel import Channel
 from dbchannels.exceptions import ResponseLater
-from dbchannels.layers.outages import is_unavailable
+from dbchannels.layers.health import is_unavailable
 from dbchannels.message import Message
 from dbchannels.worker.response_stream import CHUNK
 

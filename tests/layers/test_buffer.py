@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dbchannels.layers.buffer import Buffer
 from dbchannels.layers.operations import GroupAdd
+from dbchannels.layers.transactions import Buffer
 
 
 def operation(name):
@@ -24,7 +24,7 @@ def test_what_is_appended_is_pending_in_order():
 def test_what_was_written_is_not_pending():
     buffer = Buffer()
     buffer.append([A])
-    buffer.written([B], lambda: False)
+    buffer.written(lambda: False)
     buffer.append([C])
     assert buffer.pending() == [C]
 
@@ -33,7 +33,7 @@ def test_what_was_rolled_back_is_pending_again_without_what_was_sent_inside():
     gone = []
     buffer = Buffer()
     buffer.append([A])
-    buffer.written([B], lambda: bool(gone))
+    buffer.written(lambda: bool(gone))
     buffer.append([C])
     gone.append(True)
     assert buffer.pending() == [A, C]
@@ -42,8 +42,8 @@ def test_what_was_rolled_back_is_pending_again_without_what_was_sent_inside():
 def test_only_the_writes_that_stand_count():
     buffer = Buffer()
     buffer.append([A])
-    buffer.written([], lambda: False)
+    buffer.written(lambda: False)
     buffer.append([B])
-    buffer.written([], lambda: True)
+    buffer.written(lambda: True)
     buffer.append([C])
     assert buffer.pending() == [B, C]

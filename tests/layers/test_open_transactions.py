@@ -73,7 +73,7 @@ def test_the_publisher_waits_for_no_transaction_and_nothing_is_left_after_it(lay
     housekeeper.clean_up()
     assert left(layer) == (0, 0)
     housekeeper.clean_up()
-    assert layer.ended.take() == set()
+    assert layer.closed_connections.take() == set()
 
 
 @on_postgresql

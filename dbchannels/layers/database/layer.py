@@ -8,7 +8,7 @@ then writes fails at once when another has written in between (https://www.sqlit
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from itertools import islice
 from typing import Any
@@ -23,12 +23,11 @@ from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.cleanup import Ended
+from dbchannels.layers.cleanup import ClosedConnections
 from dbchannels.layers.connections import check_text, find_records
 from dbchannels.layers.database.link import DatabaseLink, unavailable
 from dbchannels.layers.database.wakeups import BellFolder, bell_folder, ring_at_commit
 from dbchannels.layers.database.writer import Writer
-from dbchannels.layers.rollback import rollback_probe
 from dbchannels.models import (
     Connection,
     DeadLetter,
@@ -52,7 +51,7 @@ class DatabaseLayer(BaseLayer):
 
     def __init__(self, settings: LayerSettings) -> None:
         super().__init__(settings)
-        self.ended = Ended()
+        self.closed_connections = ClosedConnections()
 
     @property
     def bells(self) -> BellFolder | None:
@@ -72,12 +71,6 @@ class DatabaseLayer(BaseLayer):
 
     def link(self, name: str = "", listen: bool = True) -> DatabaseLink:
         return DatabaseLink(self, listen)
-
-    def in_transaction(self) -> bool:
-        return bool(connections[self.database].in_atomic_block)
-
-    def rollback_probe(self) -> Callable[[], bool]:
-        return rollback_probe(self.database)
 
     def atomic(self) -> AbstractContextManager[None]:
         """Return a transaction on the layer's database."""

@@ -17,11 +17,11 @@ from django.utils import timezone
 
 from dbchannels import names
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
-from dbchannels.layers.cleanup import REMAINS
+from dbchannels.layers.cleanup import UNFINISHED, disconnect_send, lost_messages
 from dbchannels.layers.connections import record_of
 from dbchannels.layers.database.wakeups import Bell, BellFolder
+from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.link import Link
-from dbchannels.layers.notices import disconnect_send, notice_sends
 from dbchannels.layers.operations import (
     Delivery,
     Disconnect,
@@ -32,7 +32,6 @@ from dbchannels.layers.operations import (
     in_flight_lines,
     resends,
 )
-from dbchannels.layers.outages import is_unavailable, may_pass
 from dbchannels.models import (
     Connection,
     DeadLetter,
@@ -43,6 +42,7 @@ from dbchannels.models import (
     ProtocolMessage,
     Schedule,
 )
+from dbchannels.protocol import EXPIRED, WORKER_DIED
 
 if TYPE_CHECKING:
     from dbchannels.layers.database.layer import DatabaseLayer
@@ -129,7 +129,9 @@ class DatabaseLink(Link):
         with unavailable():
             refused = self.layer.write(operations, drop=True) if operations else []
             if self.layer.skips_locked:
-                self.layer.ended.add(one.reply_channel for one in operations if isinstance(one, Disconnect))
+                self.layer.closed_connections.add(
+                    one.reply_channel for one in operations if isinstance(one, Disconnect)
+                )
         return refused
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
@@ -272,7 +274,7 @@ class DatabaseLink(Link):
             if process is None or not self.layer.rows(Process).filter(id=process.id).delete()[0]:
                 return
             for row in self.layer.rows(InFlight).filter(worker=name):
-                self._notify(row.lines(), "worker died")
+                self._notify(row.lines(), WORKER_DIED)
                 row.delete()
             claims = self.layer.rows(DurableMessage).filter(claimed_by=name)
             uncounted = F("attempts") - (0 if claims.count() == 1 else 1)
@@ -283,7 +285,7 @@ class DatabaseLink(Link):
                 self._clean_up_after_server(process)
 
     def _clean_up_after_server(self, process: Process) -> None:
-        name, expiry = process.name.removesuffix(REMAINS), self.layer.options["expiry"]
+        name, expiry = process.name.removesuffix(UNFINISHED), self.layer.options["expiry"]
         members = self.layer.rows(Membership).filter(channel=process.queue)
         records = self.layer.rows(Connection).filter(server=name)
         messages = self.layer.rows(ProtocolMessage)
@@ -295,8 +297,8 @@ class DatabaseLink(Link):
         self.layer.delete_unlocked(members)
         lost = self.layer.delete_unlocked(records.exclude(reply_channel__in=self._leaving()))
         if records.exists() or members.exists():  # a sweep comes back for the rest
-            self.register(name + REMAINS, Process.SERVER, process.queue)
-            self.layer.rows(Process).filter(name=name + REMAINS).update(
+            self.register(name + UNFINISHED, Process.SERVER, process.queue)
+            self.layer.rows(Process).filter(name=name + UNFINISHED).update(
                 lease_until=_stored(datetime.now(utc))
             )
         self.layer.write([disconnect_send(record_of(one), one.path, expiry) for one in lost], drop=True)
@@ -309,7 +311,7 @@ class DatabaseLink(Link):
         return [*found, *waiting.values_list("reply_channel", flat=True)]
 
     def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:
-        self.layer.write(notice_sends(lost, why, self.layer.options["expiry"]), drop=True)
+        self.layer.write(lost_messages(lost, why, self.layer.options["expiry"]), drop=True)
 
     def clean_up(self) -> None:
         with unavailable():
@@ -326,7 +328,7 @@ class DatabaseLink(Link):
 
     def _clear_up_after_connections(self) -> None:
         """Take another look at those that have ended: what was locked then may be free, or not yet."""
-        ended = self.layer.ended.take()
+        ended = self.layer.closed_connections.take()
         try:
             parts = [names.split(one) for one in ended]
             queues, recipients = {queue for queue, _ in parts}, {recipient for _, recipient in parts}
@@ -336,13 +338,13 @@ class DatabaseLink(Link):
             ended = ended & left
             self.layer.write([Disconnect(one) for one in sorted(ended)])
         finally:
-            self.layer.ended.add(ended)
+            self.layer.closed_connections.add(ended)
 
     def _expire(self, now: datetime) -> None:
         with self.layer.atomic():
             expired = list(self.layer.rows(ProtocolMessage).filter(expires_at__lt=now))
             self.layer.rows(ProtocolMessage).filter(id__in=[row.id for row in expired]).delete()
-            self._notify([(row.channel, row.reply_channel) for row in expired], "expired")
+            self._notify([(row.channel, row.reply_channel) for row in expired], EXPIRED)
             for row in expired:
                 if row.channel.endswith("!"):
                     members = self.layer.rows(Membership).filter(channel=row.channel)

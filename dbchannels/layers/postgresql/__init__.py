@@ -7,7 +7,7 @@ this module the sender's: it runs on Django's connection, so that a send is part
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,10 +17,10 @@ from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.cleanup import Ended
+from dbchannels.layers.cleanup import ClosedConnections
 from dbchannels.layers.connections import check_text, find_records
+from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.operations import Delivery, Operation, Record, Send, SendGroup
-from dbchannels.layers.outages import is_unavailable, may_pass
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.destinations import Destinations
 from dbchannels.layers.postgresql.link import PostgreSQLLink
@@ -37,7 +37,6 @@ from dbchannels.layers.postgresql.statements import (
     statements,
     without_room,
 )
-from dbchannels.layers.rollback import rollback_probe
 
 __all__ = ["PostgreSQLLayer"]
 
@@ -56,7 +55,7 @@ class PostgreSQLLayer(BaseLayer):
     def __init__(self, settings: LayerSettings) -> None:
         super().__init__(settings)
         self.room = Room()
-        self.ended = Ended()
+        self.closed_connections = ClosedConnections()
         self.notify_queue = NotifyQueue()
         self.wakeup_check = WakeupCheck(self.poll_interval)
         self.sql_capacities = sql_capacities(self.options)
@@ -75,12 +74,6 @@ class PostgreSQLLayer(BaseLayer):
         """Return a new connection of the layer's own, not yet opened, to the database of the layer's alias."""
         # Django's wrapper knows the name of the test database; settings.DATABASES would not.
         return Session({**connections[self.database].settings_dict, **self.options["direct"]}, name, listen)
-
-    def in_transaction(self) -> bool:
-        return bool(connections[self.database].in_atomic_block)
-
-    def rollback_probe(self) -> Callable[[], bool]:
-        return rollback_probe(self.database)
 
     def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
         if len(operations) == 1 and self._write_single(operations[0]):

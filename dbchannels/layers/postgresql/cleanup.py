@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dbchannels.layers.cleanup import REMAINS
-from dbchannels.layers.notices import disconnect_send, notice_sends
+from dbchannels.layers.cleanup import UNFINISHED, disconnect_send, lost_messages
 from dbchannels.layers.operations import Record, Send
 from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
 from dbchannels.models import InFlight, Process, parse_in_flight
+from dbchannels.protocol import EXPIRED, WORKER_DIED
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
@@ -52,12 +52,12 @@ class Sweeper:
         self._session.run([(sql_durable.UNCLAIM, {"name": name})])
         kind, queue = gone[0]
         if kind == Process.SERVER:
-            self._clean_up_server(name.removesuffix(REMAINS), queue)
+            self._clean_up_server(name.removesuffix(UNFINISHED), queue)
 
     def report_lost(self, name: str) -> None:
         """Tell the clients of what a worker holds that it is lost."""
         for (messages,) in self._session.run([(sql_processes.TAKE_IN_FLIGHT, {"name": name})]):
-            self._notify(parse_in_flight(messages), "worker died")
+            self._notify(parse_in_flight(messages), WORKER_DIED)
 
     def _clean_up_server(self, name: str, queue: str) -> None:
         of_queue = [
@@ -67,7 +67,7 @@ class Sweeper:
         ]
         self._session.run(of_queue)
         lost = self._session.run([(sql_processes.CONNECTIONS_OF, {"name": name})])
-        values = {"name": name, "queue": queue, "remains": name + REMAINS}
+        values = {"name": name, "queue": queue, "remains": name + UNFINISHED}
         self._session.run([(sql_processes.REMAINS_OF, values)])
         expiry = self._layer.options["expiry"]
         records = [
@@ -80,7 +80,7 @@ class Sweeper:
 
     def clear_up_after_connections(self) -> None:
         """Take another look at those that have ended: what was locked then may be free, or not yet."""
-        ended = self._layer.ended.take()
+        ended = self._layer.closed_connections.take()
         if not ended:
             return
         try:
@@ -89,7 +89,7 @@ class Sweeper:
             if ended:
                 self._session.run([(sql.DISCONNECT, of_connections(sorted(ended)))])
         finally:
-            self._layer.ended.add(ended)
+            self._layer.closed_connections.add(ended)
 
     # Time.
 
@@ -104,7 +104,7 @@ class Sweeper:
     def _expire_messages(self) -> int:
         """Drop some that have expired, and tell who waits for an answer to them; return how many."""
         expired = self._session.run([(sql_processes.EXPIRE_MESSAGES, {"limit": SWEPT})])
-        self._notify([(row[0], row[2]) for row in expired], "expired")
+        self._notify([(row[0], row[2]) for row in expired], EXPIRED)
         silent = [
             (row[0], recipient) for row in expired if row[0].endswith("!") for recipient in row[1].split()
         ]
@@ -117,7 +117,7 @@ class Sweeper:
     # What they are told.
 
     def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:
-        self._write(notice_sends(lost, why, self._layer.options["expiry"]))
+        self._write(lost_messages(lost, why, self._layer.options["expiry"]))
 
     def _write(self, sends: Sequence[Send]) -> None:
         if sends:

@@ -144,7 +144,9 @@ class PostgreSQLLink(Link):
         if not operations:
             return []
         refused = self._write(before, operations)
-        self.layer.ended.add(one.reply_channel for one in operations if isinstance(one, Disconnect))
+        self.layer.closed_connections.add(
+            one.reply_channel for one in operations if isinstance(one, Disconnect)
+        )
         return refused
 
     def finish(self, worker: str, done: Done) -> list[Send]:

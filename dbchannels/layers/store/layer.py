@@ -18,10 +18,11 @@ from dbchannels import names
 from dbchannels.exceptions import ChannelFull
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.notices import notice_sends
+from dbchannels.layers.cleanup import lost_messages
 from dbchannels.layers.store.link import StoreLink
 from dbchannels.layers.store.records import StoreRecords
 from dbchannels.layers.store.rows import Letter, Row, rows, sent_row
+from dbchannels.protocol import EXPIRED
 
 __all__ = ["StoreLayer"]
 
@@ -129,12 +130,12 @@ class StoreLayer(BaseLayer):
             del waiting[str(row.id)]
             if row.channel != queue:
                 self.leave_groups(row.channel, forever=False)
-            self.tell([(queue, row.reply_channel)], "expired")
+            self.tell([(queue, row.reply_channel)], EXPIRED)
         return waiting
 
     def tell(self, lost: Iterable[tuple[str, str]], why: str) -> None:
         """Tell those who wait for an answer to these, (channel, reply channel), that none comes."""
-        if notices := notice_sends(lost, why, self.options["expiry"]):
+        if notices := lost_messages(lost, why, self.options["expiry"]):
             self.write(notices)
 
     # Groups.

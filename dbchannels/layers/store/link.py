@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from dbchannels import names
 from dbchannels.exceptions import DeclaredDead
-from dbchannels.layers.cleanup import REMAINS
+from dbchannels.layers.cleanup import UNFINISHED, disconnect_send
 from dbchannels.layers.link import Link
-from dbchannels.layers.notices import disconnect_send
 from dbchannels.layers.operations import Delivery, Done, Operation, Send
 from dbchannels.layers.store.records import StoreRecords
 from dbchannels.layers.store.rows import rows
+from dbchannels.protocol import WORKER_DIED
 
 if TYPE_CHECKING:
     from dbchannels.layers.store.layer import StoreLayer
@@ -121,11 +121,11 @@ class StoreLink(Link):
             process = self.layer.table("processes").pop(name, None)
             if process is None:  # whoever takes it off the record cleans up after it
                 return
-            self.layer.tell(self.layer.table("in_flight").pop(name, ()), "worker died")
+            self.layer.tell(self.layer.table("in_flight").pop(name, ()), WORKER_DIED)
             self._release_claims(name)
             kind, queue, _ = process
             if kind == SERVER:  # of a worker it is what it reads
-                self._clean_up_after_server(name.removesuffix(REMAINS), queue)
+                self._clean_up_after_server(name.removesuffix(UNFINISHED), queue)
             self.layer.changed()
 
     def _release_claims(self, worker: str) -> None:
@@ -151,7 +151,7 @@ class StoreLink(Link):
         records = StoreRecords(self.layer.table("connections"))
         lost, expiry = records.pop_of(name, leaving), self.layer.options["expiry"]
         if records.any_of(name):
-            self.layer.table("processes")[name + REMAINS] = (SERVER, queue, self.layer.clock())
+            self.layer.table("processes")[name + UNFINISHED] = (SERVER, queue, self.layer.clock())
         self.layer.write([disconnect_send(record, path, expiry) for record, path in lost], drop=True)
 
     def clean_up(self) -> None:

@@ -21,7 +21,7 @@ from django.template.loaders import cached
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
-from dbchannels.layers.outages import await_layer
+from dbchannels.layers.health import await_layer
 from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
 from dbchannels.names import worker_names
 from dbchannels.processes.reloader import CodeChanges

@@ -8,8 +8,8 @@ import pytest
 from django.db import OperationalError
 
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.layers import outages
-from dbchannels.layers.outages import await_layer, may_pass
+from dbchannels.layers import health
+from dbchannels.layers.health import await_layer, may_pass
 
 PASSING = [
     'connection to server at "127.0.0.1", port 1 failed: Connection refused',
@@ -60,8 +60,8 @@ class Layer:
 def slept(monkeypatch):
     """The seconds that were slept, on a clock that knows nothing else."""
     slept = []
-    monkeypatch.setattr(outages.time, "sleep", slept.append)
-    monkeypatch.setattr(outages.time, "monotonic", lambda: sum(slept))
+    monkeypatch.setattr(health.time, "sleep", slept.append)
+    monkeypatch.setattr(health.time, "monotonic", lambda: sum(slept))
     return slept
 
 
