@@ -1,7 +1,7 @@
-"""The ``manage.py`` of the tests' site, with a profile: each call of a function of dbchannels becomes a line of a log.
+"""The ``manage.py`` of the tests' site, under a profile: each call of a function of dbchannels is a line of a log.
 
-TRIPS_FOLDER has two files: ``on``, whose one byte says whether calls are logged now, and ``log``. All processes append to
-it; a line is the process, the thread, the file and the function.
+TRIPS_FOLDER holds two files: ``on``, whose one byte says whether calls are logged now, and ``log``, to which all
+processes append. A line names the process, the thread, the file and the function.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """How the package is laid out, read from its source: ``python -m tests.benchmarks.structure [FOLDER] [--once]``.
 
-A *private function used once* has a name that begins with one underscore, and that name stands once in the package outside of
-the function itself, in a call: what is handed on as a callback cannot be folded into its caller. A *hand-over* is a function whose whole body is one call of another function of the package, with
-nothing but names and constants as arguments. ``--once`` lists both, folder by folder.
+A *private function used once* has a name that begins with one underscore, and that name stands once in the package
+outside of the function itself, in a call: a function that is handed on as a callback cannot be folded into its caller.
+A *hand-over* is a function whose whole body is one call of another function of the package, with nothing but names and
+constants as arguments. ``--once`` lists both, folder by folder.
 """
 
 from __future__ import annotations

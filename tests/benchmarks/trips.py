@@ -1,13 +1,14 @@
 """Which files of the package a message passes, and how the package is laid out: ``python -m tests.benchmarks.trips``.
 
-The site of the end-to-end tests is served by ``runchannels`` with one worker, on a PostgreSQL of its own. In the server,
-in the worker, and in a third process that only sends, a profile notes each call of a function whose code is in
-dbchannels/. Each trip is made a few times to warm up, and then ROUNDS times with the profile on, from the moment at which
-the client or the sender begins until SETTLE seconds after the end.
+The site of the end-to-end tests is served by ``runchannels`` with one worker, on a PostgreSQL of its own. In the
+server, in the worker, and in a third process that only sends, a profile notes each call of a function whose code is in
+dbchannels/. Each trip is made a few times to warm up, and then ROUNDS times with the profile on, from the moment at
+which the client or the sender begins until SETTLE seconds after the end.
 
 The *files* of a trip are those that more than half of the rounds pass. Its *changes* are how often a call lies in
-another file than the call before it in the same thread; a thread that takes part counts as one change. The median of the
-rounds is printed. Returns are not counted, nor is what the same threads call while nothing is sent.
+another file than the call before it in the same thread; each further thread that takes part counts as one change. The
+median of the rounds is printed. Returns are not counted, nor is what the threads call again and again while nothing is
+sent.
 
 ``--write PAGE`` brings the lists of files in a page up to date. ``--calls`` prints every call of one round.
 ``--checkout FOLDER`` measures another checkout, an older one too.
