@@ -14,7 +14,7 @@ import types
 import pytest
 
 from dbchannels.processes import supervisor
-from dbchannels.processes.supervisor import Child, Supervisor, Task, manage_command, start_worker
+from dbchannels.processes.supervisor import Supervisor, Task, WorkerProcess, manage_command, start_worker
 from dbchannels.testing.contract.case import wait_until
 from dbchannels.wakeup import Doorbell
 
@@ -76,7 +76,7 @@ def child(name, line):
         ["sh", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[writer]
     )
     os.close(writer)
-    return Child(name, process, reader)
+    return WorkerProcess(name, process, reader)
 
 
 @pytest.fixture
@@ -284,7 +284,9 @@ OLD = "READY; trap 'exit 0' TERM; while :; do sleep 0.02; done"
 def running(one, number):
     """Wait until so many workers are ready; return their process ids."""
     return wait_until(
-        lambda: len(one.pids()) == number and all(child.is_ready() for child in one._children) and one.pids()
+        lambda: (
+            len(one.pids()) == number and all(worker.is_ready() for worker in one._processes) and one.pids()
+        )
     )
 
 
@@ -383,7 +385,7 @@ def test_stop_in_a_restart_leaves_nobody_running(shell, supervise, monkeypatch):
     results = []
     thread = threading.Thread(target=lambda: results.append(one.restart()))
     thread.start()
-    (new,) = wait_until(lambda: len(started) == 2 and [child.process.pid for child in one._children[1:]])
+    (new,) = wait_until(lambda: len(started) == 2 and [worker.process.pid for worker in one._processes[1:]])
     wait_until(lambda: traps(new))
     one._graceful_timeout = 0.01
     monkeypatch.setattr(supervisor, "KILL_AFTER", 0.0)
@@ -397,15 +399,15 @@ def test_one_that_gets_ready_in_a_stop_does_not_take_over(shell, supervise, monk
     started = shell(OLD)
     one = supervise()
     (old,) = running(one, 1)
-    is_ready = Child.is_ready
+    is_ready = WorkerProcess.is_ready
 
-    def ready_too_late(child, timeout=0.0):
-        found = is_ready(child, timeout)
+    def ready_too_late(worker, timeout=0.0):
+        found = is_ready(worker, timeout)
         if timeout:
             one.stopping.set()
         return found
 
-    monkeypatch.setattr(Child, "is_ready", ready_too_late)
+    monkeypatch.setattr(WorkerProcess, "is_ready", ready_too_late)
     assert not one.restart()
     assert len(started) == 2 and one.pids() == [old]
 
@@ -468,7 +470,7 @@ def test_a_worker_is_runworker_with_its_name_bells_and_arguments(command, capfd)
     command("import sys; print(*sys.argv[1:])")
     bells = {"h": Doorbell.new(), "d": Doorbell.new()}
     worker = start_worker("worker-1-x", Task(("--only", "http.*"), bells))
-    assert worker.wait() == 0
+    assert worker.process.wait() == 0
     worker.close()
     words = capfd.readouterr().out.split()
     assert words.pop(4).isdecimal()
@@ -497,7 +499,7 @@ def test_threads_and_the_time_of_the_start_are_told_where_they_matter(command, c
     before = time.time()
     for task in (Task((), {}), Task((), {}, threads=8, reloads=True)):
         worker = start_worker("worker-1-x", task)
-        worker.wait()
+        worker.process.wait()
         worker.close()
     plain, line = capfd.readouterr().out.splitlines()
     assert plain.split()[1:] == []
@@ -510,7 +512,7 @@ def test_a_worker_can_ring_its_bells(command):
     command("import os, sys; os.write(int(sys.argv[7].split(',')[1]), b'!')")
     bell = Doorbell.new()
     worker = start_worker("worker-1-x", Task((), {"h": bell}))
-    assert worker.wait() == 0
+    assert worker.process.wait() == 0
     worker.close()
     assert os.read(bell.reader, 10) == b"!"
     for descriptor in bell:
@@ -521,7 +523,7 @@ def test_a_worker_can_ring_the_doors_of_others(command):
     command("import os, sys; os.write(int(sys.argv[7].removeprefix('reply.a!=').split(',')[1]), b'!')")
     door = Doorbell.new()
     worker = start_worker("worker-1-x", Task((), {}, (("reply.a!", door),)))
-    assert worker.wait() == 0
+    assert worker.process.wait() == 0
     worker.close()
     assert os.read(door.reader, 10) == b"!"
     for descriptor in door:
@@ -533,7 +535,7 @@ def test_a_worker_can_say_that_it_is_ready(command):
     worker = start_worker("worker-1-x", Task((), {}))
     assert worker.is_ready(20) and worker.is_ready()
     worker.process.stdin.close()
-    assert worker.wait() == 0
+    assert worker.process.wait() == 0
     assert worker.is_ready()
     worker.close()
 
@@ -542,7 +544,7 @@ def test_one_that_ends_before_it_is_ready_never_was(command):
     command("raise SystemExit(3)")
     worker = start_worker("worker-1-x", Task((), {}))
     assert not worker.is_ready(20)
-    assert worker.wait() == 3
+    assert worker.process.wait() == 3
     worker.close()
 
 
@@ -560,14 +562,14 @@ def test_a_workers_standard_input_ends_with_its_parent(command):
     worker = start_worker("worker-1-x", Task((), {}))
     assert worker.process.poll() is None
     worker.process.stdin.close()  # as the kernel does for a parent that dies
-    assert worker.wait() == 7
+    assert worker.process.wait() == 7
     worker.close()
 
 
 def test_ctrl_c_in_the_terminal_does_not_reach_a_worker(command):
     command("import os, sys; sys.exit(0 if os.getsid(0) == os.getpid() else 1)")
     worker = start_worker("worker-1-x", Task((), {}))
-    assert worker.wait() == 0
+    assert worker.process.wait() == 0
     worker.close()
 
 

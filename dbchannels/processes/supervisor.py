@@ -1,6 +1,6 @@
-"""Keeps worker processes running: starts them, sees them die, says so, and starts them again.
+"""Keeps worker processes running: starts them, logs when one dies, and starts another.
 
-They are exec'ed as ``manage.py runworker``, never forked: this process has threads, and no code of the site.
+A worker is a new ``manage.py runworker``, never a fork: this process has threads, and imports no code of the site.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from dbchannels.wakeup import Doorbell
 
 log = logging.getLogger("dbchannels.supervisor")
 
-STEADY = 2.0  # seconds after which a worker that was ready counts as started well: its delays begin anew
-SOON = 1.0  # seconds at most until another takes the place of one that worked: what it held waits for that
+STEADY = 2.0  # seconds after which a worker that was ready counts as well started: the back-off is reset
+SOON = (
+    1.0  # seconds at most until a worker that was ready is replaced: the messages that it held wait for that
+)
 READY_WITHIN = 60.0  # seconds in which a new worker must have imported the site
 KILL_AFTER = 5.0  # seconds beyond the workers' own graceful time-out
-GIVE_BACK = 1.0  # seconds before it is killed in which a worker gives back what it runs, at a second SIGTERM
+GIVE_BACK = 1.0  # seconds between a second SIGTERM, at which a worker gives back its messages, and SIGKILL
 
 
 class Task(NamedTuple):
@@ -43,47 +45,43 @@ class Task(NamedTuple):
     reloads: bool = False  # it takes no message once the code that it runs was changed
 
 
-class Child:
-    """One worker process. It says through a pipe that it is on record and takes messages."""
+class WorkerProcess:
+    """A running worker. It writes a byte into a pipe when it is registered and takes messages."""
 
     def __init__(self, name: str, process: subprocess.Popen[bytes], reader: int) -> None:
         self.name, self.process = name, process
         self.names = [name]  # of all its threads
-        self.kinds: frozenset[str] = frozenset()  # of what it takes, see Task.bells
+        self.kinds: frozenset[str] = frozenset()  # of the messages that it takes, see Task.bells
         self.started_at = time.monotonic()
-        self._reader = reader  # the end of what it may say: one byte
+        self._reader = reader  # of the pipe
         self._ready = False
         self._reading = threading.Lock()
         os.set_blocking(reader, False)
 
     def is_ready(self, timeout: float = 0.0) -> bool:
-        """Whether it has said so, at the latest after so many seconds; False at once when it has ended."""
+        """Whether the worker takes messages; wait up to ``timeout`` seconds for it, unless it ends before."""
         if not self._ready and wait_readable([self._reader], timeout):
             with self._reading, suppress(BlockingIOError):  # another thread may have read it just now
                 self._ready = os.read(self._reader, 1) == b"!" or self._ready
         return self._ready
 
-    def wait(self) -> int:
-        """Return its exit status, once it has ended."""
-        return self.process.wait()
-
     def close(self) -> None:
-        """Let go of what belongs to a process that has ended."""
+        """Close the pipes of a process that has ended."""
         os.close(self._reader)
         if self.process.stdin:
             self.process.stdin.close()
 
 
-class Post:
-    """What one worker is for, whoever it is now."""
+class Slot:
+    """A place for one worker: the task, and the process that does it at the moment."""
 
     def __init__(self, number: int, task: Task) -> None:
         self.number, self.task = number, task
-        self.child: Child | None = None
+        self.worker: WorkerProcess | None = None
 
 
 class Supervisor:
-    """One thread for each worker. ``on_death`` is told the name of a worker that ended before it was asked to."""
+    """Runs one thread for each worker. ``on_death`` is called with the name of a worker that died."""
 
     def __init__(
         self, tasks: Sequence[Task], on_death: Callable[[str], None], graceful_timeout: float
@@ -94,11 +92,11 @@ class Supervisor:
         self._lock = threading.Lock()
         self._restarting = threading.Lock()
         self._had_ready = False
-        self._children: list[Child] = []  # all that run, those among them that are about to take over
-        self._posts = [Post(number, task) for number, task in enumerate(tasks, 1)]
+        self._processes: list[WorkerProcess] = []  # all that run, with those that are about to take over
+        self._slots = [Slot(number, task) for number, task in enumerate(tasks, 1)]
         self._threads = [
-            threading.Thread(target=self._keep, args=(post,), name=f"worker {post.number}", daemon=True)
-            for post in self._posts
+            threading.Thread(target=self._keep, args=(slot,), name=f"worker {slot.number}", daemon=True)
+            for slot in self._slots
         ]
 
     def start(self) -> None:
@@ -109,13 +107,13 @@ class Supervisor:
     def pids(self) -> list[int]:
         """Return the process ids of the workers that run now."""
         with self._lock:
-            return [child.process.pid for child in self._children]
+            return [worker.process.pid for worker in self._processes]
 
     def has_ready(self) -> bool:
-        """Whether workers take what clients send, requests and frames; it answers at once."""
-        if self._lock.acquire(blocking=False):  # the hub asks, and it must not wait for a process to start
+        """Whether workers take both requests and frames; never blocks."""
+        if self._lock.acquire(blocking=False):  # the hub calls this, and must not wait for a process to start
             try:
-                taken = {kind for child in self._children if child.is_ready() for kind in child.kinds}
+                taken = {kind for worker in self._processes if worker.is_ready() for kind in worker.kinds}
                 self._had_ready = taken >= {"h", "w"}
             finally:
                 self._lock.release()
@@ -124,12 +122,12 @@ class Supervisor:
     def ready_names(self) -> set[str]:
         """Return the names of the workers that take messages."""
         with self._lock:
-            return {name for child in self._children if child.is_ready() for name in child.names}
+            return {name for worker in self._processes if worker.is_ready() for name in worker.names}
 
     def stop(self, within: float | None = None) -> None:
-        """Ask the workers to finish; those that do not within so many seconds give back what they run, or are killed.
+        """Ask the workers to end, and return when they have.
 
-        Returns when all have ended.
+        A worker that is still running after ``within`` seconds gives back its messages, or is killed.
         """
         self.stopping.set()
         deadline = time.monotonic() + (self._graceful_timeout + KILL_AFTER if within is None else within)
@@ -140,7 +138,7 @@ class Supervisor:
         self.kill()
         for thread in self._threads:
             thread.join()
-        with self._restarting:  # it ends those that it had started
+        with self._restarting:  # a restart ends the workers that it has started
             return
 
     def kill(self) -> None:
@@ -149,29 +147,29 @@ class Supervisor:
 
     def _signal(self, number: int) -> None:
         with self._lock:
-            for child in self._children:
-                child.process.send_signal(number)
+            for worker in self._processes:
+                worker.process.send_signal(number)
 
     # Keeping one worker.
 
-    def _keep(self, post: Post) -> None:
+    def _keep(self, slot: Slot) -> None:
         delays = Backoff(0.1, 10.0)
-        while post.child is not None or not self.stopping.is_set():
+        while slot.worker is not None or not self.stopping.is_set():
             try:
-                child = post.child or self._start(post)
-            except OSError as error:  # no memory, or too many processes: later there may be room
-                log.error("Worker %d cannot be started (%s); trying again.", post.number, error)
+                worker = slot.worker or self._start(slot)
+            except OSError as error:  # no memory, or too many processes: this may pass
+                log.error("Worker %d cannot be started (%s); trying again.", slot.number, error)
                 self.stopping.wait(delays.delay())
                 continue
-            if child is None:
+            if worker is None:
                 return
-            status = child.wait()
-            was_ready = child.is_ready()
-            steady = was_ready and time.monotonic() - child.started_at > STEADY
-            replaced = self._end(post, child)
+            status = worker.process.wait()
+            was_ready = worker.is_ready()
+            steady = was_ready and time.monotonic() - worker.started_at > STEADY
+            replaced = self._end(slot, worker)
             if status == 0 and (replaced or self.stopping.is_set()):
                 continue
-            for name in child.names:
+            for name in worker.names:
                 self._on_death(name)
             if replaced:
                 continue
@@ -181,66 +179,66 @@ class Supervisor:
             if was_ready:
                 delay = min(delay, SOON)
             if not self.stopping.is_set():
-                log.warning("Worker %d %s; starting another in %.1f s.", post.number, _ending(status), delay)
+                log.warning("Worker %d %s; starting another in %.1f s.", slot.number, _ending(status), delay)
             self.stopping.wait(delay)
 
-    def _start(self, post: Post) -> Child | None:
-        """Start a worker for a post; None when all are about to end."""
+    def _start(self, slot: Slot) -> WorkerProcess | None:
+        """Start a worker for a slot; return None when the supervisor stops."""
         with self._lock:
             if self.stopping.is_set():
                 return None
-            post.child = post.child or self._launch(post)
-            return post.child
+            slot.worker = slot.worker or self._launch(slot)
+            return slot.worker
 
-    def _launch(self, post: Post) -> Child:
-        child = start_worker(f"worker-{post.number}-{names.random_part()}", post.task)
-        child.names = names.worker_names(child.name, post.task.threads)
-        child.kinds = frozenset(post.task.bells)
-        self._children.append(child)
-        return child
+    def _launch(self, slot: Slot) -> WorkerProcess:
+        worker = start_worker(f"worker-{slot.number}-{names.random_part()}", slot.task)
+        worker.names = names.worker_names(worker.name, slot.task.threads)
+        worker.kinds = frozenset(slot.task.bells)
+        self._processes.append(worker)
+        return worker
 
-    def _end(self, post: Post, child: Child) -> bool:
-        """Note that a worker has ended; return whether another one had taken over from it."""
+    def _end(self, slot: Slot, worker: WorkerProcess) -> bool:
+        """Remove a worker that has ended; return whether another one had taken over from it."""
         with self._lock:
-            self._children.remove(child)
-            child.close()
-            replaced = post.child is not child
+            self._processes.remove(worker)
+            worker.close()
+            replaced = slot.worker is not worker
             if not replaced:
-                post.child = None
+                slot.worker = None
             return replaced
 
     # Restarting.
 
     def restart(self) -> bool:
-        """Replace the workers, one after another; False, and the others stay, when a new one does not get ready."""
+        """Replace the workers one after another; stop and return False when a new one does not get ready."""
         with self._restarting:
-            for post in self._posts:
-                if not self._replace(post):
+            for slot in self._slots:
+                if not self._replace(slot):
                     return False
         log.info("The workers run the new code.")
         return True
 
-    def _replace(self, post: Post) -> bool:
-        """Start another worker for a post; when it takes messages ask the old one to end, and wait until it has."""
+    def _replace(self, slot: Slot) -> bool:
+        """Start another worker for a slot; once it takes messages, end the old one."""
         try:
             with self._lock:
                 if self.stopping.is_set():
                     return False
-                new = self._launch(post)
+                new = self._launch(slot)
         except OSError as error:
             log.error("A new worker cannot be started (%s), so the old ones go on.", error)
             return False
-        if not new.is_ready(READY_WITHIN) or not self._take_over(post, new):
-            self._discard(post, new)
+        if not new.is_ready(READY_WITHIN) or not self._take_over(slot, new):
+            self._discard(slot, new)
             return False
         return True
 
-    def _take_over(self, post: Post, new: Child) -> bool:
-        """Put a worker in another one's place; False when all are about to end."""
+    def _take_over(self, slot: Slot, new: WorkerProcess) -> bool:
+        """Put a worker into a slot and end the old one; return False when the supervisor stops."""
         with self._lock:
             if self.stopping.is_set():
                 return False
-            old, post.child = post.child, new
+            old, slot.worker = slot.worker, new
             if old is not None:
                 old.process.send_signal(signal.SIGTERM)
         if old is not None:
@@ -250,22 +248,22 @@ class Supervisor:
                 old.process.kill()
         return True
 
-    def _discard(self, post: Post, new: Child) -> None:
-        """End a new worker that is not wanted; if it did not get ready, say so."""
+    def _discard(self, slot: Slot, new: WorkerProcess) -> None:
+        """End a new worker that did not get ready, and log why; or that is no longer needed."""
         ended: int | None = None
         try:
-            ended = new.process.wait(1.0)  # its pipe ends a moment before it does
+            ended = new.process.wait(1.0)  # its pipe closes a moment before it ends
         except subprocess.TimeoutExpired:
             new.process.kill()
-            new.wait()
-        self._end(post, new)
+            new.process.wait()
+        self._end(slot, new)
         if not self.stopping.is_set():
             why = f"did not get ready within {READY_WITHIN:.0f} s" if ended is None else _ending(ended)
-            log.error("The new worker %d %s, so the old ones go on: correct the code.", post.number, why)
+            log.error("The new worker %d %s, so the old ones go on: correct the code.", slot.number, why)
 
 
-def start_worker(name: str, task: Task) -> Child:
-    """Start ``runworker``. Its standard input is a pipe that ends when this process dies, however it dies."""
+def start_worker(name: str, task: Task) -> WorkerProcess:
+    """Start ``runworker``. Its standard input is a pipe, which closes when this process dies in any way."""
     bells = [text for bell in task.bells.values() for text in ("--bell", str(bell))]
     doors = [text for queue, door in task.doors for text in ("--door", f"{queue}={door}")]
     reader, writer = os.pipe()
@@ -292,7 +290,7 @@ def start_worker(name: str, task: Task) -> Child:
                 *(task.files[1:] if task.files else ()),
                 *(end for pipe in (*task.bells.values(), *(door for _, door in task.doors)) for end in pipe),
             ],
-            # A session of its own: Ctrl-C in the terminal reaches us alone, and we tell the workers in good order.
+            # A session of its own: Ctrl-C in the terminal reaches only this process, which then ends the workers.
             start_new_session=True,
         )
     except OSError:
@@ -300,7 +298,7 @@ def start_worker(name: str, task: Task) -> Child:
         raise
     finally:
         os.close(writer)
-    return Child(name, process, reader)
+    return WorkerProcess(name, process, reader)
 
 
 def manage_command() -> list[str]:
