@@ -21,6 +21,7 @@ from urllib.parse import unquote_plus
 import msgpack
 
 from dbchannels import codec, names
+from dbchannels.protocol import MORE_CONTENT
 
 _WORDS = (
     "accesstoken apikey assertion auth authorization authtoken bearer code cookie credential credentials csrf "
@@ -38,7 +39,7 @@ PRETTY = 65_536  # characters up to which a message is laid out in lines
 WIDTH = 100  # characters of a line into which a dict or a list is put as a whole
 BODY = frozenset({"body", "content"})
 #: A dict with one of these is a request, a response, or a part of one.
-HTTP = frozenset({"body_channel", "headers", "http_version", "more_content", "status"})
+HTTP = frozenset({"body_channel", "headers", "http_version", MORE_CONTENT, "status"})
 UNREADABLE = "This payload cannot be decoded: it was not encoded by this version of dbchannels."
 DECODING_ERRORS = (ValueError, RecursionError, msgpack.UnpackException, AttributeError)  # the last: no dict
 

@@ -29,8 +29,19 @@ from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Delivery, Disconnect, Operation, Send, Withdraw
 from dbchannels.models import Process
 from dbchannels.outage import Outage
+from dbchannels.protocol import (
+    BODY,
+    CLOSED,
+    DECLARED_DEAD,
+    FROM_DESCRIPTOR,
+    MORE_CONTENT,
+    TAKEN,
+    body_channel,
+    body_ends,
+    flow_channel,
+    lost,
+)
 from dbchannels.server.calls import Calls, Hub
-from dbchannels.server.http import messages
 from dbchannels.server.overload import Overload
 from dbchannels.server.relay_threads import Outbox, Publisher
 from dbchannels.server.reply import Receiver, Reply, read_reply
@@ -45,7 +56,6 @@ REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handsha
 LAST_CHORE = 0.5  # seconds at the end for what a killed worker held
 AWAY = 1.5  # seconds at the end for a layer that cannot be used
 CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see logins.py
-DECLARED_DEAD = "server declared dead"  # why a reply is lost that would come on a queue that was given up
 
 
 _ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each consumer runs once
@@ -205,23 +215,23 @@ class Relay:
 
     def lose_all(self) -> None:
         """Tell those that no reply will come who wait on a queue that is read no more."""
-        lost = [local for local, queue in self._opened_on.items() if queue in self._past]
-        for local in lost:
-            self._deliver((local,), Reply({"lost": DECLARED_DEAD}))
+        past = [local for local, queue in self._opened_on.items() if queue in self._past]
+        for local in past:
+            self._deliver((local,), Reply(lost(DECLARED_DEAD)))
 
     def _forget(self, strangers: Sequence[str], message: dict[str, Any]) -> None:
         """Replies for a connection that has ended may come from a group that it was added to too late.
 
         Or from a view that reads a body, or streams, when its client was answered before: it would wait for a minute.
         """
-        if "taken" in message:  # a consumer's own, of a request
+        if TAKEN in message:  # a consumer's own, of a request
             return
         for local in strangers:
             self._outbox.put([Disconnect(self.queue + local)])
-            if message.get("more_content") and "from_descriptor" not in message:
-                self._outbox.put([self.make_send(f"http.flow?{local}", {"closed": True})])
-            if isinstance(message.get("body"), dict):
-                self._outbox.put([self.make_send(messages.body_channel(local), messages.BODY_ENDS)])
+            if message.get(MORE_CONTENT) and FROM_DESCRIPTOR not in message:
+                self._outbox.put([self.make_send(flow_channel(local), {CLOSED: True})])
+            if isinstance(message.get(BODY), dict):
+                self._outbox.put([self.make_send(body_channel(local), body_ends())])
 
     # The publisher.
 

@@ -7,6 +7,7 @@ import queue
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dbchannels import protocol
 from dbchannels.layers.operations import Connect, Disconnect, Operation, Send, Withdraw
 
 log = logging.getLogger("dbchannels.server")
@@ -60,7 +61,7 @@ class Publisher:
 
     def _write(self, operations: Sequence[Operation]) -> None:
         for send in self._retry(lambda: self._apply(operations)) or []:
-            self._lost(send.reply_channel, {"lost": "full", "channel": send.channel})
+            self._lost(send.reply_channel, protocol.lost(protocol.FULL, send.channel))
 
     def _write_singly(self, operations: Sequence[Operation]) -> None:
         """Write what can be written of a batch that cannot: of 500 clients only the culprit is lost."""
@@ -75,7 +76,9 @@ class Publisher:
                     )
                 lost += 1
                 if isinstance(operation, Send):
-                    self._lost(operation.reply_channel, {"lost": "worker died", "channel": operation.channel})
+                    self._lost(
+                        operation.reply_channel, protocol.lost(protocol.WORKER_DIED, operation.channel)
+                    )
         if lost > 1:
             log.error("%d operations of a batch of %d were left out.", lost, len(operations))
 

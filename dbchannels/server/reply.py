@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from dbchannels import codec
 from dbchannels.exceptions import UnreadableMessage
 from dbchannels.layers.operations import Delivery
+from dbchannels.protocol import WORKER_DIED, lost
 from dbchannels.server.websocket.protocol import Outgoing, outgoing, oversight
 
 log = logging.getLogger("dbchannels.server")
@@ -53,5 +54,5 @@ def read_reply(delivery: Delivery) -> Reply:
         message = codec.decode(delivery.payload)
     except UnreadableMessage as error:
         log.error("A reply could not be read and was left out: %s", error)
-        message = {"lost": "worker died"}
+        message = lost(WORKER_DIED)
     return Reply(message)

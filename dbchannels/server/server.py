@@ -10,7 +10,7 @@ from typing import Any
 import gevent
 from gevent.pywsgi import WSGIServer
 
-from dbchannels.protocol import GOING_AWAY, SERVICE_RESTART
+from dbchannels.protocol import GOING_AWAY, SENTENCES, SERVICE_RESTART
 from dbchannels.redaction import escaped
 from dbchannels.server.access_log import log_request, log_websocket
 from dbchannels.server.budget import SLICE, MemoryBudget
@@ -243,7 +243,7 @@ class InterfaceServer:
         """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
         log_websocket("WSCONNECT", request, "-", 0.0)
         if self.requests.under_way.given_up or self.relay.refuses:
-            raise messages.Refused(503, messages.SENTENCES[503], [("Retry-After", "5")])
+            raise messages.Refused(503, SENTENCES[503], [("Retry-After", "5")])
         connection = Connection(self.relay, request, self.options.websocket, self._budget)
         self.requests.under_way.waits(inlet, connection.give_up)
         inlet.watch(connection.give_up)
@@ -252,7 +252,7 @@ class InterfaceServer:
         try:
             decision = connection.decision.get(timeout=self.options.handshake_timeout)
         except gevent.Timeout:
-            decision = Denied(503, messages.SENTENCES[503])
+            decision = Denied(503, SENTENCES[503])
         finally:
             connection.when_decided(
                 turn.leave

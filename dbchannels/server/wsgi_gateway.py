@@ -22,6 +22,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from dbchannels import conf, names
 from dbchannels.exceptions import DBChannelsError, InvalidConfiguration, LayerUnavailable
 from dbchannels.layers import make_layer
+from dbchannels.protocol import MORE_CONTENT, status_reply
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import Exchange, Stream
 from dbchannels.server.relay import Relay
@@ -67,11 +68,11 @@ class Gateway:
         body = read_body(environ, request, self._max_body)
         if isinstance(body, int):
             sentence = TOO_LARGE % self._max_body if body == 413 else ""
-            return answer(messages.failure_message(body, sentence), request.method, start_response)
+            return answer(status_reply(body, sentence), request.method, start_response)
         try:
             exchange = Exchange(self._relay())
         except LayerUnavailable:
-            return answer(messages.failure_message(503), request.method, start_response)
+            return answer(status_reply(503), request.method, start_response)
         try:
             return self._exchange(exchange, request, body, start_response)
         except BaseException:
@@ -83,7 +84,7 @@ class Gateway:
     ) -> Iterable[bytes]:
         message = messages.request_message(request, exchange.reply_channel, body, exchange.flow_channel)
         first = exchange.request(message, self._timeout)
-        if first.get("more_content"):
+        if first.get(MORE_CONTENT):
             try:
                 head = messages.response_head(first, request.method)
             except ValueError as error:
@@ -225,7 +226,7 @@ def answer(message: dict[str, Any], method: str, start_response: StartResponse) 
 def unsendable(error: ValueError) -> dict[str, Any]:
     """Log why a response cannot be sent, and return the one in its place."""
     log.error("A response could not be sent: %s", error)
-    return messages.failure_message(500)
+    return status_reply(500)
 
 
 def number(text: str | None) -> int:

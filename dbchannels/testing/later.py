@@ -10,6 +10,7 @@ from django.test.client import ClientHandler
 
 from dbchannels import names
 from dbchannels.channel import Channel
+from dbchannels.protocol import MORE_CONTENT
 from dbchannels.server.reply import Reply
 from dbchannels.testing.channels import Channels, current_channels, in_use
 from dbchannels.worker.views import RequestContext, teach_django
@@ -31,7 +32,7 @@ class LaterAnswer:
     def arrived(self) -> bool:
         """Whether it has been answered, to the end."""
         self._channels.run()
-        return bool(self._messages) and not self._messages[-1].get("more_content")
+        return bool(self._messages) and not self._messages[-1].get(MORE_CONTENT)
 
     @property
     def content(self) -> bytes:

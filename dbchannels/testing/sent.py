@@ -12,6 +12,7 @@ from dbchannels import codec
 from dbchannels.channel import Channel, Group
 from dbchannels.exceptions import InvalidMessage, safe_repr
 from dbchannels.layers.operations import Send, SendGroup
+from dbchannels.protocol import FINISHED
 from dbchannels.testing.transactions import Mark, State
 
 SHOWN = 10  # messages in a failure
@@ -36,8 +37,8 @@ class SentMessage:
         content = codec.decode(operation.payload)
         if isinstance(operation, SendGroup):
             return cls("", content, operation.group, layer=layer)
-        if "!" in operation.channel and "finished" in content:
-            del content["finished"]
+        if "!" in operation.channel and FINISHED in content:
+            del content[FINISHED]
             if not content or content.keys() == {"accept", "status"}:
                 return None
         return cls(

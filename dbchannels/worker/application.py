@@ -21,6 +21,7 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Operation, Send
 from dbchannels.message import Message
+from dbchannels.protocol import LATER, chunk
 from dbchannels.routing.table import Routing, load_routing
 from dbchannels.worker.files import FileSender
 from dbchannels.worker.request_body import open_body
@@ -68,7 +69,7 @@ class ApplicationViews:
             try:
                 content = response.content
                 if context.answered_later:
-                    return [reply({"later": True})]
+                    return [reply({LATER: True})]
                 if isinstance(content, bytes) and len(content) <= CHUNK:
                     return [reply({**response.head, "content": content})]
                 if self._files and message.reply_channel is not None and not response.written:
@@ -93,12 +94,12 @@ class ApplicationViews:
         response = Response(self.load(), environ, RequestContext())
         try:
             if isinstance(response.content, bytes):
-                yield {**response.head, "content": response.content, "more_content": False}
+                yield {**response.head, **chunk(response.content, more=False)}
                 return
-            yield {**response.head, "content": b"", "more_content": True}
+            yield {**response.head, **chunk(b"")}
             for piece in response.content:
-                yield {"content": piece, "more_content": True}
-            yield {"content": b"", "more_content": False}
+                yield chunk(piece)
+            yield chunk(b"", more=False)
         finally:
             response.close()
 

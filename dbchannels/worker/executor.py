@@ -34,6 +34,17 @@ from dbchannels.layers.delivery import LONGEST_DELAY
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery, Disconnect, Failure, Keep, Operation, Outcome, Send
 from dbchannels.message import Message
+from dbchannels.protocol import (
+    AGAIN,
+    CONSUMER_RAISED,
+    ERROR,
+    FINISHED,
+    LATER,
+    TAKEN,
+    WORKER_DIED,
+    lost,
+    status_reply,
+)
 from dbchannels.redaction import Lines
 from dbchannels.routing.options import ConsumerOptions
 from dbchannels.routing.table import Captures, Route, Routing
@@ -90,7 +101,7 @@ class Consumption:
         found = self.routing.match(message)
         if found is not None:
             if not self._run_route(*found, message, delivery, worker):
-                return [reply(self.layer, delivery.reply_channel, {"later": True})]
+                return [reply(self.layer, delivery.reply_channel, {LATER: True})]
         elif delivery.channel == "http.request":
             return self.views.respond(message, self._link, self.layer)
         elif delivery.channel == "websocket.connect" and not self.routing.match(message, "websocket.receive"):
@@ -103,7 +114,7 @@ class Consumption:
             )
         if delivery.channel == "http.request" and message.reply_channel is not None:
             # The answer may come from elsewhere, and late: until then another request of its address may come.
-            return [reply(self.layer, delivery.reply_channel, {"taken": True})]
+            return [reply(self.layer, delivery.reply_channel, {TAKEN: True})]
         return self._finished(message, {})
 
     def _nearest(self, message: Message) -> str:
@@ -153,7 +164,7 @@ class Consumption:
         if not isinstance(order, int) or order < 0 or message.reply_channel is None:
             return []
         name = message.reply_channel.name
-        answer = reply(self.layer, name, {**verdict, "finished": order})
+        answer = reply(self.layer, name, {**verdict, FINISHED: order})
         # With what the consumer did the record goes: whoever cleans up after a dead server sends no second message.
         return [answer, *([Disconnect(name)] if message.channel.name == "websocket.disconnect" else [])]
 
@@ -237,15 +248,15 @@ class Consumption:
         if not delivery.reply_channel:
             return []
         if delivery.channel == "http.request":
-            return [reply(self.layer, delivery.reply_channel, {"error": "consumer"})]
+            return [reply(self.layer, delivery.reply_channel, {ERROR: CONSUMER_RAISED})]
         refused = {"accept": False, "status": 403 if denied else 500}
         verdict = refused if delivery.channel == "websocket.connect" else {}
         try:
             message = Message(delivery.channel, codec.decode(delivery.payload), layer=self.layer.alias)
         except Exception:  # which was logged already; untold, the client would wait for ever
-            lost = {"lost": "worker died", "channel": delivery.channel}
             websocket = delivery.channel in names.WEBSOCKET
-            return [reply(self.layer, delivery.reply_channel, lost)] if websocket else []
+            notice = lost(WORKER_DIED, delivery.channel)
+            return [reply(self.layer, delivery.reply_channel, notice)] if websocket else []
         return self._finished(message, verdict)
 
 
@@ -281,25 +292,16 @@ def said_by_raising(layer: BaseLayer, delivery: Delivery, error: BaseException) 
         # To be closed with a code a client must be accepted.
         accept = {"accept": True} if delivery.channel == "websocket.connect" else {}
         reason = {"reason": error.reason} if error.reason else {}
-        answer = {**accept, "close": error.code, **reason, "finished": order}
+        answer = {**accept, "close": error.code, **reason, FINISHED: order}
     else:
-        answer = {"again": order}
+        answer = {AGAIN: order}
     return [reply(layer, delivery.reply_channel, answer)]
 
 
-_TAKEN = codec.encode_trusted({"taken": True})
-_TEXT = [b"Content-Type", b"text/plain"]
-_NOT_YET = {
-    "status": 503,
-    "headers": [[b"Retry-After", b"1"], _TEXT],
-    "content": b"This cannot be answered yet: try again soon.",
-}
+_TAKEN = codec.encode_trusted({TAKEN: True})
+_NOT_YET = status_reply(503, "This cannot be answered yet: try again soon.", retry_after=1)
 #: As Django answers a request whose session was deleted before its end.
-_LOGIN_ENDED = {
-    "status": 400,
-    "headers": [_TEXT],
-    "content": b"The session of this request has ended meanwhile: log in again.",
-}
+_LOGIN_ENDED = status_reply(400, "The session of this request has ended meanwhile: log in again.")
 
 
 def _joined(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
@@ -315,8 +317,8 @@ def _joined(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
         return [last, *_joined(sent[:-1], answers)]
     if len(answers) == 1 and isinstance(last, Send) and last[:1] == answers[0][:1]:
         content = codec.decode(answers[0].payload)
-        if list(content) == ["finished"] and (
-            payload := codec.with_field(last.payload, "finished", content["finished"])
+        if list(content) == [FINISHED] and (
+            payload := codec.with_field(last.payload, FINISHED, content[FINISHED])
         ):
             return [*sent[:-1], last._replace(payload=payload, certain=True)]
     return [*sent, *answers]

@@ -13,6 +13,7 @@ from typing import Any
 from wsgiref.util import FileWrapper
 
 from dbchannels import names
+from dbchannels.protocol import FROM_DESCRIPTOR, chunk
 from dbchannels.worker.response_stream import CHUNK
 
 SEND_WITHIN = 1.0  # seconds in which the server takes the descriptors before this one
@@ -45,8 +46,8 @@ class FileSender:
         except OSError:  # the server takes none now
             return None
         added = [] if lengths else [[b"Content-Length", str(length).encode()]]
-        head = {**head, "headers": [*head["headers"], *added], "content": b"", "more_content": True}
-        return {**head, "from_descriptor": [position, length]}
+        head = {**head, "headers": [*head["headers"], *added], **chunk(b"")}
+        return {**head, FROM_DESCRIPTOR: [position, length]}
 
 
 def regular_file(content: object) -> tuple[int, int, int] | None:

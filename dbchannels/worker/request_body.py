@@ -19,6 +19,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Send
 from dbchannels.message import Message
+from dbchannels.protocol import BODY, CLOSED, OFFSET, SINCE, UNTIL
 
 WINDOW = 1_048_576  # bytes asked for at once
 ASK_AGAIN = 1.0  # seconds without a chunk until it is asked for again
@@ -68,18 +69,18 @@ class BodyRest(io.RawIOBase):
                 raise OSError("The rest of the request's body does not come: the server that has it is gone.")
             if now - asked_at > ASK_AGAIN:
                 asked_at = now
-                self._extend(since=self._received)
+                self._extend({SINCE: self._received})
             time.sleep(pause)
             pause = min(0.05, pause * 1.5)
         self._received += len(content)
         return content
 
-    def _extend(self, **fields: int) -> None:
+    def _extend(self, fields: Fields | None = None) -> None:
         until = min(self._size, self._received + WINDOW)
         if until > self._until or fields:
             self._until = max(until, self._until)
             try:
-                self._ask({"body": {"until": self._until, **fields}})
+                self._ask({BODY: {UNTIL: self._until, **(fields or {})}})
             except LayerUnavailable:
                 return  # it is asked for again
 
@@ -92,10 +93,10 @@ class BodyRest(io.RawIOBase):
                 return None
         while self._chunks:
             chunk = self._chunks.pop()
-            if chunk.get("closed"):
+            if chunk.get(CLOSED):
                 raise OSError("The client went away before the request's body was read.")
             content = chunk.get("content")
-            if chunk.get("offset") == self._received and isinstance(content, bytes) and content:
+            if chunk.get(OFFSET) == self._received and isinstance(content, bytes) and content:
                 return content
         return None
 

@@ -15,6 +15,8 @@ from typing import Any
 
 from django.db import connections
 
+from dbchannels.protocol import BROKEN_OFF, CLOSED, ERROR, TAKEN, chunk
+
 CHUNK = 131_072  # bytes in one message at the most
 WINDOW = 1_048_576  # bytes on the way: sent, and not yet taken or stored by the server
 STALLED = 60.0  # seconds without a word of the server's: given up
@@ -56,7 +58,7 @@ class ChunkWriter:
         """
         pieces = iter(pieces)
         first = next(filter(None, pieces), b"")
-        self._deliver({**head, "content": b"", "more_content": True})
+        self._deliver({**head, **chunk(b"")})
         thread = threading.Thread(target=self._write, name="chunks", daemon=True)
         thread.start()
         try:
@@ -89,12 +91,10 @@ class ChunkWriter:
             while (content := self._next_content()) is not None:
                 for start in range(0, len(content), CHUNK):
                     self._await_room()
-                    chunk = content[start : start + CHUNK]
-                    self._deliver({"content": chunk, "more_content": True})
-                    self._sent += len(chunk)
-            self._deliver(
-                {"error": "broken off"} if self._broken else {"content": b"", "more_content": False}
-            )
+                    part = content[start : start + CHUNK]
+                    self._deliver(chunk(part))
+                    self._sent += len(part)
+            self._deliver({ERROR: BROKEN_OFF} if self._broken else chunk(b"", more=False))
         except Exception as error:
             with self._changed:
                 self._error = error
@@ -148,9 +148,9 @@ class ChunkWriter:
         self._looked_at = time.monotonic()
         reports = self._receive_flow()
         for report in reports:
-            if report.get("closed"):
+            if report.get(CLOSED):
                 raise ClientGone
-            self._taken = max(self._taken, report.get("taken", 0))
+            self._taken = max(self._taken, report.get(TAKEN, 0))
         return bool(reports)
 
 

@@ -13,10 +13,11 @@ import pytest
 
 from dbchannels import codec
 from dbchannels.layers.operations import Connect, Disconnect, Send
+from dbchannels.protocol import DECLARED_DEAD
 from dbchannels.server import budget
 from dbchannels.server.http.messages import Request
 from dbchannels.server.limits import Limits
-from dbchannels.server.relay import DECLARED_DEAD, OutboxFull
+from dbchannels.server.relay import OutboxFull
 from dbchannels.server.reply import Reply
 from dbchannels.server.websocket import connection
 from dbchannels.server.websocket.connection import INBOX, Connection

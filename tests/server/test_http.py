@@ -7,13 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbchannels.server.http.messages import (
-    SENTENCES,
     Request,
     checked_content,
     connect_message,
-    failure_message,
-    failure_status,
-    reason_phrase,
     request_message,
     response_head,
 )
@@ -252,7 +248,7 @@ def test_the_reason_is_the_views_or_the_statuss_own():
     assert response(200, reason="").status == "200 OK"
     assert response(200, reason=None).status == "200 OK"
     assert response(799).status == "799 Unknown Status Code"
-    assert reason_phrase(418) == "I'm a Teapot"
+    assert response(418).status == "418 I'm a Teapot"
 
 
 @given(
@@ -269,43 +265,3 @@ def test_no_response_forges_a_line(headers, status, reason, method):
     lines = [head.status, *(f"{name}: {value}" for name, value in head.headers)]
     assert not set("\r\n\0") & set("".join(lines))
     "".join(lines).encode("latin-1")
-
-
-# --- failures
-
-
-@pytest.mark.parametrize(
-    ("reply", "status"),
-    [
-        ({"error": "consumer"}, 500),
-        ({"lost": "worker died", "channel": "http.request"}, 502),
-        ({"lost": "expired", "channel": "http.request"}, 504),
-        ({"lost": "full", "channel": "http.request"}, 503),
-        ({"status": 200}, None),
-        ({"content": b"", "more_content": True}, None),
-    ],
-)
-def test_replies_that_say_that_no_response_will_come(reply, status):
-    assert failure_status(reply) == status
-
-
-@pytest.mark.parametrize("status", [400, 500, 502, 503, 504])
-def test_a_failure_is_one_sentence_of_plain_text(status):
-    failure = failure_message(status)
-    head = response_head(failure, "GET")
-    assert head.status == f"{status} {reason_phrase(status)}"
-    assert dict(head.headers)["Content-Type"] == "text/plain; charset=utf-8"
-    assert failure["content"].endswith(b".\n") and failure["content"].count(b"\n") == 1
-    assert failure["content"].decode().strip() == SENTENCES.get(status, "Bad Request.")
-
-
-def test_what_passes_says_when_to_try_again():
-    retry = {
-        status: dict(response_head(failure_message(status), "GET").headers).get("Retry-After")
-        for status in SENTENCES
-    }
-    assert retry == {500: None, 502: None, 503: "5", 504: "5"}
-
-
-def test_a_failure_can_have_a_sentence_of_its_own():
-    assert failure_message(400, "No é.")["content"] == "No é.\n".encode()

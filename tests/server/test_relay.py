@@ -17,6 +17,7 @@ from dbchannels import codec
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.operations import Connect, Disconnect, Send, Withdraw
 from dbchannels.models import Connection, Process
+from dbchannels.protocol import DECLARED_DEAD
 from dbchannels.server import overload
 from dbchannels.server import relay as relay_module
 from dbchannels.server.hub import GeventHub
@@ -352,7 +353,7 @@ def test_those_can_be_told_that_no_reply_will_come_who_wait_on_a_queue_of_the_pa
     relay.queue = "reply.new!"
     newcomer = Receiver(relay)  # between the new name and the hub's hearing of it
     relay.lose_all()
-    assert [one.messages() for one in receivers] == [[{"lost": relay_module.DECLARED_DEAD}]] * 2
+    assert [one.messages() for one in receivers] == [[{"lost": DECLARED_DEAD}]] * 2
     assert newcomer.messages() == []
 
 

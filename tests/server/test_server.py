@@ -19,6 +19,7 @@ from gevent import socket as gevent_socket
 from dbchannels import conf
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.memory import MemoryLayer
+from dbchannels.protocol import SENTENCES
 from dbchannels.server import relay
 from dbchannels.server.config import Options
 from dbchannels.server.http import messages
@@ -481,7 +482,7 @@ def test_a_request_that_nobody_can_answer_is_answered_at_once(site, reply, statu
     client = site.client()
     site.responding(reply)
     response = client.ask("GET", "/")
-    assert (response.status, response.content.decode()) == (status, messages.SENTENCES[status] + "\n")
+    assert (response.status, response.content.decode()) == (status, SENTENCES[status] + "\n")
     assert response.header("Retry-After") == ("5" if status in (503, 504) else None)
     site.responding({"status": 200, "content": b"fine"})
     assert client.ask("GET", "/").content == b"fine"
@@ -492,7 +493,7 @@ def test_no_worker_in_time_is_a_504(new_site):
     site = new_site(http_timeout=0.05).silent("http.request")
     client = site.client()
     response = client.ask("GET", "/")
-    assert (response.status, response.content.decode()) == (504, messages.SENTENCES[504] + "\n")
+    assert (response.status, response.content.decode()) == (504, SENTENCES[504] + "\n")
     assert site.is_quiet()
     site.reply(site.messages("http.request")[0], status=200, content=b"late")
     site.responding({"status": 200, "content": b"in time"})

@@ -15,7 +15,19 @@ from typing import Any
 import gevent
 from gevent.threadpool import ThreadPool
 
-from dbchannels.server.http import messages
+from dbchannels.protocol import (
+    BROKEN_OFF,
+    CLOSED,
+    CONSUMER_RAISED,
+    ERROR,
+    MORE_CONTENT,
+    SERVER_STOPS,
+    TAKEN,
+    chunk,
+    failure_status,
+    lost,
+    status_reply,
+)
 from dbchannels.server.http.exchange import BrokenOff, ResponseBuffer
 from dbchannels.server.turns import Turn, Turns
 
@@ -79,19 +91,19 @@ class DirectExchange:
         """Run the view; return the head of its response, 503 when no thread was free, or 504 when it took too long."""
         turns, client = self._direct.turns, message["client"][0]
         if turns.waiting(client) >= self._direct.most_waiting:
-            return messages.failure_message(503)
+            return status_reply(503)
         self._turn = turn = turns.enter(client, partial(self._start, message))
         try:
             with gevent.Timeout(timeout, False):
                 first = self._parts.get()
                 if self._left:
                     raise BrokenOff
-                status = messages.failure_status(first)
-                return first if status is None else messages.failure_message(status)
+                status = failure_status(first)
+                return first if status is None else status_reply(status)
         finally:
             if not turn.started:
                 turn.leave()
-        return messages.failure_message(504, LATE) if turn.started else messages.failure_message(503)
+        return status_reply(504, LATE) if turn.started else status_reply(503)
 
     def _start(self, message: Message) -> None:
         self._direct.run(partial(self._run, message), self._ended)
@@ -103,7 +115,7 @@ class DirectExchange:
     def next_chunk(self, timeout: float) -> Message:
         """Return the next part, however long the view takes; raises BrokenOff when there will be none."""
         part = self._parts.get() if not self._left else {}
-        if self._left or messages.failure_status(part) is not None:
+        if self._left or failure_status(part) is not None:
             raise BrokenOff
         return part
 
@@ -118,16 +130,16 @@ class DirectExchange:
     def client_left(self) -> None:
         """Wake who waits for the view, and tell the thread."""
         self._left = True
-        self.report({"closed": True})
+        self.report({CLOSED: True})
         self._parts.put({"left": True})  # wakes who waits
 
     def give_up(self) -> None:
         """End the wait for a thread, or for what it makes: the server stops."""
-        self._parts.put({"lost": "server stops"})
+        self._parts.put(lost(SERVER_STOPS))
 
     def close(self) -> None:
         """Wait for nothing more; a thread that still makes parts is told so."""
-        self.report({"closed": True})
+        self.report({CLOSED: True})
         self._parts.close()
 
     # In the thread.
@@ -138,20 +150,20 @@ class DirectExchange:
             self._pass_on(parts)
         except BaseException:  # SystemExit too: the client waits for an answer
             log.exception("The site's application raised an error.")
-            self._put({"error": "application"})
+            self._put({ERROR: CONSUMER_RAISED})
 
     def _pass_on(self, parts: Generator[Message, None, None]) -> None:
         """The head waits for the first content: a view that raises before it is answered 500."""
         head: Message = {}
         try:
             for part in parts:
-                if part.get("more_content") and not part.get("content"):
+                if part.get(MORE_CONTENT) and not part.get("content"):
                     head |= part
                     continue
                 for piece in _cut(head | part):
                     self._put(piece)
                     self._sent += len(piece.get("content", b""))
-                    if piece.get("more_content") and not self._may_go_on():
+                    if piece.get(MORE_CONTENT) and not self._may_go_on():
                         return
                 head = {}
         finally:
@@ -166,11 +178,11 @@ class DirectExchange:
             try:
                 report = self._reports.get(timeout=STALLED)
             except queue.Empty:
-                self._put({"error": "stalled"})
+                self._put({ERROR: BROKEN_OFF})
                 return False
-            if report.get("closed"):
+            if report.get(CLOSED):
                 return False
-            self._taken = max(self._taken, report.get("taken", 0))
+            self._taken = max(self._taken, report.get(TAKEN, 0))
         return True
 
 
@@ -180,11 +192,11 @@ def _cut(part: Message) -> Iterator[Message]:
     if len(content) <= WINDOW:
         yield part
         return
-    if "headers" in part and not part.get("more_content"):
+    if "headers" in part and not part.get(MORE_CONTENT):
         given = [pair for pair in part["headers"] if pair[0].lower() != b"content-length"]
         part = {**part, "headers": [*given, [b"Content-Length", str(len(content)).encode()]]}
     for start in range(0, len(content), WINDOW):
         end = start + WINDOW
-        more = end < len(content) or bool(part.get("more_content"))
-        yield {**part, "content": content[start:end], "more_content": more}
-        part = {"more_content": part.get("more_content")}
+        more = end < len(content) or bool(part.get(MORE_CONTENT))
+        yield {**part, **chunk(content[start:end], more)}
+        part = {MORE_CONTENT: part.get(MORE_CONTENT)}

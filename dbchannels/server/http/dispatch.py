@@ -10,6 +10,7 @@ from typing import Any
 
 import gevent
 
+from dbchannels.protocol import CLOSED, FROM_DESCRIPTOR, MORE_CONTENT, SENTENCES, reason_phrase, status_reply
 from dbchannels.server.config import Options
 from dbchannels.server.connection_limits import address_key, is_local
 from dbchannels.server.http import messages
@@ -61,7 +62,7 @@ class Requests:
         try:
             self._check(request)
             if length != 0 and not self.direct and self._relay.refuses:
-                raise messages.Refused(503, messages.SENTENCES[503])  # before the body comes
+                raise messages.Refused(503, SENTENCES[503])  # before the body comes
             if length != 0:
                 expected = min(length or 0, self._options.max_body)  # beyond it: 413
                 spool = Spool(self._storage, expected, _share_of(request))
@@ -70,7 +71,7 @@ class Requests:
             served = self._serve_static(request)
             if served is not None:
                 status, headers, content = served
-                start_response(f"{status} {messages.reason_phrase(status)}", headers)
+                start_response(f"{status} {reason_phrase(status)}", headers)
                 return [content] if request.method != "HEAD" else []
             handed_on = True
             return self._exchange(request, spool, inlet, start_response)
@@ -78,7 +79,7 @@ class Requests:
             return self._refuse(refused, request, start_response)
         except NotStored as error:
             log.error("The body of a request could not be stored (%s): it was refused.", error)
-            return self._refuse(messages.Refused(503, messages.SENTENCES[503]), request, start_response)
+            return self._refuse(messages.Refused(503, SENTENCES[503]), request, start_response)
         finally:
             if spool is not None and not handed_on:
                 spool.close()
@@ -93,7 +94,7 @@ class Requests:
         if self._options.is_outside(request.path):
             raise messages.Refused(404, OUTSIDE)
         if self.under_way.given_up:
-            raise messages.Refused(503, messages.SENTENCES[503])
+            raise messages.Refused(503, SENTENCES[503])
 
     def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
         if self.static_files is None or request.method not in ("GET", "HEAD"):
@@ -119,13 +120,13 @@ class Requests:
             begun = exchange.request(message, self._options.http_timeout)
             first, head = self._checked(begun, request)
             # What is answered by its head alone is made no further; a file is not made, and was sent already.
-            streamed = first.get("more_content") and (head.has_body or "from_descriptor" in first)
+            streamed = first.get(MORE_CONTENT) and (head.has_body or FROM_DESCRIPTOR in first)
             if streamed and not self._begin(exchange, first, head):
-                first, head = self._checked(messages.failure_message(503, CROWDED), request)
+                first, head = self._checked(status_reply(503, CROWDED), request)
                 streamed = False
             if not streamed:
-                if begun.get("more_content"):
-                    exchange.report({"closed": True})  # or its worker would wait to send the rest
+                if begun.get(MORE_CONTENT):
+                    exchange.report({CLOSED: True})  # or its worker would wait to send the rest
                 return self._write_whole(first, head, start_response)
             inlet.answered()
             if declared_length(head) is None:  # it may go on for ever
@@ -139,11 +140,11 @@ class Requests:
 
     def _begin(self, exchange: Exchange | DirectExchange, first: dict[str, Any], head: messages.Head) -> bool:
         """Let a response in chunks, or from a file, begin; False when there is no room for it."""
-        if "from_descriptor" not in first or isinstance(exchange, DirectExchange):
+        if FROM_DESCRIPTOR not in first or isinstance(exchange, DirectExchange):
             return exchange.begin(declared_length(head))
         if self.files is not None:
             self.files.receive()  # it was sent before the head
-        position, size = first["from_descriptor"]
+        position, size = first[FROM_DESCRIPTOR]
         return exchange.begin_file(position, size if head.has_body else 0)
 
     def _request_message(
@@ -174,7 +175,7 @@ class Requests:
         self, refused: messages.Refused, request: Request, start_response: Callable[..., Any]
     ) -> list[bytes]:
         """Refuse a body that was not read to its end: what follows it is no request."""
-        message = messages.failure_message(refused.status, refused.sentence)
+        message = status_reply(refused.status, refused.sentence)
         head = messages.response_head(message, request.method)
         head.headers.append(("Connection", "close"))
         return self._write_whole(message, head, start_response)
@@ -185,7 +186,7 @@ class Requests:
             return message, messages.response_head(message, request.method)
         except ValueError as error:
             log.error("A response to %s could not be sent: %s", request.path, error)
-            message = messages.failure_message(500)
+            message = status_reply(500)
             return message, messages.response_head(message, request.method)
 
     def _write_whole(

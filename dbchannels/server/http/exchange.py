@@ -14,8 +14,24 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dbchannels import names
 from dbchannels.layers.operations import Disconnect, Withdraw
+from dbchannels.protocol import (
+    BODY,
+    CLOSED,
+    DECLARED_DEAD,
+    FULL,
+    LATER,
+    LOST,
+    MORE_CONTENT,
+    SERVER_STOPS,
+    TAKEN,
+    body_channel,
+    failure_status,
+    flow_channel,
+    lost,
+    status_reply,
+)
 from dbchannels.server.http import messages
-from dbchannels.server.relay import DECLARED_DEAD, OutboxFull, Relay
+from dbchannels.server.relay import OutboxFull, Relay
 from dbchannels.server.reply import Reply
 from dbchannels.server.turns import Turn, Turns
 
@@ -72,9 +88,7 @@ class ResponseBuffer:
 
     def _count(self, message: Message) -> None:
         self.received += content_size(message)
-        self.ended = self.ended or not (
-            message.get("more_content") or "later" in message or "taken" in message
-        )
+        self.ended = self.ended or not (message.get(MORE_CONTENT) or LATER in message or TAKEN in message)
 
     def get(self, timeout: float | None = None) -> Message:
         """Return the next message; raises Empty. The one before was taken by the client."""
@@ -99,7 +113,7 @@ class ResponseBuffer:
         now = time.monotonic()
         if self.report is not None and not self.ended and now - self._reported_at >= after:
             self._reported, self._reported_at = self.freed, now
-            self.report({"taken": self.freed})
+            self.report({TAKEN: self.freed})
 
     def take_file(self, file: FileIO) -> None:
         """Keep a file that the head of the response may tell to begin with."""
@@ -142,8 +156,8 @@ class Exchange:
         self.upload: Upload | None = None
         self.reply_channel = relay.open(self)
         local = names.split(self.reply_channel)[1]
-        self.flow_channel = f"http.flow?{local}"
-        self.body_channel = messages.body_channel(local)
+        self.flow_channel = flow_channel(local)
+        self.body_channel = body_channel(local)
 
     def request(self, message: Message, timeout: float) -> Message:
         """Send the request; return the head of its response, or the failure to answer with.
@@ -153,7 +167,7 @@ class Exchange:
         if self._left:
             raise BrokenOff
         if self._relay.refuses:
-            return messages.failure_message(503)
+            return status_reply(503)
         start = partial(self._send, message, timeout)
         if self._turns is None:
             start()
@@ -163,25 +177,25 @@ class Exchange:
             first = self._next(timeout)
         except Empty:
             self._in_groups = True  # whatever its worker does in the end
-            return messages.failure_message(503 if self._relay.away else 504)
-        status = messages.failure_status(first)
-        return first if status is None else messages.failure_message(status)
+            return status_reply(503 if self._relay.away else 504)
+        status = failure_status(first)
+        return first if status is None else status_reply(status)
 
     def _send(self, message: Message, timeout: float) -> None:
         send = self._relay.make_send("http.request", message)._replace(expiry=timeout)
         try:
             self._relay.send(send)
         except OutboxFull:
-            self._replies.put({"lost": "full"})
+            self._replies.put(lost(FULL))
         else:
             self._path = message["path"]
 
     def deliver(self, reply: Reply) -> None:
         """Take one message, in the hub."""
         message = reply.message
-        self._answered = message.get("lost") != DECLARED_DEAD  # else it may still wait in the layer
+        self._answered = message.get(LOST) != DECLARED_DEAD  # else it may still wait in the layer
         self._leave_turn()
-        wanted = message.get("body")
+        wanted = message.get(BODY)
         if isinstance(wanted, dict) and "status" not in message:
             if self.upload is not None:
                 self.upload.asked(wanted)
@@ -213,7 +227,7 @@ class Exchange:
             chunk = self._next(timeout)
         except Empty:
             raise BrokenOff from None
-        if messages.failure_status(chunk) is not None:
+        if failure_status(chunk) is not None:
             raise BrokenOff
         return chunk
 
@@ -225,10 +239,10 @@ class Exchange:
                 raise BrokenOff
             latest = started + (self._later_timeout if self._later else timeout)
             message: Message = self._replies.get(timeout=max(0.0, latest - time.monotonic()))
-            if "later" in message:
+            if LATER in message:
                 self._later = self._in_groups = True
                 self.on_later()
-            elif "taken" not in message:
+            elif TAKEN not in message:
                 return message
 
     def report(self, report: Message) -> None:
@@ -243,7 +257,7 @@ class Exchange:
         if self._left:
             return
         self._left = True
-        self._replies.put({"taken": True})  # wakes who waits
+        self._replies.put({TAKEN: True})  # wakes who waits
         if self.upload is not None:
             self.upload.break_off()
         if self._path is not None:
@@ -254,7 +268,7 @@ class Exchange:
     def give_up(self) -> None:
         """End the wait for the next message: the server stops, and its client is answered 503."""
         self._in_groups = True  # whatever its worker does in the end
-        self._replies.put({"lost": "server stops"})
+        self._replies.put(lost(SERVER_STOPS))
 
     @property
     def is_unanswered(self) -> bool:
@@ -324,7 +338,7 @@ class Stream:
         """Tell the worker if the client left early, and wait for nothing more."""
         self._chunks.close()
         if not self._finished:
-            self._exchange.report({"closed": True})
+            self._exchange.report({CLOSED: True})
             if not self._failed:
                 self._exchange.client_left()
         self._ended()
@@ -342,7 +356,7 @@ class Stream:
             chunk = self._exchange.next_chunk(self._timeout)
             content = self._content(chunk)
             yield self._counted(content)
-            self._finished = not chunk.get("more_content")
+            self._finished = not chunk.get(MORE_CONTENT)
         if self._left:
             log.error("A response ended %d bytes before the Content-Length that its view gave.", self._left)
             raise BrokenOff

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable, Sequence
-from http import HTTPStatus
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from dbchannels import foreign
 from dbchannels.exceptions import safe_repr
+from dbchannels.protocol import MORE_CONTENT, reason_phrase
 from dbchannels.server.http.headers import (
     Headers,
     RawHeaders,
@@ -32,13 +32,7 @@ _HOP_BY_HOP = frozenset(
 )
 
 #: Of the first message of a response.
-RESPONSE_KEYS = frozenset({"status", "reason", "headers", "content", "more_content"})
-SENTENCES = {
-    500: "The site could not answer: its code raised an error, which is in the log.",
-    502: "The worker that held this request died; it was not tried again.",
-    503: "This request could not be taken now: try again soon.",
-    504: "No worker answered this request in time.",
-}
+RESPONSE_KEYS = frozenset({"status", "reason", "headers", "content", MORE_CONTENT})
 
 
 _FRAMING = re.compile(r"(?i)content-length|transfer-encoding")
@@ -58,15 +52,6 @@ def refuse_response(status: int, sentence: str, headers: Headers = ()) -> bytes:
     own = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
     extra = validate(headers, _FRAMING)
     return encode_head(f"{status} {reason_phrase(status)}", [*own, ("Connection", "close"), *extra]) + body
-
-
-#: What is sent on a body's channel when no more of it will come.
-BODY_ENDS: dict[str, Any] = {"content": b"", "more_content": False, "closed": True}
-
-
-def body_channel(local: str) -> str:
-    """Return where the rest of a request's body is sent; ``local``: the local part of its reply channel."""
-    return f"http.request.body?{local}"
 
 
 class Request(NamedTuple):
@@ -170,7 +155,7 @@ def response_head(message: dict[str, Any], method: str) -> Head:
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")
     headers = without(map(_checked, _pairs(message)), *_HOP_BY_HOP)
-    content, whole = checked_content(message), not message.get("more_content")
+    content, whole = checked_content(message), not message.get(MORE_CONTENT)
     bodiless = status in (204, 304)
     given = [value for name, value in headers if name.lower() == b"content-length"]
     if bodiless or whole or len(given) > 1:
@@ -213,30 +198,3 @@ def _checked(pair: object) -> tuple[bytes, bytes]:
     if not is_token_bytes(name) or not is_value_bytes(value):
         raise ValueError(f"The header {name!r:.60} cannot be sent: it holds a control character.")
     return name, value
-
-
-def reason_phrase(status: int) -> str:
-    """Return the words of a status (RFC 9110, section 15)."""
-    try:
-        return HTTPStatus(status).phrase
-    except ValueError:
-        return "Unknown Status Code"
-
-
-def failure_status(message: dict[str, Any]) -> int | None:
-    """Return the status to answer with when a reply says that no response will come, or None."""
-    if "error" in message:
-        return 500
-    if "lost" in message:
-        return {"worker died": 502, "expired": 504}.get(message["lost"], 503)
-    return None
-
-
-def failure_message(status: int, sentence: str = "") -> dict[str, Any]:
-    """Return a response message with one sentence in plain text."""
-    headers: Iterable[tuple[bytes, bytes]] = [
-        (b"Content-Type", b"text/plain; charset=utf-8"),
-        *([(b"Retry-After", b"5")] if status in (503, 504) else []),
-    ]
-    text = sentence or SENTENCES.get(status, reason_phrase(status) + ".")
-    return {"status": status, "headers": [list(pair) for pair in headers], "content": f"{text}\n".encode()}

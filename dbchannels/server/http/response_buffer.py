@@ -18,10 +18,10 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from dbchannels.protocol import BROKEN_OFF, CLOSED, ERROR, MORE_CONTENT, chunk, failure_status
 from dbchannels.server.http.exchange import Message, ResponseBuffer, content_size
-from dbchannels.server.http.messages import failure_status
 from dbchannels.server.http.spool import NotStored, in_thread, new_file
-from dbchannels.server.http.storage import BROKEN_OFF, REFUSED, ResponseBudget
+from dbchannels.server.http.storage import REFUSED, ResponseBudget
 
 log = logging.getLogger("dbchannels.server")
 
@@ -132,7 +132,7 @@ class SpooledBuffer(ResponseBuffer):
         self._segments.append(SentFile(file, position, size))
         self._on_disk += self._segments[-1].size
         self._budget.sent_files += 1
-        self.put({"content": b"", "more_content": False})
+        self.put(chunk(b"", more=False))
         return True
 
     def put(self, message: Message) -> None:
@@ -168,9 +168,9 @@ class SpooledBuffer(ResponseBuffer):
                     content = in_thread(segment.read, self._read_size())
                 except NotStored as error:
                     log.error("A response was broken off, because its file could not be read (%s).", error)
-                    return {"error": "broken off"}
+                    return {ERROR: BROKEN_OFF}
                 self._took.set()
-                return {"content": content, "more_content": True}
+                return chunk(content)
             if self._messages and not self._is_writing:
                 return self._handed_out(self._messages.popleft())
             self._came.clear()
@@ -211,10 +211,10 @@ class SpooledBuffer(ResponseBuffer):
     def _break_off(self) -> None:
         """End it in its middle, for its client and for whoever makes it."""
         self.close()
-        self._messages.append({"error": "broken off"})
+        self._messages.append({ERROR: BROKEN_OFF})
         self._came.set()
         if self.report is not None:
-            self.report({"closed": True})
+            self.report({CLOSED: True})
 
     # The files.
 
@@ -333,4 +333,4 @@ class SpooledBuffer(ResponseBuffer):
 
 def _is_plain(message: Message) -> bool:
     """Whether a message is nothing but content with more to come."""
-    return bool(content_size(message) and message.get("more_content")) and failure_status(message) is None
+    return bool(content_size(message) and message.get(MORE_CONTENT)) and failure_status(message) is None

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 
+from dbchannels.protocol import BROKEN_OFF
 from dbchannels.server.http.messages import Refused
 
 log = logging.getLogger("dbchannels.server")
@@ -23,7 +24,7 @@ SHARE = (
 TOLD_EVERY = 10.0  # seconds between two lines in the log
 
 MEMORY, DISK = "memory", "disk"
-REFUSED, BROKEN_OFF = "refused", "broken off"
+REFUSED = "refused"
 
 
 class Storage:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gevent
 
-from dbchannels.server.http import messages
+from dbchannels.protocol import OFFSET, SINCE, UNTIL, body_ends, chunk
 from dbchannels.server.http.spool import NotStored, Spool
 from dbchannels.server.relay import OutboxFull, Relay
 
@@ -18,9 +18,9 @@ FULL_PAUSE = 0.05  # seconds until a chunk is tried again that found the outbox 
 
 
 class Upload:
-    """Answers ``{"until": bytes}`` of the worker with the chunks up to there.
+    """Answers ``UNTIL`` of the worker with the chunks up to there.
 
-    A worker that misses a chunk (its channel was full, the database crashed) asks again, with ``{"since": bytes}``.
+    A worker that misses a chunk (its channel was full, the database crashed) asks again, with ``SINCE``.
     """
 
     def __init__(self, relay: Relay, channel: str, spool: Spool) -> None:
@@ -33,7 +33,7 @@ class Upload:
 
     def asked(self, wanted: dict[str, Any]) -> None:
         """Send what the worker wants; called in the hub."""
-        since, until = wanted.get("since"), wanted.get("until")
+        since, until = wanted.get(SINCE), wanted.get(UNTIL)
         if isinstance(since, int):
             self._position = max(self._spool.size - self._spool.rest, since)
         if isinstance(until, int):
@@ -44,7 +44,7 @@ class Upload:
     def break_off(self) -> None:
         """Tell the worker that its client went away: it waits for nothing more."""
         self.close()
-        self._send(messages.BODY_ENDS)
+        self._send(body_ends())
 
     def close(self) -> None:
         """Send nothing more."""
@@ -64,7 +64,7 @@ class Upload:
                 continue  # meanwhile it asked for another place, or nobody wants it any more
             self._position += len(content)
             more = self._position < self._spool.size
-            while not self._send({"offset": position, "content": content, "more_content": more}):
+            while not self._send({OFFSET: position, **chunk(content, more)}):
                 gevent.sleep(FULL_PAUSE)
 
     def _send(self, chunk: dict[str, Any]) -> bool:

@@ -21,12 +21,24 @@ from gevent.event import AsyncResult
 from dbchannels.auth.session_keys import session_key
 from dbchannels.backoff import Backoff
 from dbchannels.layers.operations import Connect, Disconnect, Send
-from dbchannels.protocol import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN, VANISHED
+from dbchannels.protocol import (
+    AGAIN,
+    DECLARED_DEAD,
+    EXPIRED,
+    FINISHED,
+    FULL,
+    INTERNAL_ERROR,
+    LOST,
+    SERVICE_RESTART,
+    TRY_AGAIN,
+    VANISHED,
+    WORKER_DIED,
+)
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import TOTAL, MemoryBudget, Share
 from dbchannels.server.http.messages import Request, connect_message
 from dbchannels.server.limits import Limits
-from dbchannels.server.relay import DECLARED_DEAD, OutboxFull, Relay
+from dbchannels.server.relay import OutboxFull, Relay
 from dbchannels.server.reply import Reply
 from dbchannels.server.websocket.deflate import Deflate
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied
@@ -194,18 +206,18 @@ class Connection:
     def deliver(self, reply: Reply) -> None:
         """Take one reply: data, a decision on the handshake, or word of the message in the layer."""
         message = reply.message
-        if "lost" in message:
-            self._lost(message["lost"], message.get("channel"))
+        if LOST in message:
+            self._lost(message[LOST], message.get("channel"))
             return
         out = reply.outgoing(self.reply_channel, self.request.path)
         if out is not None:
             self._take(out, message)
-        elif "finished" in message or "accept" in message:
+        elif FINISHED in message or "accept" in message:
             self._decide(denied(500))  # what the connect consumer meant is in the log
-        if "finished" in message:
-            self._finished(message["finished"])
-        elif "again" in message:
-            self._consume_again(message["again"])
+        if FINISHED in message:
+            self._finished(message[FINISHED])
+        elif AGAIN in message:
+            self._consume_again(message[AGAIN])
 
     def _take(self, out: Outgoing, message: dict[str, Any]) -> None:
         if self._transport is not None:
@@ -226,7 +238,7 @@ class Connection:
         else:
             if out.frame or out.close is not None:
                 self._keep(out)
-            if out.accept or message.get("finished") == 0:  # the connect message's order
+            if out.accept or message.get(FINISHED) == 0:  # the connect message's order
                 self._decide(Accepted(out.subprotocol, out.headers))
 
     def _keep(self, out: Outgoing) -> None:
@@ -288,7 +300,7 @@ class Connection:
         elif self._in_flight.channel == "websocket.disconnect":
             self._end()
         else:
-            self._lost("expired", None)
+            self._lost(EXPIRED, None)
 
     def call_later(self, delay: float, function: Callable[..., None], *arguments: Any) -> None:
         """Call a function in so many seconds; tests have a clock of their own."""
@@ -308,15 +320,15 @@ class Connection:
         channel = self._in_flight.channel
         if channel == "websocket.connect":
             self._set_in_flight(None)
-            self._decide(denied(502 if why == "worker died" else 503))
+            self._decide(denied(502 if why == WORKER_DIED else 503))
             if self._abandoned:
                 self._end()
-        elif channel == "websocket.disconnect" and why == "worker died":
+        elif channel == "websocket.disconnect" and why == WORKER_DIED:
             self._end()
-        elif channel == "websocket.disconnect" or why == "full":
+        elif channel == "websocket.disconnect" or why == FULL:
             self._again()
         else:
-            self._fail(INTERNAL_ERROR if why == "worker died" else TRY_AGAIN)
+            self._fail(INTERNAL_ERROR if why == WORKER_DIED else TRY_AGAIN)
 
     def _again(self) -> None:
         """Send the message once more, later: the channel was full, or nobody took it before it expired."""

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from django.utils.http import is_same_domain
 
+from dbchannels.protocol import SENTENCES
 from dbchannels.server.http.headers import (
     HOST,
     Headers,
@@ -201,14 +202,5 @@ def denied(status: object, headers: Sequence[tuple[str, str]] = ()) -> Denied:
         refuse_response(status, "", headers)
     except ValueError as error:
         log.error("A connect consumer's refusal cannot be sent as it is: %s", error)
-        return Denied(500, _SENTENCES[500])
-    return Denied(status, _SENTENCES.get(status, _SENTENCES[403]), list(headers))
-
-
-_SENTENCES = {
-    403: "The site refused this connection.",
-    404: "There is no WebSocket at this address.",
-    500: "The site's code raised an error, which is in the log.",
-    502: "The worker that held this request died.",
-    503: "No worker could take this connection in time: try again soon.",
-}
+        return Denied(500, SENTENCES[500])
+    return Denied(status, SENTENCES.get(status, SENTENCES[403]), list(headers))

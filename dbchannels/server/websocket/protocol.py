@@ -15,6 +15,8 @@ from typing import Any, ClassVar, NamedTuple
 from dbchannels import foreign
 from dbchannels.exceptions import safe_repr
 from dbchannels.protocol import (
+    AGAIN,
+    FINISHED,
     INVALID_DATA,
     NORMAL_CLOSURE,
     POLICY_VIOLATION,
@@ -33,7 +35,7 @@ KEYS = frozenset(
     {"accept", "text", "bytes", "content", "binary", "close", "reason", "subprotocol", "headers", "status"}
 )
 #: What a worker puts into such a message, or sends alone.
-WORKERS_KEYS = frozenset({"finished", "again"})
+WORKERS_KEYS = frozenset({FINISHED, AGAIN})
 MAX_PONGS = 16  # unsent: of more pings than that the latest are answered, which RFC 6455 section 5.5.3 allows
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.operations import Connect, Disconnect, Done
-from dbchannels.protocol import NORMAL_CLOSURE, VANISHED
+from dbchannels.protocol import NORMAL_CLOSURE, VANISHED, WORKER_DIED, lost
 from dbchannels.testing.contract.case import SOON, LayerCase, drain, process_name, raises, wait_until, waiting
 from dbchannels.testing.contract.durable import claim, numbers
 
@@ -25,7 +25,7 @@ class LivenessContract(LayerCase):
             link.finish(worker, Done(in_flight=in_flight))
             self.link(layer).clean_up_after(worker)
             told = [layer.receive(["reply.s!"]) for _ in range(3)]
-            notice = {"lost": "worker died", "channel": "http.request"}
+            notice = lost(WORKER_DIED, "http.request")
             assert told == [("reply.s!b", notice), ("reply.s!c", notice), (None, None)]
             assert finished.reply_channel == "reply.s!a"
 
