@@ -196,10 +196,10 @@ def test_a_secret_that_was_changed_on_purpose_goes_on_for_a_while(anna, settings
 
 
 def test_many_sessions_take_one_query(anna):
-    users = [anna, new_user("bert"), new_user("carl", is_active=False)]
-    sessions = [new_session(user) for user in users]
+    people = [anna, new_user("bert"), new_user("carl", is_active=False)]
+    sessions = [new_session(user) for user in people]
     with statements_about("auth_user") as found:
-        assert users.session_users([*sessions, {}]) == [*users[:2], None, None]
+        assert users.session_users([*sessions, {}]) == [*people[:2], None, None]
     assert found == ["auth_user"]
 
 
