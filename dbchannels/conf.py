@@ -1,59 +1,143 @@
-"""The DBCHANNELS setting: its shape, its defaults, and what is said of a wrong one.
+"""The DBCHANNELS setting: its shape, its defaults and its checks.
 
-None is needed. The whole of it, with the defaults::
+The setting may be left out. These are the defaults::
 
     DBCHANNELS = {
         "default": {
-            "BACKEND": None,        # by the database: the PostgreSQL layer, or the polling one for any other
+            "BACKEND": None,        # chosen by the database: the PostgreSQL layer, or polling for any other database
             "DATABASE": "default",  # an alias of DATABASES
-            "ROUTING": None,        # a module with `routes`, or the dotted name of a list
+            "ROUTING": None,        # a module with a list ``routes``, or the dotted name of a list
             "OPTIONS": {},          # see OPTIONS below
         },
     }
 
-DATABASE is best the alias of the site's own models: a send is then one transaction with what the code saves. On
-another alias, what is sent (added, discarded) while transactions are open on other databases and none on the layer's
-is written, in order, after they have all committed, and dropped when one is rolled back. It is lost when the process
-dies, or the layer cannot be written to, between the commit and the write: check W002 says so. Members of a group are
-those at the write, and ChannelFull is raised at the end of the ``atomic()`` block, which has committed by then.
+DATABASE should be the alias of the site's own models: a send is then part of the transaction that saves them. On
+another alias, sends and group changes made while transactions are open on other databases, and none on the layer's,
+are written in order after all those transactions have committed, and dropped if one rolls back. They are lost if the
+process dies, or the layer cannot be written to, between the commit and the write; check W002 warns of this. A group's
+members are those at the time of the write. ChannelFull comes at the end of the ``atomic()`` block, after the commit.
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from django.conf import settings
 
 from dbchannels.exceptions import InvalidConfiguration, safe_repr
-from dbchannels.option_rules import value_problem
 
 SHORT_BACKENDS = {
     "postgresql": "dbchannels.layers.postgresql.PostgreSQLLayer",
     "database": "dbchannels.layers.database.DatabaseLayer",
     "memory": "dbchannels.layers.memory.MemoryLayer",
 }
+TEN_YEARS = 10 * 365 * 86_400  # seconds; the timestamps of all databases reach further
+MAX_MESSAGES = 2**31 - 1  # PostgreSQL's int
+MAX_BYTES = 2**28  # PostgreSQL takes a statement of 1 GiB, in which bytes take twice their number
+MAX_RETRIES = 32_000  # PostgreSQL stores the attempts as a smallint
+#: The keys of an entry of DATABASES that say where the server is.
+CONNECTION_KEYS = ("NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS")
 
-#: The options of a layer and their defaults; times are seconds, sizes bytes.
-OPTIONS: dict[str, Any] = {
-    "expiry": 60.0,  # an unread protocol message is dropped after this
-    "group_expiry": 86_400.0,  # a membership without a live server ends this long after the last add
-    "capacity": 10_000,  # unread messages a protocol channel may hold; None: no limit
-    "channel_capacity": {},  # {"http.request": 200, "reports.*": 1000}: by name or pattern, first match wins
-    "max_message_size": 1_048_576,  # of one encoded message
-    "poll_interval": None,  # how often a reader looks without being woken: 1 s with wakeups, 0.05 s without
-    "wakeups": True,  # wake the readers: by NOTIFY, on SQLite by a datagram; False leaves it to the poll
-    "direct": {},  # PostgreSQL: HOST, PORT or the like of the layer's own connections, to go round a pooler
-    "lease": 15.0,  # a process that has not renewed its lease for so long, and holds no lock, is dead
-    "retries": 5,  # attempts of a durable message after the first, before it becomes a dead letter
-    "soft_timeout": 30.0,  # a consumer that runs for so long: the worker logs where it stands; 0: never
-    "hard_timeout": 600.0,  # ... its message has failed, and its worker is replaced; 0: never
+
+class Rule(NamedTuple):
+    """An option's default, a test for its values, and what to write instead of a value that fails the test."""
+
+    default: Any
+    fits: Callable[[Any], bool]
+    write: str
+
+
+def _whole(least: int, most: int) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _seconds(least: float, most: float) -> Callable[[Any], bool]:
+    # NaN fails the comparisons.
+    return lambda value: (
+        isinstance(value, (int, float)) and not isinstance(value, bool) and least <= value <= most
+    )
+
+
+def _or_none(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or fits(value)
+
+
+def _is_capacities(value: Any) -> bool:
+    fits = _or_none(_whole(0, MAX_MESSAGES))
+    return isinstance(value, dict) and all(
+        isinstance(key, str) and key and fits(one) for key, one in value.items()
+    )
+
+
+def _is_connection(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) <= set(CONNECTION_KEYS)
+        and all(isinstance(one, dict if key == "OPTIONS" else (str, int)) for key, one in value.items())
+    )
+
+
+RULES = {
+    # An unread protocol message is dropped after this time.
+    "expiry": Rule(
+        60.0, _seconds(0.001, TEN_YEARS), "seconds, more than 0 and at most ten years, such as 60"
+    ),
+    # A membership without a live server ends this long after the last add.
+    "group_expiry": Rule(
+        86_400.0, _seconds(0.001, TEN_YEARS), "seconds, more than 0 and at most ten years, such as 86400"
+    ),
+    # How many unread messages a protocol channel may hold.
+    "capacity": Rule(
+        10_000,
+        _or_none(_whole(1, MAX_MESSAGES)),
+        f"a whole number from 1 to {MAX_MESSAGES}, such as 10000, or None for no limit",
+    ),
+    # The same by name or pattern, {"http.request": 200, "reports.*": 1000}; the first match wins.
+    "channel_capacity": Rule(
+        {},
+        _is_capacities,
+        "a dict of names or patterns with whole numbers from 0 on, or None for no limit, such as {'http.request': 200}",
+    ),
+    # Of one encoded message.
+    "max_message_size": Rule(
+        1_048_576, _whole(1, MAX_BYTES), f"bytes, a whole number from 1 to {MAX_BYTES}, such as 1048576"
+    ),
+    # How often a reader looks for messages unasked; None: 1 s with wakeups, 0.05 s without.
+    "poll_interval": Rule(
+        None,
+        _or_none(_seconds(0.001, 86_400)),
+        "seconds, more than 0 and at most a day, such as 0.5, or None",
+    ),
+    # Wake the readers by NOTIFY, or on SQLite by a datagram; False: by polling alone.
+    "wakeups": Rule(True, lambda value: isinstance(value, bool), "True or False"),
+    # PostgreSQL: where the layer's own connections go, to bypass a pooler.
+    "direct": Rule(
+        {},
+        _is_connection,
+        f"a dict with some of {', '.join(CONNECTION_KEYS)}, as in DATABASES, such as {{'PORT': 5432}}",
+    ),
+    # A process that has not renewed its lease for this time, and holds no lock, is dead.
+    "lease": Rule(15.0, _seconds(0.5, 86_400), "seconds, from 0.5 to a day, such as 15"),
+    # Attempts of a durable message after the first, before it becomes a dead letter.
+    "retries": Rule(5, _whole(0, MAX_RETRIES), f"a whole number from 0 to {MAX_RETRIES}, such as 5"),
+    # A worker logs where a consumer stands after this time.
+    "soft_timeout": Rule(
+        30.0, _seconds(0, TEN_YEARS), "seconds, such as 30, at most ten years, or 0 for never"
+    ),
+    # A consumer's message fails after this time, and its worker is replaced.
+    "hard_timeout": Rule(
+        600.0, _seconds(0, TEN_YEARS), "seconds, such as 600, at most ten years, or 0 for never"
+    ),
 }
+#: The options of a layer and their defaults.
+OPTIONS: dict[str, Any] = {name: rule.default for name, rule in RULES.items()}
 _KEYS: dict[str, Any] = {"BACKEND": None, "DATABASE": "default", "ROUTING": None, "OPTIONS": {}}
 
 
 class LayerSettings(NamedTuple):
-    """One entry of DBCHANNELS, every default filled in."""
+    """One entry of DBCHANNELS, with every default filled in."""
 
     alias: str
     backend: str | None
@@ -62,29 +146,44 @@ class LayerSettings(NamedTuple):
     options: dict[str, Any]
 
 
+def layer_aliases() -> list[str]:
+    """Return the aliases of all layers."""
+    return list(_configured() or ["default"])
+
+
+def layer_settings(alias: str = "default") -> LayerSettings:
+    """Return the settings of one layer; raises InvalidConfiguration with the first problem."""
+    for problem in problems():
+        raise InvalidConfiguration(problem)
+    if alias not in _configured() and alias != "default":
+        raise InvalidConfiguration(f"DBCHANNELS has no layer {alias!r}: add it, or use 'default'.")
+    entry = {**_KEYS, **_configured().get(alias, {})}
+    backend = SHORT_BACKENDS.get(entry["BACKEND"], entry["BACKEND"])
+    return LayerSettings(alias, backend, entry["DATABASE"], entry["ROUTING"], {**OPTIONS, **entry["OPTIONS"]})
+
+
 def problems() -> list[str]:
-    """Return one sentence for each thing in the DBCHANNELS setting that cannot be meant."""
-    configured = getattr(settings, "DBCHANNELS", {})
+    """Return one sentence for each mistake in the DBCHANNELS setting."""
+    configured = _configured()
     if not isinstance(configured, dict) or not all(isinstance(one, dict) for one in configured.values()):
-        return ["DBCHANNELS is a dict of dicts, {'default': {...}}, in the manner of CACHES."]
-    return [sentence for alias, entry in configured.items() for sentence in _entry_problems(alias, entry)]
+        return ["DBCHANNELS must be a dict of dicts, as CACHES is: {'default': {...}}."]
+    return [problem for alias, entry in configured.items() for problem in _entry_problems(alias, entry)]
+
+
+def _configured() -> Any:
+    return getattr(settings, "DBCHANNELS", {})
 
 
 def _entry_problems(alias: str, entry: dict[str, Any]) -> list[str]:
     where = f"DBCHANNELS[{alias!r}]"
     found = _unknown(entry, _KEYS, where)
     backend, database = entry.get("BACKEND"), entry.get("DATABASE", "default")
-    if not (backend is None or isinstance(backend, str)):
+    if not (backend is None or (isinstance(backend, str) and (backend in SHORT_BACKENDS or "." in backend))):
         found.append(
             f"{where}['BACKEND'] is {safe_repr(backend)}: write one of {', '.join(SHORT_BACKENDS)}, or the dotted "
             "name of a layer class."
         )
-        backend = ""
-    elif backend and "." not in backend and backend not in SHORT_BACKENDS:
-        found.append(
-            f"{where}['BACKEND'] names {safe_repr(backend)}, which is no layer: write one of "
-            f"{', '.join(SHORT_BACKENDS)}, or the dotted name of a layer class."
-        )
+        backend = None
     routing = entry.get("ROUTING")
     if not (routing is None or isinstance(routing, (str, list, tuple))):
         found.append(
@@ -92,49 +191,35 @@ def _entry_problems(alias: str, entry: dict[str, Any]) -> list[str]:
             "'routes', or the list itself."
         )
     options = entry.get("OPTIONS", {})
-    if not isinstance(options, dict):
-        found.append(f"{where}['OPTIONS'] is a dict, such as {{'capacity': 1000}}.")
+    if isinstance(options, dict):
+        if (
+            backend is None or backend in SHORT_BACKENDS
+        ):  # a layer of the site's own may have other options too
+            found += _unknown(options, OPTIONS, f"{where}['OPTIONS']")
+        given = [(name, value) for name, value in options.items() if name in RULES]
+        found += filter(None, (value_problem(name, value, f"{where}['OPTIONS']") for name, value in given))
     else:
-        found += _option_problems(
-            options, f"{where}['OPTIONS']", own=bool(backend and backend not in SHORT_BACKENDS)
-        )
+        found.append(f"{where}['OPTIONS'] must be a dict, such as {{'capacity': 1000}}.")
     if not isinstance(database, str) or database not in settings.DATABASES:
-        found.append(
-            f"{where}['DATABASE'] names {safe_repr(database)}, which DATABASES does not hold: name one of its aliases."
-        )
+        found.append(f"{where}['DATABASE'] is {safe_repr(database)}: write an alias of DATABASES.")
     return found
 
 
-def _option_problems(options: dict[str, Any], where: str, own: bool) -> list[str]:
-    """Look at the options; a layer of the site's ``own`` may have others beside ours."""
-    problems = [value_problem(name, value, where) for name, value in options.items() if name in OPTIONS]
-    return ([] if own else _unknown(options, OPTIONS, where)) + [one for one in problems if one]
-
-
-def layer_aliases() -> list[str]:
-    """Return the aliases of all layers."""
-    return list(getattr(settings, "DBCHANNELS", {}) or ["default"])
-
-
-def layer_settings(alias: str = "default") -> LayerSettings:
-    """Return the settings of one layer; raises InvalidConfiguration with the first problem's sentence."""
-    for sentence in problems():
-        raise InvalidConfiguration(sentence)
-    configured = getattr(settings, "DBCHANNELS", {})
-    if alias not in configured and alias != "default":
-        raise InvalidConfiguration(f"DBCHANNELS has no layer {alias!r}: add it, or use 'default'.")
-    entry = {**_KEYS, **configured.get(alias, {})}
-    backend = SHORT_BACKENDS.get(entry["BACKEND"], entry["BACKEND"])
-    return LayerSettings(alias, backend, entry["DATABASE"], entry["ROUTING"], {**OPTIONS, **entry["OPTIONS"]})
+def value_problem(name: str, value: object, where: str) -> str:
+    """Return a sentence for a value that an option cannot have; "" for a value that fits."""
+    rule = RULES[name]
+    if rule.fits(value):
+        return ""
+    # A wrong value of "direct" may hold a password.
+    given = safe_repr(value) if name != "direct" else f"a {type(value).__name__} with something else in it"
+    return f"{where}[{name!r}] is {given}: write {rule.write}."
 
 
 def _unknown(given: dict[str, Any], known: dict[str, Any], where: str) -> list[str]:
-    return [
-        f"{where} has the unknown key {key!r}{_nearest(key, known)}." for key in given if key not in known
-    ]
-
-
-def _nearest(key: object, known: dict[str, Any]) -> str:
-    near = difflib.get_close_matches(str(key).lower(), [name.lower() for name in known], n=1, cutoff=0.5)
-    spelled = [name for name in known if near and name.lower() == near[0]]
-    return f": write {spelled[0]!r}" if spelled else f": it takes {', '.join(known)}"
+    found = []
+    for key in (key for key in given if key not in known):
+        near = difflib.get_close_matches(str(key).lower(), [name.lower() for name in known], n=1, cutoff=0.5)
+        spelled = [name for name in known if name.lower() in near]
+        advice = f"write {spelled[0]!r}" if spelled else f"it takes {', '.join(known)}"
+        found.append(f"{where} has the unknown key {key!r}: {advice}.")
+    return found

@@ -104,10 +104,10 @@ def test_a_good_setting_is_good(configured):
 @pytest.mark.parametrize(
     ("setting", "sentence"),
     [
-        ([], "DBCHANNELS is a dict of dicts, {'default': {...}}, in the manner of CACHES."),
+        ([], "DBCHANNELS must be a dict of dicts, as CACHES is: {'default': {...}}."),
         (
             {"default": "memory"},
-            "DBCHANNELS is a dict of dicts, {'default': {...}}, in the manner of CACHES.",
+            "DBCHANNELS must be a dict of dicts, as CACHES is: {'default': {...}}.",
         ),
         (
             {"default": {"ROUTNG": "x"}},
@@ -123,8 +123,7 @@ def test_a_good_setting_is_good(configured):
         ),
         (
             {"other": {"DATABASE": "nowhere"}},
-            "DBCHANNELS['other']['DATABASE'] names 'nowhere', which DATABASES does not hold: "
-            "name one of its aliases.",
+            "DBCHANNELS['other']['DATABASE'] is 'nowhere': write an alias of DATABASES.",
         ),
     ],
 )

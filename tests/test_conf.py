@@ -66,8 +66,8 @@ def test_short_names_of_backends(settings, short):
         ({"OPTIONS": {"Capacity": 1}}, ["'Capacity'", "'capacity'"]),
         ({"OPTIONS": {"channel_capacities": {}}}, ["'channel_capacities'", "'channel_capacity'"]),
         ({"OPTIONS": {"pol_interval": 1}, "BACKEND": "database"}, ["'pol_interval'", "'poll_interval'"]),
-        ({"OPTIONS": None}, ["['OPTIONS'] is a dict"]),
-        ({"OPTIONS": [("expiry", 1)]}, ["['OPTIONS'] is a dict"]),
+        ({"OPTIONS": None}, ["['OPTIONS'] must be a dict"]),
+        ({"OPTIONS": [("expiry", 1)]}, ["['OPTIONS'] must be a dict"]),
         ({"DATABASE": "elsewhere"}, ["['DATABASE']", "'elsewhere'", "DATABASES"]),
         ({"DATABASE": ["default"]}, ["['DATABASE']", "['default']", "DATABASES"]),
         ({"DATABASE": None}, ["['DATABASE']", "None", "DATABASES"]),
@@ -93,7 +93,7 @@ def test_every_problem_is_found(settings):
 @pytest.mark.parametrize("value", [None, [], "memory", {"default": None}, {"BACKEND": "memory"}])
 def test_another_shape_is_one_sentence(settings, value):
     assert problems(settings, value) == [
-        "DBCHANNELS is a dict of dicts, {'default': {...}}, in the manner of CACHES."
+        "DBCHANNELS must be a dict of dicts, as CACHES is: {'default': {...}}."
     ]
 
 

@@ -7,9 +7,9 @@ from datetime import timedelta
 import pytest
 
 from dbchannels import conf
+from dbchannels.conf import RULES, value_problem
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import ChannelLayers
-from dbchannels.option_rules import RULES, value_problem
 from dbchannels.testing.contract.case import raises
 
 NAN, INFINITY = float("nan"), float("inf")
