@@ -18,7 +18,7 @@ from django.test.utils import CaptureQueriesContext
 
 from dbchannels import Binding, Channel, Group, consumer
 from dbchannels.bindings import binding
-from dbchannels.bindings.binding_users import users_group
+from dbchannels.bindings.binding import users_group
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, MessageTooLarge
 from dbchannels.layers.operations import Connect, Disconnect
 from dbchannels.routing import table

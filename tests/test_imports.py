@@ -61,7 +61,7 @@ LATE = {
     ("apps", "checks"),
     ("apps", "bindings.binding"),
     ("apps", "redaction"),
-    ("bindings.binding_users", "django.contrib.auth.models"),
+    ("bindings.binding", "django.contrib.auth.models"),
     ("apps", "auth.logout"),
     ("auth.users", "django.contrib.auth.models"),
     ("layers", "django.db"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dbchannels.auth.session_keys import session_key
+from dbchannels.auth.sessions import session_key
 from dbchannels.layers.operations import Connect, session_digest
 
 KEY = "abcdefgh12345678"

@@ -9,8 +9,7 @@ from django.contrib.sessions.backends.base import SessionBase
 
 from dbchannels import codec, conf, names
 from dbchannels.auth import users
-from dbchannels.auth.session_keys import session_key
-from dbchannels.auth.sessions import ChannelSession, close_session, open_session, save_session
+from dbchannels.auth.sessions import ChannelSession, close_session, open_session, save_session, session_key
 from dbchannels.exceptions import LoginEnded, NoClient, WebSocketCloseException
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import Record, session_digest

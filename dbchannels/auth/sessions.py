@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from functools import cache
 from importlib import import_module
 from typing import Any
@@ -12,6 +13,7 @@ from django.apps import apps
 from django.conf import settings
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
+from django.http.cookie import parse_cookie
 from django.utils import timezone
 
 from dbchannels import codec
@@ -21,6 +23,16 @@ from dbchannels.layers import channel_layers
 from dbchannels.protocol import LOGGED_OUT
 
 log = logging.getLogger("dbchannels.worker")
+
+# Keys of Django's have 32 letters and digits; a session in a cookie has up to 4 KiB of printable ASCII.
+_KEY = re.compile(r"\A[!-~]{8,4096}\Z")
+
+
+def session_key(headers: Iterable[Sequence[bytes]]) -> str:
+    """Return the session's key by a request's headers, (lower-case name, value); "" when there is no usable one."""
+    cookies = "; ".join(value.decode("latin-1") for name, value in headers if name == b"cookie")
+    key = parse_cookie(cookies).get(settings.SESSION_COOKIE_NAME, "") if cookies else ""
+    return key if _KEY.match(key) else ""
 
 
 class ChannelSession(MutableMapping[str, Any]):

@@ -20,11 +20,13 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 from django.apps import apps
+from django.contrib.auth import get_user_model
+from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, router
 from django.db.models import Model, QuerySet
+from django.utils.crypto import salted_hmac
 
-from dbchannels.bindings.binding_users import present_users, user_key, users_group
 from dbchannels.bindings.receivers import CREATE, DELETE, UPDATE, Audience, Following
 from dbchannels.bindings.serializers import Serializer, make_serializer
 from dbchannels.channel import Channel, Group
@@ -267,3 +269,33 @@ def connect_pending() -> None:
     """Connect those that were declared while the models were still loading."""
     while _pending:
         _pending.pop(0).connect()
+
+
+def present_users(group: str, layer: str) -> list[tuple[str, Any]]:
+    """Return the active users whose sockets are in a group, as they are now, by key, and an anonymous one."""
+    from django.contrib.auth.models import AnonymousUser
+
+    users = get_user_model()._default_manager
+    keys = []
+    for key in Group(group, layer=layer).users():
+        try:
+            keys.append(users.model._meta.pk.to_python(key))
+        except ValidationError:  # identified by something else than a user
+            continue
+    found = users.filter(pk__in=keys) if keys else []
+    return [("", AnonymousUser()), *((str(user.pk), user) for user in found if user.is_active)]
+
+
+def user_key(user: Any) -> str:
+    """Return the text of a user's key, "" for an anonymous one."""
+    key = getattr(user, "pk", None)
+    return "" if key is None else str(key)
+
+
+def users_group(group: str, key: str) -> str:
+    """Return the name of one user's part of a group.
+
+    Nobody can make it of what a client says: a site names groups by captures, and "tea.user-7" would be one.
+    """
+    digest = salted_hmac("dbchannels.binding_users", f"{group} {key}", algorithm="sha256")
+    return f"binding.{digest.hexdigest()}"

@@ -16,7 +16,7 @@ from django.core import checks
 from dbchannels import conf
 from dbchannels.checks.modules import is_of_the_site, unnamed_modules
 from dbchannels.checks.signatures import mismatch
-from dbchannels.consumers.demultiplexer import Demultiplexer
+from dbchannels.consumers.json import Demultiplexer
 from dbchannels.consumers.websocket import WebsocketConsumer
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.routing.patterns import misses_the_slash, stray_capture

@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from dbchannels import foreign
-from dbchannels.consumers.demultiplexer import Demultiplexer
-from dbchannels.consumers.json import JsonWebsocketConsumer
+from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
 from dbchannels.consumers.websocket import TAKEN, WebsocketConsumer, takes, wrong_receive
 from dbchannels.worker.coroutines import is_generator
 

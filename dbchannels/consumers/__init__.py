@@ -6,10 +6,8 @@ several of these over one socket. Workers find dbchannels' own consumer here, as
 
 from dbchannels import foreign
 from dbchannels.auth import logout
-from dbchannels.consumers.class_routes import route_class
-from dbchannels.consumers.demultiplexer import Demultiplexer
-from dbchannels.consumers.json import JsonWebsocketConsumer
-from dbchannels.consumers.websocket import WebsocketConsumer
+from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
+from dbchannels.consumers.websocket import WebsocketConsumer, route_class
 from dbchannels.routing.table import consumer
 
 __all__ = ["Demultiplexer", "JsonWebsocketConsumer", "WebsocketConsumer", "route_class"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
 
 from dbchannels import foreign, names
 from dbchannels.channel import Channel, Group
@@ -14,10 +14,11 @@ from dbchannels.exceptions import (
     InvalidConfiguration,
     InvalidName,
     WebSocketCloseException,
+    safe_repr,
 )
 from dbchannels.message import Message
 from dbchannels.protocol import NORMAL_CLOSURE, UNSUPPORTED_DATA
-from dbchannels.routing.table import Route, route
+from dbchannels.routing.table import Include, Route, consumer, include, route
 from dbchannels.worker.coroutines import completed
 
 #: What methods are given beside the captures: no capture is called so.
@@ -208,3 +209,38 @@ def takes(method: Callable[..., Any], keyword: str) -> bool:
         return True
     any_keyword = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
     return any_keyword and parameters.keys().isdisjoint({"text", "bytes"})
+
+
+AnyClass = TypeVar("AnyClass", bound=type[WebsocketConsumer])
+
+
+@overload
+def route_class(consumer_class: type[WebsocketConsumer], /, **options_and_filters: Any) -> Include: ...
+@overload
+def route_class(**options_and_filters: Any) -> Callable[[AnyClass], AnyClass]: ...
+def route_class(
+    consumer_class: type[WebsocketConsumer] | None = None, /, **options_and_filters: Any
+) -> Include | Callable[[AnyClass], AnyClass]:
+    """Route all messages of a WebSocket to one class, in a routing module or as a decorator in ``consumers.py``::
+
+        routes = [route_class(Chat, path=r"^/chat/(?P<room>\\w+)/$")]
+
+        @route_class(path=r"^/chat/(?P<room>\\w+)/$")
+        class Chat(WebsocketConsumer): ...
+
+    The options and filters are those of ``route``, and go before the class's own ``options``.
+    """
+    if consumer_class is not None:
+        if not (isinstance(consumer_class, type) and issubclass(consumer_class, WebsocketConsumer)):
+            raise InvalidConfiguration(
+                f"route_class takes a WebsocketConsumer, not {safe_repr(consumer_class)}: write route(channel, ...) "
+                "for a function."
+            )
+        return include(consumer_class.as_routes(**options_and_filters))
+
+    def register(decorated: AnyClass) -> AnyClass:
+        for channel in decorated.CHANNELS:
+            consumer(channel, **{**decorated.options, **options_and_filters})(decorated)
+        return decorated
+
+    return register

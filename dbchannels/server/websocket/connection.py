@@ -18,7 +18,7 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult
 
-from dbchannels.auth.session_keys import session_key
+from dbchannels.auth.sessions import session_key
 from dbchannels.backoff import Backoff
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.protocol import (
