@@ -43,7 +43,6 @@ NEVER = {
             "http.headers",
             "http.messages",
             "http.parser",
-            "http.body",
             "websocket.protocol",
             "websocket.messages",
             "websocket.handshake",

@@ -25,7 +25,7 @@ from dbchannels.processes.site_checks import Write, await_checks, complaint, sta
 from dbchannels.processes.stopping import Stopping, has_terminal, stop_at_signals
 from dbchannels.processes.supervisor import Supervisor, Task
 from dbchannels.server.http.direct import DirectViews
-from dbchannels.server.http.sent_files import SentFiles
+from dbchannels.server.http.response_buffer import SentFiles
 from dbchannels.server.hub import GeventHub
 from dbchannels.server.listeners import Address
 from dbchannels.server.relay import Relay

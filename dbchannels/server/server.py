@@ -27,7 +27,7 @@ from dbchannels.server.http import messages
 from dbchannels.server.http.dispatch import OUTSIDE, Requests
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.http.messages import Request
-from dbchannels.server.http.reader import Inlet
+from dbchannels.server.http.reader import RequestReader
 from dbchannels.server.listeners import Address, AddressInUse, Listener, listen_all
 from dbchannels.server.proxy_headers import forwarded, forwarded_scheme
 from dbchannels.server.relay import Relay
@@ -55,7 +55,7 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
         self.public_address = ("localhost", 80) if listener.address.path else listener.address[:2]
         self.read_request = server.read_request
         self.is_draining = server.is_draining
-        self.under_way = server.requests.under_way
+        self.in_flight = server.requests.in_flight
         self.options = server.options
         self.connection_limits, self.turns = server.connection_limits, server.turns
         self.check_origin = server.check_origin
@@ -145,11 +145,11 @@ class InterfaceServer:
         deadline = time.monotonic() + self.options.drain_timeout
         for connection in list(self.connections):
             connection.close(self._closing, "")
-        under_way = self.requests.under_way
-        self._wait_until(lambda: under_way.is_over, deadline)
-        if not under_way.is_over:
-            under_way.give_up()
-            self._wait_until(lambda: under_way.is_over, time.monotonic() + LAST_ANSWERS)
+        in_flight = self.requests.in_flight
+        self._wait_until(lambda: in_flight.is_over, deadline)
+        if not in_flight.is_over:
+            in_flight.give_up()
+            self._wait_until(lambda: in_flight.is_over, time.monotonic() + LAST_ANSWERS)
         self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + FAREWELLS))
         if self._ticking is not None:
             self._ticking.kill()
@@ -239,13 +239,13 @@ class InterfaceServer:
                 403, "This Origin may not connect: add it to CSRF_TRUSTED_ORIGINS if it is yours."
             )
 
-    def connect(self, request: Request, inlet: Inlet) -> tuple[Connection, Accepted]:
+    def connect(self, request: Request, inlet: RequestReader) -> tuple[Connection, Accepted]:
         """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
         log_websocket("WSCONNECT", request, "-", 0.0)
-        if self.requests.under_way.given_up or self.relay.refuses:
+        if self.requests.in_flight.given_up or self.relay.refuses:
             raise messages.Refused(503, SENTENCES[503], [("Retry-After", "5")])
         connection = Connection(self.relay, request, self.options.websocket, self._budget)
-        self.requests.under_way.waits(inlet, connection.give_up)
+        self.requests.in_flight.waits(inlet, connection.give_up)
         inlet.watch(connection.give_up)
         inlet.need_client()
         turn = self._handshakes.enter(request.client[0], connection.connect)
@@ -258,7 +258,7 @@ class InterfaceServer:
                 turn.leave
             )  # a flood of clients that leave at once has no more turns than others
             inlet.unwatch()
-            self.requests.under_way.waits(inlet, None)
+            self.requests.in_flight.waits(inlet, None)
         if isinstance(decision, Denied):
             connection.abandon()
             own = any(name.lower() == "retry-after" for name, _ in decision.headers)

@@ -9,9 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbchannels.server.config import Options
-from dbchannels.server.http.body import BodyReader
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.http.parser import HeadLimits, HeadReader
+from dbchannels.server.http.parser import BodyReader, HeadLimits, HeadReader
 from tests.server.hostile import BODIES
 
 LIMIT = Options().max_body

@@ -174,7 +174,7 @@ def test_who_finds_all_threads_taken_waits_and_beyond_the_queue_it_is_503(new_si
     first = site.send("/block")
     until(lambda: len(site.threads) == 1)
     waiting = [site.send("/whole") for _ in range(2)]
-    until(lambda: len(site.server.requests.under_way) == 3)
+    until(lambda: len(site.server.requests.in_flight) == 3)
     refused = site.get("/whole")
     assert (refused.status, refused.header("Retry-After")) == (503, "5")
     site.released.set()
@@ -187,9 +187,9 @@ def test_who_leaves_while_all_threads_are_taken_is_not_run(new_site):
     first = site.send("/block")
     until(lambda: len(site.threads) == 1)
     left, stays = site.send("/large"), site.send("/whole")
-    until(lambda: len(site.server.requests.under_way) == 3)
+    until(lambda: len(site.server.requests.in_flight) == 3)
     left.reset()
-    until(lambda: len(site.server.requests.under_way) == 2)
+    until(lambda: len(site.server.requests.in_flight) == 2)
     site.released.set()
     assert [client.response().content for client in (first, stays)] == [b"late", b"whole"]
     assert "/large" not in site.closed
@@ -259,14 +259,14 @@ def test_a_client_that_leaves_ends_the_view(new_site):
     client.sock.close()
     until(lambda: site.closed == ["/large"])
     assert site.made < 64
-    until(lambda: not site.server.requests.under_way)
+    until(lambda: not site.server.requests.in_flight)
 
 
 def test_a_client_that_leaves_before_its_answer_is_waited_for_no_more(site):
     client = site.send("/block")
     until(lambda: site.threads)
     client.reset()
-    until(lambda: not site.server.requests.under_way)
+    until(lambda: not site.server.requests.in_flight)
     assert site.closed == []  # a thread cannot be ended; it ends when its view does
     site.released.set()
     until(lambda: site.closed == ["/block"])
@@ -317,7 +317,7 @@ def test_the_end_does_not_wait_for_ever_and_who_still_waits_is_answered(new_site
     blocked = site.send("/block")
     until(lambda: site.threads)
     waiting = [site.send("/whole") for _ in range(3)]
-    until(lambda: len(site.server.requests.under_way) == 4)
+    until(lambda: len(site.server.requests.in_flight) == 4)
     started = time.monotonic()
     site.stop()
     assert time.monotonic() - started < 15

@@ -244,7 +244,7 @@ def crowded(new_site):
 
 def test_one_address_has_so_many_requests_in_the_layer(crowded):
     clients = [asks(crowded, f"/{number}", X_Forwarded_For="192.0.2.7") for number in range(6)]
-    until(lambda: len(crowded.server.requests.under_way) == 6)
+    until(lambda: len(crowded.server.requests.in_flight) == 6)
     until(lambda: in_layer(crowded) == 2)
     visitor = asks(crowded, "/visitor", X_Forwarded_For="192.0.2.8")
     until(lambda: in_layer(crowded) == 3)
@@ -252,7 +252,7 @@ def test_one_address_has_so_many_requests_in_the_layer(crowded):
     assert [message["path"] for message in taken] == ["/0", "/1", "/visitor"]
     for client in clients[2:4]:
         client.reset()
-    until(lambda: len(crowded.server.requests.under_way) == 5)
+    until(lambda: len(crowded.server.requests.in_flight) == 5)
     for message in taken:
         crowded.reply(message, status=200, content=b"done")
     assert [client.response().content for client in (visitor, *clients[:2])] == [b"done"] * 3
@@ -270,7 +270,7 @@ def test_what_is_answered_later_keeps_nobody_waiting(crowded, word):
     for _ in range(5):
         until(lambda: in_layer(crowded))
         crowded.reply(crowded.layer.receive(["http.request"])[1], **{word: True})
-    assert len(crowded.server.requests.under_way) == 5
+    assert len(crowded.server.requests.in_flight) == 5
 
 
 def test_who_waits_for_its_turn_has_no_more_time_than_others(new_site):
@@ -285,7 +285,7 @@ def test_who_waits_for_its_turn_is_answered_when_the_server_stops(new_site):
     site = new_site(max_waiting_per_address=1, drain_timeout=0.05)
     site._worker.kill()
     clients = [asks(site) for _ in range(3)]
-    until(lambda: len(site.server.requests.under_way) == 3)
+    until(lambda: len(site.server.requests.in_flight) == 3)
     stopping = gevent.spawn(site.stop)
     assert [client.response().status for client in clients] == [503] * 3
     stopping.get()
@@ -303,10 +303,10 @@ def test_handshakes_wait_for_their_turn_too_and_not_for_requests(crowded):
     for _ in range(3):
         asks(crowded, X_Forwarded_For="192.0.2.7")
     clients = [asks(crowded, X_Forwarded_For="192.0.2.7", **HANDSHAKE) for _ in range(4)]
-    until(lambda: len(crowded.server.requests.under_way) == 7)
+    until(lambda: len(crowded.server.requests.in_flight) == 7)
     until(lambda: in_layer(crowded, "websocket.connect") == 2)
     clients[2].reset()
-    until(lambda: len(crowded.server.requests.under_way) == 6)
+    until(lambda: len(crowded.server.requests.in_flight) == 6)
     for _ in range(2):
         crowded.reply(crowded.layer.receive(["websocket.connect"])[1], accept=True, finished=0)
     until(lambda: in_layer(crowded, "websocket.connect") == 1)
@@ -319,13 +319,13 @@ def test_handshakes_wait_for_their_turn_too_and_not_for_requests(crowded):
 def test_handshakes_whose_clients_leave_at_once_have_no_more_turns(crowded):
     for number in range(5):
         client = asks(crowded, f"/{number}", X_Forwarded_For="192.0.2.7", **HANDSHAKE)
-        until(lambda: crowded.server.requests.under_way)
+        until(lambda: crowded.server.requests.in_flight)
         client.reset()
-        until(lambda: not crowded.server.requests.under_way)
+        until(lambda: not crowded.server.requests.in_flight)
     assert in_layer(crowded, "websocket.connect") == 2
     message = crowded.layer.receive(["websocket.connect"])[1]
     client = asks(crowded, "/stays", X_Forwarded_For="192.0.2.7", **HANDSHAKE)
-    until(lambda: len(crowded.server.requests.under_way) == 1)
+    until(lambda: len(crowded.server.requests.in_flight) == 1)
     assert in_layer(crowded, "websocket.connect") == 1
     crowded.reply(message, finished=0)  # it accepts one that has left
     until(lambda: in_layer(crowded, "websocket.connect") == 2)

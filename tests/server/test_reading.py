@@ -15,9 +15,10 @@ from dbchannels.server import connection_limits
 from dbchannels.server.budget import Turns
 from dbchannels.server.config import FLAGS, Options, checked
 from dbchannels.server.connection_limits import ConnectionLimits
-from dbchannels.server.http import exchange, reader, spool
+from dbchannels.server.http import body as spool
+from dbchannels.server.http import exchange, reader
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.http.parser import Head
+from dbchannels.server.http.parser import RequestHead
 from dbchannels.testing.contract.case import raises
 from tests.server import test_server
 from tests.server.hostile import BODIES, HEADS
@@ -92,9 +93,9 @@ def test_a_body_in_tiny_chunks_that_comes_faster_than_it_is_read_leaves_the_hub_
             gevent.sleep(0.0001)
 
     looking = gevent.spawn(other)
-    head = Head("POST", "/", "1.1", [], None, True, False)
+    head = RequestHead("POST", "/", "1.1", [], None, True, False)
     with pytest.raises(Refused, match="max-body"):
-        reader.Inlet(Fast(), Options(max_body=30_000), Turns()).read_body(head, taken.extend)
+        reader.RequestReader(Fast(), Options(max_body=30_000), Turns()).read_body(head, taken.extend)
     looking.kill()
     assert len(taken) > 25_000
     # A turn has a few pieces, by the clock; one read has 10,922 chunks.

@@ -11,8 +11,7 @@ import pytest
 
 from dbchannels.server.http import exchange, response_buffer
 from dbchannels.server.http.exchange import ResponseBuffer
-from dbchannels.server.http.response_buffer import Segment, SpooledBuffer
-from dbchannels.server.http.storage import ResponseBudget
+from dbchannels.server.http.response_buffer import ResponseBudget, Segment, StoredResponseBuffer
 from tests.server.test_server import until
 
 END = {"content": b"", "more_content": False}
@@ -47,7 +46,7 @@ def new(budget):
     made = []
 
     def new(length=None, address="192.0.2.1", begun=True):
-        buffer = SpooledBuffer(budget, address)
+        buffer = StoredResponseBuffer(budget, address)
         buffer.reports = []
         buffer.begins = begun and buffer.begin(buffer.reports.append, length)
         made.append(buffer)

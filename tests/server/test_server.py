@@ -132,7 +132,7 @@ class Site:
 
     def is_quiet(self):
         """Nothing waits for a reply."""
-        return self.relay.waiting() == 0 and not self.server.requests.under_way
+        return self.relay.waiting() == 0 and not self.server.requests.in_flight
 
     def stop(self, **options):
         if not self.stopped:
@@ -760,13 +760,13 @@ class Bench:
 
 
 def test_a_stream_that_was_never_begun_is_ended_too(site):
-    bench = Bench(site, messages.Head("200 OK", [], True))
+    bench = Bench(site, messages.ResponseHead("200 OK", [], True))
     bench.stream.close()
     assert bench.reports == [{"closed": True}] and bench.ends == [1]
 
 
 def test_a_stream_that_is_left_in_its_middle_is_ended(site):
-    bench = Bench(site, messages.Head("200 OK", [], True))
+    bench = Bench(site, messages.ResponseHead("200 OK", [], True))
     chunks = iter(bench.stream)
     assert next(chunks) == b"first"
     with pytest.raises(BrokenOff):
@@ -874,7 +874,7 @@ def test_nor_does_a_body_that_does_not_come_to_its_end(new_site, body):
     site = new_site(drain_timeout=0.05)
     client = site.client()
     client.send_request("POST", "/", body, {"Content-Length": "100"})
-    until(lambda: site.server.requests.under_way)
+    until(lambda: site.server.requests.in_flight)
     gevent.spawn(site.stop)
     assert is_put_off(client)
     assert site.seen == []
@@ -924,7 +924,7 @@ def test_all_that_wait_are_answered_each_by_itself(new_site):
 def test_a_request_that_comes_after_the_last_answer_is_put_off_too(site):
     client = site.client()
     assert client.ask("GET", "/before").content == b"/before"
-    site.server.requests.under_way.give_up()
+    site.server.requests.in_flight.give_up()
     assert site.socket().status == 503
     assert client.ask("GET", "/after").status == 503 and client.is_closed()
     assert [message["path"] for message in site.messages("http.request")] == ["/before"]

@@ -8,15 +8,14 @@ import random
 import gevent
 import pytest
 
-from dbchannels.server.http import spool as spool_module
+from dbchannels.server.http import body as spool_module
+from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.http.spool import Spool, SpooledBody
-from dbchannels.server.http.storage import Storage
 
 
 @pytest.fixture
 def storage():
-    return Storage(1_000_000, 1_000_000)
+    return BodyBudget(1_000_000, 1_000_000)
 
 
 @pytest.fixture
@@ -27,7 +26,7 @@ def spooled(monkeypatch, storage):
     made = []
 
     def new(data):
-        made.append(Spool(storage))
+        made.append(BodyBuffer(storage))
         for start in range(0, len(data), 70):
             made[-1].write(data[start : start + 70])
         return made[-1]
@@ -54,21 +53,21 @@ def in_thread(function):
 @pytest.mark.parametrize("step", [1, 64, 8192, None])
 def test_a_thread_reads_what_came(spooled, size, step):
     data = random.Random(size).randbytes(size)
-    body = io.BufferedReader(SpooledBody(spooled(data)))
+    body = io.BufferedReader(BodyFile(spooled(data)))
     read = in_thread(lambda: b"".join(iter(lambda: body.read(step), b"")))
     assert read == data
     assert in_thread(body.read) == b""
 
 
 def test_it_reads_lines_as_django_asks(spooled):
-    body = io.BufferedReader(SpooledBody(spooled(b"x" * 250 + b"\nlast")))
+    body = io.BufferedReader(BodyFile(spooled(b"x" * 250 + b"\nlast")))
     assert in_thread(lambda: list(body)) == [b"x" * 250 + b"\n", b"last"]
 
 
 @pytest.mark.parametrize("size", [300, 5000])
 def test_of_a_client_that_left_the_rest_is_an_error_and_no_end(spooled, size):
     spool = spooled(bytes(size))
-    body = SpooledBody(spool)
+    body = BodyFile(spool)
     assert in_thread(lambda: body.read(100)) == bytes(100)
     spool.close()
     error = in_thread(lambda: body.read(100))
@@ -102,7 +101,7 @@ def new_spool(monkeypatch):
     made = []
 
     def new(storage, expected=0, address=""):
-        made.append(Spool(storage, expected, address))
+        made.append(BodyBuffer(storage, expected, address))
         return made[-1]
 
     yield new
@@ -112,7 +111,7 @@ def new_spool(monkeypatch):
 
 
 def test_beyond_the_memory_of_all_one_is_refused_and_the_others_are_whole(new_spool):
-    storage = Storage(1_000, 0)
+    storage = BodyBudget(1_000, 0)
     first, second = new_spool(storage), new_spool(storage)
     fill(first, 100)
     fill(second, 100)
@@ -129,7 +128,7 @@ def test_beyond_the_memory_of_all_one_is_refused_and_the_others_are_whole(new_sp
 
 
 def test_when_memory_is_tight_bodies_go_to_the_disk_earlier(new_spool):
-    storage = Storage(1_000, 1_000)
+    storage = BodyBudget(1_000, 1_000)
     storage.keep(450)
     spool = new_spool(storage)
     fill(spool, 350)
@@ -139,7 +138,7 @@ def test_when_memory_is_tight_bodies_go_to_the_disk_earlier(new_spool):
 
 
 def test_the_last_fourth_of_the_disk_is_for_bodies_that_have_begun(new_spool):
-    storage = Storage(100_000, 2_000)
+    storage = BodyBudget(100_000, 2_000)
     first, second = new_spool(storage), new_spool(storage)
     fill(first, 400)
     fill(first, 1_300)  # 1,500 of it on the disk
@@ -153,7 +152,7 @@ def test_the_last_fourth_of_the_disk_is_for_bodies_that_have_begun(new_spool):
 
 
 def test_bodies_of_one_address_have_half_of_the_disk(new_spool):
-    storage = Storage(100_000, 2_000)
+    storage = BodyBudget(100_000, 2_000)
     first = new_spool(storage, address="192.0.2.1")
     fill(first, 1_000)  # 900 of it on the disk
     for expected in (400, 501):
@@ -167,7 +166,7 @@ def test_bodies_of_one_address_have_half_of_the_disk(new_spool):
 
 
 def test_addresses_that_take_all_they_can_get_leave_memory_for_others(new_spool):
-    storage = Storage(10_000, 0)
+    storage = BodyBudget(10_000, 0)
     for hoarder in ("192.0.2.1", "192.0.2.2"):
         with pytest.raises(Refused):
             while True:
@@ -181,7 +180,7 @@ def test_addresses_that_take_all_they_can_get_leave_memory_for_others(new_spool)
 
 
 def test_one_that_says_its_length_is_refused_before_anything_is_read(new_spool):
-    storage = Storage(100_000, 2_000)
+    storage = BodyBudget(100_000, 2_000)
     new_spool(storage, 400)  # needs no file
     new_spool(storage, 2_000)
     with pytest.raises(Refused) as raised:
@@ -194,16 +193,16 @@ def test_a_file_that_cannot_be_written_gives_its_room_back(new_spool, monkeypatc
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(spool_module.tempfile, "TemporaryFile", fail)
-    storage = Storage(1_000, 1_000)
+    storage = BodyBudget(1_000, 1_000)
     spool = new_spool(storage)
-    with pytest.raises(spool_module.NotStored):
+    with pytest.raises(spool_module.BodyStorageError):
         fill(spool, 400)
     spool.close()
     assert (storage.memory, storage.disk) == (1_000, 1_000)
 
 
 def test_many_refusals_are_one_line_in_the_log(caplog):
-    storage = Storage(10, 10)
+    storage = BodyBudget(10, 10)
     refusals = (lambda: storage.keep(11), lambda: storage.store(11), lambda: storage.admit(11))
     for refuse in refusals * 50:
         with pytest.raises(Refused, match="There is no room for the body of this request now"):

@@ -1,134 +1,317 @@
-"""The body of a request, read strictly (RFC 9112 sections 6 and 7), pure: bytes in, content or Refused out."""
+"""The body of a request while it comes: in memory at its beginning, beyond that in a file without a name."""
 
 from __future__ import annotations
 
-import re
-from typing import Literal
+import errno
+import io
+import logging
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
-from dbchannels.server.http.headers import TOKEN
+import gevent
+
+from dbchannels.protocol import OFFSET, SINCE, UNTIL, body_ends, chunk
+from dbchannels.server.connection_limits import first_kept
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.http.parser import read_field
+from dbchannels.server.relay import OutboxFull, Relay
 
-LONGEST_LINE = 1_024  # bytes of a chunk's first line, extensions included, and of a trailer's line
-EXTRAS = 16_384  # bytes of extensions and trailers in one body
+log = logging.getLogger("dbchannels.server")
 
-# RFC 9112 section 7.1.1: extensions are names with or without a value, a token or a quoted text.
-_NAME = TOKEN.encode()
-_QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
-_CHUNK = re.compile(
-    rb"([0-9A-Fa-f]{1,15})((?:[ \t]*;[ \t]*"
-    + _NAME
-    + rb"(?:[ \t]*=[ \t]*(?:"
-    + _NAME
-    + rb"|"
-    + _QUOTED
-    + rb"))?)*)\Z"
+RESERVED = (
+    4  # a body begins a file only while a fourth of the disk's share is free: the rest is for those that grow
 )
-# No trailer may say where the body ends, or what it is for (RFC 9110 section 6.5.1).
-_NO_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host"})
+SHARE = (
+    3  # times the memory that is left: alone an address has three fourths, and two of them leave a sixteenth
+)
+TOLD_EVERY = 10.0  # seconds between two lines in the log
 
-State = Literal["size", "content", "content end", "trailers", "whole", "ended"]
-
-
-def too_large(limit: int) -> Refused:
-    """Return the answer to a body above the limit, in bytes."""
-    return Refused(413, f"The request's body is larger than this server takes, {limit} bytes (--max-body).")
+MEMORY, DISK = "memory", "disk"
 
 
-class BodyReader:
-    """Give it what the client sends; ``feed`` returns content, and ``rest`` is what follows the body's end."""
+class BodyBudget:
+    """Counts bytes; called in the hub. What finds no room raises Refused with a 503, and must be given back.
 
-    def __init__(self, length: int | None, limit: int) -> None:
-        """``length`` in bytes, None for a body in chunks; raises Refused when it is above the limit, in bytes."""
-        if length is not None and length > limit:
-            raise too_large(limit)
-        self._left = length or 0  # bytes of the body, or of the chunk
-        self._state: State = "size" if length is None else "whole" if length else "ended"
-        self._limit, self._room = limit, limit  # bytes of content in all, and what may still come
-        self._buffer = bytearray()
-        self._extras = 0
+    One address may have half of the disk, and of the memory SHARE times what is left, so that some is always left for
+    others; "" stands for one without a share of its own, such as this machine's.
+    """
 
-    @property
-    def ended(self) -> bool:
-        """Whether the body is whole."""
-        return self._state == "ended"
+    def __init__(self, memory: int, disk: int) -> None:
+        self.memory, self.disk = memory, disk  # free
+        self._memory, self._disk = memory, disk  # in all
+        self._by_address: Counter[str] = Counter()  # of the disk
+        self._kept: Counter[str] = Counter()  # of the memory, by address
+        self._refused: Counter[str] = Counter()
+        self._told_at = -TOLD_EVERY
 
     @property
-    def rest(self) -> bytes:
-        """What came behind the body."""
-        return bytes(self._buffer)
+    def is_tight(self) -> bool:
+        """Whether less than half of the memory is free: what can go to the disk goes there at once."""
+        return 2 * self.memory < self._memory
 
-    def feed(self, data: bytes) -> bytes:
-        """Return the content in what came. Raises Refused with the answer; the connection is over then."""
-        self._buffer += data
-        content = bytearray()
-        position = 0
-        while not self.ended and (used := self._step(position, content)) is not None:
-            position += used
-        del self._buffer[:position]
-        return bytes(content)
+    def room(self, address: str) -> int:
+        """Return how much of the disk is left for an address."""
+        return min(self.disk, self._disk // 2 - self._by_address[address]) if address else self.disk
 
-    def _step(self, position: int, content: bytearray) -> int | None:
-        """Take what can be taken at a position; return how many bytes it was, None when more must come."""
-        if self._state in ("content", "whole"):
-            return self._take_content(position, content)
-        if self._state == "content end":
-            return self._take_content_end(position)
-        end = self._buffer.find(b"\n", position, position + LONGEST_LINE)
-        if end < 0:
-            if len(self._buffer) - position >= LONGEST_LINE:
-                raise Refused(400, f"A line between the chunks is longer than {LONGEST_LINE} bytes.")
-            return None
-        if end == position or self._buffer[end - 1] != 13:
-            raise Refused(400, "End each line between the chunks with CR and LF.")
-        line = bytes(self._buffer[position : end - 1])
-        if self._state == "size":
-            self._take_size(line)
-        else:
-            self._take_trailer(line)
-        return end + 1 - position
+    def admit(self, size: int, address: str = "") -> None:
+        """Let a body begin its file, of which so many bytes are known to come."""
+        if size > self.room(address) or RESERVED * self.disk < self._disk:
+            raise self._full(DISK)
 
-    def _take_content(self, position: int, content: bytearray) -> int | None:
-        size = min(self._left, len(self._buffer) - position)
-        if not size:
-            return None
-        content += memoryview(self._buffer)[position : position + size]
-        self._left -= size
-        if not self._left:
-            self._state = "ended" if self._state == "whole" else "content end"
-        return size
+    def keep(self, size: int, address: str = "") -> None:
+        """Take so much memory."""
+        if size > self.memory or (address and self._kept[address] + size > SHARE * self.memory):
+            raise self._full(MEMORY)
+        self.take(address, size)
 
-    def _take_content_end(self, position: int) -> int | None:
-        end = self._buffer[position : position + 2]
-        if not b"\r\n".startswith(end):
-            raise Refused(400, "A chunk is longer than it says.")
-        if len(end) < 2:
-            return None
-        self._state = "size"
-        return 2
+    def store(self, size: int, address: str = "") -> None:
+        """Take so much of the disk."""
+        if size > self.room(address):
+            raise self._full(DISK)
+        self.take(address, disk=size)
 
-    def _take_size(self, line: bytes) -> None:
-        found = _CHUNK.match(line)
-        if found is None:
-            raise Refused(400, "A chunk begins with its size in hexadecimal digits.")
-        size = int(found[1], 16)
-        self._count_extra(len(found[2]))
-        self._room -= size
-        if self._room < 0:
-            raise too_large(self._limit)
-        self._left = size
-        self._state = "content" if size else "trailers"
+    def take(self, address: str, memory: int = 0, disk: int = 0) -> None:
+        """Count bytes that are taken, however few are left; numbers below 0 give them back."""
+        self.memory -= memory
+        self.disk -= disk
+        for counter, size in ((self._by_address, disk), (self._kept, memory)):
+            counter[address] += size
+            if not counter[address]:
+                del counter[address]
 
-    def _take_trailer(self, line: bytes) -> None:
-        """Trailers are checked and dropped, as RFC 9112 section 7.1.2 allows."""
-        if not line:
-            self._state = "ended"
-            return
-        self._count_extra(len(line))
-        if read_field(line)[0] in _NO_TRAILERS:
-            raise Refused(400, "A trailer may not say where the body ends.")
+    def _full(self, what: str) -> Refused:
+        """One line in the log for many of them: a stranger decides how many there are."""
+        self._count(
+            what,
+            f"Refused %d bodies beyond --max-body-memory ({self._memory}) and %d beyond --max-spool ({self._disk}), "
+            "or beyond an address's half of it.",
+            (MEMORY, DISK),
+        )
+        return Refused(503, "There is no room for the body of this request now: try again soon.")
 
-    def _count_extra(self, size: int) -> None:
-        self._extras += size
-        if self._extras > EXTRAS:
-            raise Refused(431, f"The extensions and trailers of a body may have {EXTRAS} bytes.")
+    def _count(self, what: str, line: str, kinds: tuple[str, ...]) -> None:
+        """Count one of the kinds that a line tells the numbers of, and log the line every now and then."""
+        self._refused[what] += 1
+        if time.monotonic() - self._told_at > TOLD_EVERY:
+            self._told_at = time.monotonic()
+            log.warning("%s", line % tuple(self._refused[kind] for kind in kinds))
+            self._refused.clear()
+
+
+FIRST = 131_072  # bytes that go to the worker in the request's message; the rest it asks for
+IN_MEMORY = 262_144  # bytes behind them that are gathered before they are written to the file
+
+
+class BodyStorageError(Exception):
+    """The disk does not take the body, or does not give it back."""
+
+
+class BodyBuffer:
+    """``write`` what comes, ``read`` the part behind ``first``, ``close`` it. Files are touched in native threads."""
+
+    def __init__(self, storage: BodyBudget, expected: int = 0, address: str = "") -> None:
+        """``expected``: the body's length in bytes, 0 if unknown; raises Refused when there is no room for it.
+
+        ``address``: whose share of the storage it takes, see ``BodyBudget``.
+        """
+        if expected > FIRST + IN_MEMORY:
+            storage.admit(expected, address)
+        self._address = address
+        self.size = 0  # bytes in all
+        self._storage = storage
+        self._kept = 0  # bytes of the storage's memory
+        self._first = bytearray()
+        self._memory = bytearray()  # what follows, and is in no file
+        self._in_file = 0  # bytes
+        self._on_disk = 0  # bytes of the storage's disk: those in the file, or on their way there
+        self._file: Any = None
+
+    @property
+    def first(self) -> bytes:
+        """The first part, of FIRST bytes at the most."""
+        return bytes(self._first)
+
+    @property
+    def rest(self) -> int:
+        """How many bytes there are behind it."""
+        return self.size - len(self._first)
+
+    def write(self, data: bytes) -> None:
+        """Add received data. Raise BodyStorageError when the disk is full, Refused when all bodies take too much."""
+        self._storage.keep(len(data), self._address)
+        self._kept += len(data)
+        self.size += len(data)
+        room = FIRST - len(self._first)
+        if room > 0:
+            self._first += data[:room]
+            data = data[room:]
+        self._memory += data
+        if len(self._memory) >= IN_MEMORY or (self._memory and self._storage.is_tight):
+            self._put_away()
+
+    def read(self, position: int, size: int) -> bytes:
+        """Return up to ``size`` bytes from a position behind the first part; there is no more to write."""
+        start = position - len(self._first)
+        if start >= self._in_file:
+            start -= self._in_file
+            return bytes(self._memory[start : start + size])
+        size = min(size, self._in_file - start)
+        data: bytes = in_thread(os.pread, self._file.fileno(), size, start)
+        return data
+
+    def read_blocking(self, position: int, size: int) -> bytes:
+        """Return what is at a position, in a thread that may wait. Raises OSError, also once it is closed."""
+        if position < len(self._first):
+            return bytes(self._first[position : position + size])
+        start, file = position - len(self._first), self._file
+        if start >= self._in_file:
+            start -= self._in_file
+            return bytes(self._memory[start : start + size])
+        if file is None:
+            raise OSError("The client went away.")
+        return os.pread(file.fileno(), min(size, self._in_file - start), start)
+
+    def close(self) -> None:
+        """Let go of all of it."""
+        file, self._file = self._file, None
+        self._memory.clear()
+        self._storage.take(self._address, -self._kept, -self._on_disk)
+        self._kept = self._on_disk = 0
+        if file is not None:
+            gevent.get_hub().threadpool.spawn(file.close)  # freeing its blocks takes a while
+
+    def _put_away(self) -> None:
+        """Write to the file what is in memory behind the first part."""
+        size = len(self._memory)
+        if not self._on_disk:
+            self._storage.admit(size, self._address)
+        self._storage.store(size, self._address)
+        self._on_disk += size
+        memory, self._memory = self._memory, bytearray()
+        in_thread(self._store, memory)
+        self._storage.take(self._address, memory=-size)
+        self._kept -= size
+
+    def _store(self, data: bytearray) -> None:
+        if self._file is None:
+            self._file = new_file()
+        self._file.write(data)
+        self._file.flush()
+        self._in_file += len(data)
+
+
+class BodyFile(io.RawIOBase):
+    """A spool as the file that a WSGI application reads (PEP 3333), from its beginning to its end, in a thread."""
+
+    def __init__(self, spool: BodyBuffer) -> None:
+        super().__init__()
+        self._spool = spool
+        self._position = 0
+
+    def readable(self) -> bool:
+        """It can be read, and nothing else."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill the buffer as far as one reading goes; 0 at the end. Raises OSError when the client is gone."""
+        wanted = min(len(buffer), self._spool.size - self._position)
+        if wanted == 0:
+            return 0
+        try:
+            piece = self._spool.read_blocking(self._position, wanted)
+        except ValueError:  # the file was closed meanwhile
+            piece = b""
+        if not piece:
+            raise OSError("The client went away.")
+        buffer[: len(piece)] = piece
+        self._position += len(piece)
+        return len(piece)
+
+
+def new_file() -> Any:
+    """Return a file without a name. Raises OSError, also when its descriptor is one of those that are kept."""
+    file = tempfile.TemporaryFile(prefix="dbchannels-")  # noqa: SIM115  (it lives longer)
+    if file.fileno() >= first_kept():
+        file.close()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    return file
+
+
+def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function in a native thread; raises BodyStorageError. gevent would print what is raised there."""
+
+    def call() -> tuple[Any, OSError | None]:
+        try:
+            return function(*arguments), None
+        except OSError as error:
+            return None, error
+
+    result, error = gevent.get_hub().threadpool.apply(call)
+    if error is not None:
+        raise BodyStorageError(error.strerror or str(error))
+    return result
+
+
+CHUNK = 131_072  # bytes in one message
+FULL_PAUSE = 0.05  # seconds until a chunk is tried again that found the outbox full
+
+
+class BodyUpload:
+    """Answers ``UNTIL`` of the worker with the chunks up to there.
+
+    A worker that misses a chunk (its channel was full, the database crashed) asks again, with ``SINCE``.
+    """
+
+    def __init__(self, relay: Relay, channel: str, spool: BodyBuffer) -> None:
+        self.channel = channel
+        self._relay = relay
+        self._spool = spool
+        self._position = spool.size - spool.rest
+        self._until = 0
+        self._sender: Any = None
+
+    def asked(self, wanted: dict[str, Any]) -> None:
+        """Send what the worker wants; called in the hub."""
+        since, until = wanted.get(SINCE), wanted.get(UNTIL)
+        if isinstance(since, int):
+            self._position = max(self._spool.size - self._spool.rest, since)
+        if isinstance(until, int):
+            self._until = min(until, self._spool.size)
+        if not self._sender:
+            self._sender = gevent.spawn(self._send_all)
+
+    def break_off(self) -> None:
+        """Tell the worker that its client went away: it waits for nothing more."""
+        self.close()
+        self._send(body_ends())
+
+    def close(self) -> None:
+        """Send nothing more."""
+        self._until = 0
+
+    def _send_all(self) -> None:
+        try:
+            self._send_wanted()
+        except BodyStorageError as error:
+            log.error("The body of a request could not be read from the disk (%s).", error)
+            self.break_off()
+
+    def _send_wanted(self) -> None:
+        while (position := self._position) < self._until:
+            content = self._spool.read(position, CHUNK)
+            if self._position != position or position >= self._until:
+                continue  # meanwhile it asked for another place, or nobody wants it any more
+            self._position += len(content)
+            more = self._position < self._spool.size
+            while not self._send({OFFSET: position, **chunk(content, more)}):
+                gevent.sleep(FULL_PAUSE)
+
+    def _send(self, chunk: dict[str, Any]) -> bool:
+        try:
+            self._relay.send(self._relay.make_send(self.channel, chunk))
+        except OutboxFull:
+            return False
+        return True

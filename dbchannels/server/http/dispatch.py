@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from functools import partial
 from typing import Any
 
@@ -14,16 +14,12 @@ from dbchannels.protocol import CLOSED, FROM_DESCRIPTOR, MORE_CONTENT, SENTENCES
 from dbchannels.server.config import Options
 from dbchannels.server.connection_limits import address_key, is_local
 from dbchannels.server.http import messages
+from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile, BodyStorageError, BodyUpload
 from dbchannels.server.http.direct import DirectExchange, DirectViews
 from dbchannels.server.http.exchange import Exchange, Stream, declared_length
 from dbchannels.server.http.messages import Request
-from dbchannels.server.http.reader import Inlet
-from dbchannels.server.http.response_buffer import SpooledBuffer
-from dbchannels.server.http.sent_files import SentFiles
-from dbchannels.server.http.spool import NotStored, Spool, SpooledBody
-from dbchannels.server.http.storage import ResponseBudget, Storage
-from dbchannels.server.http.under_way import UnderWay
-from dbchannels.server.http.upload import Upload
+from dbchannels.server.http.reader import RequestReader
+from dbchannels.server.http.response_buffer import ResponseBudget, SentFiles, StoredResponseBuffer
 from dbchannels.server.relay import Relay
 from dbchannels.server.turns import Turns
 
@@ -39,6 +35,49 @@ OUTSIDE = "This server's site is not at this path: see its --root-path."
 StaticFiles = Callable[[Request], "tuple[int, list[tuple[str, str]], bytes] | None"]
 
 
+GiveUp = Callable[[], None]
+
+
+class InFlightRequests:
+    """Counts requests and handshakes from the end of their head to the end of their answer, each by its connection.
+
+    What an unanswered one waits for is given up by a function of its own, which leads to a 503 and does not block;
+    one whose answer has begun has none, and is cut with its connection.
+    """
+
+    def __init__(self) -> None:
+        self.given_up = False  # from now on each is answered 503
+        self.lingering = 0  # clients that were answered and have not heard it, because they still send
+        self._waits: dict[Hashable, GiveUp | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._waits)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether every client has its answer."""
+        return not self._waits and not self.lingering
+
+    def begin(self, connection: Hashable) -> None:
+        """Count one from now on."""
+        self._waits[connection] = None
+
+    def waits(self, connection: Hashable, give_up: GiveUp | None) -> None:
+        """Say how its wait is given up; None: it waits for nothing, or for its client."""
+        if connection in self._waits:
+            self._waits[connection] = give_up
+
+    def end(self, connection: Hashable) -> None:
+        """Count it no more."""
+        self._waits.pop(connection, None)
+
+    def give_up(self) -> None:
+        """Have each that waits answered, and all that still begin."""
+        self.given_up = True
+        for give_up in [one for one in self._waits.values() if one is not None]:
+            give_up()
+
+
 class Requests:
     """Answers each by its ``application``, which pywsgi calls in a greenlet of the connection."""
 
@@ -46,9 +85,9 @@ class Requests:
         self.static_files: StaticFiles | None = None
         self.direct: DirectViews | None = None  # where views run, if not in workers
         self.files: SentFiles | None = None  # from workers of this process tree
-        self.under_way = UnderWay()
+        self.in_flight = InFlightRequests()
         self._relay, self._options, self.turns = relay, options, turns
-        self._storage = Storage(options.max_body_memory, options.max_spool)
+        self._storage = BodyBudget(options.max_body_memory, options.max_spool)
         self.responses = ResponseBudget(
             options.max_body_memory, options.max_response_spool, self._may_hold_up
         )
@@ -56,7 +95,7 @@ class Requests:
     def application(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         """Answer one request: PEP 3333's interface, as pywsgi calls it."""
         request: Request = environ["dbchannels.request"]
-        inlet: Inlet = environ["dbchannels.inlet"]
+        inlet: RequestReader = environ["dbchannels.inlet"]
         length: int | None = environ["dbchannels.length"]
         spool, handed_on = None, False
         try:
@@ -65,8 +104,8 @@ class Requests:
                 raise messages.Refused(503, SENTENCES[503])  # before the body comes
             if length != 0:
                 expected = min(length or 0, self._options.max_body)  # beyond it: 413
-                spool = Spool(self._storage, expected, _share_of(request))
-                self.under_way.waits(inlet, inlet.give_up)
+                spool = BodyBuffer(self._storage, expected, _share_of(request))
+                self.in_flight.waits(inlet, inlet.give_up)
                 environ["dbchannels.read_body"](spool.write)
             served = self._serve_static(request)
             if served is not None:
@@ -77,7 +116,7 @@ class Requests:
             return self._exchange(request, spool, inlet, start_response)
         except messages.Refused as refused:
             return self._refuse(refused, request, start_response)
-        except NotStored as error:
+        except BodyStorageError as error:
             log.error("The body of a request could not be stored (%s): it was refused.", error)
             return self._refuse(messages.Refused(503, SENTENCES[503]), request, start_response)
         finally:
@@ -93,7 +132,7 @@ class Requests:
     def _check(self, request: Request) -> None:
         if self._options.is_outside(request.path):
             raise messages.Refused(404, OUTSIDE)
-        if self.under_way.given_up:
+        if self.in_flight.given_up:
             raise messages.Refused(503, SENTENCES[503])
 
     def _serve_static(self, request: Request) -> tuple[int, list[tuple[str, str]], bytes] | None:
@@ -102,9 +141,13 @@ class Requests:
         return self.static_files(request)
 
     def _exchange(
-        self, request: Request, spool: Spool | None, inlet: Inlet, start_response: Callable[..., Any]
+        self,
+        request: Request,
+        spool: BodyBuffer | None,
+        inlet: RequestReader,
+        start_response: Callable[..., Any],
     ) -> Iterable[bytes]:
-        replies = SpooledBuffer(self.responses, _share_of(request))
+        replies = StoredResponseBuffer(self.responses, _share_of(request))
         exchange: Exchange | DirectExchange
         if self.direct:
             exchange = self.direct.exchange(replies)
@@ -115,7 +158,7 @@ class Requests:
         streaming = False
         try:
             inlet.watch(exchange.client_left)
-            self.under_way.waits(inlet, exchange.give_up)
+            self.in_flight.waits(inlet, exchange.give_up)
             message = self._request_message(request, exchange, spool)
             begun = exchange.request(message, self._options.http_timeout)
             first, head = self._checked(begun, request)
@@ -138,7 +181,9 @@ class Requests:
             if not streaming:
                 ended()
 
-    def _begin(self, exchange: Exchange | DirectExchange, first: dict[str, Any], head: messages.Head) -> bool:
+    def _begin(
+        self, exchange: Exchange | DirectExchange, first: dict[str, Any], head: messages.ResponseHead
+    ) -> bool:
         """Let a response in chunks, or from a file, begin; False when there is no room for it."""
         if FROM_DESCRIPTOR not in first or isinstance(exchange, DirectExchange):
             return exchange.begin(declared_length(head))
@@ -148,22 +193,24 @@ class Requests:
         return exchange.begin_file(position, size if head.has_body else 0)
 
     def _request_message(
-        self, request: Request, exchange: Exchange | DirectExchange, spool: Spool | None
+        self, request: Request, exchange: Exchange | DirectExchange, spool: BodyBuffer | None
     ) -> dict[str, Any]:
         body: Any = b"" if spool is None else spool.first
         body_channel = None
         if spool is not None and spool.rest:
             if isinstance(exchange, DirectExchange):
-                body = io.BufferedReader(SpooledBody(spool))
+                body = io.BufferedReader(BodyFile(spool))
             else:
-                exchange.upload = Upload(self._relay, exchange.body_channel, spool)
+                exchange.upload = BodyUpload(self._relay, exchange.body_channel, spool)
                 body_channel = exchange.body_channel
         size = 0 if spool is None else spool.size
         channels = (exchange.reply_channel, body, exchange.flow_channel, body_channel)
         return messages.request_message(request, *channels, size)
 
-    def _end_exchange(self, exchange: Exchange | DirectExchange, spool: Spool | None, inlet: Inlet) -> None:
-        self.under_way.waits(inlet, None)
+    def _end_exchange(
+        self, exchange: Exchange | DirectExchange, spool: BodyBuffer | None, inlet: RequestReader
+    ) -> None:
+        self.in_flight.waits(inlet, None)
         inlet.unwatch()
         exchange.close()
         if isinstance(exchange, Exchange) and exchange.is_unanswered:
@@ -180,7 +227,9 @@ class Requests:
         head.headers.append(("Connection", "close"))
         return self._write_whole(message, head, start_response)
 
-    def _checked(self, message: dict[str, Any], request: Request) -> tuple[dict[str, Any], messages.Head]:
+    def _checked(
+        self, message: dict[str, Any], request: Request
+    ) -> tuple[dict[str, Any], messages.ResponseHead]:
         """Return a response's first message with its head; one that cannot be sent becomes a 500."""
         try:
             return message, messages.response_head(message, request.method)
@@ -190,14 +239,14 @@ class Requests:
             return message, messages.response_head(message, request.method)
 
     def _write_whole(
-        self, message: dict[str, Any], head: messages.Head, start_response: Callable[..., Any]
+        self, message: dict[str, Any], head: messages.ResponseHead, start_response: Callable[..., Any]
     ) -> list[bytes]:
         start_response(head.status, head.headers)
         content = message.get("content", b"")
         return [content] if head.has_body and content else []
 
     def _start_stream(
-        self, head: messages.Head, request: Request, start_response: Callable[..., Any]
+        self, head: messages.ResponseHead, request: Request, start_response: Callable[..., Any]
     ) -> None:
         """HTTP/1.0 has no chunks: without a length the end of the connection is the response's end."""
         if request.http_version == "1.0" and declared_length(head) is None:

@@ -36,7 +36,7 @@ from dbchannels.server.reply import Reply
 from dbchannels.server.turns import Turn, Turns
 
 if TYPE_CHECKING:
-    from dbchannels.server.http.upload import Upload
+    from dbchannels.server.http.body import BodyUpload
 
 log = logging.getLogger("dbchannels.server")
 
@@ -153,7 +153,7 @@ class Exchange:
         self._path: str | None = None  # of the request, once it was sent
         #: Called when the view has raised ResponseLater.
         self.on_later: Callable[[], None] = lambda: None
-        self.upload: Upload | None = None
+        self.upload: BodyUpload | None = None
         self.reply_channel = relay.open(self)
         local = names.split(self.reply_channel)[1]
         self.flow_channel = flow_channel(local)
@@ -322,7 +322,12 @@ class Stream:
     """
 
     def __init__(
-        self, exchange: Chunks, first: Message, head: messages.Head, timeout: float, ended: Callable[[], None]
+        self,
+        exchange: Chunks,
+        first: Message,
+        head: messages.ResponseHead,
+        timeout: float,
+        ended: Callable[[], None],
     ) -> None:
         self._exchange, self._timeout, self._ended = exchange, timeout, ended
         self._finished = False
@@ -380,7 +385,7 @@ class Stream:
         return content
 
 
-def declared_length(head: messages.Head) -> int | None:
+def declared_length(head: messages.ResponseHead) -> int | None:
     """Return the Content-Length that a response promises, if it does."""
     for name, value in head.headers:
         if name.lower() == "content-length" and value.isdecimal():

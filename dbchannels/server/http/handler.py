@@ -20,8 +20,8 @@ from geventwebsocket.handler import WebSocketHandler
 from dbchannels.server.connection_limits import CountedSocket, address_of
 from dbchannels.server.http import messages
 from dbchannels.server.http.messages import Request
-from dbchannels.server.http.parser import Head
-from dbchannels.server.http.reader import Inlet, Left
+from dbchannels.server.http.parser import RequestHead
+from dbchannels.server.http.reader import ClientDisconnected, RequestReader
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.deflate import negotiate
 
@@ -40,11 +40,11 @@ def date_at(second: int) -> bytes:
 class Handler(WebSocketHandler):  # type: ignore[misc]
     """Reads one request after another from a socket; ``self.server`` is an interface.server.Listener.
 
-    pywsgi writes the answers; what comes in is read by our own Inlet, because pywsgi takes what it should refuse.
+    pywsgi writes the responses. RequestReader reads the requests, because pywsgi accepts malformed ones.
     """
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
-        self.inlet = Inlet(sock, server.options, server.turns)
+        self.inlet = RequestReader(sock, server.options, server.turns)
         self.handed_over = False  # the socket is a WebSocket's
         self.wsgi_input = self  # whose _discard pywsgi calls after each answer
         self._requests = 0
@@ -65,11 +65,11 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         if head is None:
             return None
         self._take_head(head)
-        self.server.under_way.begin(self.inlet)
+        self.server.in_flight.begin(self.inlet)
         try:
             self.handle_one_response()
         finally:
-            self.server.under_way.end(self.inlet)
+            self.server.in_flight.end(self.inlet)
             self._leave()
         if self._unread:
             self._linger()
@@ -93,11 +93,11 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     def _linger(self) -> None:
         if self.socket is not None:
-            self.server.under_way.lingering += 1
+            self.server.in_flight.lingering += 1
             self.inlet.linger()
-            self.server.under_way.lingering -= 1
+            self.server.in_flight.lingering -= 1
 
-    def _take_head(self, head: Head) -> None:
+    def _take_head(self, head: RequestHead) -> None:
         self._heartbeat = 0
         if handshake.HEARTBEAT in head.target and handshake.is_upgrade(head.headers):
             target, self._heartbeat = handshake.take_heartbeat(head.target)
@@ -267,7 +267,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
                 if sent < len(piece):
                     self.socket.sendall(piece[sent:])
         except OSError:
-            raise Left from None
+            raise ClientDisconnected from None
         self.response_length += len(data)
 
     def log_request(self) -> None:

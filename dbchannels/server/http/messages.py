@@ -132,7 +132,7 @@ def _common(request: Request, reply_channel: str) -> dict[str, Any]:
     }
 
 
-class Head(NamedTuple):
+class ResponseHead(NamedTuple):
     """The start of a response."""
 
     status: str  # "200 OK"
@@ -140,7 +140,7 @@ class Head(NamedTuple):
     has_body: bool  # False for HEAD, 204 and 304: what follows is not written
 
 
-def response_head(message: dict[str, Any], method: str) -> Head:
+def response_head(message: dict[str, Any], method: str) -> ResponseHead:
     """Return the head of a response from its first message; ValueError, one sentence, for a bad one.
 
     A response that is whole has the Content-Length of its content, whatever the view said: what a client reads
@@ -165,7 +165,9 @@ def response_head(message: dict[str, Any], method: str) -> Head:
         headers.append((b"Content-Length", length))
     text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
     has_body = method != "HEAD" and not bodiless
-    return Head(f"{status} {_checked_reason(message.get('reason')) or reason_phrase(status)}", text, has_body)
+    return ResponseHead(
+        f"{status} {_checked_reason(message.get('reason')) or reason_phrase(status)}", text, has_body
+    )
 
 
 def checked_content(message: dict[str, Any]) -> bytes:

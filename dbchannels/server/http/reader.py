@@ -14,9 +14,8 @@ import gevent
 
 from dbchannels.server.budget import Turns
 from dbchannels.server.config import Options
-from dbchannels.server.http.body import BodyReader
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.http.parser import Head, HeadReader
+from dbchannels.server.http.parser import BodyReader, HeadReader, RequestHead
 from dbchannels.server.limits import LINGERING
 
 READ = 65_536  # bytes read at once
@@ -38,7 +37,7 @@ _HALF_CLOSED: int = getattr(
 )  # the client has ended its sending half; Linux alone tells it
 
 
-class Left(ConnectionError):
+class ClientDisconnected(ConnectionError):
     """The connection broke in the middle of what the client sent."""
 
     def __init__(self) -> None:
@@ -47,7 +46,7 @@ class Left(ConnectionError):
         )  # at this number pywsgi closes without a word
 
 
-class Inlet:
+class RequestReader:
     """The reading half of one connection; only its own greenlet reads."""
 
     def __init__(self, sock: Any, options: Options, turns: Turns) -> None:
@@ -67,7 +66,7 @@ class Inlet:
 
     # Heads.
 
-    def read_head(self) -> Head | None:
+    def read_head(self) -> RequestHead | None:
         """Return the next request's head; None when the client sends none. Raises Refused with what to answer.
 
         A client that sent nothing in time, at its beginning or between two requests, is left without a word.
@@ -97,11 +96,11 @@ class Inlet:
 
     # Bodies.
 
-    def read_body(self, head: Head, take: Callable[[bytes], None]) -> None:
+    def read_body(self, head: RequestHead, take: Callable[[bytes], None]) -> None:
         """Read the body, and give it to ``take`` block by block.
 
-        Raises Refused with what to answer, and Left when the connection broke. A client that waits for a 100 gets
-        it first, for what is taken; one whose body has begun to come does not need it.
+        Raises Refused with the response, ClientDisconnected when the connection broke. A client that waits for a 100
+        gets it first, unless its body has begun to come.
         """
         self._given_up = False
         reader = BodyReader(head.length, self._options.max_body)
@@ -147,7 +146,7 @@ class Inlet:
             self._waiting.throw(_stopping())
 
     def _receive(self, deadline: float) -> bytes:
-        """Return what comes, b"" at the end; raises TimeoutError at the deadline, Left for a broken connection."""
+        """Return what comes, b"" at the end; raises TimeoutError, and ClientDisconnected for a broken connection."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
@@ -157,7 +156,7 @@ class Inlet:
         except TimeoutError:
             raise
         except OSError:
-            raise Left from None
+            raise ClientDisconnected from None
 
     # While a response is made.
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import socket
 import time
 from collections import deque
+from collections.abc import Callable
 from io import FileIO
 from queue import Empty
 from typing import Any
@@ -18,12 +20,16 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
+from dbchannels.names import MAX_LENGTH
 from dbchannels.protocol import BROKEN_OFF, CLOSED, ERROR, MORE_CONTENT, chunk, failure_status
-from dbchannels.server.http.exchange import Message, ResponseBuffer, content_size
-from dbchannels.server.http.spool import NotStored, in_thread, new_file
-from dbchannels.server.http.storage import REFUSED, ResponseBudget
+from dbchannels.server.connection_limits import TOLD_EVERY, ConnectionLimits, first_kept
+from dbchannels.server.http.body import BodyBudget, BodyStorageError, in_thread, new_file
+from dbchannels.server.http.exchange import Exchange, Message, ResponseBuffer, content_size
+from dbchannels.server.relay import Relay
 
 log = logging.getLogger("dbchannels.server")
+
+REFUSED = "refused"  # a response, as one that is BROKEN_OFF is counted
 
 IN_MEMORY = 262_144  # bytes of a response that stay in memory
 SMALL = 1_048_576  # bytes that come without a report, so such a response holds up nobody
@@ -72,7 +78,7 @@ class SentFile(Segment):
         self.taken, self.size = position, position + size
 
 
-class SpooledBuffer(ResponseBuffer):
+class StoredResponseBuffer(ResponseBuffer):
     """The messages of one response; ``put`` is called in the hub and never waits, ``get`` in one greenlet."""
 
     def __init__(self, budget: ResponseBudget, address: str) -> None:
@@ -166,7 +172,7 @@ class SpooledBuffer(ResponseBuffer):
             if segment := self._next_segment():
                 try:
                     content = in_thread(segment.read, self._read_size())
-                except NotStored as error:
+                except BodyStorageError as error:
                     log.error("A response was broken off, because its file could not be read (%s).", error)
                     return {ERROR: BROKEN_OFF}
                 self._took.set()
@@ -264,7 +270,7 @@ class SpooledBuffer(ResponseBuffer):
             if not self._segments or self._segments[-1].size >= min(SEGMENT, self._budget.share // 4):
                 self._segments.append(in_thread(Segment))
             in_thread(self._segments[-1].write, data)
-        except NotStored as error:
+        except BodyStorageError as error:
             log.error("What a client does not take of its response could not be stored (%s).", error)
             self._has_failed = True
         finally:
@@ -334,3 +340,89 @@ class SpooledBuffer(ResponseBuffer):
 def _is_plain(message: Message) -> bool:
     """Whether a message is nothing but content with more to come."""
     return bool(content_size(message) and message.get(MORE_CONTENT)) and failure_status(message) is None
+
+
+class ResponseBudget(BodyBudget):
+    """The same for responses, of which one may have a fourth of the disk's share.
+
+    Memory may be overdrawn by what is on its way here: a window of bytes for each worker.
+
+    ``may_wait`` returns how many responses may keep the worker, or the thread, that makes them waiting for their
+    clients, while there is no room for them.
+    """
+
+    def __init__(self, memory: int, disk: int, may_wait: Callable[[], int]) -> None:
+        super().__init__(memory, disk)
+        self.may_wait = may_wait
+        self.sent_files = 0  # that workers have sent, being read
+        self.share = disk // 4  # of the disk, for one response
+        self._waiting = 0
+
+    def begin_to_wait(self) -> bool:
+        """Let a worker wait for a client; False when as many do as may."""
+        if self._waiting >= self.may_wait():
+            return False
+        self._waiting += 1
+        return True
+
+    def end_to_wait(self) -> None:
+        """Count one waiting worker less."""
+        self._waiting -= 1
+
+    def refuse(self, what: str) -> None:
+        """Count a response that was refused, or broken off."""
+        self._count(
+            what,
+            f"Answered %d large responses 503 and broke %d off: clients take less than is made for them, and "
+            f"--max-response-spool ({self._disk}), or an address's half of it, is full.",
+            (REFUSED, BROKEN_OFF),
+        )
+
+
+class SentFiles:
+    """A pair of sockets, of which the workers inherit one end: nobody else can send here. Made and used in the hub."""
+
+    def __init__(self, relay: Relay, limits: ConnectionLimits) -> None:
+        self._relay, self._limits = relay, limits
+        self._socket, self.sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+        self._told_at = -TOLD_EVERY
+        self._watcher: Any = gevent.get_hub().loop.io(self._socket.fileno(), 1)
+        self._watcher.start(self.receive)
+
+    def receive(self) -> None:
+        """Hand what has come to the requests; a file that none waits for is closed."""
+        while True:
+            try:
+                channel, descriptors, _, _ = socket.recv_fds(self._socket, MAX_LENGTH, 1)
+            except BlockingIOError:
+                return
+            for descriptor in descriptors:
+                os.set_inheritable(descriptor, False)
+                file, receiver = FileIO(descriptor), self._relay.receiver(channel.decode())
+                if not self._is_free(descriptor):
+                    self._tell()
+                    file.close()
+                elif isinstance(receiver, Exchange):
+                    receiver.take_file(file)
+                else:
+                    file.close()
+
+    def _is_free(self, descriptor: int) -> bool:
+        """Whether a descriptor is left for each connection that may come yet: pages must not wait for downloads."""
+        return descriptor + self._limits.total - self._limits.open < first_kept()
+
+    def close(self) -> None:
+        """Take no more."""
+        self._watcher.stop()
+        self._watcher.close()
+        self._socket.close()
+        self.sender.close()
+
+    def _tell(self) -> None:
+        if time.monotonic() - self._told_at > TOLD_EVERY:
+            self._told_at = time.monotonic()
+            log.warning(
+                "Files are answered 503, because this process has too many open files: "
+                "raise the limit (ulimit -n, or LimitNOFILE= in systemd)."
+            )
