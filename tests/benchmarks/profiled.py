@@ -1,6 +1,6 @@
 """The ``manage.py`` of the tests' site, under a profile: each call of a function of dbchannels is a line of a log.
 
-TRIPS_FOLDER holds two files: ``on``, whose one byte says whether calls are logged now, and ``log``, to which all
+The site's folder holds two files: ``on``, whose one byte says whether calls are logged now, and ``log``, to which all
 processes append. A line names the process, the thread, the file and the function.
 """
 
@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 from types import FrameType
 
-FOLDER = Path(os.environ["TRIPS_FOLDER"])
+FOLDER = Path(os.environ["LIVESITE_FOLDER"])
 ROOT = Path(os.environ["PYTHONPATH"])
 PACKAGE = f"{ROOT / 'dbchannels'}/"
 

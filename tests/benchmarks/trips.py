@@ -23,6 +23,7 @@ import re
 import statistics
 import subprocess
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -146,12 +147,20 @@ def sender(site: LiveSite) -> Iterator[Callable[[str], None]]:
         stdin.close()
 
 
+@contextmanager
+def ended(site: LiveSite) -> Iterator[None]:
+    """End the site's processes after the block."""
+    try:
+        yield
+    finally:
+        site.end()
+
+
 def trips(site: LiveSite, rounds: int = ROUNDS) -> list[Trip]:
-    """Make the four trips on a site whose tables are there; its ``manage_py`` is changed for that."""
-    os.environ["TRIPS_FOLDER"] = str(site.folder)
+    """Make the four trips on a site whose tables are there."""
     profile = Profile(site.folder)
-    site.manage_py = PROGRAM
-    with sender(site) as send, closing(site.connect()) as database:
+    site = LiveSite(site.database, site.folder, PROGRAM)
+    with sender(site) as send, closing(site.connect()) as database, ended(site):
         served = site.serve("--workers", "1")
         cursor = database.cursor()
 
@@ -199,7 +208,8 @@ def measured(profile: Profile, action: Callable[[], object], rounds: int) -> lis
 def page_with(page: str, found: list[Trip], package: Path) -> str:
     """Return a page with the lists of files as they are now; each stands behind a comment ``.. trip: NAME``."""
     for trip in found:
-        lines = [f"#. ``{file}``: {purpose(package / file)}" for file in trip.files]
+        items = [f"#. ``{file}``: {purpose(package / file)}" for file in trip.files]
+        lines = [textwrap.fill(item, 119, subsequent_indent="   ", break_long_words=False) for item in items]
         before, comment, rest = page.partition(f".. trip: {trip.name}\n\n")
         assert comment, f"The page has no list for {trip.name}."
         _, blank, after = rest.partition("\n\n")
