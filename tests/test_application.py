@@ -11,10 +11,10 @@ from django.template import engines
 from django.urls import clear_url_caches
 
 from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.protocol import CHUNK
 from dbchannels.server.http import messages
 from dbchannels.testing.contract.case import raises
 from dbchannels.worker.application import ApplicationViews, load_site, site_application
-from dbchannels.worker.response_stream import CHUNK
 
 HEADERS = [("X-A", "caf\xe9")]
 FIELDS = {"status": 200, "reason": "Quite OK", "headers": [[b"X-A", b"caf\xe9"]]}

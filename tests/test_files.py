@@ -18,9 +18,9 @@ from django.http import FileResponse
 from django.urls import path
 from whitenoise import WhiteNoise
 
+from dbchannels.protocol import CHUNK
 from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.files import FileSender, regular_file
-from dbchannels.worker.response_stream import CHUNK
 from tests import test_handler
 
 CONTENT = bytes(range(256)) * 1_024  # 256 KiB

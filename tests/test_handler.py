@@ -25,11 +25,11 @@ from django.urls import path, reverse
 from dbchannels import Channel, Message, ResponseLater, channel_layers, codec, conf, route
 from dbchannels.layers import make_layer
 from dbchannels.layers.link import Link
+from dbchannels.protocol import CHUNK, WINDOW
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain
 from dbchannels.worker import response_stream, worker
 from dbchannels.worker.application import ApplicationViews
-from dbchannels.worker.response_stream import CHUNK, WINDOW
 from dbchannels.worker.views import catching_later, is_outage, make_environ
 
 CLIENT = "reply.s1!c1"

@@ -10,8 +10,9 @@ from dbchannels import Message, codec
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery
+from dbchannels.protocol import WINDOW
 from dbchannels.worker import request_body
-from dbchannels.worker.request_body import WINDOW, BodyRest, open_body
+from dbchannels.worker.request_body import BodyRest, open_body
 
 CHUNK = 100_000
 BODY = b"".join(b"%07d\n" % number for number in range(400_000))  # 3.2 MB

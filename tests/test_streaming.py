@@ -7,9 +7,10 @@ import threading
 import pytest
 
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.protocol import CHUNK, WINDOW
 from dbchannels.testing.contract.case import wait_until
 from dbchannels.worker import response_stream
-from dbchannels.worker.response_stream import CHUNK, WINDOW, ChunkWriter
+from dbchannels.worker.response_stream import ChunkWriter
 
 HEAD = {"status": 200, "headers": []}
 END = {"content": b"", "more_content": False}

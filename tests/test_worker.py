@@ -22,6 +22,7 @@ from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers.operations import Send
 from dbchannels.layers.store.layer import StoreLayer
 from dbchannels.models import DeadLetter, DurableMessage, InFlight, Process
+from dbchannels.protocol import CHUNK
 from dbchannels.routing.table import Routing
 from dbchannels.signals import message_dead
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
@@ -30,7 +31,6 @@ from dbchannels.wakeup import Doorbell
 from dbchannels.worker import executor, worker
 from dbchannels.worker.batch import Pace
 from dbchannels.worker.executor import backoff
-from dbchannels.worker.response_stream import CHUNK
 from dbchannels.worker.worker import PROTOCOL_CHANNELS, Worker, new_worker_name
 from tests import kinds
 

@@ -21,11 +21,11 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Operation, Send
 from dbchannels.message import Message
-from dbchannels.protocol import LATER, chunk
+from dbchannels.protocol import CHUNK, LATER, chunk
 from dbchannels.routing.table import Routing, load_routing
 from dbchannels.worker.files import FileSender
 from dbchannels.worker.request_body import open_body
-from dbchannels.worker.response_stream import CHUNK, ChunkWriter
+from dbchannels.worker.response_stream import ChunkWriter
 from dbchannels.worker.views import RequestContext, make_environ, teach_django
 
 Fields = dict[str, Any]

@@ -13,8 +13,7 @@ from typing import Any
 from wsgiref.util import FileWrapper
 
 from dbchannels import names
-from dbchannels.protocol import FROM_DESCRIPTOR, chunk
-from dbchannels.worker.response_stream import CHUNK
+from dbchannels.protocol import CHUNK, FROM_DESCRIPTOR, chunk
 
 SEND_WITHIN = 1.0  # seconds in which the server takes the descriptors before this one
 

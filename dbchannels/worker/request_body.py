@@ -19,12 +19,9 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Send
 from dbchannels.message import Message
-from dbchannels.protocol import BODY, CLOSED, OFFSET, SINCE, UNTIL
+from dbchannels.protocol import BODY, CHUNK, CLOSED, OFFSET, SINCE, STALLED, UNTIL, WINDOW
 
-WINDOW = 1_048_576  # bytes asked for at once
 ASK_AGAIN = 1.0  # seconds without a chunk until it is asked for again
-STALLED = 60.0  # seconds without a chunk until the body is given up
-IN_MEMORY = 1_048_576  # bytes of a body that is fetched whole before the view runs
 
 Fields = dict[str, Any]
 
@@ -118,15 +115,15 @@ def open_body(message: Message, link: Link, expiry: float) -> IO[bytes]:
     def receive() -> list[Fields]:
         return [codec.decode(one.payload) for one in link.receive_many([channel], 100)]
 
-    rest = io.BufferedReader(BodyRest(first, message["body_size"], receive, ask), 131_072)
+    rest = io.BufferedReader(BodyRest(first, message["body_size"], receive, ask), CHUNK)
     return rest if link.apart else _fetched(rest)
 
 
 def _fetched(rest: IO[bytes]) -> IO[bytes]:
     """Return a copy; one that breaks off breaks off for the view too, in the same place."""
-    copy = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115  (the request closes it)
+    copy = tempfile.SpooledTemporaryFile(WINDOW)  # noqa: SIM115  (the request closes it)
     try:
-        shutil.copyfileobj(rest, copy, 131_072)
+        shutil.copyfileobj(rest, copy, CHUNK)
     except OSError:
         copy.seek(0)
         return io.BufferedReader(_BrokenOff(copy))

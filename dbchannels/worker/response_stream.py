@@ -15,13 +15,18 @@ from typing import Any
 
 from django.db import connections
 
-from dbchannels.protocol import BROKEN_OFF, CLOSED, ERROR, TAKEN, chunk
+from dbchannels.protocol import (
+    BROKEN_OFF,
+    CHUNK,
+    ERROR,
+    FULL_PAUSE,
+    STALLED,
+    WINDOW,
+    Window,
+    chunk,
+)
 
-CHUNK = 131_072  # bytes in one message at the most
-WINDOW = 1_048_576  # bytes on the way: sent, and not yet taken or stored by the server
-STALLED = 60.0  # seconds without a word of the server's: given up
 LOOK_EVERY = 1.0  # seconds between two looks for a client that left, while it takes all that comes
-FULL_PAUSE = 0.05  # seconds until a chunk is tried again that found its reply channel full
 
 Fields = dict[str, Any]
 
@@ -47,8 +52,7 @@ class ChunkWriter:
         self._ended = False  # the view has made its last piece
         self._broken = False  # ... and it raised
         self._error: BaseException | None = None  # why nothing more can be written
-        self._sent = 0
-        self._taken = 0
+        self._window = Window()
         self._looked_at = time.monotonic()
 
     def run(self, head: Fields, pieces: Iterable[bytes]) -> None:
@@ -93,7 +97,7 @@ class ChunkWriter:
                     self._await_room()
                     part = content[start : start + CHUNK]
                     self._deliver(chunk(part))
-                    self._sent += len(part)
+                    self._window.sent += len(part)
             self._deliver({ERROR: BROKEN_OFF} if self._broken else chunk(b"", more=False))
         except Exception as error:
             with self._changed:
@@ -133,7 +137,7 @@ class ChunkWriter:
         if time.monotonic() - self._looked_at > LOOK_EVERY:
             self._look()
         waited, pause = 0.0, 0.005
-        while self._sent - self._taken >= WINDOW:
+        while not self._window.is_open:
             self._goes_on()  # whoever waits for room does not hang: STALLED is for that
             if self._look():
                 waited = 0.0
@@ -148,9 +152,8 @@ class ChunkWriter:
         self._looked_at = time.monotonic()
         reports = self._receive_flow()
         for report in reports:
-            if report.get(CLOSED):
+            if not self._window.read(report):
                 raise ClientGone
-            self._taken = max(self._taken, report.get(TAKEN, 0))
         return bool(reports)
 
 

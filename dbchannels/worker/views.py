@@ -24,7 +24,7 @@ from dbchannels.channel import Channel
 from dbchannels.exceptions import ResponseLater
 from dbchannels.layers.health import is_unavailable
 from dbchannels.message import Message
-from dbchannels.worker.response_stream import CHUNK
+from dbchannels.protocol import CHUNK
 
 
 class RequestContext:

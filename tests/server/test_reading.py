@@ -11,6 +11,7 @@ import gevent
 import pytest
 
 from dbchannels.layers.operations import Disconnect
+from dbchannels.protocol import CHUNK
 from dbchannels.server import connection_limits
 from dbchannels.server.budget import Turns
 from dbchannels.server.config import FLAGS, Options, checked
@@ -375,7 +376,7 @@ def chunks_of(site, message):
     return found
 
 
-@pytest.fixture(params=[spool.FIRST + 100_000, spool.FIRST + spool.IN_MEMORY + 100_000])
+@pytest.fixture(params=[CHUNK + 100_000, CHUNK + spool.IN_MEMORY + 100_000])
 def upload(request, new_site):
     """A request whose body does not fit its message, and that nobody answers: (site, client, message, body)."""
     site = new_site(max_body=10_000_000).silent("http.request")
@@ -388,13 +389,13 @@ def upload(request, new_site):
 
 def test_the_rest_of_a_body_comes_as_far_as_it_is_asked_for(upload):
     site, client, message, body = upload
-    assert (message["body"], message["body_size"]) == (body[: spool.FIRST], len(body))
+    assert (message["body"], message["body_size"]) == (body[:CHUNK], len(body))
     assert message["body_channel"].startswith("http.request.body?")
     assert chunks_of(site, message) == []
-    asked(site, message, until=spool.FIRST + 1)
+    asked(site, message, until=CHUNK + 1)
     found = []
     until(lambda: found.extend(chunks_of(site, message)) or found)
-    assert [chunk["offset"] for chunk in found] == [spool.FIRST]
+    assert [chunk["offset"] for chunk in found] == [CHUNK]
     asked(site, message, until=10**9)
     until(lambda: found.extend(chunks_of(site, message)) or not found[-1]["more_content"])
     assert message["body"] + b"".join(chunk["content"] for chunk in found) == body
@@ -405,11 +406,11 @@ def test_the_rest_of_a_body_comes_as_far_as_it_is_asked_for(upload):
 
 def test_a_chunk_that_was_lost_is_sent_again(upload):
     site, _, message, body = upload
-    asked(site, message, until=spool.FIRST + 1)
+    asked(site, message, until=CHUNK + 1)
     (lost,) = until(lambda: chunks_of(site, message))
-    asked(site, message, since=spool.FIRST, until=spool.FIRST + 1)
+    asked(site, message, since=CHUNK, until=CHUNK + 1)
     (again,) = until(lambda: chunks_of(site, message))
-    assert again == lost and body[spool.FIRST :].startswith(again["content"])
+    assert again == lost and body[CHUNK:].startswith(again["content"])
 
 
 def test_a_client_that_leaves_ends_the_body_and_is_told_of(upload):

@@ -23,8 +23,8 @@ def small(monkeypatch):
     """Sizes in which a test thinks: some hundred bytes."""
     for name, value in {
         "IN_MEMORY": 300,
-        "SMALL": 1_000,
-        "READ": 170,
+        "WINDOW": 1_000,
+        "CHUNK": 170,
         "WRITE": 1_000,
         "SEGMENT": 2_000,
     }.items():

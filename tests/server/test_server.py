@@ -19,11 +19,11 @@ from gevent import socket as gevent_socket
 from dbchannels import conf
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.memory import MemoryLayer
-from dbchannels.protocol import SENTENCES
+from dbchannels.protocol import REPORT_EVERY, SENTENCES
 from dbchannels.server import relay
 from dbchannels.server.config import Options
 from dbchannels.server.http import messages
-from dbchannels.server.http.exchange import REPORT_EVERY, BrokenOff, Exchange, Stream
+from dbchannels.server.http.exchange import BrokenOff, Exchange, Stream
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.hub import GeventHub
 from dbchannels.server.listeners import AddressInUse

@@ -21,7 +21,7 @@ def storage():
 @pytest.fixture
 def spooled(monkeypatch, storage):
     """Make spools of what came piece by piece; of few bytes some are in the message, in memory and in a file."""
-    monkeypatch.setattr(spool_module, "FIRST", 100)
+    monkeypatch.setattr(spool_module, "CHUNK", 100)
     monkeypatch.setattr(spool_module, "IN_MEMORY", 300)
     made = []
 
@@ -96,7 +96,7 @@ def test_what_one_has_taken_is_given_back_at_its_end(spooled, storage, size):
 @pytest.fixture
 def new_spool(monkeypatch):
     """Make spools that share a storage; of few bytes some are in memory, and the rest in a file."""
-    monkeypatch.setattr(spool_module, "FIRST", 100)
+    monkeypatch.setattr(spool_module, "CHUNK", 100)
     monkeypatch.setattr(spool_module, "IN_MEMORY", 300)
     made = []
 

@@ -22,7 +22,9 @@ from dbchannels.protocol import (
     ERROR,
     MORE_CONTENT,
     SERVER_STOPS,
-    TAKEN,
+    STALLED,
+    WINDOW,
+    Window,
     chunk,
     failure_status,
     lost,
@@ -33,8 +35,7 @@ from dbchannels.server.turns import Turn, Turns
 
 log = logging.getLogger("dbchannels.server")
 
-WINDOW = 1_048_576  # bytes on the way from the view to the client
-STALLED = 60.0  # seconds without the client taking anything: given up
+PIECE = WINDOW // 2  # bytes: the client takes one piece while the next is stored
 WAITING_PER_THREAD = 16  # requests of one address that may wait for a thread; beyond it they are answered 503
 
 Message = dict[str, Any]
@@ -82,7 +83,7 @@ class DirectExchange:
         self._turn: Turn | None = None
         self._parts = parts  # for the hub
         self._reports: queue.SimpleQueue[Message] = queue.SimpleQueue()  # for the thread
-        self._sent = self._taken = 0  # bytes, in the thread
+        self._window = Window()  # for the thread
         self._left = False  # by the client
 
     # In the hub.
@@ -162,7 +163,7 @@ class DirectExchange:
                     continue
                 for piece in _cut(head | part):
                     self._put(piece)
-                    self._sent += len(piece.get("content", b""))
+                    self._window.sent += len(piece.get("content", b""))
                     if piece.get(MORE_CONTENT) and not self._may_go_on():
                         return
                 head = {}
@@ -174,29 +175,28 @@ class DirectExchange:
 
     def _may_go_on(self) -> bool:
         """Wait for room; False when the client went away, or takes nothing."""
-        while self._sent - self._taken > WINDOW or not self._reports.empty():
+        while not self._window.is_open or not self._reports.empty():
             try:
                 report = self._reports.get(timeout=STALLED)
             except queue.Empty:
                 self._put({ERROR: BROKEN_OFF})
                 return False
-            if report.get(CLOSED):
+            if not self._window.read(report):
                 return False
-            self._taken = max(self._taken, report.get(TAKEN, 0))
         return True
 
 
 def _cut(part: Message) -> Iterator[Message]:
-    """Yield a part in pieces of a window at the most; a response that is whole becomes one in chunks."""
+    """Yield a part in pieces of PIECE bytes at most; a response that is whole becomes one in chunks."""
     content = part.get("content", b"")
-    if len(content) <= WINDOW:
+    if len(content) <= PIECE:
         yield part
         return
     if "headers" in part and not part.get(MORE_CONTENT):
         given = [pair for pair in part["headers"] if pair[0].lower() != b"content-length"]
         part = {**part, "headers": [*given, [b"Content-Length", str(len(content)).encode()]]}
-    for start in range(0, len(content), WINDOW):
-        end = start + WINDOW
+    for start in range(0, len(content), PIECE):
+        end = start + PIECE
         more = end < len(content) or bool(part.get(MORE_CONTENT))
         yield {**part, **chunk(content[start:end], more)}
         part = {MORE_CONTENT: part.get(MORE_CONTENT)}

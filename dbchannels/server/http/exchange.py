@@ -22,6 +22,8 @@ from dbchannels.protocol import (
     LATER,
     LOST,
     MORE_CONTENT,
+    REPORT_AFTER,
+    REPORT_EVERY,
     SERVER_STOPS,
     TAKEN,
     body_channel,
@@ -43,8 +45,6 @@ log = logging.getLogger("dbchannels.server")
 WAITING = (
     4_194_304  # bytes in memory that may wait for a slow client: views are held to a window, groups are not
 )
-REPORT_EVERY = 262_144  # bytes between two reports to the worker that streams
-REPORT_AFTER = 5.0  # seconds after which fewer are reported too
 
 Message = dict[str, Any]
 

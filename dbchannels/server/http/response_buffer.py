@@ -21,7 +21,7 @@ import gevent
 from gevent.event import Event
 
 from dbchannels.names import MAX_LENGTH
-from dbchannels.protocol import BROKEN_OFF, CLOSED, ERROR, MORE_CONTENT, chunk, failure_status
+from dbchannels.protocol import BROKEN_OFF, CHUNK, CLOSED, ERROR, MORE_CONTENT, WINDOW, chunk, failure_status
 from dbchannels.server.connection_limits import TOLD_EVERY, ConnectionLimits, first_kept
 from dbchannels.server.http.body import BodyBudget, BodyStorageError, in_thread, new_file
 from dbchannels.server.http.exchange import Exchange, Message, ResponseBuffer, content_size
@@ -32,8 +32,6 @@ log = logging.getLogger("dbchannels.server")
 REFUSED = "refused"  # a response, as one that is BROKEN_OFF is counted
 
 IN_MEMORY = 262_144  # bytes of a response that stay in memory
-SMALL = 1_048_576  # bytes that come without a report, so such a response holds up nobody
-READ = 131_072  # bytes read from a file at once
 READ_BY_ALL = (
     16_777_216  # bytes at once from all files that workers have sent, and 8 KiB at least from each of them
 )
@@ -107,13 +105,13 @@ class StoredResponseBuffer(ResponseBuffer):
 
     def _may_begin(self, length: int | None) -> bool:
         budget = self._budget
-        if length is not None and length <= SMALL:
+        if length is not None and length <= WINDOW:  # it comes without a report, so it holds up nobody
             return length <= budget.memory
-        if budget.memory < SMALL:
+        if budget.memory < WINDOW:
             return False
         room = budget.room(self._address)
         # What does not say its length needs a whole share: else one after another would begin, and be broken off.
-        fits = (length or max(SMALL, budget.share)) <= min(room, budget.share)
+        fits = (length or max(WINDOW, budget.share)) <= min(room, budget.share)
         # Where none may wait a fast client can still have what is larger than one response's share.
         alone = budget.may_wait() < 1 and room >= budget.share > 0
         if not fits and not alone and not self._begin_to_wait():
@@ -317,7 +315,7 @@ class StoredResponseBuffer(ResponseBuffer):
 
     def _read_size(self) -> int:
         """Return how many bytes to hold for a client: less when there are many."""
-        return min(READ, max(8_192, READ_BY_ALL // max(1, self._budget.sent_files)))
+        return min(CHUNK, max(8_192, READ_BY_ALL // max(1, self._budget.sent_files)))
 
     def _drop(self, segment: Segment) -> None:
         self._budget.sent_files -= isinstance(segment, SentFile)
