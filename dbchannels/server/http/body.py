@@ -14,7 +14,7 @@ from typing import Any
 
 import gevent
 
-from dbchannels.protocol import OFFSET, SINCE, UNTIL, body_ends, chunk
+from dbchannels.protocol import CHUNK, FULL_PAUSE, OFFSET, SINCE, UNTIL, body_ends, chunk
 from dbchannels.server.connection_limits import first_kept
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.relay import OutboxFull, Relay
@@ -101,7 +101,6 @@ class BodyBudget:
             self._refused.clear()
 
 
-FIRST = 131_072  # bytes that go to the worker in the request's message; the rest it asks for
 IN_MEMORY = 262_144  # bytes behind them that are gathered before they are written to the file
 
 
@@ -117,7 +116,7 @@ class BodyBuffer:
 
         ``address``: whose share of the storage it takes, see ``BodyBudget``.
         """
-        if expected > FIRST + IN_MEMORY:
+        if expected > CHUNK + IN_MEMORY:
             storage.admit(expected, address)
         self._address = address
         self.size = 0  # bytes in all
@@ -131,7 +130,7 @@ class BodyBuffer:
 
     @property
     def first(self) -> bytes:
-        """The first part, of FIRST bytes at the most."""
+        """The first part, of CHUNK bytes at the most."""
         return bytes(self._first)
 
     @property
@@ -144,7 +143,7 @@ class BodyBuffer:
         self._storage.keep(len(data), self._address)
         self._kept += len(data)
         self.size += len(data)
-        room = FIRST - len(self._first)
+        room = CHUNK - len(self._first)
         if room > 0:
             self._first += data[:room]
             data = data[room:]
@@ -253,10 +252,6 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     if error is not None:
         raise BodyStorageError(error.strerror or str(error))
     return result
-
-
-CHUNK = 131_072  # bytes in one message
-FULL_PAUSE = 0.05  # seconds until a chunk is tried again that found the outbox full
 
 
 class BodyUpload:
