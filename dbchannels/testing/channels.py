@@ -19,6 +19,7 @@ from dbchannels.testing.running import Runner, is_spoken
 from dbchannels.testing.sent import Record, SentMessage, SentMessages, Wanted
 from dbchannels.testing.server import Server
 from dbchannels.testing.sockets import ClientSocket
+from dbchannels.testing.transactions import State
 
 _current: list[Channels] = []
 
@@ -135,9 +136,8 @@ class Channels:
 
     def explain(self) -> list[str]:
         """Return why something may not have arrived."""
-        held = sum(layer.held_back() for layer in self.layers.values())
         sentences = []
-        if held:
+        if any(record.state is State.OPEN for record in self._records):
             sentences.append("An atomic() block is open, and what was sent in it waits for its end.")
         if waiting := self.waiting():
             sentences.append(f"Messages wait on {', '.join(waiting)}: call drain().")

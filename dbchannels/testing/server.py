@@ -136,20 +136,20 @@ class Server:
 
     def send(self, *operations: Operation) -> None:
         """Write at once."""
-        self.layer.write_apart(operations, record=False)
+        self.layer.write_unrecorded(operations)
 
     def call_later(self, delay: float, call: Callable[[], None]) -> None:
         """Call it at the first ``deliver`` after so many seconds."""
-        self._calls.append((self.layer.clock + delay, call))
+        self._calls.append((self.layer.clock() + delay, call))
 
     def next_due(self) -> float | None:
         """Return in how many seconds something is to be called."""
-        return min((due - self.layer.clock for due, _ in self._calls), default=None)
+        return min((due - self.layer.clock() for due, _ in self._calls), default=None)
 
     def deliver(self) -> None:
         """Call what is due, and give all replies that wait to those who wait for them."""
-        due = [call for at, call in self._calls if at <= self.layer.clock]
-        self._calls = [one for one in self._calls if one[0] > self.layer.clock]
+        due = [call for at, call in self._calls if at <= self.layer.clock()]
+        self._calls = [one for one in self._calls if one[0] > self.layer.clock()]
         for call in due:
             call()
         while deliveries := self._link.receive_many([self.queue], 100):

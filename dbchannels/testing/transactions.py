@@ -7,11 +7,14 @@ committed here as soon as the outermost block that the test did not open itself 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable, Iterator, MutableMapping
 from enum import Enum
 from typing import Any
 
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+
+_DELETED = object()  # the value of a row that a transaction has deleted
 
 
 class State(Enum):
@@ -41,10 +44,10 @@ class Mark:
         states = {block.state for block in self._blocks}
         return next(one for one in (State.UNDONE, State.OPEN, State.KEPT) if one in states)
 
-    def is_seen(self) -> bool:
-        """Whether the caller sees what was written: it is committed, or in the caller's own transaction."""
-        state = self.state
-        return state is State.KEPT or (state is State.OPEN and self._thread == threading.get_ident())
+    def is_seen(self, apart: bool) -> bool:
+        """Whether the caller sees what was written: after its commit, and before that in its own transaction alone."""
+        state, own = self.state, self._thread == threading.get_ident()
+        return state is State.KEPT or (state is State.OPEN and own and not apart)
 
 
 class Block:
@@ -85,19 +88,47 @@ class Block:
         return any(block is self._block for block in self._connection.atomic_blocks)
 
 
-class Cell:
-    """A value, and what open transactions have made of it."""
+class Table(MutableMapping[str, Any]):
+    """A table of a store with versions: what a transaction wrote is seen by its thread, and after its commit by all.
 
-    def __init__(self, value: Any = None) -> None:
-        self._versions: list[tuple[Mark | None, Any]] = [(None, value)]
+    ``is_apart()`` tells whether the table is read and written outside the caller's transactions.
+    """
 
-    def set(self, value: Any, mark: Mark | None) -> None:
-        """Write it in the transactions of the mark; None: in none."""
-        self._versions.append((mark, value))
+    def __init__(self, is_apart: Callable[[], bool]) -> None:
+        self._is_apart = is_apart
+        self._versions: dict[str, list[tuple[Mark | None, Any]]] = {}
 
-    def get(self) -> Any:
-        """Return the value as the caller sees it."""
-        return next(value for mark, value in reversed(self._versions) if mark is None or mark.is_seen())
+    def __getitem__(self, key: str) -> Any:
+        value = self._seen(key)
+        if value is _DELETED:
+            raise KeyError(key)
+        return value
+
+    def _seen(self, key: str) -> Any:
+        apart = self._is_apart()
+        for mark, value in reversed(self._versions.get(key, ())):
+            if mark is None or mark.is_seen(apart):
+                return value
+        return _DELETED
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        mark = None if self._is_apart() else Mark.of_caller()
+        versions = self._versions.get(key, [])
+        if self._seen(key) is _DELETED:  # a new key goes to the end, as in a dict
+            self._versions.pop(key, None)
+        self._versions[key] = [*versions, (mark, value)] if mark else [(None, value)]
+
+    def __delitem__(self, key: str) -> None:
+        self[key]
+        self[key] = _DELETED
+        if self._versions[key][-1][0] is None:
+            del self._versions[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return (key for key in list(self._versions) if self._seen(key) is not _DELETED)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 def in_transaction() -> bool:

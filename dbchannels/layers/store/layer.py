@@ -135,8 +135,9 @@ class StoreLayer(BaseLayer):
 
     def tell(self, lost: Iterable[tuple[str, str]], why: str) -> None:
         """Tell those who wait for an answer to these, (channel, reply channel), that none comes."""
-        if notices := lost_messages(lost, why, self.options["expiry"]):
-            self.write(notices)
+        for notice in lost_messages(lost, why, self.options["expiry"]):
+            self._put(notice)
+        self.changed()
 
     # Groups.
 
@@ -279,7 +280,9 @@ class StoreLayer(BaseLayer):
         with self.locked():
             letters = self.table("letters")
             again = [Letter._make(letters.pop(str(one))) for one in sorted(set(ids)) if str(one) in letters]
-            self.write([ops.Send(one.channel, one.payload, "", 0, certain=True) for one in again])
+            for one in again:
+                self._put(ops.Send(one.channel, one.payload, "", 0))
+            self.changed()
             return len(again)
 
     def flush(self) -> None:
