@@ -11,8 +11,8 @@ from typing import Any
 
 Fields = dict[str, Any]
 
-# What a wakeup says: which messages wait. A reply channel's queue is the fourth kind, by its own name.
-WAKE_HTTP, WAKE_WEBSOCKET, WAKE_DURABLE = "h", "w", "d"
+# What a wakeup says: which kind of message waits. For the reader of a reply channel it is the name of the queue.
+HTTP, WEBSOCKET, DURABLE = KINDS = ("h", "w", "d")
 
 # Keys that workers add to a reply, or send alone.
 FINISHED = "finished"  # the order of the message whose consumer has ended; the server sends the next one

@@ -11,6 +11,7 @@ from dbchannels.conf import LayerSettings
 from dbchannels.layers.operations import Delivery
 from dbchannels.layers.store.layer import StoreLayer
 from dbchannels.layers.store.link import StoreLink
+from dbchannels.protocol import KINDS
 
 __all__ = ["MemoryLayer"]
 
@@ -86,4 +87,4 @@ class MemoryLink(StoreLink):
 
     def wait(self, timeout: float, *others: int) -> set[str]:
         before, self._seen = self._seen, self.layer.wait(timeout, self._seen)
-        return set() if self._seen == before else {"h", "w", "d", *self._read}
+        return set() if self._seen == before else {*KINDS, *self._read}

@@ -28,6 +28,7 @@ from dbchannels.processes.reloader import CHANGED, CodeWatch, release
 from dbchannels.processes.site_checks import Write
 from dbchannels.processes.stopping import stop_at_signals
 from dbchannels.processes.supervisor import Supervisor
+from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.routing.table import load_routing
 from dbchannels.wakeup import Doorbell
 from dbchannels.worker.application import ApplicationViews
@@ -45,7 +46,7 @@ def run(
     plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: bool, threads: int = 1
 ) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError before it has begun, or when what it is cannot work."""
-    bells = {kind: Doorbell.new() for kind in "hwd"}
+    bells = {kind: Doorbell.new() for kind in KINDS}
     layer = usable_layer(plan.layer)
     release(os.environ.pop(HANDED_OVER, ""))
     server = make_server(plan, layer, bells)
@@ -54,7 +55,7 @@ def run(
     work = [
         one._replace(
             arguments=(*one.arguments, "--fresh-templates"),
-            threads=threads if "h" in one.bells else 1,
+            threads=threads if HTTP in one.bells else 1,
             reloads=reload,
         )
         for one in tasks(plan, bells, kinds_of(plan.workers))
@@ -90,8 +91,12 @@ def kinds_of(workers: int) -> list[str]:
     So what a site keeps in memory is there for the next request: django-debug-toolbar, LocMemCache.
     """
     if workers < 2:
-        return ["hwd"] * workers
-    return ["h", *(["w"] if workers > 2 else []), *["wd"] * (workers - (2 if workers > 2 else 1))]
+        return ["".join(KINDS)] * workers
+    return [
+        HTTP,
+        *([WEBSOCKET] if workers > 2 else []),
+        *[WEBSOCKET + DURABLE] * (workers - (2 if workers > 2 else 1)),
+    ]
 
 
 class Crew:

@@ -24,6 +24,7 @@ from dbchannels.processes.plan import Plan
 from dbchannels.processes.site_checks import Write, await_checks, complaint, start_checks
 from dbchannels.processes.stopping import Stopping, has_terminal, stop_at_signals
 from dbchannels.processes.supervisor import Supervisor, Task
+from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.server.http.direct import DirectViews
 from dbchannels.server.http.response_buffer import SentFiles
 from dbchannels.server.hub import GeventHub
@@ -44,7 +45,7 @@ def run(plan: Plan, write: Write) -> None:
     """Serve until SIGTERM or Ctrl-C, then leave nothing running. Raises DBChannelsError before it has begun."""
     layer = usable_layer(plan.layer, plan.wait_for_database)
     checks = start_checks(plan)
-    bells = {kind: Doorbell.new() for kind in "hwd"}
+    bells = {kind: Doorbell.new() for kind in KINDS}
     try:
         server = make_server(plan, layer, bells)
         try:
@@ -117,22 +118,22 @@ def usable_layer(alias: str, wait: float = 0.0) -> BaseLayer:
 
 
 def kinds_of(workers: int) -> list[str]:
-    """Return what each worker takes: ``h`` for http.*, ``w`` for websocket.*, ``d`` for the site's own channels.
+    """Return what each worker takes: the KINDS of ``protocol``, in one string.
 
     With four or more one takes ``websocket.*`` only, one ``http.*`` too, the rest all. So background work can never
     hold up every page, and slow pages cannot hold up every WebSocket. Two or three workers have one for pages and
     WebSockets: with another one less, a single consumer would hold up all background work.
     """
-    kept = ["w", "hw"] if workers > 3 else ["hw"] if workers > 1 else []
-    return [*kept, *["hwd"] * (workers - len(kept))]
+    kept = [WEBSOCKET, HTTP + WEBSOCKET] if workers > 3 else [HTTP + WEBSOCKET] if workers > 1 else []
+    return [*kept, *["".join(KINDS)] * (workers - len(kept))]
 
 
 PATTERNS = {
-    "h": ("--only", "http.*"),
-    "w": ("--only", "websocket.*"),
-    "hw": ("--only", "http.*", "--only", "websocket.*"),
-    "wd": ("--exclude", "http.*"),
-    "hwd": (),
+    HTTP: ("--only", "http.*"),
+    WEBSOCKET: ("--only", "websocket.*"),
+    HTTP + WEBSOCKET: ("--only", "http.*", "--only", "websocket.*"),
+    WEBSOCKET + DURABLE: ("--exclude", "http.*"),
+    "".join(KINDS): (),
 }
 
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from dbchannels import names
 from dbchannels.backoff import Backoff
+from dbchannels.protocol import HTTP, WEBSOCKET
 from dbchannels.waiting import wait_readable
 from dbchannels.wakeup import Doorbell
 
@@ -114,7 +115,7 @@ class Supervisor:
         if self._lock.acquire(blocking=False):  # the hub calls this, and must not wait for a process to start
             try:
                 taken = {kind for worker in self._processes if worker.is_ready() for kind in worker.kinds}
-                self._had_ready = taken >= {"h", "w"}
+                self._had_ready = taken >= {HTTP, WEBSOCKET}
             finally:
                 self._lock.release()
         return self._had_ready

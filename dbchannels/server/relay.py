@@ -33,6 +33,7 @@ from dbchannels.protocol import (
     BODY,
     CLOSED,
     DECLARED_DEAD,
+    DURABLE,
     FROM_DESCRIPTOR,
     MORE_CONTENT,
     TAKEN,
@@ -353,4 +354,4 @@ class Relay:
         """Ring for our own workers only while nobody else has any: whom a ring cannot reach needs the NOTIFY."""
         own = self.own_workers()
         alone = bool(own) and workers <= own
-        self._near = {kind: bell for kind, bell in self._bells.items() if kind != "d"} if alone else {}
+        self._near = {kind: bell for kind, bell in self._bells.items() if kind != DURABLE} if alone else {}

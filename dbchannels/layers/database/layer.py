@@ -38,6 +38,7 @@ from dbchannels.models import (
     ProtocolMessage,
     Schedule,
 )
+from dbchannels.protocol import DURABLE
 
 __all__ = ["DatabaseLayer"]
 
@@ -245,7 +246,7 @@ class DatabaseLayer(BaseLayer):
         with self.atomic():
             while part := list(islice(rest, 500)):  # a statement takes a limited number of values
                 moved += self._replay(part)
-        self.wake({"d"} if moved else set())
+        self.wake({DURABLE} if moved else set())
         return moved
 
     def _replay(self, ids: Sequence[int]) -> int:

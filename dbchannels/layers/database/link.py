@@ -42,7 +42,7 @@ from dbchannels.models import (
     ProtocolMessage,
     Schedule,
 )
-from dbchannels.protocol import EXPIRED, WORKER_DIED
+from dbchannels.protocol import DURABLE, EXPIRED, KINDS, WORKER_DIED
 
 if TYPE_CHECKING:
     from dbchannels.layers.database.layer import DatabaseLayer
@@ -108,7 +108,7 @@ class DatabaseLink(Link):
             rung = self._bell.wait(min(timeout, self.layer.poll_interval()), *others)
             if not self._bell.is_there():
                 self._unlisten()
-        return {"h", "w", "d", *self._read} if rung is None else rung
+        return {*KINDS, *self._read} if rung is None else rung
 
     @staticmethod
     def _listen_at(bells: BellFolder) -> Bell | None:
@@ -156,7 +156,7 @@ class DatabaseLink(Link):
                     self._claimed(worker, delivery).update(claimed_by=None, attempts=F("attempts") - 1)
             popped = [delivery for delivery in done.returned if not delivery.durable]
             if len(popped) < len(done.returned):
-                self.layer.wake({"d"})
+                self.layer.wake({DURABLE})
             returned = resends(popped, self.layer.options["expiry"])
             return self.layer.write([*done.operations, *returned], drop=True)
 
@@ -280,7 +280,7 @@ class DatabaseLink(Link):
             uncounted = F("attempts") - (0 if claims.count() == 1 else 1)
             attempts = Case(When(alone=True, then=F("attempts")), default=uncounted)
             if claims.update(attempts=attempts, claimed_by=None, alone=True):
-                self.layer.wake({"d"})
+                self.layer.wake({DURABLE})
             if process.kind == Process.SERVER:
                 self._clean_up_after_server(process)
 

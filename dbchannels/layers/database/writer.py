@@ -11,6 +11,7 @@ from django.utils import timezone
 from dbchannels import names
 from dbchannels.layers import operations as ops
 from dbchannels.models import Connection, DurableMessage, Membership, Process, ProtocolMessage
+from dbchannels.protocol import DURABLE
 
 if TYPE_CHECKING:
     from dbchannels.layers.database.layer import DatabaseLayer
@@ -40,7 +41,7 @@ class Writer:
         now = timezone.now()
         if not names.is_protocol(queue):
             self._insert_durable(queue, send, now)
-            return {"d"}
+            return {DURABLE}
         self._layer.rows(ProtocolMessage).create(
             channel=queue,
             recipients=recipient,

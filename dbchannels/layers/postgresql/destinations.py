@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from dbchannels import names
+from dbchannels.protocol import DURABLE
 
 if TYPE_CHECKING:
     from dbchannels.layers.base import BaseLayer
@@ -38,7 +39,7 @@ class Destinations:
             queue, recipient = names.split(channel)
             protocol = names.is_protocol(queue)
             limited = self._layer.capacity(queue) is not None
-            found = Destination(queue, recipient, protocol, limited, woken(queue) if protocol else "d")
+            found = Destination(queue, recipient, protocol, limited, woken(queue) if protocol else DURABLE)
             self._known[channel] = found
         return found
 

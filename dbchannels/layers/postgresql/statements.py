@@ -26,6 +26,7 @@ from dbchannels.layers.operations import (
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.destinations import woken
 from dbchannels.layers.postgresql.notify import Wakes
+from dbchannels.protocol import DURABLE
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
@@ -149,7 +150,7 @@ def _durable_sends(layer: PostgreSQLLayer, sends: list[Send], wakes: Wakes) -> I
     elif not any(send.delay or send.due_at or send.priority for send in sends):
         plain = sql_durable.SEND_DURABLE_NOW
     queues = Counter(send.channel for send in sends)
-    yield _waking(wakes, {"d"}, _into(layer, queues, values, sends, plain, careful))
+    yield _waking(wakes, {DURABLE}, _into(layer, queues, values, sends, plain, careful))
 
 
 def _into(
