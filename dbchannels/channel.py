@@ -1,16 +1,15 @@
-"""``Channel`` and ``Group``: what a site's code sends to."""
+"""``Channel`` and ``Group``: where a site's code sends messages."""
 
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from django.http.response import HttpResponseBase
 
 from dbchannels import foreign, names
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers import channel_layers
-from dbchannels.layers.base import BaseLayer
 
 Fields = dict[str, Any]
 
@@ -19,15 +18,18 @@ _DEFAULTS: Fields = {"delay": 0, "deliver_at": None, "priority": 0, "unique": ""
 
 
 class Channel:
-    """A named channel. Sending is an INSERT in the caller's transaction: seen at commit, never after a rollback.
+    """A named channel. Sending is an INSERT in the caller's transaction: it is seen at commit, never after a rollback.
 
-    On the site's own channels ``delay`` (a timedelta, or seconds) or ``deliver_at`` (a datetime) makes what is sent
-    due later, the highest ``priority`` is taken first, and with ``unique``, a key, nothing is queued while a message
-    with that key waits. ``immediately`` writes at once where a consumer's sends otherwise wait for its end. Raises
+    Options for messages on the site's own channels:
+
+    * ``delay`` (a timedelta, or seconds) or ``deliver_at`` (a datetime): when the message is due;
+    * ``priority``: messages with the highest priority are taken first;
+    * ``unique``: a key; the message is not queued while another with this key waits.
+
+    By default a consumer's sends are written when it returns. ``immediately=True`` writes them at once. Raises
     InvalidName; ``send`` raises InvalidMessage for an option that cannot be used.
     """
 
-    @foreign.tells_keywords("send")
     def __init__(
         self,
         name: str,
@@ -38,7 +40,10 @@ class Channel:
         unique: str = "",
         immediately: bool = False,
         layer: str = "default",
+        **others: NoReturn,
     ) -> None:
+        if others:
+            foreign.refuse_keywords("send", "Channel.__init__", others)
         self.name = names.check_channel_name(name)
         given = {"delay": delay, "deliver_at": deliver_at, "priority": priority, "unique": unique}
         self._delivery = {key: value for key, value in given.items() if value != _DEFAULTS[key]}
@@ -48,24 +53,25 @@ class Channel:
     def send(self, message: Fields | HttpResponseBase | None = None, /, **fields: Any) -> None:
         """Send one message: ``send({"text": "hi"})``, or its fields as keywords, ``send(content="hi")``.
 
-        The reply channel of an ``http.request`` takes a response of Django's too: ``send(JsonResponse(...))``.
-        Raises InvalidMessage, MessageTooLarge or ChannelFull, and then nothing was sent.
+        The reply channel of an ``http.request`` also takes a Django response: ``send(JsonResponse(...))``. Raises
+        InvalidMessage, MessageTooLarge or ChannelFull; then nothing was sent.
         """
         content = _fields(message, fields)
         if isinstance(message, HttpResponseBase) and "!" not in self.name:
             raise InvalidMessage(
-                f"A response goes to the reply channel of a request, not to {self.name}: send a dict there."
+                f"A response can be sent to the reply channel of a request only, not to {self.name}: send a dict."
             )
-        _layer(self._layer).send(self.name, content, immediately=self._immediately, **self._delivery)
+        channel_layers[self._layer].send(self.name, content, immediately=self._immediately, **self._delivery)
 
     def identify(self, user: Any) -> None:
-        """Say whose WebSocket this reply channel is of: a user, or a primary key; None or an anonymous one: nobody.
+        """Record which user this reply channel's WebSocket belongs to, for ``Group.users``.
 
-        It is part of the caller's transaction, and ``Group.users`` goes by it. Nothing happens where no open
-        WebSocket has the channel. Raises InvalidName for a key that is no short, printable text.
+        ``user`` is a user or a primary key; None or an AnonymousUser removes the record. The change is part of the
+        caller's transaction. Without an open WebSocket on this channel nothing happens. Raises InvalidName for a key
+        that is not a short, printable text.
         """
         key = getattr(user, "pk", user)
-        _layer(self._layer).identify(self.name, "" if key is None else str(key))
+        channel_layers[self._layer].identify(self.name, "" if key is None else str(key))
 
     if not TYPE_CHECKING:  # or no type checker would find a name that is not there
 
@@ -86,51 +92,57 @@ class Channel:
 
 
 class Group:
-    """A named set of channels; what is sent to it goes to each that is in it when ``send`` is called.
+    """A named set of channels. A message sent to a group goes to each channel that is in it at that moment.
 
-    The channel of a connection leaves all its groups when the connection ends. With ``immediately`` what a consumer
-    does does not wait for the consumer's end: to tell of the progress of long work, or to be in a group before it reads
-    what it shows first. Raises InvalidName.
+    A connection's channel leaves all its groups when the connection ends. By default a consumer's sends and group
+    changes are written when it returns. ``immediately=True`` writes them at once, for example to report progress, or to
+    join the group before reading the initial state. Raises InvalidName.
     """
 
-    @foreign.tells_keywords("send")
-    def __init__(self, name: str, *, immediately: bool = False, layer: str = "default") -> None:
+    def __init__(
+        self, name: str, *, immediately: bool = False, layer: str = "default", **others: NoReturn
+    ) -> None:
+        if others:
+            foreign.refuse_keywords("send", "Group.__init__", others)
         self.name = names.check_group_name(name)
         self._immediately = immediately
         self._layer = layer
 
     def add(self, channel: Channel | str) -> None:
-        """Put a channel in; once, however often it is added."""
-        _layer(self._layer).group_add(self.name, _name(channel), immediately=self._immediately)
+        """Add a channel. Adding it again renews its expiry; it is never added twice."""
+        channel_layers[self._layer].group_add(self.name, _name(channel), immediately=self._immediately)
 
     def discard(self, channel: Channel | str) -> None:
-        """Take a channel out; no error when it is not in there."""
-        _layer(self._layer).group_discard(self.name, _name(channel), immediately=self._immediately)
+        """Remove a channel; no error if it is not a member."""
+        channel_layers[self._layer].group_discard(self.name, _name(channel), immediately=self._immediately)
 
     def send(self, message: Fields | HttpResponseBase | None = None, /, **fields: Any) -> None:
-        """Send one message to every channel; one that is full goes without. Raises as Channel.send, never Full."""
+        """Send one message to every channel, except to full ones.
+
+        Raises InvalidMessage or MessageTooLarge; then nothing was sent.
+        """
         content = _fields(message, fields)
-        _layer(self._layer).send_group(self.name, content, immediately=self._immediately)
+        channel_layers[self._layer].send_group(self.name, content, immediately=self._immediately)
 
     def clear(self) -> None:
-        """Take every channel out."""
-        _layer(self._layer).group_clear(self.name)
+        """Remove every channel."""
+        channel_layers[self._layer].group_clear(self.name)
 
     def channels(self) -> list[str]:
         """Return the names of the channels in the group."""
-        return _layer(self._layer).group_channels(self.name)
+        return channel_layers[self._layer].group_channels(self.name)
 
     def count(self) -> int:
         """Return how many channels are in the group."""
-        return _layer(self._layer).group_count(self.name)
+        return channel_layers[self._layer].group_count(self.name)
 
     def users(self) -> list[str]:
-        """Return who is present: the primary keys, as text, of the users whose WebSockets are in the group.
+        """Return the primary keys, as text, of the users whose WebSockets are in the group.
 
-        Each is there once, however many windows are open. Known are those that a consumer has named by
+        Each user is listed once, however many windows are open. Users are recorded by
         ``message.reply_channel.identify(user)``.
         """
-        return _layer(self._layer).group_users(self.name)
+        return channel_layers[self._layer].group_users(self.name)
 
     if not TYPE_CHECKING:  # or no type checker would find a name that is not there
 
@@ -144,34 +156,27 @@ class Group:
         return f"Group({self.name!r})"
 
 
-def _layer(alias: str) -> BaseLayer:
-    return channel_layers[alias]
-
-
 def _name(channel: Channel | str) -> str:
-    # Not str(channel): of a message without a reply channel that would be a channel called "None".
+    # Not str(channel): without a reply channel, that would be a channel called "None".
     return channel.name if isinstance(channel, Channel) else channel
 
 
 def _fields(message: Fields | HttpResponseBase | None, fields: Fields) -> Fields:
     for name in fields:
         if (told := foreign.advice("send", name)) and (message is not None or name in _OPTIONS):
-            # As a field it would be sent, and change nothing.
-            raise InvalidMessage(
-                f"send() takes no {name!r}: {told}; a field of that name goes into the dict."
-            )
+            # It would be sent as a field, without any effect.
+            raise InvalidMessage(f"send() takes no {name!r}: {told}; put a field of that name into a dict.")
     if message is None:
         return fields
     if fields:
         raise InvalidMessage("Send a dict or keywords, not both: send({...}) or send(text=...).")
-    return _response_fields(message) if isinstance(message, HttpResponseBase) else message
-
-
-def _response_fields(response: Any) -> Fields:
-    """Return a response of Django's as the one message that answers a request."""
+    if not isinstance(message, HttpResponseBase):
+        return message
+    response: Any = message
     if response.streaming:
         raise InvalidMessage(
-            "A streamed response is no message: send its head, and then its parts, each with 'more_content': True."
+            "A streaming response cannot be sent as one message: send its head and its parts, each but the last with "
+            "'more_content': True."
         )
     if callable(getattr(response, "render", None)):
         response = response.render()

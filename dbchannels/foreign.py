@@ -1,34 +1,31 @@
-"""Names of Channels 1 to 4 and of Celery, each with what it is called here.
+"""Names of Channels 1 to 4 and of Celery, each with its counterpart in dbchannels.
 
-Checks and errors are worded from this one table. A name that works here as it does there is not in it.
+Checks and errors take their advice from this one table. A name that works the same way here is not in it.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
-
-F = TypeVar("F", bound=Callable[..., Any])
+from typing import Any, NoReturn
 
 _CHANNEL_OPTIONS = {
     "countdown": "write Channel(name, delay=seconds).send({...})",
     "eta": "write Channel(name, deliver_at=datetime).send({...})",
     "queue": "the name of the Channel is the queue",
-    "expires": "a message on a channel of your own does not expire: let its consumer look at a time that you send",
+    "expires": "a message on a channel of your own does not expire: send a time, and compare it in the consumer",
 }
 _OWN_OPTIONS = ("delay", "deliver_at", "priority", "unique", "immediately", "layer")
 _SEND = "write Channel(name).send({...})"
 _CALL = {"delay": _SEND, "apply_async": _SEND, "send_task": _SEND, "s": _SEND, "si": _SEND}
 _SESSIONS = (
-    "take the decorator away: message.user, message.http_session and message.channel_session are always there"
+    "remove the decorator: message.user, message.http_session and message.channel_session are always there"
 )
 _CLASSES = "subclass WebsocketConsumer or JsonWebsocketConsumer, whose methods may be async def"
 
 _RUN = "write connect(self, message), receive(self, text=None, bytes=None) and disconnect(self, code)"
-_ALWAYS_IN_ORDER = "take it away: the frames of a connection are always consumed in order"
-_ALWAYS_THERE = "take it away: self.user, self.http_session and self.channel_session are always there"
+_ALWAYS_IN_ORDER = "remove it: the frames of a connection are always consumed in order"
+_ALWAYS_THERE = "remove it: self.user, self.http_session and self.channel_session are always there"
 _DEFINED = {
     "connection_groups": "write groups = [...], or def groups(self, **captures)",
     **dict.fromkeys(("mapping", "method_mapping", "get_handler"), _RUN),
@@ -40,14 +37,14 @@ _DEFINED = {
 
 #: By the place where a name is used.
 NAMES: dict[str, dict[str, str]] = {
-    # Attributes and methods that a consumer class defines, and nothing here looks at.
+    # Attributes and methods that a consumer class defines and dbchannels ignores.
     "class": _DEFINED,
     # Attributes of an instance of such a class.
     "consumer": {
         **_DEFINED,
-        "scope": "use self.captures for what the path captures, self.user, self.http_session and self.message",
+        "scope": "use self.captures for the captures of the path, self.user, self.http_session and self.message",
         "kwargs": "write self.captures",
-        "session": "write self.http_session, or self.channel_session for what is kept with the connection",
+        "session": "write self.http_session, or self.channel_session for data of this connection",
         "send_json": "subclass JsonWebsocketConsumer, or write self.send(json.dumps(content))",
         "path": 'write self.message["path"]',
         "channel_name": "write self.reply_channel.name",
@@ -75,7 +72,7 @@ NAMES: dict[str, dict[str, str]] = {
     # Attributes of a message.
     "message": {
         "scope": "use the captures, which are arguments of the consumer, message.user and message.http_session",
-        "session": "write message.http_session, or message.channel_session for what is kept with the connection",
+        "session": "write message.http_session, or message.channel_session for data of this connection",
         "channel_layer": "write Group(name).send({...}), or Channel(name).send({...})",
         "channel_name": "write message.reply_channel.name",
         "reply": "write message.reply_channel.send({...})",
@@ -89,7 +86,7 @@ NAMES: dict[str, dict[str, str]] = {
     },
     # Keys of what is sent to a client.
     "reply": {
-        "type": "leave 'type' out, and send what the client is to get, {'text': ...}",
+        "type": "leave 'type' out, and send the frame itself, {'text': ...}",
         "text_data": "write 'text'",
         "bytes_data": "write 'bytes'",
         "message": "write 'text'",
@@ -140,13 +137,13 @@ NAMES: dict[str, dict[str, str]] = {
         "retry_delay": "write backoff",
         "retry_backoff": "write backoff",
         "retry_backoff_max": "write backoff=function",
-        "retry_jitter": "take it away: the usual backoff is jittered",
+        "retry_jitter": "remove it: the usual backoff is jittered",
         "retry_kwargs": "write retries and backoff",
-        "autoretry_for": "take it away: a message is tried again whatever its consumer raises",
-        "acks_late": "take it away: a message is always acknowledged after its consumer",
-        "reject_on_worker_lost": "take it away: a message whose worker dies always comes again",
-        "ignore_result": "take it away: what a consumer returns is not kept",
-        "bind": "take it away: the message is the first argument, and message.attempt counts",
+        "autoretry_for": "remove it: a message is tried again whatever its consumer raises",
+        "acks_late": "remove it: a message is always acknowledged after its consumer",
+        "reject_on_worker_lost": "remove it: a message whose worker dies always comes again",
+        "ignore_result": "remove it: return values are not stored",
+        "bind": "remove it: the message is the first argument, and message.attempt counts",
         "time_limit": "write hard_timeout",
         "soft_time_limit": "write soft_timeout",
         "timeout": "write hard_timeout",
@@ -155,12 +152,9 @@ NAMES: dict[str, dict[str, str]] = {
         "run_every": "write every",
         "crontab": "write every",
         **_CHANNEL_OPTIONS,
-        **{
-            one: f"it belongs to the sender: write Channel(name, {one}=...).send({{...}})"
-            for one in _OWN_OPTIONS
-        },
+        **{one: f"the sender sets it: write Channel(name, {one}=...).send({{...}})" for one in _OWN_OPTIONS},
     },
-    # What is imported of the package.
+    # Imports from the package.
     "import": {
         **dict.fromkeys(
             (
@@ -180,9 +174,9 @@ NAMES: dict[str, dict[str, str]] = {
             _SESSIONS,
         ),
         "enforce_ordering": _ALWAYS_IN_ORDER,
-        "allowed_hosts_only": "take it away: the origin is always looked at",
-        "AllowedHostsOriginValidator": "take it away: the origin is always looked at",
-        "OriginValidator": "take it away: the origin is always looked at",
+        "allowed_hosts_only": "remove it: the origin is always checked",
+        "AllowedHostsOriginValidator": "remove it: the origin is always checked",
+        "OriginValidator": "remove it: the origin is always checked",
         "get_channel_layer": 'write channel_layers["default"]',
         "ProtocolTypeRouter": "write routes = [route(...), route_class(...)] in a routing module",
         "URLRouter": "write routes = [route(...), route_class(...)] in a routing module",
@@ -206,8 +200,8 @@ NAMES: dict[str, dict[str, str]] = {
         "WebsocketCommunicator": "write dbchannels.testing.ChannelTestCase",
         "HttpCommunicator": "write dbchannels.testing.ChannelTestCase",
         "ChannelsLiveServerTestCase": "write dbchannels.testing.ChannelLiveServerTestCase",
-        "AcceptConnection": "let the consumer return: that accepts",
-        "StopConsumer": "let the consumer return",
+        "AcceptConnection": "return from the consumer: that accepts the connection",
+        "StopConsumer": "return from the consumer",
         "shared_task": "write @consumer(channel)",
         "task": "write @consumer(channel)",
         "periodic_task": "write @consumer(channel, every=...)",
@@ -226,8 +220,8 @@ NAMES: dict[str, dict[str, str]] = {
         "--threads": "start more workers, as with runchannels --workers N",
         "--concurrency": "start more workers, as with runchannels --workers N",
         "-c": "start more workers, as with runchannels --workers N",
-        "--beat": "take it away: workers send what has every=... by themselves",
-        "-B": "take it away: workers send what has every=... by themselves",
+        "--beat": "remove it: workers send messages with every=... by themselves",
+        "-B": "remove it: workers send messages with every=... by themselves",
         "--noasgi": "put 'dbchannels' below 'django.contrib.staticfiles' for Django's own runserver",
         "--noworker": "run runchannels --workers 0",
         "--http_timeout": "write --http-timeout, an option of runchannels",
@@ -241,41 +235,29 @@ NAMES: dict[str, dict[str, str]] = {
 
 
 def advice(place: str, name: object) -> str:
-    """Return what to do about a name, as the second half of a sentence; "" for one that is not known."""
+    """Return the advice for a name, as the second half of a sentence; "" for an unknown name."""
     return NAMES[place].get(name, "") if isinstance(name, str) else ""
 
 
 def missing_attribute(place: str, instance: object, name: str) -> Any:
-    """Do what ``__getattr__`` does: raise AttributeError, with the attribute's name here where it has one."""
-    if hasattr(type(instance), name):  # a property raised an AttributeError of its own: let it do so again
+    """Raise AttributeError, as ``__getattr__`` does, with advice where there is any."""
+    if hasattr(type(instance), name):  # a property raised an AttributeError: let it raise the same one again
         return object.__getattribute__(instance, name)
     told = advice(place, name)
     text = f"{type(instance).__qualname__!r} object has no attribute {name!r}"
     raise AttributeError(f"{text}: {told}." if told else text, name=name, obj=instance)
 
 
-def tells_keywords(place: str) -> Callable[[F], F]:
-    """Let a function that is called with a keyword of another framework raise a TypeError that says its name here."""
-
-    def decorate(function: F) -> F:
-        @functools.wraps(function)
-        def call(*arguments: Any, **keywords: Any) -> Any:
-            try:
-                return function(*arguments, **keywords)
-            except TypeError:
-                known = function.__code__.co_varnames
-                for name in keywords:
-                    if name not in known and (told := advice(place, name)):
-                        raise TypeError(f"{function.__qualname__}() takes no {name!r}: {told}.") from None
-                raise
-
-        return call  # type: ignore[return-value]
-
-    return decorate
+def refuse_keywords(place: str, function: str, keywords: dict[str, Any]) -> NoReturn:
+    """Raise TypeError for unexpected keywords, with advice where there is any."""
+    for name in keywords:
+        if told := advice(place, name):
+            raise TypeError(f"{function}() takes no {name!r}: {told}.")
+    raise TypeError(f"{function}() got an unexpected keyword argument {next(iter(keywords))!r}")
 
 
 def module_names(module: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module: what is imported of it under another framework's name is told its own."""
+    """Return the ``__getattr__`` of a module, which gives advice when a name of another framework is imported."""
 
     def missing(name: str) -> Any:
         if told := advice("import", name):
@@ -286,11 +268,11 @@ def module_names(module: str) -> Callable[[str], Any]:
 
 
 def refuse_calls(function: Any, channel: str) -> None:
-    """Let ``function.delay(...)`` and the like say that a consumer is run by sending to its channel."""
+    """Let ``function.delay(...)`` and ``apply_async(...)`` say that a consumer runs when its channel is sent to."""
 
     def refuse(*arguments: Any, **keywords: Any) -> Any:
         raise AttributeError(
-            f"{function.__qualname__} is a consumer, and not a task: write Channel({channel!r}).send({{...}})."
+            f"{function.__qualname__} is a consumer, not a task: write Channel({channel!r}).send({{...}})."
         )
 
     if inspect.isfunction(function):

@@ -1,4 +1,4 @@
-"""``Message``: what a consumer is given."""
+"""``Message``: the argument of a consumer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 
 
 class Message:
-    """One message: its fields by key, its ``channel``, and the ``reply_channel`` to answer on, if it has one.
+    """One message: its fields by key, its ``channel``, and its ``reply_channel``, or None.
 
-    ``http_session``, ``channel_session`` and ``user`` say which client it comes from. ``attempt`` counts from 1 for
+    ``http_session``, ``channel_session`` and ``user`` belong to the client that sent it. ``attempt`` counts from 1 for
     messages on the site's own channels, and is 0 for protocol messages.
     """
 
@@ -37,7 +37,7 @@ class Message:
 
     @property
     def layer(self) -> str:
-        """The alias of its layer."""
+        """The alias of the message's layer."""
         return self._layer
 
     if not TYPE_CHECKING:  # or no type checker would find a name that is not there
@@ -49,7 +49,7 @@ class Message:
         return self.content[key]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the field ``key``, or ``default`` when the message has none."""
+        """Return the field ``key``, or ``default`` if the message does not have it."""
         return self.content.get(key, default)
 
     def keys(self) -> Iterator[str]:
@@ -62,40 +62,44 @@ class Message:
     def __repr__(self) -> str:
         return f"<Message on {self.channel}: {', '.join(self.content) or 'empty'}>"
 
-    # The client that it comes from, as far as anybody asks.
+    # The client that sent it; loaded on first use.
 
     @property
     def http_session(self) -> SessionBase:
-        """The session of Django's that the client's cookie names; of ``http.request`` and ``websocket.*``.
+        """The Django session of the client's cookie, for ``http.request`` and ``websocket.*``.
 
-        What a consumer changes is saved when it ends well. Raises NoClient for every other message.
+        Changes are saved when the consumer returns. Raises NoClient for every other message.
         """
         return self._context().http_session
 
     @property
     def channel_session(self) -> ChannelSession:
-        """What consumers keep with this WebSocket until it ends. Raises NoClient for what is none."""
+        """Data that consumers keep with this WebSocket until it ends. Raises NoClient for other messages."""
         return self._context().channel_session
 
     @property
     def user(self) -> Any:
-        """Who is logged in, as ``request.user``. Raises NoClient where no client is, LoginEnded after a logout."""
+        """The logged-in user, as ``request.user``, or an AnonymousUser.
+
+        Once a connection had a user, ``message.user`` never becomes anonymous: it raises LoginEnded. Raises NoClient
+        for a message without a client.
+        """
         return self._context().user
 
     async def ahttp_session(self) -> SessionBase:
-        """Return ``http_session`` to an async consumer."""
+        """Return ``http_session`` in an async consumer."""
         return await sync_to_async(lambda: self.http_session)()
 
     async def achannel_session(self) -> ChannelSession:
-        """Return ``channel_session`` to an async consumer."""
+        """Return ``channel_session`` in an async consumer."""
         return await sync_to_async(lambda: self.channel_session)()
 
     async def auser(self) -> Any:
-        """Return ``user`` to an async consumer."""
+        """Return ``user`` in an async consumer."""
         return await sync_to_async(lambda: self.user)()
 
     def save_sessions(self) -> None:
-        """Save what was changed; the worker does it when the consumer has ended well."""
+        """Save changed sessions; the worker does this when the consumer has returned."""
         if self._client is not None:
             self._client.save()
 
@@ -105,10 +109,10 @@ class Message:
         return self._client
 
     def as_keywords(self) -> dict[str, Any]:
-        """Return the fields as the 2015 post's consumers take them.
+        """Return the fields as keywords for consumers in the form of the 2015 post.
 
-        They are the message's own keys, overridden by what the server says: ``channel`` and ``send_channel``
-        (names), ``path``, and the data as ``content`` with ``binary``.
+        These are the message's own keys, overridden by the server's: ``channel`` and ``send_channel`` (names),
+        ``path``, and the data as ``content`` with ``binary``.
         """
         data = self.get("text") if self.get("bytes") is None else self["bytes"]
         return {

@@ -215,9 +215,13 @@ def test_a_template_s_response_is_rendered(layer):
         (
             "own",
             HttpResponse(),
-            "A response goes to the reply channel of a request, not to own: send a dict there.",
+            "A response can be sent to the reply channel of a request only, not to own: send a dict.",
         ),
-        ("reply.s1!c1", StreamingHttpResponse([b"a"]), "A streamed response is no message: send its head"),
+        (
+            "reply.s1!c1",
+            StreamingHttpResponse([b"a"]),
+            "A streaming response cannot be sent as one message: send its head",
+        ),
     ],
 )
 def test_a_response_that_cannot_be_sent_is_refused(layer, channel, response, sentence):

@@ -364,7 +364,7 @@ class Lettered(WebsocketConsumer):
         (NoJson, "NoJson.receive_json is never run; subclass JsonWebsocketConsumer"),
         (
             Channels1,
-            "Channels1.strict_ordering means nothing here; take it away: the frames of a connection are",
+            "Channels1.strict_ordering means nothing here; remove it: the frames of a connection are",
         ),
         (Channels2, "Channels2.receive takes 'text_data': write receive(self, text=None, bytes=None)"),
         (Neither, "Neither.receive takes neither text nor bytes: write receive(self, text=None, bytes=None)"),

@@ -22,7 +22,7 @@ from dbchannels import (
 )
 from dbchannels.checks import routes
 from dbchannels.checks.signatures import mismatch
-from dbchannels.consumers.websocket import TAKEN
+from dbchannels.consumers.websocket import RESERVED
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain
 from dbchannels.worker.worker import Worker
@@ -229,7 +229,7 @@ def test_one_may_ask_for_its_message_later(layer, serve, visitor):
     assert visitor.told() == [{"again": 1}]
 
 
-@pytest.mark.parametrize("name", sorted(TAKEN - {"self"}))
+@pytest.mark.parametrize("name", sorted(RESERVED - {"self"}))
 @layers
 def test_a_capture_that_would_hide_an_argument_is_refused(layer, visitor, name, caplog):
     visitor.opens("/tea/")
@@ -240,7 +240,7 @@ def test_a_capture_that_would_hide_an_argument_is_refused(layer, visitor, name, 
         pass
     one.link.close()
     assert visitor.told() == [{"accept": False, "status": 500}]
-    assert f"captures '{name}', which its methods are given for something else" in caplog.text
+    assert f"captures '{name}', which is another parameter of its methods" in caplog.text
 
 
 # Routes.

@@ -9,7 +9,7 @@ from typing import Any
 
 from dbchannels import foreign
 from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
-from dbchannels.consumers.websocket import TAKEN, WebsocketConsumer, takes, wrong_receive
+from dbchannels.consumers.websocket import RESERVED, WebsocketConsumer, takes, wrong_receive
 from dbchannels.worker.coroutines import is_generator
 
 OURS = {*Demultiplexer.__mro__, *JsonWebsocketConsumer.__mro__}
@@ -24,7 +24,7 @@ def mismatch(consumer: Callable[..., Any], channel: str, captures: Sequence[str]
         return ""
     if isinstance(of.groups, str):
         return f"its groups are one text; write groups = [{of.groups!r}]"
-    if taken := sorted(TAKEN.intersection(captures)):
+    if taken := sorted(RESERVED.intersection(captures)):
         return f"{taken[0]!r} is what its methods call something else; capture it by another name"
     return _misspelled(of) or _mismatch(of, channel.rpartition(".")[2], captures)
 

@@ -1,8 +1,4 @@
-"""Consumers as classes, one for all messages of a WebSocket, and the way to route them.
-
-``websocket`` has the plain one, ``json`` the one whose frames are JSON, ``demultiplexer`` the one that has
-several of these over one socket. Workers find dbchannels' own consumer here, as they find those of every app.
-"""
+"""Consumers as classes, and dbchannels' own consumer, which workers find here as in every app."""
 
 from dbchannels import foreign
 from dbchannels.auth import logout

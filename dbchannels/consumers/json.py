@@ -1,4 +1,4 @@
-"""A WebSocket's consumer whose frames are JSON (RFC 8259), both ways."""
+"""Consumers of a WebSocket whose frames are JSON (RFC 8259) in both directions."""
 
 from __future__ import annotations
 
@@ -17,59 +17,58 @@ _NAMES = {dict: "an object", list: "an array", str: "a string", bool: "true or f
 
 
 class JsonWebsocketConsumer(WebsocketConsumer):
-    """Write ``receive_json`` in place of ``receive``; send with ``send_json``.
+    """Write ``receive_json`` instead of ``receive``; send with ``send_json``.
 
-    A frame that is wrong never gets that far. It is answered by ``{"error": {"code": ..., "message": ...}}``, and the
-    connection stays open. Codes: ``invalid_json``, ``invalid_content``. What the client sends is the ``content``, and
-    no key in it stands for anything else.
+    An invalid frame does not reach ``receive_json``. It is answered by ``{"error": {"code": ..., "message": ...}}``,
+    and the connection stays open. The codes are ``invalid_json`` and ``invalid_content``.
     """
 
-    #: What a frame holds: ``dict``, ``list``, ``str``, a tuple of such types, or ``object`` for any value.
+    #: The type of a frame's value: ``dict``, ``list``, ``str``, a tuple of types, or ``object`` for any value.
     content_type: ClassVar[Any] = dict
-    #: In a demultiplexer, the name of its stream.
+    #: In a demultiplexer, the name of the stream.
     stream = ""
 
     def receive_json(self, *arguments: Any, **captures: Any) -> Any:
-        """``receive_json(self, content, **captures)``: one frame's value."""
+        """``receive_json(self, content, **captures)``: the value of one frame."""
 
     def send_json(self, content: Any, close: bool | int | None = None, reason: str | None = None) -> None:
-        """Send a value to this client; dates, UUIDs and the like as Django's serializers write them."""
+        """Send a value to this client; dates, UUIDs and decimals are written as by Django's serializers."""
         self.send(text=self.frame(content, self.stream)["text"], close=close, reason=reason)
 
     def send_group_json(self, group: str, content: Any) -> None:
-        """Send a value to all in a group; in a demultiplexer, on this stream of theirs."""
+        """Send a value to all members of a group; in a demultiplexer, on this stream."""
         Group(group, layer=self.message.layer).send(self.frame(content, self.stream))
 
     def send_error(self, code: str, sentence: str) -> None:
-        """Say what is wrong with the frame; a subclass may say it otherwise, or close the connection."""
+        """Send an error for a frame; override it to use another format, or to close the connection."""
         stream = {"stream": self.stream} if self.stream else {}
         self.send(text=self.encode_json({**stream, "error": {"code": code, "message": sentence}}))
 
     @classmethod
     def frame(cls, content: Any, stream: str = "") -> dict[str, str]:
-        """Return the message that sends a value, for a Group in a view or a signal handler."""
+        """Return the message that sends a value, for example to a Group from a view."""
         return {"text": cls.encode_json({"stream": stream, "payload": content} if stream else content)}
 
     @classmethod
     def encode_json(cls, content: Any) -> str:
-        """Return a value as JSON. Raises ValueError for NaN and infinities, which JSON has not."""
+        """Return a value as JSON. Raises ValueError for NaN and infinity, which JSON does not have."""
         return json.dumps(content, cls=DjangoJSONEncoder, allow_nan=False)
 
     @classmethod
     def decode_json(cls, text: str) -> Any:
-        """Return the value of a JSON text; raises ValueError for everything else, however deep or long it is.
+        """Return the value of a JSON text; raises ValueError for every other text, and for nesting that is too deep.
 
-        A number beyond what a float holds is refused too: it would be an infinity, which cannot be sent on.
+        A number too large for a float is refused too: it would become infinity, which cannot be sent.
         """
         try:
             content = json.loads(text, parse_constant=_refuse, parse_float=_finite)
-            if "\\u" in text:  # it may hold half of a surrogate pair, which no database takes
+            if "\\u" in text:  # it may contain half of a surrogate pair, which no database stores
                 json.dumps(content, ensure_ascii=False).encode()
         except RecursionError:
-            raise ValueError("it is nested too deep") from None
+            raise ValueError("it is nested too deeply") from None
         return content
 
-    # What a route calls.
+    # Called by the route.
 
     def receive(self, text: str | None = None, bytes: bytes | None = None, **captures: Any) -> None:
         if text is None:
@@ -83,44 +82,37 @@ class JsonWebsocketConsumer(WebsocketConsumer):
         self.consume_json(content)
 
     def consume_json(self, content: Any) -> None:
-        """Run ``receive_json``, if the value is of the right type."""
+        """Run ``receive_json`` if the value has the right type."""
         if not isinstance(content, self.content_type):
-            self.send_error("invalid_content", f"Send {self._wanted()}, not {_kind(content)}.")
+            types = self.content_type if isinstance(self.content_type, tuple) else (self.content_type,)
+            wanted = " or ".join(_NAMES.get(one, one.__name__) for one in types)
+            kind = "null" if content is None else _NAMES.get(type(content), "a number")
+            self.send_error("invalid_content", f"Send {wanted}, not {kind}.")
             return
         self.call("receive_json", content)
-
-    def _wanted(self) -> str:
-        types = self.content_type if isinstance(self.content_type, tuple) else (self.content_type,)
-        return " or ".join(_NAMES.get(one, one.__name__) for one in types)
-
-
-def _kind(content: Any) -> str:
-    if content is None:
-        return "null"
-    return _NAMES.get(type(content), "a number")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise ValueError("it holds a number that is too large")
+        raise ValueError("it contains a number that is too large")
     return number
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"it holds {constant}")
+    raise ValueError(f"it contains {constant}")
 
 
 class Demultiplexer(JsonWebsocketConsumer):
-    """Frames are ``{"stream": "chat", "payload": ...}``; the stream's consumer gets the payload as its content::
+    """Several consumers over one WebSocket. A frame ``{"stream": "chat", "payload": ...}`` goes to one of them::
 
         class Site(Demultiplexer):
             consumers = {"chat": ChatConsumer, "news": NewsConsumer}
 
-    All of them are connected and disconnected with the socket, in this order, with the captures of its route; when one
-    refuses, all are refused, and when the ``disconnect`` of one raises, that of the others has run all the same. What
-    they send with ``send_json`` carries the name of their stream. Error codes beside those of JsonWebsocketConsumer:
-    ``invalid_frame``, ``unknown_stream``. Other keys of a frame mean nothing.
+    All consumers are connected and disconnected with the socket, in this order, with the captures of its route. If one
+    refuses, the socket is refused; if the ``disconnect`` of one raises, the others still run. Their ``send_json`` adds
+    the name of the stream. Further error codes are ``invalid_frame`` and ``unknown_stream``. Other keys of a frame are
+    ignored.
     """
 
     #: By the name of the stream.
@@ -132,7 +124,7 @@ class Demultiplexer(JsonWebsocketConsumer):
         return False if False in returned else None
 
     def consume_disconnect(self) -> None:
-        with ExitStack() as ends:  # runs all of them, the last one that was put on first
+        with ExitStack() as ends:  # runs all of them, the last one first
             ends.callback(super().consume_disconnect)
             for stream in reversed(list(self.consumers)):
                 ends.callback(self._inner(stream).consume_disconnect)

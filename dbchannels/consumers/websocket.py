@@ -1,11 +1,11 @@
-"""A WebSocket's consumer as a class: an instance for each message, a method for each kind of message."""
+"""Consumers of a WebSocket as classes: one instance for each message, one method for each kind of message."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, overload
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, overload
 
 from dbchannels import foreign, names
 from dbchannels.channel import Channel, Group
@@ -21,20 +21,20 @@ from dbchannels.protocol import NORMAL_CLOSURE, UNSUPPORTED_DATA
 from dbchannels.routing.table import Include, Route, consumer, include, route
 from dbchannels.worker.coroutines import completed
 
-#: What methods are given beside the captures: no capture is called so.
-TAKEN = frozenset({"self", "message", "text", "bytes", "content", "code"})
+#: Names of the methods' own parameters, which no capture may have.
+RESERVED = frozenset({"self", "message", "text", "bytes", "content", "code"})
 
 
 class WebsocketConsumer:
-    """Subclass it, and write ``connect``, ``receive`` and ``disconnect``, each plain or ``async def``.
+    """Subclass it and write ``connect``, ``receive`` and ``disconnect``, each plain or ``async def``.
 
-    An instance lives for one message: what is to be remembered goes into ``self.channel_session``. What the route
-    captured comes as keywords, and stands in ``self.captures``.
+    An instance lives for one message. Keep state between messages in ``self.channel_session``. The route's captures
+    are passed as keywords, and are also in ``self.captures``.
     """
 
     CHANNELS: ClassVar[tuple[str, ...]] = names.WEBSOCKET
-    #: The names of the groups that a client is in from its connection to its end; or a method that returns them, which
-    #: is given the captures.
+    #: The names of the groups that a connected client is in; or a method that takes the captures and returns the names.
+    #: Never build a group name from unchecked client input.
     groups: Any = ()
     #: Options of its routes, as ``consumer`` takes them: ``{"atomic": True}``.
     options: ClassVar[Mapping[str, Any]] = {}
@@ -45,12 +45,12 @@ class WebsocketConsumer:
 
     @classmethod
     def as_routes(cls, **options_and_filters: Any) -> list[Route]:
-        """Return its routes, one for each channel; ``route_class`` puts them into a table."""
+        """Return the routes of the class, one for each channel."""
         return [route(channel, cls, **{**cls.options, **options_and_filters}) for channel in cls.CHANNELS]
 
     @classmethod
     def as_consumer(cls) -> Callable[..., Any]:
-        """Return the function that a route calls, always the same one."""
+        """Return the function that routes call, always the same one."""
         if "_consumer" not in cls.__dict__:
 
             def consume(message: Message, /, **captures: Any) -> Any:
@@ -61,33 +61,33 @@ class WebsocketConsumer:
             cls._consumer = staticmethod(consume)  # type: ignore[attr-defined]
         return cls.__dict__["_consumer"].__func__  # type: ignore[no-any-return]
 
-    if not TYPE_CHECKING:  # or no type checker would find a name that is not there
+    if not TYPE_CHECKING:  # with it, a type checker would accept any name
 
         def __getattr__(self, name: str) -> Any:
             return foreign.missing_attribute("consumer", self, name)
 
-    # For subclasses to write. A type checker takes any signature in their place.
+    # For subclasses to write. Type checkers accept any signature in their place.
 
     def connect(self, *arguments: Any, **captures: Any) -> Any:
-        """``connect(self, message, **captures)``: the handshake. To return accepts, to raise DenyConnection refuses."""
+        """``connect(self, message, **captures)``: the handshake. Returning accepts it, DenyConnection refuses it."""
 
     def receive(self, *arguments: Any, **captures: Any) -> Any:
         """``receive(self, text=None, bytes=None, **captures)``: one frame, text or binary.
 
-        One that names only one of the two has the other kind closed with 1003.
+        If it has only one of the two parameters, a frame of the other kind closes the connection with 1003.
         """
 
     def disconnect(self, *arguments: Any, **captures: Any) -> Any:
-        """``disconnect(self, code, **captures)``: the end, and its close code, 1006 when the client vanished.
+        """``disconnect(self, code, **captures)``: the connection has ended.
 
-        What the client gave as the reason is ``self.message["reason"]``.
+        The close code is 1006 when the client vanished. The client's reason is ``self.message["reason"]``.
         """
 
     # For subclasses to call.
 
     @property
     def user(self) -> Any:
-        """Who is logged in; see ``Message.user``."""
+        """The logged-in user; see ``Message.user``."""
         return self.message.user
 
     @property
@@ -97,7 +97,7 @@ class WebsocketConsumer:
 
     @property
     def channel_session(self) -> Any:
-        """What is kept with this connection; see ``Message.channel_session``."""
+        """The data of this connection; see ``Message.channel_session``."""
         return self.message.channel_session
 
     @property
@@ -107,50 +107,52 @@ class WebsocketConsumer:
         return self.message.reply_channel
 
     def accept(self, subprotocol: str | None = None, headers: Sequence[Sequence[str]] = ()) -> None:
-        """Accept the handshake, with one of the subprotocols that the client offered and headers of the answer."""
+        """Accept the handshake with one of the client's subprotocols, or with headers for the response."""
         accept: dict[str, Any] = {"accept": True, "headers": [list(pair) for pair in headers]}
         self.reply_channel.send({**accept, "subprotocol": subprotocol} if subprotocol else accept)
 
-    @foreign.tells_keywords("parameter")
     def send(
         self,
         text: str | None = None,
         bytes: bytes | None = None,
         close: bool | int | None = None,
         reason: str | None = None,
+        **others: NoReturn,
     ) -> None:
-        """Send one frame to this client, and with ``close``, True or a code, close the connection after it."""
+        """Send one frame to this client; ``close`` (True, or a code) closes the connection after it."""
+        if others:
+            foreign.refuse_keywords("parameter", f"{type(self).__name__}.send", others)
         fields = {"text": text, "bytes": bytes, "close": close, "reason": reason}
         self.reply_channel.send({key: value for key, value in fields.items() if value is not None})
 
     def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
-        """Close the connection after what was sent; a handshake that was not accepted is refused with 403.
+        """Close the connection after the frames sent so far; before the handshake is accepted, refuse it with 403.
 
-        Of the reason the client gets 123 bytes in UTF-8.
+        The client receives up to 123 bytes of the reason in UTF-8.
         """
-        WebSocketCloseException(code, reason)  # raises ValueError for what may not be sent
+        WebSocketCloseException(code, reason)  # raises ValueError for a code or reason that cannot be sent
         self.reply_channel.send({"close": code, "reason": reason} if reason else {"close": code})
 
-    # What a route calls.
+    # Called by the route.
 
     def consume(self) -> Any:
-        """Run the method for the message; return what ``connect`` returned, which the worker looks at."""
-        if taken := TAKEN.intersection(self.captures):
+        """Run the method for the message; return the value of ``connect``, which the worker checks."""
+        if taken := RESERVED.intersection(self.captures):
             raise InvalidConfiguration(
-                f"The route of {type(self).__qualname__} captures {sorted(taken)[0]!r}, which its methods are given "
-                "for something else: call the group of the regular expression otherwise."
+                f"The route of {type(self).__qualname__} captures {sorted(taken)[0]!r}, which is another parameter of "
+                "its methods: rename the capture."
             )
         kind = self.message.channel.name.rpartition(".")[2]
         run = {"connect": self.consume_connect, "receive": self.consume_receive}
         return run.get(kind, self.consume_disconnect)()
 
     def consume_connect(self) -> Any:
-        """Join the groups, and run ``connect``; when that raises, neither was done."""
+        """Join the groups and run ``connect``; if it raises, neither has happened."""
         self.join_groups()
         return self.call("connect", self.message)
 
     def consume_receive(self) -> None:
-        """Run ``receive`` with the text or the bytes."""
+        """Run ``receive`` with the text or the bytes of the frame."""
         if wrong := wrong_receive(type(self)):  # type: ignore[arg-type]
             raise InvalidConfiguration(f"{wrong}.")
         kind = "text" if self.message.get("text") is not None else "bytes"
@@ -159,14 +161,14 @@ class WebsocketConsumer:
         self.call("receive", **{kind: self.message[kind]})
 
     def consume_disconnect(self) -> None:
-        """Run ``disconnect``. The connection leaves its groups by its end."""
+        """Run ``disconnect``; the server has already taken the connection out of its groups."""
         self.call("disconnect", self.message["code"])
 
     def join_groups(self) -> None:
-        """Add this client to the groups. Names that a method makes of captures may be none, and are refused."""
-        if isinstance(self.groups, str):  # whose letters would be groups
+        """Add this client to the groups; refuse it if a method makes an invalid name of the captures."""
+        if isinstance(self.groups, str):  # each letter would be a group
             raise InvalidConfiguration(
-                f"{type(self).__qualname__}.groups is one text: write a list, groups = [{self.groups!r}]."
+                f"{type(self).__qualname__}.groups is a str: write a list, groups = [{self.groups!r}]."
             )
         if not callable(self.groups):
             for name in self.groups:
@@ -182,13 +184,13 @@ class WebsocketConsumer:
             group.add(self.reply_channel)
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
-        """Run a method to its end, with the captures; return what it returns."""
+        """Run a method with the captures, to its end; return its value."""
         return completed(getattr(self, method)(*arguments, **keywords, **self.captures))
 
 
 @cache
 def wrong_receive(of: type[WebsocketConsumer], captures: tuple[str, ...] = ()) -> str:
-    """Return what is wrong with the parameters of ``receive``, with what to write; "" for nothing."""
+    """Return what is wrong with the parameters of ``receive``, and what to write; "" if nothing is."""
     if takes(of.receive, "text") or takes(of.receive, "bytes"):
         parameters = inspect.signature(of.receive).parameters
         if not parameters.keys().isdisjoint({"text", "bytes"}):
@@ -203,7 +205,7 @@ _RECEIVE = "write receive(self, text=None, bytes=None), or one of the two"
 
 @cache
 def takes(method: Callable[..., Any], keyword: str) -> bool:
-    """Whether a method names this keyword; one that names neither text nor bytes, but takes any, takes both."""
+    """Whether a method takes this keyword; with ``**captures`` alone it takes both text and bytes."""
     parameters = inspect.signature(method).parameters
     if keyword in parameters:
         return True
@@ -228,7 +230,7 @@ def route_class(
         @route_class(path=r"^/chat/(?P<room>\\w+)/$")
         class Chat(WebsocketConsumer): ...
 
-    The options and filters are those of ``route``, and go before the class's own ``options``.
+    The options and filters are those of ``route``, and override the class's own ``options``.
     """
     if consumer_class is not None:
         if not (isinstance(consumer_class, type) and issubclass(consumer_class, WebsocketConsumer)):

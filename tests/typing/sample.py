@@ -55,7 +55,7 @@ consumer(7)  # type: ignore[arg-type]
 assert_type(Group("tea").channels(), list[str])
 assert_type(Group("tea").count(), int)
 Channel("own", delay=timedelta(hours=1), priority=3).send({"id": 7})
-Channel("own", dealy=3)  # type: ignore[call-arg]
+Channel("own", dealy=3)  # type: ignore[arg-type]
 Channel("own").send(["no dict"])  # type: ignore[arg-type]
 Group("tea").add(7)  # type: ignore[arg-type]
 
