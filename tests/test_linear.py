@@ -70,8 +70,10 @@ def slow_text(run, texts):
                 continue
             # Another process may have had the processor: what is slow is slow each time. What has only begun to ask
             # the system for memory is not at the next size; what is exponential is not tried there.
-            ratios = [growth(run, make, size) for _ in range(2)]
-            if min(ratios) >= 3 and (min(ratios) >= 16 or growth(run, make, 2 * size) >= 3):
+            ratio = growth(run, make, size)
+            if ratio >= 3:
+                ratio = min(ratio, growth(run, make, size))
+            if ratio >= 3 and (ratio >= 16 or growth(run, make, 2 * size) >= 3):
                 return make(size)[:100]
     return None
 
