@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -58,3 +59,113 @@ def test_codes_that_a_close_may_carry():
     assert sendable == [*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)]
     with pytest.raises(ValueError, match="1006"):
         WebSocketCloseException(protocol.VANISHED)
+
+
+# --- nobody writes it down a second time
+
+WORDS = {
+    protocol.LOST,
+    protocol.FINISHED,
+    protocol.AGAIN,
+    protocol.MORE_CONTENT,
+    protocol.FROM_DESCRIPTOR,
+    protocol.WORKER_DIED,
+    protocol.SERVER_STOPS,
+    protocol.DECLARED_DEAD,
+    protocol.BROKEN_OFF,
+    protocol.flow_channel(""),
+    protocol.body_channel(""),
+}
+#: Words that mean something else in other places: looked for where a message's keys stand, in servers and workers.
+KEYS = {
+    protocol.LATER,
+    protocol.TAKEN,
+    protocol.ERROR,
+    protocol.CLOSED,
+    protocol.UNTIL,
+    protocol.OFFSET,
+}
+#: 1000 is a common number, and looked for only as a code.
+CODES = {
+    value
+    for name, value in vars(protocol).items()
+    if name.isupper() and isinstance(value, int) and 1000 < value < 5000
+}
+SIZES = {"CHUNK", "WINDOW", "STALLED", "REPORT_EVERY", "REPORT_AFTER", "FULL_PAUSE"}
+
+
+def constants(node, kind):
+    """Yield the constants of a type in a node."""
+    return (one for one in ast.walk(node) if isinstance(one, ast.Constant) and type(one.value) is kind)
+
+
+def written_again(source, sides):
+    """Yield the lines that have in them what the protocol defines; ``sides``: it is a server's or a worker's."""
+    tree = ast.parse(source)
+    for one in constants(tree, str):
+        if one.value in WORDS or (sides and one.value in protocol.KINDS):
+            yield one.lineno
+    for one in constants(tree, int):
+        if one.value in CODES or (sides and one.value == protocol.CHUNK):
+            yield one.lineno
+    for node in ast.walk(tree):
+        if isinstance(node, ast.arguments):
+            arguments = [*node.posonlyargs, *node.args][::-1]
+            for argument, default in zip(arguments, node.defaults[::-1], strict=False):
+                if argument.arg == "code" and getattr(default, "value", None) == 1000:
+                    yield default.lineno
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id in SIZES:
+            yield node.lineno
+    if sides:
+        yield from (key.lineno for key in message_keys(tree) if getattr(key, "value", None) in KEYS)
+
+
+def message_keys(tree):
+    """Yield what stands where the key of a message can: in a dict, in brackets, in ``get`` and in front of ``in``."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Dict):
+            yield from filter(None, node.keys)
+        elif isinstance(node, ast.Subscript):
+            yield node.slice
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "get":
+            yield from node.args[:1]
+        elif isinstance(node, ast.Compare) and isinstance(node.ops[0], (ast.In, ast.NotIn)):
+            yield node.left
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        'reply = {"lost": why}',
+        'if why == "worker died": pass',
+        'channel = f"http.flow?{local}"',
+        'self.close(1011, "")',
+        'def close(self, code: int = 1000, reason=""): pass',
+        "WINDOW = 2 * 1024",
+        "part = read(131_072)",
+        'if report.get("closed"): pass',
+        'if "later" in message: pass',
+        'message["taken"]',
+        'wake({"d"})',
+    ],
+)
+def test_what_is_written_again_is_found(source):
+    assert list(written_again(source, sides=True)) == [1]
+
+
+@pytest.mark.parametrize(
+    "source",
+    ['if state == "closed": pass', '"""Closed with 1011: the worker died."""', "limit = 1000", "use(WINDOW)"],
+)
+def test_what_only_looks_like_it_is_not(source):
+    assert list(written_again(source, sides=True)) == []
+
+
+def test_no_other_module_writes_it_again():
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        part = path.relative_to(ROOT)
+        if str(part) != "protocol.py" and not {"migrations", "contract"} & set(part.parts):
+            sides = part.parts[0] in ("server", "worker", "layers", "processes")
+            found += [f"{part}:{line}" for line in written_again(path.read_text(), sides)]
+    assert found == []
