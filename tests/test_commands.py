@@ -20,27 +20,15 @@ from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers import channel_layers, make_layer
 from dbchannels.management import output
 from dbchannels.management.commands import runchannels, runserver, runworker
-from dbchannels.management.commands.runchannels import parse_address
 from dbchannels.processes import production
-from dbchannels.processes.plan import Plan, allowed_hosts
 from dbchannels.routing import table
-from dbchannels.server.config import Options
+from dbchannels.server.config import LaunchConfig, ServerConfig
 from dbchannels.server.listeners import Address, SocketPermissions
 from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from dbchannels.server.server import InterfaceServer
 from dbchannels.testing.contract.case import raises
 from dbchannels.wakeup import Doorbell
 from tests import kinds
-
-OPTIONS = {
-    "workers": None,
-    "layer": "default",
-    "http_timeout": 60.0,
-    "graceful_timeout": 10.0,
-    "wait_for_database": 60.0,
-    "nostatic": False,
-    "pythonpath": None,
-}
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +82,7 @@ def refused(command, *arguments):
     ],
 )
 def test_an_address_is_a_port_or_a_host_with_one(text, address):
-    assert parse_address(text) == address
+    assert Address.parse(text) == (*address, "")
 
 
 NO_PORT = ["", "localhost", "localhost:", "[::1]", "localhost:8000/", "http://localhost:8000"]
@@ -104,8 +92,8 @@ NO_HOST = [":8000", "::1:8000", "1:2:3", "[localhost]:8000"]
 
 @pytest.mark.parametrize("text", [*NO_PORT, *NO_NUMBER, *NO_HOST])
 def test_anything_else_is_refused_in_a_sentence(text):
-    with raises(CommandError) as error:
-        parse_address(text)
+    with raises(InvalidConfiguration) as error:
+        Address.parse(text)
     assert error.sentence.startswith(f"{text!r} is not an address: give a port, as 8000")
 
 
@@ -115,15 +103,15 @@ def test_the_command_says_it_too():
 
 def bound(*arguments, monkeypatch):
     """Return where runchannels would listen with these arguments."""
-    plans = []
-    monkeypatch.setattr(production, "run", lambda plan, write: plans.append(plan))
+    configs = []
+    monkeypatch.setattr(production, "run", lambda config, write: configs.append(config))
     call_command("runchannels", *arguments)
-    (one,) = plans
-    return [str(bind) for bind in one.server.binds or (Address(one.server.host, one.server.port),)]
+    (one,) = configs
+    return [str(address) for address in one.server.addresses]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "binds"),
+    ("arguments", "addresses"),
     [
         ([], ["127.0.0.1:8000"]),
         (["8001"], ["127.0.0.1:8001"]),
@@ -132,8 +120,8 @@ def bound(*arguments, monkeypatch):
         (["8001", "--bind", "8002"], ["127.0.0.1:8001", "127.0.0.1:8002"]),
     ],
 )
-def test_it_listens_where_it_is_told_to_and_nowhere_else(monkeypatch, log, arguments, binds):
-    assert bound(*arguments, monkeypatch=monkeypatch) == binds
+def test_it_listens_where_it_is_told_to_and_nowhere_else(monkeypatch, log, arguments, addresses):
+    assert bound(*arguments, monkeypatch=monkeypatch) == addresses
 
 
 @pytest.mark.parametrize("given", [["--access-log"], ["--no-access-log"]])
@@ -142,36 +130,36 @@ def test_the_access_log_can_be_left_out(monkeypatch, log, given):
     assert logging.getLogger("dbchannels.access").disabled is (given == ["--no-access-log"])
 
 
-# The plan of runchannels.
+# The configuration that runchannels reads.
 
 
 def test_nobody_is_believed_unless_it_is_asked_for():
-    assert plan().server.proxies is None
-    assert plan(proxy_headers=True).server.proxies == Trusted.of(LOOPBACK)
-    assert plan(proxy_headers=True, trusted_proxies=["10.0.0.1"]).server.proxies == Trusted.of(["10.0.0.1"])
+    assert config().server.proxies is None
+    assert config(proxy_headers=True).server.proxies == Trusted.of(LOOPBACK)
+    assert config(proxy_headers=True, trusted_proxies=["10.0.0.1"]).server.proxies == Trusted.of(["10.0.0.1"])
 
 
 def test_a_proxys_host_is_believed_when_it_is_asked_for():
-    assert plan(proxy_headers=True, forwarded_host=True).server.proxies == Trusted.of(LOOPBACK, host=True)
+    assert config(proxy_headers=True, forwarded_host=True).server.proxies == Trusted.of(LOOPBACK, host=True)
     said = refused("runchannels", "--forwarded-host")
-    assert said == "--forwarded-host says nothing without --proxy-headers: give both."
+    assert said == "--forwarded-host has no effect without --proxy-headers: give both."
 
 
 def test_origins_are_those_of_forms(settings):
     settings.CSRF_TRUSTED_ORIGINS, settings.DEBUG = ["https://*.example.com"], True
-    assert plan().server.origins == (("https://*.example.com",), True)
+    assert config().server.origins == (("https://*.example.com",), True)
 
 
 def test_a_list_of_proxies_that_nobody_reads_is_refused():
     said = refused("runchannels", "--trusted-proxies=10.0.0.1")
-    assert said == "--trusted-proxies says nothing without --proxy-headers: give both."
+    assert said == "--trusted-proxies has no effect without --proxy-headers: give both."
 
 
 @pytest.mark.parametrize(
     ("text", "path"), [("", ""), ("/", ""), ("/site", "/site"), ("/site/", "/site"), ("/a/b", "/a/b")]
 )
 def test_a_root_path_is_taken_without_its_last_slash(text, path):
-    assert plan(root_path=text).server.root_path == path
+    assert config(root_path=text).server.root_path == path
 
 
 @pytest.mark.parametrize(
@@ -201,33 +189,33 @@ def test_what_cannot_be_meant_is_one_sentence(log, arguments, sentence):
 
 
 def test_a_socket_is_given_to_a_user_and_a_group_by_name_or_number():
-    assert plan().server.socket_permissions == SocketPermissions(0o660, -1, -1)
-    assert plan(socket_mode="0600", socket_owner="root").server.socket_permissions == SocketPermissions(
+    assert config().server.socket_permissions == SocketPermissions(0o660, -1, -1)
+    assert config(socket_mode="0600", socket_owner="root").server.socket_permissions == SocketPermissions(
         0o600, 0, -1
     )
-    assert plan(socket_owner="1:2").server.socket_permissions == SocketPermissions(0o660, 1, 2)
-    assert plan(socket_owner=":root").server.socket_permissions == SocketPermissions(0o660, -1, 0)
+    assert config(socket_owner="1:2").server.socket_permissions == SocketPermissions(0o660, 1, 2)
+    assert config(socket_owner=":root").server.socket_permissions == SocketPermissions(0o660, -1, 0)
 
 
-def plan(**options):
-    """Return the plan of a command line."""
-    return Plan.of("127.0.0.1", 8000, {**OPTIONS, **options})
+def config(**options):
+    """Return the configuration of a command line."""
+    return LaunchConfig.from_options(options)
 
 
 @pytest.mark.parametrize(("cores", "workers"), [(None, 4), (2, 4), (8, 8)])
 def test_there_are_as_many_workers_as_cores_and_four_at_least(monkeypatch, cores, workers):
     monkeypatch.setattr(os, "cpu_count", lambda: cores)
-    assert plan().workers == workers
+    assert config().workers == workers
 
 
 @pytest.mark.parametrize("workers", [0, 1, 7])
 def test_a_number_of_workers_is_taken_as_it_is(workers):
-    assert plan(workers=workers).workers == workers
+    assert config(workers=workers).workers == workers
 
 
 def test_a_negative_number_of_workers_is_refused():
     with raises(InvalidConfiguration):
-        plan(workers=-1)
+        config(workers=-1)
     assert "--workers takes a number from 0" in refused("runchannels", "--workers=-1")
 
 
@@ -235,7 +223,7 @@ def test_a_negative_number_of_workers_is_refused():
 @pytest.mark.parametrize("seconds", [float("nan"), float("inf"), -1.0, 1e10])
 def test_a_timeout_that_is_none_is_refused(option, seconds):
     with raises(InvalidConfiguration) as error:
-        plan(**{option: seconds})
+        config(**{option: seconds})
     assert "--" + option.replace("_", "-") in error.sentence
 
 
@@ -244,19 +232,19 @@ def test_a_timeout_that_is_none_is_refused(option, seconds):
 )
 def test_static_files_are_served_in_development(settings, debug, nostatic, static):
     settings.DEBUG = debug
-    assert plan(nostatic=nostatic).static is static
+    assert config(nostatic=nostatic).static is static
 
 
 def test_static_files_are_not_served_without_their_app(settings):
     settings.DEBUG = True
     settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if not app.endswith("staticfiles")]
-    assert plan().static is False
+    assert config().static is False
 
 
 def tasks(**options):
-    """Return (arguments, the kinds of its doorbells) of each worker of a plan."""
+    """Return (arguments, the kinds of its doorbells) of each worker."""
     bells = {kind: kind.upper() for kind in "hwd"}
-    return [(task.arguments, "".join(task.bells)) for task in production.tasks(plan(**options), bells)]
+    return [(task.arguments, "".join(task.bells)) for task in production.tasks(config(**options), bells)]
 
 
 @pytest.mark.parametrize(
@@ -308,7 +296,7 @@ def test_runworker_takes_what_runchannels_passes_on(number):
 )
 def test_hosts_are_allowed_as_django_does(settings, debug, configured, allowed):
     settings.DEBUG, settings.ALLOWED_HOSTS = debug, configured
-    assert allowed_hosts() == allowed
+    assert config().server.allowed_hosts == allowed
 
 
 # Before runchannels serves.
@@ -348,7 +336,7 @@ def started(monkeypatch):
     """Return the checks that were started: they take a minute unless they are ended."""
     processes = []
 
-    def start(plan):
+    def start(config):
         processes.append(Checks("import time; time.sleep(60)").process)
         return processes[-1]
 
@@ -399,7 +387,7 @@ def test_the_banner_says_where_and_how(memory, workers, line, host, shown):
         def __init__(self):
             pass
 
-    lines = production.banner(plan(workers=workers), Server(), memory).splitlines()
+    lines = production.banner(config(workers=workers), Server(), memory).splitlines()
     assert lines[0].startswith("dbchannels ") and ", Django " in lines[0]
     assert lines[1] == f"Layer:   {memory.describe()}"
     assert lines[2] == line
@@ -414,7 +402,7 @@ def test_the_banner_names_every_address(memory):
         def __init__(self):
             pass
 
-    lines = production.banner(plan(), Server(), memory).splitlines()
+    lines = production.banner(config(), Server(), memory).splitlines()
     assert lines[3] == "Probes:  /healthz and /readyz at 127.0.0.1:8001"
     assert lines[4].startswith("Serving http://127.0.0.1:8000/ and unix:/run/site.sock and WebSockets on ")
 
@@ -645,9 +633,10 @@ def test_a_body_is_of_any_size_while_one_develops_and_100_mebibytes_else():
     command = runserver.Command()
     command.addr, command.port, command.use_ipv6 = "127.0.0.1", "8000", False
     options = vars(command.create_parser("manage.py", "runserver").parse_args([]))
-    server = command.plan(options).server
+    server = command.config(options).server
     assert (
-        min(server.max_body, server.max_spool) > 2**50 and server.max_body_memory == Options().max_body_memory
+        min(server.max_body, server.max_spool) > 2**50
+        and server.max_body_memory == ServerConfig().max_body_memory
     )
     options = vars(runchannels.Command().create_parser("manage.py", "runchannels").parse_args([]))
-    assert Plan.of("127.0.0.1", 8000, options).server.max_body == 100 * 2**20
+    assert LaunchConfig.from_options(options).server.max_body == 100 * 2**20

@@ -50,6 +50,7 @@ NEVER = {
             "websocket.deflate",
             "websocket.assembly",
             "proxy_headers",
+            "config",
             "access_log",
         )
     },

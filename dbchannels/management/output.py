@@ -1,4 +1,4 @@
-"""What commands have in common: log lines on the terminal, an option, and the number of a replay."""
+"""What commands have in common: the log on the terminal, and the number of a replay."""
 
 from __future__ import annotations
 
@@ -59,14 +59,3 @@ class Lines(logging.Formatter):
 def run_again(number: int) -> str:
     """Return what is said of a replay: ``3 dead letters run again.``"""
     return f"{number:,} dead letters run again." if number != 1 else "1 dead letter runs again."
-
-
-def add_wait_option(parser: Any) -> None:
-    """Add ``--wait-for-database``."""
-    parser.add_argument(
-        "--wait-for-database",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="seconds to wait at the start for a database that cannot be reached or is starting up (60; 0: not at all)",
-    )

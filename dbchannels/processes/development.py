@@ -22,14 +22,19 @@ from dbchannels.conf import layer_settings
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
-from dbchannels.processes.plan import Plan
-from dbchannels.processes.production import make_server, supervise, tasks, usable_layer
+from dbchannels.processes.production import (
+    Write,
+    make_server,
+    stop_at_signals,
+    supervise,
+    tasks,
+    usable_layer,
+)
 from dbchannels.processes.reloader import CHANGED, CodeWatch, release
-from dbchannels.processes.site_checks import Write
-from dbchannels.processes.stopping import stop_at_signals
 from dbchannels.processes.supervisor import Supervisor
 from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.routing.table import load_routing
+from dbchannels.server.config import LaunchConfig
 from dbchannels.wakeup import Doorbell
 from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.worker import Worker
@@ -43,13 +48,13 @@ Announce = Callable[[int, BaseLayer], None]  # is given the port when the site c
 
 
 def run(
-    plan: Plan, announce: Announce, write: Write, *, reload: bool, checks: bool, threads: int = 1
+    config: LaunchConfig, announce: Announce, write: Write, *, reload: bool, checks: bool, threads: int = 1
 ) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError before it has begun, or when what it is cannot work."""
     bells = {kind: Doorbell.new() for kind in KINDS}
-    layer = usable_layer(plan.layer)
+    layer = usable_layer(config.layer)
     release(os.environ.pop(HANDED_OVER, ""))
-    server = make_server(plan, layer, bells)
+    server = make_server(config, layer, bells)
     stopped = stop_at_signals()
     server.start()
     work = [
@@ -58,7 +63,7 @@ def run(
             threads=threads if HTTP in one.bells else 1,
             reloads=reload,
         )
-        for one in tasks(plan, bells, kinds_of(plan.workers))
+        for one in tasks(config, bells, kinds_of(config.workers))
     ]
     crew = Crew(lambda: supervise(work, server, GRACE))
     site = Site(
@@ -68,7 +73,7 @@ def run(
         end=lambda: server.relay.call_in_hub(stopped.set),
         reload=reload,
     )
-    arguments = ["--layer", plan.layer, *plan.passed_on, *([] if checks else ["--unchecked"])]
+    arguments = ["--layer", config.layer, *config.passed_on, *([] if checks else ["--unchecked"])]
     watch = CodeWatch(arguments, site, once=not reload)
     watch.start()
     stopped.wait()
@@ -86,7 +91,7 @@ def run(
 
 
 def kinds_of(workers: int) -> list[str]:
-    """Return what each worker takes, see ``serving.kinds_of``: one process answers all requests, as Django's does.
+    """Return what each worker takes, see ``production.kinds_of``: one process answers all requests, as Django's does.
 
     So what a site keeps in memory is there for the next request: django-debug-toolbar, LocMemCache.
     """
@@ -220,17 +225,17 @@ def imported_names(file: Path, package: str) -> list[str]:
 # A layer in memory: everything in this process, which Django's own reloader starts again as a whole.
 
 
-def run_in_process(plan: Plan, announce: Announce) -> None:
+def run_in_process(config: LaunchConfig, announce: Announce) -> None:
     """Serve with workers in threads, until a signal in the main thread; beside Django's reloader, until it exits."""
-    layer = channel_layers[plan.layer]
+    layer = channel_layers[config.layer]
     layer.check()
-    routing = load_routing(layer_settings(plan.layer).routing)
-    server = make_server(plan, layer, {})
+    routing = load_routing(layer_settings(config.layer).routing)
+    server = make_server(config, layer, {})
     in_main_thread = threading.current_thread() is threading.main_thread()
     stopped = stop_at_signals() if in_main_thread else Event()
     server.start()
     views = ApplicationViews()
-    for number in range(plan.workers):
+    for number in range(config.workers):
         name = f"thread-{number}"
         worker = Worker(layer, routing, name=name, replace=lambda: os._exit(CHANGED), views=views)
         threading.Thread(target=worker.run, name=worker.name, daemon=True).start()

@@ -1,4 +1,4 @@
-"""``runchannels``: the interface server and its workers as one thing, from the first check to the last exit."""
+"""``runchannels``: starts, reloads and stops the interface server and its workers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Any
 
 import django
 import gevent
@@ -16,19 +17,17 @@ from django.urls import set_script_prefix
 from gevent.event import Event
 
 import dbchannels
+from dbchannels.conf import layer_settings
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
-from dbchannels.processes.plan import Plan
-from dbchannels.processes.site_checks import Write, await_checks, complaint, start_checks
-from dbchannels.processes.stopping import Stopping, has_terminal, stop_at_signals
-from dbchannels.processes.supervisor import Supervisor, Task
+from dbchannels.processes.supervisor import Supervisor, Task, manage_command
 from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
+from dbchannels.server.config import LaunchConfig
 from dbchannels.server.http.direct import DirectViews
 from dbchannels.server.http.response_buffer import SentFiles
 from dbchannels.server.hub import GeventHub
-from dbchannels.server.listeners import Address
 from dbchannels.server.relay import Relay
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.static import DevelopmentFiles
@@ -38,19 +37,21 @@ from dbchannels.worker.application import ApplicationViews, site_application
 log = logging.getLogger("dbchannels.server")
 
 LAST_WORK = 3.0  # seconds beyond --graceful-timeout for the workers; with what follows it is less than four
-LEAST_WORK = 1.5  # seconds at least for what workers run, when requests took all of that
+LEAST_WORK = 1.5  # seconds that the workers have at least, when the requests took all of --graceful-timeout
+
+Write = Callable[[str], Any]  # shows a text on the terminal
 
 
-def run(plan: Plan, write: Write) -> None:
-    """Serve until SIGTERM or Ctrl-C, then leave nothing running. Raises DBChannelsError before it has begun."""
-    layer = usable_layer(plan.layer, plan.wait_for_database)
-    checks = start_checks(plan)
+def run(config: LaunchConfig, write: Write) -> None:
+    """Serve until SIGTERM or Ctrl-C, and end all processes. Raises DBChannelsError if the start fails."""
+    layer = usable_layer(config.layer, config.wait_for_database)
+    checks = start_checks(config)
     bells = {kind: Doorbell.new() for kind in KINDS}
     try:
-        server = make_server(plan, layer, bells)
+        server = make_server(config, layer, bells)
         try:
             await_checks(checks, write)
-            serve(plan, server, layer, bells, write)
+            serve(config, server, layer, bells, write)
         finally:
             server.close_listeners()
     finally:
@@ -59,57 +60,33 @@ def run(plan: Plan, write: Write) -> None:
 
 
 def serve(
-    plan: Plan, server: InterfaceServer, layer: BaseLayer, bells: dict[str, Doorbell], write: Write
+    config: LaunchConfig, server: InterfaceServer, layer: BaseLayer, bells: dict[str, Doorbell], write: Write
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
-    supervisor = supervise(tasks(plan, bells), server, plan.graceful_timeout)
+    graceful_timeout = config.server.graceful_timeout
+    supervisor = supervise(tasks(config, bells), server, graceful_timeout)
     stopping = stop_at_signals(supervisor.kill)
-    restart_at_hangup(plan, supervisor, stopping)
-    if plan.workers:
+    restart_at_hangup(config, supervisor, stopping)
+    if config.workers:
         server.has_worker = supervisor.has_ready
-    elif not plan.threads:  # views run in workers, which others start
+    elif not config.threads:  # views run in workers that others start
         server.has_worker = lambda: server.relay.http_workers > 0
     server.start()
     supervisor.start()
-    write(banner(plan, server, layer))
+    write(banner(config, server, layer))
     stopping.wait()
     with suppress(OSError):  # the terminal may be gone
         write("Stopping.")
-    ends_at = time.monotonic() + plan.graceful_timeout + LAST_WORK
+    ends_at = time.monotonic() + graceful_timeout + LAST_WORK
     server.stop(stopping.restart)
     gevent.get_hub().threadpool.apply(supervisor.stop, (max(LEAST_WORK, ends_at - time.monotonic()),))
 
 
-def supervise(work: list[Task], server: InterfaceServer, graceful_timeout: float) -> Supervisor:
-    """Return what starts the workers; they ring for the relay, and it for them."""
-    relay, sent = server.relay, server.requests.files
-    doors = ((relay.queue, relay.door),)
-    files = None if sent is None else (relay.queue, sent.sender.fileno())
-    work = [one._replace(doors=doors, files=files) for one in work]
-    supervisor = Supervisor(work, relay.clean_up_after, graceful_timeout)
-    relay.own_workers = supervisor.ready_names
-    return supervisor
-
-
-def make_server(plan: Plan, layer: BaseLayer, bells: dict[str, Doorbell]) -> InterfaceServer:
-    """Return the server, its addresses bound; raises AddressInUse."""
-    server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead, GeventHub()), plan.server)
-    if plan.server.root_path:
-        set_script_prefix(plan.server.root_path + "/")  # STATIC_URL without a slash before it begins there
-    if plan.static:
-        server.requests.static_files = DevelopmentFiles()
-    if plan.threads:
-        views = ApplicationViews(site_application())
-        server.requests.direct = DirectViews(
-            views, plan.threads, server.relay.call_in_hub, server.requests.turns
-        )
-    elif plan.workers and layer.shared:
-        server.requests.files = SentFiles(server.relay, server.connection_limits)
-    return server
+# The parts, for runserver too.
 
 
 def usable_layer(alias: str, wait: float = 0.0) -> BaseLayer:
-    """Return the layer, checked, as soon as its database can be used; raises DBChannelsError with what to do."""
+    """Return the layer, checked, once its database can be used. Raises DBChannelsError."""
     layer = channel_layers[alias]
     if not layer.shared:
         raise InvalidConfiguration("This layer lives in one process: runchannels needs one on a database.")
@@ -117,12 +94,29 @@ def usable_layer(alias: str, wait: float = 0.0) -> BaseLayer:
     return layer
 
 
+def make_server(config: LaunchConfig, layer: BaseLayer, bells: dict[str, Doorbell]) -> InterfaceServer:
+    """Return the server, listening at its addresses; raises AddressInUse."""
+    server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead, GeventHub()), config.server)
+    if config.server.root_path:
+        set_script_prefix(config.server.root_path + "/")  # of a STATIC_URL without a slash at its beginning
+    if config.static:
+        server.requests.static_files = DevelopmentFiles()
+    if config.threads:
+        views = ApplicationViews(site_application())
+        server.requests.direct = DirectViews(
+            views, config.threads, server.relay.call_in_hub, server.requests.turns
+        )
+    elif config.workers and layer.shared:
+        server.requests.files = SentFiles(server.relay, server.connection_limits)
+    return server
+
+
 def kinds_of(workers: int) -> list[str]:
     """Return what each worker takes: the KINDS of ``protocol``, in one string.
 
-    With four or more one takes ``websocket.*`` only, one ``http.*`` too, the rest all. So background work can never
-    hold up every page, and slow pages cannot hold up every WebSocket. Two or three workers have one for pages and
-    WebSockets: with another one less, a single consumer would hold up all background work.
+    With four or more, one takes ``websocket.*`` only, one takes ``http.*`` too, and the others take all. So background
+    work cannot hold up all pages, and slow pages cannot hold up all WebSockets. Two or three workers keep one for pages
+    and WebSockets: if they kept two, a single consumer could hold up all background work.
     """
     kept = [WEBSOCKET, HTTP + WEBSOCKET] if workers > 3 else [HTTP + WEBSOCKET] if workers > 1 else []
     return [*kept, *["".join(KINDS)] * (workers - len(kept))]
@@ -137,19 +131,86 @@ PATTERNS = {
 }
 
 
-def tasks(plan: Plan, bells: dict[str, Doorbell], kinds: Sequence[str] | None = None) -> list[Task]:
-    """Return what each worker does."""
-    common = ("--layer", plan.layer, "--graceful-timeout", str(plan.graceful_timeout), *plan.passed_on)
+def tasks(config: LaunchConfig, bells: dict[str, Doorbell], kinds: Sequence[str] | None = None) -> list[Task]:
+    """Return the task of each worker."""
+    timeout = str(config.server.graceful_timeout)
+    common = ("--layer", config.layer, "--graceful-timeout", timeout, *config.passed_on)
     return [
         Task((*common, *PATTERNS[taken]), {kind: bells[kind] for kind in taken})
-        for taken in (kinds_of(plan.workers) if kinds is None else kinds)
+        for taken in (kinds_of(config.workers) if kinds is None else kinds)
     ]
 
 
-def restart_at_hangup(plan: Plan, supervisor: Supervisor, stopping: Stopping) -> None:
-    """At SIGHUP have other workers take over, which run the new code; one that comes meanwhile is another round.
+def supervise(work: list[Task], server: InterfaceServer, graceful_timeout: float) -> Supervisor:
+    """Return the supervisor of the workers; they wake the relay, and it wakes them, without the database."""
+    relay, sent = server.relay, server.requests.files
+    doors = ((relay.queue, relay.door),)
+    files = None if sent is None else (relay.queue, sent.sender.fileno())
+    work = [one._replace(doors=doors, files=files) for one in work]
+    supervisor = Supervisor(work, relay.clean_up_after, graceful_timeout)
+    relay.own_workers = supervisor.ready_names
+    return supervisor
 
-    The kernel sends it too when the terminal is closed that this was started from: then there is nobody to serve for.
+
+# ``manage.py check`` runs in a child: it imports the site's URLs and views, and the interface server must not.
+
+
+def start_checks(config: LaunchConfig) -> subprocess.Popen[str]:
+    """Start the checks."""
+    # With the database, or the check that warns of SQLite's deferred transactions would not run.
+    database = layer_settings(config.layer).database
+    command = [*manage_command(), "check", "--database", database, *config.passed_on]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def await_checks(checks: subprocess.Popen[str], write: Write) -> None:
+    """Show what the checks found; raise InvalidConfiguration if they found an error."""
+    output = checks.communicate()[0].strip()
+    if checks.returncode:
+        raise InvalidConfiguration(f"{output}\nThe system check found errors: correct them, and start again.")
+    if "no issues" not in output:
+        write(output)
+
+
+def first_error(output: str) -> str:
+    """Return the line of the checks' output that says most: the first error, or the last line of a traceback."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["no output"]
+    found = lines[lines.index("ERRORS:") + 1 :] if "ERRORS:" in lines else lines[-1:]
+    return found[0][:300]
+
+
+# Signals.
+
+
+class Stopping(Event):  # type: ignore[misc]
+    """Set when the process is to end; ``restart`` says whether another one follows at once."""
+
+    restart = False
+
+
+def stop_at_signals(kill: Callable[[], None] = lambda: None) -> Stopping:
+    """Return an event that SIGTERM and SIGINT set, and SIGUSR1 before a restart.
+
+    A second signal ends the process at once, after a call of ``kill``, which ends the child processes.
+    """
+    stopping = Stopping()
+
+    def stop(restart: bool) -> None:
+        if stopping.is_set():
+            kill()
+            os._exit(1)
+        stopping.restart = restart
+        stopping.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        gevent.signal_handler(number, stop, number == signal.SIGUSR1)
+    return stopping
+
+
+def restart_at_hangup(config: LaunchConfig, supervisor: Supervisor, stopping: Stopping) -> None:
+    """At SIGHUP replace the workers by new ones, which run the new code; another SIGHUP meanwhile starts another round.
+
+    The kernel also sends SIGHUP when the terminal is closed from which this was started: then the server stops.
     """
     asked, at_terminal = Event(), has_terminal()
 
@@ -157,7 +218,7 @@ def restart_at_hangup(plan: Plan, supervisor: Supervisor, stopping: Stopping) ->
         while True:
             asked.wait()
             asked.clear()
-            gevent.get_hub().threadpool.apply(take_over, (plan, supervisor))
+            gevent.get_hub().threadpool.apply(take_over, (config, supervisor))
 
     def hang_up() -> None:
         (stopping if at_terminal and not has_terminal() else asked).set()
@@ -166,9 +227,18 @@ def restart_at_hangup(plan: Plan, supervisor: Supervisor, stopping: Stopping) ->
     gevent.spawn(restart)
 
 
-def take_over(plan: Plan, supervisor: Supervisor) -> None:
-    """Check the new code in a child, then start the workers again; what is broken leaves the old ones at work."""
-    checks = start_checks(plan)
+def has_terminal() -> bool:
+    """Whether this process has a terminal that is still open."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
+def take_over(config: LaunchConfig, supervisor: Supervisor) -> None:
+    """Check the new code in a child, then replace the workers; if it is broken, the old workers go on."""
+    checks = start_checks(config)
     output = None
     while output is None:
         try:
@@ -179,31 +249,28 @@ def take_over(plan: Plan, supervisor: Supervisor) -> None:
     if checks.returncode and not supervisor.stopping.is_set():
         log.error(
             "The new code is broken, so the old workers go on: correct it, and send SIGHUP again (%s).",
-            complaint(output),
+            first_error(output),
         )
     elif not checks.returncode:
         supervisor.restart()
 
 
-def banner(plan: Plan, server: InterfaceServer, layer: BaseLayer) -> str:
-    """Return what Django's users expect to read: versions, settings, address, and how to stop."""
-    places, probe = " and ".join(map(url_of, server.addresses)), server.health_address
+def banner(config: LaunchConfig, server: InterfaceServer, layer: BaseLayer) -> str:
+    """Return what is shown at the start: versions, settings, addresses, and how to stop."""
+    # A TCP address as a browser takes it, a Unix socket as curl does.
+    addresses = " and ".join(str(one) if one.path else f"http://{one}/" for one in server.addresses)
     workers = {0: "none here: start them with runworker", 1: "1 process"}
-    for_frames = "one kept for websocket.*, " if plan.workers > 3 else ""
-    kept = f"{plan.workers} processes, {for_frames}one kept for http.* and websocket.*"
+    for_frames = "one kept for websocket.*, " if config.workers > 3 else ""
+    kept = f"{config.workers} processes, {for_frames}one kept for http.* and websocket.*"
+    health = server.health_address
     return "\n".join(
         [
             f"dbchannels {dbchannels.__version__}, Django {django.get_version()}, "
             f"settings {os.environ.get('DJANGO_SETTINGS_MODULE', '(configured)')!r}",
             f"Layer:   {layer.describe()}",
-            f"Workers: {workers.get(plan.workers, kept)}",
-            *([f"Views:   in this process, {plan.threads} threads"] if plan.threads else []),
-            *([f"Probes:  /healthz and /readyz at {probe}"] if probe else []),
-            f"Serving {places} and WebSockets on the same port; quit with CONTROL-C.",
+            f"Workers: {workers.get(config.workers, kept)}",
+            *([f"Views:   in this process, {config.threads} threads"] if config.threads else []),
+            *([f"Probes:  /healthz and /readyz at {health}"] if health else []),
+            f"Serving {addresses} and WebSockets on the same port; quit with CONTROL-C.",
         ]
     )
-
-
-def url_of(address: Address) -> str:
-    """Return an address as a browser takes it, or a Unix socket as curl does."""
-    return str(address) if address.path else f"http://{address}/"

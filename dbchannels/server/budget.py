@@ -17,7 +17,6 @@ from gevent.hub import Waiter
 
 from dbchannels.protocol import TRY_AGAIN
 
-TOTAL = 67_108_864  # 64 MiB
 SPARE = 8  # one of so many parts of the total is kept for what is copied and not counted
 OWN = 4096  # bytes of each connection's that find room even when the others hold all
 UNSENT = 512  # bytes that a frame takes beside its own while it waits, and is counted

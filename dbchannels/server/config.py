@@ -1,63 +1,248 @@
-"""What the operator of the interface server may set: the one place, told to users in docs/server.rst."""
+"""The options of the server: the parser of ``runchannels``, its help, the checks and the defaults come from here.
+
+A field that is made by `option` is an option of the command line by its own name, ``--max-body`` for ``max_body``; one
+that is made by `options` is read from several. To add an option, add a field, and a row in docs/server.rst.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+import os
+from argparse import BooleanOptionalAction
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from django.apps import apps
+from django.conf import settings
 
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.server.budget import TOTAL
 from dbchannels.server.http.parser import HeadLimits
-from dbchannels.server.limits import Limits
 from dbchannels.server.listeners import Address, SocketPermissions
-from dbchannels.server.proxy_headers import Trusted
+from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from dbchannels.server.websocket.handshake import Origins
 from dbchannels.waiting import check_timeout
 
+Given = Mapping[str, Any]  # options of a command line, by name
 
-class Options(NamedTuple):
-    """Times in seconds, sizes in bytes. FLAGS says which of them runchannels takes, and docs/server.rst what for."""
+#: Bytes that a client may still send after the server has refused something, so that the client sees the refusal.
+LINGERING = 16_777_216
+UNITS = {"S": float, "N": int, "BYTES": int}  # seconds, a number, bytes
 
-    host: str = "127.0.0.1"
-    port: int = 8000
-    allowed_hosts: tuple[str, ...] = ()
-    origins: Origins = Origins()  # whose pages may open WebSockets
 
-    # Who may come in. A cap of connections is never above what the descriptors suffice for.
-    max_connections: int = 16_000  # HTTP and WebSockets together
-    max_per_address: int | None = None  # None: 1,000, and any number from this machine itself
-    max_waiting_per_address: int | None = None  # requests in the layer; None: 32, and the same
-    max_requests: int = 0  # on one connection, which is closed then; 0: any number
+def option(default: float | None, unit: str, text: str, least: float | None = None) -> Any:
+    """Return a field with an option that takes a number, from ``least`` on, or above 0."""
+    shown = "" if default is None else f" ({default:g})" if unit == "S" else f" ({default:,})"
+    keywords = {"type": UNITS[unit], "default": default, "metavar": unit, "help": text + shown}
+    return field(default=default, metadata={"keywords": keywords, "least": least})
 
-    # What a request may take.
-    max_line: int = 8_192  # the first line, which has the address
-    max_head: int = 32_768  # all header lines
-    max_headers: int = 100  # their number
-    max_body: int = 104_857_600  # 100 MiB, of which little is in memory: see the next two
 
-    # What the bodies of all requests together may take, and those of all responses.
-    max_body_memory: int = 268_435_456  # 256 MiB, for each of the two
-    max_spool: int = 1_073_741_824  # 1 GiB, of the disk
-    max_response_spool: int = 1_073_741_824  # 1 GiB
+def options(default: Any, read: Callable[[Given], Any], **flags: dict[str, Any]) -> Any:
+    """Return a field whose value is ``read`` from several options; ``flags`` are their arguments for argparse."""
+    return field(default=default, metadata={"flags": flags, "read": read})
 
-    # How long it may take.
-    head_timeout: float = 15.0  # from a head's first byte to its last, or the connection's beginning
-    body_timeout: float = 30.0  # without a byte of it; in all so long and a second for each KiB
-    keep_alive_timeout: float = 60.0  # between two requests
-    write_timeout: float = 60.0  # until the client has taken 64 KiB of its response
-    http_timeout: float = 60.0  # until the first message of the response, and between two
-    later_timeout: float = 600.0  # the same, once a view has raised ResponseLater
+
+def check_number(name: str, number: float | None, least: float | None = None) -> float | None:
+    """Return the value of an option; raise InvalidConfiguration if it is out of range."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(number, float):
+        check_timeout(flag, number)
+    if number is not None and (number <= 0 if least is None else number < least):
+        raise InvalidConfiguration(
+            f"{flag} takes a number {'above 0' if least is None else f'from {least:,}'}."
+        )
+    return number
+
+
+def read_hosts(given: Given) -> tuple[str, ...]:
+    """Return ALLOWED_HOSTS, or as Django does the names of this machine when DEBUG is on and it is empty."""
+    if settings.DEBUG and not settings.ALLOWED_HOSTS:
+        return (".localhost", "127.0.0.1", "[::1]")
+    return tuple(settings.ALLOWED_HOSTS)
+
+
+def read_proxies(given: Given) -> Trusted | None:
+    """Return the proxies whose X-Forwarded headers are believed; None leaves these headers to the site."""
+    if given["proxy_headers"]:
+        return Trusted.of(given["trusted_proxies"] or LOOPBACK, given["forwarded_host"])
+    for name in ("trusted_proxies", "forwarded_host"):
+        if given[name]:
+            raise InvalidConfiguration(
+                f"--{name.replace('_', '-')} has no effect without --proxy-headers: give both."
+            )
+    return None
+
+
+def read_root_path(given: Given) -> str:
+    """Return the path below which the site is, without a slash at its end."""
+    path: str = given["root_path"]
+    if path and (not path.startswith("/") or "?" in path or "%" in path):
+        raise InvalidConfiguration(
+            f"--root-path takes a path that begins with a slash, as /site, not {path!r}."
+        )
+    return path.rstrip("/")
+
+
+@dataclass(frozen=True)
+class WebSocketLimits:
+    """What one WebSocket may take. The options begin with ``--ws-``; the codes are those of the close."""
+
+    max_size: int = option(1_048_576, "BYTES", "of one message, all its fragments together")  # 1009
+    max_fragments: int = option(
+        4096, "N", "frames of one message"
+    )  # an empty one costs its sender 6 bytes; 1009
+    max_memory: int = option(
+        2_097_152, "BYTES", "of what it sent and no consumer has taken, twice --ws-max-size at least"
+    )  # 1013, see budget.py
+    message_timeout: float = option(
+        30.0, "S", "seconds for one message, from its first byte to its last"
+    )  # 1008
+    max_pings: int = option(1000, "N", "pings of a client in ten seconds")  # 1008
+    ping_interval: float = option(20.0, "S", "seconds between two pings of the server")  # a tenth of jitter
+    silence: float = option(
+        60.0, "S", "seconds without a byte from a client, pongs included, until it counts as gone"
+    )  # 1006
+    idle_timeout: float = option(
+        0.0, "S", "seconds without a message until a socket is closed; 0: never", 0
+    )  # 1001
+    lifetime: float = option(0.0, "S", "seconds that a socket may be open; 0: any time", 0)  # 1001
+    send_timeout: float = option(
+        20.0, "S", "seconds in which a client that reads slowly must take something"
+    )  # 1013
+    waiting_frames: int = option(64, "N", "frames that may wait for a client that reads slowly")  # 1013
+    waiting_bytes: int = option(1_048_576, "BYTES", "of these frames")  # 1013
+
+    @classmethod
+    def from_options(cls, given: Given) -> WebSocketLimits:
+        """Read and check the options. Raises InvalidConfiguration."""
+        values = read_fields(cls, given, "ws_")
+        if values["silence"] <= values["ping_interval"]:
+            raise InvalidConfiguration(
+                "--ws-silence must be longer than --ws-ping-interval: only pongs break a silence."
+            )
+        values["max_memory"] = max(values["max_memory"], 2 * values["max_size"])
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """How the interface server works. Times are seconds, sizes bytes."""
+
+    addresses: tuple[Address, ...] = options(
+        (Address("127.0.0.1", 8000),),
+        lambda given: (
+            tuple(Address.parse(text) for text in [given.get("address"), *given["bind"]] if text)
+            or ServerConfig.addresses
+        ),
+        bind={
+            "action": "append",
+            "default": [],
+            "metavar": "ADDRESS",
+            "help": "where to listen, as often as you like: [ADDR:]PORT or unix:/run/site.sock",
+        },
+    )
+    socket_permissions: SocketPermissions = options(
+        SocketPermissions(),
+        lambda given: SocketPermissions.parse(given["socket_mode"], given["socket_owner"]),
+        socket_mode={"default": "660", "metavar": "MODE", "help": "permissions of a Unix socket (660)"},
+        socket_owner={"default": "", "metavar": "USER[:GROUP]", "help": "its owner (this process's)"},
+    )
+    allowed_hosts: tuple[str, ...] = options((), read_hosts)
+    origins: Origins = options(
+        Origins(), lambda given: Origins(tuple(settings.CSRF_TRUSTED_ORIGINS), settings.DEBUG)
+    )
+    proxies: Trusted | None = options(
+        None,
+        read_proxies,
+        proxy_headers={
+            "action": "store_true",
+            "help": "take client and scheme from the X-Forwarded-For and -Proto of a trusted proxy",
+        },
+        forwarded_host={
+            "action": "store_true",
+            "help": "take the host from its X-Forwarded-Host too; only for a proxy that always sets it",
+        },
+        trusted_proxies={
+            "action": "append",
+            "default": [],
+            "metavar": "LIST",
+            "help": f"addresses, networks, and the word unix for peers of Unix sockets ({','.join(LOOPBACK)})",
+        },
+    )
+    root_path: str = options(
+        "",
+        read_root_path,
+        root_path={"default": "", "metavar": "PATH", "help": "the site is below this path, as /site"},
+    )
+    health_address: Address | None = options(
+        None,
+        lambda given: Address.parse(given["probe_port"]) if given["probe_port"] else None,
+        probe_port={
+            "default": "",
+            "metavar": "[ADDR:]PORT",
+            "help": "answer /healthz and /readyz here (not at all)",
+        },
+    )
+
+    # Connections. There are never more than the limit of open files allows.
+    max_connections: int = option(16_000, "N", "connections at once, WebSockets among them")
+    max_per_address: int | None = option(
+        None, "N", "the same from one address, an IPv6 /64 network (1,000, and any number from this machine)"
+    )
+    max_waiting_per_address: int | None = option(
+        None, "N", "unanswered requests of one address in the layer (32, and any number from this machine)"
+    )
+    max_requests: int = option(0, "N", "requests on one connection, 0: any number", 0)
+
+    # One request.
+    max_line: int = option(8_192, "BYTES", "of a request's first line, which has the address")
+    max_head: int = option(32_768, "BYTES", "of a request's headers")
+    max_headers: int = option(100, "N", "headers of a request")
+    max_body: int = option(104_857_600, "BYTES", "of a request's body", 0)
+
+    # The bodies of all requests together, and of all responses. With less memory no body could begin.
+    max_body_memory: int = option(
+        268_435_456, "BYTES", "of memory for the bodies of all requests, and as much for responses", 1_048_576
+    )
+    max_spool: int = option(1_073_741_824, "BYTES", "of the disk for the bodies of all requests")
+    max_response_spool: int = option(
+        1_073_741_824, "BYTES", "of the disk for responses to clients that read slowly", 1_048_576
+    )
+    max_websocket_memory: int = option(
+        67_108_864, "BYTES", "of memory for what all WebSockets sent, and as much for what waits for them"
+    )
+
+    head_timeout: float = option(15.0, "S", "seconds for a request's first line and headers", 0)
+    body_timeout: float = option(
+        30.0, "S", "seconds without a byte of a request's body; in all so many, and one for each KiB", 0
+    )
+    keep_alive_timeout: float = option(60.0, "S", "seconds between two requests on one connection", 0)
+    write_timeout: float = option(60.0, "S", "seconds until the client has taken 64 KiB of its response", 0)
+    http_timeout: float = option(60.0, "S", "seconds for a worker's response, and between two parts of it", 0)
+    later_timeout: float = option(600.0, "S", "the same, once a view has raised ResponseLater", 0)
     handshake_timeout: float = 15.0  # until the connect consumer has decided
-    drain_timeout: float = 10.0  # for requests under way when the server stops
-    websocket: Limits = Limits()
-    max_websocket_memory: int = TOTAL  # for what their clients sent, and as much for what they do not read
-    ws_compression: bool = False  # permessage-deflate, with clients that offer it
-    binds: tuple[Address, ...] = ()  # where to listen; none: at host and port
-    socket_permissions: SocketPermissions = SocketPermissions()  # of Unix sockets
-    # Whose X-Forwarded headers are believed; None: nobody's, and they are left alone.
-    proxies: Trusted | None = None
-    root_path: str = ""  # below which the site is, "/site"
-    probe: Address | None = None  # where /healthz and /readyz are answered
+    graceful_timeout: float = option(10.0, "S", "seconds for requests and consumers to finish at the end", 0)
+
+    ws_compression: bool = options(
+        False,
+        lambda given: given["ws_compression"],
+        ws_compression={
+            "action": "store_true",
+            "help": "compress messages of WebSockets, with clients that offer it (no)",
+        },
+    )
+    websocket: WebSocketLimits = options(WebSocketLimits(), WebSocketLimits.from_options)
+
+    @classmethod
+    def from_options(cls, given: Given) -> ServerConfig:
+        """Read and check the options. Raises InvalidConfiguration."""
+        values = read_fields(cls, given)
+        values["handshake_timeout"] = min(values["http_timeout"], cls.handshake_timeout)
+        if values["max_body"] > values["max_spool"]:
+            raise InvalidConfiguration(
+                f"--max-body takes no more than --max-spool, {values['max_spool']}, where all bodies have room "
+                "together: raise that too."
+            )
+        return cls(**values)
 
     def is_outside(self, path: str) -> bool:
         """Whether a request's path is not below the site's root."""
@@ -65,50 +250,100 @@ class Options(NamedTuple):
 
     @property
     def head_limits(self) -> HeadLimits:
-        """Return what the reader of heads goes by."""
+        """Return the limits of a request's head."""
         return HeadLimits(self.max_line, self.max_head, self.max_headers)
 
 
-#: What runchannels takes as an option, ``--max-body`` for ``max_body``, with its help.
-FLAGS = {
-    "max_connections": "connections at once, WebSockets among them",
-    "max_per_address": "the same from one address, an IPv6 /64 network (1000, and any number from this machine)",
-    "max_waiting_per_address": "unanswered requests of one address in the layer (32, and any number from this machine)",
-    "max_requests": "requests on one connection, 0: any number",
-    "max_line": "bytes of a request's first line, which has the address",
-    "max_head": "bytes of a request's headers",
-    "max_headers": "headers of a request",
-    "max_body": "bytes of a request's body",
-    "max_body_memory": "bytes of memory for the bodies of all requests together, and as many for responses",
-    "max_spool": "bytes of the disk for the bodies of all requests together",
-    "max_response_spool": "bytes of the disk for responses that clients take more slowly than they are made",
-    "max_websocket_memory": "bytes of memory for what all WebSockets sent, and as many for what waits for them",
-    "head_timeout": "seconds for a request's first line and headers",
-    "body_timeout": "seconds without a byte of a request's body, and in all so many and one for each KiB",
-    "keep_alive_timeout": "seconds between two requests on one connection",
-    "write_timeout": "seconds until the client has taken 64 KiB of its response",
-    "later_timeout": "seconds until a request is given up whose view has raised ResponseLater",
-}
-#: Where it is not 1. Below its own the memory would not do for one body's beginning.
-LEAST = {"max_requests": 0, "max_body": 0, "max_body_memory": 1_048_576, "max_response_spool": 1_048_576}
+@dataclass(frozen=True)
+class LaunchConfig:
+    """What ``runchannels`` or ``runserver`` starts: the server, and the workers beside it."""
+
+    server: ServerConfig = options(ServerConfig(), ServerConfig.from_options)
+    #: Processes; with a layer in memory, threads. Four at least, so that some are always free.
+    workers: int = option(
+        None, "N", "worker processes (the number of cores, at least 4; 0: the server alone)", 0
+    )
+    layer: str = options(
+        "default",
+        lambda given: given["layer"],
+        layer={"default": "default", "help": "the alias in DBCHANNELS (default)"},
+    )
+    wait_for_database: float = option(
+        60.0, "S", "seconds to wait at the start for a database that cannot be reached; 0: not at all", 0
+    )
+    static: bool = options(
+        False,
+        lambda given: (
+            settings.DEBUG and not given["nostatic"] and apps.is_installed("django.contrib.staticfiles")
+        ),
+        nostatic={"action": "store_true", "help": "do not serve static files when DEBUG is on"},
+    )
+    #: Views run in so many threads of the server; 0: in the workers.
+    threads: int = options(
+        0,
+        lambda given: check_number("threads", given["threads"], 1) if given["http"] == "direct" else 0,
+        http={
+            "choices": ("channels", "direct"),
+            "default": "channels",
+            "help": "where views run: in workers, or in threads of the server itself (channels)",
+        },
+        threads={
+            "type": int,
+            "default": 16,
+            "metavar": "N",
+            "help": "threads for views, with --http direct (16)",
+        },
+    )
+    access_log: bool = options(
+        True,
+        lambda given: given["access_log"],
+        access_log={
+            "action": BooleanOptionalAction,
+            "default": True,
+            "help": "write a line for each request and WebSocket",
+        },
+    )
+    passed_on: tuple[str, ...] = ()  # options of manage.py itself that child processes need too
+
+    @classmethod
+    def from_options(cls, given: Given) -> LaunchConfig:
+        """Read and check the options of a command. Raises InvalidConfiguration."""
+        values = read_fields(cls, {**DEFAULTS, **given})
+        if values["workers"] is None:
+            values["workers"] = max(4, os.cpu_count() or 1)
+        if given.get("pythonpath"):
+            values["passed_on"] = (f"--pythonpath={given['pythonpath']}",)
+        return cls(**values)
 
 
-def checked(given: Mapping[str, float | None]) -> dict[str, Any]:
-    """Return those of the FLAGS that were given, checked; raises InvalidConfiguration with what to give instead."""
-    found: dict[str, Any] = {}
-    for name in FLAGS:
-        value, option = given.get(name), f"--{name.replace('_', '-')}"
-        if value is None:
-            continue
-        if name.endswith("timeout"):
-            check_timeout(option, value)
-        elif value < LEAST.get(name, 1):
-            least = LEAST.get(name)
-            raise InvalidConfiguration(f"{option} takes a number {f'from {least}' if least else 'above 0'}.")
-        found[name] = value
-    body, spool = (found.get(name, Options._field_defaults[name]) for name in ("max_body", "max_spool"))
-    if body > spool:
-        raise InvalidConfiguration(
-            f"--max-body takes no more than --max-spool, {spool}, where all bodies have room together: raise that too."
-        )
-    return found
+def read_fields(cls: type, given: Given, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a class's fields that options set."""
+    values = {}
+    for one in fields(cls):
+        if "read" in one.metadata:
+            values[one.name] = one.metadata["read"](given)
+        elif one.metadata:
+            name = prefix + one.name
+            values[one.name] = check_number(name, given[name], one.metadata["least"])
+    return values
+
+
+def _flags() -> dict[str, dict[str, Any]]:
+    flags: dict[str, dict[str, Any]] = {}
+    for cls, prefix in ((LaunchConfig, ""), (ServerConfig, ""), (WebSocketLimits, "ws_")):
+        for one in fields(cls):
+            flags |= one.metadata.get("flags", {})
+            if "keywords" in one.metadata:
+                flags[prefix + one.name] = one.metadata["keywords"]
+    return flags
+
+
+#: The options of ``runchannels``, with their arguments for argparse.
+FLAGS = _flags()
+DEFAULTS = {name: keywords.get("default", False) for name, keywords in FLAGS.items()}
+
+
+def add_options(parser: Any, *names: str) -> None:
+    """Add options to a command's parser, all of them unless some are named."""
+    for name in names or FLAGS:
+        parser.add_argument(f"--{name.replace('_', '-')}", **FLAGS[name])

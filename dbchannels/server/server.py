@@ -14,7 +14,7 @@ from dbchannels.protocol import GOING_AWAY, SENTENCES, SERVICE_RESTART
 from dbchannels.redaction import escaped
 from dbchannels.server.access_log import log_request, log_websocket
 from dbchannels.server.budget import SLICE, MemoryBudget
-from dbchannels.server.config import Options
+from dbchannels.server.config import ServerConfig
 from dbchannels.server.connection_limits import (
     ConnectionLimits,
     address_of,
@@ -28,7 +28,7 @@ from dbchannels.server.http.dispatch import OUTSIDE, Requests
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.http.messages import Request
 from dbchannels.server.http.reader import RequestReader
-from dbchannels.server.listeners import Address, AddressInUse, Listener, listen_all
+from dbchannels.server.listeners import AddressInUse, Listener, listen_all
 from dbchannels.server.proxy_headers import forwarded, forwarded_scheme
 from dbchannels.server.relay import Relay
 from dbchannels.server.turns import Turns
@@ -90,7 +90,7 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
 class InterfaceServer:
     """Binds its address at once; ``start`` needs the layer, ``stop`` drains."""
 
-    def __init__(self, make_relay: Callable[[Callable[[], None]], Relay], options: Options) -> None:
+    def __init__(self, make_relay: Callable[[Callable[[], None]], Relay], options: ServerConfig) -> None:
         self.options = options
         self.relay = make_relay(self._declared_dead)
         is_proxy = options.proxies.believes if options.proxies else lambda address: False
@@ -102,11 +102,12 @@ class InterfaceServer:
         self.turns = self._budget.turns  # of the hub's time, for what clients send
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
-        self._health = HealthServer(options.probe, self.why_not_ready) if options.probe else None
+        self._health = (
+            HealthServer(options.health_address, self.why_not_ready) if options.health_address else None
+        )
         self.health_address = self._health.address if self._health else None
         try:
-            addresses = options.binds or [Address(options.host, options.port)]
-            self._sockets = listen_all(addresses, options.socket_permissions)
+            self._sockets = listen_all(options.addresses, options.socket_permissions)
         except AddressInUse:
             if self._health:
                 self._health.stop()
@@ -138,11 +139,11 @@ class InterfaceServer:
     def stop(self, restart: bool = False) -> None:
         """Close the listening socket, finish the requests under way, close the WebSockets, let their consumers run.
 
-        What is not answered at the end of ``drain_timeout`` is answered 503; a response that has begun is cut.
+        What is not answered at the end of ``graceful_timeout`` is answered 503; a response that has begun is cut.
         """
         self.close_listeners()
         self._closing = SERVICE_RESTART if restart else GOING_AWAY
-        deadline = time.monotonic() + self.options.drain_timeout
+        deadline = time.monotonic() + self.options.graceful_timeout
         for connection in list(self.connections):
             connection.close(self._closing, "")
         in_flight = self.requests.in_flight

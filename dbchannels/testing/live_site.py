@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+from dataclasses import replace
 from typing import Any
 
 from django.apps import apps
@@ -48,16 +49,16 @@ def serve(arguments: list[str]) -> None:
     import django
 
     django.setup()
-    from dbchannels.management.commands.runchannels import Command, parse_address
+    from dbchannels.management.commands.runchannels import Command
     from dbchannels.processes import production
-    from dbchannels.processes.plan import Plan
+    from dbchannels.server.config import LaunchConfig
 
     options = vars(Command().create_parser("manage.py", "runchannels").parse_args(arguments))
     logging.getLogger("dbchannels.access").disabled = True
-    plan = Plan.of(*parse_address(options["address"]), options)
+    config = LaunchConfig.from_options(options)
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        production.run(plan._replace(static=apps.is_installed("django.contrib.staticfiles")), write)
+        production.run(replace(config, static=apps.is_installed("django.contrib.staticfiles")), write)
     except DBChannelsError as error:
         write(str(error))  # what the test shows
         sys.exit(1)

@@ -9,12 +9,10 @@ from typing import Any
 from dbchannels import names
 from dbchannels.layers.operations import Operation
 from dbchannels.models import Process
-from dbchannels.processes.plan import allowed_hosts, trusted_origins
 from dbchannels.protocol import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
-from dbchannels.server.config import Options
+from dbchannels.server.config import LaunchConfig, ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Refused, Request
-from dbchannels.server.limits import Limits
 from dbchannels.server.relay import Relay
 from dbchannels.server.reply import Receiver, read_reply
 from dbchannels.server.server import InterfaceServer
@@ -34,7 +32,7 @@ class Transport:
         sock: None,
         on_event: Callable[[Event], None],
         on_gone: Callable[[int], None],
-        limits: Limits,
+        limits: WebSocketLimits,
         share: Share,
         deflate: None = None,
     ) -> None:
@@ -164,9 +162,9 @@ class Server:
     check_origin: Any = InterfaceServer.check_origin
 
     @property
-    def options(self) -> Options:
+    def options(self) -> ServerConfig:
         """What check_origin goes by."""
-        return Options(allowed_hosts=allowed_hosts(), origins=trusted_origins())
+        return LaunchConfig.from_options({}).server
 
     def connect(self, request: Request, run: Callable[[], None]) -> tuple[TestedConnection, Accepted]:
         """Make a handshake; ``run`` runs the connect consumer, and what it raises goes through.

@@ -201,8 +201,8 @@ class UnixClient(Client):
 
 def test_a_server_listens_at_several_addresses_and_leaves_no_socket_behind(new_site, tmp_path):
     path = str(tmp_path / "s")
-    binds = (Address("", 0, path), Address("127.0.0.1", 0), Address("::1", 0))
-    site = new_site(binds=binds, proxies=Trusted.of(["unix"]))
+    addresses = (Address("", 0, path), Address("127.0.0.1", 0), Address("::1", 0))
+    site = new_site(addresses=addresses, proxies=Trusted.of(["unix"]))
     unix = UnixClient(path)
     site.clients.append(unix)
     assert unix.ask("GET", "/unix", **FORWARDED).content == b"/unix"
@@ -227,7 +227,7 @@ def test_a_server_listens_at_several_addresses_and_leaves_no_socket_behind(new_s
 
 
 def test_a_peer_without_an_address_has_none_in_messages_and_log(new_site, tmp_path, told, caplog):
-    site = new_site(binds=(Address("", 0, str(tmp_path / "s")),))
+    site = new_site(addresses=(Address("", 0, str(tmp_path / "s")),))
     unix = UnixClient(str(tmp_path / "s"))
     site.clients.append(unix)
     unix.ask("GET", "/")

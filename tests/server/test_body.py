@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbchannels.server.config import Options
+from dbchannels.server.config import ServerConfig
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import BodyReader, HeadLimits, HeadReader
 from tests.server.hostile import BODIES
 
-LIMIT = Options().max_body
+LIMIT = ServerConfig().max_body
 
 
 def read(data, length=None, cuts=(), limit=LIMIT):

@@ -12,7 +12,7 @@ import pytest
 from dbchannels.layers.operations import Send
 from dbchannels.server import budget as budget_module
 from dbchannels.server.budget import LEAST, OWN, UNSENT, UNSENT_EACH, MemoryBudget, Share, Turns, UnsentFrames
-from dbchannels.server.limits import Limits
+from dbchannels.server.config import WebSocketLimits
 from dbchannels.server.relay_threads import Publisher
 from dbchannels.server.websocket.connection import INBOX, Connection
 from dbchannels.server.websocket.deflate import STEP, negotiate
@@ -47,7 +47,7 @@ def new_lines():
 
     def add(budget, **limits):
         made.append(Line())
-        made[-1].connection = Connection(made[-1].relay, REQUEST, Limits(**limits), budget)
+        made[-1].connection = Connection(made[-1].relay, REQUEST, WebSocketLimits(**limits), budget)
         return made[-1]
 
     def new(number, total=MIB, per_connection=256 * KIB, **limits):

@@ -15,8 +15,8 @@ from dbchannels import codec
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.protocol import DECLARED_DEAD
 from dbchannels.server import budget
+from dbchannels.server.config import WebSocketLimits
 from dbchannels.server.http.messages import Request
-from dbchannels.server.limits import Limits
 from dbchannels.server.relay import OutboxFull
 from dbchannels.server.reply import Reply
 from dbchannels.server.websocket import connection
@@ -317,7 +317,7 @@ def test_early_data_is_sent_once_the_socket_is_there_in_order(line):
 
 @pytest.mark.parametrize("limits", [{"waiting_frames": 3}, {"waiting_bytes": 30}])
 def test_more_early_data_than_may_wait_closes_with_1013(line, limits):
-    line.connection._limits = Limits(**limits)
+    line.connection._limits = WebSocketLimits(**limits)
     line.connect()
     for _ in range(10):
         line.reply(text="x" * 10)
@@ -470,7 +470,7 @@ def test_once_the_server_has_closed_or_the_client_is_lost_the_disconnect_alone_w
     elif who == "server":
         line.connection.close(1001, "")
     elif who == "lifetime":
-        line.connection._limits = line.connection._transport._limits = Limits(lifetime=1.0)
+        line.connection._limits = line.connection._transport._limits = WebSocketLimits(lifetime=1.0)
         line.connection.tick(time.monotonic() + 2)
     else:
         line.client.close()
@@ -873,7 +873,7 @@ def test_sixty_four_frames_wait_for_a_slow_reader(line):
     line.open()
     delivered = clog(line, 1_000, 500)
     assert line.codes() == [1013]
-    assert delivered - len(line.received()) == Limits().waiting_frames + 1 and line.ended
+    assert delivered - len(line.received()) == WebSocketLimits().waiting_frames + 1 and line.ended
 
 
 def test_one_mebibyte_waits_for_a_slow_reader(line):
@@ -881,7 +881,7 @@ def test_one_mebibyte_waits_for_a_slow_reader(line):
     delivered = clog(line, 100_000, 60)
     line.received()
     waiting = delivered * 100_010 - len(line._read)
-    assert Limits().waiting_bytes < waiting <= Limits().waiting_bytes + 100_010
+    assert WebSocketLimits().waiting_bytes < waiting <= WebSocketLimits().waiting_bytes + 100_010
     assert line.codes() == [1013]
 
 

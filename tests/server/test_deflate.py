@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbchannels.server.budget import TOTAL, MemoryBudget, Share
+from dbchannels.server.budget import MemoryBudget, Share
+from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.limits import Limits
 from dbchannels.server.websocket import deflate as deflate_module
 from dbchannels.server.websocket.deflate import LEAST, Inflater, negotiate
 from dbchannels.server.websocket.frames import ProtocolError, decode_frame, encode_frame
@@ -229,8 +229,10 @@ class Peer:
     def __init__(self, deflate):
         self.far, near = sockets.socketpair()
         near.setblocking(False)
-        share = Share(MemoryBudget(TOTAL, Limits().max_memory))
-        self.transport = Transport(near, lambda event: None, lambda code: None, Limits(), share, deflate)
+        share = Share(MemoryBudget(ServerConfig.max_websocket_memory, WebSocketLimits().max_memory))
+        self.transport = Transport(
+            near, lambda event: None, lambda code: None, WebSocketLimits(), share, deflate
+        )
         self.transport.read()
 
     def close(self):

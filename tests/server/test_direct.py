@@ -12,10 +12,11 @@ import pytest
 
 from dbchannels import conf
 from dbchannels.layers.memory import MemoryLayer
-from dbchannels.server.config import Options
+from dbchannels.server.config import ServerConfig
 from dbchannels.server.http import direct
 from dbchannels.server.http.direct import DirectViews
 from dbchannels.server.hub import GeventHub
+from dbchannels.server.listeners import Address
 from dbchannels.server.relay import Relay
 from dbchannels.server.server import InterfaceServer
 from tests.server.test_server import Client, until
@@ -30,14 +31,19 @@ class Direct:
         layer = MemoryLayer(
             conf.LayerSettings("default", None, "", None, {**conf.OPTIONS, "poll_interval": 0.005})
         )
-        given = {"port": 0, "allowed_hosts": ("127.0.0.1",), "drain_timeout": 5.0, **options}
+        given = {
+            "addresses": (Address("127.0.0.1", 0),),
+            "allowed_hosts": ("127.0.0.1",),
+            "graceful_timeout": 5.0,
+            **options,
+        }
         relays = []
 
         def make_relay(on_dead):
             relays.append(Relay(layer, {}, on_dead, GeventHub()))
             return relays[0]
 
-        self.server = InterfaceServer(make_relay, Options(**given))
+        self.server = InterfaceServer(make_relay, ServerConfig(**given))
         self.direct = DirectViews(self.run, threads, relays[0].call_in_hub, self.server.requests.turns)
         self.server.requests.direct = self.direct
         self.threads = []
@@ -301,7 +307,7 @@ def test_a_response_that_cannot_be_sent_lets_its_thread_go(site):
 
 
 def test_the_end_waits_for_what_is_under_way(new_site):
-    site = new_site(drain_timeout=20.0)
+    site = new_site(graceful_timeout=20.0)
     client = site.send("/block")
     until(lambda: site.threads)
     stopping = gevent.spawn(site.stop)
@@ -313,7 +319,7 @@ def test_the_end_waits_for_what_is_under_way(new_site):
 
 
 def test_the_end_does_not_wait_for_ever_and_who_still_waits_is_answered(new_site):
-    site = new_site(1, drain_timeout=0.05)
+    site = new_site(1, graceful_timeout=0.05)
     blocked = site.send("/block")
     until(lambda: site.threads)
     waiting = [site.send("/whole") for _ in range(3)]
@@ -328,7 +334,7 @@ def test_the_end_does_not_wait_for_ever_and_who_still_waits_is_answered(new_site
 
 
 def test_at_the_end_a_stream_is_cut_and_its_view_ends(new_site):
-    site = new_site(drain_timeout=0.05)
+    site = new_site(graceful_timeout=0.05)
     client = site.send("/trickle")
     response = client.head()
     assert response.read(5) == b"first"

@@ -37,7 +37,7 @@ def test_the_answer_for_a_path(path, why, status):
 
 @pytest.fixture
 def site(new_site):
-    return new_site(probe=Address("127.0.0.1", 0))
+    return new_site(health_address=Address("127.0.0.1", 0))
 
 
 def asked(site, path, method="GET"):

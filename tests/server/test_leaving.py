@@ -237,7 +237,7 @@ def test_who_reads_a_stream_without_an_end_must_stay(site):
 @pytest.fixture
 def crowded(new_site):
     """A site behind a proxy, of which each client may have two requests in the layer; nobody takes them."""
-    site = new_site(max_waiting_per_address=2, proxies=Trusted.of(LOOPBACK), drain_timeout=0.05)
+    site = new_site(max_waiting_per_address=2, proxies=Trusted.of(LOOPBACK), graceful_timeout=0.05)
     site._worker.kill()
     return site
 
@@ -282,7 +282,7 @@ def test_who_waits_for_its_turn_has_no_more_time_than_others(new_site):
 
 
 def test_who_waits_for_its_turn_is_answered_when_the_server_stops(new_site):
-    site = new_site(max_waiting_per_address=1, drain_timeout=0.05)
+    site = new_site(max_waiting_per_address=1, graceful_timeout=0.05)
     site._worker.kill()
     clients = [asks(site) for _ in range(3)]
     until(lambda: len(site.server.requests.in_flight) == 3)

@@ -14,13 +14,12 @@ from dbchannels.layers.operations import Disconnect
 from dbchannels.protocol import CHUNK
 from dbchannels.server import connection_limits
 from dbchannels.server.budget import Turns
-from dbchannels.server.config import FLAGS, Options, checked
+from dbchannels.server.config import ServerConfig
 from dbchannels.server.connection_limits import ConnectionLimits
 from dbchannels.server.http import body as spool
 from dbchannels.server.http import exchange, reader
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import RequestHead
-from dbchannels.testing.contract.case import raises
 from tests.server import test_server
 from tests.server.hostile import BODIES, HEADS
 from tests.server.test_server import until
@@ -96,7 +95,7 @@ def test_a_body_in_tiny_chunks_that_comes_faster_than_it_is_read_leaves_the_hub_
     looking = gevent.spawn(other)
     head = RequestHead("POST", "/", "1.1", [], None, True, False)
     with pytest.raises(Refused, match="max-body"):
-        reader.RequestReader(Fast(), Options(max_body=30_000), Turns()).read_body(head, taken.extend)
+        reader.RequestReader(Fast(), ServerConfig(max_body=30_000), Turns()).read_body(head, taken.extend)
     looking.kill()
     assert len(taken) > 25_000
     # A turn has a few pieces, by the clock; one read has 10,922 chunks.
@@ -544,23 +543,3 @@ def test_a_stream_that_a_group_fills_faster_than_its_client_reads_is_broken_off(
     with pytest.raises(Exception, match="IncompleteRead"):
         response.read()
     until(site.is_quiet)
-
-
-# --- options
-
-
-def test_an_option_that_cannot_be_used_is_one_sentence():
-    assert checked({"max_body": 5, "head_timeout": 1.5, "other": 1}) == {"max_body": 5, "head_timeout": 1.5}
-    assert checked(dict.fromkeys(FLAGS)) == {}
-    for name in FLAGS:
-        with raises(Exception) as raised:
-            checked({name: -1})
-        assert raised.sentence.startswith(f"--{name.replace('_', '-')} takes ")
-    assert set(FLAGS) <= set(Options._fields)
-
-
-def test_one_body_must_have_room_where_all_have():
-    assert checked({"max_body": 2**31, "max_spool": 2**31})["max_spool"] == 2**31
-    with raises(Exception) as raised:
-        checked({"max_body": 2**31})
-    assert raised.sentence.startswith("--max-body takes no more than --max-spool, 1073741824, ")

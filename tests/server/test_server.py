@@ -21,12 +21,12 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.protocol import REPORT_EVERY, SENTENCES
 from dbchannels.server import relay
-from dbchannels.server.config import Options
+from dbchannels.server.config import ServerConfig
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import BrokenOff, Exchange, Stream
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.hub import GeventHub
-from dbchannels.server.listeners import AddressInUse
+from dbchannels.server.listeners import Address, AddressInUse
 from dbchannels.server.relay import OutboxFull, Relay
 from dbchannels.server.server import InterfaceServer
 from dbchannels.testing.contract.case import raises
@@ -57,9 +57,14 @@ class Site:
     def __init__(self, **options):
         settings = conf.LayerSettings("default", None, "", None, {**conf.OPTIONS, "poll_interval": 0.005})
         self.layer = MemoryLayer(settings)
-        given = {"port": 0, "allowed_hosts": ("127.0.0.1", "localhost"), "drain_timeout": 5.0, **options}
+        given = {
+            "addresses": (Address("127.0.0.1", 0),),
+            "allowed_hosts": ("127.0.0.1", "localhost"),
+            "graceful_timeout": 5.0,
+            **options,
+        }
         self.server = InterfaceServer(
-            lambda on_dead: Relay(self.layer, {}, on_dead, GeventHub()), Options(**given)
+            lambda on_dead: Relay(self.layer, {}, on_dead, GeventHub()), ServerConfig(**given)
         )
         self.relay = self.server.relay
         self.seen = []  # (channel, message)
@@ -811,14 +816,18 @@ def test_static_files_are_answered_by_the_server_itself(site):
 def test_an_address_in_use_is_one_sentence(site):
     host, port = site.server.address
     with raises(AddressInUse) as raised:
-        InterfaceServer(lambda on_dead: Relay(site.layer, {}, on_dead, GeventHub()), Options(port=port))
+        InterfaceServer(
+            lambda on_dead: Relay(site.layer, {}, on_dead, GeventHub()),
+            ServerConfig(addresses=(Address("127.0.0.1", port),)),
+        )
     assert raised.sentence.startswith(f"{host}:{port} cannot be used (Address already in use): ")
 
 
 def test_an_address_of_another_machine_is_one_sentence(site):
     with raises(AddressInUse) as raised:
         InterfaceServer(
-            lambda on_dead: Relay(site.layer, {}, on_dead, GeventHub()), Options(host="192.0.2.1")
+            lambda on_dead: Relay(site.layer, {}, on_dead, GeventHub()),
+            ServerConfig(addresses=(Address("192.0.2.1", 8000),)),
         )
     assert raised.sentence.startswith("192.0.2.1:8000 cannot be used (")
 
@@ -849,7 +858,7 @@ def refuses(address):
 
 
 def test_a_request_that_nobody_answers_does_not_hold_up_the_stop(new_site):
-    site = new_site(drain_timeout=0.05).silent("http.request")
+    site = new_site(graceful_timeout=0.05).silent("http.request")
     client = site.client()
     client.send_request("GET", "/")
     until(lambda: site.messages("http.request"))
@@ -871,7 +880,7 @@ def is_put_off(client):
 
 @pytest.mark.parametrize("body", [b"half", b""])
 def test_nor_does_a_body_that_does_not_come_to_its_end(new_site, body):
-    site = new_site(drain_timeout=0.05)
+    site = new_site(graceful_timeout=0.05)
     client = site.client()
     client.send_request("POST", "/", body, {"Content-Length": "100"})
     until(lambda: site.server.requests.in_flight)
@@ -881,7 +890,7 @@ def test_nor_does_a_body_that_does_not_come_to_its_end(new_site, body):
 
 
 def test_nor_does_a_view_that_has_said_that_it_answers_later(new_site):
-    site = new_site(drain_timeout=0.05).responding({"later": True})
+    site = new_site(graceful_timeout=0.05).responding({"later": True})
     client = site.client()
     client.send_request("GET", "/")
     until(lambda: site.messages("http.request"))
@@ -890,7 +899,7 @@ def test_nor_does_a_view_that_has_said_that_it_answers_later(new_site):
 
 
 def test_nor_does_a_handshake_that_nobody_decides(new_site):
-    site = new_site(drain_timeout=0.05).silent("websocket.connect")
+    site = new_site(graceful_timeout=0.05).silent("websocket.connect")
     opening = gevent.spawn(site.socket)
     until(lambda: site.messages("websocket.connect"))
     site.stop()
@@ -899,7 +908,7 @@ def test_nor_does_a_handshake_that_nobody_decides(new_site):
 
 
 def test_a_response_that_has_begun_is_cut_so_that_its_client_sees_it(new_site):
-    site = new_site(drain_timeout=0.05).responding(*streamed(b"one")[:2])
+    site = new_site(graceful_timeout=0.05).responding(*streamed(b"one")[:2])
     client = site.client()
     client.send_request("GET", "/")
     response = client.head()
@@ -912,7 +921,7 @@ def test_a_response_that_has_begun_is_cut_so_that_its_client_sees_it(new_site):
 
 
 def test_all_that_wait_are_answered_each_by_itself(new_site):
-    site = new_site(drain_timeout=0.05).silent("http.request")
+    site = new_site(graceful_timeout=0.05).silent("http.request")
     clients = [site.client() for _ in range(20)]
     for client in clients:
         client.send_request("GET", "/")

@@ -10,8 +10,8 @@ import gevent
 import pytest
 
 from dbchannels.server import budget
-from dbchannels.server.budget import TOTAL, UNSENT, UNSENT_EACH, MemoryBudget, Share, UnsentFrames
-from dbchannels.server.limits import Limits
+from dbchannels.server.budget import UNSENT, UNSENT_EACH, MemoryBudget, Share, UnsentFrames
+from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.websocket.protocol import Closed, Outgoing, Text, encode_text
 from dbchannels.server.websocket.transport import PINGS_WITHIN, Transport
 from tests.harness import CLOSE, TEXT, client_frame, server_frame
@@ -28,9 +28,9 @@ class Peer:
         self.client.setblocking(False)
         server.setblocking(False)
         self.events, self.gone = [], []
-        self.budget = budget or MemoryBudget(TOTAL, Limits().max_memory)
+        self.budget = budget or MemoryBudget(ServerConfig.max_websocket_memory, WebSocketLimits().max_memory)
         self.transport = Transport(
-            server, self.events.append, self.gone.append, Limits(**limits), Share(self.budget)
+            server, self.events.append, self.gone.append, WebSocketLimits(**limits), Share(self.budget)
         )
         self.transport.read()
         self._read = b""
@@ -360,7 +360,7 @@ def test_what_waits_is_counted_whole_until_it_is_sent_or_the_socket_ends(new_pee
 
 def test_all_that_do_not_read_hold_no_more_than_the_total(new_peer):
     """100 clients with a frame of 500 kB for each; two that hold less are left alone."""
-    budget = MemoryBudget(4_000_000, Limits().max_memory)
+    budget = MemoryBudget(4_000_000, WebSocketLimits().max_memory)
     good = [blocked(new_peer(budget)) for _ in range(2)]
     bad = [new_peer(budget) for _ in range(100)]
     for peer in bad:

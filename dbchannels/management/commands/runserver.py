@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
@@ -21,10 +22,10 @@ import dbchannels
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
-from dbchannels.management.commands import runchannels
 from dbchannels.management.output import TellingCommand, log_to_terminal
 from dbchannels.processes import development, reloader
-from dbchannels.processes.plan import Plan
+from dbchannels.server.config import LaunchConfig, add_options
+from dbchannels.server.listeners import Address
 
 
 class Command(TellingCommand, runserver.Command):
@@ -34,12 +35,10 @@ class Command(TellingCommand, runserver.Command):
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)
-        parser.add_argument("--nostatic", action="store_true", help="do not serve static files at STATIC_URL")
         parser.add_argument(
             "--insecure", action="store_true", help="serve static files even if DEBUG is False"
         )
-        parser.add_argument("--workers", type=int, metavar="N", help="as for runchannels")
-        parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
+        add_options(parser, "workers", "layer", "nostatic")
 
     def run(self, **options: Any) -> None:
         """Serve; called when the address has been read."""
@@ -51,7 +50,7 @@ class Command(TellingCommand, runserver.Command):
                 self.run_in_process(options)
                 return
             development.run(
-                self.plan(options),
+                self.config(options),
                 self.announce,
                 self.stdout.write,
                 reload=options["use_reloader"],
@@ -77,37 +76,25 @@ class Command(TellingCommand, runserver.Command):
             self.check(display_num_errors=True)
         self.check_migrations()
         try:
-            development.run_in_process(self.plan(options), self.announce)
+            development.run_in_process(self.config(options), self.announce)
         except DBChannelsError as error:
             self.stderr.write(str(error))
             os._exit(1)  # sys.exit would end the thread alone
 
-    def plan(self, options: dict[str, Any]) -> Plan:
-        """Return what runchannels would do, with the defaults of development."""
+    def config(self, options: dict[str, Any]) -> LaunchConfig:
+        """Return what to start: as runchannels does, with the defaults of development."""
         workers = options["workers"]
         if not options["use_threading"]:
             workers = 1
         elif workers is None:
             shared = channel_layers[options["layer"]].shared
             workers = development.WORKERS if shared else development.THREADS
-        arguments = [
-            "--graceful-timeout",
-            str(development.GRACE),
-            "--layer",
-            options["layer"],
-            "--wait-for-database=0",
-        ]
-        parser = runchannels.Command().create_parser("manage.py", "runchannels")
-        given = vars(parser.parse_args(arguments)) | {
-            "workers": workers,
-            "nostatic": options["nostatic"],
-            "pythonpath": options["pythonpath"],
-        }
-        plan = Plan.of(self.host(), int(self.port), given)
-        plan = plan._replace(server=plan.server._replace(max_body=sys.maxsize, max_spool=sys.maxsize))
-        if options["insecure"] and not options["nostatic"]:
-            plan = plan._replace(static=apps.is_installed("django.contrib.staticfiles"))
-        return plan
+        defaults = {"graceful_timeout": development.GRACE, "max_body": sys.maxsize, "max_spool": sys.maxsize}
+        config = LaunchConfig.from_options({**options, **defaults, "workers": workers})
+        server = replace(config.server, addresses=(Address(self.host(), int(self.port)),))
+        insecure = options["insecure"] and not options["nostatic"]
+        static = apps.is_installed("django.contrib.staticfiles") if insecure else config.static
+        return replace(config, server=server, static=static)
 
     def host(self) -> str:
         """Return the address to bind; of a name with ``--ipv6`` the one that it has there."""

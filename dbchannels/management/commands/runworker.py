@@ -22,9 +22,10 @@ from django.template.loaders import cached
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.health import await_layer
-from dbchannels.management.output import TellingCommand, add_wait_option, log_to_terminal
+from dbchannels.management.output import TellingCommand, log_to_terminal
 from dbchannels.names import worker_names
 from dbchannels.processes.reloader import CodeChanges
+from dbchannels.server.config import add_options
 from dbchannels.waiting import LONGEST_TIMEOUT, check_timeout, wait_readable
 from dbchannels.wakeup import Doorbell
 from dbchannels.worker import database_connections
@@ -51,7 +52,6 @@ class Command(TellingCommand):
         parser.add_argument(
             "--exclude", action="append", default=[], metavar="PATTERN", help="read all but these"
         )
-        parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
         parser.add_argument(
             "--graceful-timeout",
             type=float,
@@ -59,7 +59,7 @@ class Command(TellingCommand):
             metavar="S",
             help="seconds a consumer may finish in (30)",
         )
-        add_wait_option(parser)
+        add_options(parser, "layer", "wait_for_database")
         # For runchannels, which starts its workers with these.
         parser.add_argument(
             "--child", default="", metavar="NAME", help="set by runchannels: this worker's name"

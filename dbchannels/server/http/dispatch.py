@@ -11,7 +11,7 @@ from typing import Any
 import gevent
 
 from dbchannels.protocol import CLOSED, FROM_DESCRIPTOR, MORE_CONTENT, SENTENCES, reason_phrase, status_reply
-from dbchannels.server.config import Options
+from dbchannels.server.config import ServerConfig
 from dbchannels.server.connection_limits import address_key, is_local
 from dbchannels.server.http import messages
 from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile, BodyStorageError, BodyUpload
@@ -81,7 +81,7 @@ class InFlightRequests:
 class Requests:
     """Answers each by its ``application``, which pywsgi calls in a greenlet of the connection."""
 
-    def __init__(self, relay: Relay, options: Options, turns: Turns) -> None:
+    def __init__(self, relay: Relay, options: ServerConfig, turns: Turns) -> None:
         self.static_files: StaticFiles | None = None
         self.direct: DirectViews | None = None  # where views run, if not in workers
         self.files: SentFiles | None = None  # from workers of this process tree

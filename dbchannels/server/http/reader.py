@@ -13,10 +13,9 @@ from typing import Any
 import gevent
 
 from dbchannels.server.budget import Turns
-from dbchannels.server.config import Options
+from dbchannels.server.config import LINGERING, ServerConfig
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import BodyReader, HeadReader, RequestHead
-from dbchannels.server.limits import LINGERING
 
 READ = 65_536  # bytes read at once
 PIECE = 2_048  # bytes of a body that are taken apart at once: they may be hundreds of chunks
@@ -49,7 +48,7 @@ class ClientDisconnected(ConnectionError):
 class RequestReader:
     """The reading half of one connection; only its own greenlet reads."""
 
-    def __init__(self, sock: Any, options: Options, turns: Turns) -> None:
+    def __init__(self, sock: Any, options: ServerConfig, turns: Turns) -> None:
         self._socket, self._turns = sock, turns
         self._options = options
         self._ahead = b""  # read, and not yet used

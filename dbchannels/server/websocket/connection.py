@@ -35,9 +35,9 @@ from dbchannels.protocol import (
     WORKER_DIED,
 )
 from dbchannels.server.access_log import log_websocket
-from dbchannels.server.budget import TOTAL, MemoryBudget, Share
+from dbchannels.server.budget import MemoryBudget, Share
+from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Request, connect_message
-from dbchannels.server.limits import Limits
 from dbchannels.server.relay import OutboxFull, Relay
 from dbchannels.server.reply import Reply
 from dbchannels.server.websocket.deflate import Deflate
@@ -81,7 +81,7 @@ class Connection:
         self,
         relay: Relay,
         request: Request,
-        limits: Limits = Limits(),  # noqa: B008
+        limits: WebSocketLimits = WebSocketLimits(),  # noqa: B008
         budget: MemoryBudget | None = None,
     ) -> None:
         self.request = request
@@ -92,7 +92,7 @@ class Connection:
         self.reply_channel = relay.open(self)
         self._relay, self._limits = relay, limits
         # Towards the layer.
-        budget = budget or MemoryBudget(TOTAL, limits.max_memory)
+        budget = budget or MemoryBudget(ServerConfig.max_websocket_memory, limits.max_memory)
         self._share = Share(budget)
         self._inbox: list[
             tuple[bool, bytes]

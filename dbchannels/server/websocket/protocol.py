@@ -24,7 +24,7 @@ from dbchannels.protocol import (
     VANISHED,
     is_close_code,
 )
-from dbchannels.server.limits import Limits
+from dbchannels.server.config import WebSocketLimits
 from dbchannels.server.websocket import frames
 from dbchannels.server.websocket.assembly import Assembly
 from dbchannels.server.websocket.deflate import Deflate, Inflater
@@ -101,9 +101,9 @@ class WebSocket:
 
     def __init__(
         self,
-        max_message_size: int = Limits().max_size,
-        max_fragments: int = Limits().max_fragments,
-        max_pings: int = Limits().max_pings,
+        max_message_size: int = WebSocketLimits().max_size,
+        max_fragments: int = WebSocketLimits().max_fragments,
+        max_pings: int = WebSocketLimits().max_pings,
         deflate: Deflate | None = None,
     ) -> None:
         self.max_message_size, self.max_fragments = (

@@ -22,7 +22,7 @@ import gevent
 
 from dbchannels.protocol import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
 from dbchannels.server.budget import LEAST, Share
-from dbchannels.server.limits import LINGERING, Limits
+from dbchannels.server.config import LINGERING, WebSocketLimits
 from dbchannels.server.websocket.deflate import STEP, Deflate, Inflater
 from dbchannels.server.websocket.protocol import Binary, Event, Outgoing, Text, WebSocket, encode_text
 
@@ -73,7 +73,7 @@ class Transport:
         sock: Any,
         on_event: Callable[[Event], None],
         on_gone: Callable[[int], None],
-        limits: Limits,
+        limits: WebSocketLimits,
         share: Share,
         deflate: Deflate | None = None,
     ) -> None:

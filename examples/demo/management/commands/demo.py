@@ -10,7 +10,8 @@ from django.core.management import call_command
 from django.core.management.base import BaseCommand, CommandError
 from django.db import OperationalError, connections
 
-from dbchannels.management.commands.runchannels import parse_address
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.server.listeners import Address
 
 NAME = PASSWORD = "admin"
 
@@ -25,9 +26,11 @@ class Command(BaseCommand):
         parser.add_argument("--workers", type=int, metavar="N", help="as for runchannels")
 
     def handle(self, *, address, workers, **options):
-        host, port = parse_address(address)
         try:
+            host, port, _ = Address.parse(address)
             call_command("migrate", verbosity=0, interactive=False)
+        except InvalidConfiguration as error:
+            raise CommandError(str(error)) from None
         except OperationalError as error:
             reason = str(error).strip().partition("\n")[0]
             raise CommandError(
