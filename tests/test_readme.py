@@ -59,7 +59,7 @@ def test_its_consumers_carry_a_message_to_those_in_the_room(layer, consumers):
 def test_its_test_passes(consumers, monkeypatch, django_db_blocker):
     names = {"__name__": "chat.tests"}
     exec(block("chat/tests.py"), names)
-    monkeypatch.setattr("dbchannels.testing.running.site_routing", lambda alias: consumers["routing"])
+    monkeypatch.setattr("dbchannels.testing.channels.site_routing", lambda alias: consumers["routing"])
     with django_db_blocker.unblock():
         result = unittest.defaultTestLoader.loadTestsFromTestCase(names["ChatTest"]).run(
             unittest.TestResult()

@@ -14,8 +14,7 @@ from dbchannels.foreign import module_names
 if TYPE_CHECKING:
     from dbchannels.testing.cases import ChannelTestCase, ChannelTestMixin, ChannelTransactionTestCase
     from dbchannels.testing.channels import Channels, use_channels
-    from dbchannels.testing.client import ChannelClient
-    from dbchannels.testing.later import LaterAnswer
+    from dbchannels.testing.client import ChannelClient, LaterAnswer
     from dbchannels.testing.live import ChannelLiveServerTestCase
     from dbchannels.testing.sent import SentMessage
     from dbchannels.testing.sockets import ClientSocket
@@ -28,7 +27,7 @@ _MODULES = {
     "ChannelTransactionTestCase": "cases",
     "Channels": "channels",
     "ClientSocket": "sockets",
-    "LaterAnswer": "later",
+    "LaterAnswer": "client",
     "SentMessage": "sent",
     "use_channels": "channels",
 }

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
 from django.conf import settings
 
-from dbchannels import conf
+from dbchannels import conf, names, signals
 from dbchannels.channel import Channel, Group
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
+from dbchannels.layers.operations import Delivery
+from dbchannels.routing.table import site_routing
 from dbchannels.server.http.messages import Refused, Request
 from dbchannels.testing.layer import RecordingLayer
-from dbchannels.testing.running import Runner, is_spoken
 from dbchannels.testing.sent import Record, SentMessage, SentMessages, Wanted
 from dbchannels.testing.server import Server
 from dbchannels.testing.sockets import ClientSocket
 from dbchannels.testing.transactions import State
+from dbchannels.worker.batch import Batch
+from dbchannels.worker.executor import Consumption
+from dbchannels.worker.worker import PROTOCOL_CHANNELS, Worker
 
+WORKER = "test"
 _current: list[Channels] = []
 
 
@@ -80,7 +85,7 @@ class Channels:
         count = 0
         while True:
             self.server.deliver()
-            if not any(runner.run_next(_any, raise_exception) for runner in self._runners):
+            if not any(runner.run_next(raise_exception) for runner in self._runners):
                 if not (delayed and self._skip()):
                     return count
                 continue
@@ -116,7 +121,7 @@ class Channels:
     def run(self, raise_exception: bool = True) -> None:
         """Run the consumers that sockets wait for, and give the sockets what was sent to them."""
         self.server.deliver()
-        while any(runner.run_next(is_spoken, raise_exception) for runner in self._runners):
+        while any(runner.run_next(raise_exception, PROTOCOL_CHANNELS) for runner in self._runners):
             self.server.deliver()
 
     # Sockets.
@@ -144,8 +149,61 @@ class Channels:
         return sentences
 
 
-def _any(channel: str) -> bool:
-    return True
+class TestedConsumption(Consumption):
+    """Keeps what a consumer raised, and the queries that the test counts."""
+
+    error: BaseException | None = None
+    quiet = True  # the error is the test's to see, and no log's
+
+    def report(self, delivery: Delivery, error: BaseException, text: str) -> None:
+        """Keep it."""
+        self.error = error
+        if not self.quiet:
+            super().report(delivery, error, text)
+
+    def tidy(self) -> None:
+        """Leave the connections, with their logs of queries, as they are: they are the test's."""
+
+
+class Runner:
+    """Takes messages off a test's layer, one at a time, and runs their consumers as a worker does."""
+
+    def __init__(self, layer: RecordingLayer) -> None:
+        self._layer = layer
+        self._link = layer.link()
+        self.ran: list[str] = []  # the channels of the last messages
+
+    def waiting(self, delayed: bool = False) -> list[str]:
+        """Return the channels that have consumers and a message that is due, or, with ``delayed``, any message."""
+        read = {*PROTOCOL_CHANNELS, *site_routing(self._layer.alias).channels()}
+        return [channel for channel in self._layer.waiting(delayed) if channel in read]
+
+    def run_next(self, raise_exception: bool, only: Collection[str] = ()) -> bool:
+        """Run the consumer of the oldest message, on the ``only`` channels or on all; False when none waits.
+
+        Of its channel the message with the highest priority is taken. What the consumer raises is raised here, after
+        the message has met the same end as in a worker.
+        """
+        channel = next((one for one in self.waiting() if not only or one in only), None)
+        if channel is None:
+            return False
+        if names.is_protocol(channel):
+            (delivery,) = self._link.receive_many([channel], 1)
+        else:
+            (delivery,) = self._link.claim([channel], 1, WORKER)
+        consumption = TestedConsumption(self._layer, site_routing(self._layer.alias), self._link)
+        consumption.quiet = raise_exception
+        batch = Batch()
+        batch.fill([delivery])
+        batch.start_next()
+        batch.finished(consumption.consume(delivery, WORKER))
+        report = batch.report()
+        self._link.finish(WORKER, report)
+        signals.tell_of_dead(Worker, report.failures)
+        self.ran = [*self.ran[-9:], channel]
+        if raise_exception and consumption.error is not None:
+            raise consumption.error
+        return True
 
 
 @contextmanager

@@ -1,20 +1,47 @@
-"""A test case for browsers: the real server and its workers, on the test's database."""
+"""A real server and its workers on the test's databases: a test case for browsers, and the processes themselves.
+
+``python -m dbchannels.testing.live`` is the ``manage.py`` of these processes. They read the settings module that
+DJANGO_SETTINGS_MODULE names, and find what the test has changed in their environment. They import this module before
+Django is set up, so models are imported where they are used.
+"""
 
 from __future__ import annotations
 
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
 import time
-from typing import ClassVar
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
 
-from django.db import transaction
+import django
+from django.apps import apps
+from django.conf import UserSettingsHolder, settings
+from django.core.management import execute_from_command_line
+from django.db import connections, transaction
 from django.test import TransactionTestCase
 
 from dbchannels import Channel, conf
-from dbchannels.models import Connection, InFlight, Process
+from dbchannels.exceptions import DBChannelsError, InvalidConfiguration
 from dbchannels.protocol import GOING_AWAY
-from dbchannels.testing.live_server import LiveServer
+from dbchannels.waiting import wait_readable
 
+READY_WITHIN = 60.0  # seconds
+END_WITHIN = 30.0  # seconds, after which the server is killed
 QUIET_WITHIN = 5.0  # seconds after a test, for its sockets to close and its consumers to end
 PAUSE = 0.02  # seconds between two looks
+ADDRESS = re.compile(r"Serving http://(\S+)/ and WebSockets")
+SERVE = "livechannels"  # the command of the server; all others are Django's
+CHANGES = (
+    "DBCHANNELS_LIVE_TEST"  # in the environment: JSON of {"databases": {alias: name}, "settings": {...}}
+)
 
 
 class ChannelLiveServerTestCase(TransactionTestCase):
@@ -41,6 +68,8 @@ class ChannelLiveServerTestCase(TransactionTestCase):
 
     def _fixture_teardown(self) -> None:
         """As the base's, in one transaction that leaves the server's processes on record."""
+        from dbchannels.models import Process
+
         database = conf.layer_settings().database
         self._quieten(database)
         with transaction.atomic(using=database):
@@ -53,6 +82,8 @@ class ChannelLiveServerTestCase(TransactionTestCase):
 
     def _quieten(self, database: str) -> None:
         """Close the sockets, and wait until their consumers have run."""
+        from dbchannels.models import Connection, InFlight
+
         connections, in_flight = Connection.objects.using(database), InFlight.objects.using(database)
         opened = list(connections.values_list("reply_channel", flat=True))
         for channel in opened:
@@ -62,3 +93,189 @@ class ChannelLiveServerTestCase(TransactionTestCase):
             connections.filter(reply_channel__in=opened).exists() or in_flight.exclude(messages="").exists()
         ):
             time.sleep(PAUSE)
+
+
+class LiveServer:
+    """Started when it is made; ``stop`` leaves nothing running. It ends with this process, too, however that ends."""
+
+    def __init__(self, host: str, port: int, workers: int) -> None:
+        self._process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "dbchannels.testing.live", SERVE, f"{host}:{port}"),
+                *("--workers", str(workers), "--graceful-timeout", "2"),
+            ],
+            env=environment(host),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        self._passing = threading.Thread(target=self._pass_on, name="live server's output", daemon=True)
+        try:
+            self.address = self._read_address()
+            self._passing.start()
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def url(self) -> str:
+        """Where the site is, without a slash at its end."""
+        return f"http://{self.address}"
+
+    @property
+    def ws_url(self) -> str:
+        """The same for WebSockets."""
+        return f"ws://{self.address}"
+
+    def _read_address(self) -> str:
+        """Return the host and port, when it says them."""
+        assert self._process.stdout is not None
+        output, ends_at, said = self._process.stdout.fileno(), time.monotonic() + READY_WITHIN, ""
+        while wait_readable([output], max(0.0, ends_at - time.monotonic())):
+            data = os.read(output, 65_536)
+            said += data.decode(errors="replace")
+            if found := ADDRESS.search(said):
+                return found[1]
+            if not data:
+                break
+        raise InvalidConfiguration(f"The live server did not start. It said:\n{said.strip() or 'nothing'}")
+
+    def _pass_on(self) -> None:
+        """Show what consumers and views print, until all processes have ended; a full pipe would stop them."""
+        assert self._process.stdout is not None
+        while data := os.read(self._process.stdout.fileno(), 65_536):
+            with suppress(OSError):  # nobody may be there to read
+                os.write(2, data)
+
+    def stop(self) -> None:
+        """End it and its workers, and wait until they have."""
+        if self._process.stdin:
+            self._process.stdin.close()  # which it takes for our end
+        try:
+            self._process.wait(END_WITHIN)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # its workers notice, and end
+            self._process.wait()
+        if self._passing.is_alive():
+            self._passing.join(1.0)  # at most: a process that a consumer has started may hold the pipe
+        if self._process.stdout and not self._passing.is_alive():
+            self._process.stdout.close()
+
+
+def environment(host: str) -> dict[str, str]:
+    """Return what the processes find in their environment; the host is allowed, whatever the settings say."""
+    module = getattr(_holders()[-1], "SETTINGS_MODULE", None)
+    if not module:
+        raise InvalidConfiguration(
+            "Live tests start processes, which read a settings module: name one in DJANGO_SETTINGS_MODULE, in place "
+            "of settings.configure()."
+        )
+    changes = {"databases": databases(), "settings": overridden_settings()}
+    changes["settings"]["ALLOWED_HOSTS"] = [*settings.ALLOWED_HOSTS, host]
+    paths = [os.path.abspath(path) for path in sys.path]
+    return {
+        **os.environ,
+        "DJANGO_SETTINGS_MODULE": module,
+        "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)),
+        CHANGES: json.dumps(changes),
+    }
+
+
+def databases() -> dict[str, str]:
+    """Return the names of the test's databases by alias; raises InvalidConfiguration when one is in memory."""
+    names = {}
+    for alias in connections:
+        connection: Any = connections[alias]
+        if connection.vendor == "sqlite" and connection.is_in_memory_db():
+            raise InvalidConfiguration(
+                f"The test database {alias!r} is in this process's memory, where the live server does not see "
+                f"it: set DATABASES[{alias!r}]['TEST'] = {{'NAME': BASE_DIR / 'test.sqlite3'}}, or take PostgreSQL."
+            )
+        names[alias] = str(connection.settings_dict["NAME"])
+    return names
+
+
+def overridden_settings() -> dict[str, Any]:
+    """Return what override_settings has set; raises InvalidConfiguration for what cannot be handed to a process."""
+    found: dict[str, Any] = {}
+    for holder in _holders()[:-1]:
+        own = {name: value for name, value in vars(holder).items() if name.isupper()}
+        found = {**own, **found}
+    found = {name: value for name, value in found.items() if name != "SETTINGS_MODULE"}
+    found.setdefault("DEBUG", settings.DEBUG)  # the test runner's
+    for name, value in found.items():
+        with suppress(TypeError, ValueError):
+            json.dumps(value, default=_plain)
+            continue
+        raise InvalidConfiguration(
+            f"The setting {name} was overridden with what no JSON can say, and the live server's processes need it: "
+            "put it into the settings module."
+        )
+    return json.loads(json.dumps(found, default=_plain))  # type: ignore[no-any-return]
+
+
+def _holders() -> list[Any]:
+    """Return the settings of each override_settings in force, the innermost first, and the settings themselves."""
+    holders: list[Any] = [settings._wrapped]
+    while isinstance(holders[-1], UserSettingsHolder):
+        holders.append(holders[-1].default_settings)
+    return holders
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError
+
+
+# In the processes themselves.
+
+
+def main(arguments: list[str]) -> None:
+    """Run a command."""
+    change_settings(json.loads(os.environ[CHANGES]))
+    if arguments[1:2] == [SERVE]:
+        serve(arguments[2:])
+    else:
+        execute_from_command_line(arguments)
+
+
+def change_settings(changes: dict[str, Any]) -> None:
+    """Take the test's databases, and its other settings."""
+    for name, value in changes["settings"].items():
+        setattr(settings, name, value)
+    for alias, name in changes["databases"].items():
+        settings.DATABASES[alias]["NAME"] = name
+
+
+def serve(arguments: list[str]) -> None:
+    """Do what ``runchannels`` does, with static files whatever DEBUG says, until the test's process ends."""
+    django.setup()
+    from dbchannels.management.commands.runchannels import Command
+    from dbchannels.processes import production
+    from dbchannels.server.config import LaunchConfig
+
+    options = vars(Command().create_parser("manage.py", "runchannels").parse_args(arguments))
+    logging.getLogger("dbchannels.access").disabled = True
+    config = LaunchConfig.from_options(options)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    try:
+        production.run(replace(config, static=apps.is_installed("django.contrib.staticfiles")), write)
+    except DBChannelsError as error:
+        write(str(error))  # what the test shows
+        sys.exit(1)
+
+
+def write(text: str) -> None:
+    """Tell the test where the site is, among other things."""
+    print(text, flush=True)
+
+
+def end_with_parent() -> None:
+    """End when the test's process has: its end of our standard input is closed then, however it ended."""
+    while os.read(0, 1024):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+if __name__ == "__main__":
+    main(sys.argv)

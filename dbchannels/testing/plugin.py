@@ -11,7 +11,7 @@ import pytest
 if TYPE_CHECKING:
     from dbchannels.testing import ChannelClient, Channels
     from dbchannels.testing.layer import RecordingLayer
-    from dbchannels.testing.live_server import LiveServer
+    from dbchannels.testing.live import LiveServer
 
 
 @pytest.fixture
@@ -37,6 +37,6 @@ def ws_client(channels: Channels) -> ChannelClient:
 @pytest.fixture
 def live_channels(transactional_db: None) -> Iterator[LiveServer]:
     """``runchannels`` and two workers on the test's database, at ``url`` and ``ws_url``. Needs pytest-django."""
-    server = import_module("dbchannels.testing.live_server").LiveServer("localhost", 0, 2)
+    server = import_module("dbchannels.testing.live").LiveServer("localhost", 0, 2)
     yield server
     server.stop()

@@ -19,7 +19,7 @@ from dbchannels import Group
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.models import Connection, Process
 from dbchannels.testing import ChannelLiveServerTestCase
-from dbchannels.testing.live_server import LiveServer, databases, overridden_settings
+from dbchannels.testing.live import LiveServer, databases, overridden_settings
 from tests.harness import Socket, children, close_all, is_running, until
 from tests.testing.site import ROUTING
 
@@ -92,7 +92,7 @@ def test_a_database_in_memory_is_refused_with_what_to_do():
     connection = mock.Mock(vendor="sqlite")
     connection.is_in_memory_db.return_value = True
     with (
-        mock.patch("dbchannels.testing.live_server.connections", {"default": connection}),
+        mock.patch("dbchannels.testing.live.connections", {"default": connection}),
         pytest.raises(
             InvalidConfiguration, match=r"set DATABASES\['default'\]\['TEST'\] = .*, or take PostgreSQL"
         ),
@@ -126,7 +126,7 @@ def test_a_server_that_cannot_start_says_why():
 LONELY = """
 import os, signal, sys, django
 django.setup()
-from dbchannels.testing.live_server import LiveServer
+from dbchannels.testing.live import LiveServer
 from tests.harness import children, until
 server = LiveServer("localhost", 0, 1)
 until(lambda: len(children(server._process.pid)) == 1, "a worker")
