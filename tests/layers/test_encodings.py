@@ -6,7 +6,7 @@ import pytest
 from django.db import connection, connections
 
 from dbchannels.exceptions import InvalidMessage
-from dbchannels.layers import connections as records
+from dbchannels.layers.database import writer as records
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.models import DurableMessage
 from dbchannels.testing.contract.case import raises

@@ -24,10 +24,9 @@ from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.cleanup import ClosedConnections
-from dbchannels.layers.connections import check_text, find_records
 from dbchannels.layers.database.link import DatabaseLink, unavailable
 from dbchannels.layers.database.wakeups import BellFolder, bell_folder, ring_at_commit
-from dbchannels.layers.database.writer import Writer
+from dbchannels.layers.database.writer import Writer, check_text, find_records
 from dbchannels.models import (
     Connection,
     DeadLetter,

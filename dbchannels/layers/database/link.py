@@ -18,8 +18,8 @@ from django.utils import timezone
 from dbchannels import names
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
 from dbchannels.layers.cleanup import UNFINISHED, disconnect_send, lost_messages
-from dbchannels.layers.connections import record_of
 from dbchannels.layers.database.wakeups import Bell, BellFolder
+from dbchannels.layers.database.writer import record_of
 from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (

@@ -18,7 +18,7 @@ from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.cleanup import ClosedConnections
-from dbchannels.layers.connections import check_text, find_records
+from dbchannels.layers.database.writer import check_text, find_records
 from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.operations import Delivery, Operation, Record, Send, SendGroup
 from dbchannels.layers.postgresql import sql, sql_durable

@@ -20,8 +20,7 @@ from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.cleanup import lost_messages
 from dbchannels.layers.store.link import StoreLink
-from dbchannels.layers.store.records import StoreRecords
-from dbchannels.layers.store.rows import Letter, Row, rows, sent_row
+from dbchannels.layers.store.rows import Letter, Row, StoreRecords, rows, sent_row
 from dbchannels.protocol import EXPIRED
 
 __all__ = ["StoreLayer"]

@@ -11,8 +11,7 @@ from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.cleanup import UNFINISHED, disconnect_send
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery, Done, Operation, Send
-from dbchannels.layers.store.records import StoreRecords
-from dbchannels.layers.store.rows import rows
+from dbchannels.layers.store.rows import StoreRecords, rows
 from dbchannels.protocol import WORKER_DIED
 
 if TYPE_CHECKING:
