@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import time
 from functools import lru_cache
-from typing import Any
 
 from dbchannels.redaction import escaped, mask_query
 from dbchannels.server.http.messages import Request
@@ -38,16 +37,12 @@ def access_line(
     )
 
 
-def log_request(handler: Any, seconds: float) -> None:
-    """Log what a handler has answered, be it a request, a handshake, or what is no HTTP."""
-    if not log.isEnabledFor(logging.INFO):
-        return
-    request: Request | None = handler.request
-    peer = handler.client_address[0] if isinstance(handler.client_address, tuple) else ""
-    client = request.client[0] if request else peer
-    status = handler.code or handler.status  # pywsgi answers what is no HTTP with the latter alone
-    line = handler.requestline or ""
-    _write(access_line(client, line, status, handler.body_length, seconds, request))
+def log_request(
+    client: str, line: str, status: int, size: int, seconds: float, request: Request | None
+) -> None:
+    """Log the response to a request or a handshake, or to what is no HTTP."""
+    if log.isEnabledFor(logging.INFO):
+        _write(access_line(client, line, status, size, seconds, request))
 
 
 def log_websocket(event: str, request: Request, status: object, seconds: float) -> None:

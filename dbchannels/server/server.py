@@ -12,7 +12,7 @@ from gevent.pywsgi import WSGIServer
 
 from dbchannels.protocol import GOING_AWAY, SENTENCES, SERVICE_RESTART
 from dbchannels.redaction import escaped
-from dbchannels.server.access_log import log_request, log_websocket
+from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import SLICE, MemoryBudget
 from dbchannels.server.config import ServerConfig
 from dbchannels.server.connection_limits import (
@@ -29,7 +29,7 @@ from dbchannels.server.http.handler import Handler
 from dbchannels.server.http.messages import Request
 from dbchannels.server.http.reader import RequestReader
 from dbchannels.server.listeners import AddressInUse, Listener, listen_all
-from dbchannels.server.proxy_headers import forwarded, forwarded_scheme
+from dbchannels.server.proxy_headers import forwarded_scheme
 from dbchannels.server.relay import Relay
 from dbchannels.server.turns import Turns
 from dbchannels.server.websocket import handshake
@@ -46,22 +46,21 @@ LAST_ANSWERS = 1.0  # seconds in which those that waited until the end must take
 
 
 class SiteServer(WSGIServer):  # type: ignore[misc]
-    """pywsgi's server with what its handler asks for. ``application`` is our own `Requests.application`."""
+    """pywsgi's server, with what `Handler` asks for."""
 
     handler_class = Handler
 
     def __init__(self, server: InterfaceServer, listener: Listener) -> None:
-        super().__init__(listener.socket, server.requests.application, log=None, error_log=None)
+        super().__init__(listener.socket, log=None, error_log=None)
         self.public_address = ("localhost", 80) if listener.address.path else listener.address[:2]
-        self.read_request = server.read_request
         self.is_draining = server.is_draining
+        self.requests = server.requests
         self.in_flight = server.requests.in_flight
         self.options = server.options
         self.connection_limits, self.turns = server.connection_limits, server.turns
         self.check_origin = server.check_origin
         self.connect = server.connect
         self.adopt = server.adopt
-        self.log_access = log_request
 
     def do_handle(self, sock: Any, address: Any) -> None:
         """Take a connection, in the hub; one too many is turned away at once, without a greenlet."""
@@ -209,12 +208,6 @@ class InterfaceServer:
         """The first host and port that is listened at."""
         return next((one[:2] for one in self.addresses if not one.path), ("localhost", 80))
 
-    def read_request(self, request: Request) -> Request:
-        """Return a request as its client made it, when it came through a proxy, and where the site begins in it."""
-        request = request._replace(root_path=self.options.root_path)
-        proxies = self.options.proxies
-        return forwarded(request, proxies) if proxies is not None else request
-
     # WebSockets.
 
     def check_origin(self, shaken: handshake.Handshake, request: Request) -> None:
@@ -240,15 +233,15 @@ class InterfaceServer:
                 403, "This Origin may not connect: add it to CSRF_TRUSTED_ORIGINS if it is yours."
             )
 
-    def connect(self, request: Request, inlet: RequestReader) -> tuple[Connection, Accepted]:
+    def connect(self, request: Request, reader: RequestReader) -> tuple[Connection, Accepted]:
         """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
         log_websocket("WSCONNECT", request, "-", 0.0)
         if self.requests.in_flight.given_up or self.relay.refuses:
-            raise messages.Refused(503, SENTENCES[503], [("Retry-After", "5")])
+            raise messages.Refused(503, SENTENCES[503])
         connection = Connection(self.relay, request, self.options.websocket, self._budget)
-        self.requests.in_flight.waits(inlet, connection.give_up)
-        inlet.watch(connection.give_up)
-        inlet.need_client()
+        self.requests.in_flight.waits(reader, connection.give_up)
+        reader.watch(connection.give_up)
+        reader.need_client()
         turn = self._handshakes.enter(request.client[0], connection.connect)
         try:
             decision = connection.decision.get(timeout=self.options.handshake_timeout)
@@ -258,13 +251,11 @@ class InterfaceServer:
             connection.when_decided(
                 turn.leave
             )  # a flood of clients that leave at once has no more turns than others
-            inlet.unwatch()
-            self.requests.in_flight.waits(inlet, None)
+            reader.unwatch()
+            self.requests.in_flight.waits(reader, None)
         if isinstance(decision, Denied):
             connection.abandon()
-            own = any(name.lower() == "retry-after" for name, _ in decision.headers)
-            retry = [("Retry-After", "5")] if decision.status == 503 and not own else []
-            raise messages.Refused(decision.status, decision.sentence, [*decision.headers, *retry])
+            raise messages.Refused(decision.status, decision.sentence, decision.headers)
         return connection, decision
 
     def adopt(self, connection: Connection, sock: Any, buffered: bytes) -> None:

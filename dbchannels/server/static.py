@@ -12,10 +12,8 @@ from django.core.exceptions import SuspiciousOperation
 from django.http import Http404, HttpRequest
 from django.views.static import serve
 
+from dbchannels.protocol import status_reply
 from dbchannels.server.http.messages import Request
-
-_NONE = b"There is no such static file.\n"
-Answer = tuple[int, list[tuple[str, str]], bytes]
 
 
 class DevelopmentFiles:
@@ -24,14 +22,14 @@ class DevelopmentFiles:
     def __init__(self) -> None:
         self._prefix = urlsplit(settings.STATIC_URL).path
 
-    def __call__(self, request: Request) -> Answer | None:
-        """Return (status, headers, content), or None when the path is none of a static file."""
+    def __call__(self, request: Request) -> dict[str, Any] | None:
+        """Return a whole response as a message, or None when the path is not below STATIC_URL."""
         if not request.path.startswith(self._prefix):
             return None
-        answer: Answer = gevent.get_hub().threadpool.apply(self._read, (request,))
+        answer: dict[str, Any] = gevent.get_hub().threadpool.apply(self._read, (request,))
         return answer
 
-    def _read(self, request: Request) -> Answer:
+    def _read(self, request: Request) -> dict[str, Any]:
         name = request.path[len(self._prefix) :]
         try:
             found = finders.find(name) if name else None
@@ -39,13 +37,14 @@ class DevelopmentFiles:
                 raise Http404
             response = serve(_django_request(request), found.lstrip("/"), document_root="/")
         except (Http404, SuspiciousOperation, OSError, ValueError):  # ../ too, which leads out of the folder
-            headers = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(_NONE)))]
-            return 404, headers, _NONE
-        if not response.streaming:
-            return response.status_code, [*response.items()], response.content
-        content = b"".join(response)
-        response.file_to_stream.close()  # and no response.close(): its signal would run the site's code here
-        return response.status_code, [*response.items()], content
+            return status_reply(404, "There is no such static file.")
+        if response.streaming:
+            content = b"".join(response)
+            response.file_to_stream.close()  # and no response.close(): its signal would run the site's code here
+        else:
+            content = response.content
+        headers = [[name.encode("latin-1"), value.encode("latin-1")] for name, value in response.items()]
+        return {"status": response.status_code, "headers": headers, "content": content}
 
 
 def _django_request(request: Request) -> HttpRequest:

@@ -19,7 +19,6 @@ from dbchannels.server.connection_limits import ConnectionLimits
 from dbchannels.server.http import body as spool
 from dbchannels.server.http import exchange, reader
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.http.parser import RequestHead
 from tests.server import test_server
 from tests.server.hostile import BODIES, HEADS
 from tests.server.test_server import until
@@ -93,9 +92,10 @@ def test_a_body_in_tiny_chunks_that_comes_faster_than_it_is_read_leaves_the_hub_
             gevent.sleep(0.0001)
 
     looking = gevent.spawn(other)
-    head = RequestHead("POST", "/", "1.1", [], None, True, False)
+    chunked = reader.RequestReader(Fast(), ServerConfig(max_body=30_000), Turns())
+    chunked.length = None
     with pytest.raises(Refused, match="max-body"):
-        reader.RequestReader(Fast(), ServerConfig(max_body=30_000), Turns()).read_body(head, taken.extend)
+        chunked.read_body(taken.extend)
     looking.kill()
     assert len(taken) > 25_000
     # A turn has a few pieces, by the clock; one read has 10,922 chunks.
@@ -171,7 +171,8 @@ def test_a_connection_between_two_requests_has_its_own_time(new_site):
 
 def test_a_client_that_does_not_read_is_left(new_site, told):
     site = new_site(write_timeout=0.05)
-    site.server.requests.static_files = lambda request: (200, [], b"x" * 20_000_000)
+    static = {"status": 200, "headers": [], "content": b"x" * 20_000_000}
+    site.server.requests.static_files = lambda request: static
     client = site.client()
     client.send_request("GET", "/")
     until(lambda: site.server.connection_limits.open == 1)

@@ -324,13 +324,13 @@ def test_requests_sent_at_once_are_answered_in_order(site):
 
 def test_accepted_sockets_send_at_once(site, monkeypatch):
     seen = []
-    read = Handler.read_whole_request
+    read = Handler._read_request
 
-    def reading(handler):
+    def reading(handler, head):
         seen.append(handler.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
-        return read(handler)
+        return read(handler, head)
 
-    monkeypatch.setattr(Handler, "read_whole_request", reading)
+    monkeypatch.setattr(Handler, "_read_request", reading)
     site.get()
     assert seen == [1]
 
@@ -785,7 +785,7 @@ def test_a_stream_whose_head_could_not_be_written_is_ended(site, monkeypatch, to
         raise BrokenPipeError(32, "Broken pipe")
 
     site.responding(*streamed(b"one"))
-    monkeypatch.setattr(Handler, "write", fail)
+    monkeypatch.setattr(Handler, "_send", fail)
     client = site.client()
     client.send_request("GET", "/")
     assert client.is_closed()
@@ -798,7 +798,7 @@ def test_a_stream_whose_head_could_not_be_written_is_ended(site, monkeypatch, to
 
 def test_static_files_are_answered_by_the_server_itself(site):
     site.server.requests.static_files = lambda request: (
-        (200, [("X-A", "b")], b"p {}") if request.path == "/s" else None
+        {"status": 200, "headers": [[b"X-A", b"b"]], "content": b"p {}"} if request.path == "/s" else None
     )
     client = site.client()
     response = client.ask("GET", "/s")

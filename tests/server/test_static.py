@@ -8,7 +8,7 @@ import pytest
 from django.contrib.staticfiles import finders
 from django.test import override_settings
 
-from dbchannels.server.http.messages import Request
+from dbchannels.server.http.messages import Request, response_head
 from dbchannels.server.static import DevelopmentFiles
 
 
@@ -30,7 +30,8 @@ def folder(tmp_path):
 
 def get(target, method="GET", **headers):
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
-    return DevelopmentFiles()(Request(method, target, "1.1", pairs, "http", ("c", 1), ("s", 2)))
+    message = DevelopmentFiles()(Request(method, target, "1.1", pairs, "http", ("c", 1), ("s", 2)))
+    return message and (message["status"], response_head(message, method).headers, message["content"])
 
 
 def assert_not_found(answer):

@@ -58,10 +58,6 @@ class DirectViews:
         self.most_waiting = threads * WAITING_PER_THREAD
         self._pool = ThreadPool(threads)
 
-    def exchange(self, parts: ResponseBuffer) -> DirectExchange:
-        """Return what one request is run by; its response goes to ``parts``."""
-        return DirectExchange(self, parts)
-
     def run(self, function: Callable[[], None], ended: Callable[[], None]) -> None:
         """Run a function in a thread, and then ``ended`` in the hub; whoever calls has its turn."""
         gevent.spawn_raw(self._pool.spawn, self._run, function, ended)  # the pool may wait for a moment

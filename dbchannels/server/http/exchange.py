@@ -316,9 +316,9 @@ class Chunks(Protocol):
 
 
 class Stream:
-    """Chunks as they come, checked.
+    """The content of a response in chunks, checked.
 
-    Whoever iterates must ``close`` it, as PEP 3333 asks; only then is it over, also if it was never begun.
+    It must be closed, as PEP 3333 asks of whoever iterates; the exchange ends then, also if nothing was iterated.
     """
 
     def __init__(
@@ -331,16 +331,16 @@ class Stream:
     ) -> None:
         self._exchange, self._timeout, self._ended = exchange, timeout, ended
         self._finished = False
-        self._failed = False  # no more comes, or what comes cannot be sent: it is not the client that left
+        self._failed = False  # the response broke off, though the client has not left
         self._has_body = head.has_body
-        self._left = declared_length(head) if head.has_body else None  # bytes; None: any number
-        self._chunks = self._run(messages.checked_content(first))
+        self._left = head.length if head.has_body else None  # bytes; None: any number
+        self._chunks = self._run(first)
 
     def __iter__(self) -> Iterator[bytes]:
         return self._chunks
 
     def close(self) -> None:
-        """Tell the worker if the client left early, and wait for nothing more."""
+        """End the exchange, and tell the worker if the client left early."""
         self._chunks.close()
         if not self._finished:
             self._exchange.report({CLOSED: True})
@@ -348,33 +348,29 @@ class Stream:
                 self._exchange.client_left()
         self._ended()
 
-    def _run(self, content: bytes) -> Generator[bytes, None, None]:
+    def _run(self, message: Message) -> Generator[bytes, None, None]:
         try:
-            yield from self._contents(content)
+            yield self._content(message)
+            while message.get(MORE_CONTENT):
+                message = self._exchange.next_chunk(self._timeout)
+                yield self._content(message)
+            self._finished = True
+            if self._left:
+                log.error(
+                    "A response ended %d bytes before the Content-Length that its view gave.", self._left
+                )
+                raise BrokenOff
         except BrokenOff:
             self._failed = True
             raise
 
-    def _contents(self, content: bytes) -> Generator[bytes, None, None]:
-        yield self._counted(content)
-        while not self._finished:
-            chunk = self._exchange.next_chunk(self._timeout)
-            content = self._content(chunk)
-            yield self._counted(content)
-            self._finished = not chunk.get(MORE_CONTENT)
-        if self._left:
-            log.error("A response ended %d bytes before the Content-Length that its view gave.", self._left)
-            raise BrokenOff
-
-    def _content(self, chunk: Message) -> bytes:
+    def _content(self, message: Message) -> bytes:
+        """Return what to write of a chunk. A client would take what exceeds the length for the next response."""
         try:
-            return messages.checked_content(chunk)
+            content = messages.checked_content(message)
         except ValueError as error:
             log.error("A response was broken off: %s", error)
             raise BrokenOff from None
-
-    def _counted(self, content: bytes) -> bytes:
-        """Return what to write of a chunk. Beyond its length a response would be taken for the next one."""
         if not self._has_body:
             return b""
         if self._left is not None:
@@ -383,11 +379,3 @@ class Stream:
                 raise BrokenOff
             self._left -= len(content)
         return content
-
-
-def declared_length(head: messages.ResponseHead) -> int | None:
-    """Return the Content-Length that a response promises, if it does."""
-    for name, value in head.headers:
-        if name.lower() == "content-length" and value.isdecimal():
-            return int(value)
-    return None

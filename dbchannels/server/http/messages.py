@@ -6,6 +6,7 @@ The messages are those of the public HTTP channel format; see docs/messages.rst.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ from urllib.parse import unquote_to_bytes
 
 from dbchannels import foreign
 from dbchannels.exceptions import safe_repr
-from dbchannels.protocol import MORE_CONTENT, reason_phrase
+from dbchannels.protocol import MORE_CONTENT, reason_phrase, status_reply
 from dbchannels.server.http.headers import (
     Headers,
     RawHeaders,
@@ -26,6 +27,8 @@ from dbchannels.server.http.headers import (
     without,
 )
 
+log = logging.getLogger("dbchannels.server")
+
 # The connection is ours, not the view's (RFC 9110, section 7.6.1).
 _HOP_BY_HOP = frozenset(
     {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"te"}
@@ -34,24 +37,26 @@ _HOP_BY_HOP = frozenset(
 #: Of the first message of a response.
 RESPONSE_KEYS = frozenset({"status", "reason", "headers", "content", MORE_CONTENT})
 
-
 _FRAMING = re.compile(r"(?i)content-length|transfer-encoding")
 
 
 class Refused(Exception):
-    """The request cannot be taken: answer it with ``status``, ``sentence`` and ``headers``."""
+    """The request is refused: respond with ``status``, ``sentence`` and ``headers``; a 503 says when to try again."""
 
     def __init__(self, status: int, sentence: str, headers: Headers = ()) -> None:
         super().__init__(sentence)
         self.status, self.sentence, self.headers = status, sentence, list(headers)
+        if status == 503 and not any(name.lower() == "retry-after" for name, _ in self.headers):
+            self.headers.append(("Retry-After", "5"))
 
 
-def refuse_response(status: int, sentence: str, headers: Headers = ()) -> bytes:
-    """Return a whole answer after which the connection ends; ValueError, one sentence, for a bad header."""
+def refuse_response(status: int, sentence: str, headers: Headers = (), method: str = "GET") -> bytes:
+    """Return a whole response that ends the connection. Raise ValueError, with one sentence, for an invalid header."""
     body = sentence.encode("utf-8", "replace") + b"\n"
     own = [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))]
     extra = validate(headers, _FRAMING)
-    return encode_head(f"{status} {reason_phrase(status)}", [*own, ("Connection", "close"), *extra]) + body
+    head = encode_head(f"{status} {reason_phrase(status)}", [*own, ("Connection", "close"), *extra])
+    return head if method == "HEAD" else head + body
 
 
 class Request(NamedTuple):
@@ -66,6 +71,11 @@ class Request(NamedTuple):
     server: tuple[str, int]
     root_path: str = ""
     heartbeat: int = 0  # seconds between two heartbeats that a WebSocket's client asks for; 0: none
+
+    @property
+    def line(self) -> str:
+        """The request line, for the log."""
+        return f"{self.method} {self.target} HTTP/{self.http_version}"
 
     @property
     def path_bytes(self) -> bytes:
@@ -138,6 +148,28 @@ class ResponseHead(NamedTuple):
     status: str  # "200 OK"
     headers: list[tuple[str, str]]
     has_body: bool  # False for HEAD, 204 and 304: what follows is not written
+
+    @property
+    def length(self) -> int | None:
+        """The Content-Length, if there is one."""
+        return next(
+            (
+                int(value)
+                for name, value in self.headers
+                if name.lower() == "content-length" and value.isdecimal()
+            ),
+            None,
+        )
+
+
+def checked_response(message: dict[str, Any], request: Request) -> tuple[ResponseHead, dict[str, Any]]:
+    """Return the head of a response and its first message: a 500 in place of one that cannot be sent."""
+    try:
+        return response_head(message, request.method), message
+    except ValueError as error:
+        log.error("A response to %s could not be sent: %s", request.path, error)
+        message = status_reply(500)
+        return response_head(message, request.method), message
 
 
 def response_head(message: dict[str, Any], method: str) -> ResponseHead:

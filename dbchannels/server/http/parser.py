@@ -51,11 +51,6 @@ class RequestHead(NamedTuple):
     keep_alive: bool
     expects_continue: bool  # the client waits for a 100 before it sends the body
 
-    @property
-    def line(self) -> str:
-        """The request line, for the log."""
-        return f"{self.method} {self.target} HTTP/{self.version}"
-
 
 class HeadReader:
     """Give it what the client sends; ``feed`` returns the head once it is whole, and ``rest`` is what follows it.
