@@ -1,9 +1,10 @@
-"""What is raised when a database cannot be used now, and how to wait until it can."""
+"""Whether the layer can be used: which errors say that it cannot, how to wait for it, what the log says of it."""
 
 from __future__ import annotations
 
 import logging
 import re
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -59,3 +60,57 @@ def is_unavailable(error: BaseException) -> bool:
     if type(error) is DatabaseError:
         return error.__cause__ is not None
     return isinstance(error, (InterfaceError, OperationalError))
+
+
+class LayerHealth:
+    """Whether the threads of a process can use the layer; each reports under its own name.
+
+    The log has one line when an outage begins, and one when it has ended.
+    """
+
+    def __init__(self, log: logging.Logger, process: str) -> None:
+        self._log = log
+        self.process = process  # its name, for the log
+        self._failing: dict[str, tuple[int, float]] = {}  # by thread: its failures, and the time of the first
+        self._lock = threading.Lock()
+        self._logged = False
+        self._first_at = 0.0
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether a thread cannot use the layer at the moment."""
+        return bool(self._failing)
+
+    def lasted(self, *threads: str) -> float:
+        """Return for how many seconds one of these threads has failed; 0 while all of them work."""
+        began = [at for name, (_, at) in list(self._failing.items()) if name in threads]
+        return time.monotonic() - min(began) if began else 0.0
+
+    def failed(self, error: Exception) -> None:
+        """Note that the calling thread cannot use the layer.
+
+        Only its second failure is logged: after a restart of the database the first use of each connection fails,
+        although the layer can be used again. An error other than LayerUnavailable is logged elsewhere.
+        """
+        name, now = threading.current_thread().name, time.monotonic()
+        with self._lock:
+            if not self._failing:
+                self._first_at = now
+            count, began_at = self._failing.get(name, (0, now))
+            self._failing[name] = count + 1, began_at
+            if not count or self._logged or not isinstance(error, LayerUnavailable):
+                return
+            self._logged = True
+        self._log.warning("%s: The layer cannot be used now (%s); trying again.", self.process, error)
+
+    def worked(self) -> None:
+        """Note that the calling thread has used the layer."""
+        if not self._failing:
+            return
+        with self._lock:
+            self._failing.pop(threading.current_thread().name, None)
+            if self._failing or not self._logged:
+                return
+            self._logged = False
+        seconds = time.monotonic() - self._first_at
+        self._log.warning("%s: The layer can be used again, after %.1f s.", self.process, seconds)

@@ -25,10 +25,10 @@ from dbchannels import codec, names
 from dbchannels.backoff import Backoff
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.health import LayerHealth
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Delivery, Disconnect, Operation, Send, Withdraw
 from dbchannels.models import Process
-from dbchannels.outage import Outage
 from dbchannels.protocol import (
     BODY,
     CLOSED,
@@ -76,7 +76,7 @@ class Relay:
         self.hub = hub
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
-        self._outage = Outage(log, f"server-{os.getpid()}")
+        self._health = LayerHealth(log, f"server-{os.getpid()}")
         self._overload = Overload()
         self._past: set[str] = set()  # queues that were given up
         self._bells = bells
@@ -92,7 +92,7 @@ class Relay:
         self.http_workers, self.servers = 0, 1
         self.has_sessions = False  # whether a WebSocket has brought a session's cookie
         self._checked_at = time.monotonic()
-        self._reader = ReplyReader(layer, lambda: self.queue, bells, self._hand_to_hub, self._outage)
+        self._reader = ReplyReader(layer, lambda: self.queue, bells, self._hand_to_hub, self._health)
         #: Returns the names of the workers of this process tree that take every protocol message.
         self.own_workers: Callable[[], set[str]] = set
         self._near: dict[str, Doorbell] = {}  # whom the publisher rings for
@@ -147,14 +147,14 @@ class Relay:
         return self._reader.is_reachable()
 
     @property
-    def away(self) -> bool:
+    def unavailable(self) -> bool:
         """Whether the layer cannot be used at the moment, in one direction at least."""
-        return bool(self._outage)
+        return self._health.unavailable
 
     @property
     def refuses(self) -> bool:
         """Whether the layer has been away for so long that a new request is not worth its wait."""
-        return self._outage.lasted("publisher", "reader") > REFUSE_AFTER
+        return self._health.lasted("publisher", "reader") > REFUSE_AFTER
 
     def send(self, *operations: Operation) -> None:
         """Hand operations to the publisher, in order. Raises OutboxFull."""
@@ -170,7 +170,7 @@ class Relay:
     def clean_up_after(self, worker: str) -> None:
         """Clean up after a worker that was seen to die; from any thread."""
         self._chores.put(lambda link: link.clean_up_after(worker))
-        if self._stopping.is_set() and not self.away:  # the housekeeper has ended
+        if self._stopping.is_set() and not self.unavailable:  # the housekeeper has ended
             last = threading.Thread(target=self._clean_up_after_last, args=(worker,), daemon=True)
             last.start()
             last.join(LAST_CHORE)
@@ -185,7 +185,7 @@ class Relay:
 
         Threads that have not ended after so many seconds are left alone: their database does not answer.
         """
-        ends_at = time.monotonic() + (min(within, AWAY) if self.away else within)
+        ends_at = time.monotonic() + (min(within, AWAY) if self.unavailable else within)
         self._outbox.put(None)
         self._threads[0].join((ends_at - time.monotonic()) / 2)
         self._stopping.set()
@@ -300,10 +300,10 @@ class Relay:
         while True:
             try:
                 result = attempt()
-                self._outage.worked()
+                self._health.worked()
                 return result
             except LayerUnavailable as error:
-                self._outage.failed(error)
+                self._health.failed(error)
                 if self._stopping.is_set() and delays.tries > tries:
                     return None
                 time.sleep(delays.delay())

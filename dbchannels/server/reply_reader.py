@@ -10,9 +10,9 @@ from collections.abc import Callable, Container, Mapping, Sequence
 from dbchannels.backoff import Backoff
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.health import LayerHealth
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery
-from dbchannels.outage import Outage
 from dbchannels.waiting import WakeupPipe
 from dbchannels.wakeup import Doorbell
 
@@ -35,13 +35,13 @@ class ReplyReader:
         queue: Callable[[], str],
         bells: Mapping[str, Doorbell],
         deliver: Callable[[Sequence[Delivery]], None],
-        outage: Outage,
+        health: LayerHealth,
     ) -> None:
         self._layer = layer
         self._queue = queue
         self._bells = bells
         self._deliver = deliver
-        self._outage = outage
+        self._health = health
         self._stopping = threading.Event()
         self._wake = WakeupPipe()  # ends the wait
         self._read_at = 0.0  # when the layer last gave what waited
@@ -65,7 +65,7 @@ class ReplyReader:
             try:
                 self._read_all(link)
                 self._read_at = time.monotonic()
-                self._outage.worked()
+                self._health.worked()
                 delays.reset()  # it answers: should only the wait fail, the session was ended, not the database
                 if deaf:  # what was told in between was told to nobody: the workers look by themselves
                     self._ring(self._bells)
@@ -74,7 +74,7 @@ class ReplyReader:
                 failing = False
             except Exception as error:
                 deaf = True
-                self._outage.failed(error)
+                self._health.failed(error)
                 if not isinstance(error, LayerUnavailable) and not failing:
                     log.exception("The replies could not be read; trying again.")
                     failing = True

@@ -25,9 +25,9 @@ from dbchannels import names, signals
 from dbchannels.backoff import Backoff
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.health import LayerHealth
 from dbchannels.layers.operations import Delivery
 from dbchannels.models import Process
-from dbchannels.outage import Outage
 from dbchannels.routing.table import Routing
 from dbchannels.waiting import WakeupPipe, wait_readable
 from dbchannels.wakeup import Doorbell
@@ -116,7 +116,7 @@ class Worker:
         self._claim_by: float | None = 0.0
         self._patience = CLAIM_WITHIN  # seconds of that while
         self._renewed_at = 0.0
-        self._outage = Outage(log, self.name)
+        self._health = LayerHealth(log, self.name)
         self._told_work = ""
         self._swept_at = time.monotonic()
         self._watch = Watch(
@@ -146,12 +146,12 @@ class Worker:
         while not self.stopping.is_set():
             try:
                 found = self.run_once()
-                self._outage.worked()
+                self._health.worked()
                 delays.reset()
                 if not found:
                     self._wait()
             except LayerUnavailable as error:
-                self._outage.failed(error)
+                self._health.failed(error)
                 self._wake.wait(delays.delay())
         self._watch.stop()  # or it could put the worker on record again
         self._dropped.tell()
@@ -277,13 +277,13 @@ class Worker:
         while True:
             try:
                 result = attempt()
-                self._outage.worked()
+                self._health.worked()
                 return result
             except LayerUnavailable as error:
                 if self.stopping.is_set() and delays.tries > tries:
                     log.error("%s gives up on the layer while stopping (%s).", self.name, error)
                     return None
-                self._outage.failed(error)
+                self._health.failed(error)
                 time.sleep(delays.delay())
 
     # What the watch does, in its thread.
@@ -334,7 +334,7 @@ class Worker:
             "This worker (%s) was declared dead while it stood still; it goes on as a new one.", self.name
         )
         self._batch.clear()
-        self.name = self._outage.process = new_worker_name()
+        self.name = self._health.process = new_worker_name()
         self._register()
 
 

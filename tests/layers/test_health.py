@@ -1,15 +1,16 @@
-"""A database that is away at the start: for which errors it is waited for, and for how long."""
+"""Whether the layer can be used: for which errors it is waited for, and what the log says of an outage."""
 
 from __future__ import annotations
 
 import logging
+import threading
 
 import pytest
 from django.db import OperationalError
 
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers import health
-from dbchannels.layers.health import await_layer, may_pass
+from dbchannels.layers.health import LayerHealth, await_layer, may_pass
 
 PASSING = [
     'connection to server at "127.0.0.1", port 1 failed: Connection refused',
@@ -93,3 +94,112 @@ def test_what_waiting_cannot_help_ends_at_once(slept, caplog, passes, seconds):
 def test_a_database_that_can_be_used_is_not_spoken_of(slept, caplog):
     await_layer(Layer(0), 60)
     assert (slept, caplog.messages) == ([], [])
+
+
+# What the threads of a process report.
+
+
+BEGUN = "worker-1: The layer cannot be used now (It is down.); trying again."
+ENDED = "worker-1: The layer can be used again"
+
+
+@pytest.fixture
+def reported():
+    return LayerHealth(logging.getLogger("dbchannels.server"), "worker-1")
+
+
+@pytest.fixture
+def told(caplog):
+    caplog.set_level(logging.INFO, "dbchannels.server")
+    return lambda: [record.getMessage().partition(", after")[0] for record in caplog.records]
+
+
+def fails(reported, thread="publisher"):
+    run(thread, lambda: reported.failed(LayerUnavailable("It is down.")))
+
+
+def works(reported, thread="publisher"):
+    run(thread, reported.worked)
+
+
+def run(name, function):
+    thread = threading.Thread(target=function, name=name)
+    thread.start()
+    thread.join()
+
+
+def test_it_is_one_line_when_it_begins_and_one_when_it_ends(reported, told):
+    for _ in range(50):
+        fails(reported)
+    assert reported.unavailable and told() == [BEGUN]
+    for _ in range(2):
+        works(reported)
+    assert not reported.unavailable and told() == [BEGUN, ENDED]
+
+
+def test_whichever_threads_see_it(reported, told):
+    threads = ("publisher", "receiver", "housekeeper")
+    for thread in threads * 3:
+        fails(reported, thread)
+    for thread in threads:
+        assert reported.unavailable and told() == [BEGUN]
+        works(reported, thread)
+    assert not reported.unavailable and told() == [BEGUN, ENDED]
+
+
+def test_the_next_one_is_told_of_again(reported, told):
+    for _ in range(2):
+        fails(reported)
+        fails(reported)
+        works(reported)
+    assert told() == [BEGUN, ENDED] * 2
+
+
+def test_a_connection_that_is_found_dead_and_made_anew_is_no_outage(reported, told):
+    for thread in ("receiver", "publisher", "housekeeper"):
+        fails(reported, thread)
+        assert reported.unavailable
+        works(reported, thread)
+    assert told() == []
+
+
+def test_an_error_of_another_kind_is_noted_and_told_of_elsewhere(reported, told):
+    for _ in range(3):
+        reported.failed(ValueError("unheard of"))
+    assert reported.unavailable
+    reported.worked()
+    assert not reported.unavailable and told() == []
+
+
+def test_many_threads_at_once_tell_of_it_once(reported, told):
+    together = threading.Barrier(16)
+
+    def fail():
+        together.wait()
+        for _ in range(100):
+            reported.failed(LayerUnavailable("It is down."))
+
+    threads = [threading.Thread(target=fail) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told() == [BEGUN]
+
+
+def test_how_long_it_has_lasted_is_known_for_each_thread(reported, monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr("dbchannels.layers.health.time.monotonic", lambda: now[0])
+    assert reported.lasted("publisher", "reader") == 0
+    for thread in ("housekeeper", "publisher", "reader", "publisher"):
+        fails(reported, thread)
+        now[0] += 1
+    assert (reported.lasted("publisher", "reader"), reported.lasted("reader"), reported.lasted("other")) == (
+        3,
+        2,
+        0,
+    )
+    works(reported, "publisher")
+    assert reported.lasted("publisher", "reader") == 2
+    works(reported, "reader")
+    assert reported.lasted("publisher", "reader") == 0 and reported.unavailable

@@ -514,7 +514,7 @@ def test_a_layer_that_is_away_all_the_time_is_a_503(new_site, monkeypatch):
     response = site.get()
     monkeypatch.undo()
     assert (response.status, response.header("Retry-After")) == (503, "5")
-    until(lambda: not site.relay.away)
+    until(lambda: not site.relay.unavailable)
     until(lambda: site.get("/back").status == 200)
 
 
@@ -541,7 +541,7 @@ def test_in_an_outage_new_requests_are_refused_at_once_and_those_that_wait_go_on
     assert site.socket().status == 503
     down.clear()
     assert waits.response().content == b"/waits"
-    until(lambda: not site.relay.away)
+    until(lambda: not site.relay.unavailable)
     assert site.get("/back").content == b"/back"
     assert site.messages("websocket.connect") == []
 

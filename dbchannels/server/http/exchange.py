@@ -177,7 +177,7 @@ class Exchange:
             first = self._next(timeout)
         except Empty:
             self._in_groups = True  # whatever its worker does in the end
-            return status_reply(503 if self._relay.away else 504)
+            return status_reply(503 if self._relay.unavailable else 504)
         status = failure_status(first)
         return first if status is None else status_reply(status)
 
