@@ -1,8 +1,8 @@
-"""Messages as bytes: msgpack, checked on the way in.
+"""Messages as bytes, in msgpack, checked when they are encoded.
 
-msgpack carries what the contract asks for (NUL in text, NaN, four-byte characters, bytes beside text) where
-PostgreSQL's ``text`` and ``jsonb`` refuse some of it, and it never runs code when it is read, as pickle does.
-See https://github.com/msgpack/msgpack/blob/master/spec.md for the format.
+msgpack carries all that the contract asks for (NUL in text, NaN, four-byte characters, bytes beside text), some of
+which PostgreSQL's ``text`` and ``jsonb`` refuse, and unlike pickle it never runs code when it is decoded. The format is
+described in https://github.com/msgpack/msgpack/blob/master/spec.md.
 """
 
 from __future__ import annotations
@@ -16,20 +16,22 @@ from django.utils.functional import Promise
 from dbchannels.exceptions import InvalidMessage, MessageTooLarge, UnreadableMessage, safe_repr
 
 MAX_DEPTH = 64
-ENVELOPE = 65_536  # bytes of a message that may stand beside what it carries: names, a path, keys
+ENVELOPE = 65_536  # bytes of a message beside the data it carries: names, a path, keys
 _CARRIED = ("text", "bytes", "content")
 _INT64_END = 2**63
 _PLAIN = frozenset({str, bytes, float, bool, type(None)})
 
 
 def encode(message: object, limit: int | None = None) -> bytes:
-    """Encode a message: a dict with str keys; values bytes, str, int, float, bool, None, lists and dicts.
+    """Encode a message: a dict with str keys whose values are bytes, str, int, float, bool, None, lists and dicts.
 
-    A tuple counts as a list. Raises InvalidMessage for anything else, and MessageTooLarge when its ``text``, ``bytes``
-    or ``content`` has more than ``limit`` bytes, or the whole message ENVELOPE more than that.
+    A tuple counts as a list. Raises InvalidMessage for other values, and MessageTooLarge if ``text``, ``bytes`` or
+    ``content`` has more than ``limit`` bytes, or the whole message ENVELOPE more than that.
     """
     if not isinstance(message, dict):
-        raise InvalidMessage(f"A message is a dict, not {_kind(message)}: send {{'value': ...}} instead.")
+        raise InvalidMessage(
+            f"A message must be a dict, not {_kind(message)}: send {{'value': ...}} instead."
+        )
     if not _is_plain(message):
         _check(message, "message", MAX_DEPTH)
     try:
@@ -43,14 +45,14 @@ def encode(message: object, limit: int | None = None) -> bytes:
 
 
 def encode_trusted(message: dict[str, Any]) -> bytes:
-    """Encode a message that dbchannels made itself, without looking at each value (the server's hot path)."""
+    """Encode a message of dbchannels' own without checking its values (the server's hot path)."""
     return _pack(message)
 
 
 def with_field(payload: bytes, key: str, value: int) -> bytes | None:
-    """Return an encoded message with one more field, which goes before another of that key; None: it is empty, or full.
+    """Return an encoded message with one more field, which overrides another with that key.
 
-    The length of a small map is in its first byte, so nothing is decoded.
+    The first byte of a small map holds its length, so nothing is decoded. Return None for an empty or a larger map.
     """
     if not 0x81 <= payload[0] < 0x8F:
         return None
@@ -58,11 +60,11 @@ def with_field(payload: bytes, key: str, value: int) -> bytes | None:
 
 
 def decode(payload: bytes | memoryview) -> dict[str, Any]:
-    """Decode what ``encode`` made; raises UnreadableMessage for anything else."""
+    """Decode a message; raises UnreadableMessage."""
     try:
-        # The limit of 64 levels is the encoder's; the decoder of msgpack has one of its own, 1,024.
+        # The limit of 64 levels is for encoding; msgpack's decoder has its own limit of 1,024.
         message = msgpack.unpackb(payload, raw=False, strict_map_key=True)
-    except Exception as error:  # of msgpack's own, ValueError, TypeError
+    except Exception as error:  # msgpack's own errors, ValueError, TypeError
         raise UnreadableMessage(error or type(error).__name__) from None
     if not isinstance(message, dict):
         raise UnreadableMessage(f"it is {_kind(message)}, not a dict")
@@ -70,7 +72,7 @@ def decode(payload: bytes | memoryview) -> dict[str, Any]:
 
 
 def _is_plain(message: dict[Any, Any]) -> bool:
-    """Whether a message is flat, with values of the usual types, as most are: 0.6 us where the walk takes 4."""
+    """Whether a message is flat and has values of the usual types, as most have: 0.6 us instead of 4 for the walk."""
     for key, value in message.items():
         kind = type(value)
         if type(key) is not str or not (
@@ -81,7 +83,7 @@ def _is_plain(message: dict[Any, Any]) -> bool:
 
 
 class _Packers(threading.local):
-    """One for each thread, since two may not use one at once; to make it takes longer than a message."""
+    """A packer for each thread: threads cannot share one, and making one takes longer than packing a message."""
 
     def __init__(self) -> None:
         self.pack = msgpack.Packer().pack
@@ -95,7 +97,7 @@ def _pack(message: dict[str, Any] | str | int) -> bytes:
 
 
 def _check_size(message: dict[str, Any], size: int, limit: int) -> None:
-    """Refuse what is too large; what a client was allowed to send fits, whatever the path and names beside it."""
+    """Refuse a message that is too large; the data of a client always fits, however long the path beside it is."""
     for key in _CARRIED:
         value = message.get(key)
         if isinstance(value, (str, bytes)):
@@ -110,17 +112,17 @@ def _check(value: object, where: str, depth: int) -> None:
     if value is None or isinstance(value, (bool, float, bytes)):
         return
     if isinstance(value, str):
-        _check_text(value, f"{where} holds")
+        _check_text(value, f"{where} contains")
     elif isinstance(value, int):
-        # Not by `in range(...)`: for an IntEnum that goes through all of its 2**64 numbers.
+        # Not `in range(...)`, which walks through 2**64 numbers for an IntEnum.
         if not -_INT64_END <= value < _INT64_END:
-            raise InvalidMessage(f"{where} is beyond 64 bits with a sign: send it as a str.")
+            raise InvalidMessage(f"{where} does not fit into 64 bits with a sign: send it as a str.")
     elif isinstance(value, (list, tuple, dict)):
         if depth == 0:
-            raise InvalidMessage(f"{where} is nested deeper than {MAX_DEPTH} levels: send it flatter.")
+            raise InvalidMessage(f"{where} is nested deeper than {MAX_DEPTH} levels: flatten it.")
         _check_items(value, where, depth - 1)
     else:
-        raise InvalidMessage(f"{where} holds {_kind(value)}{_advice(value)}")
+        raise InvalidMessage(f"{where} contains {_kind(value)}{_advice(value)}")
 
 
 def _check_items(value: list[Any] | tuple[Any, ...] | dict[Any, Any], where: str, depth: int) -> None:
@@ -131,7 +133,7 @@ def _check_items(value: list[Any] | tuple[Any, ...] | dict[Any, Any], where: str
     for key, item in value.items():
         if not isinstance(key, str):
             raise InvalidMessage(
-                f"A key of {where} is {_kind(key)}: keys are str, so send str({safe_repr(key, 40)})."
+                f"A key of {where} is {_kind(key)}: keys must be str, so send str({safe_repr(key, 40)})."
             )
         _check_text(key, f"A key of {where} is")
         _check(item, f"{where}[{safe_repr(key, 40)}]", depth)
@@ -144,7 +146,7 @@ def _check_text(text: str, subject: str) -> None:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise InvalidMessage(
-            f"{subject} half of a surrogate pair, which UTF-8 has no bytes for: send whole characters, or "
+            f"{subject} half of a surrogate pair, which UTF-8 cannot encode: send whole characters, or "
             "the raw data as bytes."
         ) from None
 
@@ -158,7 +160,7 @@ def _kind(value: object) -> str:
 
 def _advice(value: object) -> str:
     if isinstance(value, Promise):
-        return ": send str(...) of it, which is its text in the language that is active now."
+        return ": send str(...) of it, its text in the active language."
     if isinstance(value, (set, frozenset)):
         return ": send sorted(...) or list(...) instead."
     if hasattr(value, "pk"):

@@ -1,8 +1,8 @@
-"""Names of channels and groups: the rules, and the parts a name is made of.
+"""The rules for names of channels and groups, and the parts of a name.
 
-A name has 1 to 100 ASCII letters, digits, ``-``, ``_`` and ``.``. A channel's name may hold one ``!`` (a
-*process-specific* channel: what stands before it, and the ``!``, is the **queue** that one process reads; what
-follows is the **local part**, which that process hands out itself) or one ``?`` (a *single-reader* channel).
+A name has 1 to 100 ASCII letters, digits, ``-``, ``_`` and ``.``. A channel's name may contain one ``?`` (a
+*single-reader* channel) or one ``!`` (a *process-specific* channel). In ``reply.A!B``, ``reply.A!`` is the **queue**
+that one process reads, and ``B`` is the **local part**, which that process assigns itself.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WEBSOCKET = ("websocket.connect", "websocket.receive", "websocket.disconnect")
 #: The key, in a WSGI environ, of what the layer and Django's handler tell each other; see handler.RequestContext.
 REQUEST_CONTEXT = "dbchannels.request"
 RANDOM_LENGTH = 22  # characters of what random_part gives
-MOST_KNOWN = 10_000  # names that were checked already and are remembered
+MOST_KNOWN = 10_000  # checked names that are remembered
 _CHANNEL = re.compile(r"\A[A-Za-z0-9_.-]+(?:[!?][A-Za-z0-9_.-]*)?\Z")
 _GROUP = re.compile(r"\A[A-Za-z0-9_.-]+\Z")
 _ORDINARY = re.compile(r"\A[A-Za-z0-9_.-]\Z")
@@ -28,33 +28,35 @@ _known: set[object] = set()
 
 
 def check_channel_name(name: object) -> str:
-    """Return ``name`` when a channel can be called so; raise InvalidName with the broken rule otherwise."""
+    """Return ``name`` if it is valid for a channel; raise InvalidName with the broken rule otherwise."""
     if name.__class__ is str and name in _known:  # a regular expression for each of 100 messages takes 80 us
         return name
     checked = _check(name, _CHANNEL, "channel")
-    if len(_known) < MOST_KNOWN and not checked.partition("!")[2]:  # names of connections are not seen again
+    if len(_known) < MOST_KNOWN and not checked.partition("!")[2]:  # names of connections do not come back
         _known.add(checked)
     return checked
 
 
 def check_group_name(name: object) -> str:
-    """Return ``name`` when a group can be called so; raise InvalidName with the broken rule otherwise."""
+    """Return ``name`` if it is valid for a group; raise InvalidName with the broken rule otherwise."""
     return _check(name, _GROUP, "group")
 
 
 def check_receivable(name: object) -> str:
-    """As check_channel_name, for a reader: the local part of a process-specific channel is not its to give."""
+    """Return ``name`` if a reader can receive from it: a valid channel name without a local part."""
     queue, local = split(check_channel_name(name))
     if local:
         raise InvalidName(
-            f"Receive from {queue}, not from {name}: what follows the '!' belongs to the process that reads."
+            f"Receive from {queue}, not from {name}: the part after the '!' is assigned by the reading process."
         )
     return queue
 
 
 def _check(name: object, pattern: re.Pattern[str], kind: str) -> str:
     if not isinstance(name, str):
-        raise InvalidName(f"The name of a {kind} is a str, not {type(name).__name__}: {safe_repr(name)}.")
+        raise InvalidName(
+            f"The name of a {kind} must be a str, not {type(name).__name__}: {safe_repr(name)}."
+        )
     if len(name) > MAX_LENGTH:
         raise InvalidName(
             f"The name of a {kind} has at most {MAX_LENGTH} characters, and this one has {len(name)}: "
@@ -66,14 +68,14 @@ def _check(name: object, pattern: re.Pattern[str], kind: str) -> str:
 
 
 def _broken_rule(name: str, kind: str) -> str:
-    """Return the sentence for a name that is not made as it should be: what is wrong, where, and what to write."""
+    """Return a sentence for an invalid name: what is wrong, where, and what to write."""
     if not name:
         return f"The name of a {kind} is empty: give it 1 to {MAX_LENGTH} characters."
     for position, character in enumerate(name, 1):
         if not _ORDINARY.match(character) and character not in "!?":
             return (
-                f"The name of a {kind} holds {safe_repr(character)} as character {position}: write {safe_repr(name)} "
-                "with ASCII letters, digits, hyphens, underscores and dots."
+                f"The name of a {kind} contains {safe_repr(character)} as character {position}: write "
+                f"{safe_repr(name)} with ASCII letters, digits, hyphens, underscores and dots."
             )
     if kind == "group":
         return f"The name of a group has no '!' and no '?', which are for channels: leave it out of {safe_repr(name)}."
@@ -91,20 +93,20 @@ def split(name: str) -> tuple[str, str]:
 
 
 def is_protocol(name: str) -> bool:
-    """Whether messages on this channel are protocol messages: at most once, in order, and soon expired.
+    """Whether messages on this channel are protocol messages: delivered at most once, in order, and soon expired.
 
-    So are ``http.*``, ``websocket.*`` and all channels with a ``!`` or ``?``. Every other channel is durable.
+    These are ``http.*``, ``websocket.*`` and all channels with a ``!`` or ``?``. Every other channel is durable.
     """
     return "!" in name or "?" in name or name.startswith(("http.", "websocket."))
 
 
 def random_part() -> str:
-    """Return 22 characters that nobody can guess: 128 bits from the system's generator, base64url."""
+    """Return 22 characters that nobody can guess: 128 random bits in base64url."""
     return secrets.token_urlsafe(16)
 
 
 def new_name(pattern: object) -> str:
-    """Return a name that does not exist yet; ``pattern`` ends in ``?`` or ``!``."""
+    """Return a new name; ``pattern`` ends in ``?`` or ``!``."""
     name = check_channel_name(pattern)
     if not name.endswith(("?", "!")):
         head, mark, _ = name.replace("?", "!").partition("!")
@@ -121,10 +123,10 @@ def new_name(pattern: object) -> str:
 
 
 def check_user_id(user_id: object) -> str:
-    """Return the text of a user's primary key, "" for nobody known; raises InvalidName."""
+    """Return ``user_id`` if it is the text of a primary key, or "" for no user; raises InvalidName otherwise."""
     if not isinstance(user_id, str):
         raise InvalidName(
-            f"A user's id is a str, not {safe_repr(user_id)}: give the text of the user's primary key."
+            f"A user's id must be a str, not {safe_repr(user_id)}: give the text of the user's primary key."
         )
     if len(user_id) > MAX_USER_ID:
         raise InvalidName(
@@ -140,5 +142,5 @@ def check_user_id(user_id: object) -> str:
 
 
 def worker_names(name: str, threads: int) -> list[str]:
-    """Return the names of the workers in one process, of which each thread is one."""
+    """Return the names of the workers in one process, one for each thread."""
     return [name, *(f"{name}.{number}" for number in range(2, threads + 1))]

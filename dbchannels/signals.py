@@ -1,20 +1,21 @@
-"""Django signals of the worker, for logs, metrics and set-up. Receivers that raise are logged, and break nothing.
+"""Django signals of the worker, for logs, metrics and set-up. Errors of receivers are logged, and change nothing else.
 
 ``consumer_started``
     Before a consumer runs: ``sender`` is the consumer, with ``message``.
 ``consumer_finished``
-    After it: ``sender`` is the consumer, with ``message``, ``seconds`` and ``error``, the exception that it raised, or
-    None. Its transaction, where it has one, has ended. It does not come when the worker is killed meanwhile.
+    After a consumer has run: ``sender`` is the consumer, with ``message``, ``seconds`` and ``error``, its exception or
+    None. The consumer's transaction, if any, has ended. Not sent if the worker is killed.
 ``worker_ready``
-    Once in each worker, when it begins to take messages: ``sender`` is the class ``Worker``, with ``name`` and
+    Once in each worker, when it starts to take messages: ``sender`` is the class ``Worker``, with ``name`` and
     ``channels``.
 ``message_dead``
-    A message on one of the site's own channels has become a dead letter, and that is written: ``sender`` is the class
-    ``Worker``, with ``channel``, ``content``, ``attempts`` and ``error``, the traceback as text. The content of a
-    payload that cannot be decoded is an empty dict.
+    After a message on one of the site's own channels was stored as a dead letter: ``sender`` is the class ``Worker``,
+    with ``channel``, ``content``, ``attempts`` and ``error``, the traceback as text. ``content`` is an empty dict if
+    the payload cannot be decoded.
 
-They run in the worker. What a receiver of the first two sends shares the consumer's fate, unless it goes by
-``Channel(name, immediately=True)``. Views have Django's own ``request_started`` and ``request_finished``.
+Receivers run in the worker. Messages that a receiver of the first two signals sends are written, or dropped, with those
+of the consumer, except by ``Channel(name, immediately=True)``. Views have Django's own ``request_started`` and
+``request_finished``.
 """
 
 from __future__ import annotations
@@ -38,18 +39,18 @@ consumer_finished = Signal()
 worker_ready = Signal()
 message_dead = Signal()
 
-_UNTOLD = nullcontext()
+_NO_RECEIVER = nullcontext()
 
 
-def told(consumer: Callable[..., Any], message: Message) -> AbstractContextManager[None]:
-    """Return what tells of a consumer that runs inside of it; nothing, at no cost, when nobody listens."""
+def sending(consumer: Callable[..., Any], message: Message) -> AbstractContextManager[None]:
+    """Return a context manager that sends the signals of a consumer; without receivers it costs nothing."""
     if consumer_started.receivers or consumer_finished.receivers:
-        return _telling(consumer, message)
-    return _UNTOLD
+        return _sending(consumer, message)
+    return _NO_RECEIVER
 
 
 @contextmanager
-def _telling(consumer: Callable[..., Any], message: Message) -> Iterator[None]:
+def _sending(consumer: Callable[..., Any], message: Message) -> Iterator[None]:
     sender = consumer if isinstance(consumer, Hashable) else type(consumer)
     consumer_started.send_robust(sender, message=message)
     started, raised = time.monotonic(), None
@@ -63,13 +64,13 @@ def _telling(consumer: Callable[..., Any], message: Message) -> Iterator[None]:
         consumer_finished.send_robust(sender, message=message, seconds=seconds, error=raised)
 
 
-def tell_of_dead(sender: type, failures: Sequence[Failure]) -> None:
-    """Tell of those failures that were written as dead letters."""
+def send_dead(sender: type, failures: Sequence[Failure]) -> None:
+    """Send ``message_dead`` for the failures that were stored as dead letters."""
     for failure in failures if message_dead.receivers else ():
         if failure.retry_in is None:
             try:
                 content = codec.decode(failure.delivery.payload)
-            except UnreadableMessage:  # which is why it is dead
+            except UnreadableMessage:  # that is why it failed
                 content = {}
             message_dead.send_robust(
                 sender,

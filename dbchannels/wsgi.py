@@ -1,7 +1,7 @@
-"""The site's views for any WSGI server, run by workers: each request becomes a message, which a worker answers.
+"""The site's views, run by workers, for any WSGI server: each request becomes a message, which a worker answers.
 
-``gunicorn dbchannels.wsgi:application`` needs DJANGO_SETTINGS_MODULE in its environment; in the site's own
-``wsgi.py``, where Django's stood, write::
+Run ``gunicorn dbchannels.wsgi:application`` with DJANGO_SETTINGS_MODULE in its environment. Or replace Django's
+``get_wsgi_application`` in the site's own ``wsgi.py``::
 
     from dbchannels.wsgi import get_wsgi_application
 
@@ -24,11 +24,13 @@ Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 def get_wsgi_application(
     layer: str = "default", *, http_timeout: float = 60.0, max_body: int = MAX_BODY
 ) -> Application:
-    """Set Django up, and return the application (PEP 3333).
+    """Set up Django and return the application (PEP 3333).
 
-    ``layer``: an alias in DBCHANNELS. ``http_timeout``: seconds until a worker has begun to answer, and between two
-    parts of its answer. ``max_body``: bytes of a request's body. Raises InvalidConfiguration for a layer that no worker
-    can reach, and for settings that cannot be used.
+    * ``layer``: an alias in DBCHANNELS.
+    * ``http_timeout``: seconds until a worker starts to answer, and between two parts of its answer.
+    * ``max_body``: the most bytes of a request's body.
+
+    Raises InvalidConfiguration for a layer that no worker can reach, and for invalid settings.
     """
     django.setup(set_prefix=False)
     from dbchannels.server.wsgi_gateway import Gateway

@@ -77,7 +77,7 @@ def test_other_values_are_refused(value, word):
 def test_the_sentence_says_where():
     with raises(InvalidMessage) as refused:
         codec.encode({"users": [{"born": datetime.date(2015, 1, 1)}]})
-    assert refused.sentence == "message['users'][0]['born'] holds a date: send its isoformat() instead."
+    assert refused.sentence == "message['users'][0]['born'] contains a date: send its isoformat() instead."
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_the_sentence_says_what_to_send_instead(value, advice):
 def test_a_message_is_a_dict(message):
     with raises(InvalidMessage) as refused:
         codec.encode(message)
-    assert "A message is a dict" in refused.sentence
+    assert "A message must be a dict" in refused.sentence
 
 
 def test_long_keys_and_values_are_cut_in_the_sentence():

@@ -255,7 +255,7 @@ def test_an_exception_closes_with_a_reason(socket, run):
     socket.says("hi")
     run("websocket.receive", send_and(WebSocketCloseException(4000, "Not here.")))
     assert socket.told() == [{"close": 4000, "reason": "Not here."}]
-    with pytest.raises(ValueError, match="The reason of a close is a str"):
+    with pytest.raises(ValueError, match="The reason of a close must be a str"):
         WebSocketCloseException(4000, 5)
 
 

@@ -65,8 +65,8 @@ def test_bad_names(check, name):
 def test_the_sentence_says_which_rule():
     for name, words in {
         "n" * 101: "at most 100 characters, and this one has 101",
-        7: "is a str, not int: 7",
-        "a\n": r"holds '\n' as character 2",
+        7: "must be a str, not int: 7",
+        "a\n": r"contains '\n' as character 2",
     }.items():
         with raises(InvalidName) as refused:
             names.check_channel_name(name)

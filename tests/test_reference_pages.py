@@ -219,7 +219,7 @@ def test_the_receivers_of_the_page_are_called(settings, caplog):
     exec(blocks("signals")["shop/signals.py"], made)
     message = Message("own", {})
     try:
-        with caplog.at_level(logging.INFO, "shop"), signals.told(blocks, message):
+        with caplog.at_level(logging.INFO, "shop"), signals.sending(blocks, message):
             pass
         said = {"channel": "own", "content": {}, "attempts": 6, "error": "as asked for"}
         answers = signals.message_dead.send_robust(None, **said)

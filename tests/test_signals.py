@@ -154,7 +154,7 @@ def test_a_consumer_that_cannot_be_a_sender_is_told_of_by_its_class(layer, new_w
 
 
 def test_nothing_is_made_when_nobody_listens(layer):
-    assert signals.told(fine, None) is signals.told(boom, None)
+    assert signals.sending(fine, None) is signals.sending(boom, None)
 
 
 # Dead letters.

@@ -1335,7 +1335,9 @@ def test_a_transaction_that_is_left_open_fails_its_message_and_no_other(layer, n
     layer.send("sees", {})
     work(new_worker(route("leaves", leave), route("sees", see)))
     assert seen == [False]
-    assert f"A transaction was left open on the database '{layer.database}', and rolled back" in caplog.text
+    assert (
+        f"A transaction was left open on the database '{layer.database}' and was rolled back" in caplog.text
+    )
     assert waiting(layer, "leaves") == 1  # it is tried again
     assert drain(layer, "out") == []
     assert not rows(layer, Process).filter(name="left behind").exists()

@@ -199,7 +199,7 @@ class Runner:
         batch.finished(consumption.consume(delivery, WORKER))
         report = batch.report()
         self._link.finish(WORKER, report)
-        signals.tell_of_dead(Worker, report.failures)
+        signals.send_dead(Worker, report.failures)
         self.ran = [*self.ran[-9:], channel]
         if raise_exception and consumption.error is not None:
             raise consumption.error

@@ -137,7 +137,7 @@ class Consumption:
         if delivery.durable and delivery.attempt > self._option("retries") + 1:
             raise WorkerKilled(delivery.attempt - 1)
         together = transaction.atomic(using=self.layer.database) if route.options.atomic else nullcontext()
-        with signals.told(route.consumer, message), together:
+        with signals.sending(route.consumer, message), together:
             answered = self._answered(route, message, captures)
             message.save_sessions()
             if route.options.atomic:

@@ -266,7 +266,7 @@ class Worker:
             self._dropped.note(dropped or ())
             self._written_at = time.monotonic()
         if report.failures and dropped is not None:
-            signals.tell_of_dead(Worker, report.failures)
+            signals.send_dead(Worker, report.failures)
 
     def _retry(self, attempt: Callable[[], Any], tries: int = 10) -> Any:
         """Try until the layer takes it: what consumers did must not be lost while the database restarts.

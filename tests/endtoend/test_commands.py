@@ -75,7 +75,7 @@ def test_an_unknown_setting_is_found_by_check_too(site):
 def test_a_bad_channel_name_in_the_routing(site):
     said = complaint(site, "runworker", settings=layer(ROUTING="livesite.bad_routing"))
     assert said.startswith(
-        "The name of a channel holds ' ' as character 8: write 'reports for jo' with ASCII letters, "
+        "The name of a channel contains ' ' as character 8: write 'reports for jo' with ASCII letters, "
     )
     assert said in complaint(site, "runchannels", f"{HOST}:0", settings=layer(ROUTING="livesite.bad_routing"))
 

@@ -82,24 +82,24 @@ class Rude:
 
 RULES = {
     # Names.
-    "a name is text": name("The name of a channel is a str, not int: 7.", 7),
-    "a name without a repr": name("is a str, not Rude: <Rude>.", Rude()),
-    "a name of 5,000 digits": name("is a str, not int: <int>.", 10**5000),
+    "a name is text": name("The name of a channel must be a str, not int: 7.", 7),
+    "a name without a repr": name("must be a str, not Rude: <Rude>.", Rude()),
+    "a name of 5,000 digits": name("must be a str, not int: <int>.", 10**5000),
     "an empty name": name("The name of a channel is empty: give it 1 to 100 characters.", ""),
     "a long name": name(
         "The name of a channel has at most 100 characters, and this one has 101: shorten", "n" * 101
     ),
     "a character": name(
-        "The name of a channel holds ' ' as character 4: write 'two words' with ASCII letters", "two words"
+        "The name of a channel contains ' ' as character 4: write 'two words' with ASCII letters", "two words"
     ),
-    "a line's end": name(r"holds '\n' as character 10: write 'reply.a!b\n'", "reply.a!b\n"),
-    "a letter beyond ASCII": name(r"holds '\xe9' as character 7: write 'reply!\xe9'", "reply!\u00e9"),
+    "a line's end": name(r"contains '\n' as character 10: write 'reply.a!b\n'", "reply.a!b\n"),
+    "a letter beyond ASCII": name(r"contains '\xe9' as character 7: write 'reply!\xe9'", "reply!\u00e9"),
     "two marks": name("has one '!' or one '?' at most: leave all but one out of 'a!b?c'", "a!b?c"),
     "a mark in front": name("does not begin with '!': put a name in front of it in '!b'", "!b"),
-    "a group's name is text": group("The name of a group is a str, not NoneType: None.", None),
+    "a group's name is text": group("The name of a group must be a str, not NoneType: None.", None),
     "an empty group": group("The name of a group is empty", ""),
     "a long group": group("The name of a group has at most 100 characters", "n" * 101),
-    "a character in a group": group("The name of a group holds '/' as character 2: write 'a/b'", "a/b"),
+    "a character in a group": group("The name of a group contains '/' as character 2: write 'a/b'", "a/b"),
     "a mark in a group": group("The name of a group has no '!' and no '?'", "reply.a!b"),
     "a local part to read": Rule(
         InvalidName,
@@ -115,37 +115,37 @@ RULES = {
     ),
     "a reply channel": Rule(
         InvalidName,
-        "holds ':' as character 2: write 'a:b'",
+        "contains ':' as character 2: write 'a:b'",
         lambda layer: layer.send("own", {"reply_channel": "a:b"}),
     ),
-    "a user's id is text": user("A user's id is a str, not 7: give the text", 7),
+    "a user's id is text": user("A user's id must be a str, not 7: give the text", 7),
     "a long user's id": user("A user's id has at most 255 characters, and this one has 256", "x" * 256),
     "a user's id in print": user(r"A user's id can be printed, and '7\x00' cannot", "7\0"),
     # Values.
     "a message is a dict": Rule(
-        InvalidMessage, "A message is a dict, not a list", lambda layer: layer.send("own", [])
+        InvalidMessage, "A message must be a dict, not a list", lambda layer: layer.send("own", [])
     ),
     "a broadcast is a dict": Rule(
-        InvalidMessage, "A message is a dict, not a str", lambda layer: layer.send_group("group", "text")
+        InvalidMessage, "A message must be a dict, not a str", lambda layer: layer.send_group("group", "text")
     ),
     "a dict or keywords": Rule(
         InvalidMessage, "Send a dict or keywords, not both", lambda layer: Group("group").send({"a": 1}, b=2)
     ),
     "64 bits": value(
-        "message['deep'][0]['k'] is beyond 64 bits with a sign: send it as a str.", -(2**63) - 1
+        "message['deep'][0]['k'] does not fit into 64 bits with a sign: send it as a str.", -(2**63) - 1
     ),
-    "half a pair": value("message['deep'][0]['k'] holds half of a surrogate pair", "\ud83d"),
+    "half a pair": value("message['deep'][0]['k'] contains half of a surrogate pair", "\ud83d"),
     "half a pair in a key": value(
         "A key of message['deep'][0]['k'] is half of a surrogate pair", {"\udc80": 1}
     ),
     "keys are text": value(
-        "A key of message['deep'][0]['k'] is an int: keys are str, so send str(7).", {7: 1}
+        "A key of message['deep'][0]['k'] is an int: keys must be str, so send str(7).", {7: 1}
     ),
-    "depth": value("is nested deeper than 64 levels: send it flatter.", nested(64)),
-    "a set": value("holds a set: send sorted(...) or list(...) instead.", {1}),
-    "a row": value("holds a Row: send its primary key and load it in the consumer.", Row()),
-    "a date": value("holds a datetime: send its isoformat() instead.", FAR),
-    "another type": value("holds a complex: send bytes, str, int, float, bool, None, lists or dicts", 1j),
+    "depth": value("is nested deeper than 64 levels: flatten it.", nested(64)),
+    "a set": value("contains a set: send sorted(...) or list(...) instead.", {1}),
+    "a row": value("contains a Row: send its primary key and load it in the consumer.", Row()),
+    "a date": value("contains a datetime: send its isoformat() instead.", FAR),
+    "another type": value("contains a complex: send bytes, str, int, float, bool, None, lists or dicts", 1j),
     "a size": Rule(
         MessageTooLarge,
         "bytes and the limit is 1048576: store the data in a model or a file",
