@@ -13,8 +13,12 @@ Texts are split, never searched for: the cost grows no faster than the text.
 from __future__ import annotations
 
 import logging
+import math
 import re
+import time
 import traceback
+from collections import Counter
+from collections.abc import Hashable
 from typing import Any
 from urllib.parse import unquote_plus
 
@@ -36,6 +40,7 @@ LONGEST_NAME = 200  # characters of a name that are read for words
 NESTED = 3  # times that an address inside of an address is decoded
 
 PRETTY = 65_536  # characters up to which a message is laid out in lines
+LOG_EVERY = 10.0  # seconds between two lines of a RateLimitedLog
 WIDTH = 100  # characters of a line into which a dict or a list is put as a whole
 BODY = frozenset({"body", "content"})
 #: A dict with one of these is a request, a response, or a part of one.
@@ -79,6 +84,37 @@ def mask_query(text: str, nested: int = NESTED) -> str:
 
 
 # Logs.
+
+
+class RateLimitedLog:
+    """One warning for many events: the first event is logged at once, later ones together, ``every`` so many seconds.
+
+    The sentence takes the number of events of each of the ``kinds``, then the values that came with the last event.
+    """
+
+    def __init__(
+        self, log: logging.Logger, sentence: str, *kinds: Hashable, every: float = LOG_EVERY
+    ) -> None:
+        self._log, self._sentence, self._kinds, self._every = log, sentence, kinds, every
+        self._counts: Counter[Hashable] = Counter()
+        self._values: tuple[object, ...] = ()
+        self._logged_at = -math.inf
+
+    def count(self, kind: Hashable = None, *values: object, number: int = 1) -> None:
+        """Count events, and log them if it is time; with ``number`` 0 only log what was counted before."""
+        if number:
+            self._counts[kind] += number
+            self._values = values
+        if time.monotonic() - self._logged_at >= self._every:
+            self.flush()
+
+    def flush(self) -> None:
+        """Log the events that were not logged yet."""
+        if self._counts:
+            numbers = [self._counts[kind] for kind in self._kinds]
+            self._log.warning(self._sentence, *numbers, *self._values)
+            self._logged_at = time.monotonic()
+            self._counts.clear()
 
 
 class Lines(str):

@@ -177,3 +177,61 @@ def test_the_text_of_each_log_call_is_constant():
 
 def test_the_list_of_words_is_one_of_words():
     assert all(redaction._WORD.findall(word) == [word] for word in SECRET_WORDS)
+
+
+# One line for many events.
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a test sets."""
+
+    class Clock:
+        now = 1000.0
+
+    monkeypatch.setattr(redaction.time, "monotonic", lambda: Clock.now)
+    return Clock
+
+
+@pytest.fixture
+def limited():
+    return redaction.RateLimitedLog(
+        logging.getLogger("tests"), "%d full, %d empty, the last %s.", "full", "empty", every=60.0
+    )
+
+
+def test_the_first_event_is_logged_at_once_and_later_ones_together(clock, limited, caplog):
+    limited.count("full", "a")
+    assert caplog.messages == ["1 full, 0 empty, the last a."]
+    for _ in range(50):
+        clock.now += 1
+        limited.count("full", "b")
+        limited.count("empty", "c", number=2)
+    assert len(caplog.messages) == 1
+    clock.now += 10
+    limited.count(number=0)
+    assert caplog.messages[1:] == ["50 full, 100 empty, the last c."]
+    clock.now += 100
+    limited.count(number=0)
+    assert len(caplog.messages) == 2
+
+
+def test_after_a_quiet_time_the_next_event_is_logged_at_once(clock, limited, caplog):
+    limited.count("full", "a")
+    clock.now += 3600
+    limited.count("full", "b")
+    assert caplog.messages == ["1 full, 0 empty, the last a.", "1 full, 0 empty, the last b."]
+
+
+def test_what_was_not_logged_is_logged_in_the_end(clock, limited, caplog):
+    limited.count("full", "a")
+    limited.count("full", "b")
+    limited.flush()
+    limited.flush()
+    assert caplog.messages == ["1 full, 0 empty, the last a.", "1 full, 0 empty, the last b."]
+
+
+def test_without_an_event_nothing_is_logged(clock, limited, caplog):
+    limited.count(number=0)
+    limited.flush()
+    assert caplog.messages == []

@@ -482,7 +482,7 @@ def test_replies_that_find_their_channel_full_are_told_of_in_one_line(new_layer,
     frame(layer)
     assert one.run_once()
     assert [record.getMessage() for record in caplog.records if record.name == "dbchannels.worker"] == [
-        "2 message(s) of consumers were dropped, the first for reply.s1!: their channel was full. "
+        "2 message(s) of consumers were dropped, the last for reply.s1!: their channel was full. "
         "Its reader is too slow, or OPTIONS['capacity'] too low."
     ]
 

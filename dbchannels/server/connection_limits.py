@@ -10,13 +10,13 @@ import ipaddress
 import logging
 import resource
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
+from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.http.messages import refuse_response
 from dbchannels.server.proxy_headers import read_address
 
@@ -25,7 +25,7 @@ log = logging.getLogger("dbchannels.server")
 FROM_ONE = 1_000  # connections from one address, unless told
 RESERVED = 200  # descriptors for all that is no connection: the database, workers, log files, bodies on disk
 KEPT = 50  # of them that no connection may have, whatever else is open: the database must be reached again
-TOLD_EVERY = 10.0  # seconds between two lines in the log
+REJECTED = "Rejected %d connections beyond --max-connections and %d beyond --max-per-address; %d may be open."
 
 _RETRY = [("Retry-After", "5")]
 FULL = refuse_response(503, "This server has as many connections as it takes: try again soon.", _RETRY)
@@ -48,8 +48,7 @@ class ConnectionLimits:
         self._per_address = per_address
         self._is_proxy = is_proxy
         self._by_address: Counter[str] = Counter()
-        self._rejected: Counter[bytes] = Counter()
-        self._told_at = -TOLD_EVERY
+        self._rejected = RateLimitedLog(log, REJECTED, FULL, TOO_MANY)
 
     def admit(self, address: str, descriptor: int = 0) -> bytes | None:
         """Count a connection, to be released when it ends; or return the answer for one too many.
@@ -57,7 +56,8 @@ class ConnectionLimits:
         The kernel gives the lowest descriptor that is free, so at ``kept_from`` all below are in use.
         """
         if self.open >= self.total or descriptor >= self.kept_from:
-            return self._reject(FULL)
+            self._rejected.count(FULL, self.total)
+            return FULL
         if not self._is_proxy(address) and (answer := self.enter(address)):
             return answer
         self.open += 1
@@ -73,7 +73,8 @@ class ConnectionLimits:
         """Count one by its address alone, that has a connection of a proxy's; or return the answer for one too many."""
         key = address_key(address)
         if self._by_address[key] >= self._limit(address):
-            return self._reject(TOO_MANY)
+            self._rejected.count(TOO_MANY, self.total)
+            return TOO_MANY
         self._by_address[key] += 1
         return None
 
@@ -88,20 +89,6 @@ class ConnectionLimits:
         if self._per_address is not None:
             return self._per_address
         return float("inf") if is_local(address) else FROM_ONE
-
-    def _reject(self, answer: bytes) -> bytes:
-        """One line in the log for many of them: a stranger decides how many there are."""
-        self._rejected[answer] += 1
-        if time.monotonic() - self._told_at > TOLD_EVERY:
-            self._told_at = time.monotonic()
-            log.warning(
-                "Rejected %d connections beyond --max-connections (%d) and %d beyond --max-per-address.",
-                self._rejected[FULL],
-                self.total,
-                self._rejected[TOO_MANY],
-            )
-            self._rejected.clear()
-        return answer
 
 
 def address_of(client: Any) -> str:

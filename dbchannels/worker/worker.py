@@ -28,12 +28,12 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import LayerHealth
 from dbchannels.layers.operations import Delivery
 from dbchannels.models import Process
+from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.table import Routing
 from dbchannels.waiting import WakeupPipe, wait_readable
 from dbchannels.wakeup import Doorbell
 from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.batch import Batch, Pace
-from dbchannels.worker.dropped import Dropped
 from dbchannels.worker.executor import Consumption
 from dbchannels.worker.schedule import Timetable
 from dbchannels.worker.watchdog import Watch
@@ -47,6 +47,10 @@ CLAIM_WITHIN = 0.02
 FAREWELL = 3  # tries to leave the record, in about half a second: without it the lease ends, and others sweep
 OUTDATED = 5.0  # seconds that a worker with old code waits to be told to end, until it ends by itself
 WRITE_AFTER = 0.002  # seconds: quick consumers' results are written together, a slower one's at once
+DROPPED = (
+    "%d message(s) of consumers were dropped, the last for %s: their channel was full. Its reader is too slow, or "
+    "OPTIONS['capacity'] too low."
+)
 
 
 def never() -> bool:
@@ -109,7 +113,7 @@ class Worker:
         self._wake = WakeupPipe()
         self._batch = Batch()
         self._pace = Pace()
-        self._dropped = Dropped()
+        self._dropped = RateLimitedLog(log, DROPPED, None, every=60.0)
         self._writing = threading.Lock()  # a report is taken and written before another one is
         self._written_at = 0.0
         # time.monotonic() until which protocol messages go before a claim; None: for a while from the next of them on
@@ -154,7 +158,7 @@ class Worker:
                 self._health.failed(error)
                 self._wake.wait(delays.delay())
         self._watch.stop()  # or it could put the worker on record again
-        self._dropped.tell()
+        self._dropped.flush()
         self._retry(lambda: self.link.unregister(self.name), FAREWELL)
         self.link.close()
 
@@ -263,7 +267,8 @@ class Worker:
         with self._writing:
             report = self._batch.report(hand_back)
             dropped = self._retry(lambda: self.link.finish(self.name, report))
-            self._dropped.note(dropped or ())
+            last = names.split(dropped[-1].channel)[0] if dropped else ""
+            self._dropped.count(None, last, number=len(dropped or ()))
             self._written_at = time.monotonic()
         if report.failures and dropped is not None:
             signals.send_dead(Worker, report.failures)

@@ -160,7 +160,7 @@ def test_a_queue_that_fills_is_said_once_a_minute(check, database, said):
     for _ in range(3):
         check.look(database)
     assert said().count("The database's queue") == 1
-    check._warned_at -= 61
+    check._queue_fills._logged_at -= 61
     check.look(database)
     assert said().count("The database's queue") == 2
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 
 from dbchannels.layers.postgresql import sql
 from dbchannels.layers.postgresql.session import Session
+from dbchannels.redaction import RateLimitedLog
 
 log = logging.getLogger("dbchannels.layer")
 
@@ -23,7 +24,11 @@ PROBE = "probe."  # how a probe's payload begins
 EVERY = 30.0  # seconds between two probes while they arrive; at each sweep while they do not
 WITHIN = 2.0  # seconds in which one must have arrived: NOTIFY takes 0.3 ms
 WARN_ABOVE = 0.1  # of the queue of notifications; NOTIFY is skipped above a half
-WARN_EVERY = 60.0  # seconds
+QUEUE_FILLS = (
+    "The database's queue of notifications is %.0f %% full: a session that LISTENs sits in a transaction. End it "
+    "(pg_stat_activity, state 'idle in transaction'); above 50 %% nobody is woken, and the poll finds the messages "
+    "every %g s."
+)
 
 
 class WakeupCheck:
@@ -38,7 +43,7 @@ class WakeupCheck:
         self._waiting_since: float | None = None  # time.monotonic(), while somebody waits
         self._waited_from = 0.0  # when the last wait that ended had begun
         self._looked_at = -EVERY
-        self._warned_at = -WARN_EVERY
+        self._queue_fills = RateLimitedLog(log, QUEUE_FILLS, every=60.0)
         self.arrive = True
 
     def listening(self, generation: int) -> None:
@@ -97,7 +102,8 @@ class WakeupCheck:
         if due and not sent:
             with self._lock:
                 self._probe = None
-        self._judge_queue(usage, now)
+        if usage > WARN_ABOVE:
+            self._queue_fills.count(None, usage * 100, self._poll_interval())
 
     def _conclude(self, arrive: bool) -> None:
         if arrive == self.arrive:
@@ -110,17 +116,6 @@ class WakeupCheck:
                 "Wakeups do not arrive: the poll finds the messages every %g s. See that no pooler in transaction mode "
                 "stands between this process and the database (OPTIONS['direct'] goes round it), and that nothing "
                 "replaces pg_notify.",
-                self._poll_interval(),
-            )
-
-    def _judge_queue(self, usage: float, now: float) -> None:
-        if usage > WARN_ABOVE and now - self._warned_at >= WARN_EVERY:
-            self._warned_at = now
-            log.warning(
-                "The database's queue of notifications is %.0f %% full: a session that LISTENs sits in a transaction. "
-                "End it (pg_stat_activity, state 'idle in transaction'); above 50 %% nobody is woken, and the poll "
-                "finds the messages every %g s.",
-                usage * 100,
                 self._poll_interval(),
             )
 

@@ -7,7 +7,6 @@ import io
 import logging
 import os
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import gevent
 
 from dbchannels.protocol import CHUNK, FULL_PAUSE, OFFSET, SINCE, UNTIL, body_ends, chunk
+from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.connection_limits import first_kept
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.relay import OutboxFull, Relay
@@ -27,7 +27,6 @@ RESERVED = (
 SHARE = (
     3  # times the memory that is left: alone an address has three fourths, and two of them leave a sixteenth
 )
-TOLD_EVERY = 10.0  # seconds between two lines in the log
 
 MEMORY, DISK = "memory", "disk"
 
@@ -44,8 +43,13 @@ class BodyBudget:
         self._memory, self._disk = memory, disk  # in all
         self._by_address: Counter[str] = Counter()  # of the disk
         self._kept: Counter[str] = Counter()  # of the memory, by address
-        self._refused: Counter[str] = Counter()
-        self._told_at = -TOLD_EVERY
+        self._refused = RateLimitedLog(
+            log,
+            f"Refused %d bodies beyond --max-body-memory ({memory}) and %d beyond --max-spool ({disk}), "
+            "or beyond an address's half of it.",
+            MEMORY,
+            DISK,
+        )
 
     @property
     def is_tight(self) -> bool:
@@ -83,22 +87,8 @@ class BodyBudget:
                 del counter[address]
 
     def _full(self, what: str) -> Refused:
-        """One line in the log for many of them: a stranger decides how many there are."""
-        self._count(
-            what,
-            f"Refused %d bodies beyond --max-body-memory ({self._memory}) and %d beyond --max-spool ({self._disk}), "
-            "or beyond an address's half of it.",
-            (MEMORY, DISK),
-        )
+        self._refused.count(what)
         return Refused(503, "There is no room for the body of this request now: try again soon.")
-
-    def _count(self, what: str, line: str, kinds: tuple[str, ...]) -> None:
-        """Count one of the kinds that a line tells the numbers of, and log the line every now and then."""
-        self._refused[what] += 1
-        if time.monotonic() - self._told_at > TOLD_EVERY:
-            self._told_at = time.monotonic()
-            log.warning("%s", line % tuple(self._refused[kind] for kind in kinds))
-            self._refused.clear()
 
 
 IN_MEMORY = 262_144  # bytes behind them that are gathered before they are written to the file

@@ -22,7 +22,8 @@ from gevent.event import Event
 
 from dbchannels.names import MAX_LENGTH
 from dbchannels.protocol import BROKEN_OFF, CHUNK, CLOSED, ERROR, MORE_CONTENT, WINDOW, chunk, failure_status
-from dbchannels.server.connection_limits import TOLD_EVERY, ConnectionLimits, first_kept
+from dbchannels.redaction import RateLimitedLog
+from dbchannels.server.connection_limits import ConnectionLimits, first_kept
 from dbchannels.server.http.body import BodyBudget, BodyStorageError, in_thread, new_file
 from dbchannels.server.http.exchange import Exchange, Message, ResponseBuffer, content_size
 from dbchannels.server.relay import Relay
@@ -355,6 +356,13 @@ class ResponseBudget(BodyBudget):
         self.sent_files = 0  # that workers have sent, being read
         self.share = disk // 4  # of the disk, for one response
         self._waiting = 0
+        self._refused = RateLimitedLog(
+            log,
+            "Answered %d large responses 503 and broke %d off: clients take less than is made for them, and "
+            f"--max-response-spool ({disk}), or an address's half of it, is full.",
+            REFUSED,
+            BROKEN_OFF,
+        )
 
     def begin_to_wait(self) -> bool:
         """Let a worker wait for a client; False when as many do as may."""
@@ -369,12 +377,7 @@ class ResponseBudget(BodyBudget):
 
     def refuse(self, what: str) -> None:
         """Count a response that was refused, or broken off."""
-        self._count(
-            what,
-            f"Answered %d large responses 503 and broke %d off: clients take less than is made for them, and "
-            f"--max-response-spool ({self._disk}), or an address's half of it, is full.",
-            (REFUSED, BROKEN_OFF),
-        )
+        self._refused.count(what)
 
 
 class SentFiles:
@@ -384,7 +387,11 @@ class SentFiles:
         self._relay, self._limits = relay, limits
         self._socket, self.sender = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
-        self._told_at = -TOLD_EVERY
+        self._refused = RateLimitedLog(
+            log,
+            "Files are answered 503, because this process has too many open files: "
+            "raise the limit (ulimit -n, or LimitNOFILE= in systemd).",
+        )
         self._watcher: Any = gevent.get_hub().loop.io(self._socket.fileno(), 1)
         self._watcher.start(self.receive)
 
@@ -399,7 +406,7 @@ class SentFiles:
                 os.set_inheritable(descriptor, False)
                 file, receiver = FileIO(descriptor), self._relay.receiver(channel.decode())
                 if not self._is_free(descriptor):
-                    self._tell()
+                    self._refused.count()
                     file.close()
                 elif isinstance(receiver, Exchange):
                     receiver.take_file(file)
@@ -416,11 +423,3 @@ class SentFiles:
         self._watcher.close()
         self._socket.close()
         self.sender.close()
-
-    def _tell(self) -> None:
-        if time.monotonic() - self._told_at > TOLD_EVERY:
-            self._told_at = time.monotonic()
-            log.warning(
-                "Files are answered 503, because this process has too many open files: "
-                "raise the limit (ulimit -n, or LimitNOFILE= in systemd)."
-            )
