@@ -26,7 +26,7 @@ from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.routing import table
 from dbchannels.routing.table import OPTIONS, Routing, load_routes
-from dbchannels.server.websocket.protocol import KEYS
+from dbchannels.server.websocket.messages import KEYS
 from dbchannels.worker.worker import Worker
 
 MESSAGE = Message(

@@ -244,7 +244,7 @@ def test_the_patterns_were_found():
     names = {name for name, _, _ in FOUND}
     for name in (
         "dbchannels.server.http.parser._HOST.match",
-        "dbchannels.server.websocket.deflate._EXTENSION.match",
+        "dbchannels.server.websocket.deflate._EXTENSION.fullmatch",
         "dbchannels.redaction._SEPARATOR.split",
         "dbchannels.processes.development._COMBINED.fullmatch",
     ):

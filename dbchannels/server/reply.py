@@ -9,7 +9,7 @@ from dbchannels import codec
 from dbchannels.exceptions import UnreadableMessage
 from dbchannels.layers.operations import Delivery
 from dbchannels.protocol import WORKER_DIED, lost
-from dbchannels.server.websocket.protocol import Outgoing, outgoing, oversight
+from dbchannels.server.websocket.messages import Outgoing, outgoing, oversight
 
 log = logging.getLogger("dbchannels.server")
 

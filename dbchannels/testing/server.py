@@ -18,9 +18,9 @@ from dbchannels.server.reply import Receiver, read_reply
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import Connection
-from dbchannels.server.websocket.frames import BINARY, cut_reason
 from dbchannels.server.websocket.handshake import Accepted, Denied
-from dbchannels.server.websocket.protocol import Binary, Closed, Event, Outgoing, Text
+from dbchannels.server.websocket.messages import Outgoing
+from dbchannels.server.websocket.protocol import TEXT, Closed, Event, cut_reason, decode_frame
 from dbchannels.testing.layer import RecordingLayer
 
 
@@ -35,6 +35,7 @@ class Transport:
         limits: WebSocketLimits,
         share: Share,
         deflate: None = None,
+        heartbeat: int = 0,
     ) -> None:
         self.arrived: list[str | bytes] = []
         self.close_code: int | None = None  # that the client sees; None: it is open
@@ -42,10 +43,7 @@ class Transport:
         self.failed = False  # the client has broken the protocol
         self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
 
-    # The server's end, as interface.transport.Transport has it.
-
-    def start_heartbeat(self, seconds: int) -> None:
-        """The line is always up."""
+    # The server's end, as in server.websocket.transport.
 
     @property
     def closed(self) -> bool:
@@ -63,7 +61,8 @@ class Transport:
     def send(self, out: Outgoing) -> None:
         """Write what a reply asks for."""
         if out.frame and not self.closed:
-            self.arrived.append(_payload(out.frame))
+            opcode, payload = decode_frame(out.frame)
+            self.arrived.append(payload.decode() if opcode == TEXT else payload)
         if out.close is not None:
             self.close(out.close, out.reason)
 
@@ -82,7 +81,7 @@ class Transport:
             self.failed = True
             self.close(TOO_LARGE, "")
             return
-        self._on_event(Text(data) if isinstance(data, str) else Binary(data))
+        self._on_event(data)
 
     def leave(self, code: int, reason: str) -> None:
         """Close it from the client's side; with a code that cannot be sent, as 1006, without a word."""
@@ -186,9 +185,3 @@ class Server:
             raise
         connection.start(None, b"")
         return connection, decision
-
-
-def _payload(frame: bytes) -> str | bytes:
-    """Return what a server's frame carries (RFC 6455 section 5.2; the server sends each message as one frame)."""
-    start = {126: 4, 127: 10}.get(frame[1], 2)
-    return frame[start:] if frame[0] & 15 == BINARY else frame[start:].decode()

@@ -48,7 +48,7 @@ def test_without_the_option_it_is_not_agreed_on(served):
 @pytest.mark.postgresql
 def test_an_offer_that_is_none_is_refused(compressing):
     refused = compressing.socket("/echo/", Sec_WebSocket_Extensions="permessage-deflate;")
-    assert refused.status == 400 and refused.rest().endswith("no list of extensions.\n")
+    assert refused.status == 400 and refused.rest().endswith("is not a list of extensions.\n")
 
 
 @pytest.mark.postgresql

@@ -109,7 +109,7 @@ def test_a_speakers_words_reach_everybody_in_order(site, room):
     [
         ("/denied/", 403, "The site refused this connection.\n"),
         ("/nowhere/", 404, "There is no WebSocket at this address.\n"),
-        ("/broken/", 500, "The site's code raised an error, which is in the log.\n"),
+        ("/broken/", 500, "The site could not answer: its code raised an error, which is in the log.\n"),
     ],
 )
 def test_a_refusal_comes_before_the_101(served, path, status, sentence):

@@ -14,7 +14,6 @@ from dbchannels.layers.operations import Connect, Send
 from dbchannels.routing.table import Routing
 from dbchannels.server.http.messages import Request
 from dbchannels.server.websocket.connection import Connection
-from dbchannels.server.websocket.protocol import Binary, Text
 from dbchannels.testing.contract.case import drain
 from tests import kinds
 
@@ -58,7 +57,7 @@ values = st.recursive(
 )
 frames = st.dictionaries(st.sampled_from(NAMES), values, max_size=8)
 texts = st.one_of(frames.map(json.dumps), st.text(st.characters(exclude_categories=["Cs"]), max_size=30))
-events = st.one_of(texts.map(Text), texts.map(lambda text: Binary(text.encode())))
+events = st.one_of(texts, texts.map(str.encode))
 
 
 def received(event, query):

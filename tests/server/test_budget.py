@@ -15,7 +15,8 @@ from dbchannels.server.budget import LEAST, OWN, UNSENT, UNSENT_EACH, MemoryBudg
 from dbchannels.server.config import WebSocketLimits
 from dbchannels.server.relay_threads import Publisher
 from dbchannels.server.websocket.connection import INBOX, Connection
-from dbchannels.server.websocket.deflate import STEP, negotiate
+from dbchannels.server.websocket.deflate import negotiate
+from dbchannels.server.websocket.protocol import STEP
 from dbchannels.server.websocket.transport import STALLED_DEADLINE
 from tests.server.test_connections import (
     BINARY,

@@ -808,7 +808,7 @@ def test_a_last_reply_that_says_nothing_is_told_too(line, told):
     until(line.texts)
     line.reply(txt="hi", finished=1)
     (said,) = told()
-    assert said.endswith("It has no key that says anything here (['txt']): write 'text'.")
+    assert said.endswith("It has no key that a WebSocket knows (['txt']): write 'text'.")
 
 
 # --- time

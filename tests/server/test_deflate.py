@@ -14,11 +14,18 @@ from dbchannels.server.budget import MemoryBudget, Share
 from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.websocket import deflate as deflate_module
-from dbchannels.server.websocket.deflate import LEAST, Inflater, negotiate
-from dbchannels.server.websocket.frames import ProtocolError, decode_frame, encode_frame
-from dbchannels.server.websocket.protocol import Binary, Closed, Outgoing, Ping, Text, WebSocket, encode_text
+from dbchannels.server.websocket import protocol as protocol_module
+from dbchannels.server.websocket.deflate import LEAST, negotiate
+from dbchannels.server.websocket.messages import Outgoing
+from dbchannels.server.websocket.protocol import (
+    Closed,
+    PartialMessage,
+    ProtocolError,
+    decode_frame,
+    encode_frame,
+)
 from dbchannels.server.websocket.transport import Transport
-from tests.server.test_websocket import client, events_of, frames_at_random, plausible
+from tests.server.test_websocket import client, events_of, frames_at_random, new_socket, plausible
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 RSV1, RSV2, RSV3 = 0x40, 0x20, 0x10
@@ -69,7 +76,7 @@ def compressed(opcode, data, *, cuts=(), content=None):
 
 def receive(stream, step=None, **limits):
     """Return the events that a client's bytes give, and what is answered."""
-    socket = WebSocket(deflate=agreed(), **limits)
+    socket = new_socket(compression=True, **limits)
     step = step or max(len(stream), 1)
     events = [
         event for at in range(0, len(stream), step) for event in events_of(socket, stream[at : at + step])
@@ -261,13 +268,13 @@ def test_a_broadcast_is_compressed_once_for_all_members_of_the_same_parameters(n
     peers = [new_peer(agreed(offer)) for offer in offers for _ in range(50)]
     plain = new_peer(None)
     for number in range(3):
-        frame = encode_text(f"{number} {JSON.decode()}")
+        frame = encode_frame(TEXT, b"%d %b" % (number, JSON))
         for peer in [*peers, plain]:
             peer.transport.send(Outgoing(None, frame, None, "", None, []))
     assert len(calls) == 3 * len(offers)
     for peer in peers:
         assert peer.far.recv(100_000)[0] == 0x80 | RSV1 | TEXT
-    assert plain.far.recv(100_000).startswith(encode_text(f"0 {JSON.decode()}"))
+    assert plain.far.recv(100_000).startswith(encode_frame(TEXT, b"0 %b" % JSON))
 
 
 def test_control_frames_are_never_compressed(new_peer):
@@ -282,10 +289,10 @@ def test_control_frames_are_never_compressed(new_peer):
 def test_a_socket_that_compresses_keeps_nothing_more_than_one_that_does_not(new_peer):
     one, other = new_peer(agreed()), new_peer(agreed())
     for peer in (one, other):
-        peer.transport.send(Outgoing(None, encode_text(JSON.decode()), None, "", None, []))
+        peer.transport.send(Outgoing(None, encode_frame(TEXT, JSON), None, "", None, []))
         peer.transport.received(compressed(TEXT, JSON))
-    assert one.transport._protocol.deflate is other.transport._protocol.deflate
-    assert one.transport._protocol._message is None  # the inflater goes with the message
+    assert one.transport._deflate is other.transport._deflate
+    assert one.transport._protocol.partial is None  # the inflater goes with the message
 
 
 # --- what the client sends
@@ -316,20 +323,20 @@ def hexed(text):
     ids=["7.2.3.1", "in fragments", "7.2.3.3", "7.2.3.4", "7.2.3.5", "empty end", "padding apart", "plain"],
 )
 def test_the_examples_of_the_rfc(frames):
-    assert receive(hexed(frames))[0] == [Text("Hello")]
-    assert receive(hexed(frames), step=1)[0] == [Text("Hello")]
+    assert receive(hexed(frames))[0] == ["Hello"]
+    assert receive(hexed(frames), step=1)[0] == ["Hello"]
 
 
 def test_a_window_that_is_kept_is_not_what_was_agreed_on():
     """Section 7.2.3.2: the second message refers to the first."""
     events, _ = receive(hexed("c1 07 f2 48 cd c9 c9 07 00 c1 05 f2 00 11 00 00"))
-    assert events[0] == Text("Hello")
+    assert events[0] == "Hello"
     assert isinstance(events[1], Closed) and events[1].code == 1007
 
 
 @pytest.mark.parametrize("content", ["00", "02 00", "03 00 00", "01 00 00 ff ff 00"])
 def test_an_empty_message(content):
-    assert receive(compressed(TEXT, b"", content=bytes.fromhex(content)))[0] == [Text("")]
+    assert receive(compressed(TEXT, b"", content=bytes.fromhex(content)))[0] == [""]
 
 
 @pytest.mark.parametrize(
@@ -354,14 +361,14 @@ def test_what_cannot_be_inflated_is_1007(content):
 
 def test_a_text_is_utf8_when_it_is_inflated():
     text = "tea \N{TEACUP WITHOUT HANDLE} " * 100
-    assert receive(compressed(TEXT, text.encode(), cuts=(1, 2, 3, 10)))[0] == [Text(text)]
+    assert receive(compressed(TEXT, text.encode(), cuts=(1, 2, 3, 10)))[0] == [text]
     assert fails_with(compressed(TEXT, b"tea \xff " * 100)) == 1007
 
 
 def test_pings_between_the_fragments_are_not_compressed():
     content = deflated(JSON)
     stream = with_bits(client(TEXT, content[:5], False), RSV1) + client(PING, b"p") + client(0, content[5:])
-    assert receive(stream)[0] == [Ping(b"p"), Text(JSON.decode())]
+    assert receive(stream)[0] == [JSON.decode()]
 
 
 @pytest.mark.parametrize(
@@ -382,7 +389,7 @@ def test_a_reserved_bit_where_it_does_not_belong_is_1002(frame):
 
 
 def test_without_an_agreement_a_compressed_message_is_1002():
-    events = events_of(WebSocket(), compressed(TEXT, JSON))
+    events = events_of(new_socket(), compressed(TEXT, JSON))
     assert [event.code for event in events] == [1002]
 
 
@@ -394,14 +401,14 @@ def test_without_an_agreement_a_compressed_message_is_1002():
 @pytest.mark.parametrize("level", [0, 9])
 def test_the_limit_is_that_of_the_inflated_message(data, cuts, level):
     stream = compressed(BINARY, b"", content=deflated(data, level=level), cuts=cuts)
-    assert receive(stream, max_message_size=1000)[0] == [Binary(data)]
-    assert receive(stream + stream, max_message_size=1000)[0] == [Binary(data)] * 2
+    assert receive(stream, max_message_size=1000)[0] == [data]
+    assert receive(stream + stream, max_message_size=1000)[0] == [data] * 2
     assert fails_with(stream, max_message_size=999) == 1009
 
 
 def test_a_plain_message_beside_compressed_ones_has_the_plain_limit():
     stream = compressed(BINARY, bytes(1000)) + client(BINARY, bytes(1000))
-    assert receive(stream, max_message_size=1000)[0] == [Binary(bytes(1000))] * 2
+    assert receive(stream, max_message_size=1000)[0] == [bytes(1000)] * 2
     events, _ = receive(stream + client(BINARY, bytes(1001))[:8], max_message_size=1000)
     assert events[-1].code == 1009  # by its header
 
@@ -433,7 +440,7 @@ class Counting:
 def test_a_bomb_is_refused_and_never_inflated(monkeypatch, cuts):
     bomb = compressed(BINARY, bytes(64 * MEBIBYTE), cuts=cuts)
     monkeypatch.setattr(Counting, "made", 0)
-    monkeypatch.setattr(deflate_module, "zlib", type("Z", (), {**vars(zlib), "decompressobj": Counting}))
+    monkeypatch.setattr(protocol_module, "zlib", type("Z", (), {**vars(zlib), "decompressobj": Counting}))
     assert [event.code for event in receive(bomb)[0]] == [1009]
     assert Counting.made <= MEBIBYTE + 1
 
@@ -445,12 +452,12 @@ def test_a_bomb_of_many_last_blocks_is_no_work():
 def test_fragments_of_a_compressed_message_are_counted():
     content = deflated(JSON)
     stream = compressed(TEXT, b"", content=content, cuts=range(1, 5))
-    assert receive(stream, max_fragments=5)[0] == [Text(JSON.decode())]
+    assert receive(stream, max_fragments=5)[0] == [JSON.decode()]
     assert fails_with(stream, max_fragments=4) == 1009
 
 
 def test_after_our_close_what_is_compressed_is_dropped():
-    socket = WebSocket(deflate=agreed())
+    socket = new_socket(compression=True)
     socket.close(1001)
     bomb = compressed(BINARY, bytes(MEBIBYTE * 4))
     assert events_of(socket, bomb + client(CLOSE, b"\x03\xe9")) == [Closed(1001)]
@@ -477,7 +484,7 @@ def test_any_message_comes_back_the_same_however_it_is_compressed_and_cut(
     content = deflated(payload, bits, level)
     cuts = sorted(min(cut, len(content)) for cut in cuts)
     events, _ = receive(compressed(opcode, b"", content=content, cuts=cuts), step)
-    assert events == [Text(data) if isinstance(data, str) else Binary(data)]
+    assert events == [data]
     frame = agreed(f"permessage-deflate; server_max_window_bits={bits}").frame(encode_frame(opcode, payload))
     assert message_of(frame, bits)[:2] == (opcode, payload)
 
@@ -485,11 +492,11 @@ def test_any_message_comes_back_the_same_however_it_is_compressed_and_cut(
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.binary(max_size=100), max_size=8), st.integers(0, 2_000))
 def test_garbage_is_inflated_or_refused(pieces, limit):
-    inflater, size = Inflater(limit), 0
+    message = PartialMessage(BINARY, True, limit)
     try:
         for index, piece in enumerate(pieces):
-            size += sum(map(len, inflater.inflate(piece, index == len(pieces) - 1)))
-            assert size <= limit
+            for _ in message.add(piece, index == len(pieces) - 1):
+                assert len(message.content) <= limit
     except ProtocolError as error:
         code = error.code
     else:
@@ -508,14 +515,13 @@ compressed_frames = st.builds(
 @settings(deadline=None, max_examples=200)
 @given(st.lists(st.one_of(compressed_frames, frames_at_random, plausible), max_size=12), st.booleans())
 def test_garbage_ends_the_connection_at_most_once_and_never_raises(pieces, closing):
-    socket, events = WebSocket(max_message_size=100, max_fragments=5, deflate=agreed()), []
+    socket, events = new_socket(max_message_size=100, max_fragments=5, compression=True), []
     if closing:
         socket.close()
     for piece in pieces:
         events += events_of(socket, piece)
         socket.take_output()
-    events += socket.receive_end()
-    assert [index for index, event in enumerate(events) if isinstance(event, Closed)] == [len(events) - 1]
-    sizes = [len(event.text.encode()) for event in events if isinstance(event, Text)]
-    sizes += [len(event.data) for event in events if isinstance(event, Binary)]
-    assert socket.state == "closed" and max(sizes, default=0) <= 100
+    assert not any(isinstance(event, Closed) for event in events[:-1])
+    messages = [event for event in events if not isinstance(event, Closed)]
+    sizes = [len(one.encode() if isinstance(one, str) else one) for one in messages]
+    assert max(sizes, default=0) <= 100

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbchannels.server.websocket.frames import (
+from dbchannels.server.websocket.protocol import (
     BINARY,
     CLOSE,
     CONTINUATION,
@@ -76,11 +76,6 @@ def test_a_server_frame_has_the_shortest_length_and_no_mask(size, head):
     assert encode_frame(BINARY, b"x" * size) == bytes.fromhex(head) + b"x" * size
 
 
-@pytest.mark.parametrize(("opcode", "first"), [(CONTINUATION, 0x00), (TEXT, 0x01), (BINARY, 0x02)])
-def test_a_server_frame_without_fin(opcode, first):
-    assert encode_frame(opcode, b"a", fin=False) == bytes((first, 1)) + b"a"
-
-
 def test_a_server_frame_equals_the_sample_of_the_rfc():
     assert encode_frame(TEXT, b"Hello") == bytes.fromhex("810548656c6c6f")  # section 5.7
 
@@ -125,13 +120,6 @@ def test_frames_are_read_from_pieces_of_any_size(step):
     sent = [Frame(TEXT, False, b"a" * 130), Frame(PING, True, b""), Frame(CONTINUATION, True, b"b")]
     stream = b"".join(client_frame(f.opcode, f.payload, first=f.fin << 7 | f.opcode) for f in sent)
     assert read(stream * 2, step=step) == sent * 2
-
-
-def test_data_is_taken_even_if_nobody_asks_for_its_frames():
-    reader = FrameReader(10)
-    stream = client_frame(TEXT, b"hi")
-    reader.feed(stream[:4])
-    assert list(reader.feed(stream[4:])) == [Frame(TEXT, True, b"hi")]
 
 
 @pytest.mark.parametrize("opcode", [TEXT, BINARY, PING, PONG, CLOSE])

@@ -42,7 +42,8 @@ from dbchannels.server.relay import OutboxFull, Relay
 from dbchannels.server.reply import Reply
 from dbchannels.server.websocket.deflate import Deflate
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied
-from dbchannels.server.websocket.protocol import Binary, Closed, Event, Outgoing, Text, incoming
+from dbchannels.server.websocket.messages import Outgoing
+from dbchannels.server.websocket.protocol import Closed, Event
 from dbchannels.server.websocket.transport import Transport
 
 log = logging.getLogger("dbchannels.server")
@@ -172,9 +173,14 @@ class Connection:
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
         self._transport = self.make_transport(
-            sock, self._received, self._gone, self._limits, self._share, self.deflate
+            sock,
+            self._received,
+            self._gone,
+            self._limits,
+            self._share,
+            self.deflate,
+            self.request.heartbeat,
         )
-        self._transport.start_heartbeat(self.request.heartbeat)
         for out in self._take_early():
             self._transport.send(out)
         if self.disconnected:  # the server was declared dead since the decision
@@ -350,17 +356,16 @@ class Connection:
 
     def _received(self, event: Event) -> None:
         if isinstance(event, Closed):
-            # What a client has said before its own Close is consumed: a page may send and close in one breath.
-            if event.code == VANISHED or (self._transport is not None and self._transport.failed):
+            # A client's messages before its own Close are consumed: a page may send and close at once.
+            if self._transport is not None and self._transport.failed:
                 self._drop_waiting()
             self._disconnect(event.code, event.reason)
-        elif isinstance(event, (Text, Binary)):
-            if self._in_flight is None:
-                self._send("websocket.receive", incoming(event))
-                return
-            payload = event.text.encode() if isinstance(event, Text) else event.data
-            self._inbox.append((isinstance(event, Text), payload))
-            self._share.hold(ENTRY + len(payload))
+        elif self._in_flight is None:
+            self._send_frame(event)
+        else:
+            data = event.encode() if isinstance(event, str) else event
+            self._inbox.append((isinstance(event, str), data))
+            self._share.hold(ENTRY + len(data))
             if len(self._inbox) >= INBOX and self._transport is not None:
                 self._transport.pause()
 
@@ -368,6 +373,9 @@ class Connection:
         if not self.disconnected:
             self._drop_waiting()
         self._disconnect(self._code if self._code is not None else code)
+
+    def _send_frame(self, data: str | bytes) -> None:
+        self._send("websocket.receive", {"text" if isinstance(data, str) else "bytes": data})
 
     def _send(self, channel: str, fields: dict[str, Any]) -> None:
         self._order += 1
@@ -395,9 +403,9 @@ class Connection:
         """Send the next message when the last one is finished, and read on when few wait."""
         if self._in_flight is None:
             if self._inbox:
-                is_text, payload = self._inbox.pop(0)
-                self._share.hold(-ENTRY - len(payload))
-                self._send("websocket.receive", {"text": payload.decode()} if is_text else {"bytes": payload})
+                is_text, data = self._inbox.pop(0)
+                self._share.hold(-ENTRY - len(data))
+                self._send_frame(data.decode() if is_text else data)
             elif self._last is not None:
                 last, self._last = self._last, None
                 self._send("websocket.disconnect", last)

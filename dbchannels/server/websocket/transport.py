@@ -1,11 +1,10 @@
 """The socket of one open WebSocket, without a greenlet.
 
-A watcher reads it. What was read is taken apart frame by frame, as long as the connection has room for messages, its
-share of the memory suffices, and the hub has time for it; until all of it is, no more is read.
+A watcher reads the socket. The bytes are parsed frame by frame while the connection has room for messages, memory is
+left in its share, and the hub has time for it. Nothing more is read until all of them are parsed.
 
-Writing is done at once, without blocking, by whoever has a frame; what the socket does not take waits in one bounded
-queue, and a second watcher goes on when there is room. So there is one writer at a time, an idle socket costs no stack,
-and a client that does not read holds up nobody.
+Frames are written at once, without blocking. What the socket does not take waits in one bounded queue, and a second
+watcher continues when there is room. So an idle socket has no stack, and a client that does not read delays no other.
 """
 
 from __future__ import annotations
@@ -23,24 +22,33 @@ import gevent
 from dbchannels.protocol import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
 from dbchannels.server.budget import LEAST, Share
 from dbchannels.server.config import LINGERING, WebSocketLimits
-from dbchannels.server.websocket.deflate import STEP, Deflate, Inflater
-from dbchannels.server.websocket.protocol import Binary, Event, Outgoing, Text, WebSocket, encode_text
+from dbchannels.server.websocket.deflate import Deflate
+from dbchannels.server.websocket.messages import Outgoing
+from dbchannels.server.websocket.protocol import (
+    STEP,
+    TEXT,
+    Closed,
+    Event,
+    WebSocket,
+    encode_frame,
+)
 
 READ = 65_536  # bytes read at once
-STALLED_DEADLINE = 20.0  # seconds for which a socket may find no memory for what it would read; 1013
+STALLED_DEADLINE = 20.0  # seconds for which a socket may wait for memory; 1013
 CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
 PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
 
-HEARTBEAT = encode_text("\0heartbeat")  # dbchannels.js knows it, and keeps it from the page
+HEARTBEAT = encode_frame(TEXT, b"\0heartbeat")  # dbchannels.js hides it from the page
 
 
 class Transport:
-    """Gives what the client sends to ``on_event``, and says ``on_gone`` once, with a code, when the socket ends."""
+    """Calls ``on_event`` with what the client sends, and ``on_gone`` once, with a code, when the socket is closed."""
 
     __slots__ = (
         "_beat_at",
         "_blocked_at",
         "_closing_at",
+        "_deflate",
         "_discarded",
         "_events",
         "_frames",
@@ -76,54 +84,58 @@ class Transport:
         limits: WebSocketLimits,
         share: Share,
         deflate: Deflate | None = None,
+        heartbeat: int = 0,
     ) -> None:
         loop = gevent.get_hub().loop
         self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
         self._share, self._turns, self._unsent = share, share.budget.turns, share.budget.unsent
-        self._held = 0  # bytes of the share that are the client's unfinished message
-        self._events: Iterator[Event | None] | None = None  # of what was read and is not taken apart yet
+        self._held = 0  # bytes of the share that the client's unfinished message takes
+        self._events: Iterator[Event | None] | None = None  # of what was read and is not yet parsed
         self._paused = True  # until `read`
-        self._stalled_at: float | None = None  # since when there is no memory for what would be read
-        self._unfinished_at: float | None = None  # since when a message has begun
-        self._protocol = WebSocket(limits.max_size, limits.max_fragments, limits.max_pings, deflate)
+        self._stalled_at: float | None = None  # since when the socket has waited for memory
+        self._unfinished_at: float | None = None  # since when a message has been incomplete
+        self._deflate = deflate
+        self._protocol = WebSocket(
+            limits.max_size, limits.max_fragments, limits.max_pings, compression=deflate is not None
+        )
         self._frames: deque[bytes | memoryview] = deque()  # what the socket has not taken
         self._waiting = 0  # bytes in _frames
-        self.charged = 0  # bytes of them, of all that wait for slow sockets
-        self._blocked_at: float | None = None  # since when the socket takes nothing
+        self.charged = 0  # bytes of them, as UnsentFrames counts
+        self._blocked_at: float | None = None  # since when the socket has taken nothing
         self._closing_at: float | None = None
-        self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
-        self._pings_since = self._opened_at  # since when the client's are counted
-        self._discarded: int | None = None  # all is said: how many bytes came and were discarded since
-        self._heartbeat = 0  # seconds between two; 0: the client asked for none
-        self._beat_at = 0.0
-        self._socket = sock  # None: gone
+        now = self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
+        self._pings_since = now  # since when the client's are counted
+        self._discarded: int | None = None  # bytes that came after the connection had failed; None before
+        self._heartbeat = heartbeat  # seconds between two; 0: none
+        self._beat_at = now - random.uniform(0, heartbeat)  # thousands may reconnect at the same moment
+        self._socket = sock  # None: closed
         self._reader, self._writer = loop.io(sock.fileno(), 1), loop.io(sock.fileno(), 2)
 
     @property
     def closed(self) -> bool:
-        """Whether the socket is gone."""
+        """Whether the socket is closed."""
         return self._socket is None
 
     @property
     def closing(self) -> bool:
-        """Whether one side has closed: no message of the client's will be taken."""
+        """Whether one side has closed: no more messages come from the client."""
         return self._closing_at is not None
 
     @property
     def failed(self) -> bool:
-        """Whether the connection was closed for what the client has sent."""
+        """Whether the connection was closed because of what the client sent."""
         return self._protocol.failed
 
     # In.
 
     def read(self) -> None:
-        """Read from now on, or again."""
+        """Start or continue to read."""
         if self._paused:
             self._paused = False
             self._turns.run(self._go_on)
 
     def pause(self) -> None:
-        """Take nothing more until ``read``: the client's messages pile up."""
+        """Read nothing more until ``read``."""
         self._paused = True
 
     def _readable(self) -> None:
@@ -144,14 +156,12 @@ class Transport:
         if data:
             self.received(data)
         elif data is not None:
-            for event in self._protocol.receive_end():
-                self._on_event(event)
             self.drop()
         else:
             self._go_on()
 
     def _read_now(self, size: int) -> bytes | None:
-        """Return what is there, b"" at the end, and None when nothing has come."""
+        """Return what has come, b"" at the end of the stream, and None if there is nothing."""
         try:
             return self._socket.recv(size)  # type: ignore[no-any-return]
         except (BlockingIOError, InterruptedError):
@@ -160,7 +170,7 @@ class Transport:
             return b""
 
     def received(self, data: bytes) -> None:
-        """Take what was read of the socket."""
+        """Take bytes that were read from the socket."""
         self._heard_at = time.monotonic()
         if self._heard_at - self._pings_since > PINGS_WITHIN:
             self._protocol.pings_left, self._pings_since = self._limits.max_pings, self._heard_at
@@ -171,18 +181,17 @@ class Transport:
         return self._socket is not None and self._discarded is None and not self._paused
 
     def _go_on(self) -> None:
-        """Take apart what was read, then read on. Whoever ends a wait of the socket's calls this."""
-        while self._events is not None and self._may_go_on():
-            inflater = self._protocol.inflater
-            if inflater is not None and not self._grant_step(inflater):
-                break
+        """Parse what was read, then read on. Called again whenever the socket has waited for something."""
+        while self._events is not None and self._may_go_on() and self._grant_step():
             try:
                 event = next(self._events)
             except StopIteration:
                 self._events = None
                 break
             if event is not None:
-                self._take(event)
+                if not isinstance(event, Closed):
+                    self._message_at, self._unfinished_at = self._heard_at, None
+                self._on_event(event)
             if self._turns.is_over():
                 self._turns.add(self._go_on)
                 break
@@ -195,16 +204,12 @@ class Transport:
         elif not self._reader.active:
             self._reader.start(self._readable)
 
-    def _take(self, event: Event) -> None:
-        if isinstance(event, (Text, Binary)):
-            self._message_at, self._unfinished_at = self._heard_at, None
-        self._on_event(event)
-
     def _hold(self) -> None:
-        """Count what is kept of the client's, and since when it is an unfinished message."""
+        """Count the memory of the client's unfinished message, and note since when it has been unfinished."""
         held = 0 if self._socket is None else self._protocol.held
-        self._share.hold(held - self._held)
-        self._held = held
+        if held != self._held:
+            self._share.hold(held - self._held)
+            self._held = held
         if not held or self._paused:
             self._unfinished_at = None
         elif self._unfinished_at is None:
@@ -212,18 +217,21 @@ class Transport:
         if self._stalled_at is not None and self._share.has_room():
             self._stalled_at = None
 
-    def _grant_step(self, inflater: Inflater) -> bool:
-        """Let the next step inflate as much as there is room for; False: it has to wait."""
+    def _grant_step(self) -> bool:
+        """Let the next step inflate as much as memory allows; False: it has to wait."""
+        partial = self._protocol.partial
+        if partial is None or partial.inflater is None:
+            return True
         self._hold()
         room = self._share.room()
         if room < LEAST:
             self._stall()
             return False
-        inflater.step = min(STEP, room)
+        partial.step = min(STEP, room)
         return True
 
     def _stall(self) -> None:
-        """Go on when there is memory again."""
+        """Wait for memory."""
         self._stalled_at = self._stalled_at or time.monotonic()
         self._reader.stop()
         self._share.wait(self._go_on)
@@ -231,17 +239,16 @@ class Transport:
     # Out.
 
     def send(self, out: Outgoing) -> None:
-        """Write what a reply asks for: a frame, a close, or both."""
+        """Send what a reply asks for: a frame, a close, or both."""
         if out.frame and self._protocol.state == "open":
             if self._limits.idle_timeout:
                 self._message_at = time.monotonic()
-            deflate = self._protocol.deflate
-            self._write(out.frame if deflate is None else deflate.frame(out.frame))
+            self._write(out.frame if self._deflate is None else self._deflate.frame(out.frame))
         if out.close is not None:
             self.close(out.close, out.reason)
 
     def close(self, code: int, reason: str) -> None:
-        """Start the closing handshake; the client has five seconds for its half."""
+        """Start the closing handshake, for which the client has CLOSE_DEADLINE."""
         if self._socket is None or self._closing_at is not None:
             return
         self._closing_at = time.monotonic()
@@ -249,7 +256,7 @@ class Transport:
         self._flush_protocol()
 
     def _fail(self, code: int, reason: str) -> None:
-        """Close, and look at nothing more of what the client sends."""
+        """Close, and parse nothing more of what the client sends."""
         self._on_event(self._protocol.fail(code, reason))
         self._hold()
         self._flush_protocol()
@@ -264,9 +271,9 @@ class Transport:
                 self._end()
 
     def _end(self) -> None:
-        """Close the socket; one that failed once its client is silent, after five seconds, or after 16 MiB.
+        """Close the socket. After a failure, first discard what the client still sends, up to LINGERING bytes.
 
-        Where a socket is closed with bytes unread, the kernel resets the connection, and the client may lose the Close
+        If a socket is closed with bytes unread, the kernel resets the connection, and the client may lose the Close
         frame that says what was wrong (RFC 6455 section 7.1.1).
         """
         if not self._protocol.failed:
@@ -292,13 +299,19 @@ class Transport:
         if not self._reader.active:
             self._reader.start(self._readable)
 
-    def _write(self, data: bytes) -> None:
-        if self._socket is None:
+    def _write(self, data: bytes | memoryview) -> None:
+        if self._socket is not None and not self._frames:
+            data = self._send_now(data)
+        if self._socket is None or not data:
             return
         if not self._frames:
-            data = self._send_now(data)
-        if data and self._socket is not None:
-            self._wait_for_room(data)
+            self._blocked_at = time.monotonic()
+            self._writer.start(self._writable)
+        self._frames.append(data)
+        self._waiting += len(data)
+        self._unsent.add(self, _whole(data))
+        if len(self._frames) > self._limits.waiting_frames or self._waiting > self._limits.waiting_bytes:
+            self.drop(TRY_AGAIN)
 
     def _send_now(self, data: bytes | memoryview) -> Any:
         """Write without blocking; return what the socket did not take."""
@@ -310,16 +323,6 @@ class Transport:
             self.drop()
             return b""
         return memoryview(data)[sent:] if sent < len(data) else b""
-
-    def _wait_for_room(self, data: bytes | memoryview) -> None:
-        if not self._frames:
-            self._blocked_at = time.monotonic()
-            self._writer.start(self._writable)
-        self._frames.append(data)
-        self._waiting += len(data)
-        self._unsent.add(self, _whole(data))
-        if len(self._frames) > self._limits.waiting_frames or self._waiting > self._limits.waiting_bytes:
-            self.drop(TRY_AGAIN)
 
     def _writable(self) -> None:
         while self._frames:
@@ -340,7 +343,7 @@ class Transport:
         self._flush_protocol()
 
     def drop(self, code: int = VANISHED) -> None:
-        """Close the socket, whatever its state."""
+        """Close the socket at once."""
         sock, self._socket = self._socket, None
         if sock is None:
             return
@@ -355,24 +358,13 @@ class Transport:
         self._hold()
         self._on_gone(code)
 
-    # Time.
-
-    def start_heartbeat(self, seconds: int) -> None:
-        """Write a heartbeat so often: a browser shows no ping to the page, which is to know that the line is up."""
-        self._heartbeat = seconds
-        self._beat_at = time.monotonic() - random.uniform(
-            0, seconds
-        )  # thousands come back at the same moment
-
-    def _beat(self, now: float) -> None:
+    def tick(self, now: float) -> None:
+        """Check deadlines, and send heartbeats and pings; called every few seconds."""
+        # A heartbeat is a message, because a browser does not show pings to the page.
         if self._heartbeat and now - self._beat_at >= self._heartbeat:
             self._beat_at = now
             if self._protocol.state == "open" and not self._frames:
                 self._write(HEARTBEAT)
-
-    def tick(self, now: float) -> None:
-        """Look after deadlines, heartbeats and pings; called every few seconds."""
-        self._beat(now)
         if self._socket is None:
             return
         limits = self._limits
@@ -398,5 +390,5 @@ class Transport:
 
 
 def _whole(data: bytes | memoryview) -> bytes:
-    """Return the frame of which this is the rest: it stays in memory until all of it is sent."""
+    """Return the whole frame of which this is the rest: it stays in memory until the last byte is sent."""
     return data.obj if isinstance(data, memoryview) else data  # type: ignore[return-value]
