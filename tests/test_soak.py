@@ -100,8 +100,12 @@ def test_interrupted_it_leaves_no_process_behind(tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    until(lambda: serving(tmp_path), "a server and its workers run", 60)
-    until(lambda: len(processes(tmp_path)) > 3, "the server has started its workers")
-    soak.send_signal(signal.SIGINT)
-    assert soak.wait(60) == 130
-    until(lambda: not processes(tmp_path), "all have ended", 30)
+    try:
+        until(lambda: serving(tmp_path), "a server runs", 60)
+        until(lambda: len(processes(tmp_path)) > 3, "its workers run")
+        soak.send_signal(signal.SIGINT)
+        assert soak.wait(60) == 130
+        until(lambda: not processes(tmp_path), "all have ended", 30)
+    finally:
+        soak.kill()
+        soak.wait()

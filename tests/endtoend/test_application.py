@@ -19,7 +19,7 @@ def test_what_wraps_and_patches_the_application_works(site, http):
         "DATABASES": {"default": {**site.database, "ATOMIC_REQUESTS": True}},
     }
     served = site.serve("--workers", "1", "--http", http, settings=settings)
-    processes = [served.process.pid, *served.workers()]
+    processes = [served.process.pid, *served.workers(1)]
 
     assert served.get("/files/a.txt").content == b"x" * 300_000
     assert served.get("/where").json() == {"path": "/below/where", "reversed": "/below/where"}

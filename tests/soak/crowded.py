@@ -36,7 +36,7 @@ def crowded(site: LiveSite, server: EmbeddedPostgres, taken: int, requests: int)
     served = site.serve("--workers", "2", "--http-timeout", "1.5")
     socket = served.socket("/echo/")
     assert (served.get("/visits").text, socket.ask("before")) == ("1", "before")
-    before = [served.process.pid, *sorted(served.workers())]
+    before = [served.process.pid, *sorted(served.workers(2))]
     with crowd(site, taken):
         started, refused = time.monotonic(), _refused(server)
         answers = [served.get("/visits") for _ in range(requests)] + [_handshake(served)]

@@ -58,7 +58,7 @@ def full_disk(site: LiveSite, fill: Fill) -> Full:
     served = site.serve("--workers", "2", "--http-timeout", "2")
     socket = served.socket("/echo/")
     assert (served.get("/").text, socket.ask("before")) == ("hello", "before")
-    before = [served.process.pid, *sorted(served.workers())]
+    before = [served.process.pid, *sorted(served.workers(2))]
     free = fill(site)
     socket.send("x" * LARGE)
     answer = served.request("POST", "/", "x" * LARGE)

@@ -52,7 +52,7 @@ def silence(site: LiveSite, lease: float) -> Silence:
 
 
 def _cut(site: LiveSite, served: Served, proxy: Proxy, socket: Socket) -> Silence:
-    before = [served.process.pid, *sorted(served.workers())]
+    before = [served.process.pid, *sorted(served.workers(2))]
     proxy.fall_silent()
     started = time.monotonic()
     socket.send("in the dark")
