@@ -216,7 +216,7 @@ def test_a_commit_wakes_a_worker_without_a_parent(any_site):
 
 
 def test_a_killed_site_leaves_no_socket_that_is_rung_for_ever(site_on_sqlite):
-    folder = Path(site_on_sqlite.database["NAME"] + "-bells")
+    folder = Path(site_on_sqlite.database["NAME"] + "-wakeups")
     served = site_on_sqlite.serve("--workers", "1", settings=NEVER_LOOK)
     assert [served.get("/").text for _ in range(2)] == ["hello"] * 2  # server and worker were woken
     os.kill(served.process.pid, signal.SIGKILL)

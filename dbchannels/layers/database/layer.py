@@ -1,6 +1,6 @@
 """The layer on any database that Django knows, by the ORM; SQLite is the one that is tested.
 
-Readers of a SQLite file are woken by a datagram, see ``bells``; those of other databases look every 50 ms.
+Readers of a SQLite file are woken by a datagram, see ``wakeups``; those of other databases look every 50 ms.
 
 On SQLite set ``"transaction_mode": "IMMEDIATE"`` in the database's OPTIONS: a transaction that reads first and
 then writes fails at once when another has written in between (https://www.sqlite.org/rescode.html#busy_snapshot).
@@ -25,7 +25,7 @@ from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.cleanup import ClosedConnections
 from dbchannels.layers.database.link import DatabaseLink, unavailable
-from dbchannels.layers.database.wakeups import BellFolder, bell_folder, ring_at_commit
+from dbchannels.layers.database.wakeups import WakeupFolder, wake_on_commit, wakeup_folder
 from dbchannels.layers.database.writer import Writer, check_text, find_records
 from dbchannels.models import (
     Connection,
@@ -54,20 +54,20 @@ class DatabaseLayer(BaseLayer):
         self.closed_connections = ClosedConnections()
 
     @property
-    def bells(self) -> BellFolder | None:
+    def wakeup_folder(self) -> WakeupFolder | None:
         """Where readers wait to be woken; None on other databases than a SQLite file, or without "wakeups"."""
-        return bell_folder(self.database) if self.options["wakeups"] else None
+        return wakeup_folder(self.database) if self.options["wakeups"] else None
 
     @property
     def wakeups(self) -> bool:  # type: ignore[override]
         """Whether readers are woken; found out by trying, when it is first asked for."""
-        bells = self.bells
-        return bells is not None and not bells.problem
+        folder = self.wakeup_folder
+        return folder is not None and not folder.problem
 
     def wake(self, kinds: set[str]) -> None:
         """Wake the readers for whom this is when the caller's transaction commits; see ``Link.wait``."""
-        if kinds and (bells := self.bells) is not None:
-            ring_at_commit(bells, self.database, kinds)
+        if kinds and (folder := self.wakeup_folder) is not None:
+            wake_on_commit(folder, self.database, kinds)
 
     def link(self, name: str = "", listen: bool = True) -> DatabaseLink:
         return DatabaseLink(self, listen)
@@ -289,6 +289,6 @@ class DatabaseLayer(BaseLayer):
         name = connection.settings_dict["NAME"]
         if self.wakeups:
             return f"{connection.display_name}, database {name}; wakeups by datagrams"
-        problem = self.bells.problem if self.bells else ""
+        problem = self.wakeup_folder.problem if self.wakeup_folder else ""
         reason = f", as they cannot be woken ({problem})" if problem else ""
         return f"{connection.display_name}, database {name}; readers look every {self.poll_interval():g} s{reason}"

@@ -18,7 +18,7 @@ from django.utils import timezone
 from dbchannels import names
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
 from dbchannels.layers.cleanup import UNFINISHED, disconnect_send, lost_messages
-from dbchannels.layers.database.wakeups import Bell, BellFolder
+from dbchannels.layers.database.wakeups import WakeupSocket
 from dbchannels.layers.database.writer import record_of
 from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.link import Link
@@ -42,7 +42,7 @@ from dbchannels.models import (
     ProtocolMessage,
     Schedule,
 )
-from dbchannels.protocol import DURABLE, EXPIRED, KINDS, WORKER_DIED
+from dbchannels.protocol import DURABLE, EXPIRED, WORKER_DIED
 
 if TYPE_CHECKING:
     from dbchannels.layers.database.layer import DatabaseLayer
@@ -59,7 +59,7 @@ class DatabaseLink(Link):
     def __init__(self, layer: DatabaseLayer, listen: bool = True) -> None:
         super().__init__(layer)
         self._listen = listen
-        self._bell: Bell | None = None  # from the first wait on
+        self._socket: WakeupSocket | None = None  # from the first wait on
         self._read: set[str] = set()  # queues
         self._claimed_at = timezone.now()
 
@@ -97,31 +97,27 @@ class DatabaseLink(Link):
         return None if due is None else max(0.0, (due - timezone.now()).total_seconds())
 
     def wait(self, timeout: float, *others: int) -> set[str]:
-        bells = self.layer.bells
-        if not self._listen or bells is None or bells.problem:
+        folder = self.layer.wakeup_folder
+        if not self._listen or folder is None or folder.problem:
             return super().wait(timeout, *others)
-        rung: set[str] | None = None
-        if self._bell is None:
-            # What came before is for whoever looks now: nobody could ring.
-            self._bell = self._listen_at(bells)
+        kinds: set[str] | None = None
+        if self._socket is None:
+            try:
+                self._socket = (
+                    folder.listen()
+                )  # earlier messages sent no wakeup, so the caller looks for all kinds
+            except OSError as error:
+                folder.problem = error.strerror or str(error)  # from now on the link looks every 50 ms
         else:
-            rung = self._bell.wait(min(timeout, self.layer.poll_interval()), *others)
-            if not self._bell.is_there():
-                self._unlisten()
-        return {*KINDS, *self._read} if rung is None else rung
+            kinds = self._socket.wait(min(timeout, self.layer.poll_interval()), *others)
+            if not self._socket.exists():
+                self._stop_listening()
+        return {"h", "w", "d", *self._read} if kinds is None else kinds
 
-    @staticmethod
-    def _listen_at(bells: BellFolder) -> Bell | None:
-        try:
-            return bells.listen()
-        except OSError as error:
-            bells.problem = error.strerror or str(error)  # from now on it looks every 50 ms
-            return None
-
-    def _unlisten(self) -> None:
-        bell, self._bell = self._bell, None
-        if bell is not None:
-            bell.close()
+    def _stop_listening(self) -> None:
+        wakeup_socket, self._socket = self._socket, None
+        if wakeup_socket is not None:
+            wakeup_socket.close()
 
     # Giving.
 
@@ -351,7 +347,7 @@ class DatabaseLink(Link):
                     members.filter(recipient__in=row.recipients.split(), expires_at__isnull=False).delete()
 
     def close(self) -> None:
-        self._unlisten()
+        self._stop_listening()
         connections[self.layer.database].close()
 
 

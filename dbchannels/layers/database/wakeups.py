@@ -1,7 +1,7 @@
-"""Wakeups for the readers of a SQLite file: a folder beside it, with a Unix datagram socket for each that waits.
+"""Wakeups for the readers of a SQLite file: a folder beside it, with a Unix datagram socket for each waiting reader.
 
-Who has committed a send puts one datagram into each socket, and never waits. The datagram is a hint, and the poll is
-the truth: nothing is lost when one cannot be sent. See https://man7.org/linux/man-pages/man7/unix.7.html.
+After the commit of a send a datagram goes to each socket, without waiting. A datagram is only a hint: readers poll as
+well, so nothing is lost when one cannot be sent. See https://man7.org/linux/man-pages/man7/unix.7.html.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from dbchannels.waiting import wait_readable
 log = getLogger("dbchannels.layer")
 
 LONGEST_FOLDER = 80  # bytes of its path: sun_path has 104 to 108 for all, and a socket's name takes 17
-LONGEST_RING = 4096  # bytes; what would be longer tells everybody to look
+LONGEST_DATAGRAM = 4096  # bytes; a longer one is replaced by EVERYBODY
 EVERYBODY = "*"
-FULL = 10  # datagrams that wait at least before the next is refused: Linux's least net.unix.max_dgram_qlen
-TRIES = 50  # at making the folder, while others that end take it away
+FULL = 10  # waiting datagrams after which the next may be refused: Linux's least net.unix.max_dgram_qlen
+TRIES = 50  # at making the folder, while other readers that leave remove it
 
 
-class BellFolder:
-    """The readers' sockets beside one SQLite file. It is there only while somebody listens.
+class WakeupFolder:
+    """The readers' sockets beside one SQLite file. The folder exists only while somebody listens.
 
-    Like the file itself it belongs to the file's owner, and to its group where the group may write the file.
+    Like the file it belongs to the file's owner, and to its group where the group may write the file.
     """
 
     def __init__(self, database: str) -> None:
         self.database = os.path.realpath(database)
-        self.path = self.database + "-bells"
-        self._complained = False
+        self.path = self.database + "-wakeups"
+        self._has_warned = False
 
     @cached_property
     def problem(self) -> str:
@@ -49,27 +49,15 @@ class BellFolder:
             return getattr(error, "strerror", None) or str(error)
         return ""
 
-    def listen(self) -> Bell:
-        """Return a new socket of a reader's. Raises OSError where there can be none."""
+    def listen(self) -> WakeupSocket:
+        """Return a new socket for a reader. Raises OSError where there can be none."""
         for _ in range(TRIES - 1):
             with suppress(FileNotFoundError):
                 return self._listen()
         return self._listen()
 
-    def _listen(self) -> Bell:
+    def _listen(self) -> WakeupSocket:
         file = os.stat(self.database)
-        self._make(file)
-        bell = Bell(os.path.join(self.path, secrets.token_hex(8)))
-        try:
-            with self._short_path() as folder:
-                bell.socket.bind(os.path.join(folder, os.path.basename(bell.path)))
-            _give(bell.path, file, 0o600)
-        except OSError:
-            bell.close()
-            raise
-        return bell
-
-    def _make(self, file: os.stat_result) -> None:
         try:
             os.mkdir(self.path, 0o700)
         except FileExistsError:
@@ -80,7 +68,16 @@ class BellFolder:
             if not stat.S_ISDIR(found.st_mode) or found.st_mode & stat.S_IWOTH or not own:
                 raise PermissionError(f"{self.path} is not the site's own folder") from None
         else:
-            _give(self.path, file, 0o700)
+            _share(self.path, file, 0o700)
+        wakeup_socket = WakeupSocket(os.path.join(self.path, secrets.token_hex(8)))
+        try:
+            with self._short_path() as folder:
+                wakeup_socket.socket.bind(os.path.join(folder, os.path.basename(wakeup_socket.path)))
+            _share(wakeup_socket.path, file, 0o600)
+        except OSError:
+            wakeup_socket.close()
+            raise
+        return wakeup_socket
 
     @contextmanager
     def _short_path(self) -> Iterator[str]:
@@ -94,34 +91,34 @@ class BellFolder:
         finally:
             os.close(descriptor)
 
-    def ring(self, kinds: Iterable[str]) -> None:
-        """Tell every reader for whom something came, see ``Link.wait``. Never waits, and raises nothing."""
+    def notify(self, kinds: Iterable[str]) -> None:
+        """Wake every reader of these kinds of messages, see ``Link.wait``. Never waits, and raises nothing."""
         payload = " ".join(sorted(kinds)).encode()
-        if len(payload) > LONGEST_RING:
+        if len(payload) > LONGEST_DATAGRAM:
             payload = EVERYBODY.encode()
         with suppress(OSError, AttributeError):
             try:
                 names = os.listdir(self.path)
-                # A socket for each ring: one that lasts would be shared with forked children, and what hung readers
+                # A new socket each time: a lasting one would be shared with forked children, and what hung readers
                 # leave unread would count against it.
                 with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, self._short_path() as folder:
                     sender.setblocking(False)
                     for name in names:
-                        self._ring_one(sender, os.path.join(folder, name), payload)
+                        path = os.path.join(folder, name)
+                        # A full socket has enough to wake its reader; a missing one was closed just now.
+                        with suppress(BlockingIOError, FileNotFoundError):
+                            try:
+                                sender.sendto(payload, path)
+                            except (
+                                ConnectionRefusedError
+                            ):  # its reader was killed; names are never used again
+                                os.unlink(path)
             except PermissionError:
-                self._complain()
+                self._warn()
 
-    def _ring_one(self, sender: socket.socket, path: str, payload: bytes) -> None:
-        try:
-            sender.sendto(payload, path)
-        except ConnectionRefusedError:  # its reader was killed; names are never used again
-            os.unlink(path)
-        except (BlockingIOError, FileNotFoundError):
-            pass  # it has enough to wake for, or it has just gone
-
-    def _complain(self) -> None:
-        if not self._complained:
-            self._complained = True
+    def _warn(self) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             log.warning(
                 "Readers of %s are not woken by this process, which may not enter %s: they find what it sends when "
                 "they look. Run the site's processes as one user, or let one group of theirs write the file.",
@@ -130,8 +127,8 @@ class BellFolder:
             )
 
 
-class Bell:
-    """One reader's socket. ``path`` goes when it is closed, and the folder with the last one."""
+class WakeupSocket:
+    """One reader's socket. Closing it removes its path, and the folder after the last one."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -139,20 +136,20 @@ class Bell:
         self.socket.setblocking(False)
 
     def wait(self, timeout: float, *others: int) -> set[str] | None:
-        """Wait to be rung, or for one of the other descriptors; return for whom it was, None for everybody."""
+        """Wait for a wakeup, or for one of the other descriptors; return the kinds of messages, None for all kinds."""
         if self.socket.fileno() not in wait_readable([self.socket.fileno(), *others], timeout):
             return set()
         kinds: set[str] = set()
-        rings = 0
+        datagrams = 0
         with suppress(BlockingIOError):
             while True:
-                kinds.update(self.socket.recv(LONGEST_RING).decode(errors="replace").split())
-                rings += 1
-        # Where so many waited, others may have found no room.
-        return None if rings >= FULL or EVERYBODY in kinds else kinds
+                kinds.update(self.socket.recv(LONGEST_DATAGRAM).decode(errors="replace").split())
+                datagrams += 1
+        # Where so many waited, others may have been refused.
+        return None if datagrams >= FULL or EVERYBODY in kinds else kinds
 
-    def is_there(self) -> bool:
-        """Whether it can be rung; not when somebody has cleared up the folder."""
+    def exists(self) -> bool:
+        """Whether wakeups can reach the socket; not when somebody has removed its path."""
         return os.path.exists(self.path)
 
     def close(self) -> None:
@@ -160,22 +157,22 @@ class Bell:
         self.socket.close()
         with suppress(OSError):
             os.unlink(self.path)
-        with suppress(OSError):  # others are in there
+        with suppress(OSError):  # the folder is not empty
             os.rmdir(os.path.dirname(self.path))
 
 
-class Ring:
-    """What is rung when a transaction has committed; later writes of the transaction add to ``kinds``."""
+class WakeOnCommit:
+    """The hook that wakes readers once a transaction has committed; its later writes add to ``kinds``."""
 
-    def __init__(self, folder: BellFolder, kinds: set[str]) -> None:
+    def __init__(self, folder: WakeupFolder, kinds: set[str]) -> None:
         self.folder = folder
         self.kinds = kinds
 
     def __call__(self) -> None:
-        self.folder.ring(self.kinds)
+        self.folder.notify(self.kinds)
 
 
-def bell_folder(database: str) -> BellFolder | None:
+def wakeup_folder(database: str) -> WakeupFolder | None:
     """Return the folder for an alias of DATABASES; None for what is no SQLite file."""
     connection: Any = connections[database]
     name = str(connection.settings_dict["NAME"])  # in a test another one than in settings.DATABASES
@@ -184,26 +181,26 @@ def bell_folder(database: str) -> BellFolder | None:
     return _folder(name)
 
 
-_folder = cache(BellFolder)
+_folder = cache(WakeupFolder)
 
 
-def ring_at_commit(folder: BellFolder, database: str, kinds: set[str]) -> None:
-    """Ring once when the caller's transaction commits, however much it sends; at once outside of one.
+def wake_on_commit(folder: WakeupFolder, database: str, kinds: set[str]) -> None:
+    """Wake readers once when the caller's transaction commits, however much it sends; at once outside of one.
 
-    A savepoint that is rolled back takes along what was rung for in it alone.
+    The rollback of a savepoint drops the wakeups for what was sent inside.
     """
     connection = connections[database]
     if not connection.in_atomic_block and not connection.get_autocommit():
         return  # a transaction by hand, whose commit Django does not tell of
-    # What is there now is dropped only together with what is written now: by a rollback around both.
+    # A hook that is there now is dropped only by a rollback that drops the new writes too.
     for _, hook, *_ in connection.run_on_commit:
-        if isinstance(hook, Ring) and hook.folder is folder:
+        if isinstance(hook, WakeOnCommit) and hook.folder is folder:
             hook.kinds |= kinds
             return
-    transaction.on_commit(Ring(folder, set(kinds)), using=database, robust=True)
+    transaction.on_commit(WakeOnCommit(folder, set(kinds)), using=database, robust=True)
 
 
-def _give(path: str, file: os.stat_result, mode: int) -> None:
+def _share(path: str, file: os.stat_result, mode: int) -> None:
     """Give a path to the owner and the group of the database's file, as SQLite does with its own files."""
     owner = file.st_uid if os.geteuid() == 0 else -1
     with suppress(PermissionError):

@@ -14,7 +14,7 @@ import pytest
 from django.db import connections, transaction
 
 from dbchannels.layers.database import wakeups
-from dbchannels.layers.database.wakeups import FULL, BellFolder, bell_folder
+from dbchannels.layers.database.wakeups import FULL, WakeupFolder, wakeup_folder
 from dbchannels.layers.operations import Done, Failure
 from dbchannels.testing.contract.case import DEADLINE, wait_until
 
@@ -35,7 +35,7 @@ def patient(new_layer):
 
 @pytest.fixture
 def listening(patient, new_link):
-    """Make links that can be rung."""
+    """Make links that can be woken."""
 
     def new():
         link = new_link(patient)
@@ -49,23 +49,23 @@ def listening(patient, new_link):
 def folder(tmp_path):
     """The folder beside a file that looks like a database."""
     (tmp_path / "site.sqlite3").touch(0o600)
-    return BellFolder(str(tmp_path / "site.sqlite3"))
+    return WakeupFolder(str(tmp_path / "site.sqlite3"))
 
 
 @pytest.fixture
-def heard(folder):
-    """A bell in that folder."""
-    bell = folder.listen()
-    yield bell
-    bell.close()
+def waiting(folder):
+    """A socket in that folder."""
+    one = folder.listen()
+    yield one
+    one.close()
 
 
 def is_quiet(link):
-    """Whether nobody has rung, and so the wait ends with its time."""
+    """Whether no wakeup has come, so that the wait ends with its time."""
     return link.wait(0.01) == set()
 
 
-# What is rung, and when.
+# What wakes readers, and when.
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,12 @@ def test_a_broadcast_wakes_every_server_once(patient, listening):
     assert is_quiet(link)
 
 
-def test_a_transaction_rings_once_at_its_commit_and_never_after_a_rollback(patient, listening, monkeypatch):
-    link, rings = listening(), []
-    ring = BellFolder.ring
-    monkeypatch.setattr(BellFolder, "ring", lambda folder, kinds: rings.append(kinds) or ring(folder, kinds))
+def test_a_transaction_wakes_once_at_its_commit_and_never_after_a_rollback(patient, listening, monkeypatch):
+    link, wakeups_sent = listening(), []
+    notify = WakeupFolder.notify
+    monkeypatch.setattr(
+        WakeupFolder, "notify", lambda folder, kinds: wakeups_sent.append(kinds) or notify(folder, kinds)
+    )
     with transaction.atomic(using="sqlite"):
         patient.send("http.request", {})
         transaction.set_rollback(True, using="sqlite")
@@ -114,10 +116,10 @@ def test_a_transaction_rings_once_at_its_commit_and_never_after_a_rollback(patie
             patient.send("reply.a!b", {})
         assert is_quiet(link)
     assert link.wait(DEADLINE) == {"h", "d", "reply.a!"}
-    assert rings == [{"h", "d", "reply.a!"}]
+    assert wakeups_sent == [{"h", "d", "reply.a!"}]
 
 
-def test_what_is_rung_in_a_savepoint_that_is_rolled_back_is_not_heard(patient, listening):
+def test_a_savepoint_that_is_rolled_back_wakes_nobody(patient, listening):
     link = listening()
     with transaction.atomic(using="sqlite"):
         with transaction.atomic(using="sqlite"):
@@ -180,7 +182,7 @@ def test_what_was_due_for_others_makes_nobody_look_again_and_again(patient, new_
 def test_those_who_are_not_to_listen_do_not(patient):
     link = patient.link(listen=False)
     assert link.wait(0.01) == set()
-    assert not os.path.exists(patient.bells.path)
+    assert not os.path.exists(patient.wakeup_folder.path)
     link.close()
 
 
@@ -198,7 +200,7 @@ def test_without_wakeups_readers_look_every_50_ms(new_layer, new_link):
 @pytest.mark.parametrize("name", [":memory:", "file:memorydb_default?mode=memory&cache=shared"])
 def test_a_database_in_memory_is_polled(layer, monkeypatch, name):
     monkeypatch.setitem(connections["sqlite"].settings_dict, "NAME", name)
-    assert bell_folder("sqlite") is None
+    assert wakeup_folder("sqlite") is None
     assert (layer.wakeups, layer.poll_interval()) == (False, 0.05)
 
 
@@ -219,28 +221,28 @@ def test_a_link_that_leads_elsewhere_is_not_followed(folder, tmp_path):
 
 def test_a_reader_that_cannot_listen_any_more_looks_instead(patient, new_link, monkeypatch):
     assert patient.wakeups
-    monkeypatch.setattr(BellFolder, "listen", raise_no_space)
+    monkeypatch.setattr(WakeupFolder, "listen", raise_no_space)
     link = new_link(patient)
     try:
         assert link.wait(DEADLINE) >= {"h", "w", "d"}
         assert not patient.wakeups
         assert link.wait(0) == set()
     finally:
-        del patient.bells.problem
+        del patient.wakeup_folder.problem
 
 
 def raise_no_space(folder):
     raise OSError(28, "No space left on device")
 
 
-def test_who_may_not_enter_the_folder_says_so_once(folder, heard, monkeypatch, caplog):
+def test_who_may_not_enter_the_folder_says_so_once(folder, waiting, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr(wakeups.os, "listdir", raise_not_permitted)
-        folder.ring({"h"})
-        folder.ring({"d"})
+        folder.notify({"h"})
+        folder.notify({"d"})
     (record,) = caplog.records
     assert f"may not enter {folder.path}: they find what it sends when they look." in record.getMessage()
-    assert heard.wait(0) == set()
+    assert waiting.wait(0) == set()
 
 
 def raise_not_permitted(path):
@@ -250,14 +252,14 @@ def raise_not_permitted(path):
 # Sockets, and the folder.
 
 
-def test_only_the_owner_may_ring_or_the_group_that_may_write_the_file(folder):
-    bell = folder.listen()
-    assert [stat.S_IMODE(os.stat(one).st_mode) for one in (folder.path, bell.path)] == [0o700, 0o600]
-    bell.close()
+def test_only_the_owner_may_wake_readers_or_the_group_that_may_write_the_file(folder):
+    one = folder.listen()
+    assert [stat.S_IMODE(os.stat(path).st_mode) for path in (folder.path, one.path)] == [0o700, 0o600]
+    one.close()
     os.chmod(folder.database, 0o660)
-    bell = folder.listen()
-    assert [stat.S_IMODE(os.stat(one).st_mode) for one in (folder.path, bell.path)] == [0o770, 0o660]
-    bell.close()
+    one = folder.listen()
+    assert [stat.S_IMODE(os.stat(path).st_mode) for path in (folder.path, one.path)] == [0o770, 0o660]
+    one.close()
 
 
 def test_the_folder_goes_with_its_last_reader(folder):
@@ -266,69 +268,70 @@ def test_the_folder_goes_with_its_last_reader(folder):
     assert os.listdir(folder.path) == [os.path.basename(other.path)]
     other.close()
     assert not os.path.exists(folder.path)
-    folder.ring({"h"})
+    folder.notify({"h"})
     assert not os.path.exists(folder.path)
 
 
 LISTEN_AND_DIE = """
-import os, sys
-from dbchannels.layers.bells import BellFolder
-BellFolder(sys.argv[1]).listen()
+import os, sys, django
+django.setup()
+from dbchannels.layers.database.wakeups import WakeupFolder
+WakeupFolder(sys.argv[1]).listen()
 os._exit(9)
 """
 
 
-def test_a_killed_readers_socket_is_taken_away_by_the_next_ring(folder, heard):
+def test_a_killed_readers_socket_is_taken_away_by_the_next_wakeup(folder, waiting):
     subprocess.run([sys.executable, "-c", LISTEN_AND_DIE, folder.database], check=False)
     assert len(os.listdir(folder.path)) == 2
-    folder.ring({"h"})
-    assert os.listdir(folder.path) == [os.path.basename(heard.path)]
-    assert heard.wait(0) == {"h"}
+    folder.notify({"h"})
+    assert os.listdir(folder.path) == [os.path.basename(waiting.path)]
+    assert waiting.wait(0) == {"h"}
 
 
-def test_a_full_socket_holds_up_nobody_and_everybody_is_looked_for(folder, heard):
+def test_a_full_socket_holds_up_nobody_and_everybody_is_looked_for(folder, waiting):
     for _ in range(1000):
-        folder.ring({"h"})
-    folder.ring({"reply.a!"})
-    assert heard.wait(0) is None
-    folder.ring({"d"})
-    assert heard.wait(0) == {"d"}
+        folder.notify({"h"})
+    folder.notify({"reply.a!"})
+    assert waiting.wait(0) is None
+    folder.notify({"d"})
+    assert waiting.wait(0) == {"d"}
 
 
-def test_fewer_rings_than_fit_are_all_heard(folder, heard):
+def test_fewer_wakeups_than_fit_all_arrive(folder, waiting):
     for number in range(FULL - 1):
-        folder.ring({str(number)})
-    assert heard.wait(0) == set(map(str, range(FULL - 1)))
+        folder.notify({str(number)})
+    assert waiting.wait(0) == set(map(str, range(FULL - 1)))
 
 
-def test_a_ring_for_very_many_is_for_everybody(folder, heard):
-    folder.ring({f"reply.{number}!" for number in range(1000)})
-    assert heard.wait(0) is None
+def test_a_wakeup_for_very_many_is_for_everybody(folder, waiting):
+    folder.notify({f"reply.{number}!" for number in range(1000)})
+    assert waiting.wait(0) is None
 
 
-def test_garbage_is_a_wakeup(folder, heard):
+def test_garbage_is_a_wakeup(folder, waiting):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as stranger:
-        stranger.sendto(b"\xff\0" * 10_000, heard.path)
-    assert isinstance(heard.wait(DEADLINE), set)
-    assert heard.wait(0) == set()
+        stranger.sendto(b"\xff\0" * 10_000, waiting.path)
+    assert isinstance(waiting.wait(DEADLINE), set)
+    assert waiting.wait(0) == set()
 
 
 def test_a_long_path_is_no_hindrance(tmp_path):
     deep = tmp_path / ("d" * 120) / ("e" * 120)
     deep.mkdir(parents=True)
     (deep / "site.sqlite3").touch()
-    folder = BellFolder(str(deep / "site.sqlite3"))
+    folder = WakeupFolder(str(deep / "site.sqlite3"))
     assert folder.problem == ""
-    bell = folder.listen()
-    folder.ring({"h"})
-    assert bell.wait(0) == {"h"}
-    bell.close()
+    one = folder.listen()
+    folder.notify({"h"})
+    assert one.wait(0) == {"h"}
+    one.close()
 
 
 def test_a_reader_whose_folder_was_cleared_up_listens_anew(patient, listening):
     link = listening()
-    (name,) = os.listdir(patient.bells.path)
-    os.unlink(os.path.join(patient.bells.path, name))
+    (name,) = os.listdir(patient.wakeup_folder.path)
+    os.unlink(os.path.join(patient.wakeup_folder.path, name))
     link.wait(0)
     assert {"h", "w", "d"} <= link.wait(0)
     patient.send("own", {})
@@ -342,9 +345,9 @@ def test_readers_come_and_go_at_once(folder):
     def come_and_go():
         try:
             for _ in range(100):
-                bell = folder.listen()
-                folder.ring({"h"})
-                bell.close()
+                one = folder.listen()
+                folder.notify({"h"})
+                one.close()
         except Exception as error:
             failed.append(error)
 
