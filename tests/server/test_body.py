@@ -1,113 +1,214 @@
-"""The reader of request bodies: lengths and chunks, what it refuses, and that the cut of the bytes decides nothing."""
+"""Request bodies in memory and in files, and the budget of all of them together."""
 
 from __future__ import annotations
 
-import itertools
+import io
+import random
 
+import gevent
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from dbchannels.server.config import ServerConfig
+from dbchannels.server.http import body as body_module
+from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.http.parser import BodyReader, HeadLimits, HeadReader
-from tests.server.hostile import BODIES
-
-LIMIT = ServerConfig().max_body
 
 
-def read(data, length=None, cuts=(), limit=LIMIT):
-    """Return (content, what follows), None when more must come, or a refusal's (status, sentence)."""
-    places = [0, *sorted(cut % (len(data) + 1) for cut in cuts), len(data)]
-    content = b""
-    try:
-        reader = BodyReader(length, limit)
-        for start, end in itertools.pairwise(places):
-            if reader.ended:
-                return content, reader.rest + data[start:]
-            content += reader.feed(data[start:end])
-    except Refused as refused:
-        return refused.status, str(refused)
-    return (content, reader.rest) if reader.ended else None
+@pytest.fixture
+def budget():
+    return BodyBudget(1_000_000, 1_000_000)
 
 
-def test_a_body_of_a_length():
-    assert read(b"hellorest", 5) == (b"hello", b"rest")
-    assert read(b"hell", 5) is None
-    assert read(b"rest", 0) == (b"", b"rest")
+@pytest.fixture
+def buffered(monkeypatch, budget):
+    """Make buffers of what came piece by piece; of few bytes some are in the message, in memory and in a file."""
+    monkeypatch.setattr(body_module, "CHUNK", 100)
+    monkeypatch.setattr(body_module, "IN_MEMORY", 300)
+    made = []
+
+    def new(data):
+        made.append(BodyBuffer(budget))
+        for start in range(0, len(data), 70):
+            made[-1].write(data[start : start + 70])
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.close()
+    gevent.get_hub().threadpool.join()  # where the files are closed
 
 
-@pytest.mark.parametrize(
-    ("data", "content"),
-    [
-        (b"0\r\n\r\n", b""),
-        (b"5\r\nhello\r\n0\r\n\r\n", b"hello"),
-        (b"005\r\nhello\r\n1\r\n!\r\n000\r\n\r\n", b"hello!"),
-        (b"A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n", b"01234567890123456789"),
-        (b'5;a;b=c;d="e;\\"f"\r\nhello\r\n0;last\r\n\r\n', b"hello"),
-        (b"5 ; a = b\r\nhello\r\n0\r\n\r\n", b"hello"),
-        (b"2\r\n\r\n\r\n0\r\n\r\n", b"\r\n"),
-        (b"0\r\nX: y\r\nZ:\r\n\r\n", b""),
-    ],
-)
-def test_chunks(data, content):
-    assert read(data + b"rest") == (content, b"rest")
-    assert read(data[:-1]) is None
-    assert read(data + b"rest", cuts=range(len(data))) == (content, b"rest")
+def in_thread(function):
+    """Call it where a view runs; return what it returned, or the OSError that it raised."""
+
+    def call():
+        try:
+            return function()
+        except OSError as error:
+            return error
+
+    return gevent.get_hub().threadpool.apply(call)
 
 
-def test_a_body_as_large_as_the_limit_is_taken():
-    assert read(b"hello", 5, limit=5) == (b"hello", b"")
-    assert read(b"4\r\nhell\r\n1\r\no\r\n0\r\n\r\n", limit=5) == (b"hello", b"")
+@pytest.mark.parametrize("size", [0, 1, 99, 100, 101, 399, 400, 401, 5000])
+@pytest.mark.parametrize("step", [1, 64, 8192, None])
+def test_a_thread_reads_what_came(buffered, size, step):
+    data = random.Random(size).randbytes(size)
+    body = io.BufferedReader(BodyFile(buffered(data)))
+    read = in_thread(lambda: b"".join(iter(lambda: body.read(step), b"")))
+    assert read == data
+    assert in_thread(body.read) == b""
 
 
-@pytest.mark.parametrize(("data", "length"), [(b"", 6), (b"4\r\nhell\r\n2\r\n", None), (b"6\r\n", None)])
-def test_a_larger_one_is_refused_before_it_has_come(data, length):
-    sentence = "The request's body is larger than this server takes, 5 bytes (--max-body)."
-    assert read(data, length, limit=5) == (413, sentence)
+def test_it_reads_lines_as_django_asks(buffered):
+    body = io.BufferedReader(BodyFile(buffered(b"x" * 250 + b"\nlast")))
+    assert in_thread(lambda: list(body)) == [b"x" * 250 + b"\n", b"last"]
 
 
-@pytest.mark.parametrize("name", BODIES)
-def test_a_hostile_body_is_refused(name):
-    data, status = BODIES[name]
-    reader = HeadReader(HeadLimits())
-    head = reader.feed(data)
-    answer, sentence = read(reader.rest, head.length)
-    assert answer == status
-    assert sentence.endswith(".") and sentence.isascii() and sentence.isprintable()
-    assert read(reader.rest, head.length, range(len(reader.rest))) == (answer, sentence)
+@pytest.mark.parametrize("size", [300, 5000])
+def test_of_a_client_that_left_the_rest_is_an_error_and_no_end(buffered, size):
+    buffer = buffered(bytes(size))
+    body = BodyFile(buffer)
+    assert in_thread(lambda: body.read(100)) == bytes(100)
+    buffer.close()
+    error = in_thread(lambda: body.read(100))
+    assert isinstance(error, OSError) and "The client went away" in str(error)
 
 
-PARTS = st.sampled_from(
-    [
-        *(
-            b"0",
-            b"1",
-            b"5",
-            b"a",
-            b"\r\n",
-            b"\r",
-            b"\n",
-            b";",
-            b'"',
-            b"=",
-            b" ",
-            b"x",
-            b"hello",
-            b"0\r\n\r\n",
-        ),
-        *(b"5\r\nhello\r\n", b"1\r\nx\r\n", b"X: y\r\n", b"5;a=b\r\n", b"\0", b"\\"),
-    ]
-)
-STREAMS = st.one_of(st.binary(max_size=60), st.lists(PARTS, max_size=16).map(b"".join))
+# --- what all of them take together
 
 
-@given(STREAMS, st.none() | st.integers(0, 40), st.lists(st.integers(0, 1_000), max_size=6))
-def test_any_bytes_are_a_body_or_a_refusal_however_they_are_cut(data, length, cuts):
-    assert read(data, length, cuts, limit=12) == read(data, length, (), limit=12)
+def fill(buffer, size):
+    """Write so much, as it comes."""
+    for _ in range(size // 50):
+        buffer.write(bytes(50))
 
 
-@given(st.lists(st.binary(min_size=1, max_size=40), max_size=6), st.lists(st.integers(0, 1_000), max_size=6))
-def test_what_was_sent_in_chunks_comes_whole(contents, cuts):
-    data = b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in contents) + b"0\r\n\r\nrest"
-    assert read(data, None, cuts) == (b"".join(contents), b"rest")
+@pytest.mark.parametrize("size", [50, 100, 350, 400, 5000])
+def test_what_one_has_taken_is_given_back_at_its_end(buffered, budget, size):
+    buffer = buffered(bytes(size))
+    assert (1_000_000 - budget.memory) + (1_000_000 - budget.disk) == size
+    assert 1_000_000 - budget.memory < 400  # the rest is in the file
+    for _ in range(2):
+        buffer.close()
+        assert (budget.memory, budget.disk) == (1_000_000, 1_000_000)
+
+
+@pytest.fixture
+def new_buffer(monkeypatch):
+    """Make buffers that share a budget; of few bytes some are in memory, and the rest in a file."""
+    monkeypatch.setattr(body_module, "CHUNK", 100)
+    monkeypatch.setattr(body_module, "IN_MEMORY", 300)
+    made = []
+
+    def new(budget, expected=0, address=""):
+        made.append(BodyBuffer(budget, expected, address))
+        return made[-1]
+
+    yield new
+    for one in made:
+        one.close()
+    gevent.get_hub().threadpool.join()
+
+
+def test_beyond_the_memory_of_all_one_is_refused_and_the_others_are_whole(new_buffer):
+    budget = BodyBudget(1_000, 0)
+    first, second = new_buffer(budget), new_buffer(budget)
+    fill(first, 100)
+    fill(second, 100)
+    third = new_buffer(budget)
+    budget.keep(700)
+    fill(third, 100)
+    with pytest.raises(Refused) as raised:
+        third.write(b"x")
+    assert raised.value.status == 503
+    third.close()
+    fill(second, 0)
+    assert (first.first, second.first) == (bytes(100), bytes(100))
+    assert budget.memory == 100
+
+
+def test_when_memory_is_tight_bodies_go_to_the_disk_earlier(new_buffer):
+    budget = BodyBudget(1_000, 1_000)
+    budget.keep(450)
+    buffer = new_buffer(budget)
+    fill(buffer, 350)
+    assert budget.disk == 750  # without, all 350 would be in memory
+    assert 1_000 - 450 - budget.memory == 100
+    assert buffer.read(100, 250) == bytes(250)
+
+
+def test_the_last_fourth_of_the_disk_is_for_bodies_that_have_begun(new_buffer):
+    budget = BodyBudget(100_000, 2_000)
+    first, second = new_buffer(budget), new_buffer(budget)
+    fill(first, 400)
+    fill(first, 1_300)  # 1,500 of it on the disk
+    assert budget.disk == 500
+    fill(second, 350)
+    fill(first, 300)  # it still grows
+    with pytest.raises(Refused):
+        fill(second, 50)
+    second.close()
+    assert budget.disk == 200 and first.size == 2_000
+
+
+def test_bodies_of_one_address_have_half_of_the_disk(new_buffer):
+    budget = BodyBudget(100_000, 2_000)
+    first = new_buffer(budget, address="192.0.2.1")
+    fill(first, 1_000)  # 900 of it on the disk
+    for expected in (400, 501):
+        with pytest.raises(Refused):
+            fill(new_buffer(budget, expected, "192.0.2.1"), expected)
+    other = new_buffer(budget, address="192.0.2.2")
+    fill(other, 500)
+    assert (other.size, budget.disk) == (500, 800)
+    first.close()
+    fill(new_buffer(budget, 1_000, "192.0.2.1"), 1_000)
+
+
+def test_addresses_that_take_all_they_can_get_leave_memory_for_others(new_buffer):
+    budget = BodyBudget(10_000, 0)
+    for hoarder in ("192.0.2.1", "192.0.2.2"):
+        with pytest.raises(Refused):
+            while True:
+                new_buffer(budget, address=hoarder).write(b"x" * 10)
+    assert budget.memory > 600
+    one = new_buffer(budget, address="192.0.2.3")
+    one.write(b"x" * 100)
+    new_buffer(budget, address="").write(b"x" * 100)
+    one.close()
+    assert set(budget._kept) == {"192.0.2.1", "192.0.2.2", ""}
+
+
+def test_one_that_says_its_length_is_refused_before_anything_is_read(new_buffer):
+    budget = BodyBudget(100_000, 2_000)
+    new_buffer(budget, 400)  # needs no file
+    new_buffer(budget, 2_000)
+    with pytest.raises(Refused) as raised:
+        new_buffer(budget, 2_001)
+    assert raised.value.status == 503 and (budget.memory, budget.disk) == (100_000, 2_000)
+
+
+def test_a_file_that_cannot_be_written_gives_its_room_back(new_buffer, monkeypatch):
+    def fail(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(body_module.tempfile, "TemporaryFile", fail)
+    budget = BodyBudget(1_000, 1_000)
+    buffer = new_buffer(budget)
+    with pytest.raises(body_module.BodyStorageError):
+        fill(buffer, 400)
+    buffer.close()
+    assert (budget.memory, budget.disk) == (1_000, 1_000)
+
+
+def test_many_refusals_are_one_line_in_the_log(caplog):
+    budget = BodyBudget(10, 10)
+    refusals = (lambda: budget.keep(11), lambda: budget.store(11), lambda: budget.admit(11))
+    for refuse in refusals * 50:
+        with pytest.raises(Refused, match="There is no room for the body of this request now"):
+            refuse()
+    (line,) = caplog.messages
+    assert line == (
+        "Refused 1 bodies beyond --max-body-memory (10) and 0 beyond --max-spool (10), "
+        "or beyond an address's half of it."
+    )

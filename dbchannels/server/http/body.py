@@ -1,4 +1,4 @@
-"""The body of a request while it comes: in memory at its beginning, beyond that in a file without a name."""
+"""The body of a request: its beginning in memory, the rest in an unnamed file, from which the worker asks for it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -21,21 +22,18 @@ from dbchannels.server.relay import OutboxFull, Relay
 
 log = logging.getLogger("dbchannels.server")
 
-RESERVED = (
-    4  # a body begins a file only while a fourth of the disk's share is free: the rest is for those that grow
-)
-SHARE = (
-    3  # times the memory that is left: alone an address has three fourths, and two of them leave a sixteenth
-)
+IN_MEMORY = 262_144  # bytes after the first CHUNK that are collected before they are written to the file
+RESERVED = 4  # a body begins a file only while a fourth of the disk is free, which is for files that grow
+SHARE = 3  # times the memory that is left: an address alone has three fourths, two leave a sixteenth
 
 MEMORY, DISK = "memory", "disk"
 
 
 class BodyBudget:
-    """Counts bytes; called in the hub. What finds no room raises Refused with a 503, and must be given back.
+    """What the bodies of all requests together may take, of memory and of the disk, in bytes. Used in the hub.
 
-    One address may have half of the disk, and of the memory SHARE times what is left, so that some is always left for
-    others; "" stands for one without a share of its own, such as this machine's.
+    One address may have half of the disk, and SHARE times the memory that is left, so that some is always left for
+    others. The address "" has no share of its own; it is that of this machine. What was taken must be given back.
     """
 
     def __init__(self, memory: int, disk: int) -> None:
@@ -53,7 +51,7 @@ class BodyBudget:
 
     @property
     def is_tight(self) -> bool:
-        """Whether less than half of the memory is free: what can go to the disk goes there at once."""
+        """Whether less than half of the memory is free: bodies then go to the disk as soon as they can."""
         return 2 * self.memory < self._memory
 
     def room(self, address: str) -> int:
@@ -61,24 +59,24 @@ class BodyBudget:
         return min(self.disk, self._disk // 2 - self._by_address[address]) if address else self.disk
 
     def admit(self, size: int, address: str = "") -> None:
-        """Let a body begin its file, of which so many bytes are known to come."""
+        """Let a body begin its file, which will have at least this size. Raises Refused."""
         if size > self.room(address) or RESERVED * self.disk < self._disk:
             raise self._full(DISK)
 
     def keep(self, size: int, address: str = "") -> None:
-        """Take so much memory."""
+        """Take memory. Raises Refused."""
         if size > self.memory or (address and self._kept[address] + size > SHARE * self.memory):
             raise self._full(MEMORY)
         self.take(address, size)
 
     def store(self, size: int, address: str = "") -> None:
-        """Take so much of the disk."""
+        """Take room on the disk. Raises Refused."""
         if size > self.room(address):
             raise self._full(DISK)
         self.take(address, disk=size)
 
     def take(self, address: str, memory: int = 0, disk: int = 0) -> None:
-        """Count bytes that are taken, however few are left; numbers below 0 give them back."""
+        """Count bytes as taken, however few are left; negative numbers give them back."""
         self.memory -= memory
         self.disk -= disk
         for counter, size in ((self._by_address, disk), (self._kept, memory)):
@@ -91,137 +89,116 @@ class BodyBudget:
         return Refused(503, "There is no room for the body of this request now: try again soon.")
 
 
-IN_MEMORY = 262_144  # bytes behind them that are gathered before they are written to the file
-
-
 class BodyStorageError(Exception):
     """The disk does not take the body, or does not give it back."""
 
 
 class BodyBuffer:
-    """``write`` what comes, ``read`` the part behind ``first``, ``close`` it. Files are touched in native threads."""
+    """Holds one body: ``write`` what comes, then ``read`` it, and ``close`` the buffer.
 
-    def __init__(self, storage: BodyBudget, expected: int = 0, address: str = "") -> None:
-        """``expected``: the body's length in bytes, 0 if unknown; raises Refused when there is no room for it.
+    The file is read and written in native threads.
+    """
 
-        ``address``: whose share of the storage it takes, see ``BodyBudget``.
+    def __init__(self, budget: BodyBudget, expected: int = 0, address: str = "") -> None:
+        """``expected``: the length of the body if it is known, else 0. Raises Refused when it finds no room.
+
+        ``address``: whose share of the budget the body takes.
         """
         if expected > CHUNK + IN_MEMORY:
-            storage.admit(expected, address)
-        self._address = address
+            budget.admit(expected, address)
         self.size = 0  # bytes in all
-        self._storage = storage
-        self._kept = 0  # bytes of the storage's memory
-        self._first = bytearray()
-        self._memory = bytearray()  # what follows, and is in no file
-        self._in_file = 0  # bytes
-        self._on_disk = 0  # bytes of the storage's disk: those in the file, or on their way there
-        self._file: Any = None
+        self._budget, self._address = budget, address
+        self._first = bytearray()  # goes to the worker in the message of the request
+        self._memory = bytearray()  # the end of the body, while it is not in the file
+        self._file: Any = None  # what is between the two
+        self._in_memory = self._on_disk = 0  # bytes of the budget
 
     @property
     def first(self) -> bytes:
-        """The first part, of CHUNK bytes at the most."""
+        """The first part, at most CHUNK bytes."""
         return bytes(self._first)
 
     @property
     def rest(self) -> int:
-        """How many bytes there are behind it."""
+        """The number of bytes behind the first part."""
         return self.size - len(self._first)
 
     def write(self, data: bytes) -> None:
         """Add received data. Raise BodyStorageError when the disk is full, Refused when all bodies take too much."""
-        self._storage.keep(len(data), self._address)
-        self._kept += len(data)
+        budget = self._budget
+        budget.keep(len(data), self._address)
+        self._in_memory += len(data)
         self.size += len(data)
-        room = CHUNK - len(self._first)
-        if room > 0:
-            self._first += data[:room]
-            data = data[room:]
-        self._memory += data
-        if len(self._memory) >= IN_MEMORY or (self._memory and self._storage.is_tight):
-            self._put_away()
-
-    def read(self, position: int, size: int) -> bytes:
-        """Return up to ``size`` bytes from a position behind the first part; there is no more to write."""
-        start = position - len(self._first)
-        if start >= self._in_file:
-            start -= self._in_file
-            return bytes(self._memory[start : start + size])
-        size = min(size, self._in_file - start)
-        data: bytes = in_thread(os.pread, self._file.fileno(), size, start)
-        return data
-
-    def read_blocking(self, position: int, size: int) -> bytes:
-        """Return what is at a position, in a thread that may wait. Raises OSError, also once it is closed."""
-        if position < len(self._first):
-            return bytes(self._first[position : position + size])
-        start, file = position - len(self._first), self._file
-        if start >= self._in_file:
-            start -= self._in_file
-            return bytes(self._memory[start : start + size])
-        if file is None:
-            raise OSError("The client went away.")
-        return os.pread(file.fileno(), min(size, self._in_file - start), start)
-
-    def close(self) -> None:
-        """Let go of all of it."""
-        file, self._file = self._file, None
-        self._memory.clear()
-        self._storage.take(self._address, -self._kept, -self._on_disk)
-        self._kept = self._on_disk = 0
-        if file is not None:
-            gevent.get_hub().threadpool.spawn(file.close)  # freeing its blocks takes a while
-
-    def _put_away(self) -> None:
-        """Write to the file what is in memory behind the first part."""
+        room = max(0, CHUNK - len(self._first))
+        self._first += data[:room]
+        self._memory += data[room:]
         size = len(self._memory)
-        if not self._on_disk:
-            self._storage.admit(size, self._address)
-        self._storage.store(size, self._address)
-        self._on_disk += size
-        memory, self._memory = self._memory, bytearray()
-        in_thread(self._store, memory)
-        self._storage.take(self._address, memory=-size)
-        self._kept -= size
+        if size >= IN_MEMORY or (size and budget.is_tight):
+            if not self._on_disk:
+                budget.admit(size, self._address)
+            budget.store(size, self._address)
+            self._on_disk += size
+            memory, self._memory = self._memory, bytearray()
+            in_thread(self._append, memory)
+            budget.take(self._address, memory=-size)
+            self._in_memory -= size
 
-    def _store(self, data: bytearray) -> None:
+    def _append(self, data: bytearray) -> None:
         if self._file is None:
             self._file = new_file()
         self._file.write(data)
         self._file.flush()
-        self._in_file += len(data)
+
+    def read(self, position: int, size: int) -> bytes:
+        """Return up to ``size`` bytes from a position, in a thread that may wait. Raises OSError, also once closed."""
+        start, on_disk, file = position - len(self._first), self._on_disk, self._file
+        if start < 0:
+            return bytes(self._first[position : position + size])
+        data = b""
+        if start >= on_disk:
+            data = bytes(self._memory[start - on_disk : start - on_disk + size])
+        elif file is not None:
+            with suppress(ValueError):  # the file was closed meanwhile
+                data = os.pread(file.fileno(), min(size, on_disk - start), start)
+        if not data:
+            raise OSError("The client went away.")
+        return data
+
+    def close(self) -> None:
+        """Give memory and disk back."""
+        file, self._file = self._file, None
+        self._memory.clear()
+        self._budget.take(self._address, -self._in_memory, -self._on_disk)
+        self._in_memory = self._on_disk = 0
+        if file is not None:
+            gevent.get_hub().threadpool.spawn(file.close)  # freeing its blocks takes a while
 
 
 class BodyFile(io.RawIOBase):
-    """A spool as the file that a WSGI application reads (PEP 3333), from its beginning to its end, in a thread."""
+    """A body as the file that a WSGI application reads (PEP 3333), in a thread."""
 
-    def __init__(self, spool: BodyBuffer) -> None:
+    def __init__(self, body: BodyBuffer) -> None:
         super().__init__()
-        self._spool = spool
+        self._body = body
         self._position = 0
 
     def readable(self) -> bool:
-        """It can be read, and nothing else."""
+        """Return True: the file is for reading only."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fill the buffer as far as one reading goes; 0 at the end. Raises OSError when the client is gone."""
-        wanted = min(len(buffer), self._spool.size - self._position)
+        """Read once into the buffer; return 0 at the end. Raises OSError when the client is gone."""
+        wanted = min(len(buffer), self._body.size - self._position)
         if wanted == 0:
             return 0
-        try:
-            piece = self._spool.read_blocking(self._position, wanted)
-        except ValueError:  # the file was closed meanwhile
-            piece = b""
-        if not piece:
-            raise OSError("The client went away.")
+        piece = self._body.read(self._position, wanted)
         buffer[: len(piece)] = piece
         self._position += len(piece)
         return len(piece)
 
 
 def new_file() -> Any:
-    """Return a file without a name. Raises OSError, also when its descriptor is one of those that are kept."""
+    """Return an unnamed file. Raises OSError, also when its descriptor is one of those that are kept."""
     file = tempfile.TemporaryFile(prefix="dbchannels-")  # noqa: SIM115  (it lives longer)
     if file.fileno() >= first_kept():
         file.close()
@@ -230,7 +207,7 @@ def new_file() -> Any:
 
 
 def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Call a function in a native thread; raises BodyStorageError. gevent would print what is raised there."""
+    """Call a function in a native thread. Raise BodyStorageError for OSError, which gevent would print there."""
 
     def call() -> tuple[Any, OSError | None]:
         try:
@@ -245,16 +222,14 @@ def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 class BodyUpload:
-    """Answers ``UNTIL`` of the worker with the chunks up to there.
+    """Sends the rest of a body to the worker, up to the position that the worker has asked for (``UNTIL``).
 
     A worker that misses a chunk (its channel was full, the database crashed) asks again, with ``SINCE``.
     """
 
-    def __init__(self, relay: Relay, channel: str, spool: BodyBuffer) -> None:
-        self.channel = channel
-        self._relay = relay
-        self._spool = spool
-        self._position = spool.size - spool.rest
+    def __init__(self, relay: Relay, channel: str, body: BodyBuffer) -> None:
+        self._relay, self._channel, self._body = relay, channel, body
+        self._position = body.size - body.rest
         self._until = 0
         self._sender: Any = None
 
@@ -262,14 +237,14 @@ class BodyUpload:
         """Send what the worker wants; called in the hub."""
         since, until = wanted.get(SINCE), wanted.get(UNTIL)
         if isinstance(since, int):
-            self._position = max(self._spool.size - self._spool.rest, since)
+            self._position = max(self._body.size - self._body.rest, since)
         if isinstance(until, int):
-            self._until = min(until, self._spool.size)
+            self._until = min(until, self._body.size)
         if not self._sender:
             self._sender = gevent.spawn(self._send_all)
 
     def break_off(self) -> None:
-        """Tell the worker that its client went away: it waits for nothing more."""
+        """Tell the worker that no more comes, because the client left."""
         self.close()
         self._send(body_ends())
 
@@ -279,24 +254,22 @@ class BodyUpload:
 
     def _send_all(self) -> None:
         try:
-            self._send_wanted()
+            while (position := self._position) < self._until:
+                content = in_thread(self._body.read, position, CHUNK)
+                if self._position != position or position >= self._until:
+                    continue  # meanwhile the worker asked for another place, or the request has ended
+                self._position += len(content)
+                message = {OFFSET: position, **chunk(content, self._position < self._body.size)}
+                while not self._send(message):
+                    gevent.sleep(FULL_PAUSE)
         except BodyStorageError as error:
-            log.error("The body of a request could not be read from the disk (%s).", error)
-            self.break_off()
+            if self._until:
+                log.error("The body of a request could not be read from the disk (%s).", error)
+                self.break_off()
 
-    def _send_wanted(self) -> None:
-        while (position := self._position) < self._until:
-            content = self._spool.read(position, CHUNK)
-            if self._position != position or position >= self._until:
-                continue  # meanwhile it asked for another place, or nobody wants it any more
-            self._position += len(content)
-            more = self._position < self._spool.size
-            while not self._send({OFFSET: position, **chunk(content, more)}):
-                gevent.sleep(FULL_PAUSE)
-
-    def _send(self, chunk: dict[str, Any]) -> bool:
+    def _send(self, message: dict[str, Any]) -> bool:
         try:
-            self._relay.send(self._relay.make_send(self.channel, chunk))
+            self._relay.send(self._relay.make_send(self._channel, message))
         except OutboxFull:
             return False
         return True
