@@ -10,8 +10,8 @@ another file than the call before it in the same thread; each further thread tha
 median of the rounds is printed. Returns are not counted, nor is what the threads call again and again while nothing is
 sent.
 
-``--write PAGE`` brings the lists of files in a page up to date. ``--calls`` prints every call of one round.
-``--checkout FOLDER`` measures another checkout, an older one too.
+Beside each file stands how often control comes to it. ``--calls`` prints every call of one round. ``--write PAGE``
+brings the lists of files in a page up to date. ``--checkout FOLDER`` measures another checkout, an older one too.
 """
 
 from __future__ import annotations
@@ -87,12 +87,17 @@ class Trip(NamedTuple):
         return next(calls for calls in self.rounds if changes(calls) == self.changes)
 
 
-def changes(calls: list[Call]) -> int:
-    """Return how often control changes from file to file, thread by thread."""
+def entries(calls: list[Call]) -> list[str]:
+    """Return the file of each call that lies in another one than the call before it in its thread."""
     threads: dict[tuple[str, str], list[str]] = {}
     for call in calls:
         threads.setdefault((call.process, call.thread), []).append(call.file)
-    return sum(len(list(groupby(files))) for files in threads.values()) - 1
+    return [file for files in threads.values() for file, _ in groupby(files)]
+
+
+def changes(calls: list[Call]) -> int:
+    """Return how often control changes from file to file."""
+    return len(entries(calls)) - 1
 
 
 class Profile:
@@ -236,7 +241,8 @@ def measure(calls: bool, write: str) -> None:
                 call.file for call in trip.typical if call.process == trip.typical[0].process
             )
             print(f"    (Channel.send to its SQL: {len(sends)} files)")
-        print(*(f"    {file}" for file in trip.files), sep="\n")
+        entered = Counter(entries(trip.typical))
+        print(*(f"    {entered[file]:>3} x {file}" for file in trip.files), sep="\n")
         if calls:
             print(*(f"        {' '.join(call)}" for call in trip.typical), sep="\n")
     if write:
