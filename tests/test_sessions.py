@@ -427,7 +427,7 @@ def test_it_holds_what_messages_hold(layer, serve, visitor, caplog):
     visitor().opens().says("one")
     with caplog.at_level(logging.ERROR, "dbchannels.worker"):
         serve(receive=lambda message: message.channel_session.update(bad={1, 2}))
-    assert "InvalidMessage: channel_session['bad'] holds a set: send sorted(...)" in caplog.text
+    assert "InvalidMessage: channel_session['bad'] contains a set: send sorted(...)" in caplog.text
 
 
 def test_it_is_a_dict_that_knows_whether_it_was_changed():

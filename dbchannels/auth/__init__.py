@@ -1,4 +1,4 @@
-"""Who a connection belongs to: its sessions, its user, and the sockets that a logout closes."""
+"""The sessions and the user of a client, and the closing of WebSockets at logout."""
 
 from dbchannels import foreign
 

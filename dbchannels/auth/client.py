@@ -1,4 +1,4 @@
-"""The client that a message comes from: its sessions and its user, each loaded when it is first asked for."""
+"""The client that sent a message: its sessions and its user, each loaded on first use."""
 
 from __future__ import annotations
 
@@ -15,29 +15,29 @@ from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import Record, session_digest
 from dbchannels.protocol import GOING_AWAY
 
-#: Their messages are made by the interface server; all others may hold what a client has written.
+#: The server makes all of these messages; other messages may contain text that a client has written.
 WITH_HEADERS = ("http.request", "websocket.connect")
 
 
 class ClientContext:
-    """Made for a message that asks for one. Frames have no headers: the key of the session is on their record."""
+    """The sessions and the user of a message. The key of a frame's session is in the record of its connection."""
 
     def __init__(self, channel: str, content: dict[str, Any], layer: str) -> None:
         self._channel, self._content, self._layer = channel, content, channel_layers[layer]
 
     @cached_property
     def _record(self) -> Record:
-        """What is on record of the WebSocket; nothing, once it has ended."""
+        """The record of the WebSocket; an empty one when it has ended."""
         if self._channel not in names.WEBSOCKET:
             raise NoClient(
-                f"A message on {self._channel} belongs to no WebSocket: send what its consumer wants to know along."
+                f"A message on {self._channel} belongs to no WebSocket: put the data that its consumer needs into it."
             )
         reply_channel = self._content.get("reply_channel") or ""
         if self._channel == "websocket.disconnect" and "session" in self._content:  # its server was killed
             return Record(reply_channel, **codec.decode(self._content["session"]))
         found = self._layer.connections(reply_channel=[reply_channel])
         if not found and self._channel != "websocket.disconnect":
-            # A frame that was left behind: its consumer is not to take somebody for a stranger.
+            # A frame left over from a closed connection: its user must not appear to be anonymous.
             raise WebSocketCloseException(GOING_AWAY)
         return found[0] if found else Record(reply_channel)
 
@@ -64,12 +64,14 @@ class ClientContext:
         recorded = self._record.login
         if not recorded.startswith(users.LOGGED_IN) or users.login_label(user) == recorded:
             return user
-        if self._channel == "websocket.disconnect":  # a logout has closed it: who left is who was there
+        if (
+            self._channel == "websocket.disconnect"
+        ):  # a logout has closed the connection: its user is the one who left
             return users.login_user(recorded)
         raise LoginEnded
 
     def save(self) -> None:
-        """Write what the consumer has changed, and note who is logged in, so that a logout finds the connection."""
+        """Save changed sessions, and record the logged-in user, so that a logout finds the connection."""
         loaded = self.__dict__
         if "http_session" in loaded and save_session(self.http_session, self._session_key):
             for alias in conf.layer_aliases():
@@ -77,14 +79,9 @@ class ClientContext:
         kept: dict[str, Any] = {}
         if "channel_session" in loaded and self.channel_session.modified:
             kept["session"] = self.channel_session.payload(self._layer.options["max_message_size"])
-        if "user" in loaded and (login := self._new_login()):
-            kept["login"] = login
+        if "user" in loaded and self._channel in names.WEBSOCKET and self.user.is_authenticated:
+            known = "_record" in loaded and self._record.login.startswith(users.LOGGED_IN)
+            if not known and (login := users.login_label(self.user)):
+                kept["login"] = login
         if kept:
             self._layer.keep(self._content["reply_channel"], **kept)
-
-    def _new_login(self) -> str:
-        """Return what the record does not say yet of the user."""
-        if self._channel not in names.WEBSOCKET or not self.user.is_authenticated:
-            return ""
-        known = "_record" in self.__dict__ and self._record.login.startswith(users.LOGGED_IN)
-        return "" if known else users.login_label(self.user)

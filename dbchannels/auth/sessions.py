@@ -1,4 +1,4 @@
-"""Sessions: Django's own, by the key that a client's cookie has, and the one that lives as long as a WebSocket."""
+"""Sessions: Django's own, by the key in a client's cookie, and the one that lasts as long as a WebSocket."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from dbchannels.protocol import LOGGED_OUT
 
 log = logging.getLogger("dbchannels.worker")
 
-# Keys of Django's have 32 letters and digits; a session in a cookie has up to 4 KiB of printable ASCII.
+# Django's keys have 32 letters and digits; a session in a cookie has up to 4 KiB of printable ASCII.
 _KEY = re.compile(r"\A[!-~]{8,4096}\Z")
 
 
 def session_key(headers: Iterable[Sequence[bytes]]) -> str:
-    """Return the session's key by a request's headers, (lower-case name, value); "" when there is no usable one."""
+    """Return the session's key from a request's headers, (lower-case name, value); "" if there is no valid key."""
     cookies = "; ".join(value.decode("latin-1") for name, value in headers if name == b"cookie")
     key = parse_cookie(cookies).get(settings.SESSION_COOKIE_NAME, "") if cookies else ""
     return key if _KEY.match(key) else ""
 
 
 class ChannelSession(MutableMapping[str, Any]):
-    """What consumers keep with one WebSocket: a dict of what messages carry, gone with the connection.
+    """Data that consumers keep with one WebSocket: a dict with the types of a message, deleted with the connection.
 
-    It is saved when the consumer ends well and has set or deleted a key. Who changes a list or dict inside it says
+    It is saved when a consumer that has set or deleted a key returns. After changing a list or dict inside it, set
     ``message.channel_session.modified = True``, as with Django's sessions.
     """
 
@@ -67,7 +67,7 @@ class ChannelSession(MutableMapping[str, Any]):
         return f"<ChannelSession: {', '.join(self) or 'empty'}>"
 
     def payload(self, limit: int) -> bytes:
-        """Return it encoded; raises InvalidMessage or MessageTooLarge for what no message can carry."""
+        """Return the encoded session; raises InvalidMessage or MessageTooLarge."""
         try:
             return codec.encode(self._content, limit)
         except InvalidMessage as error:
@@ -75,22 +75,22 @@ class ChannelSession(MutableMapping[str, Any]):
 
 
 def open_session(key: str) -> SessionBase:
-    """Return the HTTP session with this key, loaded when it is first looked into. Raises NoClient."""
+    """Return the HTTP session with this key, loaded on first use. Raises NoClient."""
     if not installed():
         raise NoClient("The site has no sessions: put 'django.contrib.sessions' into INSTALLED_APPS.")
     return _store_class()(key or None)  # type: ignore[no-any-return]
 
 
 def installed() -> bool:
-    """Whether the site has sessions; those that are not in its database need no application."""
+    """Whether the site has sessions; sessions outside the database need no application."""
     return apps.is_installed("django.contrib.sessions") or not issubclass(_store_class(), DatabaseStore)
 
 
 def save_session(session: SessionBase, key: str) -> bool:
-    """Save what was changed in a session, opened by the key; return whether that key names it no more.
+    """Save a session that was opened by the key, if it has changed; return whether its key has changed.
 
-    A client whose WebSocket is open, or that has no session yet, cannot be given a cookie: of a session that would need
-    one nothing is saved, and the log says so. Raises LoginEnded when the session was deleted meanwhile.
+    No cookie can be set over an open WebSocket. So a new session, or one stored in its cookie, is not saved, and the
+    log says so. Raises LoginEnded if the session was deleted meanwhile.
     """
     if not session.modified:
         return False
@@ -98,32 +98,29 @@ def save_session(session: SessionBase, key: str) -> bool:
         return bool(key)
     saved_as = session.session_key
     if saved_as is None:
-        _warn("it has no session, and can be given none here")
+        _warn("it has no session, and no cookie can be set here")
         return False
     try:
         session.save()
     except UpdateError:
         raise LoginEnded from None
     if session.session_key != saved_as:
-        _warn("its session is kept in its cookie, which cannot be changed here")
+        _warn("its session is stored in its cookie, which cannot be changed here")
     return bool(key) and saved_as != key
 
 
 @cache
 def _warn(why: str) -> None:
-    """Say it once: a stranger could otherwise fill the log."""
+    """Log it once, or a client could fill the log."""
     log.warning(
-        "What a consumer put into message.http_session is not kept, as the client's cookie does not lead to it (%s): "
-        "put it there in a view, or use message.channel_session.",
+        "A consumer's change of message.http_session is lost, as the client's cookie does not lead to it (%s): "
+        "change the session in a view, or use message.channel_session.",
         why,
     )
 
 
 def close_session(alias: str, digest: str, strangers: bool = True) -> None:
-    """Close the WebSockets that were opened by a session; without ``strangers`` those of somebody known.
-
-    See ``operations.session_digest``.
-    """
+    """Close the WebSockets that the session with this ``session_digest`` opened, or only those of known users."""
     layer, after = channel_layers[alias], ""
     while page := layer.connections(after, session_digest=[digest]):
         ended = [one for one in page if strangers or one.login.startswith(users.LOGGED_IN)]
@@ -132,7 +129,7 @@ def close_session(alias: str, digest: str, strangers: bool = True) -> None:
 
 
 def stored_sessions(keys: Sequence[str]) -> dict[str, Mapping[str, Any]]:
-    """Return what is stored under the keys, by key; those that have ended are left out, or empty."""
+    """Return the stored sessions by key; sessions that have ended are missing or empty."""
     store = _store_class()
     if not issubclass(store, DatabaseStore):
         return {key: store(key).load() for key in keys}
