@@ -1,51 +1,98 @@
-"""A pipe that wakes one of several idle processes.
-
-The process that LISTENs to the database rings, and its children wait. A byte is one ring: whoever of the idle
-takes it, looks for messages; the others sleep on. So a message wakes one worker, not all of them, and one NOTIFY
-listener serves a whole process tree (50 of them slow every commit to a tenth).
-"""
+"""Waking processes and threads, waiting for descriptors, and the pauses between attempts."""
 
 from __future__ import annotations
 
 import os
+import random
+import select
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from dbchannels.exceptions import InvalidConfiguration
 
-class Doorbell(NamedTuple):
-    """Both ends of the pipe, as descriptors; who finds more messages than it takes rings for the next."""
+LONGEST_TIMEOUT = 86_400.0  # seconds: a day
+
+
+class WakeupPipe(NamedTuple):
+    """Both ends of a pipe that wakes one of those that wait for it: a thread, a signal handler's, another process.
+
+    The one process that LISTENs to the database wakes its workers through such pipes: 50 listeners would slow every
+    commit to a tenth of its speed. A byte is one wakeup. The idle process that drains the pipe looks for messages,
+    the others sleep on; a process that finds more messages than it takes wakes the next one.
+    """
 
     reader: int
     writer: int
 
     @classmethod
-    def new(cls) -> Doorbell:
-        """Make one; its descriptors are not inherited unless they are passed on."""
-        reader, writer = os.pipe()
-        return cls(reader, writer)._unblocked()
+    def new(cls) -> WakeupPipe:
+        """Make a pipe; child processes do not inherit its descriptors unless they are passed on."""
+        return cls(*os.pipe())._unblocked()
 
     @classmethod
-    def inherited(cls, text: str) -> Doorbell:
-        """Make one of what ``str`` gave in the parent."""
+    def inherited(cls, text: str) -> WakeupPipe:
+        """Return the parent's pipe, from its ``str``."""
         reader, writer = text.split(",")
         return cls(int(reader), int(writer))._unblocked()
 
-    def _unblocked(self) -> Doorbell:
+    def _unblocked(self) -> WakeupPipe:
         os.set_blocking(self.reader, False)
         os.set_blocking(self.writer, False)
         return self
 
-    def ring(self) -> None:
-        """Wake one that waits. A full pipe has 65,536 rings waiting: one more says nothing new."""
+    def notify(self) -> None:
+        """Wake one that waits. A full pipe has 65,536 wakeups in it, and one more says nothing new."""
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.writer, b"!")
 
-    def silence(self) -> bool:
-        """Take all rings: whoever does so looks for messages next. False: there were none, or somebody was faster."""
+    def drain(self) -> bool:
+        """Take all wakeups; False when there was none, or another process was faster."""
         try:
             return bool(os.read(self.reader, 65_536))
         except BlockingIOError:
             return False
 
+    def wait(self, timeout: float) -> None:
+        """Wait for a wakeup, and take it."""
+        if wait_readable([self.reader], timeout):
+            self.drain()
+
     def __str__(self) -> str:
         return f"{self.reader},{self.writer}"
+
+
+def wait_readable(descriptors: Sequence[int], timeout: float) -> set[int]:
+    """Wait up to ``timeout`` seconds, and return the descriptors that can be read, or whose other end is closed.
+
+    By poll(2): select(2) takes no descriptor above 1,023.
+    """
+    poll = select.poll()
+    for descriptor in descriptors:
+        poll.register(descriptor, select.POLLIN)
+    return {descriptor for descriptor, _ in poll.poll(max(0.0, timeout) * 1000)}
+
+
+def check_timeout(option: str, seconds: float) -> float:
+    """Return a time-out of the command line. NaN and infinity are refused: a timer would fail only when it is set."""
+    if not 0 <= seconds <= LONGEST_TIMEOUT:
+        raise InvalidConfiguration(f"{option} takes a number of seconds from 0 to {LONGEST_TIMEOUT:.0f}.")
+    return seconds
+
+
+class Backoff:
+    """Delays in seconds that double from ``first`` to ``most``, each half as long again or half as short at random."""
+
+    def __init__(self, first: float = 0.05, most: float = 2.0) -> None:
+        self._first = self._next = first
+        self._most, self.tries = most, 0
+
+    def delay(self) -> float:
+        """Return the next delay."""
+        self.tries += 1
+        now, self._next = self._next, min(self._most, self._next * 2)
+        return now * random.uniform(0.5, 1.5)
+
+    def reset(self) -> None:
+        """Start from the first delay again."""
+        self._next, self.tries = self._first, 0

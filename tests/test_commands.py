@@ -27,7 +27,7 @@ from dbchannels.server.listeners import Address, SocketPermissions
 from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from dbchannels.server.server import InterfaceServer
 from dbchannels.testing.contract.case import raises
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import WakeupPipe
 from tests import kinds
 
 
@@ -243,8 +243,8 @@ def test_static_files_are_not_served_without_their_app(settings):
 
 def tasks(**options):
     """Return (arguments, the kinds of its doorbells) of each worker."""
-    bells = {kind: kind.upper() for kind in "hwd"}
-    return [(task.arguments, "".join(task.bells)) for task in production.tasks(config(**options), bells)]
+    wakeups = {kind: kind.upper() for kind in "hwd"}
+    return [(task.arguments, "".join(task.wakeups)) for task in production.tasks(config(**options), wakeups)]
 
 
 @pytest.mark.parametrize(
@@ -260,10 +260,10 @@ def tasks(**options):
 )
 def test_some_of_several_workers_are_kept_for_clients(workers, kinds):
     found = tasks(workers=workers)
-    assert [bells for _, bells in found] == kinds
-    for arguments, bells in found:
+    assert [wakeups for _, wakeups in found] == kinds
+    for arguments, wakeups in found:
         only = [pattern for option, pattern in pairwise(arguments) if option == "--only"]
-        assert only == {"w": ["websocket.*"], "hw": ["http.*", "websocket.*"], "hwd": []}[bells]
+        assert only == {"w": ["websocket.*"], "hw": ["http.*", "websocket.*"], "hwd": []}[wakeups]
 
 
 def test_workers_are_told_what_the_server_was_told():
@@ -275,8 +275,8 @@ def test_workers_are_told_what_the_server_was_told():
 def test_runworker_takes_what_runchannels_passes_on(number):
     parser = runworker.Command().create_parser("manage.py", "runworker")
     for arguments, _ in tasks(workers=number, pythonpath="/site"):
-        taken = parser.parse_args(["--child", "worker-1-x", "--bell", "3,4", *arguments])
-        assert (taken.child, taken.bell, taken.layer, taken.graceful_timeout) == (
+        taken = parser.parse_args(["--child", "worker-1-x", "--wakeup-fd", "3,4", *arguments])
+        assert (taken.child, taken.wakeup_fd, taken.layer, taken.graceful_timeout) == (
             "worker-1-x",
             ["3,4"],
             "default",
@@ -474,13 +474,13 @@ def test_a_worker_without_a_channel_is_refused(layer, workers, arguments):
 @kinds.only("sqlite")
 def test_a_child_has_its_name_bells_and_life_from_its_parent(layer, workers, monkeypatch):
     reader, writer = os.pipe()
-    bell = Doorbell.new()
+    wakeup = WakeupPipe.new()
     monkeypatch.setattr(sys, "stdin", os.fdopen(reader))
-    assert run("--child", "worker-1-x", "--bell", str(bell), "--graceful-timeout", "7") == ""
+    assert run("--child", "worker-1-x", "--wakeup-fd", str(wakeup), "--graceful-timeout", "7") == ""
     how, one = workers
-    assert (one.name, list(one._bells), how) == ("worker-1-x", [bell], (7.0, reader))
+    assert (one.name, list(one._wakeups), how) == ("worker-1-x", [wakeup], (7.0, reader))
     sys.stdin.close()
-    for descriptor in (writer, *bell):
+    for descriptor in (writer, *wakeup):
         os.close(descriptor)
 
 

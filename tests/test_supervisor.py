@@ -16,7 +16,7 @@ import pytest
 from dbchannels.processes import supervisor
 from dbchannels.processes.supervisor import Supervisor, Task, WorkerProcess, manage_command, start_worker
 from dbchannels.testing.contract.case import wait_until
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import WakeupPipe
 
 ENDLESS = "exec sleep 60"
 GRACEFUL = "trap 'exit 0' TERM; while :; do sleep 0.02; done"
@@ -87,7 +87,7 @@ def supervise():
     def start(number=1, graceful_timeout=10.0, on_death=None, kinds=("hwd",)):
         deaths = []
         each = [dict.fromkeys(kinds[position % len(kinds)]) for position in range(number)]
-        tasks = [Task((f"--number={position}",), bells) for position, bells in enumerate(each)]
+        tasks = [Task((f"--number={position}",), wakeups) for position, wakeups in enumerate(each)]
         one = Supervisor(tasks, on_death or deaths.append, graceful_timeout)
         one.deaths = deaths
         made.append(one)
@@ -468,16 +468,17 @@ def command(monkeypatch):
 
 def test_a_worker_is_runworker_with_its_name_bells_and_arguments(command, capfd):
     command("import sys; print(*sys.argv[1:])")
-    bells = {"h": Doorbell.new(), "d": Doorbell.new()}
-    worker = start_worker("worker-1-x", Task(("--only", "http.*"), bells))
+    wakeups = {"h": WakeupPipe.new(), "d": WakeupPipe.new()}
+    worker = start_worker("worker-1-x", Task(("--only", "http.*"), wakeups))
     assert worker.process.wait() == 0
     worker.close()
     words = capfd.readouterr().out.split()
     assert words.pop(4).isdecimal()
-    expected = f"runworker --child worker-1-x --ready --bell {bells['h']} --bell {bells['d']} --only http.*"
+    given = f"--wakeup-fd {wakeups['h']} --wakeup-fd {wakeups['d']}"
+    expected = f"runworker --child worker-1-x --ready {given} --only http.*"
     assert " ".join(words) == expected
-    for bell in bells.values():
-        for descriptor in bell:
+    for wakeup in wakeups.values():
+        for descriptor in wakeup:
             os.close(descriptor)
 
 
@@ -510,23 +511,23 @@ def test_threads_and_the_time_of_the_start_are_told_where_they_matter(command, c
 
 def test_a_worker_can_ring_its_bells(command):
     command("import os, sys; os.write(int(sys.argv[7].split(',')[1]), b'!')")
-    bell = Doorbell.new()
-    worker = start_worker("worker-1-x", Task((), {"h": bell}))
+    wakeup = WakeupPipe.new()
+    worker = start_worker("worker-1-x", Task((), {"h": wakeup}))
     assert worker.process.wait() == 0
     worker.close()
-    assert os.read(bell.reader, 10) == b"!"
-    for descriptor in bell:
+    assert os.read(wakeup.reader, 10) == b"!"
+    for descriptor in wakeup:
         os.close(descriptor)
 
 
 def test_a_worker_can_ring_the_doors_of_others(command):
     command("import os, sys; os.write(int(sys.argv[7].removeprefix('reply.a!=').split(',')[1]), b'!')")
-    door = Doorbell.new()
-    worker = start_worker("worker-1-x", Task((), {}, (("reply.a!", door),)))
+    wakeup = WakeupPipe.new()
+    worker = start_worker("worker-1-x", Task((), {}, (("reply.a!", wakeup),)))
     assert worker.process.wait() == 0
     worker.close()
-    assert os.read(door.reader, 10) == b"!"
-    for descriptor in door:
+    assert os.read(wakeup.reader, 10) == b"!"
+    for descriptor in wakeup:
         os.close(descriptor)
 
 

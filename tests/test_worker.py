@@ -26,8 +26,7 @@ from dbchannels.protocol import CHUNK
 from dbchannels.routing.table import Routing
 from dbchannels.signals import message_dead
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
-from dbchannels.waiting import wait_readable
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import WakeupPipe, wait_readable
 from dbchannels.worker import executor, worker
 from dbchannels.worker.batch import Pace
 from dbchannels.worker.executor import backoff
@@ -952,38 +951,38 @@ def test_the_lease_is_renewed_while_nothing_comes_however_rare_the_poll(new_laye
 
 
 def test_a_batch_that_is_full_rings_for_another_worker(layer, new_worker, batches_of):
-    bell = Doorbell.new()
+    wakeup = WakeupPipe.new()
     batches_of(2)
     layer.send_many([("own", {})] * 3)
-    one = new_worker(route("own", quiet), only=["own"], bells=[bell])
-    bell.ring()
-    bell.ring()
+    one = new_worker(route("own", quiet), only=["own"], wakeups=[wakeup])
+    wakeup.notify()
+    wakeup.notify()
     assert one.run_once()
-    assert wait_readable([bell.reader], 0) == {bell.reader}
+    assert wait_readable([wakeup.reader], 0) == {wakeup.reader}
     assert one.run_once()  # takes all rings, finds the third, and rings for nobody
-    assert not wait_readable([bell.reader], 0)
-    for descriptor in bell:
+    assert not wait_readable([wakeup.reader], 0)
+    for descriptor in wakeup:
         os.close(descriptor)
 
 
 def test_who_comes_too_late_for_a_ring_goes_on_waiting(layer, new_worker, monkeypatch):
-    bell, looks = Doorbell.new(), []
-    one = new_worker(route("own", quiet), bells=[bell])
+    wakeup, looks = WakeupPipe.new(), []
+    one = new_worker(route("own", quiet), wakeups=[wakeup])
 
     def faster(descriptors, timeout):
-        """Another worker of the same bell took the first ring; the poll ends the second wait."""
+        """Another worker of the same wakeup took the first ring; the poll ends the second wait."""
         looks.append(timeout)
-        return {bell.reader} if len(looks) == 1 else set()
+        return {wakeup.reader} if len(looks) == 1 else set()
 
     monkeypatch.setattr(worker, "wait_readable", faster)
     one._wait()
     assert len(looks) == 2
     assert looks[1] < looks[0]  # it is the rest of the same wait
     looks.clear()
-    bell.ring()
+    wakeup.notify()
     one._wait()
     assert len(looks) == 1
-    for descriptor in bell:
+    for descriptor in wakeup:
         os.close(descriptor)
 
 
@@ -1249,7 +1248,7 @@ def test_a_busy_worker_has_on_record_what_it_takes_and_runs(layer, new_worker, n
     ended.set()
     wait_until(lambda: not one._batch.running()[0])
     one._renewed_at = 0.0
-    one._wake.ring()
+    one._wake.notify()
     wait_until(lambda: recorded() == {"takes": ["own"], "runs": "", "since": ""})
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from django.db import DatabaseError, InterfaceError, OperationalError
 
-from dbchannels.backoff import Backoff
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.wakeup import Backoff
 
 if TYPE_CHECKING:
     from dbchannels.layers.base import BaseLayer

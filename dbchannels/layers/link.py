@@ -7,11 +7,11 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from dbchannels.layers.operations import Delivery, Done, Operation, Send, resends
-from dbchannels.waiting import wait_readable
+from dbchannels.wakeup import wait_readable
 
 if TYPE_CHECKING:
     from dbchannels.layers.base import BaseLayer
-    from dbchannels.wakeup import Doorbell
+    from dbchannels.wakeup import WakeupPipe
 
 
 class Link:
@@ -26,9 +26,9 @@ class Link:
 
     def __init__(self, layer: BaseLayer) -> None:
         self.layer = layer
-        #: Pipes of readers that whoever writes here rings itself, by what a wakeup for them says; see ``wait``. A layer
+        #: Pipes of readers that a writer wakes itself, by what a wakeup for them says; see ``wait``. A layer
         #: that tells its readers of what was written in another way may leave them out there.
-        self.near: Mapping[str, Doorbell] = {}
+        self.local_wakeups: Mapping[str, WakeupPipe] = {}
 
     # Taking.
 

@@ -35,7 +35,7 @@ from dbchannels.processes.supervisor import Supervisor
 from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.routing.table import load_routing
 from dbchannels.server.config import LaunchConfig
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import WakeupPipe
 from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.worker import Worker
 
@@ -51,19 +51,19 @@ def run(
     config: LaunchConfig, announce: Announce, write: Write, *, reload: bool, checks: bool, threads: int = 1
 ) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError before it has begun, or when what it is cannot work."""
-    bells = {kind: Doorbell.new() for kind in KINDS}
+    wakeups = {kind: WakeupPipe.new() for kind in KINDS}
     layer = usable_layer(config.layer)
     release(os.environ.pop(HANDED_OVER, ""))
-    server = make_server(config, layer, bells)
+    server = make_server(config, layer, wakeups)
     stopped = stop_at_signals()
     server.start()
     work = [
         one._replace(
             arguments=(*one.arguments, "--fresh-templates"),
-            threads=threads if HTTP in one.bells else 1,
+            threads=threads if HTTP in one.wakeups else 1,
             reloads=reload,
         )
-        for one in tasks(config, bells, kinds_of(config.workers))
+        for one in tasks(config, wakeups, kinds_of(config.workers))
     ]
     crew = Crew(lambda: supervise(work, server, GRACE))
     site = Site(

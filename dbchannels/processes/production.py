@@ -31,7 +31,7 @@ from dbchannels.server.hub import GeventHub
 from dbchannels.server.relay import Relay
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.static import DevelopmentFiles
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import WakeupPipe
 from dbchannels.worker.application import ApplicationViews, site_application
 
 log = logging.getLogger("dbchannels.server")
@@ -46,12 +46,12 @@ def run(config: LaunchConfig, write: Write) -> None:
     """Serve until SIGTERM or Ctrl-C, and end all processes. Raises DBChannelsError if the start fails."""
     layer = usable_layer(config.layer, config.wait_for_database)
     checks = start_checks(config)
-    bells = {kind: Doorbell.new() for kind in KINDS}
+    wakeups = {kind: WakeupPipe.new() for kind in KINDS}
     try:
-        server = make_server(config, layer, bells)
+        server = make_server(config, layer, wakeups)
         try:
             await_checks(checks, write)
-            serve(config, server, layer, bells, write)
+            serve(config, server, layer, wakeups, write)
         finally:
             server.close_listeners()
     finally:
@@ -60,11 +60,15 @@ def run(config: LaunchConfig, write: Write) -> None:
 
 
 def serve(
-    config: LaunchConfig, server: InterfaceServer, layer: BaseLayer, bells: dict[str, Doorbell], write: Write
+    config: LaunchConfig,
+    server: InterfaceServer,
+    layer: BaseLayer,
+    wakeups: dict[str, WakeupPipe],
+    write: Write,
 ) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     graceful_timeout = config.server.graceful_timeout
-    supervisor = supervise(tasks(config, bells), server, graceful_timeout)
+    supervisor = supervise(tasks(config, wakeups), server, graceful_timeout)
     stopping = stop_at_signals(supervisor.kill)
     restart_at_hangup(config, supervisor, stopping)
     if config.workers:
@@ -94,9 +98,9 @@ def usable_layer(alias: str, wait: float = 0.0) -> BaseLayer:
     return layer
 
 
-def make_server(config: LaunchConfig, layer: BaseLayer, bells: dict[str, Doorbell]) -> InterfaceServer:
+def make_server(config: LaunchConfig, layer: BaseLayer, wakeups: dict[str, WakeupPipe]) -> InterfaceServer:
     """Return the server, listening at its addresses; raises AddressInUse."""
-    server = InterfaceServer(lambda on_dead: Relay(layer, bells, on_dead, GeventHub()), config.server)
+    server = InterfaceServer(lambda on_dead: Relay(layer, wakeups, on_dead, GeventHub()), config.server)
     if config.server.root_path:
         set_script_prefix(config.server.root_path + "/")  # of a STATIC_URL without a slash at its beginning
     if config.static:
@@ -131,12 +135,14 @@ PATTERNS = {
 }
 
 
-def tasks(config: LaunchConfig, bells: dict[str, Doorbell], kinds: Sequence[str] | None = None) -> list[Task]:
+def tasks(
+    config: LaunchConfig, wakeups: dict[str, WakeupPipe], kinds: Sequence[str] | None = None
+) -> list[Task]:
     """Return the task of each worker."""
     timeout = str(config.server.graceful_timeout)
     common = ("--layer", config.layer, "--graceful-timeout", timeout, *config.passed_on)
     return [
-        Task((*common, *PATTERNS[taken]), {kind: bells[kind] for kind in taken})
+        Task((*common, *PATTERNS[taken]), {kind: wakeups[kind] for kind in taken})
         for taken in (kinds_of(config.workers) if kinds is None else kinds)
     ]
 
@@ -144,9 +150,9 @@ def tasks(config: LaunchConfig, bells: dict[str, Doorbell], kinds: Sequence[str]
 def supervise(work: list[Task], server: InterfaceServer, graceful_timeout: float) -> Supervisor:
     """Return the supervisor of the workers; they wake the relay, and it wakes them, without the database."""
     relay, sent = server.relay, server.requests.files
-    doors = ((relay.queue, relay.door),)
+    local_wakeups = ((relay.queue, relay.reply_wakeup),)
     files = None if sent is None else (relay.queue, sent.sender.fileno())
-    work = [one._replace(doors=doors, files=files) for one in work]
+    work = [one._replace(local_wakeups=local_wakeups, files=files) for one in work]
     supervisor = Supervisor(work, relay.clean_up_after, graceful_timeout)
     relay.own_workers = supervisor.ready_names
     return supervisor

@@ -17,10 +17,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from dbchannels import names
-from dbchannels.backoff import Backoff
 from dbchannels.protocol import HTTP, WEBSOCKET
-from dbchannels.waiting import wait_readable
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
 
 log = logging.getLogger("dbchannels.supervisor")
 
@@ -37,10 +35,10 @@ class Task(NamedTuple):
     """What one worker is to do."""
 
     arguments: tuple[str, ...]  # of runworker
-    bells: Mapping[
-        str, Doorbell
+    wakeups: Mapping[
+        str, WakeupPipe
     ]  # by what it takes: ``h`` for http.*, ``w`` for websocket.*, ``d`` for the rest
-    doors: tuple[tuple[str, Doorbell], ...] = ()  # of readers that it rings for itself, by their queue
+    local_wakeups: tuple[tuple[str, WakeupPipe], ...] = ()  # of readers that it wakes itself, by their queue
     files: tuple[str, int] | None = None  # the queue of a reader, and the socket it takes files from
     threads: int = 1  # each takes messages by itself, under a name of its own
     reloads: bool = False  # it takes no message once the code that it runs was changed
@@ -52,7 +50,7 @@ class WorkerProcess:
     def __init__(self, name: str, process: subprocess.Popen[bytes], reader: int) -> None:
         self.name, self.process = name, process
         self.names = [name]  # of all its threads
-        self.kinds: frozenset[str] = frozenset()  # of the messages that it takes, see Task.bells
+        self.kinds: frozenset[str] = frozenset()  # of the messages that it takes, see Task.wakeups
         self.started_at = time.monotonic()
         self._reader = reader  # of the pipe
         self._ready = False
@@ -194,7 +192,7 @@ class Supervisor:
     def _launch(self, slot: Slot) -> WorkerProcess:
         worker = start_worker(f"worker-{slot.number}-{names.random_part()}", slot.task)
         worker.names = names.worker_names(worker.name, slot.task.threads)
-        worker.kinds = frozenset(slot.task.bells)
+        worker.kinds = frozenset(slot.task.wakeups)
         self._processes.append(worker)
         return worker
 
@@ -265,8 +263,10 @@ class Supervisor:
 
 def start_worker(name: str, task: Task) -> WorkerProcess:
     """Start ``runworker``. Its standard input is a pipe, which closes when this process dies in any way."""
-    bells = [text for bell in task.bells.values() for text in ("--bell", str(bell))]
-    doors = [text for queue, door in task.doors for text in ("--door", f"{queue}={door}")]
+    wakeups = [text for wakeup in task.wakeups.values() for text in ("--wakeup-fd", str(wakeup))]
+    local_wakeups = [
+        text for queue, wakeup in task.local_wakeups for text in ("--local-wakeup", f"{queue}={wakeup}")
+    ]
     reader, writer = os.pipe()
     command = [
         *manage_command(),
@@ -275,8 +275,8 @@ def start_worker(name: str, task: Task) -> WorkerProcess:
         name,
         "--ready",
         str(writer),
-        *bells,
-        *doors,
+        *wakeups,
+        *local_wakeups,
         *(["--files", f"{task.files[0]}={task.files[1]}"] if task.files else []),
         *([f"--threads={task.threads}"] if task.threads > 1 else []),
         *([f"--since={time.time()!r}"] if task.reloads else []),
@@ -289,7 +289,11 @@ def start_worker(name: str, task: Task) -> WorkerProcess:
             pass_fds=[
                 writer,
                 *(task.files[1:] if task.files else ()),
-                *(end for pipe in (*task.bells.values(), *(door for _, door in task.doors)) for end in pipe),
+                *(
+                    end
+                    for wakeup in [*task.wakeups.values(), *dict(task.local_wakeups).values()]
+                    for end in wakeup
+                ),
             ],
             # A session of its own: Ctrl-C in the terminal reaches only this process, which then ends the workers.
             start_new_session=True,

@@ -20,7 +20,7 @@ from dbchannels.server.http.parser import HeadLimits
 from dbchannels.server.listeners import Address, SocketPermissions
 from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from dbchannels.server.websocket.handshake import Origins
-from dbchannels.waiting import check_timeout
+from dbchannels.wakeup import check_timeout
 
 Given = Mapping[str, Any]  # options of a command line, by name
 

@@ -1,9 +1,9 @@
 """Between the interface server's hub and the channel layer: three native threads with a link each.
 
 The hub never touches the database. What it sends goes to a bounded outbox, which the ``Publisher`` empties. The
-``ReplyReader`` takes the replies, which are handed to the hub; it is the one that LISTENs, and rings for the workers
+``ReplyReader`` takes the replies, which are handed to the hub; it is the one that LISTENs, and wakes the workers
 of this process tree. The *housekeeper* renews the server's lease and cleans up after the dead. Where all workers on
-record are of this process tree, the publisher rings for them itself, and no NOTIFY is sent; they ring for the reader
+record are of this process tree, the publisher wakes them itself, and no NOTIFY is sent; they wake the reader
 alike.
 """
 
@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any
 
 from dbchannels import codec, names
-from dbchannels.backoff import Backoff
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import LayerHealth
@@ -47,7 +46,7 @@ from dbchannels.server.overload import Overload
 from dbchannels.server.relay_threads import Outbox, Publisher
 from dbchannels.server.reply import Receiver, Reply, read_reply
 from dbchannels.server.reply_reader import ReplyReader
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import Backoff, WakeupPipe
 
 log = logging.getLogger("dbchannels.server")
 
@@ -70,7 +69,7 @@ class Relay:
     """``open`` a reply channel for a receiver, ``send`` operations, ``close`` it."""
 
     def __init__(
-        self, layer: BaseLayer, bells: dict[str, Doorbell], on_dead: Callable[[], None], hub: Hub
+        self, layer: BaseLayer, wakeups: dict[str, WakeupPipe], on_dead: Callable[[], None], hub: Hub
     ) -> None:
         self.layer = layer
         self.hub = hub
@@ -79,7 +78,7 @@ class Relay:
         self._health = LayerHealth(log, f"server-{os.getpid()}")
         self._overload = Overload()
         self._past: set[str] = set()  # queues that were given up
-        self._bells = bells
+        self._wakeups = wakeups
         self._on_dead = on_dead
         self._receivers: dict[str, Receiver] = {}
         self._opened_on: dict[str, str] = {}  # the queue of each
@@ -92,10 +91,10 @@ class Relay:
         self.http_workers, self.servers = 0, 1
         self.has_sessions = False  # whether a WebSocket has brought a session's cookie
         self._checked_at = time.monotonic()
-        self._reader = ReplyReader(layer, lambda: self.queue, bells, self._hand_to_hub, self._health)
+        self._reader = ReplyReader(layer, lambda: self.queue, wakeups, self._hand_to_hub, self._health)
         #: Returns the names of the workers of this process tree that take every protocol message.
         self.own_workers: Callable[[], set[str]] = set
-        self._near: dict[str, Doorbell] = {}  # whom the publisher rings for
+        self._local_wakeups: dict[str, WakeupPipe] = {}  # of workers that the publisher wakes itself
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for name, target in (
@@ -138,9 +137,9 @@ class Relay:
         return len(self._receivers)
 
     @property
-    def door(self) -> Doorbell:
-        """What workers of this process tree ring when they have written replies, in place of a NOTIFY."""
-        return self._reader.door
+    def reply_wakeup(self) -> WakeupPipe:
+        """The pipe by which workers of this process tree wake the reader of replies, in place of a NOTIFY."""
+        return self._reader.reply_wakeup
 
     def is_reachable(self) -> bool:
         """Whether the layer has answered when it was last looked at, or should have been."""
@@ -248,7 +247,7 @@ class Relay:
         machine does not say so, only the database does.
         """
         self._await_renewal(link)
-        link.near = self._near
+        link.local_wakeups = self._local_wakeups
         name, rest = self.name, [one for one in operations if not self._is_past(one)]
         if not rest:
             link.renew(name)  # else nothing would say whether the layer can be used again
@@ -342,7 +341,7 @@ class Relay:
             self.call_in_hub(self._on_dead)
         self._renewed_at = asked_at
         workers = link.workers()
-        self._find_near(set(workers))
+        self._find_local_wakeups(set(workers))
         self._overload.look(link, workers)
         if self.has_sessions and asked_at - self._checked_at > CHECK_LOGINS:
             self._checked_at = asked_at
@@ -350,8 +349,10 @@ class Relay:
         link.clean_up()
         self.http_workers, self.servers = link.count_live("http.request")
 
-    def _find_near(self, workers: set[str]) -> None:
-        """Ring for our own workers only while nobody else has any: whom a ring cannot reach needs the NOTIFY."""
+    def _find_local_wakeups(self, workers: set[str]) -> None:
+        """Wake our own workers through their pipes while there are no others: those need the NOTIFY."""
         own = self.own_workers()
         alone = bool(own) and workers <= own
-        self._near = {kind: bell for kind, bell in self._bells.items() if kind != DURABLE} if alone else {}
+        self._local_wakeups = {
+            kind: self._wakeups[kind] for kind in self._wakeups if alone and kind != DURABLE
+        }

@@ -7,14 +7,12 @@ import threading
 import time
 from collections.abc import Callable, Container, Mapping, Sequence
 
-from dbchannels.backoff import Backoff
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import LayerHealth
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery
-from dbchannels.waiting import WakeupPipe
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import Backoff, WakeupPipe
 
 log = logging.getLogger("dbchannels.server")
 
@@ -25,33 +23,33 @@ REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts
 class ReplyReader:
     """Runs in a thread of its own until ``stop``.
 
-    ``queue`` gives the name of the queue that is read; ``deliver`` is given what was on it. ``bells`` are rung for
-    the workers of this process tree, by what a wakeup for them says.
+        ``queue`` gives the name of the queue that is read; ``deliver`` is given what was on it. ``wakeups`` wake
+    the workers of this process tree, by the kind of their messages.
     """
 
     def __init__(
         self,
         layer: BaseLayer,
         queue: Callable[[], str],
-        bells: Mapping[str, Doorbell],
+        wakeups: Mapping[str, WakeupPipe],
         deliver: Callable[[Sequence[Delivery]], None],
         health: LayerHealth,
     ) -> None:
         self._layer = layer
         self._queue = queue
-        self._bells = bells
+        self._wakeups = wakeups
         self._deliver = deliver
         self._health = health
         self._stopping = threading.Event()
-        self._wake = WakeupPipe()  # ends the wait
+        self._wake = WakeupPipe.new()  # ends the wait
         self._read_at = 0.0  # when the layer last gave what waited
-        #: Rung by workers of this process tree that have written replies, in place of a NOTIFY.
-        self.door = Doorbell.new()
+        #: Notified by workers of this process tree that have written replies, in place of a NOTIFY.
+        self.reply_wakeup = WakeupPipe.new()
 
     def stop(self) -> None:
         """End ``run``; from any thread."""
         self._stopping.set()
-        self._wake.ring()
+        self._wake.notify()
 
     def is_reachable(self) -> bool:
         """Whether the layer has answered when it was last looked at, or should have been."""
@@ -68,7 +66,7 @@ class ReplyReader:
                 self._health.worked()
                 delays.reset()  # it answers: should only the wait fail, the session was ended, not the database
                 if deaf:  # what was told in between was told to nobody: the workers look by themselves
-                    self._ring(self._bells)
+                    self._notify(self._wakeups)
                     deaf = False
                 self._wait(link)
                 failing = False
@@ -90,15 +88,15 @@ class ReplyReader:
             more = len(deliveries) == BATCH
 
     def _wait(self, link: Link) -> None:
-        """Wait until something may have come for us; ring for the workers when it is for them."""
+        """Wait until something may have come for us; wake the workers when it is for them."""
         deadline = time.monotonic() + self._layer.poll_interval()
         while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-            wakeups = link.wait(left, self._wake.reader, self.door.reader)
-            self._ring(wakeups)
-            if self.door.silence() or self._queue() in wakeups:
+            kinds = link.wait(left, self._wake.reader, self.reply_wakeup.reader)
+            self._notify(kinds)
+            if self.reply_wakeup.drain() or self._queue() in kinds:
                 return
 
-    def _ring(self, kinds: Container[str]) -> None:
-        for kind, bell in self._bells.items():
+    def _notify(self, kinds: Container[str]) -> None:
+        for kind, wakeup in self._wakeups.items():
             if kind in kinds:
-                bell.ring()
+                wakeup.notify()

@@ -26,7 +26,7 @@ from dbchannels.protocol import MORE_CONTENT, status_reply
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import Exchange, Stream
 from dbchannels.server.relay import Relay
-from dbchannels.waiting import check_timeout
+from dbchannels.wakeup import check_timeout
 
 log = logging.getLogger("dbchannels.server")
 

@@ -31,7 +31,7 @@ from django.test import TransactionTestCase
 from dbchannels import Channel, conf
 from dbchannels.exceptions import DBChannelsError, InvalidConfiguration
 from dbchannels.protocol import GOING_AWAY
-from dbchannels.waiting import wait_readable
+from dbchannels.wakeup import wait_readable
 
 READY_WITHIN = 60.0  # seconds
 END_WITHIN = 30.0  # seconds, after which the server is killed

@@ -22,7 +22,6 @@ from django.core.cache import caches
 from django.urls import get_script_prefix, set_script_prefix
 
 from dbchannels import names, signals
-from dbchannels.backoff import Backoff
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import LayerHealth
@@ -30,8 +29,7 @@ from dbchannels.layers.operations import Delivery
 from dbchannels.models import Process
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.table import Routing
-from dbchannels.waiting import WakeupPipe, wait_readable
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
 from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.batch import Batch, Pace
 from dbchannels.worker.executor import Consumption
@@ -61,8 +59,8 @@ def never() -> bool:
 class Worker:
     """Reads the channels that have consumers and match the patterns, until it is told to stop.
 
-    ``bells`` are given by a parent that LISTENs for us; without, the worker's own link does. ``doors`` are those that
-    we ring, by the queue whose reader they wake. ``replace`` ends this process when a consumer hangs; ``on_ready`` is
+    ``wakeups`` come from a parent that LISTENs for this worker; without them its own link does. ``local_wakeups`` wake
+    the readers of reply queues. ``replace`` ends this process when a consumer hangs; ``on_ready`` is
     called when this worker is on record; once ``is_outdated`` says so, it takes nothing any more.
     ``views`` are shared by the workers that are threads of one process.
     """
@@ -75,8 +73,8 @@ class Worker:
         only: Sequence[str] = (),
         exclude: Sequence[str] = (),
         name: str = "",
-        bells: Sequence[Doorbell] = (),
-        doors: Mapping[str, Doorbell] | None = None,
+        wakeups: Sequence[WakeupPipe] = (),
+        local_wakeups: Mapping[str, WakeupPipe] | None = None,
         replace: Callable[[], None] = lambda: os._exit(1),
         on_ready: Callable[[], Any] = lambda: None,
         is_outdated: Callable[[], bool] = never,
@@ -96,21 +94,21 @@ class Worker:
         # The channel that was served longest ago comes first.
         self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
-        self.link = layer.link("worker", listen=not bells)
-        self.link.near = doors or {}
+        self.link = layer.link("worker", listen=not wakeups)
+        self.link.local_wakeups = local_wakeups or {}
         self._consumption = Consumption(layer, routing, self.link, views)
         periodic = [entry for entry in routing.timetable() if entry.channel in self.channels]
         self._timetable = Timetable(periodic, self.link)
         self._knows_all_times = not only and not exclude
         self.stopping = threading.Event()
         self.consumed = 0
-        self._bells = bells
-        self._bells_by_reader = {bell.reader: bell for bell in bells}
+        self._wakeups = wakeups
+        self._wakeups_by_reader = {wakeup.reader: wakeup for wakeup in wakeups}
         self._on_ready = on_ready
         self._script_prefix = get_script_prefix()  # FORCE_SCRIPT_NAME; a thread does not inherit it
         self._is_outdated = is_outdated
         self._replace = replace
-        self._wake = WakeupPipe()
+        self._wake = WakeupPipe.new()
         self._batch = Batch()
         self._pace = Pace()
         self._dropped = RateLimitedLog(log, DROPPED, None, every=60.0)
@@ -165,7 +163,7 @@ class Worker:
     def stop(self) -> None:
         """Take no more messages. Safe to call from a signal handler."""
         self.stopping.set()
-        self._wake.ring()
+        self._wake.notify()
 
     def abandon(self) -> None:
         """Give back what this worker holds, as if it had not run: its process ends now, whatever the main thread does.
@@ -189,7 +187,7 @@ class Worker:
                 self._replace()
             return False
         if len(deliveries) == limit:
-            self._ring_for_others()
+            self._wake_others()
         while not self.stopping.is_set() and (delivery := self._batch.start_next()):
             started = time.monotonic()
             self._turn(delivery)
@@ -204,8 +202,8 @@ class Worker:
 
     def _take(self, limit: int) -> list[Delivery]:
         """Protocol messages first: somebody waits for them."""
-        for bell in self._bells:
-            bell.silence()
+        for wakeup in self._wakeups:
+            wakeup.drain()
         taken = self.link.receive_many(self._protocol, limit, self.name) if self._protocol else []
         # Whoever woke it may have waited for what was taken: a claim goes first only when one is overdue.
         if self._durable and len(taken) < limit and not (taken and self._claim_may_wait()):
@@ -239,9 +237,9 @@ class Worker:
             self._claim_by = now + self._patience
         return now < self._claim_by
 
-    def _ring_for_others(self) -> None:
-        for bell in self._bells:
-            bell.ring()
+    def _wake_others(self) -> None:
+        for wakeup in self._wakeups:
+            wakeup.notify()
 
     def _wait(self) -> None:
         """Wait for a wakeup, for the next delayed message to be due, for the poll, or to renew the lease."""
@@ -249,14 +247,16 @@ class Worker:
         timeout = min(self.layer.poll_interval(), lease / 3, self._timetable.seconds_left())
         if self._durable and (due := self.link.next_due()) is not None:
             timeout = min(timeout, due)
-        if not self._bells:
+        if not self._wakeups:
             self.link.wait(timeout, self._wake.reader)
             return
         ends_at = time.monotonic() + timeout
-        # One ring wakes all that wait; who comes too late for it goes on waiting.
-        descriptors = [self._wake.reader, *self._bells_by_reader]
+        # One byte wakes all that wait; those that come too late for it go on waiting.
+        descriptors = [self._wake.reader, *self._wakeups_by_reader]
         while readable := wait_readable(descriptors, ends_at - time.monotonic()):
-            if any(self._bells_by_reader[one].silence() for one in readable if one in self._bells_by_reader):
+            if any(
+                self._wakeups_by_reader[one].drain() for one in readable if one in self._wakeups_by_reader
+            ):
                 return
             if self._wake.reader in readable:
                 return
@@ -295,7 +295,7 @@ class Worker:
 
     def _hand_back(self) -> None:
         self._write(hand_back=True)
-        self._ring_for_others()
+        self._wake_others()
 
     def _keep_alive_beside(self) -> None:
         with suppress(LayerUnavailable):  # the main thread will say so
@@ -328,7 +328,7 @@ class Worker:
             if not self.link.renew(self.name):
                 self._declared_dead()
             self._tell_work()
-        if not self._bells and now - self._swept_at > self.layer.options["lease"] / 3:
+        if not self._wakeups and now - self._swept_at > self.layer.options["lease"] / 3:
             self._swept_at = now
             self.link.clean_up()
         self._timetable.keep(drop=self._knows_all_times)

@@ -6,7 +6,7 @@ import pytest
 
 from dbchannels.layers.operations import Done, Send, SendGroup
 from dbchannels.models import Process
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import WakeupPipe
 from tests import kinds
 
 pytestmark = [kinds.only("postgresql"), pytest.mark.usefixtures("layer")]
@@ -29,16 +29,16 @@ def listener(patient, new_link):
 
 
 @pytest.fixture
-def door():
+def wakeup():
     """The pipe of the reader nearby."""
-    return Doorbell.new()
+    return WakeupPipe.new()
 
 
 @pytest.fixture
-def writer(patient, new_link, listener, door):
+def writer(patient, new_link, listener, wakeup):
     """A link that has that pipe at hand."""
     link = new_link(patient)
-    link.near = {NEAR: door}
+    link.local_wakeups = {NEAR: wakeup}
     return link
 
 
@@ -64,51 +64,51 @@ def one(channel, unlike=""):
     ],
     ids=["one", "alike", "several"],
 )
-def test_who_is_near_is_rung_for_and_not_notified(writer, listener, door, sends):
+def test_who_is_near_is_rung_for_and_not_notified(writer, listener, wakeup, sends):
     writer.finish("w1", Done(sends, [], [], [], []))
-    assert door.silence()
+    assert wakeup.drain()
     assert heard(listener) == set()
     assert len(writer.receive_many([NEAR], 10)) == len(sends)
 
 
-def test_who_is_far_is_notified_in_the_same_write(writer, listener, door):
+def test_who_is_far_is_notified_in_the_same_write(writer, listener, wakeup):
     writer.apply([one(f"{NEAR}a"), one(f"{FAR}b"), one("http.request")])
-    assert door.silence()
+    assert wakeup.drain()
     assert heard(listener) == {FAR, "h"}
 
 
-def test_a_broadcast_is_told_to_both(writer, listener, door):
+def test_a_broadcast_is_told_to_both(writer, listener, wakeup):
     for channel in (f"{NEAR}a", f"{FAR}b"):
         listener.layer.group_add("room", channel)
     writer.apply([SendGroup("room", b"\x80")])
-    assert door.silence()
+    assert wakeup.drain()
     assert heard(listener) == {FAR}
 
 
-def test_nobody_is_rung_for_what_was_not_written(writer, door):
+def test_nobody_is_rung_for_what_was_not_written(writer, wakeup):
     writer.session.run = lambda statements: 1 / 0
     with pytest.raises(ZeroDivisionError):
         writer.apply([one(f"{NEAR}a")])
-    assert not door.silence()
+    assert not wakeup.drain()
 
 
-def test_what_is_for_others_alone_rings_nothing(writer, listener, door):
+def test_what_is_for_others_alone_rings_nothing(writer, listener, wakeup):
     writer.apply([one("http.request")])
-    assert not door.silence()
+    assert not wakeup.drain()
     assert heard(listener) == {"h"}
 
 
-def test_who_is_near_is_rung_for_where_nothing_is_notified(new_layer, new_link, door):
+def test_who_is_near_is_rung_for_where_nothing_is_notified(new_layer, new_link, wakeup):
     link = new_link(new_layer(wakeups=False))
-    link.near = {NEAR: door}
+    link.local_wakeups = {NEAR: wakeup}
     link.apply([one(f"{NEAR}a")])
-    assert door.silence()
+    assert wakeup.drain()
 
 
-def test_a_layers_own_sends_notify_everybody(patient, writer, listener, door):
+def test_a_layers_own_sends_notify_everybody(patient, writer, listener, wakeup):
     patient.send(f"{NEAR}a", {})
     assert heard(listener) == {NEAR}
-    assert not door.silence()
+    assert not wakeup.drain()
 
 
 def test_the_workers_on_record_are_known(writer):

@@ -24,8 +24,7 @@ from dbchannels.server.hub import GeventHub
 from dbchannels.server.relay import OutboxFull, Relay
 from dbchannels.server.relay_threads import _ordered
 from dbchannels.testing.contract.case import drain
-from dbchannels.waiting import wait_readable
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import WakeupPipe, wait_readable
 from tests import kinds
 
 on_both = kinds.only("memory", "postgresql")
@@ -103,8 +102,8 @@ class Watched:
 
     def __setattr__(self, name, value):
         super().__setattr__(name, value)
-        if name == "near":
-            self._link.near = value
+        if name == "local_wakeups":
+            self._link.local_wakeups = value
 
     def _apply(self, method, *args):
         operations = args[-1]
@@ -121,10 +120,10 @@ def new_relay(new_layer):
     """Make relays, started, with OPTIONS of their layer as keywords; each has its harness as ``harness``."""
     made = []
 
-    def new(bells=None, **options):
+    def new(wakeups=None, **options):
         layer = new_layer(**{"poll_interval": 0.02, **options})
         harness = Harness(layer)
-        relay = Relay(layer, bells or {}, lambda: relay.deaths.append(relay.name), GeventHub())
+        relay = Relay(layer, wakeups or {}, lambda: relay.deaths.append(relay.name), GeventHub())
         relay.deaths, relay.harness = [], harness
         relay.start()
         made.append(relay)
@@ -700,22 +699,22 @@ def test_a_server_that_stops_leaves_no_connection_and_tells_its_consumers(relay)
     [("http.request", "h"), ("websocket.receive", "w"), ("thumbnails", "d"), ("asgi.delay", "d")],
 )
 def test_a_message_rings_for_its_kind_of_worker_alone(new_relay, channel, kind):
-    bells = {kind: Doorbell.new() for kind in "hwd"}
-    relay = new_relay(bells, poll_interval=None)
+    wakeups = {kind: WakeupPipe.new() for kind in "hwd"}
+    relay = new_relay(wakeups, poll_interval=None)
     until(lambda: "wait" in relay.harness.asked)
     relay.layer.send(channel, {"number": 1})
-    until(lambda: wait_readable([bells[kind].reader], 0))
-    assert not wait_readable([bells[other].reader for other in bells if other != kind], 0)
+    until(lambda: wait_readable([wakeups[kind].reader], 0))
+    assert not wait_readable([wakeups[other].reader for other in wakeups if other != kind], 0)
 
 
 @on_postgresql
 def test_a_reply_rings_for_no_worker(new_relay):
-    bells = {kind: Doorbell.new() for kind in "hwd"}
-    relay = new_relay(bells, poll_interval=None)
+    wakeups = {kind: WakeupPipe.new() for kind in "hwd"}
+    relay = new_relay(wakeups, poll_interval=None)
     receiver = Receiver(relay)
     answer(relay, receiver, number=1)
     until(lambda: receiver.replies)
-    assert not wait_readable([bell.reader for bell in bells.values()], 0)
+    assert not wait_readable([wakeup.reader for wakeup in wakeups.values()], 0)
 
 
 # Who is near.
@@ -726,7 +725,7 @@ def test_a_ring_at_its_door_has_it_read_its_replies(new_relay, new_link):
     relay = new_relay(poll_interval=3600)
     receiver = Receiver(relay)
     writer = new_link(relay.layer)
-    writer.near = {relay.queue: relay.door}
+    writer.local_wakeups = {relay.queue: relay.reply_wakeup}
     until(lambda: "wait" in relay.harness.asked)
     writer.apply([Send(receiver.channel, codec.encode({"n": 1}), "", 60)])
     until(lambda: receiver.messages() == [{"n": 1}])
@@ -734,30 +733,30 @@ def test_a_ring_at_its_door_has_it_read_its_replies(new_relay, new_link):
 
 @on_postgresql
 def test_workers_are_rung_for_only_while_all_on_record_are_its_own(new_relay, new_link):
-    bell = Doorbell.new()
-    relay = new_relay({"h": bell}, lease=0.3)
+    wakeup = WakeupPipe.new()
+    relay = new_relay({"h": wakeup}, lease=0.3)
     link = new_link(relay.layer)
     link.register("own", Process.WORKER)
     until(lambda: relay.harness.asked.count("clean_up") > 2)
-    assert relay._near == {}  # it has none that is ready
+    assert relay._local_wakeups == {}  # it has none that is ready
     relay.own_workers = lambda: {"own", "another that is not on record yet"}
-    until(lambda: relay._near == {"h": bell})
+    until(lambda: relay._local_wakeups == {"h": wakeup})
     link.register("stranger", Process.WORKER)
-    until(lambda: relay._near == {})
+    until(lambda: relay._local_wakeups == {})
     link.unregister("stranger")
-    until(lambda: relay._near == {"h": bell})
+    until(lambda: relay._local_wakeups == {"h": wakeup})
 
 
 @on_postgresql
 def test_its_own_workers_are_woken_without_a_notification(new_relay, new_link):
-    bell = Doorbell.new()
-    relay = new_relay({"h": bell}, poll_interval=3600, lease=0.3)
+    wakeup = WakeupPipe.new()
+    relay = new_relay({"h": wakeup}, poll_interval=3600, lease=0.3)
     listener = new_link(relay.layer)
     listener.wait(0)
     relay.own_workers = lambda: {"own"}
-    until(lambda: relay._near)
+    until(lambda: relay._local_wakeups)
     relay.send(relay.make_send("http.request", {"path": "/"}))
-    until(lambda: wait_readable([bell.reader], 0))
+    until(lambda: wait_readable([wakeup.reader], 0))
     assert listener.wait(0.05) == set()
 
 

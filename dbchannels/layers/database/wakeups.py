@@ -18,7 +18,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from dbchannels.waiting import wait_readable
+from dbchannels.wakeup import wait_readable
 
 log = getLogger("dbchannels.layer")
 

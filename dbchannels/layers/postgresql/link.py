@@ -171,7 +171,7 @@ class PostgreSQLLink(Link):
 
     def _write(self, before: Sequence[Statement], operations: Sequence[Operation]) -> list[Send]:
         """Run the statements and write the operations, together; return the last sends that found no room."""
-        wakes = Wakes(self.layer, self.near)
+        wakes = Wakes(self.layer, self.local_wakeups)
         plan = list(statements(self.layer, operations, wakes))
         rows = self.session.run([*before, *((text, values) for text, values, _ in plan)])
         wakes.ring()

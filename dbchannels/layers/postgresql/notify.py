@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from dbchannels.layers.base import BaseLayer
-    from dbchannels.wakeup import Doorbell
+    from dbchannels.wakeup import WakeupPipe
 
 
 class Wakes:
     """The wakeups of one write. ``near`` has the pipes at hand, by what a wakeup for their readers says."""
 
-    def __init__(self, layer: BaseLayer, near: Mapping[str, Doorbell] | None = None) -> None:
+    def __init__(self, layer: BaseLayer, near: Mapping[str, WakeupPipe] | None = None) -> None:
         self.near = near or {}
         self._notifies = bool(layer.wakeups)
         self._rung: set[str] = set()
@@ -38,4 +38,4 @@ class Wakes:
     def ring(self) -> None:
         """Wake those that were left to us, once what was written is there for all to see."""
         for kind in self._rung:
-            self.near[kind].ring()
+            self.near[kind].notify()

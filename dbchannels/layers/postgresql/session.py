@@ -21,7 +21,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import prepared, sql
 from dbchannels.layers.postgresql.deadline import ANSWER_WITHIN, Deadline, watched
 from dbchannels.layers.postgresql.prepared import LOST
-from dbchannels.waiting import wait_readable
+from dbchannels.wakeup import wait_readable
 
 LONGEST_PAYLOAD = 128  # bytes of ours, a queue's name; anybody who may connect can NOTIFY up to 7,999
 REST = 0.005  # seconds in which strange ones are only read and dropped: so often at most they wake a reader

@@ -26,8 +26,7 @@ from dbchannels.management.output import TellingCommand, log_to_terminal
 from dbchannels.names import worker_names
 from dbchannels.processes.reloader import CodeChanges
 from dbchannels.server.config import add_options
-from dbchannels.waiting import LONGEST_TIMEOUT, check_timeout, wait_readable
-from dbchannels.wakeup import Doorbell
+from dbchannels.wakeup import LONGEST_TIMEOUT, WakeupPipe, check_timeout, wait_readable
 from dbchannels.worker import database_connections
 from dbchannels.worker.application import ApplicationViews, load_site
 from dbchannels.worker.files import FileSender
@@ -65,14 +64,14 @@ class Command(TellingCommand):
             "--child", default="", metavar="NAME", help="set by runchannels: this worker's name"
         )
         parser.add_argument(
-            "--bell", action="append", default=[], help="set by runchannels: a doorbell's descriptors"
+            "--wakeup-fd", action="append", default=[], help="set by runchannels: a pipe's descriptors"
         )
         parser.add_argument(
-            "--door",
+            "--local-wakeup",
             action="append",
             default=[],
             metavar="QUEUE=PIPE",
-            help="set by runchannels: its own queue and doorbell",
+            help="set by runchannels: its queue and the pipe's descriptors",
         )
         parser.add_argument(
             "--files",
@@ -127,8 +126,8 @@ class Command(TellingCommand):
                 only=options["only"],
                 exclude=options["exclude"],
                 name=name,
-                bells=[Doorbell.inherited(text) for text in options["bell"]],
-                doors=dict(map(inherited_door, options["door"])),
+                wakeups=[WakeupPipe.inherited(text) for text in options["wakeup_fd"]],
+                local_wakeups=dict(map(inherited_wakeup, options["local_wakeup"])),
                 replace=end_child if child else start_anew,
                 on_ready=ready.wait,
                 is_outdated=CodeChanges(options["since"]) if options["since"] else never,
@@ -156,10 +155,10 @@ class Command(TellingCommand):
             thread.join()
 
 
-def inherited_door(text: str) -> tuple[str, Doorbell]:
+def inherited_wakeup(text: str) -> tuple[str, WakeupPipe]:
     """Return a queue and the pipe of its reader."""
     queue, _, pipe = text.partition("=")
-    return queue, Doorbell.inherited(pipe)
+    return queue, WakeupPipe.inherited(pipe)
 
 
 def inherited_files(text: str) -> FileSender | None:

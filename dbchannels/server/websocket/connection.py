@@ -19,7 +19,6 @@ import gevent
 from gevent.event import AsyncResult
 
 from dbchannels.auth.sessions import session_key
-from dbchannels.backoff import Backoff
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.protocol import (
     AGAIN,
@@ -45,6 +44,7 @@ from dbchannels.server.websocket.handshake import Accepted, Denied, denied
 from dbchannels.server.websocket.messages import Outgoing
 from dbchannels.server.websocket.protocol import Closed, Event
 from dbchannels.server.websocket.transport import Transport
+from dbchannels.wakeup import Backoff
 
 log = logging.getLogger("dbchannels.server")
 
