@@ -557,7 +557,7 @@ def test_instances_without_a_key_are_one_sentence(site, bind):
     for send in (binding.send_created, binding.send_updated, binding.send_deleted):
         with raises(InvalidMessage) as refused:
             send([Post()])
-        assert "PostBinding is given an instance without a key" in refused.sentence
+        assert "PostBinding was given an instance without a key" in refused.sentence
 
 
 # Who may know.
@@ -756,11 +756,11 @@ class LiveModelsInTests(ChannelTestCase):
 @pytest.mark.parametrize(
     ("attributes", "said"),
     [
-        ({"fields": None}, "gives none of fields, exclude and serializer: give one"),
-        ({"fields": ["id"], "exclude": ["id"]}, "gives fields and exclude of fields, exclude and serializer"),
-        ({"fields": ["titel"]}, "names 'titel', which blog.Post does not have: write 'title'."),
-        ({"exclude": ["zzz"]}, "names 'zzz', which blog.Post does not have: it has id, title, blog, "),
-        ({"fields": "title"}, "is a list of names, not a text: write ['title']."),
+        ({"fields": None}, "has none of fields, exclude and serializer: give exactly one"),
+        ({"fields": ["id"], "exclude": ["id"]}, "has fields and exclude of fields, exclude and serializer"),
+        ({"fields": ["titel"]}, "names 'titel', which is no field of blog.Post: write 'title'."),
+        ({"exclude": ["zzz"]}, "names 'zzz', which is no field of blog.Post: it has id, title, blog, "),
+        ({"fields": "title"}, "must be a list of names, not a str: write ['title']."),
     ],
 )
 def test_what_cannot_be_sent_is_one_sentence(attributes, said):
@@ -772,7 +772,7 @@ def test_what_cannot_be_sent_is_one_sentence(attributes, said):
 def test_a_model_has_rows():
     with raises(InvalidConfiguration) as refused:
         type("UserBinding", (Binding,), {"model": AbstractUser, "fields": "__all__"})
-    assert "UserBinding has no model that has rows" in refused.sentence
+    assert "UserBinding.model has no rows" in refused.sentence
 
 
 @on_both

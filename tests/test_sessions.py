@@ -207,7 +207,7 @@ def test_a_session_in_a_cookie_is_for_reading(serve, visitor, settings, caplog):
     with caplog.at_level(logging.WARNING, "dbchannels.worker"):
         serve(receive=consume)
     assert seen == [3, 3]
-    assert "kept in its cookie" in caplog.text
+    assert "stored in its cookie" in caplog.text
 
 
 @once

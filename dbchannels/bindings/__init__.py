@@ -1,1 +1,1 @@
-"""Changes of model rows, sent to the groups of those who watch them."""
+"""Live models: bindings send changes of a model's rows to groups."""

@@ -1,4 +1,4 @@
-"""Live models: a ``Binding`` sends what happens to the instances of a model to groups, as JSON in text frames::
+"""Live models: a ``Binding`` sends changes of a model's instances to groups, as JSON in text frames::
 
     class PostBinding(Binding):
         model = Post
@@ -7,9 +7,9 @@
         def groups(self, instance, action):
             return [f"blog-{instance.blog_id}"]
 
-Each member of the group is sent ``{"model": "blog.post", "action": "create", "pk": 7, "data": {"id": 7, ...}}``. What
-is sent is what the database holds after the change: it is read back. Sending is an INSERT in the transaction of the
-change, so it is seen at commit, and never after a rollback.
+Each member of the group receives ``{"model": "blog.post", "action": "create", "pk": 7, "data": {"id": 7, ...}}``. The
+data is read back from the database after the change. Sending is an INSERT in the transaction of the change: it is seen
+at commit, and never after a rollback.
 """
 
 from __future__ import annotations
@@ -38,27 +38,27 @@ _pending: list[type[Binding]] = []
 
 
 class Binding:
-    """Subclass it in a module that the ``ready()`` of the app's AppConfig imports, as one does with signals.
+    """Subclass it in a module that the ``ready()`` of the app's AppConfig imports, as with signals.
 
-    Give one of ``fields``, ``exclude`` and ``serializer``; the names of m2m fields are for the keys of what is related.
-    Raises InvalidConfiguration when it cannot be used, by the time the apps are ready.
+    Give exactly one of ``fields``, ``exclude`` and ``serializer``. An m2m field is sent as the list of related keys.
+    Raises InvalidConfiguration, at the latest when the apps are ready.
     """
 
-    #: The model, or "app.Model". Instances of its proxies and of models that inherit from it are sent too.
+    #: The model, or "app.Model". Instances of its proxies and child models are sent too.
     model: ClassVar[type[Model] | str | None] = None
-    #: What of an instance is sent: names of fields, or "__all__".
+    #: The names of the fields to send, or "__all__".
     fields: ClassVar[Sequence[str] | None] = None
-    #: All fields but these.
+    #: The names of the fields not to send.
     exclude: ClassVar[Sequence[str] | None] = None
-    #: A callable that is given the instance and returns what is sent of it, or an object with that as ``data``.
+    #: A callable that takes the instance and returns the data to send, or an object with the attribute ``data``.
     serializer: ClassVar[Callable[..., Any] | None] = None
-    #: The stream of a demultiplexer: the frame is {"stream": ..., "payload": {...}} then.
+    #: The stream of a demultiplexer; the frame is then {"stream": ..., "payload": {...}}.
     stream: ClassVar[str] = ""
-    #: An update may change an instance's groups, or who may see it; False saves reading each row before its change.
+    #: Whether an update may change an instance's groups or permissions; False saves a query before each change.
     moves: ClassVar[bool] = True
-    #: Send what ``loaddata`` loads as well.
+    #: Whether to send rows loaded by ``loaddata``.
     raw: ClassVar[bool] = False
-    #: The alias in DBCHANNELS.
+    #: An alias in DBCHANNELS.
     layer: ClassVar[str] = "default"
 
     _following: ClassVar[Following]
@@ -66,7 +66,7 @@ class Binding:
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if cls.model is None:  # a base of the site's own
+        if cls.model is None:  # a base class of the site
             return
         if apps.models_ready:
             cls.connect()
@@ -76,27 +76,27 @@ class Binding:
     # For subclasses.
 
     def groups(self, instance: Any, action: str) -> Iterable[str]:
-        """Return the names of the groups that are told of an instance: of its creation, update or deletion.
+        """Return the names of the groups that receive an instance's creation, update or deletion.
 
-        For an update the instance is asked about twice: as it was, with "delete", and as it is, with "update". A group
-        that is left is told of a deletion, one that is new of a creation.
+        An update calls this twice: for the instance before the change, with "delete", and after it, with "update". A
+        group in the first result alone receives a deletion, a group in the second alone a creation.
         """
         raise NotImplementedError(f"{type(self).__name__} has no groups(self, instance, action): add it.")
 
     def permitted(self, user: Any, instance: Any, action: str) -> bool:
-        """Whether a user (or an AnonymousUser) may be told of an instance; define it, and sockets ``subscribe``.
+        """Whether a user (or an AnonymousUser) may receive an instance. If you define it, sockets must ``subscribe``.
 
-        Who may no longer see an instance is told of its deletion, with its key and nothing else.
+        A user who may no longer see an instance receives its deletion, with the key and nothing else.
         """
         return True
 
-    # Who is told.
+    # Subscribing.
 
     @classmethod
     def subscribe(cls, group: str, reply_channel: Channel | str, user: Any = None) -> None:
-        """Put a socket into a group of this binding, as that of a user; None is an anonymous one.
+        """Add a user's socket to a group of this binding; None is an anonymous user.
 
-        Where ``permitted`` is defined no other way into the group leads to instances.
+        If ``permitted`` is defined, only sockets added in this way receive instances.
         """
         Group(group, layer=cls.layer).add(reply_channel)
         if cls._asks_permission():
@@ -106,7 +106,7 @@ class Binding:
 
     @classmethod
     def unsubscribe(cls, group: str, reply_channel: Channel | str, user: Any = None) -> None:
-        """Take a socket out; the user is the one with whom it subscribed."""
+        """Remove a socket; the user is the one who subscribed."""
         for name in {group, users_group(group, user_key(user))}:
             Group(name, layer=cls.layer).discard(reply_channel)
 
@@ -115,7 +115,7 @@ class Binding:
         return cls.permitted is not Binding.permitted
 
     def audience(self, instance: Any, action: str) -> Audience:
-        """Return the names of the groups that are sent to: with ``permitted``, those of single users."""
+        """Return the names of the groups to send to; with ``permitted``, groups of single users."""
         groups = list(self.groups(instance, action))
         if not self._asks_permission():
             return frozenset(groups)
@@ -126,20 +126,20 @@ class Binding:
             if self.permitted(user, instance, action)
         )
 
-    # What is sent.
+    # Sending.
 
     @classmethod
     def message(cls, instance: Any, action: str = UPDATE) -> dict[str, str]:
-        """Return what is sent of an instance, for a reply channel: a newcomer is shown what there is already.
+        """Return the message of an instance, to send existing instances to a new socket's reply channel.
 
-        Whom it is for is not known here: ask ``permitted`` yourself.
+        It does not call ``permitted``: do so yourself.
         """
         data = {} if action == DELETE else cls._serialize(instance)
         return cls.frame(action, cls._pk(instance), data)
 
     @classmethod
     def frame(cls, action: str, pk: Any, data: Any) -> dict[str, str]:
-        """Return the message with a text frame; raises InvalidMessage for what is no JSON."""
+        """Return the message with a text frame; raises InvalidMessage for data that JSON cannot represent."""
         content = {"model": cls._model()._meta.label_lower, "action": action, "pk": pk, "data": data}
         framed = {"stream": cls.stream, "payload": content} if cls.stream else content
         try:
@@ -151,7 +151,7 @@ class Binding:
             ) from error
 
     def tell(self, pk: Any, instance: Any, before: Audience, after: Audience, changed: bool = True) -> None:
-        """Send to those who saw an instance before, and to those who see it after, what it is to them."""
+        """Send a change to the audiences before and after it: a deletion, a creation or an update."""
         for action, audience in (
             (DELETE, before - after),
             (CREATE, after - before),
@@ -162,27 +162,27 @@ class Binding:
                 for group in sorted(audience):
                     Group(group, layer=self.layer).send(frame)
 
-    # For what sends no signal.
+    # For changes that send no signal.
 
     @classmethod
     def send_created(cls, instances: Iterable[Any]) -> None:
-        """Send what ``bulk_create`` has made. The instances are read back; those without a key cannot be."""
+        """Send instances created by ``bulk_create``. They are read back, so each needs its key."""
         cls._send(instances, CREATE)
 
     @classmethod
     def send_updated(cls, instances: Iterable[Any]) -> None:
-        """Send what ``bulk_update`` has changed, to the groups as they are now; see ``changing``."""
+        """Send instances changed by ``bulk_update`` to their present groups; see ``changing``."""
         cls._send(instances, UPDATE)
 
     @classmethod
     def send_deleted(cls, instances: Iterable[Any]) -> None:
-        """Send that these, which still have their keys, are gone; see ``changing``."""
+        """Send the deletion of instances that still have their keys; see ``changing``."""
         binding = cls()
         for instance in instances:
             pk = cls._pk(instance)
             if pk is None:
                 raise InvalidMessage(
-                    f"{cls.__name__} is given an instance without a key: call it before delete()."
+                    f"{cls.__name__} was given an instance without a key: call it before delete()."
                 )
             binding.tell(pk, None, binding.audience(instance, DELETE), frozenset())
 
@@ -192,8 +192,8 @@ class Binding:
         keys = [cls._pk(instance) for instance in given]
         if None in keys:
             raise InvalidMessage(
-                f"{cls.__name__} is given an instance without a key, as bulk_create leaves it on some databases: query "
-                "for what was made."
+                f"{cls.__name__} was given an instance without a key, as bulk_create leaves them on some databases: "
+                "query for the new rows."
             )
         stored = cls.rows(given[0]._state.db if given else None).in_bulk(keys)
         for instance in (stored[key] for key in keys if key in stored):
@@ -204,12 +204,13 @@ class Binding:
     @classmethod
     @contextmanager
     def changing(cls, queryset: QuerySet[Any]) -> Iterator[None]:
-        """Send what the block changes in a query set's rows by ``update``, ``bulk_update`` or SQL, and deletes::
+        """Send the changes that the block makes to a query set's rows by ``update``, ``bulk_update`` or SQL::
 
             with transaction.atomic(), PostBinding.changing(Post.objects.filter(draft=True)):
                 Post.objects.filter(draft=True).update(draft=False)
 
-        All rows are read before and after. What saves or deletes by signals is sent by these as well: use none inside.
+        All rows are read before and after. Deleted rows are sent too. Do not call ``save()`` or ``delete()`` inside:
+        their signals would send the change a second time.
         """
         binding = cls()
         before = {cls._pk(one): binding.audience(one, DELETE) for one in queryset}
@@ -224,17 +225,17 @@ class Binding:
 
     @classmethod
     def rows(cls, using: str | None = None) -> QuerySet[Any]:
-        """Return all rows of the model, whatever its manager hides."""
+        """Return all rows of the model, also those that its default manager hides."""
         model = cls._model()
         rows: QuerySet[Any] = model._base_manager.using(using or router.db_for_write(model))
         return rows
 
     @classmethod
     def stored(cls, pk: Any, using: str, lock: bool = False) -> Any:
-        """Return an instance as the database has it, or None; inside a transaction it can be locked for its change."""
+        """Return the stored instance, or None; ``lock`` locks its row, inside a transaction."""
         rows = cls.rows(using)
         if lock and connections[using].in_atomic_block:
-            # The lock that an UPDATE takes: one of a DELETE would wait for whoever inserts rows that refer to it.
+            # The lock of an UPDATE: the lock of a DELETE would wait for inserts of rows that refer to this row.
             no_key = connections[using].features.has_select_for_no_key_update
             rows = rows.select_for_update(no_key=no_key)
         return rows.filter(pk=pk).first()
@@ -248,31 +249,31 @@ class Binding:
         model = apps.get_model(cls.model) if isinstance(cls.model, str) else cls.model
         if model is None or model._meta.abstract:
             raise InvalidConfiguration(
-                f"{cls.__name__} has no model that has rows: give it one that is not abstract."
+                f"{cls.__name__}.model has no rows: give it a model that is not abstract."
             )
         return model._meta.concrete_model or model
 
     @classmethod
     def connect(cls) -> None:
-        """Begin to follow the model's signals; a subclass with a model does so by itself."""
+        """Connect to the model's signals; a subclass with a model does so by itself."""
         cls._serialize = make_serializer(cls, cls._model())
         cls._following = Following(cls(), cls._model())
         cls._following.connect()
 
     @classmethod
     def disconnect(cls) -> None:
-        """Send nothing any more, until ``connect``: for tests, and while much is loaded."""
+        """Send nothing until ``connect``: for tests, and for loading much data."""
         cls._following.disconnect()
 
 
 def connect_pending() -> None:
-    """Connect those that were declared while the models were still loading."""
+    """Connect the bindings that were declared while the models were loading."""
     while _pending:
         _pending.pop(0).connect()
 
 
 def present_users(group: str, layer: str) -> list[tuple[str, Any]]:
-    """Return the active users whose sockets are in a group, as they are now, by key, and an anonymous one."""
+    """Return the active users whose sockets are in a group, each with its key, and an AnonymousUser."""
     from django.contrib.auth.models import AnonymousUser
 
     users = get_user_model()._default_manager
@@ -280,22 +281,22 @@ def present_users(group: str, layer: str) -> list[tuple[str, Any]]:
     for key in Group(group, layer=layer).users():
         try:
             keys.append(users.model._meta.pk.to_python(key))
-        except ValidationError:  # identified by something else than a user
+        except ValidationError:  # identified by another key than a user's
             continue
     found = users.filter(pk__in=keys) if keys else []
     return [("", AnonymousUser()), *((str(user.pk), user) for user in found if user.is_active)]
 
 
 def user_key(user: Any) -> str:
-    """Return the text of a user's key, "" for an anonymous one."""
+    """Return the text of a user's key; "" for an anonymous user."""
     key = getattr(user, "pk", None)
     return "" if key is None else str(key)
 
 
 def users_group(group: str, key: str) -> str:
-    """Return the name of one user's part of a group.
+    """Return the name of the group of one user's sockets in a group.
 
-    Nobody can make it of what a client says: a site names groups by captures, and "tea.user-7" would be one.
+    It is a digest, so that no client can choose it: a site may make group names of captures, such as "tea.user-7".
     """
     digest = salted_hmac("dbchannels.binding_users", f"{group} {key}", algorithm="sha256")
     return f"binding.{digest.hexdigest()}"

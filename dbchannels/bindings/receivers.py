@@ -1,4 +1,4 @@
-"""What tells a binding of changes: Django's signals of its model, and of all models that share its rows."""
+"""The receivers of a binding: Django's signals of its model, and of all models that share its rows."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from django.db.models import ManyToManyField, Model
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 from django.dispatch import Signal
 
-from dbchannels.bindings.serializers import sends_field
-
 if TYPE_CHECKING:
     from dbchannels.bindings.binding import Binding
 
@@ -20,7 +18,7 @@ Audience = frozenset[str]  # the names of groups
 
 
 class Following:
-    """One binding's receivers. What it finds out before a change waits on the instance until after it."""
+    """One binding's receivers. The audience before a change is kept on the instance until after the change."""
 
     def __init__(self, binding: Binding, model: type[Model]) -> None:
         self._binding = binding
@@ -38,17 +36,14 @@ class Following:
             *((post_delete, self.deleted, sender) for sender in senders),
             *(
                 (m2m_changed, Related(self, field).changed, field.remote_field.through)
-                for field in self._m2m()
+                for field in self._model._meta.many_to_many
             ),
         ]
         for signal, receiver, sender in self._receivers:
             signal.connect(receiver, sender=sender, weak=False)
 
-    def _m2m(self) -> list[Any]:
-        return list(self._model._meta.many_to_many)
-
     def disconnect(self) -> None:
-        """Hear no more."""
+        """Disconnect all receivers."""
         for signal, receiver, sender in self._receivers:
             signal.disconnect(receiver, sender=sender)
         self._receivers = []
@@ -56,13 +51,15 @@ class Following:
     # Saves.
 
     def saving(self, instance: Any, raw: bool, using: str, **kwargs: Any) -> None:
-        """Look who sees the row as it is."""
+        """Remember the audience of the row before the save."""
         if self._is_sent(raw):
-            looks = self._binding.moves and self._may_exist(instance)
+            # A new instance whose key is made by a default has no row yet.
+            is_new = instance._state.adding and instance._meta.pk.has_default()
+            looks = self._binding.moves and self.pk(instance) is not None and not is_new
             self.remember(instance, "save", self.audience_of(self.pk(instance), using) if looks else None)
 
     def saved(self, instance: Any, created: bool, raw: bool, using: str, **kwargs: Any) -> None:
-        """Tell of the row as it was written."""
+        """Send the row as it is stored."""
         if not self._is_sent(raw):
             return
         before = self.recall(instance, "save")
@@ -77,55 +74,53 @@ class Following:
     def _is_sent(self, raw: bool) -> bool:
         return self._binding.raw or not raw
 
-    def _may_exist(self, instance: Any) -> bool:
-        """Whether there can be a row: of a new instance whose key is made by a default there is none."""
-        key = instance._meta.pk
-        return self.pk(instance) is not None and not (instance._state.adding and key.has_default())
-
     # Deletions.
 
     def deleting(self, sender: type[Model], instance: Any, using: str, **kwargs: Any) -> None:
-        """Look who sees the row. What inherits from it is deleted by itself, and first: that is no end of this one."""
+        """Remember the audience of the row. A child row is deleted first, by itself, which does not end this row."""
         if sender._meta.concrete_model is self._model:
             self.remember(instance, "delete", self.audience_of(self.pk(instance), using))
 
     def deleted(self, sender: type[Model], instance: Any, using: str, **kwargs: Any) -> None:
-        """Tell that it is gone."""
+        """Send that the row is gone."""
         before = self.recall(instance, "delete") if sender._meta.concrete_model is self._model else None
         if before:
             self._binding.tell(self.pk(instance), None, before, frozenset())
 
-    # What both have in common.
+    # Shared by saves, deletions and m2m changes.
 
     def audience_of(self, pk: Any, using: str) -> Audience | None:
-        """Return who sees a row now, locked until its change where there is a transaction; None: there is no row."""
+        """Return the audience of a row, which is locked in a transaction; None if there is no row."""
         stored = self._binding.stored(pk, using, lock=True)
         return None if stored is None else self._binding.audience(stored, DELETE)
 
-    def tell_of_related(self, pk: Any, using: str, before: Audience, changed: bool) -> None:
-        """Tell of a row whose related ones have changed."""
+    def send_related(self, pk: Any, using: str, before: Audience, changed: bool) -> None:
+        """Send a row whose related rows have changed."""
         stored = self._binding.stored(pk, using)
         if stored is not None:
             self._binding.tell(pk, stored, before, self._binding.audience(stored, UPDATE), changed)
 
     def is_sent(self, field: ManyToManyField[Any, Any]) -> bool:
-        """Whether a change of this field changes what is sent."""
-        return sends_field(type(self._binding), field)
+        """Whether the field is sent."""
+        fields, exclude = self._binding.fields, self._binding.exclude
+        if fields is not None:
+            return fields == "__all__" or field.name in fields
+        return exclude is None or field.name not in exclude
 
     def pk(self, instance: Any) -> Any:
-        """Return an instance's key in the binding's model, also of one that inherits from it."""
+        """Return an instance's key in the binding's model, also for an instance of a child model."""
         key = getattr(instance, self._model._meta.pk.attname)
         if key is None and (link := instance._meta.get_ancestor_link(self._model)):
-            key = getattr(instance, link.attname)  # it is given a row that is there already
+            key = getattr(instance, link.attname)  # it links to an existing row
         return key
 
     def remember(self, instance: Any, what: str, value: Any) -> None:
-        """Keep something with an instance until it is recalled; a receiver may save it again meanwhile."""
+        """Keep a value on an instance until it is recalled; a receiver may save the instance again meanwhile."""
         kept = vars(instance._state).setdefault("dbchannels", {})
         kept.setdefault((self._name, what), []).append(value)
 
     def recall(self, instance: Any, what: str) -> Any:
-        """Return what was kept last, once; None for nothing."""
+        """Return the last value that was kept, and forget it; None if there is none."""
         kept = vars(instance._state).get("dbchannels", {}).get((self._name, what))
         return kept.pop() if kept else None
 
@@ -133,7 +128,7 @@ class Following:
 class Related:
     """Changes of one m2m field, from either side.
 
-    Of a symmetrical relation the other end is not told: Django writes its row after the last signal.
+    The other end of a symmetrical relation is not sent: Django writes its row after the last signal.
     """
 
     def __init__(self, following: Following, field: ManyToManyField[Any, Any]) -> None:
@@ -143,7 +138,7 @@ class Related:
     def changed(
         self, instance: Any, action: str, reverse: bool, pk_set: set[Any] | None, using: str, **kwargs: Any
     ) -> None:
-        """Look who sees the rows before the change, and tell of them after it."""
+        """Remember the audiences of the rows before the change, and send the rows after it."""
         when, _, what = action.partition("_")
         key = f"{self._field.name} {what} {reverse}"
         if when == "pre":
@@ -156,10 +151,10 @@ class Related:
         for pk, before in (self._following.recall(instance, key) or {}).items():
             if before is not None:
                 sent = self._following.is_sent(self._field)
-                self._following.tell_of_related(pk, using, before, sent)
+                self._following.send_related(pk, using, before, sent)
 
     def _keys(self, instance: Any, reverse: bool, pk_set: set[Any] | None, using: str) -> list[Any]:
-        """Return the keys of the binding's rows that change; None for pk_set: all related ones are taken out."""
+        """Return the keys of the binding's rows that change; a ``pk_set`` of None clears all related rows."""
         if not reverse:
             return [self._following.pk(instance)]
         if pk_set is not None:

@@ -1,4 +1,4 @@
-"""What a binding sends of an instance: by the names of fields, or by the site's own serializer."""
+"""The data that a binding sends of an instance: chosen fields, or the value of the site's own serializer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from django.db.models import Field, ManyToManyField, Model
+from django.db.models import Field, Model
 from django.utils.encoding import is_protected_type
 
 from dbchannels.exceptions import InvalidConfiguration
@@ -17,12 +17,12 @@ Serializer = Callable[[Any], Any]
 
 
 def make_serializer(binding: type, model: type[Model]) -> Serializer:
-    """Return what makes data of an instance, from what the binding says; raises InvalidConfiguration."""
+    """Return a function that makes the data of an instance; raises InvalidConfiguration."""
     given = [name for name in ("fields", "exclude", "serializer") if getattr(binding, name) is not None]
     if len(given) != 1:
         raise InvalidConfiguration(
-            f"{binding.__name__} gives {' and '.join(given) or 'none'} of fields, exclude and serializer: give one, so "
-            "that nothing is sent which is not meant to be; fields = '__all__' sends all."
+            f"{binding.__name__} has {' and '.join(given) or 'none'} of fields, exclude and serializer: give exactly "
+            "one, so that nothing is sent by mistake; fields = '__all__' sends all fields."
         )
     if given == ["serializer"]:
         return _own(binding)
@@ -30,16 +30,8 @@ def make_serializer(binding: type, model: type[Model]) -> Serializer:
     return lambda instance: {field.name: _value(field, instance) for field in chosen}
 
 
-def sends_field(binding: type, field: ManyToManyField[Any, Any]) -> bool:
-    """Whether a change of this field changes what is sent."""
-    fields, exclude = getattr(binding, "fields"), getattr(binding, "exclude")  # noqa: B009
-    if fields is not None:
-        return fields == "__all__" or field.name in fields
-    return exclude is None or field.name not in exclude
-
-
 def _own(binding: type) -> Serializer:
-    """Return the serializer; a plain function is not a method, unless it says ``self``."""
+    """Return the site's serializer; a plain function is a method only if its first parameter is ``self``."""
     own = inspect.getattr_static(binding, "serializer")
     own = own.__func__ if isinstance(own, staticmethod) else own
     if inspect.isfunction(own) and next(iter(inspect.signature(own).parameters), "") == "self":
@@ -58,13 +50,13 @@ def _chosen(binding: type, model: type[Model], names: Sequence[str], key: str) -
         return list(fields.values())
     if isinstance(names, str):
         raise InvalidConfiguration(
-            f"{binding.__name__}.{key} is a list of names, not a text: write [{names!r}]."
+            f"{binding.__name__}.{key} must be a list of names, not a str: write [{names!r}]."
         )
     for name in names:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             raise InvalidConfiguration(
-                f"{binding.__name__}.{key} names {name!r}, which {model._meta.label} does not have: "
+                f"{binding.__name__}.{key} names {name!r}, which is no field of {model._meta.label}: "
                 + (f"write {near[0]!r}." if near else f"it has {', '.join(fields)}.")
             )
     if key == "exclude":
@@ -73,13 +65,13 @@ def _chosen(binding: type, model: type[Model], names: Sequence[str], key: str) -
 
 
 def _value(field: Field[Any, Any], instance: Any) -> Any:
-    """Return a field's value as JSON has it: what Django's serializers make of it, lists and dicts as they are."""
+    """Return a field's value for JSON, as Django's serializers make it; lists and dicts stay as they are."""
     if field.many_to_many:
         related = getattr(instance, field.name).order_by("pk")
         return list(related.values_list("pk", flat=True))
     value = field.value_from_object(instance)
     if isinstance(value, float) and not math.isfinite(value):
-        return None  # which JSON has no word for
+        return None  # JSON has no infinity and no NaN
     if is_protected_type(value) or isinstance(value, (str, list, tuple, dict)):
         return value
     return field.value_to_string(instance)
