@@ -43,7 +43,15 @@ def client_frame(opcode, payload=b"", *, first=None, form=None, size=None, mask_
 def read(stream, max_payload=100_000, step=None):
     reader = FrameReader(max_payload)
     step = step or len(stream)
-    return [frame for at in range(0, len(stream), step) for frame in reader.feed(stream[at : at + step])]
+    return [
+        frame for at in range(0, len(stream), step) for frame in completed(reader, stream[at : at + step])
+    ]
+
+
+def completed(reader, data):
+    """The frames that these bytes complete."""
+    reader.add(data)
+    return list(iter(reader.next_frame, None))
 
 
 def assert_refused(stream, code, word, max_payload=100_000):
@@ -205,11 +213,11 @@ def test_control_frames_pass_whatever_is_left_of_the_limit():
 
 def test_a_limit_lowered_between_two_frames_of_one_read_holds_for_the_second():
     reader = FrameReader(10)
-    frames = reader.feed(client_frame(TEXT, b"x" * 10, first=TEXT) + client_frame(CONTINUATION, b"y"))
-    assert next(frames).payload == b"x" * 10
+    reader.add(client_frame(TEXT, b"x" * 10, first=TEXT) + client_frame(CONTINUATION, b"y"))
+    assert reader.next_frame().payload == b"x" * 10
     reader.max_payload -= 10
     with pytest.raises(ProtocolError, match="too large"):
-        next(frames)
+        reader.next_frame()
 
 
 # --- closes

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterator
 from functools import lru_cache
 
 from dbchannels.server.http.headers import TOKEN, RawHeaders, items
@@ -44,20 +43,18 @@ class Deflate:
 
         A broadcast passes the same frame for each member, so the last result is remembered.
         """
-        if frame is not self._last:
-            self._last, self._last_deflated = frame, self._deflated(frame)
-        return self._last_deflated
-
-    def _deflated(self, frame: bytes) -> bytes:
-        if len(frame) < LEAST:
-            return frame
-        opcode, payload = decode_frame(frame)
-        # A window as wide as the message is enough, and cheaper to set up.
-        bits = min(self._window_bits, max(_NARROWEST, len(payload).bit_length()))
-        deflater = zlib.compressobj(LEVEL, zlib.DEFLATED, -bits)
-        content = deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH)
-        deflated = encode_frame(opcode | RSV1, content[: -len(DEFLATE_END)])
-        return deflated if len(deflated) < len(frame) else frame
+        if frame is self._last:
+            return self._last_deflated
+        deflated = frame
+        if len(frame) >= LEAST:
+            opcode, payload = decode_frame(frame)
+            # A window as wide as the message is enough, and cheaper to set up.
+            bits = min(self._window_bits, max(_NARROWEST, len(payload).bit_length()))
+            deflater = zlib.compressobj(LEVEL, zlib.DEFLATED, -bits)
+            content = deflater.compress(payload) + deflater.flush(zlib.Z_SYNC_FLUSH)
+            deflated = min(frame, encode_frame(opcode | RSV1, content[: -len(DEFLATE_END)]), key=len)
+        self._last, self._last_deflated = frame, deflated
+        return deflated
 
 
 def negotiate(headers: RawHeaders) -> Deflate | None:
@@ -65,20 +62,16 @@ def negotiate(headers: RawHeaders) -> Deflate | None:
 
     Raises Refused, with a 400, for a Sec-WebSocket-Extensions header that is not a list of extensions.
     """
-    for name, parameters in _offers(headers):
-        if name == NAME and (agreed := _agree(parameters)) is not None:
-            return agreed
-    return None
-
-
-def _offers(headers: RawHeaders) -> Iterator[tuple[str, Parameters]]:
     # A quoted value is a token too (RFC 6455 section 9.1), so it contains no comma.
     for item in filter(None, items(headers, b"sec-websocket-extensions")):
         found = _EXTENSION.fullmatch(item.decode("latin-1"))
         if found is None:
             raise Refused(400, "The Sec-WebSocket-Extensions header is not a list of extensions.")
         pairs = [part.partition("=") for part in found[2].split(";")[1:]]
-        yield found[1], [(name.strip(" \t"), value.strip(' \t"') or None) for name, _, value in pairs]
+        parameters = [(name.strip(" \t"), value.strip(' \t"') or None) for name, _, value in pairs]
+        if found[1] == NAME and (agreed := _agree(parameters)) is not None:
+            return agreed
+    return None
 
 
 def _agree(parameters: Parameters) -> Deflate | None:

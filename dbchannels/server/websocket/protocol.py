@@ -146,25 +146,44 @@ class FrameReader:
         """Drop the buffer: nothing will be read any more."""
         self._buffer.clear()
 
-    def feed(self, data: bytes) -> Iterator[Frame]:
-        """Add ``data`` and yield the frames that it completes.
-
-        Each step reads one frame only, so a ``max_payload`` changed between two steps holds for the next.
-        """
-        # Nothing is read twice, and a bytearray cuts its front without moving the rest: bytes that trickle
-        # in one at a time cost the same each, however long the frame.
+    def add(self, data: bytes) -> None:
+        """Add bytes that came from the client."""
         self._buffer += data
-        while (self._key or self._read_header()) and len(self._buffer) >= self._length:
-            yield self._take_frame()  # which is not kept here: the caller frees its payload
+
+    def next_frame(self) -> Frame | None:
+        """Return the next frame, or None if not all of it has come."""
+        # Nothing is read twice, and a bytearray cuts its front without moving the rest: bytes that trickle in one at
+        # a time cost the same each, however long the frame.
+        if not (self._key or self._read_header()) or len(self._buffer) < self._length:
+            return None
+        payload = unmask(self._key, self._buffer[: self._length])
+        del self._buffer[: self._length]
+        self._key = b""
+        if self._opcode in _DATA:
+            self._in_message = not self._fin
+        return Frame(self._opcode, self._fin, payload, self._compressed)
 
     def _read_header(self) -> bool:
         """Take a header off the buffer if all of it has come."""
         buffer = self._buffer
         if len(buffer) < 2:
             return False
-        opcode, fin, length = buffer[0] & 0x0F, buffer[0] >= 0x80, buffer[1] & 0x7F
-        compressed = bool(buffer[0] & RSV1)
-        self._check_first_byte(buffer[0] & 0x70, opcode, fin)
+        opcode, fin, reserved, length = (
+            buffer[0] & 0x0F,
+            buffer[0] >= 0x80,
+            buffer[0] & 0x70,
+            buffer[1] & 0x7F,
+        )
+        if reserved and not (reserved == RSV1 and self.max_compressed and opcode in (TEXT, BINARY)):
+            raise ProtocolError(PROTOCOL_ERROR, "A reserved bit is set, and no agreed extension uses it.")
+        if opcode in _CONTROL and not fin:
+            raise ProtocolError(PROTOCOL_ERROR, "A control frame cannot be fragmented.")
+        if opcode not in _CONTROL and opcode not in _DATA:
+            raise ProtocolError(PROTOCOL_ERROR, f"The opcode {opcode} is reserved.")
+        if self._in_message and opcode in (TEXT, BINARY):
+            raise ProtocolError(PROTOCOL_ERROR, "A message began before the last one had ended.")
+        if not self._in_message and opcode == CONTINUATION:
+            raise ProtocolError(PROTOCOL_ERROR, "There is no message to continue.")
         if buffer[1] < 0x80:
             raise ProtocolError(PROTOCOL_ERROR, "A client's frames must be masked.")
         size, least = _LONGER.get(length, (0, 0))
@@ -179,35 +198,14 @@ class FrameReader:
         if length < least:
             raise ProtocolError(PROTOCOL_ERROR, "The length is not in its shortest form.")
         # Before the payload comes: a header of 14 bytes may announce 8 EiB.
-        if opcode in _DATA and length > (self.max_compressed if compressed else self.max_payload):
+        if opcode in _DATA and length > (self.max_compressed if reserved else self.max_payload):
             raise ProtocolError(TOO_LARGE, "The message is too large.")
         if len(buffer) < 6 + size:
             return False
-        self._opcode, self._fin, self._compressed, self._length = opcode, fin, compressed, length
+        self._opcode, self._fin, self._compressed, self._length = opcode, fin, bool(reserved), length
         self._key = bytes(buffer[2 + size : 6 + size])
         del buffer[: 6 + size]
         return True
-
-    def _take_frame(self) -> Frame:
-        payload = unmask(self._key, self._buffer[: self._length])
-        del self._buffer[: self._length]
-        self._key = b""
-        if self._opcode in _DATA:
-            self._in_message = not self._fin
-        return Frame(self._opcode, self._fin, payload, self._compressed)
-
-    def _check_first_byte(self, reserved: int, opcode: int, fin: bool) -> None:
-        if reserved and not (reserved == RSV1 and self.max_compressed and opcode in (TEXT, BINARY)):
-            raise ProtocolError(PROTOCOL_ERROR, "A reserved bit is set, and no agreed extension uses it.")
-        if opcode in _CONTROL:
-            if not fin:
-                raise ProtocolError(PROTOCOL_ERROR, "A control frame cannot be fragmented.")
-        elif opcode not in _DATA:
-            raise ProtocolError(PROTOCOL_ERROR, f"The opcode {opcode} is reserved.")
-        elif self._in_message and opcode != CONTINUATION:
-            raise ProtocolError(PROTOCOL_ERROR, "A message began before the last one had ended.")
-        elif not self._in_message and opcode == CONTINUATION:
-            raise ProtocolError(PROTOCOL_ERROR, "There is no message to continue.")
 
 
 class PartialMessage:
@@ -239,57 +237,42 @@ class PartialMessage:
         return self._decoder is not None
 
     def add(self, payload: bytes, fin: bool) -> Iterator[None]:
-        """Add the payload of the next frame; yield after each step of inflating. Raises ProtocolError (1007, 1009)."""
+        """Add the payload of the next frame; yield after each step of inflating.
+
+        Raises ProtocolError, and UnicodeDecodeError for a text that is not UTF-8.
+        """
         if self.inflater is None:
             self._append(payload, fin)
             return
         self._tail = payload + DEFLATE_END + _FINAL_BLOCK if fin else payload
         del payload  # freed as it is inflated
-        while True:
-            size = min(self.step, self._room + 1)
-            try:
+        try:
+            while True:
+                size = min(self.step, self._room + 1)
                 # A bomb of a few kB inflates to a gigabyte: what is beyond the step stays compressed.
                 content = self.inflater.decompress(self._tail, size)
-            except zlib.error:
-                raise _broken() from None
-            self._tail = self.inflater.unconsumed_tail
-            self._room -= len(content)
-            if self._room < 0:
-                raise ProtocolError(TOO_LARGE, "The message is too large.")
-            self._append(content, False)
-            yield
-            if self.inflater.eof or len(content) < size:  # a full step may have left some inside zlib
-                break
-        if self.inflater.eof:
-            _check_padding(self.inflater.unused_data)
-        elif fin:
-            raise _broken()
+                self._tail = self.inflater.unconsumed_tail
+                self._room -= len(content)
+                if self._room < 0:
+                    raise ProtocolError(TOO_LARGE, "The message is too large.")
+                self._append(content, False)
+                yield
+                if self.inflater.eof or len(content) < size:  # a full step may have left some inside zlib
+                    break
+            is_broken = fin and not self.inflater.eof
+            if padding := self.inflater.unused_data:  # after the last block only an empty block is allowed
+                content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(padding, 1)
+                is_broken = len(padding) > _MAX_PADDING or content != b""
+        except zlib.error:
+            is_broken = True
+        if is_broken:
+            raise ProtocolError(INVALID_DATA, "A compressed message cannot be inflated.")
         self._append(b"", fin)
 
     def _append(self, data: bytes, fin: bool) -> None:
         if self._decoder is not None:
-            try:
-                self._decoder.decode(data, fin)
-            except UnicodeDecodeError:
-                raise _not_utf8() from None
+            self._decoder.decode(data, fin)
         self.content += data
-
-
-def _check_padding(data: bytes) -> None:
-    """Refuse anything but an empty block after the last block of a message."""
-    try:
-        if len(data) > _MAX_PADDING or zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, 1):
-            raise _broken()
-    except zlib.error:
-        raise _broken() from None
-
-
-def _broken() -> ProtocolError:
-    return ProtocolError(INVALID_DATA, "A compressed message cannot be inflated.")
-
-
-def _not_utf8() -> ProtocolError:
-    return ProtocolError(INVALID_DATA, "A text message is not UTF-8.")
 
 
 class Closed(NamedTuple):
@@ -347,8 +330,12 @@ class WebSocket:
         """
         if self.state == "closed":
             return
+        self._reader.add(data)
+        del data
         try:
-            for opcode, fin, payload, compressed in self._reader.feed(data):
+            while (frame := self._reader.next_frame()) is not None:
+                opcode, fin, payload, compressed = frame
+                del frame
                 if opcode in _CONTROL:
                     yield self._receive_control(opcode, payload)
                     if self.state == "closed":  # what follows a Close is ignored (section 5.5.1)
@@ -356,13 +343,15 @@ class WebSocket:
                 elif self.state != "open":
                     yield None
                 elif fin and self.partial is None and not compressed:
-                    yield _decode(payload) if opcode == TEXT else payload
+                    yield payload.decode() if opcode == TEXT else payload
                 else:
                     events = self._receive_fragment(opcode, fin, payload, compressed)
                     del payload  # a compressed one is freed as it is inflated
                     yield from events
         except ProtocolError as error:
             yield self.fail(error.code, error.reason)
+        except UnicodeDecodeError:
+            yield self.fail(INVALID_DATA, "A text message is not UTF-8.")
 
     def receive_end(self) -> None:
         """Take the end of the stream, whether a Close came before it or not."""
@@ -432,7 +421,7 @@ class WebSocket:
             self.partial, self._reader.max_payload = None, self._max_message_size
             content, is_text = bytes(partial.content), partial.is_text
             del partial, steps  # whoever takes the event makes a copy of its own
-            yield _decode(content) if is_text else content
+            yield content.decode() if is_text else content
         else:
             self._reader.max_payload -= size
             yield None
@@ -451,10 +440,3 @@ class WebSocket:
             self._pongs.append(payload)
             del self._pongs[:-MAX_PONGS]
         return None
-
-
-def _decode(content: bytes) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        raise _not_utf8() from None

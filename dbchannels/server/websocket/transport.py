@@ -143,22 +143,25 @@ class Transport:
             self._reader.stop()
 
     def _receive(self) -> None:
+        if self._socket is None:
+            return
         if self._discarded is not None:
-            self._discard()
-            return
-        if not self._may_go_on():
-            return
-        room = self._share.room()
-        if room < LEAST:
-            self._stall()
-            return
-        data = self._read_now(min(READ, room))
-        if data:
-            self.received(data)
-        elif data is not None:
-            self.drop()
-        else:
-            self._go_on()
+            data = self._read_now(READ)
+            self._discarded += len(data or b"")
+            if data == b"" or self._discarded > LINGERING:
+                self.drop()
+            elif not self._reader.active:
+                self._reader.start(self._readable)
+        elif not self._paused:
+            room = self._share.room()
+            if room < LEAST:
+                self._stall()
+            elif (data := self._read_now(min(READ, room))) == b"":
+                self.drop()
+            elif data is None:
+                self._go_on()
+            else:
+                self.received(data)
 
     def _read_now(self, size: int) -> bytes | None:
         """Return what has come, b"" at the end of the stream, and None if there is nothing."""
@@ -177,12 +180,9 @@ class Transport:
         self._events = self._protocol.receive(data)
         self._go_on()
 
-    def _may_go_on(self) -> bool:
-        return self._socket is not None and self._discarded is None and not self._paused
-
     def _go_on(self) -> None:
         """Parse what was read, then read on. Called again whenever the socket has waited for something."""
-        while self._events is not None and self._may_go_on() and self._grant_step():
+        while self._events is not None and not self._paused and self._grant_step():
             try:
                 event = next(self._events)
             except StopIteration:
@@ -262,20 +262,20 @@ class Transport:
         self._flush_protocol()
 
     def _flush_protocol(self) -> None:
+        """Write control frames. If the connection is over, close the socket once all is written.
+
+        After a failure, what the client still sends is discarded first, up to LINGERING bytes. If a socket is closed
+        with bytes unread, the kernel resets the connection, and the client may lose the Close frame that says what was
+        wrong (RFC 6455 section 7.1.1).
+        """
         output = self._protocol.take_output()
         if output:
             self._write(output)
-        if self._protocol.state == "closed" and self._socket is not None:
-            self._closing_at = self._closing_at or time.monotonic()
-            if not self._frames:
-                self._end()
-
-    def _end(self) -> None:
-        """Close the socket. After a failure, first discard what the client still sends, up to LINGERING bytes.
-
-        If a socket is closed with bytes unread, the kernel resets the connection, and the client may lose the Close
-        frame that says what was wrong (RFC 6455 section 7.1.1).
-        """
+        if self._protocol.state != "closed" or self._socket is None:
+            return
+        self._closing_at = self._closing_at or time.monotonic()
+        if self._frames:
+            return
         if not self._protocol.failed:
             self.drop()
         elif self._discarded is None:
@@ -285,19 +285,6 @@ class Transport:
                 self._socket.shutdown(socket.SHUT_WR)
             if not self._reader.active:
                 self._reader.start(self._readable)
-
-    def _discard(self) -> None:
-        if self._socket is None:
-            return
-        data = self._read_now(READ)
-        if data is not None:
-            assert self._discarded is not None
-            self._discarded += len(data)
-            if not data or self._discarded > LINGERING:
-                self.drop()
-                return
-        if not self._reader.active:
-            self._reader.start(self._readable)
 
     def _write(self, data: bytes | memoryview) -> None:
         if self._socket is not None and not self._frames:
