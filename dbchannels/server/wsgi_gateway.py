@@ -91,7 +91,7 @@ class Gateway:
                 first = unsendable(error)
             else:
                 start_response(head.status, head.headers)
-                exchange.begin(None)
+                exchange.buffer.begin(exchange.report, None)
                 return Stream(exchange, first, head, self._timeout, exchange.close)
         exchange.close()
         return answer(first, request.method, start_response)

@@ -165,7 +165,7 @@ def test_it_is_refused_byte_by_byte_too(name):
     [
         (get(first="GET /" + "a" * 85 + " HTTP/1.1"), {"line": 100}, 414),
         (get("X: " + "a" * 5), {"size": 30}, 431),
-        (get("A: b", "C: d"), {"count": 2}, 431),
+        (get("A: b", "C: d"), {"lines": 2}, 431),
     ],
 )
 def test_each_limit_is_the_last_that_is_taken(data, limit, status):
@@ -245,7 +245,7 @@ REQUESTS = st.one_of(
 @example(b"\r\n" + get() + b"rest", [1, 2, 3])
 @example(get("X: " + "a" * 40), [5, 60])
 def test_any_bytes_are_a_head_or_a_refusal_however_they_are_cut(data, cuts):
-    limits = HeadLimits(line=40, size=60, count=4)
+    limits = HeadLimits(line=40, size=60, lines=4)
     assert read(data, cuts, limits) == read(data, (), limits)
 
 

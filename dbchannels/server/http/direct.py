@@ -116,10 +116,6 @@ class DirectExchange:
             raise BrokenOff
         return part
 
-    def begin(self, length: int | None) -> bool:
-        """Let a response in chunks begin; False when there is no room for what its client does not take."""
-        return self._parts.begin(self.report, length)
-
     def report(self, report: Message) -> None:
         """Tell the thread how far the client is: ``taken`` bytes in all, or that it is ``closed``."""
         self._reports.put(report)

@@ -148,7 +148,7 @@ class Requests:
             head, checked = checked_response(first, request)
             # What is answered by its head alone is made no further. A file is sent as a whole, without a worker.
             if checked.get(MORE_CONTENT) and (head.has_body or FROM_DESCRIPTOR in checked):
-                if self._begin(exchange, checked, head):
+                if self._begin(exchange, buffer, checked, head):
                     stream = Stream(exchange, checked, head, self._options.http_timeout, ended)
                     reader.answered()
                     if head.length is None:  # it may go on for ever
@@ -162,14 +162,21 @@ class Requests:
             if stream is None:
                 ended()
 
-    def _begin(self, exchange: Exchange | DirectExchange, first: Message, head: ResponseHead) -> bool:
-        """Let a response in chunks, or from a file, begin; False when there is no room for it."""
+    def _begin(
+        self,
+        exchange: Exchange | DirectExchange,
+        buffer: StoredResponseBuffer,
+        first: Message,
+        head: ResponseHead,
+    ) -> bool:
+        """Begin a response in chunks, or from a file. Return False when there is no room for it."""
         if FROM_DESCRIPTOR not in first or isinstance(exchange, DirectExchange):
-            return exchange.begin(head.length)
+            return buffer.begin(exchange.report, head.length)
         if self.files is not None:
             self.files.receive()  # it was sent before the head
+        exchange.is_made = True
         position, size = first[FROM_DESCRIPTOR]
-        return exchange.begin_file(position, size if head.has_body else 0)
+        return buffer.begin_file(position, size if head.has_body else 0)
 
     def _message(
         self, request: Request, exchange: Exchange | DirectExchange, body: BodyBuffer | None

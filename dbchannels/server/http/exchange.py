@@ -1,4 +1,4 @@
-"""One HTTP request between its client and the layer: what it waits for, and a response that comes in chunks."""
+"""One HTTP request between its client and the layer: the wait for its response, and a response in chunks."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
-from io import FileIO
 from queue import Empty
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dbchannels import names
-from dbchannels.layers.operations import Disconnect, Withdraw
+from dbchannels.layers.operations import Disconnect, Operation, Withdraw
 from dbchannels.protocol import (
     BODY,
     CLOSED,
@@ -42,9 +41,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("dbchannels.server")
 
-WAITING = (
-    4_194_304  # bytes in memory that may wait for a slow client: views are held to a window, groups are not
-)
+WAITING = 4_194_304  # bytes in memory that may wait for a slow client: a window bounds views, but not groups
 
 Message = dict[str, Any]
 
@@ -53,36 +50,36 @@ class BrokenOff(ConnectionError):
     """The response ended in its middle: the connection is closed, so that the client sees it."""
 
     def __init__(self) -> None:
-        # The number is for pywsgi, which then closes without a word: what there is to say was logged.
+        # At this number a WSGI server closes without a word. The reason is in the log already.
         super().__init__(errno.ECONNRESET, "The response was broken off.")
 
 
 class ResponseBuffer:
     """The messages of a response that wait for their client. Here all are in memory.
 
-    ``received`` and ``freed`` are bytes of content: what has come, and what has left the memory since.
+    ``received`` and ``freed`` are bytes of content that have come, and that have left the memory since.
     """
 
     def __init__(self, queue: Any) -> None:
         self._queue = queue
         self.received = self.freed = 0
         self.ended = False  # the last message has come
-        self.report: Callable[[Message], None] | None = None  # of `begin`; tells whoever makes the response
+        self.report: Callable[[Message], None] | None = None  # tells whoever makes the response, see `begin`
         self._in_hand = 0  # bytes of the message that `get` has returned last
         self._reported, self._reported_at = 0, time.monotonic()
 
     @property
     def waiting(self) -> int:
-        """How many bytes in memory wait for their turn."""
+        """The number of bytes in memory that wait for their turn."""
         return self.received - self.freed - self._in_hand
 
     def begin(self, report: Callable[[Message], None], length: int | None) -> bool:
-        """Let a response in chunks begin, of so many bytes if its head says it; False when there is no room for it."""
+        """Begin a response in chunks, of ``length`` bytes if that is known. Return False when there is no room."""
         self.report = report
         return True
 
     def put(self, message: Message) -> None:
-        """Add what has come."""
+        """Add a message."""
         self._count(message)
         self._queue.put(message)
 
@@ -91,44 +88,35 @@ class ResponseBuffer:
         self.ended = self.ended or not (message.get(MORE_CONTENT) or LATER in message or TAKEN in message)
 
     def get(self, timeout: float | None = None) -> Message:
-        """Return the next message; raises Empty. The one before was taken by the client."""
-        self.free(self._in_hand)
-        self._in_hand = 0
-        return self._handed_out(self._queue.get(timeout=timeout))
-
-    def _handed_out(self, message: Message) -> Message:
+        """Return the next message, after the client has taken the one before. Raises Empty."""
+        self._free_taken()
+        message: Message = self._queue.get(timeout=timeout)
         self._in_hand = content_size(message)
         return message
 
+    def _free_taken(self) -> None:
+        size, self._in_hand = self._in_hand, 0
+        self.free(size)
+
     def free(self, size: int) -> None:
-        """So many bytes have left the memory."""
+        """Count bytes that have left the memory."""
         self.freed += size
-        if self.freed - self._reported >= REPORT_EVERY:
-            self.tell(0.0)
-        elif self.freed > self._reported:
-            self.tell(REPORT_AFTER)
+        if self.freed > self._reported:
+            self.tell(0.0 if self.freed - self._reported >= REPORT_EVERY else REPORT_AFTER)
 
     def tell(self, after: float) -> None:
-        """Report what was freed, if the last report was so many seconds ago and somebody still makes the response."""
+        """Report what was freed, if the response is still made and the last report is so many seconds old."""
         now = time.monotonic()
         if self.report is not None and not self.ended and now - self._reported_at >= after:
             self._reported, self._reported_at = self.freed, now
             self.report({TAKEN: self.freed})
 
-    def take_file(self, file: FileIO) -> None:
-        """Keep a file that the head of the response may tell to begin with."""
-        file.close()
-
-    def begin_file(self, position: int, size: int) -> bool:
-        """Let so many bytes of the file be the response; False when it did not come."""
-        return False
-
     def close(self) -> None:
-        """Let go of all of it."""
+        """Free all of it."""
 
 
 class Exchange:
-    """Waits for the response messages of one request. ``close`` it when the last one was written.
+    """Sends one request, and receives its response. ``close`` it when the response was written.
 
     With ``turns`` the request goes to the layer when it is its address's turn.
     """
@@ -138,37 +126,37 @@ class Exchange:
         relay: Relay,
         later_timeout: float = 600.0,
         turns: Turns | None = None,
-        replies: ResponseBuffer | None = None,
+        buffer: ResponseBuffer | None = None,
     ) -> None:
         self._relay = relay
         self._later_timeout = later_timeout
         self._turns = turns
-        self._turn: Turn | None = None  # until a worker has answered
-        self._answered = False  # by a worker, if only in part
-        self._replies = replies or ResponseBuffer(relay.hub.queue())
-        self._is_made = False  # no worker streams it
-        self._later = False  # the view has raised ResponseLater
-        self._left = self._broken = False  # by the client, or because it takes less than comes
-        self._in_groups = False  # the reply channel may be in some
-        self._path: str | None = None  # of the request, once it was sent
+        self._turn: Turn | None = None
+        self.buffer = buffer or ResponseBuffer(relay.hub.queue())
         #: Called when the view has raised ResponseLater.
         self.on_later: Callable[[], None] = lambda: None
         self.upload: BodyUpload | None = None
+        self.is_made = False  # no worker makes more of the response
+        self._path: str | None = None  # of the request, once it was sent
+        self._answered = False  # by a worker, if only in part
+        self._later = False  # the view has raised ResponseLater
+        self._left = self._broken = False  # by the client, or because the client takes less than comes
+        self._in_groups = False  # the reply channel may be in some
         self.reply_channel = relay.open(self)
         local = names.split(self.reply_channel)[1]
         self.flow_channel = flow_channel(local)
         self.body_channel = body_channel(local)
 
     def request(self, message: Message, timeout: float) -> Message:
-        """Send the request; return the head of its response, or the failure to answer with.
+        """Send the request; return the first message of its response, or of the failure to answer with.
 
-        In an outage of the layer that is 503 at once. Raises BrokenOff when the client goes away.
+        In an outage of the layer that is a 503 at once. Raises BrokenOff when the client leaves.
         """
         if self._left:
             raise BrokenOff
         if self._relay.refuses:
             return status_reply(503)
-        start = partial(self._send, message, timeout)
+        start = partial(self._send_request, message, timeout)
         if self._turns is None:
             start()
         else:
@@ -181,47 +169,32 @@ class Exchange:
         status = failure_status(first)
         return first if status is None else status_reply(status)
 
-    def _send(self, message: Message, timeout: float) -> None:
-        send = self._relay.make_send("http.request", message)._replace(expiry=timeout)
+    def _send_request(self, message: Message, timeout: float) -> None:
         try:
-            self._relay.send(send)
+            self._relay.send(self._relay.make_send("http.request", message)._replace(expiry=timeout))
         except OutboxFull:
-            self._replies.put(lost(FULL))
+            self.buffer.put(lost(FULL))
         else:
             self._path = message["path"]
 
     def deliver(self, reply: Reply) -> None:
         """Take one message, in the hub."""
         message = reply.message
-        self._answered = message.get(LOST) != DECLARED_DEAD  # else it may still wait in the layer
-        self._leave_turn()
+        self._answered = message.get(LOST) != DECLARED_DEAD  # else the request may still wait in the layer
+        if self._turn is not None:
+            self._turn.leave()
         wanted = message.get(BODY)
         if isinstance(wanted, dict) and "status" not in message:
             if self.upload is not None:
                 self.upload.asked(wanted)
-            return
-        if self._broken:
-            return
-        self._replies.put(message)
-        if self._replies.waiting > WAITING:
-            self._broken = True
-            log.warning("A response was broken off: its client takes less than is sent to it.")
-
-    def begin(self, length: int | None) -> bool:
-        """Let a response in chunks begin; False when there is no room for what its client does not take."""
-        return self._replies.begin(self.report, length)
-
-    def take_file(self, file: FileIO) -> None:
-        """Take a file that a worker has sent, in the hub."""
-        self._replies.take_file(file)
-
-    def begin_file(self, position: int, size: int) -> bool:
-        """Let so many bytes of that file be the response, whose worker is done; False when it did not come."""
-        self._is_made = True
-        return self._replies.begin_file(position, size)
+        elif not self._broken:
+            self.buffer.put(message)
+            if self.buffer.waiting > WAITING:
+                self._broken = True
+                log.warning("A response was broken off: its client takes less than is sent to it.")
 
     def next_chunk(self, timeout: float) -> Message:
-        """Return the next message of the response; raises BrokenOff when there will be none."""
+        """Return the next message of the response. Raises BrokenOff when there is none."""
         self._in_groups = True
         try:
             chunk = self._next(timeout)
@@ -232,13 +205,13 @@ class Exchange:
         return chunk
 
     def _next(self, timeout: float) -> Message:
-        """Return the next message; raises Empty. A view that answers later has said so in a message of its own."""
+        """Return the next message. Raises Empty after the timeout, which is another one after ResponseLater."""
         started = time.monotonic()
         while True:
             if self._left or self._broken:
                 raise BrokenOff
             latest = started + (self._later_timeout if self._later else timeout)
-            message: Message = self._replies.get(timeout=max(0.0, latest - time.monotonic()))
+            message = self.buffer.get(timeout=max(0.0, latest - time.monotonic()))
             if LATER in message:
                 self._later = self._in_groups = True
                 self.on_later()
@@ -246,29 +219,26 @@ class Exchange:
                 return message
 
     def report(self, report: Message) -> None:
-        """Tell the worker that streams how far its client is."""
-        if self._is_made:
-            return
-        with suppress(OutboxFull):
-            self._relay.send(self._relay.make_send(self.flow_channel, report))
+        """Tell the worker that makes the response how far its client is."""
+        if not self.is_made:
+            self._send(self._relay.make_send(self.flow_channel, report))
 
     def client_left(self) -> None:
-        """Tell the site, once, that nobody waits any more; in the hub, so it does not block."""
+        """Tell the site, once, that the client has left; called in the hub."""
         if self._left:
             return
         self._left = True
-        self._replies.put({TAKEN: True})  # wakes who waits
+        self.buffer.put({TAKEN: True})  # ends the wait
         if self.upload is not None:
             self.upload.break_off()
         if self._path is not None:
             message = {"reply_channel": self.reply_channel, "path": self._path}
-            with suppress(OutboxFull):
-                self._relay.send(self._relay.make_send("http.disconnect", message))
+            self._send(self._relay.make_send("http.disconnect", message))
 
     def give_up(self) -> None:
         """End the wait for the next message: the server stops, and its client is answered 503."""
         self._in_groups = True  # whatever its worker does in the end
-        self._replies.put(lost(SERVER_STOPS))
+        self.buffer.put(lost(SERVER_STOPS))
 
     @property
     def is_unanswered(self) -> bool:
@@ -278,25 +248,23 @@ class Exchange:
     def withdraw(self) -> None:
         """Take the request back, unless a worker has it."""
         if self.is_unanswered:
-            with suppress(OutboxFull):
-                self._relay.send(Withdraw("http.request", self.reply_channel))
-
-    def _leave_turn(self) -> None:
-        turn, self._turn = self._turn, None
-        if turn is not None:
-            turn.leave()
+            self._send(Withdraw("http.request", self.reply_channel))
 
     def close(self) -> None:
-        """Wait for nothing more, and be in no group; a request that no worker has taken is not run any more."""
+        """Wait for nothing more, and leave all groups. A request that no worker has taken is withdrawn."""
         self._relay.close(self.reply_channel)  # first: the publisher then leaves out what it has not written
-        self._replies.close()
-        self._leave_turn()
+        self.buffer.close()
+        if self._turn is not None:
+            self._turn.leave()
         self.withdraw()
         if self.upload is not None:
             self.upload.close()
         if self._in_groups or self._left:
-            with suppress(OutboxFull):
-                self._relay.send(Disconnect(self.reply_channel))
+            self._send(Disconnect(self.reply_channel))
+
+    def _send(self, operation: Operation) -> None:
+        with suppress(OutboxFull):
+            self._relay.send(operation)
 
 
 def content_size(message: Message) -> int:
@@ -313,6 +281,9 @@ class Chunks(Protocol):
 
     def report(self, report: Message) -> None:
         """Say how much was taken, or that the client has left."""
+
+    def client_left(self) -> None:
+        """Say that the client has left."""
 
 
 class Stream:

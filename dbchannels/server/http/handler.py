@@ -45,6 +45,8 @@ def date_at(second: int) -> str:
 class Handler(WebSocketHandler):  # type: ignore[misc]
     """Serves the requests of one connection, one after another. ``self.server`` is a `SiteServer`."""
 
+    socket: Any
+
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
         self.reader = RequestReader(sock, server.options, server.turns)
         self.handed_over = False  # the socket belongs to a WebSocket now
@@ -73,23 +75,23 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self._requests += 1
         used_up = self._requests == self.server.options.max_requests
         self.close_connection = not head.keep_alive or used_up or self.server.closed
+        request = self._request = self._read_request(head)
         self.server.in_flight.begin(self.reader)
         try:
-            self._serve(head)
+            self._serve(request)
         finally:
             self.server.in_flight.end(self.reader)
             if self._client is not None:
                 self.server.connection_limits.leave(self._client)
                 self._client = None
             if not self.handed_over:
-                self._log(self._request.line if self._request else head.line)
+                self._log(request.line)
         if self.reader.unread:
             self._linger()
         gevent.sleep(0)  # let others run before this connection's next request, which may have come already
         return None if self.close_connection or self.reader.unread else True
 
-    def _serve(self, head: RequestHead) -> None:
-        request = self._request = self._read_request(head)
+    def _serve(self, request: Request) -> None:
         try:
             address = request.client[0]
             if address != address_of(self.client_address):  # a proxy's client counts by its own address

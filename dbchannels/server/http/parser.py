@@ -37,7 +37,7 @@ class HeadLimits(NamedTuple):
 
     line: int = 8_192  # of the request line: method, address, version
     size: int = 32_768  # of all header lines together
-    count: int = 100  # header lines
+    lines: int = 100  # header lines
 
 
 class RequestHead(NamedTuple):
@@ -156,7 +156,7 @@ class HeadReader:
         self._line = method.decode("ascii"), target.decode("ascii"), version[5:].decode("ascii")
 
     def _take_header(self, line: bytes) -> None:
-        if len(self._headers) == self._limits.count:
+        if len(self._headers) == self._limits.lines:
             raise _too_large(self._limits)
         self._headers.append(read_field(line))
 
@@ -230,7 +230,7 @@ def _too_long(limits: HeadLimits) -> Refused:
 
 
 def _too_large(limits: HeadLimits) -> Refused:
-    return Refused(431, f"The headers are too large: {limits.size} bytes in {limits.count} lines are taken.")
+    return Refused(431, f"The headers are too large: {limits.size} bytes in {limits.lines} lines are taken.")
 
 
 LONGEST_LINE = 1_024  # bytes of a chunk's first line, extensions included, and of a trailer's line

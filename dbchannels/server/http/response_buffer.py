@@ -164,8 +164,7 @@ class StoredResponseBuffer(ResponseBuffer):
 
     def get(self, timeout: float | None = None) -> Message:
         """Return the next message; raises Empty."""
-        self.free(self._in_hand)
-        self._in_hand = 0
+        self._free_taken()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if segment := self._next_segment():
@@ -177,7 +176,9 @@ class StoredResponseBuffer(ResponseBuffer):
                 self._took.set()
                 return chunk(content)
             if self._messages and not self._is_writing:
-                return self._handed_out(self._messages.popleft())
+                message = self._messages.popleft()
+                self._in_hand = content_size(message)
+                return message
             self._came.clear()
             left = None if deadline is None else max(0.0, deadline - time.monotonic())
             if not self._came.wait(left):
@@ -252,7 +253,8 @@ class StoredResponseBuffer(ResponseBuffer):
             return []
         room = self._reserved - self._on_disk
         room += max(0, min(self._budget.room(self._address), self._budget.share - self._reserved))
-        batch, size = [], 0
+        batch: list[Message] = []
+        size = 0
         while self._messages and _is_plain(self._messages[0]):
             size += content_size(self._messages[0])
             if size > room or (batch and size > WRITE):
@@ -408,8 +410,8 @@ class SentFiles:
                 if not self._is_free(descriptor):
                     self._refused.count()
                     file.close()
-                elif isinstance(receiver, Exchange):
-                    receiver.take_file(file)
+                elif isinstance(receiver, Exchange) and isinstance(receiver.buffer, StoredResponseBuffer):
+                    receiver.buffer.take_file(file)
                 else:
                     file.close()
 
