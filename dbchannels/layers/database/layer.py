@@ -105,12 +105,12 @@ class DatabaseLayer(BaseLayer):
     def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
         with self.atomic():
             writer = Writer(self)
-            written = [(one, writer.write(one)) for one in operations]
-            refused: list[Any] = [one for one, woken in written if woken is False]
-            if refused and not drop:
-                raise ChannelFull(names.split(refused[0].channel)[0])
-        self.wake({kind for _, woken in written for kind in woken or ()})
-        return refused
+            for operation in operations:
+                writer.write(operation)
+            if writer.refused and not drop:
+                raise ChannelFull(names.split(writer.refused[0].channel)[0])
+        self.wake(writer.kinds)
+        return writer.refused
 
     # Groups.
 

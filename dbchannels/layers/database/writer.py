@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import connections
@@ -19,7 +19,7 @@ from dbchannels.protocol import DURABLE
 if TYPE_CHECKING:
     from dbchannels.layers.database.layer import DatabaseLayer
 
-#: By the encodings' names in PostgreSQL; all others, and SQL_ASCII, take what UTF-8 does.
+#: Python's encodings by PostgreSQL's names; all others, and SQL_ASCII, take what UTF-8 does.
 PYTHON_ENCODINGS = {
     **{
         f"LATIN{number}": f"iso8859-{part}"
@@ -34,56 +34,96 @@ PYTHON_ENCODINGS = {
     "EUC_CN": "gb2312",
 }
 
-#: Who is to be woken, see ``Link.wait``; False: the channel is full, and nothing was written.
-Woken = set[str] | Literal[False] | None
-
 
 class Writer:
-    """Writes to one layer."""
+    """Writes operations to one layer, one after another."""
 
     def __init__(self, layer: DatabaseLayer) -> None:
         self._layer = layer
+        self.refused: list[ops.Send] = []  # sends that found their channel full
+        self.kinds: set[str] = set()  # of the messages written: what a wakeup says, see ``Link.wait``
 
-    def write(self, operation: ops.Operation) -> Woken:
+    def write(self, operation: ops.Operation) -> None:
         """Write one operation."""
-        return _WRITERS[type(operation)](self, operation)  # type: ignore[no-any-return]
+        rows = self._layer.rows
+        match operation:
+            case ops.Send(channel):
+                queue, recipient = names.split(channel)
+                if operation.certain or self._has_room(queue):
+                    self.insert(queue, recipient, operation)
+                else:
+                    self.refused.append(operation)
+            case ops.SendGroup(group, payload):
+                members: dict[str, list[str]] = {}
+                for queue, recipient in self._layer.members(group).values_list("channel", "recipient"):
+                    members.setdefault(queue, []).append(recipient)
+                for queue, recipients in members.items():
+                    if self._has_room(queue):
+                        message = ops.Send(queue, payload, "", self._layer.options["expiry"])
+                        self.insert(queue, " ".join(recipients), message)
+            case ops.GroupAdd(group, channel):
+                queue, recipient = names.split(channel)
+                alive = queue.endswith("!") and rows(Process).filter(queue=queue).exists()
+                end = None if alive else timezone.now() + timedelta(seconds=self._layer.group_expiry)
+                key = {"group": group, "channel": queue, "recipient": recipient}
+                rows(Membership).update_or_create(**key, defaults={"expires_at": end})
+            case ops.GroupDiscard(group, channel):
+                queue, recipient = names.split(channel)
+                rows(Membership).filter(group=group, channel=queue, recipient=recipient).delete()
+            case ops.GroupClear(group):
+                rows(Membership).filter(group=group).delete()
+            case ops.Withdraw():
+                self._layer.delete_unlocked(rows(ProtocolMessage).filter(**operation._asdict()))
+            case _:
+                self._write_connection(operation)
 
-    def _send(self, send: ops.Send) -> set[str] | Literal[False]:
-        """Write one message, and return who is to be woken; False when its channel is full."""
-        queue, recipient = names.split(send.channel)
-        if not (send.certain or self._has_room(queue)):
-            return False
-        return self.insert(queue, recipient, send)
+    def _write_connection(self, operation: ops.Connect | ops.Disconnect | ops.Identify | ops.Keep) -> None:
+        channel, rows = operation.reply_channel, self._layer.rows(Connection)
+        record = rows.filter(reply_channel=channel)
+        match operation:
+            case ops.Connect():
+                rows.get_or_create(reply_channel=channel, defaults=operation.fields())
+            case ops.Disconnect():
+                queue, recipient = names.split(channel)
+                members = self._layer.rows(Membership).filter(channel=queue, recipient=recipient)
+                self._layer.delete_unlocked(members)
+                self._layer.delete_unlocked(record)
+            case ops.Identify(_, user_id):
+                record.update(user_id=user_id)
+            case ops.Keep(_, session, login):
+                if session is not None:
+                    record.update(session=session)
+                if login is not None:
+                    (record.filter(login=ops.UNKNOWN) if login == ops.NOBODY else record).update(login=login)
 
-    def insert(self, queue: str, recipient: str, send: ops.Send) -> set[str]:
+    def insert(self, queue: str, recipients: str, send: ops.Send) -> None:
+        """Write one message, whether its channel has room or not."""
         now = timezone.now()
-        if not names.is_protocol(queue):
-            self._insert_durable(queue, send, now)
-            return {DURABLE}
-        self._layer.rows(ProtocolMessage).create(
-            channel=queue,
-            recipients=recipient,
-            reply_channel=send.reply_channel,
-            payload=send.payload,
-            sent_at=now,
-            expires_at=now + timedelta(seconds=send.expiry),
-        )
-        return {queue if "!" in queue or "?" in queue else queue[:1]}
-
-    def _insert_durable(self, channel: str, send: ops.Send, now: datetime) -> None:
-        waiting = self._layer.rows(DurableMessage).filter(channel=channel, claimed_by=None)
+        if names.is_protocol(queue):
+            self._layer.rows(ProtocolMessage).create(
+                channel=queue,
+                recipients=recipients,
+                reply_channel=send.reply_channel,
+                payload=send.payload,
+                sent_at=now,
+                expires_at=now + timedelta(seconds=send.expiry),
+            )
+            self.kinds.add(queue if "!" in queue or "?" in queue else queue[:1])
+            return
+        self.kinds.add(DURABLE)
+        waiting = self._layer.rows(DurableMessage).filter(channel=queue, claimed_by=None)
         if send.unique and waiting.filter(unique_key=send.unique).exists():
             return
-        due = now + timedelta(seconds=send.delay) if send.delay else None
-        if send.due_at:
-            due = (
-                send.due_at
-                if settings.USE_TZ
-                else timezone.make_naive(send.due_at, timezone.get_default_timezone())
-            )
-        fields = {"priority": send.priority, "unique_key": send.unique}
+        due = now + timedelta(seconds=send.delay) if send.delay else send.due_at
+        if send.due_at and not settings.USE_TZ:
+            due = timezone.make_naive(send.due_at, timezone.get_default_timezone())
         self._layer.rows(DurableMessage).create(
-            channel=channel, payload=send.payload, sent_at=now, due_at=due, **fields
+            channel=queue,
+            payload=send.payload,
+            sent_at=now,
+            due_at=due,
+            priority=send.priority,
+            unique_key=send.unique,
         )
 
     def _has_room(self, queue: str) -> bool:
@@ -92,74 +132,6 @@ class Writer:
             return True
         model = ProtocolMessage if names.is_protocol(queue) else DurableMessage
         return bool(self._layer.rows(model).filter(channel=queue)[: capacity + 1].count() < capacity)
-
-    def _send_group(self, send: ops.SendGroup) -> set[str]:
-        woken: set[str] = set()
-        members: dict[str, list[str]] = {}
-        for queue, recipient in self._layer.members(send.group).values_list("channel", "recipient"):
-            members.setdefault(queue, []).append(recipient)
-        for queue, parts in members.items():
-            if self._has_room(queue):
-                body = ops.Send(queue, send.payload, "", self._layer.options["expiry"])
-                woken |= self.insert(queue, " ".join(parts), body)
-        return woken
-
-    # Groups and connections.
-
-    def _group_add(self, add: ops.GroupAdd) -> None:
-        queue, recipient = names.split(add.channel)
-        alive = queue.endswith("!") and self._layer.rows(Process).filter(queue=queue).exists()
-        end = None if alive else timezone.now() + timedelta(seconds=self._layer.group_expiry)
-        self._layer.rows(Membership).update_or_create(
-            group=add.group, channel=queue, recipient=recipient, defaults={"expires_at": end}
-        )
-
-    def _group_discard(self, discard: ops.GroupDiscard) -> None:
-        queue, recipient = names.split(discard.channel)
-        self._layer.rows(Membership).filter(group=discard.group, channel=queue, recipient=recipient).delete()
-
-    def _connect(self, connect: ops.Connect) -> None:
-        self._layer.rows(Connection).get_or_create(
-            reply_channel=connect.reply_channel, defaults=connect.fields()
-        )
-
-    def _identify(self, identify: ops.Identify) -> None:
-        connection = self._layer.rows(Connection).filter(reply_channel=identify.reply_channel)
-        connection.update(user_id=identify.user_id)
-
-    def _keep(self, keep: ops.Keep) -> None:
-        rows = self._layer.rows(Connection).filter(reply_channel=keep.reply_channel)
-        if keep.session is not None:
-            rows.update(session=keep.session)
-        if keep.login is not None:
-            (rows.filter(login=ops.UNKNOWN) if keep.login == ops.NOBODY else rows).update(login=keep.login)
-
-    def _disconnect(self, disconnect: ops.Disconnect) -> None:
-        queue, recipient = names.split(disconnect.reply_channel)
-        self._layer.delete_unlocked(self._layer.rows(Membership).filter(channel=queue, recipient=recipient))
-        self._layer.delete_unlocked(
-            self._layer.rows(Connection).filter(reply_channel=disconnect.reply_channel)
-        )
-
-    def _withdraw(self, withdraw: ops.Withdraw) -> None:
-        self._layer.delete_unlocked(self._layer.rows(ProtocolMessage).filter(**withdraw._asdict()))
-
-    def _group_clear(self, clear: ops.GroupClear) -> None:
-        self._layer.rows(Membership).filter(group=clear.group).delete()
-
-
-_WRITERS: dict[type, Any] = {
-    ops.Send: Writer._send,
-    ops.SendGroup: Writer._send_group,
-    ops.GroupAdd: Writer._group_add,
-    ops.GroupDiscard: Writer._group_discard,
-    ops.GroupClear: Writer._group_clear,
-    ops.Connect: Writer._connect,
-    ops.Disconnect: Writer._disconnect,
-    ops.Withdraw: Writer._withdraw,
-    ops.Identify: Writer._identify,
-    ops.Keep: Writer._keep,
-}
 
 
 def find_records(
@@ -174,7 +146,7 @@ def find_records(
 
 
 def check_text(database: str, what: str, text: str) -> None:
-    """Raise InvalidMessage for a text that has characters which the database's encoding lacks."""
+    """Raise InvalidMessage for a text with characters that the database's encoding lacks."""
     if text.isascii() or connections[database].vendor != "postgresql":
         return
     encoding = encoding_of(database)
@@ -188,12 +160,12 @@ def check_text(database: str, what: str, text: str) -> None:
 
 
 def encoding_of(database: str) -> str:
-    """Return PostgreSQL's name of the encoding that a database is in."""
+    """Return PostgreSQL's name of a database's encoding."""
     connection = connections[database]
     connection.ensure_connection()
     return str(connection.connection.info.parameter_status("server_encoding"))
 
 
 def record_of(row: Connection) -> ops.Record:
-    """Return a row as layers give it."""
+    """Return what a layer gives for a row."""
     return ops.Record(row.reply_channel, row.session_key, row.login, bytes(row.session or b""))
