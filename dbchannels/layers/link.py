@@ -144,7 +144,8 @@ class Link:
         return {}
 
     def unregister(self, name: str) -> None:
-        """Take this process off the record: it has cleaned up after itself."""
+        """Take this process off the record, and clean up after it."""
+        self.clean_up_after(name)
 
     def clean_up_after(self, name: str) -> None:
         """Clean up after a process that its parent saw die: tell its clients, give back its claims."""

@@ -1,20 +1,21 @@
-"""The layer on any database that Django knows, by the ORM; SQLite is the one that is tested.
+"""The layer on any database that Django supports, by the ORM. It is tested on SQLite and PostgreSQL.
 
-Readers of a SQLite file are woken by a datagram, see ``wakeups``; those of other databases look every 50 ms.
+Readers of a SQLite file are woken by datagrams, see ``wakeups``; those of other databases poll every 50 ms.
 
 On SQLite set ``"transaction_mode": "IMMEDIATE"`` in the database's OPTIONS: a transaction that reads first and
-then writes fails at once when another has written in between (https://www.sqlite.org/rescode.html#busy_snapshot).
+writes later fails at once when another has written in between (https://www.sqlite.org/rescode.html#busy_snapshot).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from itertools import islice
 from typing import Any
 
 from django.db import connections, transaction
-from django.db.models import Count, Exists, Min, OuterRef, Q, Subquery
+from django.db.models import Count, Exists, F, Min, OuterRef, Q, Subquery
 from django.db.models.functions import Concat
 from django.utils import timezone
 
@@ -41,9 +42,7 @@ from dbchannels.protocol import DURABLE
 
 __all__ = ["DatabaseLayer"]
 
-MOST_ALONG = (
-    500  # messages with one unique key that are dropped at once; more than a few are there by no rule
-)
+MOST_ALONG = 500  # messages with one unique key that are deleted at once; no rule allows more than a few
 
 
 class DatabaseLayer(BaseLayer):
@@ -60,12 +59,12 @@ class DatabaseLayer(BaseLayer):
 
     @property
     def wakeups(self) -> bool:  # type: ignore[override]
-        """Whether readers are woken; found out by trying, when it is first asked for."""
+        """Whether readers are woken; found out by trying when first asked."""
         folder = self.wakeup_folder
         return folder is not None and not folder.problem
 
     def wake(self, kinds: set[str]) -> None:
-        """Wake the readers for whom this is when the caller's transaction commits; see ``Link.wait``."""
+        """Wake the readers of these kinds of messages when the caller's transaction commits; see ``Link.wait``."""
         if kinds and (folder := self.wakeup_folder) is not None:
             wake_on_commit(folder, self.database, kinds)
 
@@ -82,14 +81,11 @@ class DatabaseLayer(BaseLayer):
 
     @property
     def skips_locked(self) -> bool:
-        """Whether what somebody's open transaction holds can be left alone; SQLite has one lock for everything."""
+        """Whether rows that are locked by open transactions can be skipped; SQLite has one lock for everything."""
         return bool(connections[self.database].features.has_select_for_update_skip_locked)
 
     def delete_unlocked(self, rows: Any) -> list[Any]:
-        """Delete rows, but for those that a transaction of the site's holds: nobody waits for that, see ``ended``.
-
-        Returns what was deleted.
-        """
+        """Delete and return rows, but for those that the site's transactions have locked; see ``layers.cleanup``."""
         if not self.skips_locked:
             free = list(rows)
             rows.delete()
@@ -115,7 +111,7 @@ class DatabaseLayer(BaseLayer):
     # Groups.
 
     def members(self, group: str) -> Any:
-        """Return a query set of a group's memberships that have not ended."""
+        """Return a query set of a group's current memberships."""
         current = Q(expires_at__isnull=True) | Q(expires_at__gt=timezone.now())
         return self.rows(Membership).filter(current, group=names.check_group_name(group)).order_by("id")
 
@@ -173,10 +169,13 @@ class DatabaseLayer(BaseLayer):
         due = set(self._due(channels).order_by().values_list("channel", flat=True).distinct())
         for channel in [channel for channel in channels if channel in due]:
             if len(rows) < limit:
-                rows += self._claimable(channel, limit - len(rows), worker, limits.get(channel))
-        # One that was in the hands of a worker that died runs by itself, so that it alone is blamed.
-        alone = [row for row in rows if row.alone]
-        rows = self._first(alone[:1] or rows)
+                most = limits.get(channel)
+                # Locked first and counted then: other workers wait for the lock, on SQLite for the whole database's.
+                found = self._locked(self._ready([channel]), limit - len(rows), skip=most is None)
+                if most is None or self._other_claimants(channel, worker) < most:
+                    rows += found
+        # A message that a dead worker had in its hands runs by itself, so that it alone is blamed.
+        rows = self._first([row for row in rows if row.alone][:1] or rows)
         for row in rows:
             row.attempts += 1
             row.claimed_by, row.due_at = worker, None
@@ -185,20 +184,36 @@ class DatabaseLayer(BaseLayer):
             ops.Delivery(row.channel, bytes(row.payload), id=row.id, attempt=row.attempts) for row in rows
         ]
 
-    def _claimable(self, channel: str, limit: int, worker: str, at_most: int | None) -> list[Any]:
-        """Lock the next ones first, then count: others wait for the lock, on SQLite for that of the whole database."""
-        found = self._locked(self._ready([channel]), limit, skip=at_most is None)
-        if at_most is None:
-            return found
+    def _other_claimants(self, channel: str, worker: str) -> int:
         claimed = self.rows(DurableMessage).filter(channel=channel, claimed_by__isnull=False)
-        others = claimed.exclude(claimed_by=worker).values("claimed_by").distinct().count()
-        return found if others < at_most else []
+        return int(claimed.exclude(claimed_by=worker).values("claimed_by").distinct().count())
+
+    def _claimed(self, worker: str, delivery: ops.Delivery) -> Any:
+        rows = self.rows(DurableMessage)
+        return rows.filter(id=delivery.id, attempts=delivery.attempt, claimed_by=worker)
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
-        claimed = self.rows(DurableMessage).filter(
-            id=delivery.id, attempts=delivery.attempt, claimed_by=worker
-        )
-        return bool(claimed.delete()[0])
+        return bool(self._claimed(worker, delivery).delete()[0])
+
+    def fail(self, worker: str, failure: ops.Failure) -> None:
+        claimed, now = self._claimed(worker, failure.delivery), timezone.now()
+        if failure.retry_in is not None:
+            claimed.update(claimed_by=None, due_at=now + timedelta(seconds=failure.retry_in))
+            return
+        for row in claimed:
+            self.rows(DeadLetter).create(
+                channel=row.channel,
+                payload=row.payload,
+                attempts=failure.attempts,
+                sent_at=row.sent_at,
+                failed_at=now,
+                error=failure.stored_error(),
+            )
+            row.delete()
+
+    def release(self, worker: str, delivery: ops.Delivery) -> None:
+        self._claimed(worker, delivery).update(claimed_by=None, attempts=F("attempts") - 1)
+        self.wake({DURABLE})
 
     def _due(self, channels: Iterable[str]) -> Any:
         now = timezone.now()
@@ -208,13 +223,13 @@ class DatabaseLayer(BaseLayer):
         )
 
     def _ready(self, channels: Iterable[str]) -> Any:
-        """Return a query set of what is due, without those behind which an earlier one with the same unique key is."""
+        """Return a query set of what is due; of messages with one unique key the first alone."""
         key = {"channel": OuterRef("channel"), "unique_key": OuterRef("unique_key")}
         earlier = self._due(channels).order_by().filter(id__lt=OuterRef("id"), **key)
         return self._due(channels).filter(Q(unique_key="") | ~Exists(earlier))
 
     def _first(self, rows: list[Any]) -> list[Any]:
-        """Return the rows, and drop what waits with their unique keys: it was sent before they run."""
+        """Return the rows, and delete what waits with their unique keys: it was sent before they run."""
         for row in rows:
             if row.unique_key:
                 same = self.rows(DurableMessage).filter(channel=row.channel, unique_key=row.unique_key)
@@ -241,19 +256,16 @@ class DatabaseLayer(BaseLayer):
         return list(self.rows(DeadLetter).filter(**only).order_by("id").values_list("id", flat=True))
 
     def replay(self, ids: Iterable[int]) -> int:
-        rest, moved = iter(ids), 0
+        rest, moved, writer = iter(ids), 0, Writer(self)
         with self.atomic():
             while part := list(islice(rest, 500)):  # a statement takes a limited number of values
-                moved += self._replay(part)
-        self.wake({DURABLE} if moved else set())
+                letters = self._locked(self.rows(DeadLetter).filter(id__in=part), len(part))
+                self.rows(DeadLetter).filter(id__in=[letter.id for letter in letters]).delete()
+                for letter in letters:
+                    writer.insert(letter.channel, "", ops.Send(letter.channel, letter.payload, "", 0))
+                moved += len(letters)
+        self.wake(writer.kinds)
         return moved
-
-    def _replay(self, ids: Sequence[int]) -> int:
-        letters = self._locked(self.rows(DeadLetter).filter(id__in=ids), len(ids))
-        self.rows(DeadLetter).filter(id__in=[letter.id for letter in letters]).delete()
-        for letter in letters:
-            Writer(self).insert(letter.channel, "", ops.Send(letter.channel, letter.payload, "", 0))
-        return len(letters)
 
     def global_statistics(self) -> dict[str, float]:
         return self._statistics({})

@@ -1,4 +1,4 @@
-"""The reader's side of the layer on any database: the ORM, on the Django connection of the calling thread."""
+"""The link of the layer on any database: the ORM, on the calling thread's Django connection."""
 
 from __future__ import annotations
 
@@ -26,15 +26,12 @@ from dbchannels.layers.operations import (
     Delivery,
     Disconnect,
     Done,
-    Failure,
     Operation,
     Send,
     in_flight_lines,
-    resends,
 )
 from dbchannels.models import (
     Connection,
-    DeadLetter,
     DurableMessage,
     InFlight,
     Membership,
@@ -47,6 +44,7 @@ from dbchannels.protocol import DURABLE, EXPIRED, WORKER_DIED
 if TYPE_CHECKING:
     from dbchannels.layers.database.layer import DatabaseLayer
 
+LEAVES = "websocket.disconnect"
 utc = datetime_timezone.utc
 
 
@@ -67,14 +65,15 @@ class DatabaseLink(Link):
 
     def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[Delivery]:
         self._read = set(queues)
+        # Looking costs SQLite no lock; taking costs its only write lock, so the link looks first.
         with unavailable():
-            # A look costs SQLite no lock; taking costs its only write lock, so only when something is there.
             if not self.layer.anything(queues):
                 return []
             with self.layer.atomic():
                 found = self.layer.pop(queues, limit)
                 if worker and found:
-                    self._set_in_flight(worker, found)
+                    fields = {"messages": in_flight_lines(found), "since": timezone.now()}
+                    self.layer.rows(InFlight).update_or_create(worker=worker, defaults=fields)
                 return found
 
     def claim(
@@ -122,12 +121,13 @@ class DatabaseLink(Link):
     # Giving.
 
     def apply(self, operations: Sequence[Operation]) -> list[Send]:
+        if not operations:
+            return []
         with unavailable():
-            refused = self.layer.write(operations, drop=True) if operations else []
-            if self.layer.skips_locked:
-                self.layer.closed_connections.add(
-                    one.reply_channel for one in operations if isinstance(one, Disconnect)
-                )
+            refused = self.layer.write(operations, drop=True)
+        if self.layer.skips_locked:
+            closed = [one.reply_channel for one in operations if isinstance(one, Disconnect)]
+            self.layer.closed_connections.add(closed)
         return refused
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
@@ -143,42 +143,7 @@ class DatabaseLink(Link):
         with unavailable(), self.layer.atomic():
             in_flight = self.layer.rows(InFlight).filter(worker=worker)  # none after a flush
             in_flight.update(messages=in_flight_lines(done.in_flight), since=timezone.now())
-            for delivery in done.acknowledged:
-                self._claimed(worker, delivery).delete()
-            for failure in done.failures:
-                self._fail(worker, failure)
-            for delivery in done.returned:
-                if delivery.durable:
-                    self._claimed(worker, delivery).update(claimed_by=None, attempts=F("attempts") - 1)
-            popped = [delivery for delivery in done.returned if not delivery.durable]
-            if len(popped) < len(done.returned):
-                self.layer.wake({DURABLE})
-            returned = resends(popped, self.layer.options["expiry"])
-            return self.layer.write([*done.operations, *returned], drop=True)
-
-    def _set_in_flight(self, worker: str, in_flight: Sequence[Delivery]) -> None:
-        fields = {"messages": in_flight_lines(in_flight), "since": timezone.now()}
-        self.layer.rows(InFlight).update_or_create(worker=worker, defaults=fields)
-
-    def _claimed(self, worker: str, delivery: Delivery):  # type: ignore[no-untyped-def]
-        rows = self.layer.rows(DurableMessage)
-        return rows.filter(id=delivery.id, attempts=delivery.attempt, claimed_by=worker)
-
-    def _fail(self, worker: str, failure: Failure) -> None:
-        claimed = self._claimed(worker, failure.delivery)
-        if failure.retry_in is not None:
-            claimed.update(claimed_by=None, due_at=timezone.now() + timedelta(seconds=failure.retry_in))
-            return
-        for row in claimed:
-            self.layer.rows(DeadLetter).create(
-                channel=row.channel,
-                payload=row.payload,
-                attempts=failure.attempts,
-                sent_at=row.sent_at,
-                failed_at=timezone.now(),
-                error=failure.stored_error(),
-            )
-            row.delete()
+            return super().finish(worker, done)
 
     # Periodic messages.
 
@@ -210,7 +175,7 @@ class DatabaseLink(Link):
 
     def drop_times(self, before: datetime) -> None:
         with unavailable():
-            # They are compared here: of two local times a database cannot say which was first.
+            # Compared here: of two local times a database cannot say which was first.
             for row in self.layer.rows(Schedule):
                 if _loaded(row.seen_at) < before:
                     self.layer.rows(Schedule).filter(id=row.id, seen_at=row.seen_at).delete()
@@ -222,10 +187,9 @@ class DatabaseLink(Link):
 
     def register(self, name: str, kind: str, queue: str = "") -> None:
         fields = {"kind": kind, "queue": queue, "host": socket.gethostname(), "pid": os.getpid()}
+        fields |= {"started_at": timezone.now(), "lease_until": self._lease_end()}
         with unavailable():
-            self.layer.rows(Process).update_or_create(
-                name=name, defaults={**fields, "started_at": timezone.now(), "lease_until": self._lease_end()}
-            )
+            self.layer.rows(Process).update_or_create(name=name, defaults=fields)
 
     def renew(self, name: str) -> bool:
         with unavailable():
@@ -260,9 +224,6 @@ class DatabaseLink(Link):
             live = [(kind, reads) for kind, reads, end in rows if _is_to_come(end)]
         return live.count((Process.WORKER, queue)), sum(kind == Process.SERVER for kind, _ in live)
 
-    def unregister(self, name: str) -> None:
-        self.clean_up_after(name)
-
     def clean_up_after(self, name: str) -> None:
         with unavailable(), self.layer.atomic():
             process = self.layer.rows(Process).filter(name=name).first()
@@ -270,7 +231,7 @@ class DatabaseLink(Link):
             if process is None or not self.layer.rows(Process).filter(id=process.id).delete()[0]:
                 return
             for row in self.layer.rows(InFlight).filter(worker=name):
-                self._notify(row.lines(), WORKER_DIED)
+                self._report_lost(row.lines(), WORKER_DIED)
                 row.delete()
             claims = self.layer.rows(DurableMessage).filter(claimed_by=name)
             uncounted = F("attempts") - (0 if claims.count() == 1 else 1)
@@ -278,69 +239,63 @@ class DatabaseLink(Link):
             if claims.update(attempts=attempts, claimed_by=None, alone=True):
                 self.layer.wake({DURABLE})
             if process.kind == Process.SERVER:
-                self._clean_up_after_server(process)
+                self._clean_up_after_server(process.name.removesuffix(UNFINISHED), process.queue)
 
-    def _clean_up_after_server(self, process: Process) -> None:
-        name, expiry = process.name.removesuffix(UNFINISHED), self.layer.options["expiry"]
-        members = self.layer.rows(Membership).filter(channel=process.queue)
+    def _clean_up_after_server(self, name: str, queue: str) -> None:
+        messages, expiry = self.layer.rows(ProtocolMessage), self.layer.options["expiry"]
+        members = self.layer.rows(Membership).filter(channel=queue)
         records = self.layer.rows(Connection).filter(server=name)
-        messages = self.layer.rows(ProtocolMessage)
-        messages.filter(channel=process.queue).delete()
-        # Those that no worker has taken: their clients went with the server.
-        self.layer.delete_unlocked(
-            messages.filter(channel="http.request", reply_channel__startswith=process.queue)
-        )
+        messages.filter(channel=queue).delete()
+        # Requests that no worker has taken: their clients went with the server.
+        self.layer.delete_unlocked(messages.filter(channel="http.request", reply_channel__startswith=queue))
         self.layer.delete_unlocked(members)
-        lost = self.layer.delete_unlocked(records.exclude(reply_channel__in=self._leaving()))
-        if records.exists() or members.exists():  # a sweep comes back for the rest
-            self.register(name + UNFINISHED, Process.SERVER, process.queue)
-            self.layer.rows(Process).filter(name=name + UNFINISHED).update(
-                lease_until=_stored(datetime.now(utc))
-            )
+        # Connections whose disconnect consumer runs by a message of the server's own are left.
+        in_flight = [line for row in self.layer.rows(InFlight) for line in row.lines()]
+        leaving = {reply_channel for channel, reply_channel in in_flight if channel == LEAVES}
+        leaving.update(messages.filter(channel=LEAVES).values_list("reply_channel", flat=True))
+        lost = self.layer.delete_unlocked(records.exclude(reply_channel__in=leaving))
+        if records.exists() or members.exists():  # the next clean-up comes back for the rest
+            self.register(name + UNFINISHED, Process.SERVER, queue)
+            over = _stored(datetime.now(utc))
+            self.layer.rows(Process).filter(name=name + UNFINISHED).update(lease_until=over)
         self.layer.write([disconnect_send(record_of(one), one.path, expiry) for one in lost], drop=True)
 
-    def _leaving(self) -> list[str]:
-        """Return the reply channels of connections whose disconnect consumer runs by a message of their server's."""
-        waiting = self.layer.rows(ProtocolMessage).filter(channel="websocket.disconnect")
-        in_flight = [line for row in self.layer.rows(InFlight) for line in row.lines()]
-        found = [reply_channel for channel, reply_channel in in_flight if channel == "websocket.disconnect"]
-        return [*found, *waiting.values_list("reply_channel", flat=True)]
-
-    def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:
-        self.layer.write(lost_messages(lost, why, self.layer.options["expiry"]), drop=True)
+    def _report_lost(self, messages: Sequence[tuple[str, str]], why: str) -> None:
+        self.layer.write(lost_messages(messages, why, self.layer.options["expiry"]), drop=True)
 
     def clean_up(self) -> None:
         with unavailable():
             now = timezone.now()
+            # A look costs SQLite no lock.
             if self.layer.rows(ProtocolMessage).filter(expires_at__lt=now).exists():
                 self._expire(now)
             if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
                 self.layer.rows(Membership).filter(expires_at__lt=now).delete()
-            self._clear_up_after_connections()
+            if closed := self.layer.closed_connections.take():
+                self._clean_up_after_connections(closed)
             leases = self.layer.rows(Process).values_list("name", "lease_until")
             dead = [name for name, end in leases if not _is_to_come(end)]
         for name in dead:
             self.clean_up_after(name)
 
-    def _clear_up_after_connections(self) -> None:
-        """Take another look at those that have ended: what was locked then may be free, or not yet."""
-        ended = self.layer.closed_connections.take()
+    def _clean_up_after_connections(self, closed: set[str]) -> None:
+        """Delete what was locked when these connections were closed, as far as it is not locked any more."""
         try:
-            parts = [names.split(one) for one in ended]
+            parts = [names.split(one) for one in closed]
             queues, recipients = {queue for queue, _ in parts}, {recipient for _, recipient in parts}
             members = self.layer.rows(Membership).filter(channel__in=queues, recipient__in=recipients)
             left = {queue + recipient for queue, recipient in members.values_list("channel", "recipient")}
-            left.update(self.layer.rows(Connection).filter(pk__in=ended).values_list("pk", flat=True))
-            ended = ended & left
-            self.layer.write([Disconnect(one) for one in sorted(ended)])
+            left.update(self.layer.rows(Connection).filter(pk__in=closed).values_list("pk", flat=True))
+            closed = closed & left
+            self.layer.write([Disconnect(one) for one in sorted(closed)])
         finally:
-            self.layer.closed_connections.add(ended)
+            self.layer.closed_connections.add(closed)
 
     def _expire(self, now: datetime) -> None:
         with self.layer.atomic():
             expired = list(self.layer.rows(ProtocolMessage).filter(expires_at__lt=now))
             self.layer.rows(ProtocolMessage).filter(id__in=[row.id for row in expired]).delete()
-            self._notify([(row.channel, row.reply_channel) for row in expired], EXPIRED)
+            self._report_lost([(row.channel, row.reply_channel) for row in expired], EXPIRED)
             for row in expired:
                 if row.channel.endswith("!"):
                     members = self.layer.rows(Membership).filter(channel=row.channel)
@@ -372,13 +327,13 @@ def _loaded(stored: datetime) -> datetime:
 
 
 def _is_to_come(stored: datetime) -> bool:
-    """Whether the moment of a row is not over: a database would see local times jump when clocks are changed."""
+    """Whether a row's moment is to come. A database could not say: local times jump when clocks are changed."""
     return _loaded(stored) >= datetime.now(utc)
 
 
 @contextmanager
 def unavailable() -> Iterator[None]:
-    """Turn an outage into LayerUnavailable, and let a broken connection go; what cannot be written stays an error."""
+    """Turn an outage into LayerUnavailable, and close a broken connection; other errors of the database are raised."""
     try:
         yield
     except Error as error:

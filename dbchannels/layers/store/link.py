@@ -112,9 +112,6 @@ class StoreLink(Link):
             live = [(kind, reads) for kind, reads, end in processes if end >= now]
             return live.count((WORKER, queue)), sum(kind == SERVER for kind, _ in live)
 
-    def unregister(self, name: str) -> None:
-        self.clean_up_after(name)
-
     def clean_up_after(self, name: str) -> None:
         with self.layer.locked():
             process = self.layer.table("processes").pop(name, None)
