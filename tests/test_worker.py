@@ -209,8 +209,8 @@ def test_limited_channels_cost_no_round_trip(layer, new_worker, monkeypatch):
     for _ in range(2):
         one.run_once()
         one.link.next_due()
-    runs, run = [], one.link.session._run
-    monkeypatch.setattr(one.link.session, "_run", lambda statements: runs.append(1) or run(statements))
+    runs, run = [], one.link.session._execute
+    monkeypatch.setattr(one.link.session, "_execute", lambda statements: runs.append(1) or run(statements))
     one.run_once()
     one.link.next_due()
     assert len(runs) == 3  # a pop, a claim, and when the next one is due

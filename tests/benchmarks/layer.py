@@ -61,7 +61,7 @@ class Bare:
 
     def empty(self) -> None:
         self.run(f"TRUNCATE {DURABLE}, {PROTOCOL}, dbchannels_audience")
-        self.layer.room.forget()
+        self.layer.capacities.clear()
 
     def insert(self, table: str, rows: int) -> Callable[[], object]:
         """Return an action: so many rows, and a NOTIFY, in one string."""

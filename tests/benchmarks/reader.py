@@ -27,7 +27,7 @@ def main() -> None:
     link = channel_layers["default"].link("benchmark")
 
     def bare() -> int:
-        return len(link.session.run([(BARE_CLAIM, {})]))
+        return len(link.session.execute([(BARE_CLAIM, {})]))
 
     def ours() -> int:
         return len(link.claim(["own0"], 10, "benchmark"))

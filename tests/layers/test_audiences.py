@@ -8,7 +8,7 @@ import pytest
 from django.db import connection, connections, transaction
 
 from dbchannels.layers.operations import GroupAdd
-from dbchannels.layers.postgresql import audiences as audiences_module
+from dbchannels.layers.postgresql.queue_cache import AudienceCache
 from dbchannels.models import Audience, Membership, Process, ProtocolMessage
 from dbchannels.testing.contract.case import DEADLINE
 from tests import kinds
@@ -147,7 +147,7 @@ def test_after_a_crash_no_reader_takes_an_audience_for_another(layer, reader):
 
 
 def test_a_reader_forgets_the_oldest(layer, reader, monkeypatch):
-    monkeypatch.setattr(audiences_module, "MOST_PARTS", 2 * MANY)
+    monkeypatch.setattr(AudienceCache, "MOST_RECIPIENTS", 2 * MANY)
     expected = {group: fill(reader, group=group, start=ord(group)) for group in "abc"}
     for _ in range(2):
         for group, parts in expected.items():

@@ -29,12 +29,12 @@ def latin1(django_db_setup, django_db_blocker):
 @kinds.only("postgresql")
 def test_what_the_database_cannot_keep_is_written_out_by_sessions_of_ours(layer, latin1):
     session = Session(latin1, "test", False)
-    session.run([("CREATE TABLE kept (text text, texts text[])", {})])
+    session.execute([("CREATE TABLE kept (text text, texts text[])", {})])
     insert = "INSERT INTO kept VALUES (%(text)s, %(texts)s::text[]) RETURNING text, texts"
-    assert session.run([(insert, {"text": "/\u00e9", "texts": ["\u00e9"]})]) == [("/\u00e9", ["\u00e9"])]
-    kept = session.run([(insert, {"text": "/\u20ac", "texts": ["a", "\u20ac"]})])
+    assert session.execute([(insert, {"text": "/\u00e9", "texts": ["\u00e9"]})]) == [("/\u00e9", ["\u00e9"])]
+    kept = session.execute([(insert, {"text": "/\u20ac", "texts": ["a", "\u20ac"]})])
     assert kept == [("/\\u20ac", ["a", "\\u20ac"])]
-    assert session.run([("SELECT count(*) FROM kept", {})]) == [(2,)]
+    assert session.execute([("SELECT count(*) FROM kept", {})]) == [(2,)]
     session.close()
 
 

@@ -32,7 +32,7 @@ def end_leases(ago="1 second"):
 
 def ready_cleaner(link):
     """Return the link as one that has been connected for longer than a lease."""
-    link.session.run([("SELECT 1", {})])
+    link.session.execute([("SELECT 1", {})])
     link.session.connected_at -= 2 * LEASE
     return link
 
@@ -63,14 +63,14 @@ def test_a_worker_that_renews_before_the_cleaner_comes_lives(long, new_link, mon
     worker, cleaner = new_link(long), ready_cleaner(new_link(long))
     worker.register("w1", "worker")
     end_leases("1 day")
-    run = cleaner.session.run
+    run = cleaner.session.execute
 
     def wake_first(statements):
         if statements[0][0] == sql_processes.UNREGISTER_EXPIRED:
             assert worker.renew("w1")
         return run(statements)
 
-    monkeypatch.setattr(cleaner.session, "run", wake_first)
+    monkeypatch.setattr(cleaner.session, "execute", wake_first)
     cleaner.clean_up()
     assert Process.objects.count() == 1
 
@@ -79,7 +79,7 @@ def test_a_lease_outlives_the_lock(layer, new_link):
     worker, cleaner = new_link(layer), new_link(layer)
     worker.register("w1", "worker")
     worker.close()
-    cleaner.session.run([("SELECT 1", {})])
+    cleaner.session.execute([("SELECT 1", {})])
     cleaner.session.connected_at -= 3600
     cleaner.clean_up()
     assert Process.objects.count() == 1
@@ -103,7 +103,7 @@ def test_a_lock_that_a_cleaner_held_for_a_moment_is_taken_later(long, new_link):
     with cleaner.session.transaction():
         take = [(f"SELECT pg_try_advisory_xact_lock({key})", {})]
         wait_until(
-            lambda: cleaner.session.run(take) == [(True,)]
+            lambda: cleaner.session.execute(take) == [(True,)]
         )  # the server frees it when it sees the session's end
         worker.renew("w1")
     worker.renew("w1")
@@ -118,7 +118,7 @@ def test_nobody_is_declared_dead_right_after_a_reconnect(new_layer, new_link):
     worker.register("w1", "worker")
     worker.close()
     end_leases()
-    cleaner.session.run([("SELECT 1", {})])
+    cleaner.session.execute([("SELECT 1", {})])
     cleaner.session.connected_at -= 7200
     cleaner.session.close()  # as when the database restarts, which frees everybody's locks
     cleaner.clean_up()

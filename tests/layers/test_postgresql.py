@@ -15,8 +15,10 @@ from django.test.utils import CaptureQueriesContext
 
 from dbchannels import channel_layers, codec
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
+from dbchannels.layers import postgresql
 from dbchannels.layers.operations import Done
-from dbchannels.layers.postgresql import floors, notify_queue, prepared, sql, sql_durable, sql_processes
+from dbchannels.layers.postgresql import prepared, sql, sql_durable, sql_processes
+from dbchannels.layers.postgresql.queue_cache import CapacityCache, ScanHints
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import single, sql_pattern
 from dbchannels.testing.contract.case import DEADLINE, in_thread, raises, wait_until
@@ -44,7 +46,7 @@ def query(statement, *values):
 def terminate(session):
     """End a session from outside, as an operator does."""
     ((terminated,),) = query(
-        "SELECT pg_terminate_backend(%s)", session.run([("SELECT pg_backend_pid()", {})])[0][0]
+        "SELECT pg_terminate_backend(%s)", session.execute([("SELECT pg_backend_pid()", {})])[0][0]
     )
     assert terminated
     wait_until(lambda: not query("SELECT 1 FROM pg_stat_activity WHERE application_name = %s", session._name))
@@ -139,23 +141,23 @@ def test_without_wakeups_nobody_is_notified(new_layer, new_link):
 @pytest.mark.parametrize("channel", ["own", "http.request"])
 def test_nobody_is_notified_while_the_queue_of_notifications_is_full(patient, new_link, monkeypatch, channel):
     statements = sys.modules[single.__module__]
-    full = tuple(text.replace("< 0.5", "< 0") for text in statements._ASKED)
-    assert full != statements._ASKED
-    monkeypatch.setattr(statements, "_ASKED", full)
+    full = tuple(text.replace("< 0.5", "< 0") for text in statements._ASKING)
+    assert full != statements._ASKING
+    monkeypatch.setattr(statements, "_ASKING", full)
     patient.send(channel, {})  # counts, and learns the channel's room
-    patient.notify_queue.learn(has_room=False)
+    patient._notify_room_until = 0.0
     listening = new_link(patient)
     listening.wait(0)
     patient.send(channel, {})
     patient.send(channel, {})
     assert listening.wait(0.05) == set()
-    assert not patient.notify_queue.has_room()
+    assert patient._notify_room_until == 0.0
     assert patient.channel_statistics(channel)["messages_pending"] == 3
 
 
 @pytest.mark.parametrize("channel", ["own", "http.request"])
 def test_the_queue_of_notifications_is_asked_once_for_many_sends(patient, monkeypatch, channel):
-    monkeypatch.setattr(notify_queue, "VALID", 3600)
+    monkeypatch.setattr(postgresql, "NOTIFY_ROOM", 3600)
     with CaptureQueriesContext(connection) as queries:
         for _ in range(20):
             patient.send(channel, {})
@@ -164,12 +166,12 @@ def test_the_queue_of_notifications_is_asked_once_for_many_sends(patient, monkey
     assert len([one for one in queries if "; NOTIFY dbchannels" in one["sql"]]) >= 18
 
 
-def test_what_was_learned_of_the_queue_of_notifications_is_forgotten(patient, monkeypatch):
-    patient.notify_queue.learn(has_room=True)
-    assert patient.notify_queue.has_room()
-    monkeypatch.setattr(notify_queue, "VALID", 0)
-    patient.notify_queue.learn(has_room=True)
-    assert not patient.notify_queue.has_room()
+def test_the_queue_of_notifications_is_asked_again_after_a_while(patient, monkeypatch):
+    monkeypatch.setattr(postgresql, "NOTIFY_ROOM", 0)
+    with CaptureQueriesContext(connection) as queries:
+        for _ in range(5):
+            patient.send("own", {})
+    assert len([one for one in queries if "pg_notification_queue_usage" in one["sql"]]) == 5
 
 
 def test_a_connection_that_binds_on_the_server_is_given_single_statements(patient, new_link, monkeypatch):
@@ -237,10 +239,10 @@ def test_a_finish_that_failed_can_be_written_again(layer, new_link):
 def test_a_transaction_whose_session_ends_is_undone(layer):
     session = layer.session("dbchannels test transaction")
     with pytest.raises(LayerUnavailable), session.transaction():
-        session.run([("DELETE FROM dbchannels_process", {})])
+        session.execute([("DELETE FROM dbchannels_process", {})])
         terminate(session)
-        session.run([("SELECT 1", {})])
-    assert session.run([("SELECT 2", {})]) == [(2,)]
+        session.execute([("SELECT 1", {})])
+    assert session.execute([("SELECT 2", {})]) == [(2,)]
     session.close()
 
 
@@ -249,10 +251,10 @@ def test_a_transaction_ends_by_what_its_block_does(layer):
     columns = '"group", channel, recipient, added_at'
     insert = f"INSERT INTO dbchannels_membership ({columns}) VALUES (%(g)s, 'own', '', now())"
     with pytest.raises(KeyError), session.transaction():
-        session.run([(insert, {"g": "undone"})])
+        session.execute([(insert, {"g": "undone"})])
         raise KeyError
     with session.transaction():
-        session.run([(insert, {"g": "done"})])
+        session.execute([(insert, {"g": "done"})])
     assert layer.group_channels("undone") == []
     assert layer.group_channels("done") == ["own"]
     session.close()
@@ -261,10 +263,10 @@ def test_a_transaction_ends_by_what_its_block_does(layer):
 def test_several_statements_are_one_transaction(layer):
     session = layer.session("dbchannels test transaction")
     with pytest.raises(psycopg2.errors.DivisionByZero):
-        session.run([("DELETE FROM dbchannels_membership", {}), ("SELECT 1 / %(zero)s", {"zero": 0})])
+        session.execute([("DELETE FROM dbchannels_membership", {}), ("SELECT 1 / %(zero)s", {"zero": 0})])
     layer.group_add("group", "own")
     with pytest.raises(psycopg2.errors.DivisionByZero):
-        session.run([("DELETE FROM dbchannels_membership", {}), ("SELECT 1 / %(zero)s", {"zero": 0})])
+        session.execute([("DELETE FROM dbchannels_membership", {}), ("SELECT 1 / %(zero)s", {"zero": 0})])
     assert layer.group_channels("group") == ["own"]
     session.close()
 
@@ -273,7 +275,7 @@ def test_a_database_that_is_down_is_one_sentence(layer):
     settings = {**connection.settings_dict, "HOST": "/nowhere", "OPTIONS": {}}
     session = Session(settings, "dbchannels test", listen=True)
     for call in (
-        lambda: session.run([("SELECT 1", {})]),
+        lambda: session.execute([("SELECT 1", {})]),
         lambda: session.wait(0),
         session.transaction().__enter__,
     ):
@@ -304,7 +306,7 @@ def test_the_banner_names_the_server(layer, new_layer):
 
 def test_sessions_say_whose_they_are(layer, new_link):
     session = new_link(layer).session
-    assert session.run([("SHOW application_name", {})]) == [(session_name("test"),)]
+    assert session.execute([("SHOW application_name", {})]) == [(session_name("test"),)]
     assert session_name("worker").startswith("dbchannels worker ")
 
 
@@ -509,11 +511,10 @@ def sent(number):
 
 @pytest.fixture
 def at_once(monkeypatch):
-    """Let a floor rise with the next look, and no look at the whole come by itself."""
-    monkeypatch.setattr(floors, "COSTLY", 0.0)
-    monkeypatch.setattr(floors, "LAG", 0.0)
-    monkeypatch.setattr(floors, "STEP", -1.0)
-    monkeypatch.setattr(floors, "WHOLE_EVERY", 3600.0)
+    """Let a floor rise with the next look but one, and no look at the whole come by itself."""
+    monkeypatch.setattr(ScanHints, "COSTLY", 0.0)
+    monkeypatch.setattr(ScanHints, "LAG", 0.0)
+    monkeypatch.setattr(ScanHints, "WHOLE_EVERY", 3600.0)
 
 
 def late(layer, link):
@@ -523,19 +524,19 @@ def late(layer, link):
         layer.send("http.x", {"number": 0})
         in_thread(layer, lambda: layer.send("http.x", {"number": 1})).join(10)
         assert received(link) == sent(2)[1:]
-        assert received(link) == []  # from here on the floor is above it
+        assert [received(link), received(link)] == [[], []]  # from here on the floor is above it
     return received(link), received(link)
 
 
 def test_what_was_committed_late_is_found_by_the_next_look_at_the_whole(layer, new_link, at_once):
     link = new_link(layer)
     assert late(layer, link) == ([], [])
-    link._floors._whole_at = 0.0
+    link._hints._whole_at = 0.0
     assert received(link) == sent(1)
 
 
 def test_what_was_committed_late_is_found_at_once_within_the_lag(layer, new_link, at_once, monkeypatch):
-    monkeypatch.setattr(floors, "LAG", 3600.0)
+    monkeypatch.setattr(ScanHints, "LAG", 3600.0)
     assert late(layer, new_link(layer)) == (sent(1), [])
 
 
@@ -579,11 +580,11 @@ def test_dead_rows_do_not_lead_a_look_away_from_the_queues_index(layer, new_link
     assert received(link) == []
     (one,) = prepared.BY_TEXT[sql.RECEIVE]
     values = {"queues": ["http." + "x" * 90], "limit": 20, "known": [], "floors": [0]}
-    rows = link.session.run([("EXPLAIN (COSTS OFF) " + one.execute, values)])
+    rows = link.session.execute([("EXPLAIN (COSTS OFF) " + one.execute, values)])
     plan = "\n".join(row[0] for row in rows)
     assert "dbchannels_protocol_queue" in plan, plan
     values = {"channel": "http.request", "reply_channels": ["reply.a!b"] * 500}
-    rows = link.session.run([("EXPLAIN (COSTS OFF) " + sql.WITHDRAW, values)])
+    rows = link.session.execute([("EXPLAIN (COSTS OFF) " + sql.WITHDRAW, values)])
     plan = "\n".join(row[0] for row in rows)
     assert "Index Scan using dbchannels_protocol_queue" in plan, plan
 
@@ -592,7 +593,7 @@ def test_dead_rows_do_not_lead_a_look_away_from_the_queues_index(layer, new_link
 
 
 def prepared_names(link):
-    return {name for (name,) in link.session.run([("SELECT name FROM pg_prepared_statements", {})])}
+    return {name for (name,) in link.session.execute([("SELECT name FROM pg_prepared_statements", {})])}
 
 
 def test_the_claim_is_planned_once_for_each_session(layer, new_link):
@@ -601,7 +602,7 @@ def test_the_claim_is_planned_once_for_each_session(layer, new_link):
         layer.send("own", {})
         assert len(link.claim(["own"], 1, f"w{number}")) == 1
         assert prepared_names(link) == {"dbchannels_promote", "dbchannels_claim"}
-        ((generic, custom),) = link.session.run(
+        ((generic, custom),) = link.session.execute(
             [("SELECT sum(generic_plans), sum(custom_plans) FROM pg_prepared_statements", {})]
         )
         assert (generic, custom) == (2, 0)
@@ -617,7 +618,7 @@ def test_a_connection_that_keeps_no_prepared_statements_is_served_without(layer,
     layer.send_many([("own", {})] * 2)
     if loss.startswith("DEALLOCATE"):
         link.claim(["own"], 1, "w")
-    link.session.run([(loss, {})])
+    link.session.execute([(loss, {})])
     while link.claim(["own"], 1, "w"):
         pass
     assert query("SELECT sum(attempts), count(*) FROM dbchannels_durablemessage WHERE claimed_by = 'w'") == [
@@ -732,7 +733,7 @@ def test_with_a_million_rows_every_hot_statement_goes_by_an_index():
 
 
 def test_a_cleanup_drops_all_that_has_expired_however_much(new_layer, new_link, monkeypatch):
-    monkeypatch.setattr("dbchannels.layers.postgresql.cleanup.SWEPT", 3)
+    monkeypatch.setattr("dbchannels.layers.postgresql.cleanup.BATCH", 3)
     short, layer = new_layer(expiry=0.01), new_layer()
     short.send_many([("http.request", {"number": number}) for number in range(10)])
     layer.send("http.request", {"number": 10})
@@ -743,7 +744,7 @@ def test_a_cleanup_drops_all_that_has_expired_however_much(new_layer, new_link, 
 
 def prepared_plan(link, costs="OFF"):
     values = {"queues": ["own0"], "limit": 20, "worker": "w"}
-    rows = link.session.run([(f"EXPLAIN (COSTS {costs}) " + prepared.CLAIM.execute, values)])
+    rows = link.session.execute([(f"EXPLAIN (COSTS {costs}) " + prepared.CLAIM.execute, values)])
     return "\n".join(row[0] for row in rows)
 
 
@@ -774,7 +775,7 @@ def test_a_claim_is_planned_anew_when_it_pays(layer, new_link, monkeypatch, limi
     link.session._slow = False  # on a slow machine it may have been
     for name, value in limits.items():
         monkeypatch.setattr(prepared, name, value)
-    link.session.run([("SELECT 1", {})])
+    link.session.execute([("SELECT 1", {})])
     link.claim(["own0"], 1, "w")
     for name in ("REPLAN_AFTER", "REPLAN_ANYWAY"):  # and not by the look at it
         monkeypatch.setattr(prepared, name, 3600)
@@ -841,9 +842,7 @@ def test_a_replay_wakes_the_workers(layer, new_link):
 
 
 def test_a_capacity_is_counted_once_for_many_sends(new_layer, monkeypatch, django_assert_num_queries):
-    monkeypatch.setattr(
-        "dbchannels.layers.postgresql.queue_cache.VALID", 3600
-    )  # seconds, however long the sends take
+    monkeypatch.setattr(CapacityCache, "VALID", 3600)  # seconds, however long the sends take
     layer = new_layer(capacity=1000)
     layer.send("http.request", {})
     with django_assert_num_queries(100):  # one statement each, the counting ones would be two

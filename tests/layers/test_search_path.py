@@ -109,7 +109,7 @@ def test_what_a_site_calls_on_its_own_connection_calls_none_either(layer, new_li
         layer.send(channel, {})
         layer.send_many([(channel, {}), (channel, {"a": 1})])
         layer.group_add("group", channel)
-    layer.room.forget()
+    layer.capacities.clear()
     layer.send_many([("http.request", {}), ("reply.s!y", {})])
     layer.send("own", {}, unique="key")
     layer.send("own", {}, delay=9)
@@ -161,8 +161,8 @@ def test_settings_of_the_database_leave_our_sessions_as_they_must_be(layer, new_
         everything(layer, link := new_link(layer))
         for name in HARMFUL:
             if name.endswith("_timeout"):
-                assert link.session.run([(f"SHOW {name}", {})]) == [("0",)], name
-        assert link.session.run([("SHOW transaction_isolation", {})]) == [("read committed",)]
+                assert link.session.execute([(f"SHOW {name}", {})]) == [("0",)], name
+        assert link.session.execute([("SHOW transaction_isolation", {})]) == [("read committed",)]
         link.apply([Connect("reply.s!\u20ac", "s", "/\u20ac")])
 
 

@@ -10,7 +10,7 @@ from django.db import connection
 
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.operations import Delivery, Done
-from dbchannels.layers.postgresql import deadline
+from dbchannels.layers.postgresql import session as session_module
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.models import DurableMessage, InFlight
 from dbchannels.testing.contract.case import drain, wait_until
@@ -23,9 +23,8 @@ pytestmark = [kinds.only("postgresql"), pytest.mark.usefixtures("layer")]
 @pytest.fixture
 def impatient(monkeypatch):
     """Sessions that wait for an answer for a moment."""
-    monkeypatch.setattr(deadline, "ANSWER_WITHIN", 0.2)
-    monkeypatch.setattr("dbchannels.layers.postgresql.session.ANSWER_WITHIN", 0.2)
-    monkeypatch.setattr(deadline, "_watch", deadline._Watch())
+    monkeypatch.setattr(session_module, "ANSWER_WITHIN", 0.2)
+    monkeypatch.setattr(session_module, "_deadlines", session_module._Deadlines())
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def backends(name="dbchannels test silence"):
 
 def value_of(session, expression):
     """Return what the database says that an expression is."""
-    ((value,),) = session.run([(f"SELECT {expression}", {})])
+    ((value,),) = session.execute([(f"SELECT {expression}", {})])
     return value
 
 
@@ -68,7 +67,7 @@ def test_silence_ends_a_statement_and_the_next_one_has_a_new_session(proxy_and_s
 
 def test_a_new_session_ends_the_old_one_whose_end_nobody_told(proxy_and_session):
     proxy, session = proxy_and_session
-    session.run([("SELECT pg_advisory_lock(42)", {})])
+    session.execute([("SELECT pg_advisory_lock(42)", {})])
     (before,) = backends()
     proxy.forget()
     with pytest.raises(LayerUnavailable):
@@ -100,10 +99,10 @@ def test_a_statement_in_time_and_a_session_at_rest_are_left_alone(proxy_and_sess
 def test_each_session_is_watched_and_none_that_was_closed(proxy_and_session):
     _, session = proxy_and_session
     for _ in range(3):
-        session.run([("SELECT 1", {})])
-        assert len(deadline._watch._deadlines) == 1
+        session.execute([("SELECT 1", {})])
+        assert session_module._deadlines.sessions == {session}
         session.close()
-        assert deadline._watch._deadlines == set()
+        assert session_module._deadlines.sessions == set()
     assert sum(thread.name == "deadlines" for thread in threading.enumerate()) >= 1
 
 
@@ -122,17 +121,17 @@ def lose_answers(monkeypatch):
     """Let the next statements of a link be done, and their answers be lost."""
 
     def lose(link, number=1):
-        run = link.session.run
+        execute = link.session._execute
         left = [number]
 
-        def run_and_lose(statements):
-            rows = run(statements)
-            if not left[0]:
+        def execute_and_lose(statements):
+            rows = execute(statements)
+            if not left[0] or statements[-1][0].startswith("PREPARE"):
                 return rows
             left[0] -= 1
             raise LayerUnavailable("no answer")
 
-        monkeypatch.setattr(link.session, "run", run_and_lose)
+        monkeypatch.setattr(link.session, "_execute", execute_and_lose)
 
     return lose
 

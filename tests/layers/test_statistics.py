@@ -92,9 +92,9 @@ HOT = {
 def pages_of(session, text, values):
     """Return how many pages a statement touches when the session knows it, and its plan; it changes nothing."""
     for _ in range(2):  # the first time it reads much of the catalogs
-        session.run([("BEGIN", {})])
-        plan = session.run([(f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {text}", values)])
-        session.run([("ROLLBACK", {})])
+        session.execute([("BEGIN", {})])
+        plan = session.execute([(f"EXPLAIN (ANALYZE, BUFFERS, COSTS OFF, TIMING OFF) {text}", values)])
+        session.execute([("ROLLBACK", {})])
     lines = [line for (line,) in plan]
     touched = re.findall(r"(?:hit|read)=(\d+)", next(line for line in lines if "Buffers: shared" in line))
     return sum(map(int, touched)), "\n".join(lines)

@@ -86,7 +86,7 @@ def test_a_broadcast_is_told_to_both(writer, listener, wakeup):
 
 
 def test_nobody_is_rung_for_what_was_not_written(writer, wakeup):
-    writer.session.run = lambda statements: 1 / 0
+    writer.session.execute = lambda statements: 1 / 0
     with pytest.raises(ZeroDivisionError):
         writer.apply([one(f"{NEAR}a")])
     assert not wakeup.drain()

@@ -462,7 +462,7 @@ def test_replies_are_read_again_after_an_outage(relay):
 def test_a_terminated_session_is_replaced(relay):
     receiver = Receiver(relay)
     session = relay.layer.session("killer")
-    session.run([(TERMINATE_OTHERS, {})])
+    session.execute([(TERMINATE_OTHERS, {})])
     session.close()
     for number in range(3):
         send(relay, number)

@@ -1,4 +1,4 @@
-"""Cleaning up: after processes that died, connections that ended, and what has expired."""
+"""Cleaning up after processes that died and connections that closed, and deleting what has expired."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from dbchannels.protocol import EXPIRED, WORKER_DIED
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
 
-SWEPT = 5000  # rows that one statement expires or merges: it has 10 s (deadline.py) however many there are
+BATCH = 5000  # rows that one statement expires or merges: it has 10 s (ANSWER_WITHIN), however many there are
 
 
-class Sweeper:
-    """One link's. Two may sweep at once, and neither waits for a transaction of the site's."""
+class Cleaner:
+    """One link's. Two may clean up at once, and neither waits for a transaction of the site."""
 
     def __init__(self, layer: PostgreSQLLayer, session: Session) -> None:
         self._layer = layer
@@ -29,96 +29,90 @@ class Sweeper:
     # Processes.
 
     def clean_up_expired(self) -> None:
-        """Clean up after those whose lease is over, and whose lock is free or has been silent for too long."""
+        """Clean up after processes whose lease is over and whose lock is free, or held without a sign for too long."""
         values = {"lease": self._layer.options["lease"]}
-        for row_id, name, silent in self._session.run([(sql_processes.EXPIRED_LEASES, values)]):
+        for row_id, name, silent in self._session.execute([(sql_processes.EXPIRED_LEASES, values)]):
             with self._session.transaction():
-                ((free,),) = self._session.run([(sql_processes.TRY_LOCK, {"id": row_id})])
+                ((free,),) = self._session.execute([(sql_processes.TRY_LOCK, {"id": row_id})])
                 if free or silent:
                     self._clean_up_within(name, sql_processes.UNREGISTER_EXPIRED)
 
-    def clean_up(self, name: str) -> None:
+    def clean_up_after(self, name: str) -> None:
         """Clean up after a process that is known to be dead, or is about to end."""
         with self._session.transaction():
             self._clean_up_within(name, sql_processes.UNREGISTER)
 
     def _clean_up_within(self, name: str, unregister: str) -> None:
-        """Whoever deletes the process's row cleans up; a second sweeper waits for that and finds nothing."""
-        gone = self._session.run([(unregister, {"name": name})])
+        """Clean up in an open transaction. A second cleaner waits for it, and finds nothing."""
+        gone = self._session.execute([(unregister, {"name": name})])
         if not gone:
             return
         self.report_lost(name)
         self.report_lost(name + InFlight.BLOCKED)
-        self._session.run([(sql_durable.UNCLAIM, {"name": name})])
+        self._session.execute([(sql_durable.UNCLAIM, {"name": name})])
         kind, queue = gone[0]
-        if kind == Process.SERVER:
-            self._clean_up_server(name.removesuffix(UNFINISHED), queue)
-
-    def report_lost(self, name: str) -> None:
-        """Tell the clients of what a worker holds that it is lost."""
-        for (messages,) in self._session.run([(sql_processes.TAKE_IN_FLIGHT, {"name": name})]):
-            self._notify(parse_in_flight(messages), WORKER_DIED)
-
-    def _clean_up_server(self, name: str, queue: str) -> None:
-        of_queue = [
-            (sql_processes.MEMBERSHIPS_OF, {"queue": queue}),
-            (sql_processes.REPLIES_OF, {"queue": queue}),
-            (sql_processes.REQUESTS_OF, {"queue": queue}),
-        ]
-        self._session.run(of_queue)
-        lost = self._session.run([(sql_processes.CONNECTIONS_OF, {"name": name})])
-        values = {"name": name, "queue": queue, "remains": name + UNFINISHED}
-        self._session.run([(sql_processes.REMAINS_OF, values)])
+        if kind != Process.SERVER:
+            return
+        name = name.removesuffix(UNFINISHED)
+        of_queue = [sql_processes.MEMBERSHIPS_OF, sql_processes.REPLIES_OF, sql_processes.REQUESTS_OF]
+        self._session.execute([(statement, {"queue": queue}) for statement in of_queue])
+        connections = self._session.execute([(sql_processes.CONNECTIONS_OF, {"name": name})])
+        values = {"name": name, "queue": queue, "unfinished": name + UNFINISHED}
+        self._session.execute([(sql_processes.UNFINISHED_OF, values)])
         expiry = self._layer.options["expiry"]
-        records = [
-            (Record(channel, key, login, bytes(session or b"")), path)
-            for path, channel, key, login, session in lost
-        ]
-        self._write([disconnect_send(record, path, expiry) for record, path in records])
+        self._write(
+            [
+                disconnect_send(Record(channel, key, login, bytes(session or b"")), path, expiry)
+                for path, channel, key, login, session in connections
+            ]
+        )
+
+    def report_lost(self, worker: str) -> None:
+        """Tell the clients of the messages that a worker has in flight that these are lost."""
+        for (messages,) in self._session.execute([(sql_processes.TAKE_IN_FLIGHT, {"name": worker})]):
+            self._report(parse_in_flight(messages), WORKER_DIED)
 
     # Connections.
 
-    def clear_up_after_connections(self) -> None:
-        """Take another look at those that have ended: what was locked then may be free, or not yet."""
-        ended = self._layer.closed_connections.take()
-        if not ended:
+    def clean_up_closed_connections(self) -> None:
+        """Look again for rows of closed connections: those that were locked then may be free by now."""
+        closed = self._layer.closed_connections.take()
+        if not closed:
             return
         try:
-            left = self._session.run([(sql_processes.LEFT_BEHIND, of_connections(sorted(ended)))])
-            ended = {reply_channel for (reply_channel,) in left}
-            if ended:
-                self._session.run([(sql.DISCONNECT, of_connections(sorted(ended)))])
+            rows = self._session.execute([(sql_processes.LEFT_BEHIND, of_connections(sorted(closed)))])
+            closed = {reply_channel for (reply_channel,) in rows}
+            if closed:
+                self._session.execute([(sql.DISCONNECT, of_connections(sorted(closed)))])
         finally:
-            self._layer.closed_connections.add(ended)
+            self._layer.closed_connections.add(closed)
 
     # Time.
 
     def expire(self) -> None:
-        """Drop what has expired."""
-        while self._expire_messages() == SWEPT:
+        """Delete what has expired, and merge the tally."""
+        while self._expire_messages() == BATCH:
             pass
-        self._session.run([(sql_processes.EXPIRE_MEMBERSHIPS, {}), (sql_processes.EXPIRE_AUDIENCES, {})])
-        while self._session.run([(sql_processes.MERGE_TALLY, {"limit": SWEPT})])[0][0] == SWEPT:
+        self._session.execute([(sql_processes.EXPIRE_MEMBERSHIPS, {}), (sql_processes.EXPIRE_AUDIENCES, {})])
+        while self._session.execute([(sql_processes.MERGE_TALLY, {"limit": BATCH})])[0][0] == BATCH:
             pass
 
     def _expire_messages(self) -> int:
-        """Drop some that have expired, and tell who waits for an answer to them; return how many."""
-        expired = self._session.run([(sql_processes.EXPIRE_MESSAGES, {"limit": SWEPT})])
-        self._notify([(row[0], row[2]) for row in expired], EXPIRED)
+        """Delete some expired messages and report them to those who wait for an answer; return how many."""
+        expired = self._session.execute([(sql_processes.EXPIRE_MESSAGES, {"limit": BATCH})])
+        self._report([(row[0], row[2]) for row in expired], EXPIRED)
         silent = [
             (row[0], recipient) for row in expired if row[0].endswith("!") for recipient in row[1].split()
         ]
         if silent:
-            channels, parts = zip(*silent, strict=True)
-            values = {"channels": list(channels), "recipients": list(parts)}
-            self._session.run([(sql_processes.DROP_MEMBERS, values)])
+            channels, recipients = zip(*silent, strict=True)
+            values = {"channels": list(channels), "recipients": list(recipients)}
+            self._session.execute([(sql_processes.DROP_MEMBERS, values)])
         return len(expired)
 
-    # What they are told.
-
-    def _notify(self, lost: Sequence[tuple[str, str]], why: str) -> None:
-        self._write(lost_messages(lost, why, self._layer.options["expiry"]))
+    def _report(self, messages: Sequence[tuple[str, str]], why: str) -> None:
+        self._write(lost_messages(messages, why, self._layer.options["expiry"]))
 
     def _write(self, sends: Sequence[Send]) -> None:
         if sends:
-            self._session.run([(text, values) for text, values, _ in statements(self._layer, sends)])
+            self._session.execute([(text, values) for text, values, _ in statements(self._layer, sends)])

@@ -22,19 +22,18 @@ from dbchannels.layers.operations import (
     Failure,
     Operation,
     Send,
+    SendGroup,
     in_flight_lines,
     resends,
 )
 from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
-from dbchannels.layers.postgresql.audiences import Audiences
-from dbchannels.layers.postgresql.cleanup import Sweeper
-from dbchannels.layers.postgresql.doubt import Doubt
-from dbchannels.layers.postgresql.floors import Floors
-from dbchannels.layers.postgresql.lock_waits import Blocked, waits
-from dbchannels.layers.postgresql.notify import Wakes
-from dbchannels.layers.postgresql.notify_check import ask_session
+from dbchannels.layers.postgresql.cleanup import Cleaner
+from dbchannels.layers.postgresql.lock_waits import LockWaits, may_wait
+from dbchannels.layers.postgresql.queue_cache import AudienceCache, ScanHints
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
+
+POP, CLAIM = "pop", "claim"  # what a statement takes, see Session.in_doubt
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
@@ -48,11 +47,10 @@ class PostgreSQLLink(Link):
     def __init__(self, layer: PostgreSQLLayer, session: Session) -> None:
         super().__init__(layer)
         self.session = session
-        self._sweeper = Sweeper(layer, session)
-        self._blocked = Blocked(self._finish)
-        self._audiences = Audiences()
-        self._floors = Floors()
-        self._popping, self._claiming = Doubt(), Doubt()
+        self._cleaner = Cleaner(layer, session)
+        self._lock_waits = LockWaits(self._finish)
+        self._audiences = AudienceCache()
+        self._hints = ScanHints()
         self._waiter = 0  # the thread that waits
         #: The registered name, and the session's generation of its lock.
         self._locked: tuple[str, int] = ("", 0)
@@ -60,17 +58,16 @@ class PostgreSQLLink(Link):
     # Taking.
 
     def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[Delivery]:
-        self._blocked.try_again()
-        if worker and self._popping:
+        self._lock_waits.try_again()
+        if worker and self.session.in_doubt(POP):
             with self.session.transaction():
-                self._sweeper.report_lost(worker)  # by now it has finished what it knows of
+                self._cleaner.report_lost(worker)  # the worker has finished everything that it knows of
         protocol = [queue for queue in queues if names.is_protocol(queue)]
-        with self._popping:
-            found = self._pop_protocol(protocol, limit, worker) if protocol else []
+        found = self._pop_protocol(protocol, limit, worker) if protocol else []
         durable = [queue for queue in queues if not names.is_protocol(queue)]
         if durable and len(found) < limit:
             values = {"queues": durable, "limit": limit - len(found)}
-            rows = self.session.run([(sql_durable.PROMOTE, {}), (sql_durable.RECEIVE_DURABLE, values)])
+            rows = self.session.execute([(sql_durable.PROMOTE, {}), (sql_durable.RECEIVE_DURABLE, values)])
             found += [Delivery(row[0], bytes(row[1])) for row in rows]
         return found
 
@@ -79,43 +76,42 @@ class PostgreSQLLink(Link):
         known = self._audiences.known
         # Only an interface server's queue has broadcasts to many.
         keys = list(known) if any(queue.endswith("!") for queue in queues) else []
-        floors = self._floors.begin(queues, self.session.generation if self.session.connected else -1)
+        floors = self._hints.begin(queues, self.session.generation if self.session.connected else -1)
         values = {"queues": list(queues), "limit": limit, "worker": worker, "known": keys, "floors": floors}
-        rows = self.session.run([(statement, values)])
-        self._floors.learn((row[0], row[5]) for row in rows)
+        rows = self.session.execute([(statement, values)], takes=POP)
+        self._hints.learn((row[0], row[5]) for row in rows)
         found = []
         for channel, payload, text, reply_channel, key, _ in rows:
-            parts = self._audiences.parts(known, key, text) if key else tuple(text.split())
-            if parts is not None:
-                found.append(Delivery(channel, bytes(payload), parts, reply_channel))
+            recipients = self._audiences.recipients(known, key, text) if key else tuple(text.split())
+            if recipients or not key:
+                found.append(Delivery(channel, bytes(payload), recipients, reply_channel))
         return found
 
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[Delivery]:
-        self._blocked.try_again()
-        if self._claiming:
-            self.session.run([(sql_durable.RELEASE_ALL, {"worker": worker})])
+        self._lock_waits.try_again()
+        if self.session.in_doubt(CLAIM):
+            self.session.execute([(sql_durable.RELEASE_ALL, {"worker": worker})])
         limits = at_most or {}
         values = {"queues": list(channels), "limit": limit, "worker": worker}
         claims = [(sql_durable.CLAIM, values)]
         if not limits.keys().isdisjoint(channels):
             values["at_most"] = [limits.get(channel) for channel in channels]
             claims = [(sql_durable.LOCK_LIMITED, values), (sql_durable.CLAIM_LIMITED, values)]
-        with self._claiming:
-            rows = self.session.run([(sql_durable.PROMOTE, {}), *claims])
+        rows = self.session.execute([(sql_durable.PROMOTE, {}), *claims], takes=CLAIM)
         claimed = [Delivery(row[1], bytes(row[2]), id=row[0], attempt=row[3]) for row in rows]
         alone = [delivery for delivery, row in zip(claimed, rows, strict=True) if row[4]]
         if not alone or len(claimed) == 1:
             return claimed
-        # One of these was in the hands of a worker that died: it runs by itself, so that it alone is blamed.
+        # A worker died with one of these: it runs alone, so that no other message is blamed if it happens again.
         others = [delivery for delivery in claimed if delivery is not alone[0]]
-        self.session.run([(sql_durable.RELEASE, {"worker": worker, **_tokens(others)})])
+        self.session.execute([(sql_durable.RELEASE, {"worker": worker, **_tokens(others)})])
         return alone[:1]
 
     def next_due(self) -> float | None:
-        ((seconds,),) = self.session.run([(sql_durable.NEXT_DUE, {})])
-        moments = [one for one in (seconds, self._blocked.seconds_left()) if one is not None]
+        ((seconds,),) = self.session.execute([(sql_durable.NEXT_DUE, {})])
+        moments = [one for one in (seconds, self._lock_waits.seconds_left()) if one is not None]
         return max(0.0, min(moments)) if moments else None
 
     def wait(self, timeout: float, *others: int) -> set[str]:
@@ -150,8 +146,8 @@ class PostgreSQLLink(Link):
         return refused
 
     def finish(self, worker: str, done: Done) -> list[Send]:
-        if self._blocked or waits(done.operations):
-            return self._blocked.finish(worker, done)
+        if self._lock_waits or may_wait(done.operations):
+            return self._lock_waits.finish(worker, done)
         return self._finish(
             worker,
             done,
@@ -171,17 +167,32 @@ class PostgreSQLLink(Link):
 
     def _write(self, before: Sequence[Statement], operations: Sequence[Operation]) -> list[Send]:
         """Run the statements and write the operations, together; return the last sends that found no room."""
-        wakes = Wakes(self.layer, self.local_wakeups)
-        plan = list(statements(self.layer, operations, wakes))
-        rows = self.session.run([*before, *((text, values) for text, values, _ in plan)])
-        wakes.ring()
+        plan = list(statements(self.layer, operations, self.local_wakeups))
+        rows = self.session.execute([*before, *((text, values) for text, values, _ in plan)])
+        if self.local_wakeups:
+            self._wake_near(operations)
         sends = plan[-1][2] if plan else []
         return without_room(self.layer, sends, rows) if sends else []
+
+    def _wake_near(self, operations: Sequence[Operation]) -> None:
+        """Wake those readers of this process tree for whom something was written.
+
+        A NOTIFY takes a lock of the whole database at commit, and wakes one more process, which would write to the same
+        pipe. If this process dies before it does, the poll finds the message, as with a NOTIFY that is lost.
+        """
+        wakes: set[str] = set()
+        for one in operations:
+            if isinstance(one, Send):
+                wakes.add(self.layer.routes[one.channel].wake)
+            elif isinstance(one, SendGroup):
+                wakes.update(self.local_wakeups)
+        for wake in wakes & self.local_wakeups.keys():
+            self.local_wakeups[wake].notify()
 
     # Periodic messages.
 
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
-        ((due, now),) = self.session.run([(sql_durable.NEXT_TIME, {"channel": channel, "every": every})])
+        ((due, now),) = self.session.execute([(sql_durable.NEXT_TIME, {"channel": channel, "every": every})])
         return due, now
 
     def move_time(
@@ -190,7 +201,7 @@ class PostgreSQLLink(Link):
         values = {"channel": channel, "every": every, "due": due, "following": following}
         statement = sql_durable.FIRST_TIME if due is None else sql_durable.MOVE_TIME
         with self.session.transaction():
-            moved = bool(self.session.run([(statement, values)]))
+            moved = bool(self.session.execute([(statement, values)]))
             if moved:
                 self.apply(sends)
         return moved
@@ -198,68 +209,72 @@ class PostgreSQLLink(Link):
     def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
         channels, everys = [channel for channel, _ in entries], [every for _, every in entries]
         values = {"channels": channels, "everys": everys}
-        ((now,),) = self.session.run([(sql_durable.KEEP_TIMES, values)])
+        ((now,),) = self.session.execute([(sql_durable.KEEP_TIMES, values)])
         return now  # type: ignore[no-any-return]
 
     def drop_times(self, before: datetime) -> None:
-        self.session.run([(sql_durable.DROP_TIMES, {"before": before})])
+        self.session.execute([(sql_durable.DROP_TIMES, {"before": before})])
 
     # Liveness.
 
     def register(self, name: str, kind: str, queue: str = "") -> None:
         values = {"name": name, "kind": kind, "queue": queue, "lease": self.layer.options["lease"]}
         values |= {"host": socket.gethostname(), "pid": os.getpid()}
-        ((row_id,),) = self.session.run([(sql_processes.REGISTER, values)])
+        ((row_id,),) = self.session.execute([(sql_processes.REGISTER, values)])
         self._lock(name, row_id)
 
     def renew(self, name: str) -> bool:
-        rows = self.session.run([(sql_processes.RENEW, {"name": name, "lease": self.layer.options["lease"]})])
+        rows = self.session.execute(
+            [(sql_processes.RENEW, {"name": name, "lease": self.layer.options["lease"]})]
+        )
         if rows and self._locked != (name, self.session.generation):
             self._lock(name, rows[0][0])
         if not rows:  # others have cleaned up after it
-            self._blocked.forget()
+            self._lock_waits.forget()
         return bool(rows)
 
     def _lock(self, name: str, row_id: int) -> None:
-        ((granted,),) = self.session.run([(sql_processes.LOCK, {"id": row_id})])
+        ((granted,),) = self.session.execute([(sql_processes.LOCK, {"id": row_id})])
         if granted:  # else a sweeper has it for a moment: the next renewal asks again
             self._locked = (name, self.session.generation)
 
     def tell_work(self, name: str, work: str) -> None:
-        self.session.run([(sql_processes.TELL_WORK, {"name": name, "work": work})])
+        self.session.execute([(sql_processes.TELL_WORK, {"name": name, "work": work})])
 
     def workers(self) -> dict[str, str]:
-        return dict(self.session.run([(sql_processes.WORKERS, {})]))
+        return dict(self.session.execute([(sql_processes.WORKERS, {})]))
 
     def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
-        rows = self.session.run(
+        rows = self.session.execute(
             [(sql_durable.PROMOTE, {}), (sql_processes.HEADS, {"queues": list(channels)})]
         )
         return {channel: (head, last) for channel, head, last in rows}
 
     def count_live(self, queue: str) -> tuple[int, int]:
-        ((workers, servers),) = self.session.run([(sql_processes.COUNT_LIVE, {"queue": queue})])
+        ((workers, servers),) = self.session.execute([(sql_processes.COUNT_LIVE, {"queue": queue})])
         return int(workers), int(servers)
 
     def unregister(self, name: str) -> None:
-        self._blocked.try_again(now=True)
-        self._sweeper.clean_up(name)
-        self._blocked.forget()
+        self._lock_waits.try_again(now=True)
+        self._cleaner.clean_up_after(name)
+        self._lock_waits.forget()
 
     def clean_up_after(self, name: str) -> None:
-        self._sweeper.clean_up(name)
+        self._cleaner.clean_up_after(name)
 
     def clean_up(self) -> None:
-        self._sweeper.expire()
-        self._sweeper.clear_up_after_connections()
+        self._cleaner.expire()
+        self._cleaner.clean_up_closed_connections()
         if self.layer.wakeups and not self.session.listens:
-            self.layer.wakeup_check.look(ask_session(self.session))
+            self.layer.wakeup_check.look(
+                lambda statement, values: self.session.execute([(statement, values)])
+            )
         elif self.layer.wakeups and threading.get_ident() == self._waiter:
             # On Django's connection, which no other thread may open too.
-            self.layer.wakeup_check.look(self.layer.ask)
+            self.layer.wakeup_check.look(self.layer.query_for_check)
         # A restart of the database frees every lock: for one lease after an own reconnect nobody is dead.
         if time.monotonic() - self.session.connected_at >= self.layer.options["lease"]:
-            self._sweeper.clean_up_expired()
+            self._cleaner.clean_up_expired()
 
     def close(self) -> None:
         self.session.close()

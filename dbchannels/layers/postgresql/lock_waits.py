@@ -33,7 +33,7 @@ from dbchannels.layers.postgresql import sql, sql_processes
 from dbchannels.layers.postgresql.session import Locked, Statement
 from dbchannels.models import InFlight
 
-MOMENT = 50  # milliseconds that a batch waits for a lock, which others of ours have for a few
+LOCK_TIMEOUT_MS = 50  # milliseconds that a batch waits for a lock, which others of ours have for a few
 SINGLY = 5  # ... and each message's result, when the batch has waited in vain
 AGAIN = 1  # ... and when it is tried again
 EVERY = 0.5  # seconds between two rounds of trying again; one ends ...
@@ -46,12 +46,12 @@ _WAIT = (GroupAdd, GroupDiscard, GroupClear, Identify, Keep)
 Write = Callable[[str, Done, Sequence[Statement]], list[Send]]
 
 
-def waits(operations: Sequence[Operation]) -> bool:
+def may_wait(operations: Sequence[Operation]) -> bool:
     """Whether one of the operations may have to wait for somebody's transaction."""
     return any(type(one) in _WAIT for one in operations)
 
 
-class Blocked:
+class LockWaits:
     """Of one link. ``write`` takes a worker's name, what came of messages, and statements that go before."""
 
     def __init__(self, write: Write) -> None:
@@ -78,7 +78,7 @@ class Blocked:
                     self._begin(done)
                     self._write_together(done.in_flight)
                 self._write_singly(done.in_flight)
-            elif not self._is_written(done, MOMENT, self._set_in_flight(done.in_flight)):
+            elif not self._is_written(done, LOCK_TIMEOUT_MS, self._set_in_flight(done.in_flight)):
                 self._begin(done)
                 self._write_singly(done.in_flight)
             dropped, self._dropped = self._dropped, []

@@ -1,41 +1,120 @@
-"""For whom a write's wakeups are: a NOTIFY tells the whole database, a ring one reader of this process tree.
+"""The check whether notifications arrive: the process that LISTENs has another session NOTIFY it, and listens.
 
-A NOTIFY takes a lock of the whole database at commit and wakes one more process, which rings the pipe of the reader in
-the end; the writer that has that pipe at hand rings it itself, after the commit. Should it die between the two, the
-poll finds the message, as with a NOTIFY that is lost.
+They do not arrive when a pooler gives each transaction another session, when somebody has replaced ``pg_notify``, or
+when the queue of notifications is full. The poll still finds the messages, and nobody would know why everything takes
+a second. So the log says it once, and once more when notifications arrive again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+import logging
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-if TYPE_CHECKING:
-    from dbchannels.layers.base import BaseLayer
-    from dbchannels.wakeup import WakeupPipe
+from dbchannels.layers.postgresql import sql
+from dbchannels.redaction import RateLimitedLog
+
+log = logging.getLogger("dbchannels.layer")
+
+PROBE = "probe."  # how a probe's payload begins
+EVERY = 30.0  # seconds between two probes while they arrive; at each sweep while they do not
+WITHIN = 2.0  # seconds in which one must have arrived: NOTIFY takes 0.3 ms
+WARN_ABOVE = 0.1  # of the queue of notifications; NOTIFY is skipped above a half
+QUEUE_FILLS = (
+    "The database's queue of notifications is %.0f %% full: a session that LISTENs sits in a transaction. End it "
+    "(pg_stat_activity, state 'idle in transaction'); above 50 %% nobody is woken, and the poll finds the messages "
+    "every %g s."
+)
 
 
-class Wakes:
-    """The wakeups of one write. ``near`` has the pipes at hand, by what a wakeup for their readers says."""
+class WakeupCheck:
+    """What one process knows of its wakeups. The waiting thread calls ``heard``, the heartbeat ``look``."""
 
-    def __init__(self, layer: BaseLayer, near: Mapping[str, WakeupPipe] | None = None) -> None:
-        self.near = near or {}
-        self._notifies = bool(layer.wakeups)
-        self._rung: set[str] = set()
+    def __init__(self, poll_interval: Callable[[], float]) -> None:
+        self._poll_interval = poll_interval
+        self._lock = threading.Lock()
+        self._listener = 0  # the listening session's generation; 0: nobody waits here
+        #: Its payload, the listener's generation, and time.monotonic() of its sending.
+        self._probe: tuple[str, int, float] | None = None
+        self._waiting_since: float | None = None  # time.monotonic(), while somebody waits
+        self._waited_from = 0.0  # when the last wait that ended had begun
+        self._looked_at = -EVERY
+        self._queue_fills = RateLimitedLog(log, QUEUE_FILLS, every=60.0)
+        self.arrive = True
 
-    def notified(self, kinds: set[str]) -> set[str]:
-        """Return for whom a NOTIFY is needed; the others are rung for."""
-        if self.near and (close := kinds & self.near.keys()):
-            self._rung |= close
-            kinds = kinds - close
-        return kinds if self._notifies else set()
+    def listening(self, generation: int) -> None:
+        """Note that a session waits for notifications; another number means that it has connected anew."""
+        self._listener = generation
 
-    def broadcast(self) -> bool:
-        """Note that somebody near may be meant; return whether the others are to be told."""
-        self._rung.update(self.near)
-        return self._notifies
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Note that notifications are read in this block: a busy process hears none, which proves nothing."""
+        self._waiting_since = began = time.monotonic()
+        try:
+            yield
+            self._waited_from = began
+        finally:
+            self._waiting_since = None
 
-    def ring(self) -> None:
-        """Wake those that were left to us, once what was written is there for all to see."""
-        for kind in self._rung:
-            self.near[kind].notify()
+    def _is_overdue(self, sent_at: float) -> bool:
+        """Whether a probe did not arrive though its reader waited long enough, or began to when it was due."""
+        if self._waited_from > sent_at + WITHIN:
+            return True
+        since = self._waiting_since
+        return since is not None and time.monotonic() - max(since, sent_at) > WITHIN
+
+    def heard(self, payloads: set[str]) -> set[str]:
+        """Note the probe among the payloads; return the payloads that are no probes, of this process or another."""
+        probes = {payload for payload in payloads if payload.startswith(PROBE)}
+        with self._lock:
+            arrived = self._probe is not None and self._probe[0] in probes
+            if arrived:
+                self._probe = None
+        if arrived:
+            self._conclude(True)
+        return payloads - probes
+
+    def look(self, query: Callable[[str, dict[str, Any]], Sequence[tuple[Any, ...]]]) -> None:
+        """Judge the last probe, send the next, and warn of a queue that fills; to be called every few seconds.
+
+        ``query`` runs a statement on another session than the listening one: through a pooler, a session's own NOTIFY
+        would arrive.
+        """
+        now = time.monotonic()
+        with self._lock:
+            probe, listener = self._probe, self._listener
+            overdue = probe is not None and self._is_overdue(probe[2])
+            if overdue:
+                self._probe = None
+        if overdue and probe is not None and probe[1] == listener:
+            self._conclude(False)
+        due = listener and (not self.arrive or now - self._looked_at >= EVERY) and self._probe is None
+        token = PROBE + secrets.token_hex(4)
+        if due:
+            self._looked_at = now
+            with self._lock:  # before it is sent: it may be heard at once
+                self._probe = (token, listener, now)
+        ((usage, sent, _),) = query(sql.PROBE if due else sql.QUEUE_USAGE, {"wake": token})
+        if due and not sent:
+            with self._lock:
+                self._probe = None
+        if usage > WARN_ABOVE:
+            self._queue_fills.count(None, usage * 100, self._poll_interval())
+
+    def _conclude(self, arrive: bool) -> None:
+        if arrive == self.arrive:
+            return
+        self.arrive = arrive
+        if arrive:
+            log.warning("Wakeups arrive again.")
+        else:
+            log.warning(
+                "Wakeups do not arrive: the poll finds the messages every %g s. See that no pooler in transaction mode "
+                "stands between this process and the database (OPTIONS['direct'] goes round it), and that nothing "
+                "replaces pg_notify.",
+                self._poll_interval(),
+            )

@@ -1,30 +1,34 @@
-"""A connection of the layer's own to PostgreSQL, by psycopg2, in autocommit.
+"""The layer's own connection to PostgreSQL: psycopg2, in autocommit mode.
 
-Not Django's: that one belongs to the site's code and its transactions, may be psycopg 3's, and may not LISTEN.
+Django's connection belongs to the site's code and its transactions, may be psycopg 3's, and must not LISTEN. Only what
+the site's code sends runs there, by ``execute_in_django``.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import socket
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import psycopg2
 import psycopg2.errors
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import prepared, sql
-from dbchannels.layers.postgresql.deadline import ANSWER_WITHIN, Deadline, watched
 from dbchannels.layers.postgresql.prepared import LOST
 from dbchannels.wakeup import wait_readable
 
-LONGEST_PAYLOAD = 128  # bytes of ours, a queue's name; anybody who may connect can NOTIFY up to 7,999
-REST = 0.005  # seconds in which strange ones are only read and dropped: so often at most they wake a reader
+ANSWER_WITHIN = 10.0  # seconds; the slowest statement of the layer's own takes a few
+IN_DOUBT = 30.0  # seconds: a statement may go on for a while after its session was given up, and succeed
+LONGEST_PAYLOAD = 128  # bytes of our own, a queue's name; anybody who may connect can NOTIFY up to 7,999
+PAUSE = 0.005  # seconds in which foreign notifications are only read and dropped, so that they rarely wake a reader
 
 #: The names of our tables in a statement, and no others that begin like them.
 _TABLE = re.compile(
@@ -34,8 +38,8 @@ _TABLE = re.compile(
 
 Statement = tuple[str, dict[str, Any] | tuple[Any, ...]]
 
-# libpq alone would notice a silent partition after two hours. With these it does within 15 s; times in seconds,
-# tcp_user_timeout in milliseconds; sql.SETTINGS says the same to the other end, deadline.py sees what they miss.
+# libpq alone would notice a silent partition after two hours; with these it takes 15 s. Times are in seconds,
+# tcp_user_timeout in milliseconds. sql.SETTINGS has the same for the other end, and _Deadlines sees what both miss.
 # https://www.postgresql.org/docs/current/libpq-connect.html
 _KEEPALIVE = {
     "keepalives_idle": 5,
@@ -44,7 +48,7 @@ _KEEPALIVE = {
     "tcp_user_timeout": 10_000,
     "connect_timeout": 5,
 }
-# Options of Django's backends that are not libpq's.
+# Options of Django's backends that libpq does not know.
 _NOT_LIBPQ = {
     "assume_role",
     "context",
@@ -67,16 +71,51 @@ def connection_parameters(settings: dict[str, Any], name: str) -> dict[str, Any]
         "port": settings.get("PORT"),
     }
     given = {key: value for key, value in own.items() if value not in ("", None)}
-    # The encoding is Django's own, whatever is set for the role.
+    # The encoding is the one that Django uses, whatever is set for the role.
     return {**_KEEPALIVE, **given, **options, "application_name": name[:63], "client_encoding": "UTF8"}
 
 
 class Locked(LayerUnavailable):
-    """A statement has waited for a row that somebody's open transaction holds, as long as ``lock_timeout`` says."""
+    """A statement has waited for a row that an open transaction holds for as long as ``lock_timeout`` allows."""
+
+
+class _Deadlines:
+    """A thread that shuts the socket of each session whose statement is not answered within ``ANSWER_WITHIN``.
+
+    The kernel notices a network that falls silent (``_KEEPALIVE``). But when a proxy or a pooler stops, its kernel
+    still acknowledges what is sent, and libpq, which has a deadline for connecting only, would wait forever
+    (https://www.postgresql.org/docs/current/libpq-connect.html). Once its socket is shut, libpq sees the session end.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.sessions: set[Session] = set()
+        self._thread: threading.Thread | None = None
+
+    def add(self, session: Session) -> None:
+        with self._lock:
+            self.sessions.add(session)
+            if self._thread is None or not self._thread.is_alive():  # after a fork no other thread is left
+                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                self._thread.start()
+
+    def drop(self, session: Session) -> None:
+        with self._lock:
+            self.sessions.discard(session)
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(ANSWER_WITHIN / 10)
+            with self._lock:
+                for session in self.sessions:
+                    session.shut_when_overdue()
+
+
+_deadlines = _Deadlines()
 
 
 class Session:
-    """Runs statements, and waits for notifications; connects when it must, and forgets a broken connection.
+    """Executes statements and waits for notifications. It connects when it must and forgets a broken connection.
 
     Every method raises LayerUnavailable when the database cannot be used; calling again connects anew.
     """
@@ -84,58 +123,74 @@ class Session:
     def __init__(self, settings: dict[str, Any], name: str, listen: bool) -> None:
         self._settings = settings
         self._name = name
-        self._listen = listen
+        #: Whether the session LISTENs.
+        self.listens = listen
         self._lock = threading.RLock()
         self._connection: Any = None
-        self._deadline: Deadline | None = None  # with the connection
-        self._schema = ""  # our tables', with a dot
-        self._qualified: dict[str, str] = {}  # statements as they are written and with that schema
-        self._backend = 0  # the process id of the connection's other end, and of the last one's
+        # The connection's socket under a descriptor of our own: when it is to be shut, the connection's own number may
+        # belong to another file.
+        self._socket: socket.socket | None = None
+        self._answer_due = 0.0  # time.monotonic(); 0: no statement is under way
+        self._overdue = False  # the socket was shut
+        self._in_doubt: dict[str, float] = {}  # by what statements take: until when, by time.monotonic()
+        self._schema = ""  # the schema of our tables, with a dot
+        self._qualified: dict[str, str] = {}  # statements as written, and with that schema
+        self._backend = 0  # the process id of this connection's backend, and then of the previous one's
         self._prepared: set[str] | None = set()  # names in this connection; None: it does not keep them
         self._planned_at = 0.0  # time.monotonic()
-        self._ran = 0  # times that statements were run since then
-        self._slow = False  # one of them took long: its plan may be for what the tables held once
-        self._within = False  # a transaction, which an error with what is prepared would end
-        #: A pooler stands between, which may give each transaction another session of the database's.
+        self._ran = 0  # calls of execute since then
+        self._slow = False  # one of them took long: its plan may suit what the tables held before
+        self._within = False  # a transaction, which an error in a prepared statement would end
+        #: A pooler stands between, which may give each transaction another session of the database.
         self.pooled = False
-        #: How often it has connected: whoever remembers the number sees that the session is a new one.
+        #: How often it has connected: a new number means a new session.
         self.generation = 0
         self.connected_at = 0.0  # time.monotonic() of the last time
 
-    # Out.
+    # Statements.
 
-    def run(self, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
-        """Run the statements in one round trip and one transaction; return the last one's rows.
+    def execute(self, statements: Sequence[Statement], takes: str = "") -> list[tuple[Any, ...]]:
+        """Execute the statements in one round trip and one transaction; return the rows of the last one.
 
-        A string of several statements is one implicit transaction to PostgreSQL, at 6,300 a second where BEGIN,
+        PostgreSQL treats a string of several statements as one implicit transaction: 6,300 a second, where BEGIN,
         INSERT, NOTIFY and COMMIT sent apart make 2,400 (section 55.2.2.1 of its documentation).
+
+        ``takes`` names what the statements take out of the queues. When their answer is lost, the database may have
+        given us messages that nobody here has seen: see ``in_doubt``.
         """
         with self._lock:
-            self._connected()
             try:
+                self._ensure_connected()
                 if self._prepared is not None and not self._within:
                     try:
-                        return self._run(self._planned(statements, self._prepared))
+                        return self._execute(self._planned(statements, self._prepared))
                     except LOST:
                         self._prepared = None
-                return self._run(statements)
+                return self._execute(statements)
+            except LayerUnavailable:
+                if takes:
+                    self._in_doubt[takes] = time.monotonic() + IN_DOUBT
+                raise
             except (
                 psycopg2.errors.UntranslatableCharacter
-            ):  # a path, a traceback: what clients and consumers say
+            ):  # in a path or a traceback, from clients and consumers
                 if self._within:
                     raise
-                return self._run([(text, _in_ascii(values)) for text, values in statements])
+                return self._execute([(text, _in_ascii(values)) for text, values in statements])
 
-    def _run(self, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
-        assert self._deadline
+    def in_doubt(self, takes: str) -> bool:
+        """Return whether a statement may have taken messages lately without an answer."""
+        return time.monotonic() < self._in_doubt.get(takes, 0.0)
+
+    def _execute(self, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
+        started = time.monotonic()
+        self._answer_due = started + ANSWER_WITHIN
         try:
-            with self._deadline, self._connection.cursor() as cursor:
+            with self._connection.cursor() as cursor:
                 parts = [cursor.mogrify(self._qualify(text), values) for text, values in statements]
                 if self.pooled and self._schema and self._connection.get_transaction_status() == IDLE:
                     parts.insert(0, sql.IN_EACH_TRANSACTION.encode())
-                text = b";".join(parts)
-                started = time.monotonic()
-                cursor.execute(text)
+                cursor.execute(b";".join(parts))
                 self._slow = self._slow or time.monotonic() - started > prepared.SLOW
                 return cursor.fetchall() if cursor.description else []
         except psycopg2.Error as error:
@@ -144,125 +199,113 @@ class Session:
             if isinstance(error, psycopg2.errors.LockNotAvailable):  # the session is as it was
                 raise Locked(one_line(error)) from error
             raise self._lost(error) from error
+        finally:
+            self._answer_due = 0.0
 
     def _qualify(self, text: str) -> str:
-        """Put the schema before the names of our tables, as the search_path has none that others may write to."""
+        """Put the schema before the names of our tables: the search_path has none that others may write to."""
         qualified = self._qualified.get(text)
         if qualified is None:
             qualified = self._qualified[text] = _TABLE.sub(lambda found: self._schema + found[0], text)
         return qualified
 
     def _planned(self, statements: Sequence[Statement], known: set[str]) -> list[Statement]:
-        """Put in the place of hot statements what runs them as this connection has planned them, once."""
+        """Replace hot statements by the EXECUTE of what this connection has prepared, once; see prepared.py."""
         planned: list[Statement] = []
         for text, values in statements:
             found = prepared.BY_TEXT.get(text)
             planned += [(one.execute, values) for one in found] if found else [(text, values)]
             if found and (new := [one for one in found if one.name not in known]):
-                self._run([(one.prepare.replace("%", "%%"), {}) for one in new])
+                self._execute([(one.prepare.replace("%", "%%"), {}) for one in new])
                 known.update(one.name for one in new)
-        return [*self._replan(), *planned] if known else planned
-
-    def _replan(self) -> list[Statement]:
-        """Let plans be made anew for what the tables hold now, see prepared.py."""
         age = time.monotonic() - self._planned_at
-        due = age >= prepared.REPLAN_AFTER and (self._slow or self._ran >= prepared.OFTEN)
-        if not due and age < prepared.REPLAN_ANYWAY:
+        busy = self._slow or self._ran >= prepared.OFTEN
+        if not known or age < (prepared.REPLAN_AFTER if busy else prepared.REPLAN_ANYWAY):
             self._ran += 1
-            return []
+            return planned
         self._planned_at, self._ran, self._slow = time.monotonic(), 0, False
-        return [("DISCARD PLANS", {})]
+        return [("DISCARD PLANS", {}), *planned]
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection; of one that the other end has given up it is seen later."""
-        return self._deadline is not None and not self._connection.closed
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make one transaction of several calls of ``execute``, for rare work; roll back when the block raises."""
+        with self._lock:
+            self.execute([(sql.BEGIN, {})])
+            self._within, end = True, "ROLLBACK"
+            try:
+                yield
+                end = "COMMIT"
+            finally:
+                self._within = False
+                if self._connection is not None:
+                    self.execute([(end, {})])
 
-    @property
-    def listens(self) -> bool:
-        """Whether it LISTENs."""
-        return self._listen
-
-    def transaction(self) -> Transaction:
-        """Return a context in which several ``run`` are one transaction, for rare work."""
-        return Transaction(self)
-
-    def close(self) -> None:
-        """Let the connection go; the next statement opens another."""
-        connection, self._connection = self._connection, None
-        deadline, self._deadline = self._deadline, None
-        if deadline is not None:
-            deadline.close()
-        if connection is not None:
-            with suppress(psycopg2.Error):
-                connection.close()
-
-    # In.
+    # Notifications.
 
     def wait(self, timeout: float, *others: int) -> set[str]:
         """Wait for notifications, or for one of the other descriptors to be readable; return the payloads.
 
-        A notification that came while a statement ran lies in the connection with its socket silent, so that is
-        where to look first. End of file on the socket is the session's death: LayerUnavailable at once.
+        A notification that arrived with the answer to a statement is in the connection while its socket is silent, so
+        the connection is looked at first. End of file on the socket is the end of the session: LayerUnavailable.
         """
         with self._lock:
-            connection = self._connected()
-        payloads, strange = self._hear(connection, timeout, others)
-        ends_at = time.monotonic() + REST
-        while strange and not payloads and (left := ends_at - time.monotonic()) > 0:
+            self._ensure_connected()
+            connection = self._connection
+        payloads, foreign = self._hear(connection, timeout, others)
+        ends_at = time.monotonic() + PAUSE
+        while foreign and not payloads and (left := ends_at - time.monotonic()) > 0:
             payloads, _ = self._hear(connection, left, ())
         return payloads
 
     def _hear(self, connection: Any, timeout: float, others: Sequence[int]) -> tuple[set[str], bool]:
         """Return the payloads that can be ours, and whether there were others."""
-        if not connection.notifies:
-            descriptors = [connection.fileno(), *others]
-            readable = wait_readable(descriptors, timeout)
-            if connection.fileno() in readable:
-                self._poll(connection)
+        if not connection.notifies and connection.fileno() in wait_readable(
+            [connection.fileno(), *others], timeout
+        ):
+            try:
+                connection.poll()
+                # After the session was terminated the first poll() succeeds silently; only the next one raises.
+                if not connection.notifies:
+                    connection.poll()
+            except psycopg2.Error as error:
+                raise self._lost(error) from error
         payloads = {one.payload for one in connection.notifies}
         connection.notifies.clear()
         ours = {payload for payload in payloads if len(payload) <= LONGEST_PAYLOAD}
         return ours, len(ours) < len(payloads)
 
-    def _poll(self, connection: Any) -> None:
-        try:
-            connection.poll()
-            # After the session was terminated the first poll() succeeds in silence; only the next one raises.
-            if not connection.notifies:
-                connection.poll()
-        except psycopg2.Error as error:
-            raise self._lost(error) from error
+    # The connection.
 
-    def _lost(self, error: Exception) -> LayerUnavailable:
-        """Let the connection go that an error has broken; return the error to raise."""
-        silent = self._deadline is not None and self._deadline.overdue
+    @property
+    def connected(self) -> bool:
+        """Whether there is a connection; that the other end has given it up shows later."""
+        return self._socket is not None and not self._connection.closed
+
+    def _ensure_connected(self) -> None:
+        if self.connected:
+            return
         self.close()
-        return LayerUnavailable(f"no answer within {ANSWER_WITHIN:g} s" if silent else one_line(error))
-
-    def _connected(self) -> Any:
-        if not self.connected:
-            self.close()
-            self._connect()
-            # What is set or prepared through a pooler would stay in a session that is the site's next.
-            self._prepared = None if self.pooled else set()
-            self.generation += 1
-            self.connected_at = time.monotonic()
-        return self._connection
-
-    def _connect(self) -> None:
+        self._overdue = False
         try:
             self._connection = psycopg2.connect(**connection_parameters(self._settings, self._name))
             self._connection.autocommit = True
-            self._deadline = watched(self._connection)
-            with self._deadline, self._connection.cursor() as cursor:
+            self._socket = socket.socket(fileno=os.dup(self._connection.fileno()))
+            _deadlines.add(self)
+            self._answer_due = time.monotonic() + ANSWER_WITHIN
+            with self._connection.cursor() as cursor:
                 self._set_up(cursor)
-            self._backend = self._connection.get_backend_pid()
         except psycopg2.Error as error:
             lost = self._lost(error)
             if not is_unavailable(error):
                 raise
             raise lost from error
+        finally:
+            self._answer_due = 0.0
+        self._backend = self._connection.get_backend_pid()
+        # What is set or prepared through a pooler would stay in a session that the site gets next.
+        self._prepared = None if self.pooled else set()
+        self.generation += 1
+        self.connected_at = time.monotonic()
 
     def _set_up(self, cursor: Any) -> None:
         if role := self._settings.get("OPTIONS", {}).get("assume_role"):
@@ -270,16 +313,16 @@ class Session:
         cursor.execute(sql.FIND)
         backend, table = cursor.fetchone()
         self.pooled = backend != self._connection.get_backend_pid()
-        if self.pooled:  # whose sessions are the site's too: what is set there stays
+        if self.pooled:  # its sessions are the site's too, and what is set there stays
             first = [sql.IN_EACH_TRANSACTION]
         else:
             first = [sql.SAFE_PATH, sql.SETTINGS]
             if self._connection.server_version >= 170000:
                 first.append(sql.TRANSACTION_TIMEOUT)
-            # The database may not know yet that the last one has ended: it would keep its locks, and its claim may be
-            # under way. By name, since the number may be another's by now.
+            # The database may not know yet that the previous session has ended: that one would keep its locks, and its
+            # claim may be under way. The name is compared too, since the number may be another session's by now.
             first.append(sql.END_LAST)
-        if self._listen:
+        if self.listens:
             first.append(sql.LISTEN)
         values = {"pid": self._backend, "name": self._name[:63], "table": table}
         cursor.execute("; ".join([*first, sql.SCHEMAS]), values)
@@ -289,9 +332,53 @@ class Session:
         if not self._schema and not self.pooled:  # before the first migration
             cursor.execute("RESET search_path")
 
+    def shut_when_overdue(self) -> None:
+        """Shut the socket when an answer is overdue; called by the thread of the deadlines."""
+        if self._socket is not None and 0 < self._answer_due < time.monotonic():
+            self._overdue = True
+            with suppress(OSError):  # the other end has closed it just now
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _lost(self, error: Exception) -> LayerUnavailable:
+        """Close the connection that an error has broken; return the error to raise."""
+        self.close()
+        return LayerUnavailable(f"no answer within {ANSWER_WITHIN:g} s" if self._overdue else one_line(error))
+
+    def close(self) -> None:
+        """Close the connection; the next statement opens another."""
+        connection, self._connection = self._connection, None
+        if self._socket is not None:
+            _deadlines.drop(self)
+            self._socket.close()
+            self._socket = None
+        if connection is not None:
+            with suppress(psycopg2.Error):
+                connection.close()
+
+
+def execute_in_django(connection: Any, text: str, values: Any, fetch: bool = False) -> list[tuple[Any, ...]]:
+    """Execute a statement on Django's connection, in its transaction; return its rows if ``fetch``.
+
+    Django's cursor wraps psycopg2's twice, to log and to show queries: 15 us of the 50 that a send takes in Python.
+    So it is used only where somebody looks at queries, or with another driver. Raises Django's errors.
+    """
+    wrapped = connection.queries_logged or connection.execute_wrappers or connection.connection is None
+    if not is_psycopg3 and not wrapped:  # what connection.cursor() does besides
+        connection.validate_thread_sharing()
+        connection.close_if_health_check_failed()
+        if connection.connection is None:
+            connection.connect()
+        connection.validate_no_broken_transaction()
+        with connection.wrap_database_errors, connection.connection.cursor() as cursor:
+            cursor.execute(text, values)
+            return cursor.fetchall() if fetch else []
+    with connection.cursor() as cursor:
+        cursor.execute(text, values)
+        return cursor.fetchall() if fetch else []
+
 
 def _in_ascii(values: Any) -> Any:
-    """Return a statement's values with texts as each of the database's encodings takes them: the rest written out."""
+    """Return a statement's values with all texts in ASCII, which every encoding has; other characters are escaped."""
     if isinstance(values, str):
         return values.encode("ascii", "backslashreplace").decode()
     if isinstance(values, dict):
@@ -299,44 +386,20 @@ def _in_ascii(values: Any) -> Any:
     return type(values)(map(_in_ascii, values)) if isinstance(values, (list, tuple)) else values
 
 
-class Transaction:
-    """``with session.transaction():`` - commits at the end, rolls back when the block raises."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def __enter__(self) -> None:
-        self._session._lock.acquire()
-        try:
-            self._session.run([(sql.BEGIN, {})])
-            self._session._within = True
-        except BaseException:
-            self._session._lock.release()
-            raise
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        try:
-            self._session._within = False
-            if self._session._connection is not None:
-                self._session.run([("ROLLBACK" if kind else "COMMIT", {})])
-        finally:
-            self._session._lock.release()
-
-
 def is_unavailable(error: psycopg2.Error) -> bool:
     """Whether an error means that the database cannot be used now, and not that a statement is wrong.
 
-    Of a server that ended without a word psycopg2 says no more than DatabaseError, the base of them all.
+    When the server ends without a message, psycopg2 raises DatabaseError itself, the base class of the others.
     """
     gone = (psycopg2.OperationalError, psycopg2.InterfaceError)
     return isinstance(error, gone) or type(error) is psycopg2.DatabaseError
 
 
 def one_line(error: Exception) -> str:
-    """Return the first line of the database's own words."""
+    """Return the first line of the database's error message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def session_name(role: str) -> str:
-    """Return what pg_stat_activity shows of a session: ``dbchannels worker 4711``."""
+    """Return the name of a session in pg_stat_activity: ``dbchannels worker 4711``."""
     return f"dbchannels {role} {os.getpid()}".replace("  ", " ")

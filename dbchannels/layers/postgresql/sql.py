@@ -69,10 +69,10 @@ BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 15000"
 # transaction can bring about: past a half none is sent, and the poll finds the rows.
 QUIET = "pg_notification_queue_usage() < 0.5::float"
 # For a single row. The first asks the queue, and gives NULL when nobody was woken; the second, in the same string, is
-# for when it is known to have room, see notify_queue.py. What it says is the last of the row's parameters.
+# for when it is known to have room, see PostgreSQLLayer. What it says is the last of the row's parameters.
 WAKE_ONE = f" RETURNING CASE WHEN {QUIET} THEN pg_catalog.pg_notify('dbchannels', %s) END"
 WAKE_ONE_UNASKED = "; NOTIFY dbchannels, %s"
-# How full the queue is, from 0 to 1, and whether a probe was sent; see wakeup_check.py.
+# How full the queue is, from 0 to 1, and whether a probe was sent; see notify.py.
 QUEUE_USAGE = "SELECT pg_notification_queue_usage(), false, NULL"
 PROBE = f"""
 SELECT pg_notification_queue_usage(), {QUIET},
@@ -88,8 +88,8 @@ SELECT channel, recipients, reply_channel, payload, statement_timestamp(),
 """
 _ARRAYS = "%(channels)s::text[], %(recipients)s::text[], %(reply_channels)s::text[], %(payloads)s::bytea[]"
 
-# For queues that are known to have room; see room.py. A scan of unnest gives its rows in order, so nothing is sorted.
-# A single row goes 1.4 times as fast without the arrays, and by the short text, which is parsed and planned each time:
+# For queues that are known to have room, see CapacityCache. A scan of unnest gives its rows in order, without a sort.
+# A single row is 1.4 times as fast without the arrays. Its text is short, as it is parsed and planned each time:
 # parameters by position are put in 2 us faster than by name, and a literal interval costs less than a product.
 SEND = f"{_INTO} FROM unnest({_ARRAYS}) AS message(channel, recipients, reply_channel, payload)"
 SEND_ONE = """
@@ -177,7 +177,7 @@ SET session = coalesce(%(session)s::bytea, session),
 WHERE reply_channel::text = %(reply_channel)s::text
 """
 
-# A site's open transaction may hold such a row, and nobody waits for that: a sweep comes back for it, see ended.
+# Rows that an open transaction of the site has locked are skipped; a clean-up deletes them, see ClosedConnections.
 DISCONNECT = """
 WITH gone AS (
     DELETE FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
@@ -199,7 +199,7 @@ DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
 """
 # The pop. LATERAL gives each queue an index scan of its own: `channel IN (...) ORDER BY id` may walk the primary
 # key through everybody's rows instead. ANY(ARRAY(...)) measured 1.1 to 2 times as fast as IN (...). The floors are
-# hints, and often 0: see floors.py. With `channel = ... ORDER BY id` an ANALYZE that finds dead rows alone makes the
+# hints, and often 0: see ScanHints. With `channel = ... ORDER BY id` an ANALYZE that finds dead rows alone makes the
 # primary key as cheap, whose scan goes through those of all queues; (channel, id) is the order of one index only.
 _POPPED = """
 popped AS (
@@ -241,8 +241,8 @@ SET_IN_FLIGHT = """
 UPDATE dbchannels_inflight SET messages = %(messages)s, since = statement_timestamp() WHERE worker = %(worker)s
 """
 
-# Of results that wait for somebody's transaction, see blocked.py: in a row beside the worker's own, which the next pop
-# writes anew.
+# For results that wait for another transaction, see lock_waits.py: in a row beside the worker's own, which the next pop
+# overwrites.
 SET_BLOCKED = """
 INSERT INTO dbchannels_inflight (worker, messages, since) VALUES (%(worker)s, %(messages)s, statement_timestamp())
 ON CONFLICT (worker) DO UPDATE SET messages = EXCLUDED.messages

@@ -84,9 +84,9 @@ DELETE FROM dbchannels_membership WHERE id = ANY(ARRAY(
     SELECT id FROM dbchannels_membership WHERE channel = %(queue)s FOR UPDATE SKIP LOCKED
 ))
 """
-REMAINS_OF = """
+UNFINISHED_OF = """
 INSERT INTO dbchannels_process (name, kind, queue, host, pid, started_at, lease_until)
-SELECT %(remains)s, 'server', %(queue)s, '', 0, statement_timestamp(), statement_timestamp()
+SELECT %(unfinished)s, 'server', %(queue)s, '', 0, statement_timestamp(), statement_timestamp()
 WHERE EXISTS (SELECT FROM dbchannels_connection WHERE server = %(name)s)
       OR EXISTS (SELECT FROM dbchannels_membership WHERE channel = %(queue)s)
 """

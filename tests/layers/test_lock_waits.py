@@ -168,14 +168,14 @@ def test_a_worker_that_ends_tries_once_more(layer, link):
 
 def test_an_outage_between_two_parts_writes_none_of_them_twice(layer, link, at_once, monkeypatch):
     taken = take(layer, link, OTHER, MEMBER, "reply.s!c")
-    write, fails = link._blocked._write, [False, False, True]
+    write, fails = link._lock_waits._write, [False, False, True]
 
     def once(worker, done, before):
         if fails and fails.pop(0):
             raise LayerUnavailable("gone")
         return write(worker, done, before)
 
-    monkeypatch.setattr(link._blocked, "_write", once)
+    monkeypatch.setattr(link._lock_waits, "_write", once)
     done = batch(layer, taken, [], [Identify(MEMBER, "12")], [])
     with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
         with pytest.raises(LayerUnavailable):
@@ -216,18 +216,18 @@ def test_of_many_that_are_blocked_a_few_are_tried_in_turn(layer, link, monkeypat
     with open_transaction(layer, lock):
         link.finish("w1", batch(layer, taken, *([Identify(one, "12")] for one in channels)))
         tries = []
-        write = link._blocked._write
+        write = link._lock_waits._write
         monkeypatch.setattr(
-            link._blocked,
+            link._lock_waits,
             "_write",
             lambda *given: tries.append(given[1].ends[0][0].reply_channel) or write(*given),
         )
         for _ in range(4):
-            link._blocked.try_again(now=True)
+            link._lock_waits.try_again(now=True)
         assert tries == channels
-        link._blocked.try_again()  # not before it is time
+        link._lock_waits.try_again()  # not before it is time
         assert len(tries) == 20
-    wait_until(lambda: link._blocked.try_again(now=True) or not link._blocked)
+    wait_until(lambda: link._lock_waits.try_again(now=True) or not link._lock_waits)
     assert sorted(told(layer)) == sorted(channels)
 
 
@@ -268,10 +268,10 @@ def told_in_full(layer):
 def test_who_waits_for_nothing_costs_no_statement_more(layer, link, monkeypatch):
     taken = take(layer, link, MEMBER)
     ran = []
-    run = link.session.run
+    run = link.session.execute
     monkeypatch.setattr(
         link.session,
-        "run",
+        "execute",
         lambda statements: ran.append([text for text, _ in statements]) or run(statements),
     )
     link.finish("w1", batch(layer, taken, []))
@@ -280,7 +280,7 @@ def test_who_waits_for_nothing_costs_no_statement_more(layer, link, monkeypatch)
 
 def test_a_moments_lock_is_waited_for(layer, link, monkeypatch):
     """Such as another worker's, that adds the same channel just now."""
-    monkeypatch.setattr(lock_waits, "MOMENT", 9000)
+    monkeypatch.setattr(lock_waits, "LOCK_TIMEOUT_MS", 9000)
     taken = take(layer, link, MEMBER)
     done = batch(layer, taken, [Identify(MEMBER, "12")])
     waits = (
@@ -290,5 +290,5 @@ def test_a_moments_lock_is_waited_for(layer, link, monkeypatch):
         thread = in_thread(layer, lambda: link.finish("w1", done))
         wait_until(lambda: query(layer, waits))
     thread.join(DEADLINE)
-    assert not link._blocked
+    assert not link._lock_waits
     assert told(layer) == [MEMBER]

@@ -10,9 +10,9 @@ import pytest
 from django.db import connections
 
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.layers.postgresql import notify_check, sql
+from dbchannels.layers.postgresql import notify, sql
 from dbchannels.layers.postgresql import session as session_module
-from dbchannels.layers.postgresql.notify_check import PROBE, WakeupCheck
+from dbchannels.layers.postgresql.notify import PROBE, WakeupCheck
 from dbchannels.layers.postgresql.session import connection_parameters
 from dbchannels.testing.contract.case import DEADLINE, raises, wait_until
 from tests import kinds
@@ -34,7 +34,7 @@ class Database:
     def __call__(self, statement, values):
         if statement == sql.PROBE and self.sends:
             self.sent.append(values["wake"])
-        return self.usage, statement == sql.PROBE and self.sends
+        return [(self.usage, statement == sql.PROBE and self.sends, None)]
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def database():
 @pytest.fixture
 def check(monkeypatch):
     """A check of a process that listens and waits; a probe is overdue at once."""
-    monkeypatch.setattr(notify_check, "WITHIN", -1.0)
+    monkeypatch.setattr(notify, "WITHIN", -1.0)
     made = WakeupCheck(lambda: 1.0)
     made.listening(1)
     with made.waiting():
@@ -96,7 +96,7 @@ def test_while_they_arrive_one_in_half_a_minute_is_enough(check, database):
 
 
 def test_one_that_is_not_overdue_is_waited_for(check, database, said, monkeypatch):
-    monkeypatch.setattr(notify_check, "WITHIN", 3600.0)
+    monkeypatch.setattr(notify, "WITHIN", 3600.0)
     for _ in range(3):
         check.look(database)
     assert (len(database.sent), said()) == (1, [])
@@ -104,7 +104,7 @@ def test_one_that_is_not_overdue_is_waited_for(check, database, said, monkeypatc
 
 def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
     """A worker that always has messages never waits, and hears nothing."""
-    monkeypatch.setattr(notify_check, "WITHIN", 0.0)
+    monkeypatch.setattr(notify, "WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
     check.listening(1)
     for _ in range(3):
@@ -117,7 +117,7 @@ def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
 
 
 def test_a_wait_that_ends_with_its_session_proves_nothing(database, said, monkeypatch):
-    monkeypatch.setattr(notify_check, "WITHIN", 0.0)
+    monkeypatch.setattr(notify, "WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
     check.listening(1)
     check.look(database)
@@ -184,7 +184,7 @@ def test_a_worker_that_listens_itself_is_sent_its_probe_by_django(layer, new_lin
     link = new_link(layer)
     link.wait(0)
     asked = []
-    layer.ask = lambda statement, values: asked.append(statement) or (0.0, True)
+    layer.query_for_check = lambda statement, values: asked.append(statement) or [(0.0, True, "")]
     link.clean_up()
     assert asked == [sql.PROBE]
 
@@ -194,7 +194,7 @@ def test_a_thread_beside_the_one_that_waits_sends_no_probe(layer, new_link):
     """It would need a connection of Django's of its own."""
     link = new_link(layer)
     link.wait(0)
-    layer.ask = lambda statement, values: pytest.fail("It asked.")
+    layer.query_for_check = lambda statement, values: pytest.fail("It asked.")
     thread = threading.Thread(target=link.clean_up)
     thread.start()
     thread.join(DEADLINE)
@@ -212,7 +212,7 @@ def test_a_probe_by_django_in_an_outage_is_one_sentence(layer, monkeypatch, erro
 
     monkeypatch.setattr(layer, "_query", fail)
     with pytest.raises(LayerUnavailable) as refused:
-        layer.ask(sql.QUEUE_USAGE, {})
+        layer.query_for_check(sql.QUEUE_USAGE, {})
     assert str(refused.value) == "gone"
 
 
@@ -228,7 +228,7 @@ def test_without_wakeups_nothing_is_probed(new_layer, new_link):
 @on_postgresql
 def test_a_full_queue_is_sent_no_probe(layer, monkeypatch):
     monkeypatch.setattr(sql, "PROBE", sql.PROBE.replace("< 0.5", "< 0"))
-    usage, sent = layer.ask(sql.PROBE, {"wake": "probe.1"})
+    ((usage, sent, _),) = layer.query_for_check(sql.PROBE, {"wake": "probe.1"})
     assert (0.0 <= usage < 0.5, sent) == (True, False)
 
 
@@ -265,9 +265,11 @@ def test_nothing_is_set_or_prepared_through_a_pooler(layer, new_link, monkeypatc
     link = new_link(layer)
     layer.send("own", {})
     assert len(link.claim(["own"], 1, "w1")) == 1
-    assert link.session.run([("SELECT count(*) FROM pg_prepared_statements", {})]) == [(0,)]
-    assert link.session.run([("SHOW enable_seqscan", {})]) == [("on",)]
-    assert link.session.run([("SHOW search_path", {})]) == [("pg_catalog, pg_temp",)]  # within a transaction
+    assert link.session.execute([("SELECT count(*) FROM pg_prepared_statements", {})]) == [(0,)]
+    assert link.session.execute([("SHOW enable_seqscan", {})]) == [("on",)]
+    assert link.session.execute([("SHOW search_path", {})]) == [
+        ("pg_catalog, pg_temp",)
+    ]  # within a transaction
     with link.session._connection.cursor() as cursor:
         cursor.execute("SHOW search_path")
         assert cursor.fetchone() == ('"$user", public',)
@@ -311,7 +313,7 @@ def flooded(new_layer, new_link, stranger):
 @on_postgresql
 def test_garbage_is_a_wakeup(flooded, caplog, monkeypatch):
     caplog.set_level(logging.DEBUG, "dbchannels")
-    monkeypatch.setattr(session_module, "REST", 0)
+    monkeypatch.setattr(session_module, "PAUSE", 0)
     _, link = flooded
     assert link.wait(DEADLINE) == set()  # at once, long before the poll
     assert caplog.records == []
@@ -319,7 +321,7 @@ def test_garbage_is_a_wakeup(flooded, caplog, monkeypatch):
 
 @on_postgresql
 def test_while_the_reader_rests_garbage_is_dropped_and_what_is_ours_is_heard(flooded, monkeypatch):
-    monkeypatch.setattr(session_module, "REST", DEADLINE)
+    monkeypatch.setattr(session_module, "PAUSE", DEADLINE)
     layer, link = flooded
     layer.send("own", {})
     assert link.wait(DEADLINE) == {"d"}
