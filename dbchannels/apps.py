@@ -19,7 +19,7 @@ class DBChannelsConfig(AppConfig):
 
     def ready(self) -> None:
         """Register the system checks (consumers are found by workers only), and hear of logouts."""
-        from dbchannels import redaction
+        from dbchannels import checks, redaction  # noqa: F401  (the import of checks registers them)
         from dbchannels.auth import logout
         from dbchannels.bindings import binding
 

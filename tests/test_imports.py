@@ -143,7 +143,12 @@ def test_imports_stand_at_the_top():
         if isinstance(node, ast.FunctionDef)
     ]
     late = {(name, one) for name, function in functions for one in imports(walk(function))}
-    assert {(name, one) for name, one in late if one != "models"} <= LATE
+    assert {(name, one) for name, one in late if one != "models"} == LATE
+
+
+def test_each_name_above_is_of_a_module():
+    named = {*RANKS, *NEVER, *(name for name, _ in LATE)}
+    assert [name for name in sorted(named) if not within(FILES, [name])] == []
 
 
 def test_the_reader_of_imports_sees_them():
