@@ -51,6 +51,7 @@ class Transport:
         return self.close_code is not None
 
     closing = closed
+    paused = False
 
     def read(self) -> None:
         """Nothing waits to be read."""

@@ -1,8 +1,8 @@
-"""One WebSocket connection: between its transport and its reply channel.
+"""One WebSocket connection, between its transport and its reply channel.
 
-At most one of its messages is in the layer; the next goes there when the worker's reply says that the last one is
-finished. That one rule keeps the frames in order whatever the number of workers, and stops reading a client that is
-faster than they are.
+At most one of its messages is in the layer. The next one is sent when a worker's reply says that the last one is
+finished. So frames are consumed in order, however many workers there are, and a client that sends faster than they
+work is not read.
 """
 
 from __future__ import annotations
@@ -48,13 +48,11 @@ from dbchannels.wakeup import Backoff
 
 log = logging.getLogger("dbchannels.server")
 
-INBOX = 32  # frames that wait for their turn before the socket is not read any more
-ENTRY = 120  # bytes that one of them takes beside its payload
-FULL_DEADLINE = 20.0  # seconds in which a full channel must take a frame
+INBOX = 32  # messages that may wait here; then the socket is not read
+ENTRY = 120  # bytes of memory that each of them takes besides its payload
+FULL_DEADLINE = 20.0  # seconds in which a full channel must take a message
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds until a message whose consumer raised ConsumeLater is sent again
-RETRY_DEADLINE = (
-    60.0  # seconds for which a consumer may postpone a message, as long as one waits until it expires
-)
+RETRY_DEADLINE = 60.0  # seconds for which a consumer may postpone a message: the default expiry
 
 
 class RetrySchedule:
@@ -74,9 +72,9 @@ class RetrySchedule:
 
 
 class Connection:
-    """Delivers replies to the socket, and the client's frames to the layer, one at a time."""
+    """Sends the client's messages to the layer, one at a time, and replies to the client."""
 
-    make_transport = Transport  # tests have one without a socket
+    make_transport = Transport  # tests replace it by one without a socket
 
     def __init__(
         self,
@@ -87,7 +85,7 @@ class Connection:
     ) -> None:
         self.request = request
         self.opened_at = time.monotonic()
-        self.decision: AsyncResult = AsyncResult()  # for who waits
+        self.decision: AsyncResult = AsyncResult()  # Accepted or Denied, for the greenlet that waits
         self._decided: Accepted | Denied | None = None  # by the consumer
         self._on_decided: Callable[[], None] = lambda: None
         self.reply_channel = relay.open(self)
@@ -95,31 +93,24 @@ class Connection:
         # Towards the layer.
         budget = budget or MemoryBudget(ServerConfig.max_websocket_memory, limits.max_memory)
         self._share = Share(budget)
-        self._inbox: list[
-            tuple[bool, bytes]
-        ] = []  # messages that wait for their turn: whether a text, and UTF-8
-        self._last: dict[str, Any] | None = (
-            None  # the fields of websocket.disconnect, while it waits for its turn
-        )
-        self._in_flight: Send | None = None  # what the layer has
-        self._order = 0  # of what it has, or had last
+        self._inbox: list[tuple[bool, bytes]] = []  # messages that wait: whether a text, and the payload
+        self._last: dict[str, Any] | None = None  # the fields of websocket.disconnect while it waits
+        self._in_flight: Send | None = None  # the message in the layer
+        self._order = 0  # of the last message that was sent to the layer
         self._abandoned = False
-        self._refused_at: float | None = None  # since when the channel is full
-        self._retries: RetrySchedule | None = (
-            None  # of the message in the layer, if its consumer postponed it
-        )
+        self._refused_at: float | None = None  # since when the channel has been full
+        self._retries: RetrySchedule | None = None  # if the consumer postponed the message in the layer
         # Towards the client.
-        self.deflate: Deflate | None = None  # how messages are compressed, set before `start`
+        self.deflate: Deflate | None = None  # how messages are compressed; set before `start`
         self._transport: Transport | None = None  # from `start` on
         self._early: list[Outgoing] = []  # data that came before the 101 was written
         self._unsent, self.charged = budget.unsent, 0
-        self._code: int | None = None  # what websocket.disconnect will say
-        self.disconnected = False  # its last message has been put in the inbox
+        self.disconnected = False  # no more messages come from the client
 
     # The handshake.
 
     def connect(self) -> None:
-        """Record the connection and send its connect message; without room in the outbox it is refused."""
+        """Record the connection and send its connect message; give up if the outbox is full."""
         fields = connect_message(self.request, self.reply_channel)
         key = session_key(self.request.headers)
         record = Connect(self.reply_channel, self._relay.name, self.request.path[:2000], key)
@@ -131,17 +122,17 @@ class Connection:
             return
         if key:
             self._relay.has_sessions = True
-        self._set_in_flight(send)  # not before: what was refused will not be answered
+        self._set_in_flight(send)  # not before: a message that was not sent gets no reply
 
     def give_up(self) -> None:
-        """Wait no longer for the connect consumer: the server stops, or the client has left."""
+        """Stop waiting for the connect consumer: the server stops, or the client has left."""
         if not self.decision.ready():
             self.decision.set(denied(503))
 
     def when_decided(self, call: Callable[[], None]) -> None:
-        """Call a function when the connect consumer has decided, if the layer has its message: else now.
+        """Call a function when the connect consumer has decided; at once if no connect message is in the layer.
 
-        It may be called again: a database that crashes forgets the message, so that nobody decides.
+        The function is also called when the message expires, as a database that crashes may lose it.
         """
         if self._in_flight is None or self._decided is not None:
             call()
@@ -150,28 +141,18 @@ class Connection:
             self.call_later(self._in_flight.expiry, call)
 
     def abandon(self) -> None:
-        """Give up a connection that never opened; if its connect consumer accepts all the same, it is told."""
+        """Give up a connection that never opened. If its connect consumer accepts it later, it is disconnected."""
         self._abandoned = True
         self._take_early()
         if self._in_flight is not None:
             return
-        if isinstance(self._decided, Accepted):  # it is known already that the consumer accepted
+        if isinstance(self._decided, Accepted):
             self._disconnect(VANISHED)
         else:
             self._end()
 
-    def _forget(self) -> None:
-        """Close a connection that others have cleaned up after: its disconnect consumer runs by their doing."""
-        self._on_decided()
-        self._note_end(SERVICE_RESTART)
-        self.disconnected = True
-        self._last = None
-        self._set_in_flight(None)
-        self._relay.close(self.reply_channel)
-        self.close(SERVICE_RESTART, "")
-
     def start(self, sock: Any, buffered: bytes) -> None:
-        """Take over the socket, its 101 written; ``buffered`` is what was read of it already."""
+        """Take over the socket after its 101; ``buffered`` was already read from it."""
         self._transport = self.make_transport(
             sock,
             self._received,
@@ -191,17 +172,17 @@ class Connection:
 
     @property
     def closed(self) -> bool:
-        """Whether its socket is gone, and with it the deadlines that ``tick`` looks after."""
+        """Whether the socket is closed, so that ``tick`` need not be called."""
         return self._transport is None or self._transport.closed
 
     def close(self, code: int, reason: str) -> None:
-        """Start the closing handshake; the client has five seconds for its half."""
+        """Start the closing handshake; no more messages of the client are consumed."""
         if self._transport is not None:
             self._transport.close(code, reason)
             self._drop_waiting()
 
     def tick(self, now: float) -> None:
-        """Look after deadlines and pings; called every few seconds."""
+        """Check deadlines and send pings; called every few seconds."""
         if self._transport is not None:
             self._transport.tick(now)
             if self._transport.closing and not self.disconnected:
@@ -210,36 +191,32 @@ class Connection:
     # From the layer.
 
     def deliver(self, reply: Reply) -> None:
-        """Take one reply: data, a decision on the handshake, or word of the message in the layer."""
+        """Take a reply: data, a decision on the handshake, or what became of the message in the layer."""
         message = reply.message
         if LOST in message:
             self._lost(message[LOST], message.get("channel"))
             return
         out = reply.outgoing(self.reply_channel, self.request.path)
-        if out is not None:
-            self._take(out, message)
-        elif FINISHED in message or "accept" in message:
-            self._decide(denied(500))  # what the connect consumer meant is in the log
+        if out is None:
+            if FINISHED in message or "accept" in message:
+                self._decide(denied(500))  # the log has the error in the connect consumer's reply
+        elif self._transport is not None:
+            self._transport.send(out)
+            if out.close is not None:
+                self._drop_waiting()
+        elif not self.disconnected:
+            self._answer_handshake(out, message)
         if FINISHED in message:
             self._finished(message[FINISHED])
         elif AGAIN in message:
             self._consume_again(message[AGAIN])
 
-    def _take(self, out: Outgoing, message: dict[str, Any]) -> None:
-        if self._transport is not None:
-            self._transport.send(out)
-            if out.close is not None:
-                self._drop_waiting()
-        elif not self.disconnected:
-            self._judge(out, message)
-
-    def _judge(self, out: Outgoing, message: dict[str, Any]) -> None:
-        """Before the 101: an ``accept``, or a close without data, decides at once; data waits for the decision."""
+    def _answer_handshake(self, out: Outgoing, message: dict[str, Any]) -> None:
+        """Before the 101: ``accept``, or a close without data, decides at once; data waits for the decision."""
+        bare_close = out.accept is None and out.close is not None and not (out.frame or self._early)
         if isinstance(self._decided, Accepted):
             self._keep(out)
-        elif out.accept is False or (
-            out.accept is None and out.close is not None and not (out.frame or self._early)
-        ):
+        elif out.accept is False or bare_close:
             self._decide(denied(message.get("status"), out.headers))
         else:
             if out.frame or out.close is not None:
@@ -248,7 +225,7 @@ class Connection:
                 self._decide(Accepted(out.subprotocol, out.headers))
 
     def _keep(self, out: Outgoing) -> None:
-        """Keep data until the 101 is written, no more of it than may wait for a client that does not read."""
+        """Keep data until the 101 is written, as much as may wait for a client that does not read."""
         if self._abandoned or any(one.close is not None for one in self._early):
             return
         size = sum(len(one.frame) for one in self._early)
@@ -266,7 +243,7 @@ class Connection:
         return early
 
     def drop(self, code: int) -> None:
-        """Discard what waits for the 101; the connection is closed once that is written."""
+        """Discard what waits for the 101, and close the connection after it."""
         self._take_early()
         self._early = [Outgoing(None, b"", code, "", None, [])]
 
@@ -277,9 +254,9 @@ class Connection:
         self._on_decided()
 
     def _finished(self, order: object) -> None:
-        """The message in the layer was consumed; word of another one is left alone.
+        """The message in the layer was consumed. Replies to other messages are ignored.
 
-        A batch that the database took just before it went away is written again, and so finished twice.
+        A batch that was written just before the database went away is written again, so it may be finished twice.
         """
         finished = self._in_flight
         if finished is None or order != self._order:
@@ -295,7 +272,7 @@ class Connection:
             self._pump()
 
     def _consume_again(self, order: object) -> None:
-        """The consumer of the message in the layer wants it later; none overtakes it, as no other goes there."""
+        """The consumer of the message in the layer wants it later. No message overtakes it, as only one is sent."""
         if self._in_flight is None or order != self._order:
             return
         retries = self._retries = self._retries or RetrySchedule()
@@ -309,7 +286,7 @@ class Connection:
             self._lost(EXPIRED, None)
 
     def call_later(self, delay: float, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function in so many seconds; tests have a clock of their own."""
+        """Call a function after so many seconds; tests replace the clock."""
         gevent.spawn_later(delay, function, *arguments)
 
     def _send_again(self, retries: RetrySchedule) -> None:
@@ -317,9 +294,15 @@ class Connection:
         self._send_in_flight()
 
     def _lost(self, why: str, channel: str | None) -> None:
-        """The message in the layer will not be consumed; without a channel it is whichever is there."""
+        """The message in the layer will not be consumed; ``channel`` None: whichever message it is."""
         if why == DECLARED_DEAD and (self._abandoned or isinstance(self._decided, Accepted)):
-            self._forget()
+            # Another process has cleaned up after this server, and runs the disconnect consumer.
+            self._on_decided()
+            self._log_end(SERVICE_RESTART)
+            self.disconnected, self._last = True, None
+            self._set_in_flight(None)
+            self._relay.close(self.reply_channel)
+            self.close(SERVICE_RESTART, "")
             return
         if self._in_flight is None or channel not in (None, self._in_flight.channel):
             return
@@ -337,7 +320,7 @@ class Connection:
             self._fail(INTERNAL_ERROR if why == WORKER_DIED else TRY_AGAIN)
 
     def _again(self) -> None:
-        """Send the message once more, later: the channel was full, or nobody took it before it expired."""
+        """Send the message once more, later: the channel was full, or no worker took the message in time."""
         now = time.monotonic()
         self._refused_at = self._refused_at or now
         last = self._in_flight is not None and self._in_flight.channel == "websocket.disconnect"
@@ -347,7 +330,7 @@ class Connection:
             self.call_later(random.uniform(0.2, 0.6), self._send_in_flight)
 
     def _fail(self, code: int) -> None:
-        """A frame was lost, so those behind it are not consumed either; only the disconnect is."""
+        """A message was lost, so the next ones are not consumed either, except the disconnect."""
         self._set_in_flight(None)
         self.close(code, "")
         self._pump()
@@ -372,7 +355,7 @@ class Connection:
     def _gone(self, code: int) -> None:
         if not self.disconnected:
             self._drop_waiting()
-        self._disconnect(self._code if self._code is not None else code)
+        self._disconnect(code)
 
     def _send_frame(self, data: str | bytes) -> None:
         self._send("websocket.receive", {"text" if isinstance(data, str) else "bytes": data})
@@ -393,14 +376,14 @@ class Connection:
         self._in_flight = send
 
     def _drop_waiting(self) -> None:
-        """Once the server's side has closed or the client is lost, nothing is consumed any more but the disconnect."""
+        """Consume nothing more but the disconnect: the server has closed, or the client is lost."""
         self._share.hold(-sum(ENTRY + len(payload) for _, payload in self._inbox))
         self._inbox.clear()
         if self._transport is not None:
             self._transport.read()
 
     def _pump(self) -> None:
-        """Send the next message when the last one is finished, and read on when few wait."""
+        """Send the next message if the last one is finished, and read on if few are waiting."""
         if self._in_flight is None:
             if self._inbox:
                 is_text, data = self._inbox.pop(0)
@@ -409,7 +392,7 @@ class Connection:
             elif self._last is not None:
                 last, self._last = self._last, None
                 self._send("websocket.disconnect", last)
-        if len(self._inbox) < INBOX // 2 and self._transport is not None:
+        if self._transport is not None and self._transport.paused and len(self._inbox) < INBOX // 2:
             self._transport.read()
 
     def _send_in_flight(self) -> None:
@@ -421,15 +404,13 @@ class Connection:
             self._again()
 
     def _disconnect(self, code: int, reason: str = "") -> None:
-        """The last message of the connection, once."""
-        self._code = code
+        """Send the last message of the connection, once."""
         if not self.disconnected:
-            self._note_end(code)
-            self.disconnected = True
-            self._last = {"code": code, "reason": reason}
+            self._log_end(code)
+            self.disconnected, self._last = True, {"code": code, "reason": reason}
             self._pump()
 
-    def _note_end(self, code: int) -> None:
+    def _log_end(self, code: int) -> None:
         if self._transport is not None and not self.disconnected:
             log_websocket("WSDISCONNECT", self.request, code, time.monotonic() - self.opened_at)
 
@@ -441,5 +422,5 @@ class Connection:
 
 
 def _size(send: Send | None) -> int:
-    """Return what counts as held by a connection; a connect message is bounded as every request's head is."""
+    """Return the memory that counts against the connection's share; the head limits bound a connect message."""
     return 0 if send is None or send.channel == "websocket.connect" else sys.getsizeof(send.payload)

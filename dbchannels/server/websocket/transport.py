@@ -60,7 +60,6 @@ class Transport:
         "_on_event",
         "_on_gone",
         "_opened_at",
-        "_paused",
         "_pinged_at",
         "_pings_since",
         "_protocol",
@@ -74,6 +73,7 @@ class Transport:
         "_waiting",
         "_writer",
         "charged",
+        "paused",
     )
 
     def __init__(
@@ -91,7 +91,7 @@ class Transport:
         self._share, self._turns, self._unsent = share, share.budget.turns, share.budget.unsent
         self._held = 0  # bytes of the share that the client's unfinished message takes
         self._events: Iterator[Event | None] | None = None  # of what was read and is not yet parsed
-        self._paused = True  # until `read`
+        self.paused = True  # until `read`
         self._stalled_at: float | None = None  # since when the socket has waited for memory
         self._unfinished_at: float | None = None  # since when a message has been incomplete
         self._deflate = deflate
@@ -130,13 +130,13 @@ class Transport:
 
     def read(self) -> None:
         """Start or continue to read."""
-        if self._paused:
-            self._paused = False
+        if self.paused:
+            self.paused = False
             self._turns.run(self._go_on)
 
     def pause(self) -> None:
         """Read nothing more until ``read``."""
-        self._paused = True
+        self.paused = True
 
     def _readable(self) -> None:
         if not self._turns.run(self._receive):
@@ -152,7 +152,7 @@ class Transport:
                 self.drop()
             elif not self._reader.active:
                 self._reader.start(self._readable)
-        elif not self._paused:
+        elif not self.paused:
             room = self._share.room()
             if room < LEAST:
                 self._stall()
@@ -182,7 +182,7 @@ class Transport:
 
     def _go_on(self) -> None:
         """Parse what was read, then read on. Called again whenever the socket has waited for something."""
-        while self._events is not None and not self._paused and self._grant_step():
+        while self._events is not None and not self.paused and self._grant_step():
             try:
                 event = next(self._events)
             except StopIteration:
@@ -199,7 +199,7 @@ class Transport:
         self._flush_protocol()
         if self._socket is None or self._discarded is not None:
             return
-        if self._events is not None or self._paused:
+        if self._events is not None or self.paused:
             self._reader.stop()
         elif not self._reader.active:
             self._reader.start(self._readable)
@@ -210,7 +210,7 @@ class Transport:
         if held != self._held:
             self._share.hold(held - self._held)
             self._held = held
-        if not held or self._paused:
+        if not held or self.paused:
             self._unfinished_at = None
         elif self._unfinished_at is None:
             self._unfinished_at = time.monotonic()
