@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from dbchannels.layers.operations import Delivery, Done, Failure, GroupAdd, Outcome
+from dbchannels.layers.operations import BatchResult, Delivery, Failure, GroupAdd, Result
 from dbchannels.testing.contract.case import wait_until
-from dbchannels.worker.batch import Batch, Pace
+from dbchannels.worker.batch import Batch, BatchSizer
 
 
 def frame(number):
@@ -38,7 +38,7 @@ def start(batch, number):
     """Start and finish some; return the last one that started."""
     for _ in range(number):
         delivery = batch.start_next()
-        batch.finished(Outcome([], None, True))
+        batch.finished(Result([], None, True))
     return delivery
 
 
@@ -69,7 +69,7 @@ def test_it_says_how_long_one_has_run(batch):
     before = time.monotonic()
     batch.start_next()
     assert wait_until(batch.running_for) <= time.monotonic() - before
-    batch.finished(Outcome([], None, True))
+    batch.finished(Result([], None, True))
     assert batch.running_for() == 0.0
     Batch().start_next()
     assert Batch().running_for() == 0.0
@@ -81,7 +81,7 @@ def test_it_says_how_long_one_has_run(batch):
 def test_a_report_holds_what_consumers_did_in_order_and_once(batch):
     for name in ("a", "b"):
         batch.start_next()
-        batch.finished(Outcome([did(name), did(name * 2)], None, True))
+        batch.finished(Result([did(name), did(name * 2)], None, True))
     assert list(batch.report().operations) == [did("a"), did("aa"), did("b"), did("bb")]
     assert list(batch.report().operations) == []
 
@@ -97,7 +97,7 @@ def test_durable_messages_alone_are_acknowledged_and_once(batch):
 def test_one_that_failed_is_not_acknowledged(batch):
     start(batch, 1)
     failure = Failure(batch.start_next(), "traceback", 1.0)
-    batch.finished(Outcome([], failure, True))
+    batch.finished(Result([], failure, True))
     done = batch.report()
     assert (list(done.acknowledged), list(done.failures)) == ([], [failure])
     assert list(batch.report().failures) == []
@@ -107,7 +107,7 @@ def test_what_it_holds_runs_or_waits(batch):
     assert list(batch.report().in_flight) == [frame(1), task(2), task(3)]
     batch.start_next()
     assert list(batch.report().in_flight) == [frame(1), task(2), task(3)]
-    batch.finished(Outcome([], None, True))
+    batch.finished(Result([], None, True))
     assert list(batch.report().in_flight) == [task(2), task(3)]
 
 
@@ -128,32 +128,32 @@ def test_one_whose_neighbours_were_handed_back_is_still_acknowledged():
     batch.fill([task(1), task(2)])
     batch.start_next()
     batch.report(hand_back=True)
-    batch.finished(Outcome([did("a")], None, True))
-    assert batch.report(hand_back=True) == Done([did("a")], [task(1)], [], [], [], [(task(1), 1)])
+    batch.finished(Result([did("a")], None, True))
+    assert batch.report(hand_back=True) == BatchResult([did("a")], [task(1)], [], [], [], [(task(1), 1)])
 
 
 def test_a_report_of_nothing_is_empty():
-    assert Batch().report(hand_back=True) == Done([], [], [], [], [], [])
+    assert Batch().report(hand_back=True) == BatchResult([], [], [], [], [], [])
 
 
 def test_one_that_was_declared_dead_reports_nothing(batch):
     start(batch, 1)
     batch.start_next()
-    batch.finished(Outcome([did("a")], Failure(task(2), "traceback", None), True))
+    batch.finished(Result([did("a")], Failure(task(2), "traceback", None), True))
     batch.clear()
-    assert batch.report(hand_back=True) == Done([], [], [], [], [], [])
+    assert batch.report(hand_back=True) == BatchResult([], [], [], [], [], [])
     assert batch.start_next() is None
 
 
-# Pace.
+# BatchSizer.
 
 
 def pace_of(*seconds):
-    """Return a pace that has seen messages that took so long."""
-    pace = Pace()
+    """Return a sizer that has seen messages that took so long."""
+    sizer = BatchSizer()
     for one in seconds:
-        pace.ran(one)
-    return pace
+        sizer.ran(one)
+    return sizer
 
 
 def test_the_first_message_is_taken_by_itself():
@@ -176,19 +176,19 @@ def test_a_long_one_slows_it_down_at_once_and_quick_ones_speed_it_up_again():
 # A consumer that hangs.
 
 
-def test_what_is_given_up_ends_once_and_nothing_starts_after_it(batch):
+def test_what_is_abandoned_ends_once_and_nothing_starts_after_it(batch):
     hung = batch.start_next()
-    failed = Outcome([did("told")], None, False)
-    assert batch.give_up(hung, failed)
-    assert not batch.give_up(hung, failed)
-    batch.finished(Outcome([did("too late")], None, True))
+    failed = Result([did("told")], None, False)
+    assert batch.time_out(hung, failed)
+    assert not batch.time_out(hung, failed)
+    batch.finished(Result([did("too late")], None, True))
     assert batch.start_next() is None
     done = batch.report(hand_back=True)
     assert (done.operations, done.acknowledged, done.returned) == ([did("told")], [], [task(2), task(3)])
 
 
-def test_what_has_ended_cannot_be_given_up(batch):
+def test_what_has_ended_cannot_be_abandoned(batch):
     ended = batch.start_next()
-    batch.finished(Outcome([did("a")], None, True))
-    assert not batch.give_up(ended, Outcome([did("b")], None, False))
+    batch.finished(Result([did("a")], None, True))
+    assert not batch.time_out(ended, Result([did("b")], None, False))
     assert batch.report().operations == [did("a")]

@@ -495,7 +495,7 @@ def test_a_worker_loads_the_site_before_it_says_that_it_is_ready(layer, workers,
     *before, worker = order
     worker.link.close()
     assert before == ["site", "middleware"]
-    assert worker._consumption.views._application is not None
+    assert worker._executor.views._application is not None
 
 
 @kinds.only("sqlite")

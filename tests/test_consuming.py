@@ -338,8 +338,8 @@ def test_what_an_atomic_async_consumer_sends_is_in_its_transaction(layer, new_wo
     worker = new_worker(consume, atomic=True)
     layer.send("own", {})
     (claimed,) = worker.link.claim(["own"], 1, worker.name)
-    outcome = worker._consumption.consume(claimed, worker.name)
-    assert (list(outcome.operations), outcome.failure) == ([], None)
+    result = worker._executor.execute(claimed, worker.name)
+    assert (list(result.operations), result.failure) == ([], None)
     assert drain(layer, "out") == [{"number": 1}]
     assert not rows(layer, DurableMessage).exists()
 

@@ -58,7 +58,7 @@ def test_the_log_says_once_where_a_consumer_stands(layer, site, caplog):
     with caplog.at_level(logging.WARNING, "dbchannels.worker"):
         layer.send("own", {})
         wait_until(lambda: "self.release.wait(20)" in caplog.text)
-        wait_until(lambda: site.worker._watch._logged)
+        wait_until(lambda: site.worker._watchdog._logged)
     assert caplog.text.count("has run for 0.05 s (soft_timeout)") == 1
     stack = caplog.messages[0].splitlines()[1:]
     assert all(line.startswith("      ") for line in stack)  # the first one as well
@@ -88,7 +88,7 @@ def test_one_that_hangs_at_its_last_attempt_is_a_dead_letter_that_says_where(lay
 
 @kinds.on_databases
 def test_those_behind_it_go_to_another_worker(layer, site, monkeypatch):
-    monkeypatch.setattr("dbchannels.worker.batch.Pace.limit", lambda self: 10)
+    monkeypatch.setattr("dbchannels.worker.batch.BatchSizer.limit", lambda self: 10)
     layer.send_many([("own", {"number": number}) for number in range(3)])
     site.start(route("own", site.hang, hard_timeout=0.2, retries=0))
     assert site.replaced.wait(10)
@@ -116,7 +116,7 @@ def test_without_time_outs_a_consumer_may_run_for_ever(layer, site):
     site.start(route("own", site.hang, soft_timeout=0, hard_timeout=0))
     layer.send("own", {})
     wait_until(lambda: site.ran and site.worker._batch.running_for() > 0.2)
-    assert site.worker._consumption.timeouts() == (0, 0)
+    assert site.worker._executor.timeouts() == (0, 0)
     assert not site.replaced.is_set()
 
 
@@ -135,7 +135,7 @@ def test_a_response_that_goes_on_does_not_hang_and_one_that_stops_does(layer, si
 @kinds.on_databases
 def test_the_settings_hold_where_the_consumer_says_nothing(layer, site):
     site.start(route("own", site.hang))
-    assert site.worker._consumption.timeouts() == (30, 600)
+    assert site.worker._executor.timeouts() == (30, 600)
 
 
 @pytest.mark.parametrize("value", [-1, "10", float("nan"), float("inf"), True])

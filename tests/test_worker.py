@@ -28,7 +28,7 @@ from dbchannels.signals import message_dead
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
 from dbchannels.wakeup import WakeupPipe, wait_readable
 from dbchannels.worker import executor, worker
-from dbchannels.worker.batch import Pace
+from dbchannels.worker.batch import BatchSizer
 from dbchannels.worker.executor import backoff
 from dbchannels.worker.worker import PROTOCOL_CHANNELS, Worker, new_worker_name
 from tests import kinds
@@ -75,7 +75,7 @@ def batches_of(monkeypatch):
     """Let workers take so many messages at once, whatever their consumers' pace."""
 
     def take(number):
-        monkeypatch.setattr(Pace, "limit", lambda self: number)
+        monkeypatch.setattr(BatchSizer, "limit", lambda self: number)
 
     return take
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
-from dbchannels.layers.operations import Delivery, Done, Operation, Send, resends
+from dbchannels.layers.operations import BatchResult, Delivery, Operation, Send, resends
 from dbchannels.wakeup import wait_readable
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Link:
         """
         return self.apply(operations)
 
-    def finish(self, worker: str, done: Done) -> list[Send]:
+    def finish(self, worker: str, done: BatchResult) -> list[Send]:
         """Write what consumers did, and what became of their messages, in one transaction.
 
         The sends come back that found a channel full, as ``apply`` returns them.

@@ -183,7 +183,7 @@ class Failure(NamedTuple):
         return storable(self.error[-16_384:])
 
 
-class Outcome(NamedTuple):
+class Result(NamedTuple):
     """What came of one message."""
 
     operations: Sequence[Operation]  # what its consumer sent, added and discarded, in order
@@ -191,7 +191,7 @@ class Outcome(NamedTuple):
     acknowledge: bool  # False: the consumer's own transaction has ended the claim, or it is lost
 
 
-class Done(NamedTuple):
+class BatchResult(NamedTuple):
     """What a worker reports of its batch, written in one transaction."""
 
     operations: Sequence[Operation] = ()  # what the consumers sent, added and discarded, in order
@@ -199,32 +199,32 @@ class Done(NamedTuple):
     failures: Sequence[Failure] = ()  # durable messages whose consumers raised
     returned: Sequence[Delivery] = ()  # taken and not started: back they go, no attempt counted
     in_flight: Sequence[Delivery] = ()  # taken and not finished
-    ends: Sequence[
+    boundaries: Sequence[
         tuple[Delivery, int]
     ] = ()  # each message that ran, and how many operations there were at its end
 
 
-def parts(done: Done) -> Iterator[Done]:
+def parts(done: BatchResult) -> Iterator[BatchResult]:
     """Yield what came of each message apart, in order, what is returned first; all at once, where no ends are known."""
-    if not done.ends:
+    if not done.boundaries:
         yield done
         return
     if done.returned:
-        yield Done(returned=done.returned)
+        yield BatchResult(returned=done.returned)
     acknowledged = {one.id for one in done.acknowledged}
     failures = {one.delivery.id: one for one in done.failures}
     start = 0
-    for delivery, end in done.ends:
+    for delivery, end in done.boundaries:
         ended = [delivery] if delivery.durable and delivery.id in acknowledged else []
         failed = [failures[delivery.id]] if delivery.durable and delivery.id in failures else []
-        yield Done(done.operations[start:end], ended, failed, ends=[(delivery, end - start)])
+        yield BatchResult(done.operations[start:end], ended, failed, boundaries=[(delivery, end - start)])
         start = end
 
 
-def joined(dones: Iterable[Done]) -> Done:
+def merged(dones: Iterable[BatchResult]) -> BatchResult:
     """Return what came of several messages as one; what ``parts`` gave."""
     several = list(dones)
-    return Done(
+    return BatchResult(
         [one for done in several for one in done.operations],
         [one for done in several for one in done.acknowledged],
         [one for done in several for one in done.failures],

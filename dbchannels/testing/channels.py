@@ -22,7 +22,7 @@ from dbchannels.testing.server import Server
 from dbchannels.testing.sockets import ClientSocket
 from dbchannels.testing.transactions import State
 from dbchannels.worker.batch import Batch
-from dbchannels.worker.executor import Consumption
+from dbchannels.worker.executor import Executor
 from dbchannels.worker.worker import PROTOCOL_CHANNELS, Worker
 
 WORKER = "test"
@@ -149,7 +149,7 @@ class Channels:
         return sentences
 
 
-class TestedConsumption(Consumption):
+class TestedExecutor(Executor):
     """Keeps what a consumer raised, and the queries that the test counts."""
 
     error: BaseException | None = None
@@ -191,18 +191,18 @@ class Runner:
             (delivery,) = self._link.receive_many([channel], 1)
         else:
             (delivery,) = self._link.claim([channel], 1, WORKER)
-        consumption = TestedConsumption(self._layer, site_routing(self._layer.alias), self._link)
-        consumption.quiet = raise_exception
+        executor = TestedExecutor(self._layer, site_routing(self._layer.alias), self._link)
+        executor.quiet = raise_exception
         batch = Batch()
         batch.fill([delivery])
         batch.start_next()
-        batch.finished(consumption.consume(delivery, WORKER))
+        batch.finished(executor.execute(delivery, WORKER))
         report = batch.report()
         self._link.finish(WORKER, report)
         signals.send_dead(Worker, report.failures)
         self.ran = [*self.ran[-9:], channel]
-        if raise_exception and consumption.error is not None:
-            raise consumption.error
+        if raise_exception and executor.error is not None:
+            raise executor.error
         return True
 
 

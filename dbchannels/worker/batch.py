@@ -7,7 +7,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 
-from dbchannels.layers.operations import Delivery, Done, Failure, Operation, Outcome
+from dbchannels.layers.operations import BatchResult, Delivery, Failure, Operation, Result
 
 
 class Batch:
@@ -21,8 +21,8 @@ class Batch:
         self._operations: list[Operation] = []
         self._acknowledged: list[Delivery] = []
         self._failures: list[Failure] = []
-        self._ends: list[tuple[Delivery, int]] = []
-        self._given_up = False
+        self._boundaries: list[tuple[Delivery, int]] = []
+        self._abandoned = False
 
     def fill(self, deliveries: Sequence[Delivery]) -> None:
         """Add what was taken."""
@@ -32,34 +32,34 @@ class Batch:
     def start_next(self) -> Delivery | None:
         """Return the next message, which runs from now on; None when all are done or handed back."""
         with self._lock:
-            self._running = self._waiting.popleft() if self._waiting and not self._given_up else None
+            self._running = self._waiting.popleft() if self._waiting and not self._abandoned else None
             self._started_at = time.monotonic()
             return self._running
 
-    def finished(self, outcome: Outcome) -> None:
+    def finished(self, result: Result) -> None:
         """Note what the running message's consumer did; nothing when it was given up."""
         with self._lock:
-            self._end(outcome)
+            self._end(result)
 
-    def give_up(self, delivery: Delivery, outcome: Outcome) -> bool:
+    def time_out(self, delivery: Delivery, result: Result) -> bool:
         """Note the end of a consumer that hangs, after which no other starts; False when it has ended by itself."""
         with self._lock:
             if self._running is not delivery:
                 return False
-            self._end(outcome)
-            self._given_up = True
+            self._end(result)
+            self._abandoned = True
             return True
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, result: Result) -> None:
         delivery, self._running = self._running, None
-        if self._given_up or delivery is None:
+        if self._abandoned or delivery is None:
             return
-        self._operations += outcome.operations
-        if outcome.failure is not None:
-            self._failures.append(outcome.failure)
-        elif delivery.durable and outcome.acknowledge:
+        self._operations += result.operations
+        if result.failure is not None:
+            self._failures.append(result.failure)
+        elif delivery.durable and result.acknowledge:
             self._acknowledged.append(delivery)
-        self._ends.append((delivery, len(self._operations)))
+        self._boundaries.append((delivery, len(self._operations)))
 
     def running(self) -> tuple[Delivery | None, float]:
         """Return the message that runs, and for how many seconds."""
@@ -70,26 +70,28 @@ class Batch:
         """Return for how many seconds one consumer has run; 0 when none does."""
         return self.running()[1]
 
-    def report(self, hand_back: bool = False) -> Done:
+    def report(self, hand_back: bool = False) -> BatchResult:
         """Return what is to be written, once; with ``hand_back`` what has not started goes back."""
         with self._lock:
             returned = list(self._waiting) if hand_back else []
             if hand_back:
                 self._waiting.clear()
             in_flight = [*([self._running] if self._running else []), *self._waiting]
-            done = Done(self._operations, self._acknowledged, self._failures, returned, in_flight, self._ends)
-            self._operations, self._acknowledged, self._failures, self._ends = [], [], [], []
-            return done
+            lists = self._operations, self._acknowledged, self._failures
+            result = BatchResult(*lists, returned, in_flight, self._boundaries)
+            self._operations, self._acknowledged, self._failures, self._boundaries = [], [], [], []
+            return result
 
-    def abandon(self) -> Done:
+    def abandon(self) -> BatchResult:
         """Return what is to be written when the process ends now, what runs as if it had not. Nothing else starts."""
         with self._lock:
-            self._given_up = True
+            self._abandoned = True
             running = [self._running] if self._running else []
             returned = [*(one for one in running if one.durable), *self._waiting]
             self._waiting.clear()
             in_flight = [one for one in running if not one.durable]
-            return Done(self._operations, self._acknowledged, self._failures, returned, in_flight, self._ends)
+            lists = self._operations, self._acknowledged, self._failures
+            return BatchResult(*lists, returned, in_flight, self._boundaries)
 
     def has_waiting(self) -> bool:
         """Whether some have not started."""
@@ -99,10 +101,10 @@ class Batch:
         """Forget everything: the worker was declared dead, and others have it now."""
         with self._lock:
             self._waiting.clear()
-            self._operations, self._acknowledged, self._failures, self._ends = [], [], [], []
+            self._operations, self._acknowledged, self._failures, self._boundaries = [], [], [], []
 
 
-class Pace:
+class BatchSizer:
     """How many messages to take at once: about 20 ms of work, so that nobody waits behind a batch for long.
 
     Consumers of 2 ms are taken ten at a time, views of 30 ms one by one.

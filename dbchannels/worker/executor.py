@@ -32,7 +32,7 @@ from dbchannels.exceptions import (
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.delivery import LONGEST_DELAY
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Disconnect, Failure, Keep, Operation, Outcome, Send
+from dbchannels.layers.operations import Delivery, Disconnect, Failure, Keep, Operation, Result, Send
 from dbchannels.message import Message
 from dbchannels.protocol import (
     AGAIN,
@@ -59,7 +59,7 @@ class ClaimLost(Exception):
     """The message was claimed by another worker meanwhile: everything that this one did is rolled back."""
 
 
-class Consumption:
+class Executor:
     """Runs consumers for one worker, one message at a time."""
 
     def __init__(
@@ -71,15 +71,15 @@ class Consumption:
         self._link = link
         self._route: Route | None = None  # of the message under way
 
-    def consume(self, delivery: Delivery, worker: str) -> Outcome:
+    def execute(self, delivery: Delivery, worker: str) -> Result:
         """Run the consumer; return what it sent and added, its failure if it raised, and whether to acknowledge.
 
         In a context of its own: the language, the time zone, the script prefix and whatever else a consumer or a view
         keeps in a ContextVar are not there for the next.
         """
-        return copy_context().run(self._consume, delivery, worker)
+        return copy_context().run(self._execute, delivery, worker)
 
-    def _consume(self, delivery: Delivery, worker: str) -> Outcome:
+    def _execute(self, delivery: Delivery, worker: str) -> Result:
         self._route = None
         blocks = database_connections.open_blocks()
         with self.layer.buffered() as buffer:
@@ -88,7 +88,7 @@ class Consumption:
                 if left := database_connections.end_transactions(blocks):
                     raise TransactionLeftOpen(left)
                 atomic = self._options().atomic
-                return Outcome(_joined(buffer.pending(), answers), None, not atomic)
+                return Result(_joined(buffer.pending(), answers), None, not atomic)
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 database_connections.end_transactions(blocks)
                 return self._raised(delivery, error)
@@ -168,45 +168,45 @@ class Consumption:
         # With what the consumer did the record goes: whoever cleans up after a dead server sends no second message.
         return [answer, *([Disconnect(name)] if message.channel.name == "websocket.disconnect" else [])]
 
-    def _raised(self, delivery: Delivery, error: BaseException) -> Outcome:
+    def _raised(self, delivery: Delivery, error: BaseException) -> Result:
         """What the consumer had sent is dropped; its client is answered at once; a durable message is retried."""
         if isinstance(error, UnreadableMessage) and self._route is None:
             log.error("A message on %s cannot be read. %s", delivery.channel, error)
             failure = Failure(delivery, str(error), None) if delivery.durable else None
-            return Outcome(self._error_answers(delivery, False) if failure is None else [], failure, False)
+            return Result(self._error_answers(delivery, False) if failure is None else [], failure, False)
         if isinstance(error, ClaimLost):
             log.warning("A message on %s was claimed by another worker meanwhile.", delivery.channel)
-            return Outcome([], None, False)
-        if (answers := said_by_raising(self.layer, delivery, error)) is not None:
-            return Outcome(answers, None, False)
+            return Result([], None, False)
+        if (answers := answer_to_exception(self.layer, delivery, error)) is not None:
+            return Result(answers, None, False)
         text = "".join(traceback.format_exception(error))
         expected = isinstance(error, DenyConnection) or (delivery.durable and isinstance(error, ConsumeLater))
-        outcome = self._failed(delivery, text, isinstance(error, DenyConnection))
-        if isinstance(error, WorkerKilled) and outcome.failure is not None:
-            outcome = outcome._replace(failure=outcome.failure._replace(ran=False))
+        result = self._failed(delivery, text, isinstance(error, DenyConnection))
+        if isinstance(error, WorkerKilled) and result.failure is not None:
+            result = result._replace(failure=result.failure._replace(ran=False))
         if not expected:
-            self.report(delivery, error, text + self._fate(delivery, outcome))
-        return outcome
+            self.report(delivery, error, text + self._fate(delivery, result))
+        return result
 
     def report(self, delivery: Delivery, error: BaseException, text: str) -> None:
         """Say that a consumer raised; ``text`` is the traceback, and what becomes of the message."""
         name = self._route.name if self._route else "The view"
         log.error("%s raised on a message of %s:\n    %s", name, delivery.channel, Lines(text))
 
-    def _fate(self, delivery: Delivery, outcome: Outcome) -> str:
+    def _fate(self, delivery: Delivery, result: Result) -> str:
         """Return the line below the traceback of a message of the site's own channels."""
-        if outcome.failure is None:
+        if result.failure is None:
             return ""
-        attempt = f"This was attempt {outcome.failure.attempts} of {self._option('retries') + 1}"
-        if outcome.failure.retry_in is None:
+        attempt = f"This was attempt {result.failure.attempts} of {self._option('retries') + 1}"
+        if result.failure.retry_in is None:
             return f"{attempt}: it is a dead letter now, see the admin, or 'manage.py replay {delivery.channel}'.\n"
-        return f"{attempt}; the next is in {outcome.failure.retry_in:.1f} s.\n"
+        return f"{attempt}; the next is in {result.failure.retry_in:.1f} s.\n"
 
     def tidy(self) -> None:
         """Leave Django's connections for the next message."""
         database_connections.end_message()
 
-    def hung(self, delivery: Delivery, text: str) -> Outcome:
+    def timed_out(self, delivery: Delivery, text: str) -> Result:
         """Return what becomes of a message whose consumer does not end; from the watch's thread."""
         return self._failed(delivery, text, False)
 
@@ -214,13 +214,13 @@ class Consumption:
         """Return the soft and the hard time-out of the message under way, in seconds; 0: none."""
         return self._option("soft_timeout"), self._option("hard_timeout")
 
-    def _failed(self, delivery: Delivery, text: str, denied: bool) -> Outcome:
+    def _failed(self, delivery: Delivery, text: str, denied: bool) -> Result:
         if delivery.durable:
             retry_in = (
                 self._retry_in(delivery.attempt) if delivery.attempt <= self._option("retries") else None
             )
-            return Outcome([], Failure(delivery, text, retry_in), False)
-        return Outcome(self._error_answers(delivery, denied), None, False)
+            return Result([], Failure(delivery, text, retry_in), False)
+        return Result(self._error_answers(delivery, denied), None, False)
 
     def _options(self) -> ConsumerOptions:
         return ConsumerOptions("") if self._route is None else self._route.options
@@ -278,7 +278,7 @@ def reply(layer: BaseLayer, channel: str, message: dict[str, Any]) -> Operation:
     return Send(channel, codec.encode_trusted(message), "", layer.options["expiry"], certain=True)
 
 
-def said_by_raising(layer: BaseLayer, delivery: Delivery, error: BaseException) -> list[Operation] | None:
+def answer_to_exception(layer: BaseLayer, delivery: Delivery, error: BaseException) -> list[Operation] | None:
     """Return what is answered when a consumer asks for its message later, or closes; None where that means nothing."""
     later = isinstance(error, ConsumeLater)
     if delivery.durable or not (later or isinstance(error, WebSocketCloseException)):

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dbchannels.layers.operations import Delivery
 from dbchannels.redaction import Lines
 from dbchannels.worker.batch import Batch
-from dbchannels.worker.executor import Consumption
+from dbchannels.worker.executor import Executor
 from dbchannels.worker.response_stream import went_on
 
 log = logging.getLogger("dbchannels.worker")
@@ -27,20 +27,20 @@ HAND_BACK_AFTER = 0.05  # seconds that one consumer may run before those behind 
 WRITE_WITHIN = 5.0  # seconds that the failure of a hung consumer may take to be written
 
 
-class Watch:
+class Watchdog:
     """A thread that looks after the batch every 25 ms; ``replace`` ends this process, and another takes its place."""
 
     def __init__(
         self,
         batch: Batch,
-        consumption: Consumption,
+        executor: Executor,
         *,
         hand_back: Callable[[], None],
         keep_alive: Callable[[], None],
         replace: Callable[[], None],
     ) -> None:
         self._batch = batch
-        self._consumption = consumption
+        self._executor = executor
         self._hand_back = hand_back
         self._keep_alive = keep_alive
         self._replace = replace
@@ -68,14 +68,14 @@ class Watch:
         if self._batch.has_waiting():
             self._hand_back()
         self._keep_alive()
-        soft, hard = self._consumption.timeouts()
+        soft, hard = self._executor.timeouts()
         delivery, seconds = self._batch.running()
         if delivery is None:
             return
         # A response that goes on does not hang.
         seconds = min(seconds, time.monotonic() - went_on.get(self._watched or 0, 0.0))
         if hard and seconds > hard:
-            self._give_up(delivery, hard)
+            self._time_out(delivery, hard)
         elif soft and seconds > soft and self._logged is not delivery:
             self._logged = delivery
             log.warning(
@@ -85,12 +85,12 @@ class Watch:
                 Lines(self._stack()),
             )
 
-    def _give_up(self, delivery: Delivery, hard: float) -> None:
+    def _time_out(self, delivery: Delivery, hard: float) -> None:
         text = (
             f"This consumer had not ended after {hard:g} s (hard_timeout), so its worker was replaced. It stood here:\n"
             f"{self._stack()}"
         )
-        if not self._batch.give_up(delivery, self._consumption.hung(delivery, text)):
+        if not self._batch.time_out(delivery, self._executor.timed_out(delivery, text)):
             return  # it has ended just now
         log.error("The consumer of a message on %s hangs. %s", delivery.channel, Lines(text))
         # What it holds in the database may be what the report waits for: the process ends in any case.

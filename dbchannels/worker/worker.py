@@ -31,10 +31,10 @@ from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.table import Routing
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
 from dbchannels.worker.application import ApplicationViews
-from dbchannels.worker.batch import Batch, Pace
-from dbchannels.worker.executor import Consumption
+from dbchannels.worker.batch import Batch, BatchSizer
+from dbchannels.worker.executor import Executor
 from dbchannels.worker.schedule import Timetable
-from dbchannels.worker.watchdog import Watch
+from dbchannels.worker.watchdog import Watchdog
 
 log = logging.getLogger("dbchannels.worker")
 
@@ -96,7 +96,7 @@ class Worker:
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
         self.link = layer.link("worker", listen=not wakeups)
         self.link.local_wakeups = local_wakeups or {}
-        self._consumption = Consumption(layer, routing, self.link, views)
+        self._executor = Executor(layer, routing, self.link, views)
         periodic = [entry for entry in routing.timetable() if entry.channel in self.channels]
         self._timetable = Timetable(periodic, self.link)
         self._knows_all_times = not only and not exclude
@@ -110,7 +110,7 @@ class Worker:
         self._replace = replace
         self._wake = WakeupPipe.new()
         self._batch = Batch()
-        self._pace = Pace()
+        self._sizer = BatchSizer()
         self._dropped = RateLimitedLog(log, DROPPED, None, every=60.0)
         self._writing = threading.Lock()  # a report is taken and written before another one is
         self._written_at = 0.0
@@ -121,9 +121,9 @@ class Worker:
         self._health = LayerHealth(log, self.name)
         self._told_work = ""
         self._swept_at = time.monotonic()
-        self._watch = Watch(
+        self._watchdog = Watchdog(
             self._batch,
-            self._consumption,
+            self._executor,
             hand_back=self._hand_back,
             keep_alive=self._keep_alive_beside,
             replace=replace,
@@ -134,14 +134,14 @@ class Worker:
     def load(self) -> None:
         """Load the site's WSGI application, with its middleware; raises InvalidConfiguration."""
         if REQUESTS in self.channels:
-            self._consumption.views.load()
+            self._executor.views.load()
 
     def run(self) -> None:
         """Work until ``stop``; finish what runs, hand back the rest, and leave no record behind."""
         set_script_prefix(self._script_prefix)
         caches.all()  # they are kept in a ContextVar: made in a message's context they would be made anew in each
         self._retry(self._register)
-        self._watch.start()
+        self._watchdog.start()
         self._on_ready()
         signals.worker_ready.send_robust(Worker, name=self.name, channels=list(self.channels))
         delays = Backoff()
@@ -155,7 +155,7 @@ class Worker:
             except LayerUnavailable as error:
                 self._health.failed(error)
                 self._wake.wait(delays.delay())
-        self._watch.stop()  # or it could put the worker on record again
+        self._watchdog.stop()  # or it could put the worker on record again
         self._dropped.flush()
         self._retry(lambda: self.link.unregister(self.name), FAREWELL)
         self.link.close()
@@ -178,7 +178,7 @@ class Worker:
         """Take a batch, run one consumer for each message, write what they did. False: nothing waited."""
         self._keep_alive()
         self._timetable.send_due()
-        limit = self._pace.limit()
+        limit = self._sizer.limit()
         deliveries = self._take(limit)
         self._batch.fill(deliveries)
         if deliveries and self._is_outdated():
@@ -191,9 +191,9 @@ class Worker:
         while not self.stopping.is_set() and (delivery := self._batch.start_next()):
             started = time.monotonic()
             self._turn(delivery)
-            self._batch.finished(self._consumption.consume(delivery, self.name))
+            self._batch.finished(self._executor.execute(delivery, self.name))
             self.consumed += 1
-            self._pace.ran(time.monotonic() - started)
+            self._sizer.ran(time.monotonic() - started)
             if time.monotonic() - self._written_at > WRITE_AFTER and self._batch.has_waiting():
                 self._write()
         if deliveries:

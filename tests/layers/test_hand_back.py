@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dbchannels import codec
-from dbchannels.layers.operations import Done, Failure
+from dbchannels.layers.operations import BatchResult, Failure
 
 
 def numbers(deliveries):
@@ -17,7 +17,7 @@ def test_what_is_handed_back_keeps_its_priority_and_its_place(layer, new_link):
         layer.send("own", {"number": number}, priority=priority)
     taken = link.claim(["own"], 3, "w1")
     layer.send("own", {"number": 3})
-    link.finish("w1", Done(returned=taken))
+    link.finish("w1", BatchResult(returned=taken))
     assert numbers(link.claim(["own"], 4, "w2")) == [0, 1, 3, 2]
 
 
@@ -25,6 +25,6 @@ def test_what_is_to_be_tried_again_keeps_its_unique_key(layer, new_link):
     link = new_link(layer)
     layer.send("own", {"number": 0}, unique="a")
     (failed,) = link.claim(["own"], 1, "w1")
-    link.finish("w1", Done(failures=[Failure(failed, "traceback", 3600)]))
+    link.finish("w1", BatchResult(failures=[Failure(failed, "traceback", 3600)]))
     layer.send("own", {"number": 1}, unique="a")
     assert layer.channel_statistics("own")["messages_pending"] == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dbchannels import codec
-from dbchannels.layers.operations import Connect, Done, Failure
+from dbchannels.layers.operations import BatchResult, Connect, Failure
 from dbchannels.models import (
     Connection,
     DeadLetter,
@@ -146,7 +146,7 @@ def test_a_worker_that_ends_well_leaves_nothing(layer, new_link):
     link.register("w1", "worker")
     layer.send("http.request", {"reply_channel": "reply.s1!c1"})
     link.receive_many(["http.request"], 1, "w1")
-    link.finish("w1", Done())
+    link.finish("w1", BatchResult())
     link.unregister("w1")
     assert not rows(layer, Process).exists()
     assert not rows(layer, InFlight).exists()
@@ -165,9 +165,9 @@ def test_what_a_worker_holds_is_on_record(layer, new_link):
         ("http.request", "reply.s1!c2"),
         ("websocket.receive", ""),
     ]
-    link.finish("w1", Done(in_flight=taken[1:2]))
+    link.finish("w1", BatchResult(in_flight=taken[1:2]))
     assert rows(layer, InFlight).get(worker="w1").lines() == [("http.request", "reply.s1!c2")]
-    link.finish("w1", Done())
+    link.finish("w1", BatchResult())
     assert rows(layer, InFlight).get(worker="w1").lines() == []
 
 
@@ -191,10 +191,10 @@ def test_a_dead_letter_tells_the_story(layer, new_link):
     layer.send("own", {"number": 7})
     for worker in ("w1", "w2"):
         (claimed,) = link.claim(["own"], 1, worker)
-        link.finish(worker, Done(failures=[Failure(claimed, "first", 0)]))
+        link.finish(worker, BatchResult(failures=[Failure(claimed, "first", 0)]))
     (claimed,) = link.claim(["own"], 1, "w3")
     traceback = "x" * 20_000 + "NUL \0, half a pair \udc80."
-    link.finish("w3", Done(failures=[Failure(claimed, traceback, None)]))
+    link.finish("w3", BatchResult(failures=[Failure(claimed, traceback, None)]))
     letter = rows(layer, DeadLetter).get()
     assert (letter.channel, letter.attempts, letter.content()) == ("own", 3, {"number": 7})
     assert letter.error.endswith("xNUL \\0, half a pair \\udc80.")

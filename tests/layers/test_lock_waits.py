@@ -7,9 +7,9 @@ import pytest
 from dbchannels import Group
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.operations import (
+    BatchResult,
     Connect,
     Delivery,
-    Done,
     GroupAdd,
     GroupClear,
     GroupDiscard,
@@ -72,7 +72,7 @@ def batch(layer, taken, *operations, **rest):
         if delivery.reply_channel:
             written.append(layer.make_send(delivery.reply_channel, {"finished": delivery.reply_channel}))
         ends.append((delivery, len(written)))
-    return Done(written, [one for one in taken if one.durable], ends=ends, **rest)
+    return BatchResult(written, [one for one in taken if one.durable], boundaries=ends, **rest)
 
 
 def told(layer):
@@ -138,7 +138,7 @@ def test_what_is_blocked_is_held_until_it_is_written(layer, link, at_once):
         }
         take(layer, link, OTHER)  # which writes the worker's own row anew
         assert layer.global_statistics()["messages_held"] == 2
-        link.finish("w1", Done())
+        link.finish("w1", BatchResult())
     take(layer, link)
     assert [one.lines() for one in InFlight.objects.all()] == [[]]
 
@@ -194,7 +194,7 @@ def test_sends_that_found_no_room_are_given_back_later(new_layer, new_link, at_o
     layer.send("http.few", {})
     taken, refused = take(layer, link, MEMBER), layer.make_send("http.few", {})
     with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
-        done = Done([Identify(MEMBER, "12"), refused], ends=[(taken[0], 2)])
+        done = BatchResult([Identify(MEMBER, "12"), refused], boundaries=[(taken[0], 2)])
         assert link.finish("w1", done) == []
     take(layer, link)
     other = take(layer, link, OTHER)
@@ -220,7 +220,7 @@ def test_of_many_that_are_blocked_a_few_are_tried_in_turn(layer, link, monkeypat
         monkeypatch.setattr(
             link._lock_waits,
             "_write",
-            lambda *given: tries.append(given[1].ends[0][0].reply_channel) or write(*given),
+            lambda *given: tries.append(given[1].boundaries[0][0].reply_channel) or write(*given),
         )
         for _ in range(4):
             link._lock_waits.try_again(now=True)

@@ -11,7 +11,7 @@ from django.urls import reverse
 
 from dbchannels import Channel
 from dbchannels.layers.database import link as database_link
-from dbchannels.layers.operations import Done, Failure
+from dbchannels.layers.operations import BatchResult, Failure
 from dbchannels.models import DeadLetter, DurableMessage, Process, ProtocolMessage, Schedule
 from dbchannels.routing.interval import Entry, parse_interval
 from dbchannels.testing.contract.case import drain, wait_until
@@ -53,7 +53,7 @@ def test_a_delay_and_another_attempt(layer, link):
         wait_until(lambda: taken.extend(link.claim(["own"], 1, "w1")) or taken)
         delivery = taken.pop()
         assert delivery.attempt == attempt
-        link.finish("w1", Done(failures=[Failure(delivery, "text", 0.1 if attempt == 1 else None)]))
+        link.finish("w1", BatchResult(failures=[Failure(delivery, "text", 0.1 if attempt == 1 else None)]))
     assert len(layer.dead_letter_ids(["own"])) == 1
 
 
@@ -87,7 +87,7 @@ def test_the_admin_says_how_long_ago(layer, link, settings):
     link.move_time("own", "1 s", None, datetime.now(timezone.utc) + timedelta(seconds=600), [])
     Channel("dead").send({})
     (delivery,) = link.claim(["dead"], 1, "worker-1")
-    link.finish("worker-1", Done(failures=[Failure(delivery, "text", None)]))
+    link.finish("worker-1", BatchResult(failures=[Failure(delivery, "text", None)]))
     root = User.objects.create_superuser("how-long-ago", password="")
     try:
         client = Client()

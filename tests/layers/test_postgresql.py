@@ -16,7 +16,7 @@ from django.test.utils import CaptureQueriesContext
 from dbchannels import channel_layers, codec
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import postgresql
-from dbchannels.layers.operations import Done
+from dbchannels.layers.operations import BatchResult
 from dbchannels.layers.postgresql import prepared, sql, sql_durable, sql_processes
 from dbchannels.layers.postgresql.queue_cache import CapacityCache, ScanHints
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
@@ -227,7 +227,7 @@ def test_a_finish_that_failed_can_be_written_again(layer, new_link):
     link = new_link(layer)
     layer.send("own", {})
     claimed = link.claim(["own"], 1, "w1")
-    done = Done([layer.make_send("other", {})], claimed)
+    done = BatchResult([layer.make_send("other", {})], claimed)
     terminate(link.session)
     with pytest.raises(LayerUnavailable):
         link.finish("w1", done)
@@ -491,7 +491,7 @@ def test_a_message_that_a_sender_relies_on_is_not_taken_along_nor_waited_for(lay
     (taken,) = link.claim(["own"], 1, "w1")
     layer.send("own", {"number": 1}, unique="a")
     with another_sender():  # its own is not queued: number 1, which it has locked, will do
-        link.finish("w1", Done(returned=[taken]))
+        link.finish("w1", BatchResult(returned=[taken]))
         found = link.claim(["own"], 10, "w1") if claims else link.receive_many(["own"], 10)
         assert [one.payload for one in found] == [taken.payload]
         assert layer.channel_statistics("own")["messages_pending"] == 1

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 from django.db import DatabaseError, connection
 
-from dbchannels.layers.operations import Connect, Disconnect, Done, Failure, GroupAdd, Keep, Send
+from dbchannels.layers.operations import BatchResult, Connect, Disconnect, Failure, GroupAdd, Keep, Send
 from dbchannels.models import Process
 from tests import kinds
 
@@ -68,7 +68,7 @@ def give_up(link, retry_in):
     """Claim a message and fail it."""
     (delivery,) = link.claim(["own"], 1, "w")
     failure = Failure(delivery, "error", retry_in)
-    link.finish("w", Done([], [], [failure], [], [], [(delivery, 0)]))
+    link.finish("w", BatchResult([], [], [failure], [], [], [(delivery, 0)]))
 
 
 def everything(layer, link):
@@ -83,7 +83,9 @@ def everything(layer, link):
     give_up(link, 1.0)
     give_up(link, None)
     deliveries = link.claim(["own", "other"], 10, "w", {"other": 1})
-    link.finish("w", Done([], deliveries[:1], [], deliveries[1:], [], [(one, 0) for one in deliveries]))
+    link.finish(
+        "w", BatchResult([], deliveries[:1], [], deliveries[1:], [], [(one, 0) for one in deliveries])
+    )
     link.next_due()
     link.renew("w")
     link.workers()

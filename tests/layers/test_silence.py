@@ -9,7 +9,7 @@ from django.conf import settings
 from django.db import connection
 
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.layers.operations import Delivery, Done
+from dbchannels.layers.operations import BatchResult, Delivery
 from dbchannels.layers.postgresql import session as session_module
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.models import DurableMessage, InFlight
@@ -184,6 +184,6 @@ def test_what_was_finished_after_the_doubt_is_not_told_as_lost(layer, worker, lo
         worker.receive_many(["http.request"], 1, "w1")
     layer.send("http.request", {"reply_channel": "reply.s1!c1"})
     assert [type(one) for one in worker.receive_many(["http.request"], 1, "w1")] == [Delivery]
-    worker.finish("w1", Done())
+    worker.finish("w1", BatchResult())
     worker.receive_many(["http.request"], 1, "w1")
     assert drain(layer, "reply.s1!") == []

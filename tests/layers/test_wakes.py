@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dbchannels.layers.operations import Done, Send, SendGroup
+from dbchannels.layers.operations import BatchResult, Send, SendGroup
 from dbchannels.models import Process
 from dbchannels.wakeup import WakeupPipe
 from tests import kinds
@@ -65,7 +65,7 @@ def one(channel, unlike=""):
     ids=["one", "alike", "several"],
 )
 def test_who_is_near_is_rung_for_and_not_notified(writer, listener, wakeup, sends):
-    writer.finish("w1", Done(sends, [], [], [], []))
+    writer.finish("w1", BatchResult(sends, [], [], [], []))
     assert wakeup.drain()
     assert heard(listener) == set()
     assert len(writer.receive_many([NEAR], 10)) == len(sends)

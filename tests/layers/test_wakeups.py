@@ -15,7 +15,7 @@ from django.db import connections, transaction
 
 from dbchannels.layers.database import wakeups
 from dbchannels.layers.database.wakeups import FULL, WakeupFolder, wakeup_folder
-from dbchannels.layers.operations import Done, Failure
+from dbchannels.layers.operations import BatchResult, Failure
 from dbchannels.testing.contract.case import DEADLINE, wait_until
 
 AT_ONCE = 1.0  # seconds; the polls of these tests are an hour apart
@@ -142,7 +142,7 @@ def test_a_message_that_is_handed_back_wakes_the_next_worker(patient, listening)
     patient.send("own", {})
     (claimed,) = worker.claim(["own"], 1, "w1")
     assert other.wait(DEADLINE) == {"d"}
-    worker.finish("w1", Done(returned=[claimed]))
+    worker.finish("w1", BatchResult(returned=[claimed]))
     assert other.wait(DEADLINE) == {"d"}
     worker.register("w2", "worker")
     assert len(worker.claim(["own"], 1, "w2")) == 1
@@ -154,7 +154,7 @@ def test_a_dead_letter_that_is_replayed_wakes_a_worker(patient, listening):
     patient.send("own", {})
     worker, other = listening(), listening()
     (claimed,) = worker.claim(["own"], 1, "w1")
-    worker.finish("w1", Done(failures=[Failure(claimed, "as asked for", None)]))
+    worker.finish("w1", BatchResult(failures=[Failure(claimed, "as asked for", None)]))
     assert is_quiet(other)
     assert patient.replay(patient.dead_letter_ids()) == 1
     assert other.wait(DEADLINE) == {"d"}

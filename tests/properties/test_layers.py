@@ -17,7 +17,7 @@ from dbchannels import codec
 from dbchannels.conf import OPTIONS, LayerSettings
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers.memory import MemoryLayer
-from dbchannels.layers.operations import Connect, Disconnect, Done, Failure
+from dbchannels.layers.operations import BatchResult, Connect, Disconnect, Failure
 
 GIVEN = {"channel_capacity": {"http.few": 2, "few": 2, "reply.few!": 1}}
 DURABLE = ("own", "other", "few")
@@ -139,7 +139,7 @@ class Pair(RuleBasedStateMachine):
     def finish_what_is_held(self, worker, returned):
         in_flight, self.in_flight[worker] = self.in_flight[worker], [(), ()]
         for link, one in zip(self.links, in_flight, strict=True):
-            link.finish(worker, Done(returned=one if returned else ()))
+            link.finish(worker, BatchResult(returned=one if returned else ()))
 
     @rule(channel=durable, limit=st.integers(1, 3), worker=workers, at_most=st.none() | st.integers(1, 3))
     def claim(self, channel, limit, worker, at_most):
@@ -162,11 +162,11 @@ class Pair(RuleBasedStateMachine):
     @staticmethod
     def report(how, delivery):
         if how == "done":
-            return Done(acknowledged=[delivery])
+            return BatchResult(acknowledged=[delivery])
         if how == "returned":
-            return Done(returned=[delivery])
+            return BatchResult(returned=[delivery])
         seconds = {"again": 0.0, "later": float(LATER), "dead": None}[how]
-        return Done(failures=[Failure(delivery, "traceback", seconds)])
+        return BatchResult(failures=[Failure(delivery, "traceback", seconds)])
 
     @precondition(lambda self: self.claims)
     @rule(index=numbers, worker=workers)
@@ -257,7 +257,7 @@ class Pair(RuleBasedStateMachine):
             for link in self.links:
                 link.apply([Disconnect(channel) for channel in REPLIES])
                 for worker in WORKERS:
-                    link.finish(worker, Done())
+                    link.finish(worker, BatchResult())
 
 
 def counts(statistics):

@@ -23,9 +23,9 @@ from dbchannels.layers.database.writer import record_of
 from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
+    BatchResult,
     Delivery,
     Disconnect,
-    Done,
     Operation,
     Send,
     in_flight_lines,
@@ -139,7 +139,7 @@ class DatabaseLink(Link):
                 raise DeclaredDead(name)
             return self.apply(operations)
 
-    def finish(self, worker: str, done: Done) -> list[Send]:
+    def finish(self, worker: str, done: BatchResult) -> list[Send]:
         with unavailable(), self.layer.atomic():
             in_flight = self.layer.rows(InFlight).filter(worker=worker)  # none after a flush
             in_flight.update(messages=in_flight_lines(done.in_flight), since=timezone.now())

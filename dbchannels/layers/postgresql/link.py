@@ -16,9 +16,9 @@ from dbchannels import names
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
+    BatchResult,
     Delivery,
     Disconnect,
-    Done,
     Failure,
     Operation,
     Send,
@@ -145,7 +145,7 @@ class PostgreSQLLink(Link):
         )
         return refused
 
-    def finish(self, worker: str, done: Done) -> list[Send]:
+    def finish(self, worker: str, done: BatchResult) -> list[Send]:
         if self._lock_waits or may_wait(done.operations):
             return self._lock_waits.finish(worker, done)
         return self._finish(
@@ -154,7 +154,7 @@ class PostgreSQLLink(Link):
             [(sql.SET_IN_FLIGHT, {"worker": worker, "messages": in_flight_lines(done.in_flight)})],
         )
 
-    def _finish(self, worker: str, done: Done, before: Sequence[Statement]) -> list[Send]:
+    def _finish(self, worker: str, done: BatchResult, before: Sequence[Statement]) -> list[Send]:
         todo = list(before)
         if done.acknowledged:
             todo.append((sql_durable.ACKNOWLEDGE, {"worker": worker, **_tokens(done.acknowledged)}))

@@ -16,8 +16,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 
 from dbchannels.layers.operations import (
+    BatchResult,
     Delivery,
-    Done,
     GroupAdd,
     GroupClear,
     GroupDiscard,
@@ -26,7 +26,7 @@ from dbchannels.layers.operations import (
     Operation,
     Send,
     in_flight_lines,
-    joined,
+    merged,
     parts,
 )
 from dbchannels.layers.postgresql import sql, sql_processes
@@ -43,7 +43,7 @@ ROUND = 0.1  # ... or so many seconds
 #: What waits for a row that an open transaction holds.
 _WAIT = (GroupAdd, GroupDiscard, GroupClear, Identify, Keep)
 
-Write = Callable[[str, Done, Sequence[Statement]], list[Send]]
+Write = Callable[[str, BatchResult, Sequence[Statement]], list[Send]]
 
 
 def may_wait(operations: Sequence[Operation]) -> bool:
@@ -58,18 +58,18 @@ class LockWaits:
         self._write = write
         self._lock = threading.RLock()  # a worker's watch writes too
         self._worker = ""
-        self._waiting: list[Done] = []  # what came of one message each
-        self._under_way: Done | None = (
+        self._waiting: list[BatchResult] = []  # what came of one message each
+        self._under_way: BatchResult | None = (
             None  # a batch that is written in parts: an outage may come between two
         )
-        self._left: deque[Done] = deque()  # those of its parts that are not written
+        self._left: deque[BatchResult] = deque()  # those of its parts that are not written
         self._dropped: list[Send] = []  # what found no room, since the last report
         self._again_at = 0.0  # time.monotonic() of the next round
 
     def __bool__(self) -> bool:
         return bool(self._waiting or self._dropped) or self._under_way is not None
 
-    def finish(self, worker: str, done: Done) -> list[Send]:
+    def finish(self, worker: str, done: BatchResult) -> list[Send]:
         """Write what can be; return the sends that found a channel full, those of what was blocked before too."""
         with self._lock:
             self._worker = worker
@@ -84,7 +84,7 @@ class LockWaits:
             dropped, self._dropped = self._dropped, []
             return dropped
 
-    def _begin(self, done: Done) -> None:
+    def _begin(self, done: BatchResult) -> None:
         self._under_way, self._left = done, deque()
         self._again_at = self._again_at if self._waiting else time.monotonic() + EVERY
         for part in parts(done):
@@ -92,7 +92,7 @@ class LockWaits:
 
     def _write_together(self, in_flight: Sequence[Delivery]) -> None:
         if len(self._left) > 1 and self._is_written(
-            joined(self._left), SINGLY, self._set_in_flight(self._all(in_flight))
+            merged(self._left), SINGLY, self._set_in_flight(self._all(in_flight))
         ):
             self._left.clear()
 
@@ -105,7 +105,9 @@ class LockWaits:
             ):
                 self._waiting.append(part)
             self._left.popleft()
-        self._write(self._worker, Done(), [self._set_in_flight(in_flight), self._set_blocked(self._waiting)])
+        self._write(
+            self._worker, BatchResult(), [self._set_in_flight(in_flight), self._set_blocked(self._waiting)]
+        )
         self._under_way = None
 
     def try_again(self, now: bool = False) -> None:
@@ -113,7 +115,7 @@ class LockWaits:
         if not self._waiting or (time.monotonic() < self._again_at and not now):
             return
         with self._lock:
-            ends_at, failed = time.monotonic() + ROUND, list[Done]()
+            ends_at, failed = time.monotonic() + ROUND, list[BatchResult]()
             untried = deque(self._waiting)
             try:
                 while untried and len(failed) < MOST_FAILED and time.monotonic() < ends_at:
@@ -127,16 +129,16 @@ class LockWaits:
             finally:
                 self._turn(failed)
 
-    def _turn(self, failed: Sequence[Done]) -> None:
+    def _turn(self, failed: Sequence[BatchResult]) -> None:
         """Put those first that were not tried; of one connection the order stays."""
-        stuck, rest = list(failed), list[Done]()
+        stuck, rest = list(failed), list[BatchResult]()
         for part in self._waiting:
             if all(part is not one for one in failed):
                 (stuck if _meets(part, stuck) else rest).append(part)
         self._waiting = rest + stuck
         self._again_at = time.monotonic() + (EVERY if failed else 0.0)
 
-    def _is_written(self, part: Done, milliseconds: int, in_flight: Statement) -> bool:
+    def _is_written(self, part: BatchResult, milliseconds: int, in_flight: Statement) -> bool:
         try:
             self._dropped += self._write(self._worker, part, [_timeout(milliseconds), in_flight])
         except Locked:
@@ -162,7 +164,7 @@ class LockWaits:
     def _set_in_flight(self, in_flight: Sequence[Delivery]) -> Statement:
         return sql.SET_IN_FLIGHT, {"worker": self._worker, "messages": in_flight_lines(in_flight)}
 
-    def _set_blocked(self, blocked: Iterable[Done]) -> Statement:
+    def _set_blocked(self, blocked: Iterable[BatchResult]) -> Statement:
         name, messages = self._worker + InFlight.BLOCKED, in_flight_lines(_deliveries(blocked))
         if not messages:
             return sql_processes.TAKE_IN_FLIGHT, {"name": name}
@@ -173,19 +175,19 @@ def _timeout(milliseconds: int) -> Statement:
     return sql.LOCK_TIMEOUT, {"milliseconds": milliseconds}
 
 
-def _deliveries(dones: Iterable[Done]) -> list[Delivery]:
-    return [delivery for one in dones for delivery, _ in one.ends]
+def _deliveries(dones: Iterable[BatchResult]) -> list[Delivery]:
+    return [delivery for one in dones for delivery, _ in one.boundaries]
 
 
-def _meets(part: Done, others: Iterable[Done]) -> bool:
+def _meets(part: BatchResult, others: Iterable[BatchResult]) -> bool:
     """Whether it must stay behind one of these: of one connection what came first is written first."""
     channels = _connections(part)
     return any(not channels.isdisjoint(_connections(one)) for one in others)
 
 
-def _connections(part: Done) -> set[str]:
+def _connections(part: BatchResult) -> set[str]:
     """Return the channels of connections that a message came from, or that its consumer had to do with."""
-    found = {delivery.reply_channel for delivery, _ in part.ends}
+    found = {delivery.reply_channel for delivery, _ in part.boundaries}
     for one in part.operations:
         if isinstance(one, (Identify, Keep)):
             found.add(one.reply_channel)

@@ -10,7 +10,7 @@ from dbchannels import names
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.cleanup import UNFINISHED, disconnect_send
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Done, Operation, Send
+from dbchannels.layers.operations import BatchResult, Delivery, Operation, Send
 from dbchannels.layers.store.rows import StoreRecords, rows
 from dbchannels.protocol import WORKER_DIED
 
@@ -40,7 +40,7 @@ class StoreLink(Link):
                 raise DeclaredDead(name)
             return self.apply(operations)
 
-    def finish(self, worker: str, done: Done) -> list[Send]:
+    def finish(self, worker: str, done: BatchResult) -> list[Send]:
         with self.layer.locked():
             if worker in self.layer.table("in_flight"):  # it is not there after a flush
                 self._set_in_flight(worker, done.in_flight)

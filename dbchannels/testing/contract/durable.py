@@ -12,7 +12,7 @@ from django.utils import timezone
 from dbchannels import codec
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Done, Failure, GroupAdd
+from dbchannels.layers.operations import BatchResult, Delivery, Failure, GroupAdd
 from dbchannels.testing.contract.case import (
     DEADLINE,
     SOON,
@@ -60,7 +60,7 @@ class DurableContract(LayerCase):
         layer = self.layer()
         link = self.link(layer)
         layer.send_many([("own", {"number": number}) for number in range(2)])
-        link.finish("w1", Done(acknowledged=claim(link)))
+        link.finish("w1", BatchResult(acknowledged=claim(link)))
         assert claim(link) == []
         assert waiting(layer, "own") == 0
 
@@ -69,7 +69,9 @@ class DurableContract(LayerCase):
         link = self.link(layer)
         layer.send_many([("own", {"number": number}) for number in range(2)])
         soon, late = claim(link)
-        link.finish("w1", Done(failures=[Failure(soon, "traceback", SOON), Failure(late, "traceback", 3600)]))
+        link.finish(
+            "w1", BatchResult(failures=[Failure(soon, "traceback", SOON), Failure(late, "traceback", 3600)])
+        )
         (again,) = wait_until(lambda: claim(link, "w2"))
         assert (numbers([again]), again.attempt) == ([0], 2)
         assert claim(link) == []
@@ -80,7 +82,7 @@ class DurableContract(LayerCase):
         layer.send("own", {"number": 0})
         # A traceback may hold what a database's text cannot.
         failure = Failure(claim(link)[0], "x" * 100_000 + "NUL \0, half a pair \udc80", None)
-        link.finish("w1", Done(failures=[failure]))
+        link.finish("w1", BatchResult(failures=[failure]))
         assert claim(link) == []
         assert waiting(layer, "own") == 0
 
@@ -89,7 +91,7 @@ class DurableContract(LayerCase):
         link = self.link(layer)
         layer.send_many([("own", {"number": number}) for number in range(3)])
         first, *rest = claim(link)
-        link.finish("w1", Done(acknowledged=[first], returned=rest))
+        link.finish("w1", BatchResult(acknowledged=[first], returned=rest))
         again = claim(link, "w2")
         assert numbers(again) == [1, 2]
         assert [one.attempt for one in again] == [1, 1]
@@ -99,18 +101,18 @@ class DurableContract(LayerCase):
         link = self.link(layer)
         layer.send("own", {"number": 0})
         (lost,) = claim(link, "w1")
-        link.finish("w1", Done(failures=[Failure(lost, "traceback", 0)]))
+        link.finish("w1", BatchResult(failures=[Failure(lost, "traceback", 0)]))
         (mine,) = claim(link, "w2")
         for late in (
-            Done(acknowledged=[lost]),
-            Done(returned=[lost]),
-            Done(failures=[Failure(lost, "traceback", 0)]),
-            Done(failures=[Failure(lost, "traceback", None)]),
-            Done(acknowledged=[mine]),
+            BatchResult(acknowledged=[lost]),
+            BatchResult(returned=[lost]),
+            BatchResult(failures=[Failure(lost, "traceback", 0)]),
+            BatchResult(failures=[Failure(lost, "traceback", None)]),
+            BatchResult(acknowledged=[mine]),
         ):
             link.finish("w1", late)
             assert claim(link, "w3") == []
-        link.finish("w2", Done(returned=[mine]))
+        link.finish("w2", BatchResult(returned=[mine]))
         (again,) = claim(link, "w3")
         assert again.attempt == 2
 
@@ -124,7 +126,7 @@ class DurableContract(LayerCase):
             layer.make_send("body?x", {"number": 3}),
             GroupAdd("group", "reply.a!b"),
         ]
-        link.finish("w1", Done(operations=operations, acknowledged=claim(link)))
+        link.finish("w1", BatchResult(operations=operations, acknowledged=claim(link)))
         assert drain(layer, "body?x") == [{"number": 1}, {"number": 3}]
         assert drain(layer, "other") == [{"number": 2}]
         assert layer.group_channels("group") == ["reply.a!b"]
@@ -135,17 +137,17 @@ class DurableContract(LayerCase):
         layer.send("http.full", {})
         layer.send("own", {"number": 0})
         sends = [layer.make_send(name, {}) for name in ("http.full", "http.roomy")]
-        dropped = link.finish("w1", Done(operations=sends, acknowledged=claim(link)))
+        dropped = link.finish("w1", BatchResult(operations=sends, acknowledged=claim(link)))
         assert [waiting(layer, name) for name in ("http.full", "http.roomy", "own")] == [1, 1, 0]
         assert dropped == sends[:1]
 
     def test_finishing_with_room_drops_nothing(self) -> None:
         layer = self.layer()
         link = self.link(layer)
-        assert link.finish("w1", Done()) == []
+        assert link.finish("w1", BatchResult()) == []
         sends = [layer.make_send("http.roomy", {}), layer.make_send("reply.a!b", {})]
-        assert link.finish("w1", Done(operations=sends)) == []
-        assert link.finish("w1", Done(operations=[GroupAdd("group", "own")])) == []
+        assert link.finish("w1", BatchResult(operations=sends)) == []
+        assert link.finish("w1", BatchResult(operations=[GroupAdd("group", "own")])) == []
 
     # At most so many at a time.
 
@@ -160,7 +162,7 @@ class DurableContract(LayerCase):
         assert numbers(link.claim(["own"], 2, "w2", limits)) == [2, 3]
         assert numbers(link.claim(["own", "other"], 10, "w3", limits)) == [6, 7]
         assert numbers(link.claim(["own"], 1, "w1", limits)) == [4]  # it runs one after the other
-        link.finish("w1", Done(acknowledged=first))
+        link.finish("w1", BatchResult(acknowledged=first))
         assert link.claim(["own"], 10, "w3", limits) == []
 
     def test_the_channels_are_served_in_the_order_in_which_they_are_asked_for(self) -> None:
@@ -173,11 +175,11 @@ class DurableContract(LayerCase):
             found = link.claim(order, 4, "w1", {"limited": 1, "quiet": 1})
             busy = [channel for channel in order if channel != "quiet"]
             assert {one.channel for one in found} == {busy[0]}, order
-            link.finish("w1", Done(returned=found))
+            link.finish("w1", BatchResult(returned=found))
         (first,) = link.claim(["limited", "a"], 1, "w1", {"limited": 1})
         assert (first.channel, numbers([first])) == ("limited", [3])  # the one with a priority
         assert {one.channel for one in link.claim(["limited", "a"], 2, "w2", {"limited": 1})} == {"a"}
-        link.finish("w1", Done(acknowledged=[first]))
+        link.finish("w1", BatchResult(acknowledged=[first]))
         found = link.claim(["limited", "a"], 5, "w3", {"limited": 1})
         assert sorted(one.channel for one in found) == ["a", "a", "limited", "limited", "limited"]
 
@@ -309,7 +311,7 @@ class DurableContract(LayerCase):
         link = self.link(layer)
         layer.send_many([("http.request", {"number": number}) for number in range(3)])
         first, *rest = link.receive_many(["http.request"], 3, "w1")
-        link.finish("w1", Done(returned=rest, in_flight=[first]))
+        link.finish("w1", BatchResult(returned=rest, in_flight=[first]))
         assert [one["number"] for one in drain(layer, "http.request")] == [1, 2]
 
 
@@ -340,7 +342,7 @@ class UniqueContract(LayerCase):
         layer.send("own", {"number": 1}, unique="a")
         layer.send("own", {"number": 2}, unique="a")
         assert numbers(claim(link)) == [1]
-        link.finish("w1", Done(acknowledged=running))
+        link.finish("w1", BatchResult(acknowledged=running))
 
     def test_of_several_with_one_key_the_first_takes_the_others_along(self) -> None:
         """Those were sent before it runs, so that it does their work: they met when the first was handed back."""
@@ -352,7 +354,7 @@ class UniqueContract(LayerCase):
             layer.send("own", {"number": number}, unique="a" if number == 1 else "", priority=priority)
         layer.send("own", {"number": 3}, unique="b")
         layer.send("other", {"number": 4}, unique="a")
-        link.finish("w1", Done(returned=taken))
+        link.finish("w1", BatchResult(returned=taken))
         assert waiting(layer, "own") == 4
         assert numbers(claim(link, limit=2)) == [2, 0]
         assert numbers(claim(link)) == [3]
@@ -364,7 +366,7 @@ class UniqueContract(LayerCase):
         layer.send("own", {"number": 0}, unique="a")
         failed = claim(link)
         layer.send("own", {"number": 1}, unique="a")
-        link.finish("w1", Done(failures=[Failure(one, "traceback", 3600) for one in failed]))
+        link.finish("w1", BatchResult(failures=[Failure(one, "traceback", 3600) for one in failed]))
         assert numbers(claim(link)) == [1]
         assert waiting(layer, "own") == 0
 
@@ -375,7 +377,7 @@ class UniqueContract(LayerCase):
         taken = claim(link)
         layer.send_many([("own", {"number": 1})])
         layer.send("own", {"number": 2}, unique="a")
-        link.finish("w1", Done(returned=taken))
+        link.finish("w1", BatchResult(returned=taken))
         assert [one["number"] for one in drain(layer, "own")] == [0, 1]
 
     def test_of_a_limited_channel_too_the_first_takes_the_others_along(self) -> None:
@@ -384,6 +386,6 @@ class UniqueContract(LayerCase):
         layer.send("own", {"number": 0}, unique="a")
         taken = claim(link)
         layer.send("own", {"number": 1}, unique="a", priority=5)
-        link.finish("w1", Done(returned=taken))
+        link.finish("w1", BatchResult(returned=taken))
         assert numbers(link.claim(["own"], 10, "w1", {"own": 3})) == [0]
         assert waiting(layer, "own") == 0

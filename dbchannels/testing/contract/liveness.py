@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dbchannels.exceptions import DeclaredDead
-from dbchannels.layers.operations import Connect, Disconnect, Done
+from dbchannels.layers.operations import BatchResult, Connect, Disconnect
 from dbchannels.protocol import NORMAL_CLOSURE, VANISHED, WORKER_DIED, lost
 from dbchannels.testing.contract.case import SOON, LayerCase, drain, process_name, raises, wait_until, waiting
 from dbchannels.testing.contract.durable import claim, numbers
@@ -22,7 +22,7 @@ class LivenessContract(LayerCase):
                 layer.send("http.request", {"number": number, "reply_channel": f"reply.s!{local}"})
             layer.send("http.request", {"number": 3})
             finished, *in_flight = link.receive_many(["http.request"], 4, worker)
-            link.finish(worker, Done(in_flight=in_flight))
+            link.finish(worker, BatchResult(in_flight=in_flight))
             self.link(layer).clean_up_after(worker)
             told = [layer.receive(["reply.s!"]) for _ in range(3)]
             notice = lost(WORKER_DIED, "http.request")
@@ -41,7 +41,7 @@ class LivenessContract(LayerCase):
             for number in range(3):
                 (alone,) = claim(link, "w2")
                 assert (numbers([alone]), alone.attempt) == ([number], 1)
-                link.finish("w2", Done(acknowledged=[alone]))
+                link.finish("w2", BatchResult(acknowledged=[alone]))
             assert claim(link, "w2") == []
 
     def test_a_worker_is_counted_by_its_queue_as_long_as_it_lives(self) -> None:
@@ -121,7 +121,7 @@ class LivenessContract(LayerCase):
             assert sorted(one.reply_channel for one in taken) == [f"{queue}a", f"{queue}b"]
             link.clean_up()
             assert [one.reply_channel for one in layer.connections(server=[server])] == [f"{queue}a"]
-            link.finish(worker, Done(operations=[Disconnect(one.reply_channel) for one in taken]))
+            link.finish(worker, BatchResult(operations=[Disconnect(one.reply_channel) for one in taken]))
             link.clean_up()
             assert layer.connections(server=[server]) == []
             assert waiting(layer, "websocket.disconnect") == 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Done, Failure
+from dbchannels.layers.operations import BatchResult, Failure
 from dbchannels.testing.contract.case import SOON, LayerCase, in_thread, process_name, wait_until
 from dbchannels.testing.contract.durable import claim, numbers
 
@@ -20,7 +20,7 @@ def make_dead_letters(link: Link, number: int, channel: str = "own") -> None:
     layer = link.layer
     layer.send_many([(channel, {"number": one}) for one in range(number)])
     failed = [Failure(one, "traceback", None) for one in link.claim([channel], number, "w1")]
-    link.finish("w1", Done(failures=failed))
+    link.finish("w1", BatchResult(failures=failed))
     assert len(layer.dead_letter_ids([channel])) == number
 
 
@@ -37,7 +37,7 @@ class OperatingContract(LayerCase):
         assert statistics(layer, "own") == (1, 2)
         assert layer.global_statistics()["messages_held"] == 2
         assert statistics(layer, "other") == (0, 0)
-        link.finish("w1", Done(acknowledged=[first], returned=[second]))
+        link.finish("w1", BatchResult(acknowledged=[first], returned=[second]))
         assert statistics(layer, "own") == (2, 0)
 
     def test_what_a_worker_holds_counts_until_it_is_finished(self) -> None:
@@ -50,9 +50,9 @@ class OperatingContract(LayerCase):
         assert statistics(layer, "http.request") == (1, 1)
         in_flight = link.receive_many(["http.request", "websocket.receive"], 2, worker)
         assert statistics(layer, "websocket.receive") == (0, 1)
-        link.finish(worker, Done(in_flight=in_flight[:1]))
+        link.finish(worker, BatchResult(in_flight=in_flight[:1]))
         assert layer.global_statistics()["messages_held"] == 1
-        link.finish(worker, Done())
+        link.finish(worker, BatchResult())
         assert layer.global_statistics()["messages_held"] == 0
         link.unregister(worker)
 
@@ -85,7 +85,7 @@ class OperatingContract(LayerCase):
         assert layer.dead_letter_ids() == [second]
         again = claim(link, "w2")
         assert (numbers(again), [one.attempt for one in again]) == ([0, 2], [1, 1])
-        link.finish("w2", Done(acknowledged=again))
+        link.finish("w2", BatchResult(acknowledged=again))
         assert statistics(layer, "own") == (0, 0)
 
     def test_a_dead_letter_is_replayed_once(self) -> None:
