@@ -3,7 +3,7 @@
 A *private function used once* has a name that begins with one underscore, and that name stands once in the package
 outside of the function itself, in a call: a function that is handed on as a callback cannot be folded into its caller.
 A *hand-over* is a function whose whole body is one call of another function of the package, with nothing but names and
-constants as arguments. ``--once`` lists both, folder by folder.
+constants as arguments. ``--once`` lists both, folder by folder, and the functions that are too long.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import dbchannels
 
+MODULE, FUNCTION = 500, 40  # lines that one may have
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -71,6 +72,10 @@ class Package:
             if used == 1 and called:
                 yield _place(file, function)
 
+    def long(self) -> Iterator[Place]:
+        """Yield the functions of more than FUNCTION lines."""
+        return (place for one in self.functions if (place := _place(*one)).lines > FUNCTION)
+
     def hand_overs(self) -> Iterator[Place]:
         """Yield the functions that only call another one."""
         ours = {function.name for _, function in self.functions}
@@ -110,12 +115,13 @@ class Package:
         sizes = {file: self.lines[file] for file in code}
         largest = max(sizes, key=sizes.__getitem__)
         once = list(self.used_once())
-        longest = max((_place(*one) for one in self.functions), key=lambda place: place.lines)
+        long = list(self.long())
         yield f"modules with code          {len(code)}"
         yield f"lines                      {sum(self.lines.values()):,}"
         yield f"median module              {statistics.median(sizes.values()):g} lines"
         yield f"largest module             {sizes[largest]} lines, {largest}"
-        yield f"longest function           {longest}"
+        yield f"modules over {MODULE} lines     {sum(size > MODULE for size in sizes.values())}"
+        yield f"functions over {FUNCTION} lines    {len(long)}, the longest has {max(place.lines for place in long)}"
         yield f"files at the top           {sum('/' not in file for file in code)}"
         yield (
             f"private functions used once {len(once)} of {len(self.functions)} functions, "
@@ -179,15 +185,14 @@ def listed(places: Iterator[Place]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path(dbchannels.__file__).parent)
-    parser.add_argument(
-        "--once", action="store_true", help="list private functions used once, and hand-overs"
-    )
+    parser.add_argument("--once", action="store_true", help="list the functions that are to be looked at")
     options = parser.parse_args()
     package = Package(options.folder)
     print(*package.figures(), sep="\n")
     if options.once:
         print("\nPrivate functions used once", *listed(package.used_once()), sep="\n")
         print("\nHand-overs", *listed(package.hand_overs()), sep="\n")
+        print(f"\nFunctions over {FUNCTION} lines", *listed(package.long()), sep="\n")
 
 
 if __name__ == "__main__":
