@@ -241,7 +241,7 @@ def test_without_room_half_of_the_threads_wait_and_the_others_are_let_go(new_sit
     answers = [client.head() for client in clients]
     until(lambda: site.closed)  # of two threads one may wait
     budget = site.server.requests.responses
-    assert (budget._waiting, len(site.closed)) == (1, 1)
+    assert (budget.waiting, len(site.closed)) == (1, 1)
     seen = []
     for response in answers:
         try:
@@ -249,7 +249,7 @@ def test_without_room_half_of_the_threads_wait_and_the_others_are_let_go(new_sit
         except IncompleteRead:
             seen.append("broken off")
     assert (200, 64) in seen and (503, 0) in seen if spool == MEBIBYTE else "broken off" in seen
-    until(lambda: (budget._waiting, budget.disk) == (0, spool))
+    until(lambda: (budget.waiting, budget.disk) == (0, spool))
 
 
 def test_a_large_response_that_is_whole_holds_no_thread_and_keeps_its_length(site):

@@ -56,7 +56,7 @@ def new(budget):
     for one in made:
         one.close()
     gevent.get_hub().threadpool.join()
-    assert (budget.memory, budget.disk, budget._waiting) == (MEMORY, DISK, 0)
+    assert (budget.memory, budget.disk, budget.waiting) == (MEMORY, DISK, 0)
     assert not budget._by_address
 
 
@@ -172,7 +172,7 @@ def test_who_waits_goes_on_as_its_client_takes(new, budget):
         buffer.get(1.0)
     until(lambda: buffer.reports[-1]["taken"] > stored)
     buffer.put(END)
-    assert budget._waiting == 0  # all of it is made
+    assert budget.waiting == 0  # all of it is made
     taken(buffer)
 
 
@@ -199,7 +199,7 @@ def test_without_room_a_large_one_begins_only_where_a_worker_may_wait(new, budge
     budget.may_be_waiting = 1
     budget.take("", disk=DISK)
     assert new(1_000).begins  # comes without a report
-    assert not new(1_001, begun=True).begins or budget._waiting == 1
+    assert not new(1_001, begun=True).begins or budget.waiting == 1
     assert [new(length).begins for length in (None, 5_000)] == [False, False]
     budget.take("", disk=-DISK)
 

@@ -12,7 +12,7 @@ import gevent
 import pytest
 
 from dbchannels.server.http import response_buffer as sent_files
-from dbchannels.server.http.response_buffer import ResponseBudget, SentFiles, StoredResponseBuffer
+from dbchannels.server.http.response_buffer import ResponseBudget, SentFiles
 from tests.server import test_server
 from tests.server.test_server import until
 
@@ -161,4 +161,4 @@ def test_a_client_that_leaves_tells_no_worker(site, stored):
 def test_where_there_are_many_less_is_held_for_each(files, size):
     budget = ResponseBudget(0, 0, lambda: 0)
     budget.sent_files = files
-    assert StoredResponseBuffer(budget, "")._read_size() == size
+    assert budget.read_size == size

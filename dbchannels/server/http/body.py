@@ -41,7 +41,7 @@ class BodyBudget:
         self._memory, self._disk = memory, disk  # in all
         self._by_address: Counter[str] = Counter()  # of the disk
         self._kept: Counter[str] = Counter()  # of the memory, by address
-        self._refused = RateLimitedLog(
+        self.refused = RateLimitedLog(
             log,
             f"Refused %d bodies beyond --max-body-memory ({memory}) and %d beyond --max-spool ({disk}), "
             "or beyond an address's half of it.",
@@ -85,7 +85,7 @@ class BodyBudget:
                 del counter[address]
 
     def _full(self, what: str) -> Refused:
-        self._refused.count(what)
+        self.refused.count(what)
         return Refused(503, "There is no room for the body of this request now: try again soon.")
 
 

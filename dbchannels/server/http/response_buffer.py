@@ -1,7 +1,7 @@
-"""A response between the site that makes it and its client: in memory, and beyond that in files without a name.
+"""A response on its way from the site to its client: in memory, and beyond that in unnamed files.
 
-Whoever makes it is told how much was stored, so it is held up only while there is no room. What a client takes as fast
-as it comes never goes to the disk.
+Whoever makes the response is told how much was taken or stored, and so waits only while there is no room. What a client
+takes as fast as it comes never goes to the disk.
 """
 
 from __future__ import annotations
@@ -30,16 +30,46 @@ from dbchannels.server.relay import Relay
 
 log = logging.getLogger("dbchannels.server")
 
-REFUSED = "refused"  # a response, as one that is BROKEN_OFF is counted
-
 IN_MEMORY = 262_144  # bytes of a response that stay in memory
 READ_BY_ALL = (
-    16_777_216  # bytes at once from all files that workers have sent, and 8 KiB at least from each of them
+    16_777_216  # bytes read at once from all files that workers have sent, at least LEAST_READ from each
 )
-WRITE = 1_048_576  # bytes written to it at once
+LEAST_READ = 8_192
+WRITE = 1_048_576  # bytes written to a file at once
 SEGMENT = 16_777_216  # bytes of one file: the disk has them back when the client has taken them
 PATIENCE = 0.05  # seconds in which a client must take IN_MEMORY, or what waits for it goes to the disk
-TELL_EVERY = 10.0  # seconds between two words to a worker that waits: the client is there
+TELL_EVERY = (
+    10.0  # seconds between two reports to a worker that waits, so that it knows that the client is there
+)
+
+REFUSED = "refused"
+
+
+class ResponseBudget(BodyBudget):
+    """The same budget for responses. One response may have a fourth of the disk.
+
+    Memory may be overdrawn by what is on its way here, a window of bytes for each worker. ``may_wait`` returns how many
+    responses may keep the worker or thread that makes them waiting for their clients, while there is no room for them.
+    """
+
+    def __init__(self, memory: int, disk: int, may_wait: Callable[[], int]) -> None:
+        super().__init__(memory, disk)
+        self.may_wait = may_wait
+        self.sent_files = 0  # that workers have sent, and that are being read
+        self.share = disk // 4  # of the disk, for one response
+        self.waiting = 0  # responses that keep their worker waiting
+        self.refused = RateLimitedLog(
+            log,
+            "Answered %d large responses 503 and broke %d off: clients take less than is made for them, and "
+            f"--max-response-spool ({disk}), or an address's half of it, is full.",
+            REFUSED,
+            BROKEN_OFF,
+        )
+
+    @property
+    def read_size(self) -> int:
+        """How many bytes of its file a client holds in memory: fewer when there are many files."""
+        return min(CHUNK, max(LEAST_READ, READ_BY_ALL // max(1, self.sent_files)))
 
 
 class Segment:
@@ -50,14 +80,14 @@ class Segment:
         self.size = self.taken = 0  # bytes
 
     def write(self, data: bytes) -> None:
-        """Put data behind the rest."""
+        """Append data."""
         written = 0
         while written < len(data):
             written += os.pwrite(self._file.fileno(), data[written:], self.size + written)
         self.size += written
 
     def read(self, size: int) -> bytes:
-        """Take what comes next, up to so many bytes."""
+        """Take the next bytes, at most so many."""
         data = os.pread(self._file.fileno(), min(size, self.size - self.taken), self.taken)
         if not data:
             raise OSError(errno.ENODATA, "it became shorter")
@@ -65,7 +95,7 @@ class Segment:
         return data
 
     def close(self) -> None:
-        """Give the disk its blocks back, which takes a while."""
+        """Give its blocks back to the disk, which takes a while."""
         self._file.close()
 
 
@@ -78,14 +108,14 @@ class SentFile(Segment):
 
 
 class StoredResponseBuffer(ResponseBuffer):
-    """The messages of one response; ``put`` is called in the hub and never waits, ``get`` in one greenlet."""
+    """The messages of one response. ``put`` is called in the hub and never waits, ``get`` in one greenlet."""
 
     def __init__(self, budget: ResponseBudget, address: str) -> None:
         super().__init__(None)
         self._budget, self._address = budget, address
         self._messages: deque[Message] = deque()  # younger than what is in files
         self._segments: deque[Segment] = deque()
-        self._file: FileIO | None = None  # that a worker has sent, until the head says what of it to read
+        self._file: FileIO | None = None  # sent by a worker; the head says what of it to read
         self._came, self._took = Event(), Event()
         self._length: int | None = None  # of a large response whose head says it
         self._on_disk = self._reserved = 0  # bytes in files, and of the budget's disk
@@ -95,10 +125,10 @@ class StoredResponseBuffer(ResponseBuffer):
 
     # From the site.
 
-    def begin(self, report: Any, length: int | None) -> bool:
-        """Let the response begin, of so many bytes if its head says it; False when there is no room for it."""
+    def begin(self, report: Callable[[Message], None], length: int | None) -> bool:
+        """Begin a response in chunks, of ``length`` bytes if that is known. Return False when there is no room."""
         if not self._may_begin(length):
-            self._budget.refuse(REFUSED)
+            self._budget.refused.count(REFUSED)
             return False
         self.report = report
         self._look_after()
@@ -111,9 +141,9 @@ class StoredResponseBuffer(ResponseBuffer):
         if budget.memory < WINDOW:
             return False
         room = budget.room(self._address)
-        # What does not say its length needs a whole share: else one after another would begin, and be broken off.
+        # A response of unknown length needs a whole share: else one after another would begin, and be broken off.
         fits = (length or max(WINDOW, budget.share)) <= min(room, budget.share)
-        # Where none may wait a fast client can still have what is larger than one response's share.
+        # Where none may wait, a fast client can still have a response that is larger than a share.
         alone = budget.may_wait() < 1 and room >= budget.share > 0
         if not fits and not alone and not self._begin_to_wait():
             return False
@@ -130,7 +160,7 @@ class StoredResponseBuffer(ResponseBuffer):
             self._drop_file()
 
     def begin_file(self, position: int, size: int) -> bool:
-        """Let so many bytes of the file be the response; False when it did not come."""
+        """Let a part of the file be the response. Return False when the file did not come."""
         file, self._file = self._file, None
         if file is None:
             return False
@@ -141,7 +171,7 @@ class StoredResponseBuffer(ResponseBuffer):
         return True
 
     def put(self, message: Message) -> None:
-        """Add what has come."""
+        """Add a message."""
         if self._is_closed:
             return
         self._count(message)
@@ -163,13 +193,13 @@ class StoredResponseBuffer(ResponseBuffer):
     # To the client.
 
     def get(self, timeout: float | None = None) -> Message:
-        """Return the next message; raises Empty."""
+        """Return the next message, after the client has taken the one before. Raises Empty."""
         self._free_taken()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if segment := self._next_segment():
                 try:
-                    content = in_thread(segment.read, self._read_size())
+                    content = in_thread(segment.read, self._budget.read_size)
                 except BodyStorageError as error:
                     log.error("A response was broken off, because its file could not be read (%s).", error)
                     return {ERROR: BROKEN_OFF}
@@ -180,12 +210,11 @@ class StoredResponseBuffer(ResponseBuffer):
                 self._in_hand = content_size(message)
                 return message
             self._came.clear()
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            if not self._came.wait(left):
+            if not self._came.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
                 raise Empty
 
     def _next_segment(self) -> Segment | None:
-        """Return the file that has what comes next; drop those that are taken, but none that is written to."""
+        """Return the file with what comes next. Drop files that are taken, unless one is being written to."""
         while self._segments and self._segments[0].taken == self._segments[0].size:
             if self._is_writing and len(self._segments) == 1:
                 return None
@@ -194,14 +223,14 @@ class StoredResponseBuffer(ResponseBuffer):
         return self._segments[0] if self._segments else None
 
     def free(self, size: int) -> None:
-        """So many bytes have left the memory, for the client or for a file."""
+        """Count bytes that have left the memory, for the client or for a file."""
         self._budget.take(self._address, memory=-size)
         super().free(size)
         self._shrink()
         self._took.set()
 
     def close(self) -> None:
-        """Let go of all of it."""
+        """Free all of it."""
         if self._is_closed:
             return
         self._is_closed = self.ended = True
@@ -214,14 +243,6 @@ class StoredResponseBuffer(ResponseBuffer):
             self._drop_all()
         self._took.set()
 
-    def _break_off(self) -> None:
-        """End it in its middle, for its client and for whoever makes it."""
-        self.close()
-        self._messages.append({ERROR: BROKEN_OFF})
-        self._came.set()
-        if self.report is not None:
-            self.report({CLOSED: True})
-
     # The files.
 
     def _store_all(self) -> None:
@@ -230,16 +251,21 @@ class StoredResponseBuffer(ResponseBuffer):
             if not self._segments and self._client_keeps_up():
                 return
             while self.waiting > self._most() and not self._is_closed:
-                batch = self._next_batch()
-                if batch:
+                if batch := self._next_batch():
                     self._store(batch)
-                elif self.ended or not _is_plain(self._messages[0]) or not self._wait_for_client():
-                    return  # at the end nobody is held up any more
+                elif self.ended or not _is_plain(self._messages[0]):
+                    return  # nobody is held up any more
+                elif self._begin_to_wait():
+                    self._took.clear()
+                    self._took.wait(TELL_EVERY)
+                    self.tell(TELL_EVERY)
+                else:
+                    self._break_off()
         finally:
             self._storer = None
 
     def _client_keeps_up(self) -> bool:
-        """Give a client its time; False when it takes less than is made."""
+        """Give the client its time. Return False when it takes less than is made."""
         while self.waiting > self._most() and not self._is_closed:
             freed = self.freed
             gevent.sleep(PATIENCE)
@@ -286,25 +312,25 @@ class StoredResponseBuffer(ResponseBuffer):
             self.free(len(data))
         self._came.set()
 
-    def _wait_for_client(self) -> bool:
-        """Have the worker wait until there is room; False when too many do, and the response is broken off."""
-        if not self._begin_to_wait():
-            self._budget.refuse(BROKEN_OFF)
-            self._break_off()
-            return False
-        self._took.clear()
-        self._took.wait(TELL_EVERY)
-        self.tell(TELL_EVERY)
-        return True
+    def _break_off(self) -> None:
+        """End the response in its middle, for its client and for whoever makes it."""
+        self._budget.refused.count(BROKEN_OFF)
+        self.close()
+        self._messages.append({ERROR: BROKEN_OFF})
+        self._came.set()
+        if self.report is not None:
+            self.report({CLOSED: True})
 
     def _begin_to_wait(self) -> bool:
-        self._waits = self._waits or self._budget.begin_to_wait()
+        """Keep the worker waiting for this client. Return False when as many wait as may."""
+        if not self._waits and self._budget.waiting < self._budget.may_wait():
+            self._waits = True
+            self._budget.waiting += 1
         return self._waits
 
     def _end_to_wait(self) -> None:
-        if self._waits:
-            self._waits = False
-            self._budget.end_to_wait()
+        self._budget.waiting -= self._waits
+        self._waits = False
 
     def _reserve(self, size: int) -> None:
         self._budget.take(self._address, disk=size - self._reserved)
@@ -315,10 +341,6 @@ class StoredResponseBuffer(ResponseBuffer):
         needed = self._on_disk + max(0, (self._length or 0) - self.freed)
         if needed < self._reserved and not self._is_closed:
             self._reserve(needed)
-
-    def _read_size(self) -> int:
-        """Return how many bytes to hold for a client: less when there are many."""
-        return min(CHUNK, max(8_192, READ_BY_ALL // max(1, self._budget.sent_files)))
 
     def _drop(self, segment: Segment) -> None:
         self._budget.sent_files -= isinstance(segment, SentFile)
@@ -343,47 +365,11 @@ def _is_plain(message: Message) -> bool:
     return bool(content_size(message) and message.get(MORE_CONTENT)) and failure_status(message) is None
 
 
-class ResponseBudget(BodyBudget):
-    """The same for responses, of which one may have a fourth of the disk's share.
-
-    Memory may be overdrawn by what is on its way here: a window of bytes for each worker.
-
-    ``may_wait`` returns how many responses may keep the worker, or the thread, that makes them waiting for their
-    clients, while there is no room for them.
-    """
-
-    def __init__(self, memory: int, disk: int, may_wait: Callable[[], int]) -> None:
-        super().__init__(memory, disk)
-        self.may_wait = may_wait
-        self.sent_files = 0  # that workers have sent, being read
-        self.share = disk // 4  # of the disk, for one response
-        self._waiting = 0
-        self._refused = RateLimitedLog(
-            log,
-            "Answered %d large responses 503 and broke %d off: clients take less than is made for them, and "
-            f"--max-response-spool ({disk}), or an address's half of it, is full.",
-            REFUSED,
-            BROKEN_OFF,
-        )
-
-    def begin_to_wait(self) -> bool:
-        """Let a worker wait for a client; False when as many do as may."""
-        if self._waiting >= self.may_wait():
-            return False
-        self._waiting += 1
-        return True
-
-    def end_to_wait(self) -> None:
-        """Count one waiting worker less."""
-        self._waiting -= 1
-
-    def refuse(self, what: str) -> None:
-        """Count a response that was refused, or broken off."""
-        self._refused.count(what)
-
-
 class SentFiles:
-    """A pair of sockets, of which the workers inherit one end: nobody else can send here. Made and used in the hub."""
+    """Receives files that workers of this process tree send as descriptors, each for the response to one request.
+
+    The workers inherit one end of a pair of sockets, so nobody else can send here. Made and used in the hub.
+    """
 
     def __init__(self, relay: Relay, limits: ConnectionLimits) -> None:
         self._relay, self._limits = relay, limits
@@ -398,7 +384,7 @@ class SentFiles:
         self._watcher.start(self.receive)
 
     def receive(self) -> None:
-        """Hand what has come to the requests; a file that none waits for is closed."""
+        """Hand what has come to the requests. Close a file that no request waits for."""
         while True:
             try:
                 channel, descriptors, _, _ = socket.recv_fds(self._socket, MAX_LENGTH, 1)
@@ -407,20 +393,18 @@ class SentFiles:
             for descriptor in descriptors:
                 os.set_inheritable(descriptor, False)
                 file, receiver = FileIO(descriptor), self._relay.receiver(channel.decode())
-                if not self._is_free(descriptor):
-                    self._refused.count()
-                    file.close()
-                elif isinstance(receiver, Exchange) and isinstance(receiver.buffer, StoredResponseBuffer):
-                    receiver.buffer.take_file(file)
+                buffer = receiver.buffer if isinstance(receiver, Exchange) else None
+                # Each connection that may come yet needs a descriptor: pages must not wait for downloads.
+                is_free = descriptor + self._limits.total - self._limits.open < first_kept()
+                if is_free and isinstance(buffer, StoredResponseBuffer):
+                    buffer.take_file(file)
                 else:
                     file.close()
-
-    def _is_free(self, descriptor: int) -> bool:
-        """Whether a descriptor is left for each connection that may come yet: pages must not wait for downloads."""
-        return descriptor + self._limits.total - self._limits.open < first_kept()
+                if not is_free:
+                    self._refused.count()
 
     def close(self) -> None:
-        """Take no more."""
+        """Receive no more."""
         self._watcher.stop()
         self._watcher.close()
         self._socket.close()
