@@ -14,7 +14,8 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.message import Message
 from dbchannels.server import wsgi_gateway
 from dbchannels.server.http import messages
-from dbchannels.server.wsgi_gateway import Gateway, ThreadHub, read_body, read_request
+from dbchannels.server.hub import ThreadHub
+from dbchannels.server.wsgi_gateway import Gateway, read_body, read_request
 from dbchannels.testing.contract.case import raises
 from dbchannels.worker.views import make_environ
 
@@ -137,12 +138,10 @@ def test_replies_are_delivered_one_at_a_time():
         os.sched_yield()
         inside.pop()
 
-    hub.start(run)
-
     def send():
         started.wait()
         for _ in range(200):
-            hub.send()
+            hub.call(run)
 
     threads = [threading.Thread(target=send) for _ in range(4)]
     for thread in threads:

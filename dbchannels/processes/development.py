@@ -70,7 +70,7 @@ def run(
         crew,
         announce=lambda: announce(server.address[1], layer),
         write=write,
-        end=lambda: server.relay.call_in_hub(stopped.set),
+        end=lambda: server.relay.hub.call(stopped.set),
         reload=reload,
     )
     arguments = ["--layer", config.layer, *config.passed_on, *([] if checks else ["--unchecked"])]

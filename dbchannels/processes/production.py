@@ -27,8 +27,6 @@ from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.server.config import LaunchConfig
 from dbchannels.server.http.direct import DirectViews
 from dbchannels.server.http.response_buffer import SentFiles
-from dbchannels.server.hub import GeventHub
-from dbchannels.server.relay import Relay
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.static import DevelopmentFiles
 from dbchannels.wakeup import WakeupPipe
@@ -100,7 +98,7 @@ def usable_layer(alias: str, wait: float = 0.0) -> BaseLayer:
 
 def make_server(config: LaunchConfig, layer: BaseLayer, wakeups: dict[str, WakeupPipe]) -> InterfaceServer:
     """Return the server, listening at its addresses; raises AddressInUse."""
-    server = InterfaceServer(lambda on_dead: Relay(layer, wakeups, on_dead, GeventHub()), config.server)
+    server = InterfaceServer(layer, wakeups, config.server)
     if config.server.root_path:
         set_script_prefix(config.server.root_path + "/")  # of a STATIC_URL without a slash at its beginning
     if config.static:
@@ -108,7 +106,7 @@ def make_server(config: LaunchConfig, layer: BaseLayer, wakeups: dict[str, Wakeu
     if config.threads:
         views = ApplicationViews(site_application())
         server.requests.direct = DirectViews(
-            views, config.threads, server.relay.call_in_hub, server.requests.turns
+            views, config.threads, server.relay.hub.call, server.requests.turns
         )
     elif config.workers and layer.shared:
         server.requests.files = SentFiles(server.relay, server.connection_limits)

@@ -1,28 +1,67 @@
-"""gevent's hub, as the relay needs it."""
+"""Where replies are delivered: one function after another, whatever thread they come from.
+
+The interface server's own hub, gevent's, is in server.py: a WSGI server that uses this one never imports gevent.
+"""
 
 from __future__ import annotations
 
+import logging
+import queue
+import threading
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import gevent
-from gevent.queue import SimpleQueue
+log = logging.getLogger("dbchannels.server")
 
 
-class GeventHub:
-    """Delivers in the hub of the thread that makes it, where greenlets wait."""
+class Hub:
+    """Runs the functions that other threads add, in their order."""
 
     def __init__(self) -> None:
-        self._watcher: Any = gevent.get_hub().loop.async_()
+        self._calls: deque[Callable[[], None]] = deque()
 
     def queue(self) -> Any:
-        """Return a queue for greenlets; its ``get`` raises the standard library's Empty."""
-        return SimpleQueue()
+        """Return a queue to wait at in the hub; its ``get`` raises the standard library's Empty."""
+        raise NotImplementedError
 
-    def start(self, run: Callable[[], None]) -> None:
-        """Run the function at each wakeup."""
-        self._watcher.start(run)
+    def start(self) -> None:
+        """Get ready to be woken."""
 
-    def send(self) -> None:
-        """Wake the hub."""
-        self._watcher.send()
+    def wake(self) -> None:
+        """Run all functions that were added, soon; from any thread."""
+        raise NotImplementedError
+
+    def add(self, function: Callable[[], None]) -> None:
+        """Add a function, for the next ``wake``."""
+        self._calls.append(function)
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function soon, after all that were added before; from any thread."""
+        self.add(function)
+        self.wake()
+
+    def run_all(self) -> None:
+        """Run all functions that were added."""
+        while self._calls:
+            try:
+                self._calls.popleft()()
+            except Exception:
+                log.exception("One reply could not be delivered and was left out.")
+
+
+class ThreadHub(Hub):
+    """Runs the functions in the thread that wakes it, one thread at a time; other threads wait for the replies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.RLock()
+
+    def queue(self) -> Any:
+        """Return a queue for threads."""
+        return queue.SimpleQueue()
+
+    def wake(self) -> None:
+        """Run them now."""
+        with self._lock:
+            self.run_all()

@@ -1,74 +1,202 @@
-"""Writes what the hub has sent: all that has piled up while the last statement was under way, as one statement."""
+"""The threads between the server's hub and the layer: the publisher, the reader and the housekeeper.
+
+The hub never touches the database. The *publisher* writes what the hub has put into the outbox: all that has piled up
+during the last statement, as one statement. The *reader* takes the replies; it is the only thread of its process tree
+that LISTENs, and wakes the workers. The *housekeeper* renews the server's lease and cleans up after dead processes.
+
+While all registered workers belong to this process tree, the publisher wakes them itself, without a NOTIFY, and they
+wake the reader in the same way.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import math
+import os
 import queue
-from collections.abc import Callable, Sequence
+import random
+import threading
+import time
+from collections.abc import Callable, Container, Sequence
+from contextlib import closing, suppress
 from typing import Any
 
-from dbchannels import protocol
-from dbchannels.layers.operations import Connect, Disconnect, Operation, Send, Withdraw
+from dbchannels import codec, names, protocol
+from dbchannels.exceptions import DeclaredDead, LayerUnavailable
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.health import LayerHealth
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Connect, Delivery, Disconnect, Operation, Send, Withdraw
+from dbchannels.models import Process
+from dbchannels.wakeup import Backoff, WakeupPipe
 
 log = logging.getLogger("dbchannels.server")
 
 BATCH = 500  # rows in one statement
 BATCH_BYTES = (
-    1_048_576  # of their payloads, after which no more are added: a statement takes several times that
+    1_048_576  # of payloads, after which a batch takes no more: a statement needs several times that
 )
+REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts as gone
+REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handshakes are answered 503 at once
+UNREGISTER_TRIES = 3  # in about half a second; if all fail, the lease ends and other processes clean up
+LAST_CHORE = 0.5  # seconds at the end for what a killed worker held
+LAST_WRITES = 1.5  # seconds at the end for a layer that cannot be used
+CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see auth/logout.py
 
-#: What the hub puts in, in order, and which operations are written together or not at all; None is the last of all.
+_ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each consumer runs once
+
 Outbox = queue.SimpleQueue[Sequence[Operation] | None]
+Chore = Callable[[Link], Any]
 
 
-class Publisher:
-    """Runs in a thread of its own, until the outbox says that nothing more comes.
+class RelayThreads:
+    """Runs the threads from ``start`` to ``stop``; a subclass delivers what they read."""
 
-    ``apply`` writes operations and returns the sends that found a channel full; ``retry`` calls until the layer can be
-    used; ``lost`` is told the reply channel and the notice of each send that nobody will answer.
-    """
+    def __init__(self, layer: BaseLayer, wakeups: dict[str, WakeupPipe]) -> None:
+        self.layer = layer
+        self.name = names.random_part()
+        self.queue = f"reply.{self.name}!"
+        self._past_queues: set[str] = set()  # of the names under which this server was declared dead
+        self._wakeups = wakeups
+        #: Workers of this process tree wake the reader with it when they have written replies, without a NOTIFY.
+        self.reply_wakeup = WakeupPipe.new()
+        #: Returns the names of the workers of this process tree that take every protocol message.
+        self.own_workers: Callable[[], set[str]] = set
+        self._local_wakeups: dict[str, WakeupPipe] = {}  # of the workers that the publisher wakes itself
+        #: Workers on the database that take requests, and servers whose requests they answer.
+        self.http_workers, self.servers = 0, 1
+        self.has_sessions = False  # whether a WebSocket has brought a session's cookie
+        self._health = LayerHealth(log, f"server-{os.getpid()}")
+        self._overload = Overload()
+        #: What the hub sends, in order; each item is written in one batch or not at all. None ends the publisher.
+        self._outbox: Outbox = queue.SimpleQueue()
+        self._chores: queue.SimpleQueue[Chore | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._wake = WakeupPipe.new()  # ends the reader's wait
+        self._renewed_at = self._checked_at = time.monotonic()
+        self._read_at = 0.0  # when the layer last answered the reader
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (
+                ("publisher", self._publish),
+                ("reader", self._read),
+                ("housekeeper", self._keep_house),
+            )
+        ]
 
-    def __init__(
-        self,
-        outbox: Outbox,
-        apply: Callable[[Sequence[Operation]], list[Send]],
-        *,
-        retry: Callable[[Callable[[], Any]], Any],
-        lost: Callable[[str, dict[str, Any]], None],
-    ) -> None:
-        self._outbox = outbox
-        self._apply = apply
-        self._retry = retry
-        self._lost = lost
+    # What a subclass does.
 
-    def run(self) -> None:
-        """Write until the end."""
-        ended = False
-        while not ended:
-            batch, size = list[Operation](), 0
-            while not batch or (len(batch) < BATCH and size < BATCH_BYTES and not self._outbox.empty()):
-                together = self._outbox.get()
-                if together is None:
-                    ended = True
-                    break
-                batch += together
-                size += sum(map(_size, together))
-            operations = _ordered(batch)
+    def is_open(self, local: str) -> bool:
+        """Whether a receiver waits for the replies of a reply channel with this local part."""
+        raise NotImplementedError
+
+    def received(self, deliveries: Sequence[Delivery]) -> None:
+        """Deliver what the reader has read."""
+        raise NotImplementedError
+
+    def lose(self, reply_channel: str, why: str, channel: str) -> None:
+        """Deliver the notice that no answer comes to a message of ``channel``."""
+        raise NotImplementedError
+
+    def declared_dead(self) -> None:
+        """Deliver to all receivers on a past queue that no answer comes."""
+        raise NotImplementedError
+
+    # From any thread.
+
+    @property
+    def unavailable(self) -> bool:
+        """Whether the layer cannot be used at the moment, in one direction at least."""
+        return self._health.unavailable
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the layer has been away for so long that a new request is not worth its wait."""
+        return self._health.lasted("publisher", "reader") > REFUSE_AFTER
+
+    def is_reachable(self) -> bool:
+        """Whether the layer has answered the reader in time."""
+        return time.monotonic() - self._read_at < 2 * self.layer.poll_interval() + REACHABLE
+
+    def make_send(self, channel: str, message: dict[str, Any]) -> Send:
+        """Return the sending of a message that this server made itself."""
+        payload = codec.encode_trusted(message)
+        return Send(channel, payload, message.get("reply_channel") or "", self.layer.options["expiry"])
+
+    def clean_up_after(self, worker: str) -> None:
+        """Clean up after a worker that died."""
+        self._chores.put(lambda link: link.clean_up_after(worker))
+        if self._stopping.is_set() and not self.unavailable:  # the housekeeper has ended
+
+            def clean_up_last() -> None:
+                with (
+                    closing(self.layer.link("housekeeper", listen=False)) as link,
+                    suppress(LayerUnavailable),
+                ):
+                    link.clean_up_after(worker)
+
+            last = threading.Thread(target=clean_up_last, daemon=True)
+            last.start()
+            last.join(LAST_CHORE)
+
+    def start(self) -> None:
+        """Register this server, then start the threads. Raises LayerUnavailable."""
+        self._house_link = self.layer.link("housekeeper", listen=False)
+        self._house_link.register(self.name, Process.SERVER, self.queue)
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, within: float = 10.0) -> None:
+        """Write what is left, unregister this server, and end the threads. Call it in a native thread.
+
+        A thread that has not ended after so many seconds is left alone: its database does not answer.
+        """
+        ends_at = time.monotonic() + (min(within, LAST_WRITES) if self.unavailable else within)
+        self._outbox.put(None)
+        self._threads[0].join((ends_at - time.monotonic()) / 2)
+        self._stopping.set()
+        self._wake.notify()
+        self._chores.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, ends_at - time.monotonic()))
+
+    def _retry(self, attempt: Callable[[], Any], tries: int = 5) -> Any:
+        """Call the function until the layer can be used; a server that stops gives up after so many tries."""
+        delays = Backoff()
+        while True:
             try:
-                self._write(operations)
-            except Exception:
-                self._write_singly(operations)
+                result = attempt()
+                self._health.worked()
+                return result
+            except LayerUnavailable as error:
+                self._health.failed(error)
+                if self._stopping.is_set() and delays.tries > tries:
+                    return None
+                time.sleep(delays.delay())
 
-    def _write(self, operations: Sequence[Operation]) -> None:
-        for send in self._retry(lambda: self._apply(operations)) or []:
-            self._lost(send.reply_channel, protocol.lost(protocol.FULL, send.channel))
+    # The publisher.
 
-    def _write_singly(self, operations: Sequence[Operation]) -> None:
-        """Write what can be written of a batch that cannot: of 500 clients only the culprit is lost."""
+    def _publish(self) -> None:
+        with closing(self.layer.link("publisher", listen=False)) as link:
+            ended = False
+            while not ended:
+                operations, ended = next_batch(self._outbox)
+                try:
+                    self._write(link, operations)
+                except Exception:
+                    self._write_singly(link, operations)
+
+    def _write(self, link: Link, operations: Sequence[Operation]) -> None:
+        for send in self._retry(lambda: self._apply(link, operations)) or []:
+            self.lose(send.reply_channel, protocol.FULL, send.channel)
+
+    def _write_singly(self, link: Link, operations: Sequence[Operation]) -> None:
+        """Write a batch that cannot be written, without the operations that are to blame."""
         lost = 0
         for operation in operations:
             try:
-                self._write([operation])
+                self._write(link, [operation])
             except Exception:
                 if not lost:
                     log.exception(
@@ -76,22 +204,202 @@ class Publisher:
                     )
                 lost += 1
                 if isinstance(operation, Send):
-                    self._lost(
-                        operation.reply_channel, protocol.lost(protocol.WORKER_DIED, operation.channel)
-                    )
+                    self.lose(operation.reply_channel, protocol.WORKER_DIED, operation.channel)
         if lost > 1:
             log.error("%d operations of a batch of %d were left out.", lost, len(operations))
 
+    def _apply(self, link: Link, operations: Sequence[Operation]) -> list[Send]:
+        """Write operations, without those that an outage has made obsolete; return the sends that found no room.
 
-def _size(operation: Operation) -> int:
-    return len(operation.payload) if isinstance(operation, Send) else 0
+        A server that may have been declared dead begins and ends no connection. Only the database knows: the clock
+        stands still together with the machine.
+        """
+        self._await_renewal(link)
+        link.local_wakeups = self._local_wakeups
+        name, rest = self.name, [one for one in operations if not self._is_obsolete(one)]
+        if not rest:
+            link.renew(name)  # or nothing would tell whether the layer can be used again
+            return []
+        if not any(isinstance(one, Connect) or getattr(one, "channel", "") in _ENDS for one in rest):
+            return link.apply(rest)
+        try:
+            return link.apply_as(name, rest)
+        except DeclaredDead:
+            if self._stopping.is_set():
+                return []
+            self._renewed_at = -math.inf
+            self._chores.put(self._look_after)
+            return self._apply(link, rest)
+
+    def _await_renewal(self, link: Link) -> None:
+        """Wait for a lease that may have ended: a server that stood still must know first whether it is dead."""
+        lease, delays = self.layer.options["lease"], Backoff()
+        while time.monotonic() - self._renewed_at > lease and not self._stopping.is_set():
+            asked_at = time.monotonic()
+            try:
+                alive = link.renew(self.name)  # the housekeeper may be busy with a long chore
+            except Exception:
+                alive = False  # the housekeeper logs it
+            if alive:
+                self._renewed_at = asked_at
+            else:
+                self._stopping.wait(delays.delay())
+
+    def _is_obsolete(self, operation: Operation) -> bool:
+        """Whether an operation is of a name that was given up, whose connections other processes have ended.
+
+        Or it is a request whose client has left, or was answered 503 while it waited here and may have sent it again.
+        """
+        if isinstance(operation, Withdraw):
+            return False
+        queue_name, local = names.split(getattr(operation, "reply_channel", ""))
+        is_request = getattr(operation, "channel", "") == "http.request"
+        return queue_name in self._past_queues or (bool(local) and is_request and not self.is_open(local))
+
+    # The reader.
+
+    def _read(self) -> None:
+        link = self.layer.link("receiver")
+        delays, failing, deaf = Backoff(), False, False
+        while not self._stopping.is_set():
+            try:
+                while deliveries := link.receive_many([self.queue], BATCH):
+                    self.received(deliveries)
+                    if len(deliveries) < BATCH:
+                        break
+                self._read_at = time.monotonic()
+                self._health.worked()
+                delays.reset()  # the layer answers: if only the wait fails, the session was ended, not the database
+                if deaf:  # nobody has heard the wakeups in between: the workers look for messages themselves
+                    self._wake_workers(self._wakeups)
+                    deaf = False
+                self._wait(link)
+                failing = False
+            except Exception as error:
+                deaf = True
+                self._health.failed(error)
+                if not isinstance(error, LayerUnavailable) and not failing:
+                    log.exception("The replies could not be read; trying again.")
+                    failing = True
+                self._stopping.wait(delays.delay())
+        link.close()
+
+    def _wait(self, link: Link) -> None:
+        """Wait until there may be replies, and pass on the wakeups of the workers."""
+        deadline = time.monotonic() + self.layer.poll_interval()
+        while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+            kinds = link.wait(left, self._wake.reader, self.reply_wakeup.reader)
+            self._wake_workers(kinds)
+            if self.reply_wakeup.drain() or self.queue in kinds:
+                return
+
+    def _wake_workers(self, kinds: Container[str]) -> None:
+        for kind, wakeup in self._wakeups.items():
+            if kind in kinds:
+                wakeup.notify()
+
+    # The housekeeper.
+
+    def _keep_house(self) -> None:
+        link, lease, started_at = self._house_link, self.layer.options["lease"], time.monotonic()
+        chore: Chore | None = self._look_after
+        while chore is not None:
+            try:
+                self._retry(lambda chore=chore: chore(link))  # type: ignore[misc]
+            except Exception:
+                log.exception("A chore of this server failed and was left out.")
+            # More often in the first seconds, in which the workers get ready and register.
+            pause = lease / 3 if time.monotonic() - started_at > lease else min(1.0, lease / 3)
+            try:
+                chore = self._chores.get(timeout=pause * random.uniform(0.8, 1.0))
+            except queue.Empty:
+                chore = self._look_after
+        try:
+            self._retry(lambda: link.unregister(self.name), UNREGISTER_TRIES)
+        finally:
+            link.close()
+
+    def _look_after(self, link: Link) -> None:
+        """Renew the lease, look at the workers, and clean up after dead processes."""
+        asked_at = time.monotonic()
+        if not link.renew(self.name):
+            log.warning(
+                "This server was declared dead while it stood still; it closes its sockets and goes on."
+            )
+            self._past_queues.add(self.queue)
+            self.name = names.random_part()
+            self.queue = f"reply.{self.name}!"
+            link.register(self.name, Process.SERVER, self.queue)
+            self.declared_dead()
+        self._renewed_at = asked_at
+        workers = link.workers()
+        own = self.own_workers()
+        # The pipes reach only our own workers: as soon as there are others, all of them need the NOTIFY.
+        alone = bool(own) and own.issuperset(workers)
+        self._local_wakeups = {
+            kind: self._wakeups[kind] for kind in self._wakeups if alone and kind != protocol.DURABLE
+        }
+        self._overload.look(link, workers)
+        if self.has_sessions and asked_at - self._checked_at > CHECK_LOGINS:
+            self._checked_at = asked_at
+            link.apply([self.make_send("websocket.logins", {"server": self.name})])
+        link.clean_up()
+        self.http_workers, self.servers = link.count_live("http.request")
 
 
-def _ordered(operations: list[Operation]) -> list[Operation]:
-    """Put neighbours of one kind together, so that each kind is one statement, the sends last.
+def next_batch(outbox: Outbox) -> tuple[list[Operation], bool]:
+    """Wait for operations; return all that are there, up to a batch, and whether they are the last.
 
-    For one connection this is the order anyway: its record, then its messages; and its record is dropped only
-    after its last message has been consumed. What is withdrawn was in an earlier batch, or was left out.
+    Operations of one kind stand together, so that each kind is one statement, and sends stand last. For one connection
+    this keeps the order: first its record, then its messages. Its record is deleted only after its last message was
+    consumed, and what is withdrawn was in an earlier batch, or was left out.
     """
+    batch, size, ended = list[Operation](), 0, False
+    while not batch or (len(batch) < BATCH and size < BATCH_BYTES and not outbox.empty()):
+        operations = outbox.get()
+        if operations is None:
+            ended = True
+            break
+        batch += operations
+        size += sum(len(one.payload) for one in operations if isinstance(one, Send))
     rank = {Connect: 0, Disconnect: 1, Withdraw: 2, Send: 3}
-    return sorted(operations, key=lambda operation: rank[type(operation)])
+    return sorted(batch, key=lambda operation: rank[type(operation)]), ended
+
+
+class Overload:
+    """Logs once that messages of a channel wait because all workers that take it are busy, and what these run."""
+
+    PATIENCE = 30.0  # seconds that the oldest message may wait until the line is logged
+    NAMED = 10  # workers that a line names
+
+    def __init__(self) -> None:
+        # By channel: since when messages wait (time.monotonic), the greatest id then, and whether it was logged.
+        self._waits: dict[str, tuple[float, int, bool]] = {}
+
+    def look(self, link: Link, workers: dict[str, str]) -> None:
+        """Look at the channels whose workers are all busy. ``workers``: see ``Link.workers``."""
+        works = {name: json.loads(work) for name, work in workers.items() if work}
+        idle = {channel for work in works.values() if not work["runs"] for channel in work["takes"]}
+        busy = {channel for work in works.values() for channel in work["takes"]} - idle
+        heads = link.heads(sorted(busy)) if busy else {}
+        self._waits = {channel: wait for channel, wait in self._waits.items() if channel in heads}
+        now = time.monotonic()
+        for channel, (head, last) in heads.items():
+            since, mark, logged = self._waits.get(channel, (now, last, False))
+            if head > mark:  # all messages that waited then have been taken
+                since, mark = now, last
+            if now - since >= self.PATIENCE and not logged:
+                logged = True
+                runs = [
+                    f"{name} runs {work['runs']} since {work['since']}"
+                    for name, work in sorted(works.items())
+                    if channel in work["takes"]
+                ]
+                log.warning(
+                    "Messages on %s have waited for %.0f s, because every worker that takes them is busy: %s. "
+                    "Start more workers, with --workers or runworker.",
+                    channel,
+                    now - since,
+                    ", ".join([*runs[: self.NAMED], *(["..."] if runs[self.NAMED :] else [])]),
+                )
+            self._waits[channel] = since, mark, logged

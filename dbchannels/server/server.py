@@ -9,7 +9,9 @@ from typing import Any
 
 import gevent
 from gevent.pywsgi import WSGIServer
+from gevent.queue import SimpleQueue
 
+from dbchannels.layers.base import BaseLayer
 from dbchannels.protocol import GOING_AWAY, SENTENCES, SERVICE_RESTART
 from dbchannels.redaction import escaped
 from dbchannels.server.access_log import log_websocket
@@ -28,6 +30,7 @@ from dbchannels.server.http.dispatch import OUTSIDE, Requests
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.http.messages import Request
 from dbchannels.server.http.reader import RequestReader
+from dbchannels.server.hub import Hub
 from dbchannels.server.listeners import AddressInUse, Listener, listen_all
 from dbchannels.server.proxy_headers import forwarded_scheme
 from dbchannels.server.relay import Relay
@@ -35,6 +38,7 @@ from dbchannels.server.turns import Turns
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import Connection
 from dbchannels.server.websocket.handshake import Accepted, Denied
+from dbchannels.wakeup import WakeupPipe
 
 log = logging.getLogger("dbchannels.server")
 
@@ -43,6 +47,26 @@ log = logging.getLogger("dbchannels.server")
 FAREWELLS = 8.0
 LAST_WORDS = 1.5  # seconds beyond the drain time-out for what is left to be written
 LAST_ANSWERS = 1.0  # seconds in which those that waited until the end must take their 503
+
+
+class GeventHub(Hub):
+    """The hub of the thread that makes it; greenlets wait there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._watcher: Any = gevent.get_hub().loop.async_()
+
+    def queue(self) -> Any:
+        """Return a queue for greenlets."""
+        return SimpleQueue()
+
+    def start(self) -> None:
+        """Run the functions at each wakeup."""
+        self._watcher.start(self.run_all)
+
+    def wake(self) -> None:
+        """Wake the hub."""
+        self._watcher.send()
 
 
 class SiteServer(WSGIServer):  # type: ignore[misc]
@@ -89,9 +113,9 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
 class InterfaceServer:
     """Binds its address at once; ``start`` needs the layer, ``stop`` drains."""
 
-    def __init__(self, make_relay: Callable[[Callable[[], None]], Relay], options: ServerConfig) -> None:
+    def __init__(self, layer: BaseLayer, wakeups: dict[str, WakeupPipe], options: ServerConfig) -> None:
         self.options = options
-        self.relay = make_relay(self._declared_dead)
+        self.relay = Relay(layer, wakeups, GeventHub())
         is_proxy = options.proxies.believes if options.proxies else lambda address: False
         # Apart, because a worker is kept free for WebSockets: their handshakes need not wait for requests.
         self.requests = Requests(self.relay, options, Turns(options.max_waiting_per_address, is_proxy))
@@ -150,7 +174,7 @@ class InterfaceServer:
         if not in_flight.is_over:
             in_flight.give_up()
             self._wait_until(lambda: in_flight.is_over, time.monotonic() + LAST_ANSWERS)
-        self._wait_until(lambda: not self._receivers(), min(deadline, time.monotonic() + FAREWELLS))
+        self._wait_until(lambda: not self.relay.waiting(), min(deadline, time.monotonic() + FAREWELLS))
         if self._ticking is not None:
             self._ticking.kill()
         gevent.get_hub().threadpool.apply(
@@ -174,9 +198,6 @@ class InterfaceServer:
         """Whether the server stops: no connection is kept alive for another request."""
         return self._closing is not None
 
-    def _receivers(self) -> int:
-        return self.relay.waiting()
-
     def _wait_until(self, done: Callable[[], bool], deadline: float) -> None:
         while not done() and time.monotonic() < deadline:
             gevent.sleep(0.02)
@@ -193,13 +214,6 @@ class InterfaceServer:
                 if time.monotonic() > ends_at:  # a crowd that is closed at the same moment holds up nobody
                     gevent.sleep(0.001)
                     ends_at = time.monotonic() + SLICE
-
-    def _declared_dead(self) -> None:
-        """Others cleaned up after this server while it stood still: its sockets belong to no record any more.
-
-        What anybody waits for would come on the old queue: sockets are closed 1012, requests and handshakes get 503.
-        """
-        self.relay.lose_all()
 
     # Requests of both kinds.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -25,6 +24,7 @@ from dbchannels.layers import make_layer
 from dbchannels.protocol import MORE_CONTENT, status_reply
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import Exchange, Stream
+from dbchannels.server.hub import ThreadHub
 from dbchannels.server.relay import Relay
 from dbchannels.wakeup import check_timeout
 
@@ -112,7 +112,7 @@ class Gateway:
         ):  # nobody waits in line for one failure after another
             raise LayerUnavailable("The layer could not be used a moment ago.")
         if self._new is None:
-            self._new = Relay(make_layer(self._settings), {}, lambda: relay.lose_all(), ThreadHub())
+            self._new = Relay(make_layer(self._settings), {}, ThreadHub())
         relay = self._new
         try:
             relay.start()
@@ -133,27 +133,6 @@ class Gateway:
         self._inherited += [self._started, self._new]
         self._started = self._new = None
         self._starting = threading.Lock()
-
-
-class ThreadHub:
-    """Delivers in whatever thread has something to deliver, one at a time, to threads that wait."""
-
-    def __init__(self) -> None:
-        self._delivering = threading.RLock()
-        self._run: Callable[[], None] = lambda: None
-
-    def queue(self) -> Any:
-        """Return a queue for threads."""
-        return queue.SimpleQueue()
-
-    def start(self, run: Callable[[], None]) -> None:
-        """Run the function at each ``send``."""
-        self._run = run
-
-    def send(self) -> None:
-        """Run it now."""
-        with self._delivering:
-            self._run()
 
 
 def stop(relay: Relay, pid: int) -> None:

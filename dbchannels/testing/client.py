@@ -15,7 +15,7 @@ from dbchannels import names
 from dbchannels.channel import Channel
 from dbchannels.protocol import MORE_CONTENT
 from dbchannels.server.http.messages import Request
-from dbchannels.server.reply import Reply
+from dbchannels.server.relay import Reply
 from dbchannels.server.wsgi_gateway import read_request
 from dbchannels.testing.channels import Channels, current_channels, in_use
 from dbchannels.testing.sockets import ClientSocket

@@ -13,8 +13,7 @@ from dbchannels.protocol import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
 from dbchannels.server.config import LaunchConfig, ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Refused, Request
-from dbchannels.server.relay import Relay
-from dbchannels.server.reply import Receiver, read_reply
+from dbchannels.server.relay import Receiver, Relay, Reply
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import Connection
@@ -120,8 +119,7 @@ class Server:
         self.queue = f"reply.{names.random_part()}!"
         self._link = layer.link()
         self._link.register(self.name, Process.SERVER, self.queue)
-        self._receivers: dict[str, Receiver] = {}
-        self._opened_on: dict[str, str] = {}
+        self._receivers: dict[str, tuple[str, Receiver]] = {}
         self._calls: list[
             tuple[float, Callable[[], None]]
         ] = []  # what is to be called, and when by the clock
@@ -152,10 +150,10 @@ class Server:
             call()
         while deliveries := self._link.receive_many([self.queue], 100):
             for delivery in deliveries:
-                reply = read_reply(delivery)
+                reply = Reply.read(delivery.payload)
                 for local in delivery.recipients:
                     if local in self._receivers:
-                        self._receivers[local].deliver(reply)
+                        self._receivers[local][1].deliver(reply)
 
     # Handshakes.
 

@@ -13,7 +13,7 @@ from dbchannels.layers.operations import Send
 from dbchannels.server import budget as budget_module
 from dbchannels.server.budget import LEAST, OWN, UNSENT, UNSENT_EACH, MemoryBudget, Share, Turns, UnsentFrames
 from dbchannels.server.config import WebSocketLimits
-from dbchannels.server.relay_threads import Publisher
+from dbchannels.server.relay_threads import next_batch
 from dbchannels.server.websocket.connection import INBOX, Connection
 from dbchannels.server.websocket.deflate import negotiate
 from dbchannels.server.websocket.protocol import STEP
@@ -376,11 +376,8 @@ def test_large_messages_are_written_few_at_a_time():
     for _ in range(10):
         outbox.put([Send("websocket.receive", b"small", "reply.s!c", 60)])
     outbox.put(None)
-    publisher = Publisher(
-        outbox,
-        lambda operations: batches.append(len(operations)) or [],
-        retry=lambda attempt: attempt(),
-        lost=lambda *_: None,
-    )
-    publisher.run()
+    ended = False
+    while not ended:
+        batch, ended = next_batch(outbox)
+        batches.append(len(batch))
     assert batches == [1] * 10 + [10]

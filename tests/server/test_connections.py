@@ -17,8 +17,7 @@ from dbchannels.protocol import DECLARED_DEAD
 from dbchannels.server import budget
 from dbchannels.server.config import WebSocketLimits
 from dbchannels.server.http.messages import Request
-from dbchannels.server.relay import OutboxFull
-from dbchannels.server.reply import Reply
+from dbchannels.server.relay import OutboxFull, Reply
 from dbchannels.server.websocket import connection
 from dbchannels.server.websocket.connection import INBOX, Connection
 from dbchannels.server.websocket.handshake import Accepted, Denied

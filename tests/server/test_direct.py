@@ -15,9 +15,7 @@ from dbchannels.layers.memory import MemoryLayer
 from dbchannels.server.config import ServerConfig
 from dbchannels.server.http import direct
 from dbchannels.server.http.direct import DirectViews
-from dbchannels.server.hub import GeventHub
 from dbchannels.server.listeners import Address
-from dbchannels.server.relay import Relay
 from dbchannels.server.server import InterfaceServer
 from tests.server.test_server import Client, until
 
@@ -37,14 +35,8 @@ class Direct:
             "graceful_timeout": 5.0,
             **options,
         }
-        relays = []
-
-        def make_relay(on_dead):
-            relays.append(Relay(layer, {}, on_dead, GeventHub()))
-            return relays[0]
-
-        self.server = InterfaceServer(make_relay, ServerConfig(**given))
-        self.direct = DirectViews(self.run, threads, relays[0].call_in_hub, self.server.requests.turns)
+        self.server = InterfaceServer(layer, {}, ServerConfig(**given))
+        self.direct = DirectViews(self.run, threads, self.server.relay.hub.call, self.server.requests.turns)
         self.server.requests.direct = self.direct
         self.threads = []
         self.closed = []

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from dbchannels.server import overload
-from dbchannels.server.overload import Overload
+from dbchannels.server import relay_threads
+from dbchannels.server.relay_threads import Overload
 from tests import kinds
 
 SINCE = "2026-11-28 14:03:02"
@@ -35,7 +35,7 @@ class Heads:
 def look(monkeypatch, caplog):
     """Look after so many seconds: ``look(5, {"w1": work(...)}, own=[1, 2])``; returns the lines that are new."""
     clock, link, one = [0.0], Heads(), Overload()
-    monkeypatch.setattr(overload.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(relay_threads.time, "monotonic", lambda: clock[0])
 
     def look(seconds, workers, **waiting):
         clock[0] += seconds
@@ -86,7 +86,7 @@ def test_of_very_many_workers_some_are_named(look):
     many = {f"w{number:03}": work("own", "own") for number in range(50)}
     look(0, many, own=[1])
     (line,) = look(30, many, own=[1])
-    assert line.count(" runs ") == overload.NAMED and ", ...." in line
+    assert line.count(" runs ") == Overload.NAMED and ", ...." in line
 
 
 # What the layers know.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import queue
 import re
 import threading
 import time
@@ -18,13 +19,12 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.operations import Connect, Disconnect, Send, Withdraw
 from dbchannels.models import Connection, Process
 from dbchannels.protocol import DECLARED_DEAD
-from dbchannels.server import overload
 from dbchannels.server import relay as relay_module
-from dbchannels.server.hub import GeventHub
 from dbchannels.server.relay import OutboxFull, Relay
-from dbchannels.server.relay_threads import _ordered
+from dbchannels.server.relay_threads import Overload, next_batch
+from dbchannels.server.server import GeventHub
 from dbchannels.testing.contract.case import drain
-from dbchannels.wakeup import WakeupPipe, wait_readable
+from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
 from tests import kinds
 
 on_both = kinds.only("memory", "postgresql")
@@ -123,8 +123,9 @@ def new_relay(new_layer):
     def new(wakeups=None, **options):
         layer = new_layer(**{"poll_interval": 0.02, **options})
         harness = Harness(layer)
-        relay = Relay(layer, wakeups or {}, lambda: relay.deaths.append(relay.name), GeventHub())
+        relay = Relay(layer, wakeups or {}, GeventHub())
         relay.deaths, relay.harness = [], harness
+        relay.declared_dead = lambda: relay.deaths.append(relay.name)
         relay.start()
         made.append(relay)
         return relay
@@ -348,10 +349,11 @@ def test_a_row_that_is_no_message_is_lost_alone(relay, told, garbage):
 @on_both
 def test_those_can_be_told_that_no_reply_will_come_who_wait_on_a_queue_of_the_past(relay):
     receivers = [Receiver(relay), Receiver(relay)]
-    relay._past.add(relay.queue)
+    relay._past_queues.add(relay.queue)
     relay.queue = "reply.new!"
     newcomer = Receiver(relay)  # between the new name and the hub's hearing of it
-    relay.lose_all()
+    Relay.declared_dead(relay)
+    until(lambda: receivers[1].replies)
     assert [one.messages() for one in receivers] == [[{"lost": DECLARED_DEAD}]] * 2
     assert newcomer.messages() == []
 
@@ -428,8 +430,11 @@ def test_a_server_whose_lease_has_ended_in_an_outage_renews_it_before_it_tries_a
 
 
 def test_what_flooding_clients_leave_behind_is_one_statement_of_each_kind():
-    operations = [Withdraw("http.request", "r!a"), Disconnect("r!a")] * 3
-    assert [kind for kind, _ in groupby(map(type, _ordered(operations)))] == [Disconnect, Withdraw]
+    outbox = queue.SimpleQueue()
+    for _ in range(3):
+        outbox.put([Withdraw("http.request", "r!a"), Disconnect("r!a")])
+    batch, _ = next_batch(outbox)
+    assert [kind for kind, _ in groupby(map(type, batch))] == [Disconnect, Withdraw]
 
 
 @in_memory
@@ -529,8 +534,8 @@ def test_many_that_cannot_be_written_are_two_lines_in_the_log(relay, told):
 @on_both
 def test_a_listener_that_is_ended_again_and_again_is_back_as_soon_each_time(new_relay, monkeypatch):
     tries = []
-    delay = relay_module.Backoff.delay
-    monkeypatch.setattr(relay_module.Backoff, "delay", lambda self: tries.append(self.tries) or delay(self))
+    delay = Backoff.delay
+    monkeypatch.setattr(Backoff, "delay", lambda self: tries.append(self.tries) or delay(self))
     relay = new_relay()
     relay.harness.outage("wait", LayerUnavailable("ended"), times=5)
     until(lambda: len(tries) == 5)
@@ -717,11 +722,11 @@ def test_a_reply_rings_for_no_worker(new_relay):
     assert not wait_readable([wakeup.reader for wakeup in wakeups.values()], 0)
 
 
-# Who is near.
+# Wakeups inside of the process tree.
 
 
 @on_postgresql
-def test_a_ring_at_its_door_has_it_read_its_replies(new_relay, new_link):
+def test_a_wakeup_has_it_read_its_replies(new_relay, new_link):
     relay = new_relay(poll_interval=3600)
     receiver = Receiver(relay)
     writer = new_link(relay.layer)
@@ -762,7 +767,7 @@ def test_its_own_workers_are_woken_without_a_notification(new_relay, new_link):
 
 @kinds.only("postgresql", "sqlite")
 def test_what_waits_since_all_workers_are_busy_is_told_of(new_relay, new_link, monkeypatch, caplog):
-    monkeypatch.setattr(overload, "PATIENCE", 0.3)
+    monkeypatch.setattr(Overload, "PATIENCE", 0.3)
     relay = new_relay(lease=0.3)
     link = new_link(relay.layer)
     link.register("w1", Process.WORKER)

@@ -20,14 +20,13 @@ from dbchannels import conf
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.protocol import REPORT_EVERY, SENTENCES
-from dbchannels.server import relay
+from dbchannels.server import relay_threads
 from dbchannels.server.config import ServerConfig
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import BrokenOff, Exchange, Stream
 from dbchannels.server.http.handler import Handler
-from dbchannels.server.hub import GeventHub
 from dbchannels.server.listeners import Address, AddressInUse
-from dbchannels.server.relay import OutboxFull, Relay
+from dbchannels.server.relay import OutboxFull
 from dbchannels.server.server import InterfaceServer
 from dbchannels.testing.contract.case import raises
 
@@ -63,9 +62,7 @@ class Site:
             "graceful_timeout": 5.0,
             **options,
         }
-        self.server = InterfaceServer(
-            lambda on_dead: Relay(self.layer, {}, on_dead, GeventHub()), ServerConfig(**given)
-        )
+        self.server = InterfaceServer(self.layer, {}, ServerConfig(**given))
         self.relay = self.server.relay
         self.seen = []  # (channel, message)
         self.consumers = {
@@ -528,7 +525,7 @@ def test_in_an_outage_new_requests_are_refused_at_once_and_those_that_wait_go_on
         return write(*given, **how)
 
     monkeypatch.setattr(site.layer, "write", away)
-    monkeypatch.setattr(relay, "REFUSE_AFTER", 0.0)
+    monkeypatch.setattr(relay_threads, "REFUSE_AFTER", 0.0)
     down.set()
     waits = site.client()
     waits.send_request("GET", "/waits")
@@ -817,7 +814,8 @@ def test_an_address_in_use_is_one_sentence(site):
     host, port = site.server.address
     with raises(AddressInUse) as raised:
         InterfaceServer(
-            lambda on_dead: Relay(site.layer, {}, on_dead, GeventHub()),
+            site.layer,
+            {},
             ServerConfig(addresses=(Address("127.0.0.1", port),)),
         )
     assert raised.sentence.startswith(f"{host}:{port} cannot be used (Address already in use): ")
@@ -826,7 +824,8 @@ def test_an_address_in_use_is_one_sentence(site):
 def test_an_address_of_another_machine_is_one_sentence(site):
     with raises(AddressInUse) as raised:
         InterfaceServer(
-            lambda on_dead: Relay(site.layer, {}, on_dead, GeventHub()),
+            site.layer,
+            {},
             ServerConfig(addresses=(Address("192.0.2.1", 8000),)),
         )
     assert raised.sentence.startswith("192.0.2.1:8000 cannot be used (")
@@ -985,6 +984,7 @@ def test_a_server_that_was_declared_dead_closes_1012_and_answers_what_waits(site
     assert asking.get(timeout=10).status == 503 and opening.get(timeout=10).status == 503
     until(site.is_quiet)
     # Those who cleaned up have said so of both that a connect consumer ran for, and nobody else has.
+    until(lambda: len(site.messages("websocket.disconnect")) > 1)
     assert [message["code"] for message in site.messages("websocket.disconnect")] == [1006, 1006]
     site.responding({"status": 200, "content": b"alive"})
     assert site.get().content == b"alive"

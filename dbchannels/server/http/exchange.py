@@ -32,8 +32,7 @@ from dbchannels.protocol import (
     status_reply,
 )
 from dbchannels.server.http import messages
-from dbchannels.server.relay import OutboxFull, Relay
-from dbchannels.server.reply import Reply
+from dbchannels.server.relay import OutboxFull, Relay, Reply
 from dbchannels.server.turns import Turn, Turns
 
 if TYPE_CHECKING:

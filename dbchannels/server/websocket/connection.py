@@ -37,8 +37,7 @@ from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
 from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Request, connect_message
-from dbchannels.server.relay import OutboxFull, Relay
-from dbchannels.server.reply import Reply
+from dbchannels.server.relay import OutboxFull, Relay, Reply
 from dbchannels.server.websocket.deflate import Deflate
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied
 from dbchannels.server.websocket.messages import Outgoing
