@@ -138,7 +138,7 @@ def test_in_an_include_a_path_is_the_beginning():
         ("/<int:>/", "captures '', which is no name"),
         ("/<int: pk>/", "captures ' pk', which is no name"),
         ("/<1a>/", "captures '1a', which is no name"),
-        ("/<a>/<int:a>/", "captures 'a', which is there twice"),
+        ("/<a>/<int:a>/", "captures 'a', which is used twice"),
         ("/<room/", "has a '<' without its other half"),
         ("/room>/", "has a '>' without its other half"),
         ("/<int:a:b>/", "has a '<' without its other half"),

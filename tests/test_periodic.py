@@ -93,7 +93,7 @@ def test_what_is_no_interval_is_refused(every):
 
 def test_a_protocol_message_cannot_be_periodic():
     with pytest.raises(
-        exceptions.InvalidConfiguration, match="take retries, backoff, concurrency and every off"
+        exceptions.InvalidConfiguration, match="remove retries, backoff, concurrency and every"
     ):
         route("http.request", quiet, every=timedelta(hours=1))
 

@@ -180,14 +180,14 @@ def test_an_option_that_is_spelled_wrong_is_one_sentence(key, value, near):
         with raises(InvalidConfiguration) as refused:
             make()
         assert refused.sentence.startswith(
-            f"A route on own has the unknown option {key!r}: write {near!r}, or,"
+            f"A route on own has the unknown option {key!r}: write {near!r}, or filters="
         )
 
 
 def test_a_decorator_that_stands_bare_is_one_sentence():
     with raises(InvalidConfiguration) as refused:
         consumer(one)
-    assert refused.sentence.endswith('name the channel, as @consumer("websocket.receive").')
+    assert refused.sentence.endswith('name it, as in @consumer("websocket.receive").')
 
 
 def test_a_consumer_that_comes_too_late_is_told_of(decorated, caplog):
@@ -196,7 +196,7 @@ def test_a_consumer_that_comes_too_late_is_told_of(decorated, caplog):
     load_routing()
     consumer("own")(two)
     (said,) = caplog.messages
-    assert said.startswith(f"{__name__}.two, a consumer of own, was imported after the routing had been read")
+    assert said.startswith(f"{__name__}.two, a consumer of own, was imported after the routing was loaded")
 
 
 # What is never reached.
@@ -351,7 +351,7 @@ def test_no_routing_module_is_needed(decorated):
 def test_routes_by_module_or_by_name(module, dotted):
     module("chat.routing", routes=[route("own", one)], others=(route("own", one),))
     assert [entry.consumer for entry in load_routing(dotted).routes()] == [one]
-    assert [entry.consumer for entry in include(dotted).routes()] == [one]
+    assert [entry.route.consumer for entry in include(dotted).bound_routes()] == [one]
 
 
 def test_routes_may_be_given_as_a_list():

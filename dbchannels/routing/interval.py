@@ -1,4 +1,4 @@
-"""How often a periodic message is sent: every so many seconds, or as a crontab line says."""
+"""How often a periodic message is sent: at a fixed interval, or by a crontab line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ LONGEST_CHANGE = timedelta(hours=3)  # of a clock, for summer time and the like
 
 
 class Interval(Protocol):
-    """How often; ``str`` of it is the name that it has in the database."""
+    """How often a message is sent; the database stores its ``str``."""
 
     def following(self, due: datetime, now: datetime) -> datetime:
-        """Return the first moment after ``now``, in step with the one that was due."""
+        """Return the first moment after ``now``, in step with ``due``."""
 
 
 class Period:
-    """Every so many seconds."""
+    """A fixed interval."""
 
     def __init__(self, length: timedelta) -> None:
         self._length = length
@@ -37,11 +37,11 @@ class Period:
 
 
 class CronLine:
-    """Five fields as in crontab(5), in the site's TIME_ZONE; clock changes are treated as by Debian's cron(8).
+    """Five fields as in crontab(5), in the site's TIME_ZONE; clock changes are handled as by Debian's cron(8).
 
-    A line whose minute or hour begins with ``*`` follows the clock: it runs in both of the hours that come twice, and
-    not at a time that is skipped. Any other line has fixed times: one that comes twice runs at the first, and one that
-    is skipped runs right after the gap.
+    A line whose minute or hour begins with ``*`` follows the clock: it runs in both of two repeated hours, and not at a
+    skipped time. Any other line has fixed times: a repeated time runs once, the first time, and a skipped time runs
+    right after the gap.
     """
 
     def __init__(self, text: str, parse: Any) -> None:
@@ -54,10 +54,10 @@ class CronLine:
     def following(self, due: datetime, now: datetime) -> datetime:
         zone = timezone.get_default_timezone()
         clock = now.astimezone(zone).replace(tzinfo=None)
-        # What the clock will show again, if it is about to be set back, comes after now as well.
+        # If the clock is about to be set back, the times that it repeats come after now too.
         start = min(clock, (now + LONGEST_CHANGE).astimezone(zone).replace(tzinfo=None) - LONGEST_CHANGE)
         found: list[datetime] = []
-        # The parser counts on a clock without a time zone: in one it goes wrong where changes are not of whole hours.
+        # The parser gets naive times: with a time zone, it is wrong about changes by less than an hour.
         for showing in self._parse(self._text, start):
             found += [moment for moment in self._moments(showing, zone) if moment > now]
             if found and showing > clock:
@@ -65,11 +65,11 @@ class CronLine:
         return min(found)
 
     def _moments(self, clock: datetime, zone: tzinfo) -> list[datetime]:
-        """Return when the line runs for a time that the clock shows: once, twice, or not at all."""
+        """Return the moments of a time on the clock at which the line runs: none, one or two."""
         first, second = _first_and_second(clock, zone)
-        if first < second:  # it comes twice
+        if first < second:  # the clock shows it twice
             return [first] if self._has_fixed_times else [first, second]
-        if first > second and not self._has_fixed_times:  # it is skipped
+        if first > second and not self._has_fixed_times:  # the clock never shows it
             return []
         while first > second:
             clock += timedelta(minutes=1)
@@ -78,7 +78,7 @@ class CronLine:
 
 
 def _first_and_second(clock: datetime, zone: tzinfo) -> tuple[datetime, datetime]:
-    """Return both moments at which the clock shows a time; they are in the wrong order where it never does."""
+    """Return both moments at which the clock shows a time, in reverse order if it never does."""
     first, second = (clock.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     return first, second
 
@@ -89,13 +89,13 @@ def parse_interval(every: object, channel: str) -> Interval:
         return _parse_line(every, channel)
     if not isinstance(every, timedelta):
         raise InvalidConfiguration(
-            f"The every of a route on {channel} is a timedelta, or five fields as in crontab, not {safe_repr(every)}: "
-            "write every=timedelta(minutes=5), or every='0 7 * * *'."
+            f"The every of a route on {channel} must be a timedelta, or five fields as in crontab, not "
+            f"{safe_repr(every)}: write every=timedelta(minutes=5), or every='0 7 * * *'."
         )
     if not SHORTEST <= every <= LONGEST:
         raise InvalidConfiguration(
-            f"The every of a route on {channel} is from a second to ten years, not {every!s:.60}: take a timedelta of "
-            "that length."
+            f"The every of a route on {channel} must be from a second to ten years, not {every!s:.60}: write a "
+            "timedelta of that length."
         )
     return Period(every)
 
@@ -105,13 +105,13 @@ def _parse_line(text: str, channel: str) -> CronLine:
         from cronsim import CronSim, CronSimError
     except ImportError:
         raise InvalidConfiguration(
-            f"The every of a route on {channel} is a crontab line, which the package cronsim reads: "
-            "pip install 'dbchannels[cron]', or give a timedelta."
+            f"The every of a route on {channel} is a crontab line, which needs the package cronsim: "
+            "pip install 'dbchannels[cron]', or write a timedelta."
         ) from None
     line = " ".join(text.split())
     if len(line) > LONGEST_LINE:
         raise InvalidConfiguration(
-            f"The every of a route on {channel} is a line of at most {LONGEST_LINE} characters, and this one has "
+            f"The every of a route on {channel} may have at most {LONGEST_LINE} characters, and this one has "
             f"{len(line)}: write ranges and steps, such as '*/5', instead of lists."
         )
     found = CronLine(line, CronSim)
@@ -120,14 +120,14 @@ def _parse_line(text: str, channel: str) -> CronLine:
         found.following(now, now)
     except (CronSimError, ValueError):
         raise InvalidConfiguration(
-            f"The every of a route on {channel} is not a crontab line that ever comes: {safe_repr(text)}; give five "
+            f"The every of a route on {channel} is not a crontab line that ever runs: {safe_repr(text)}; write five "
             "fields, minute, hour, day, month and weekday, such as '0 7 * * *'."
         ) from None
     return found
 
 
 class Entry(NamedTuple):
-    """One thing that is sent every so often."""
+    """A periodic message: its channel, and how often it is sent."""
 
     channel: str
     interval: Interval

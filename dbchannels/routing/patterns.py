@@ -1,10 +1,9 @@
-"""Patterns: what one field of a message must look like for a route, and the text that a reverse makes of it.
+"""Patterns: which texts of a message's field match a route, and the text that ``reverse`` builds.
 
-There are two kinds, told apart by their characters. One that holds any of ``^ $ * + ? ( ) [ ] { } | \\`` is a
-regular expression, searched from the start of the field; one with ``$`` at its end lets no newline follow, as in
-Django's ``re_path()``. Every other one is a **path**, as in Django's ``path()``: it is the whole field (in an
-``include`` its beginning), and ``<slug:room>`` in it captures, by Django's converters. ``path="chat/"`` is
-``path="/chat/"``.
+A pattern that contains any of ``^ $ * + ? ( ) [ ] { } | \\`` is a **regular expression**, matched from the start of the
+field; after a ``$`` at its end no newline may follow, as in Django's ``re_path()``. Every other pattern is a **path**,
+as in Django's ``path()``: it must match the whole field (in an ``include``, its beginning), and ``<slug:room>``
+captures by Django's converters. ``path="chat/"`` means ``path="/chat/"``.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ from dbchannels.exceptions import InvalidConfiguration, safe_repr
 
 EXPRESSION = re.compile(r"[\^$*+?()\[\]{}|\\]")  # a character that makes a pattern a regular expression
 _CAPTURE = re.compile(r"<(?:([^<>:]*):)?([^<>:]*)>")
-#: What stands in a regular expression where a path's capture may have been meant: not (?P<name>, (?<= or \<.
+#: Text in a regular expression that may have been meant as a path's capture: not (?P<name>, (?<= or \<.
 _STRAY = re.compile(r"(?<![\\P?])<(?:(\w+):)?(\w+)>")
-#: The beginning of a regular expression whose first character is there, and is no slash.
+#: The beginning of a regular expression whose first character is required, and is no slash.
 _NO_SLASH = re.compile(r"(?:\^|\\A)?(?:\((?:\?P<\w+>|\?:)?)*(?:[\w-]|\\[wd]|\[[^\]^/]*\])(?![*?{])")
-#: What Django's own converters match is matched by these others too.
+#: The texts of each of Django's converters also match these others.
 WIDER = {
     "int": ("int", "slug", "str", "path"),
     "uuid": ("uuid", "slug", "str", "path"),
@@ -42,23 +41,23 @@ class Pattern(NamedTuple):
     regex: re.Pattern[str]
     converters: Mapping[str, Any]  # of a path, by the capture's name
     is_path: bool
-    whole: bool  # a path that is the whole field, not its beginning
+    whole: bool  # for a path: it matches the whole field, not its beginning
 
     @property
     def ends(self) -> bool:
-        """Whether a regular expression says that the field ends with it."""
+        """Whether this is a regular expression that ends with ``$``."""
         return (
             not self.is_path and self.regex.pattern.endswith("$") and not self.regex.pattern.endswith(r"\$")
         )
 
     def candidates(self) -> list[tuple[str, list[str]]]:
-        """Return texts with ``%(name)s`` for their captures, and the names of these, that may match."""
+        """Return texts that may match, with ``%(name)s`` for each capture, and the names of the captures."""
         if self.is_path:
             return [(_CAPTURE.sub(r"%(\2)s", self.text), list(self.converters))]
         return [(text, list(names)) for text, names in normalize(self.regex.pattern)]
 
     def covers(self, later: Pattern) -> bool:
-        """Whether this one is known to match whatever the other matches, so that a route behind it is never reached."""
+        """Whether this pattern is known to match all texts that a later one matches, which is then never reached."""
         if self.text == later.text:
             return self.whole == later.whole or later.whole
         if not self.is_path and self.text in ANYTHING:
@@ -72,20 +71,20 @@ class Pattern(NamedTuple):
 
 
 def convert(captures: dict[str, Any], converters: Mapping[str, Any]) -> bool:
-    """Put in place of captured texts what their converters make of them; False: one of them is no match after all."""
+    """Replace captured texts by their converters' values; return False if a converter refuses its text."""
     try:
         for name, converter in converters.items():
             captures[name] = converter.to_python(captures[name])
-    except ValueError:  # Django's way for a converter to say that this is none of its
+    except ValueError:  # how a converter of Django refuses a text
         return False
     return True
 
 
 def compile_pattern(key: str, text: object, *, whole: bool = True) -> Pattern:
-    """Return the pattern of the field ``key``; raises InvalidConfiguration. A compiled one is a regular expression."""
+    """Return the pattern of the field ``key``, from a text or a compiled expression; raises InvalidConfiguration."""
     if isinstance(text, str) and not EXPRESSION.search(text):
         regex, converters = _compile_path(key, text)
-        # As in Django's path(), the slash in front may be left out; an include of "" takes nothing off.
+        # As in Django's path(), the slash in front may be omitted; an include of "" removes nothing.
         if key == "path" and not text.startswith("/") and (text or whole):
             regex = "/?" + regex
         return Pattern(text, re.compile(regex + (r"\Z" if whole else "")), converters, True, whole)
@@ -101,30 +100,26 @@ def compile_pattern(key: str, text: object, *, whole: bool = True) -> Pattern:
 
 
 def _compile_path(key: str, text: str) -> tuple[str, dict[str, Any]]:
-    """Return a path's regular expression, without its end, and its converters by the captures' names."""
+    """Return a path's regular expression, without its end, and its converters by capture."""
     parts, converters, end = [], {}, 0
+    known = get_converters()
     for found in _CAPTURE.finditer(text):
         kind, name = "str" if found[1] is None else found[1], found[2]
         if not name.isidentifier() or name in converters:
             raise InvalidConfiguration(
                 f"The filter {key}={safe_repr(text)} of a route captures {safe_repr(name)}, which is "
-                f"{'there twice' if name in converters else 'no name'}: give each capture a name of its own."
+                f"{'used twice' if name in converters else 'no name'}: give each capture its own name."
             )
-        converters[name] = _converter(key, text, kind)
+        if kind not in known:
+            raise InvalidConfiguration(
+                f"The filter {key}={safe_repr(text)} of a route names the converter {safe_repr(kind)}, which is not "
+                f"registered: use one of {', '.join(sorted(known))}, or call django.urls.register_converter before the "
+                "routes."
+            )
+        converters[name] = known[kind]
         parts += [_literal(key, text, end, found.start()), f"(?P<{name}>{converters[name].regex})"]
         end = found.end()
     return "".join([*parts, _literal(key, text, end, len(text))]), converters
-
-
-def _converter(key: str, text: str, kind: str) -> Any:
-    known = get_converters()
-    if kind not in known:
-        raise InvalidConfiguration(
-            f"The filter {key}={safe_repr(text)} of a route names the converter {safe_repr(kind)}, which is not "
-            f"registered: use one of {', '.join(sorted(known))}, or call django.urls.register_converter in front of "
-            "the routes."
-        )
-    return known[kind]
 
 
 def _literal(key: str, text: str, start: int, end: int) -> str:
@@ -138,14 +133,14 @@ def _literal(key: str, text: str, start: int, end: int) -> str:
 
 
 def misses_the_slash(pattern: Pattern) -> bool:
-    """Whether a regular expression is known to match no text that begins with a slash, as each path does."""
+    """Whether a regular expression is known to match no text that begins with a slash, as all paths do."""
     return not pattern.is_path and "|" not in pattern.text and bool(_NO_SLASH.match(pattern.text))
 
 
 def stray_capture(key: str, pattern: Pattern) -> str:
-    """Return what looks like a path's capture in a regular expression, where it captures nothing; "" for nothing.
+    """Return text in a regular expression that looks like a path's capture, and captures nothing; "" if there is none.
 
-    In other fields than the path ``<b>`` may be meant as it stands, ``<int:b>`` hardly.
+    Outside the path, ``<b>`` may be meant literally, but hardly ``<int:b>``.
     """
     for found in () if pattern.is_path else _STRAY.finditer(pattern.text):
         if found[1] in get_converters() or (found[1] is None and key == "path"):
@@ -154,7 +149,7 @@ def stray_capture(key: str, pattern: Pattern) -> str:
 
 
 def joined(patterns: Sequence[Pattern]) -> Pattern | None:
-    """Return the patterns of nested includes as one, where all but the last are beginnings and all are paths."""
+    """Return the patterns of nested includes as one pattern, if there is one or all are paths; else None."""
     if len(patterns) == 1:
         return patterns[0]
     if not all(one.is_path for one in patterns):
@@ -168,7 +163,7 @@ def joined(patterns: Sequence[Pattern]) -> Pattern | None:
 
 
 def _is_wider(earlier: str, later: str) -> bool:
-    """Whether two paths differ in their captures alone, and the earlier one's take all that the later one's do."""
+    """Whether two paths differ only in their captures, and each earlier capture matches all texts of the later one."""
     if _CAPTURE.sub("<>", earlier) != _CAPTURE.sub("<>", later):
         return False
     kinds = zip(_CAPTURE.findall(earlier), _CAPTURE.findall(later), strict=True)

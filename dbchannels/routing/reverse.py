@@ -1,4 +1,4 @@
-"""``reverse``: the path of a route from its name, as ``django.urls.reverse`` gives that of a view."""
+"""``reverse``: the path of a route by its name, like ``django.urls.reverse`` for views."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _GAP = re.compile(r"%\((\w+)\)s")
 
 
 def reverse(to: str | Consumer, kwargs: Mapping[str, Any] | None = None, *, layer: str = "default") -> str:
-    """Return the path of the first route that is called so and captures just these keywords.
+    """Return the path of the first route with this name whose captures are exactly these keywords.
 
-    ``to`` is the route's ``name`` (``"namespace:name"`` inside an include with a namespace), its consumer, or the
-    consumer's dotted name. The path is quoted as in a URL. It imports the site's consumers when first called. Raises
-    NoReverseMatch, and InvalidConfiguration when the routing cannot be made::
+    ``to`` is the route's ``name`` (``"namespace:name"`` in an include with a namespace), its consumer, or the
+    consumer's dotted name. The path is quoted as in a URL. The first call imports the site's consumers. Raises
+    NoReverseMatch, and InvalidConfiguration for an invalid routing::
 
         reverse("room", kwargs={"room": "tea"})  # "/chat/tea/"
     """
@@ -46,21 +46,20 @@ def _is_called(bound: BoundRoute, to: str | Consumer) -> bool:
 
 
 def _path(chain: Sequence[Pattern], given: dict[str, Any]) -> str | None:
-    """Return the text that the patterns, one behind the other, match with just these captures; None: there is none."""
+    """Return the text that the patterns match one after another, with exactly these captures; None if there is none."""
     for parts in itertools.product(*(one.candidates() for one in chain)) if chain else ():
         if {name for _, captured in parts for name in captured} != set(given):
             continue
         try:
-            path = "".join(_filled(text, one, given) for (text, _), one in zip(parts, chain, strict=True))
-        except ValueError:  # what a converter says of a value that is none of its
+            path = "".join(
+                _GAP.sub(lambda gap, one=one: _text(one, gap[1], given), text)  # type: ignore[misc]
+                for (text, _), one in zip(parts, chain, strict=True)
+            )
+        except ValueError:  # a converter refuses the value
             continue
         if _matches(chain, path, given):
             return path
     return None
-
-
-def _filled(text: str, pattern: Pattern, given: dict[str, Any]) -> str:
-    return _GAP.sub(lambda gap: _text(pattern, gap[1], given), text)
 
 
 def _text(pattern: Pattern, name: str, given: dict[str, Any]) -> str:
@@ -69,7 +68,7 @@ def _text(pattern: Pattern, name: str, given: dict[str, Any]) -> str:
 
 
 def _matches(chain: Sequence[Pattern], path: str, given: dict[str, Any]) -> bool:
-    """Whether a route gets these very captures from the path: a slash in a slug, say, makes another path of it."""
+    """Whether the path gives these captures back: a slash in a slug, for example, would change the path."""
     rest = path
     for pattern in chain:
         found = pattern.regex.match(rest)
@@ -86,8 +85,8 @@ def _sentence(to: str | Consumer, given: dict[str, Any], found: Sequence[BoundRo
     called = to if isinstance(to, str) else f"{to.__module__}.{getattr(to, '__qualname__', repr(to))}"
     if not found:
         return (
-            f"Reverse for {called!r} not found. It is neither the name of a route nor a consumer that has one: give a "
-            f"route name={called.rpartition('.')[2]!r}, or see 'manage.py showchannels' for those there are."
+            f"Reverse for {called!r} not found. It is neither the name of a route nor a consumer with a route: give a "
+            f"route name={called.rpartition('.')[2]!r}, or run 'manage.py showchannels' to list the routes."
         )
     tried = [one.shown_filters().get("path") for one in found]
     if not any(tried):

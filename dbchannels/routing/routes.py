@@ -1,10 +1,10 @@
-"""``Route`` and ``Include``: what stands in a routing module, and what each does with a message."""
+"""``Route`` and ``Include``: the entries of a routing module, and how they match a message."""
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from django.urls import URLPattern, URLResolver
@@ -19,7 +19,7 @@ Consumer = Callable[..., Any]
 Captures = dict[str, Any]
 Texts = Mapping[str, "str | re.Pattern[str]"]
 
-#: A consumer whose first parameter is one of these is given the message's fields as keywords (the 2015 post).
+#: A consumer whose first parameter is one of these takes the message's fields as keywords (the form of the 2015 post).
 KEYWORD_FORM = frozenset({"channel", "send_channel", "path", "content", "binary"})
 
 
@@ -28,14 +28,14 @@ class Filters:
 
     def __init__(self, texts: Texts, *, whole: bool = True) -> None:
         self.patterns = {key: compile_pattern(key, text, whole=whole) for key, text in texts.items()}
-        # For each message of the channel: no attribute is looked up, and nothing is converted where nothing can be.
+        # Prepared for the match of each message.
         self._compiled = [
             (key, one.regex.fullmatch if whole and one.ends else one.regex.match, one.converters)
             for key, one in self.patterns.items()
         ]
 
     def match(self, values: Callable[[str], Any]) -> tuple[Captures, dict[str, str]] | None:
-        """Return the named captures and what is left of each field after its match, or None."""
+        """Return the named captures, and the rest of each field after its match; or None."""
         captures: Captures = {}
         rest: dict[str, str] = {}
         for key, match, converters in self._compiled:
@@ -50,16 +50,16 @@ class Filters:
         return captures, rest
 
     def captures(self) -> list[str]:
-        """Return the names of what is captured."""
+        """Return the names of the captures."""
         return [name for one in self.patterns.values() for name in one.regex.groupindex]
 
     def key(self) -> tuple[tuple[str, str], ...]:
-        """Return what makes two of these the same."""
+        """Return a key that equal ones share."""
         return tuple(sorted((key, one.text) for key, one in self.patterns.items()))
 
 
 class Route:
-    """One consumer for the messages of one channel whose fields match the filters, and how they are run."""
+    """The consumer of one channel's messages whose fields match the filters, and how it is run."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Route:
             raise InvalidConfiguration(
                 f"The consumer of a route on {channel} is not callable: {safe_repr(consumer)}."
             )
-        as_consumer = getattr(consumer, "as_consumer", None)  # of a class, see ``consumers``
+        as_consumer = getattr(consumer, "as_consumer", None)  # of a WebsocketConsumer
         self.consumer: Consumer = as_consumer() if as_consumer else consumer
         self.filters = Filters(filters)
         self.url_name = url_name
@@ -88,26 +88,22 @@ class Route:
 
     @property
     def takes_message(self) -> bool:
-        """Whether the consumer is given the Message; otherwise it takes keywords, as in the 2015 post."""
+        """Whether the consumer takes the Message; otherwise it takes keywords, as in the 2015 post."""
         return self._takes is None
 
     def bound_routes(self, around: tuple[Filters, ...] = (), namespace: str = "") -> Iterator[BoundRoute]:
-        """Return this route as it stands inside of includes with these filters."""
+        """Yield this route, bound to the filters of the includes around it."""
         yield BoundRoute(self, (*around, self.filters), namespace + self.url_name if self.url_name else "")
 
-    def routes(self) -> Iterable[Route]:
-        """Return the routes in here: this one."""
-        return [self]
-
     def match(self, channel: str, values: Callable[[str], Any]) -> tuple[Route, Captures] | None:
-        """Return this route and the captures when it is for this message."""
+        """Return this route and the captures if it matches, else None."""
         if channel != self.channel:
             return None
         found = self.filters.match(values)
         return None if found is None else (self, found[0])
 
     def run(self, message: Message, captures: Captures) -> Any:
-        """Call the consumer. What the route captured wins over the server's keys, and these over a payload's."""
+        """Call the consumer. Captures override the server's keys, which override the payload's."""
         if self._takes is None:
             return self.consumer(message, **captures)
         fields = {**message.as_keywords(), **captures}
@@ -115,7 +111,7 @@ class Route:
 
 
 def _keywords_taken(consumer: Consumer) -> Callable[[str], bool] | None:
-    """Return which keywords a consumer in the post's form takes, or None for one that takes the Message."""
+    """Return a test for the keywords of a consumer in the post's form; None for one that takes the Message."""
     try:
         parameters = inspect.signature(consumer).parameters
     except (TypeError, ValueError):
@@ -128,13 +124,13 @@ def _keywords_taken(consumer: Consumer) -> Callable[[str], bool] | None:
 
 
 def check_entries(entries: Any, where: str) -> Any:
-    """Return what a list of routes holds; raises InvalidConfiguration for what is no route."""
+    """Return a list of routes; raises InvalidConfiguration if an item is no route."""
     if not isinstance(entries, (list, tuple)):
-        raise InvalidConfiguration(f"{where} is {safe_repr(entries)}: give it a list, [route(...), ...].")
+        raise InvalidConfiguration(f"{where} must be a list, [route(...), ...], not {safe_repr(entries)}.")
     for entry in entries:
         if not isinstance(entry, (Route, Include)):
             raise InvalidConfiguration(
-                f"{where} holds {safe_repr(entry)}, which is no route: {_write_instead(entry)}."
+                f"{where} contains {safe_repr(entry)}, which is no route: {_write_instead(entry)}."
             )
     return entries
 
@@ -143,7 +139,7 @@ def _write_instead(entry: object) -> str:
     if isinstance(entry, (list, tuple)):
         return "write its items one by one, or put a * in front of it"
     if isinstance(entry, (URLPattern, URLResolver)):
-        return 'write route("websocket.connect", consumer, path=...), and leave the paths of views to urls.py'
+        return 'write route("websocket.connect", consumer, path=...), and keep the paths of views in urls.py'
     if isinstance(entry, str):
         return f"write include({safe_repr(entry)})"
     if hasattr(entry, "as_routes"):
@@ -154,7 +150,7 @@ def _write_instead(entry: object) -> str:
 
 
 class Include:
-    """Routes under common filters; each takes its part off the front of the field, like a URL prefix."""
+    """Routes under common filters, each of which removes a prefix from its field."""
 
     def __init__(self, routes: Sequence[Route | Include], filters: Texts, namespace: str = "") -> None:
         self._routes: Sequence[Route | Include] = check_entries(routes, "An include")
@@ -162,17 +158,13 @@ class Include:
         self._namespace = namespace
 
     def bound_routes(self, around: tuple[Filters, ...] = (), namespace: str = "") -> Iterator[BoundRoute]:
-        """Return all routes in here, in order, each with the filters around it."""
+        """Yield all routes in order, each bound to the filters around it."""
         inner = f"{namespace}{self._namespace}:" if self._namespace else namespace
         for entry in self._routes:
             yield from entry.bound_routes((*around, self._filters), inner)
 
-    def routes(self) -> Iterable[Route]:
-        """Return all routes in here, in order."""
-        return [route for entry in self._routes for route in entry.routes()]
-
     def match(self, channel: str, values: Callable[[str], Any]) -> tuple[Route, Captures] | None:
-        """Return the first matching route and its captures with ours."""
+        """Return the first matching route, with its captures and ours; or None."""
         found = self._filters.match(values)
         if found is None:
             return None
@@ -185,14 +177,14 @@ class Include:
 
 
 class BoundRoute(NamedTuple):
-    """A route where it stands: with the filters of the includes around it, outermost first, and its own last."""
+    """A route with the filters of the includes around it, outermost first, and its own last."""
 
     route: Route
     filters: tuple[Filters, ...]
     url_name: str  # "namespace:name"; "" where the route has no name
 
     def key(self) -> tuple[Any, ...]:
-        """Return what makes two of these the same."""
+        """Return a key that equal ones share."""
         return (self.route.channel, id(self.route.consumer), *(one.key() for one in self.filters))
 
     def patterns(self) -> dict[str, list[Pattern]]:
@@ -204,31 +196,29 @@ class BoundRoute(NamedTuple):
         for pattern in found.get("path", [])[:1]:
             if (
                 pattern.is_path and (pattern.text or pattern.whole) and pattern.text[:1] != "/"
-            ):  # it may be left out, and is meant
+            ):  # may be omitted
                 found["path"][0] = pattern._replace(text="/" + pattern.text)
         return found
 
     def captures(self) -> list[str]:
-        """Return the names of what the consumer is given, each once, in order."""
+        """Return the names of all captures, each once, in order."""
         return list(dict.fromkeys(name for one in self.filters for name in one.captures()))
 
     def shown_filters(self) -> dict[str, str]:
-        """Return the filters as a person reads them: what an include takes off stands in front."""
+        """Return the filters as text, the prefixes of includes first."""
         return {
             key: whole.text if (whole := joined(chain)) else " + ".join(one.text for one in chain)
             for key, chain in self.patterns().items()
         }
 
     def covers(self, later: BoundRoute) -> bool:
-        """Whether this one is known to take every message that the later one would."""
+        """Whether this route is known to match every message that a later one matches."""
         if self.route.channel != later.route.channel:
             return False
         theirs = later.patterns()
-        return all(_covers(chain, theirs.get(key, [])) for key, chain in self.patterns().items())
-
-
-def _covers(earlier: list[Pattern], later: list[Pattern]) -> bool:
-    if earlier == later:
+        for key, chain in self.patterns().items():
+            if chain != (other := theirs.get(key, [])):
+                ours, other_one = joined(chain), joined(other) if other else None
+                if ours is None or other_one is None or not ours.covers(other_one):
+                    return False
         return True
-    one, other = joined(earlier), joined(later) if later else None
-    return one is not None and other is not None and one.covers(other)

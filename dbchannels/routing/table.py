@@ -1,7 +1,7 @@
-"""Which consumer runs for a message: ``consumer``, ``route``, ``include``, and the table they make.
+"""The table of routes, which finds the consumer of a message, and its parts: ``consumer``, ``route``, ``include``.
 
-The order is: the routing module of the setting, then the decorators in each app's ``consumers.py`` in the order
-of INSTALLED_APPS, then, for ``http.request``, the view. The first match wins.
+The first match wins, in this order: the routing module of the setting, the decorators in each app's ``consumers.py`` in
+the order of INSTALLED_APPS, and for ``http.request`` the view.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def route(
     filters: Texts | None = None,
     **options_and_filters: Any,
 ) -> Route:
-    """Say in a routing module that ``consumer`` (a callable, or its dotted name) takes messages of a channel.
+    """Route a channel's messages to ``consumer`` (a callable, or its dotted name), in a routing module.
 
     Filters are patterns for fields: a path with converters, or a regular expression (``dbchannels.routing.patterns``).
-    What they capture becomes arguments of the consumer. ``filters`` takes them as a dict, for fields that are called
-    as an option is. ``name`` is for ``reverse``; the options are those of ``consumer``::
+    Their captures become arguments of the consumer. ``filters`` is a dict of them, for fields with the name of an
+    option. ``name`` is for ``reverse``. The options are those of ``consumer``::
 
         routes = [route("websocket.connect", join, path="/chat/<slug:room>/", name="room")]
     """
@@ -85,17 +85,17 @@ def route(
 def _check_types(where: str, filters: object, **names_: object) -> None:
     for option, given in names_.items():
         if not isinstance(given, str):
-            raise InvalidConfiguration(f"The {option} of {where} is {safe_repr(given)}: write a str.")
+            raise InvalidConfiguration(f"The {option} of {where} must be a str, not {safe_repr(given)}.")
     if filters is not None and not (
         isinstance(filters, dict) and all(isinstance(key, str) for key in filters)
     ):
         raise InvalidConfiguration(
-            f"The filters of {where} are {safe_repr(filters)}: write a dict, {{field: pattern}}."
+            f"The filters of {where} must be a dict, {{field: pattern}}, not {safe_repr(filters)}."
         )
 
 
 def _check_keywords(channel: str, keywords: dict[str, Any]) -> None:
-    """Refuse an option that is spelled wrong: what is no option is a filter, and a filter is text."""
+    """Refuse misspelled options: any other keyword is a filter, and a filter is text."""
     for key, value in keywords.items():
         is_text = isinstance(value, (str, re.Pattern))
         if not is_text and (told := foreign.advice("option", key)):
@@ -103,55 +103,54 @@ def _check_keywords(channel: str, keywords: dict[str, Any]) -> None:
         near = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.8 if is_text else 0.6)
         if near:
             raise InvalidConfiguration(
-                f"A route on {channel} has the unknown option {key!r}: write {near[0]!r}, or, for a field of the "
-                f"message that is called so, filters={{{key!r}: ...}}."
+                f"A route on {channel} has the unknown option {key!r}: write {near[0]!r}, or filters={{{key!r}: ...}} "
+                "for a field of that name."
             )
         if not is_text:
             raise InvalidConfiguration(
-                f"A route on {channel} takes no {key}={safe_repr(value)}: no option is called so, and a filter is "
-                f"text; take it away, or write {key}='...'."
+                f"A route on {channel} takes no {key}={safe_repr(value)}: there is no such option, and a filter is "
+                f"text; remove it, or write {key}='...'."
             )
 
 
 def include(
     routes: str | Sequence[Route | Include], *, namespace: str = "", filters: Texts | None = None, **more: Any
 ) -> Include:
-    """Put in the routes of another module, under filters that take a prefix off.
+    """Include the routes of another module, under filters that remove a prefix.
 
-    ``include("chat.routing", path="/chat")`` gives what follows ``/chat`` to the routes in there as their path. With a
-    ``namespace`` their names are ``"namespace:name"`` to ``reverse``.
+    With ``include("chat.routing", path="/chat")`` those routes match the rest of the path after ``/chat``. With a
+    ``namespace``, their names for ``reverse`` are ``"namespace:name"``.
     """
     _check_types("an include", filters, namespace=namespace)
     for key in more:
         if key in OPTIONS:
             raise InvalidConfiguration(
-                f"An include takes no {key!r}: give it to the routes inside, or, for a field of the message that is "
-                f"called so, write filters={{{key!r}: ...}}."
+                f"An include takes no {key!r}: give it to the routes inside, or write filters={{{key!r}: ...}} for a "
+                "field of that name."
             )
     inner = load_routes(routes) if isinstance(routes, str) else routes
     return Include(inner, {**more, **(filters or {})}, namespace)
 
 
 _decorated: list[Route] = []
-_loaded = False  # a table has been made of the decorated ones: a later one is in none
+_loaded = False  # a table has been made: consumers decorated later are not in it
 
 
 def consumer(
     channel: str, *, name: str = "", filters: Texts | None = None, **options_and_filters: Any
 ) -> Callable[[F], F]:
-    """Say in an app's ``consumers.py`` that the function takes messages of a channel::
+    """Route a channel's messages to the decorated function, in an app's ``consumers.py``::
 
         @consumer("websocket.receive", path="/chat/<slug:room>/")
         def say(message, room): ...
 
-    The options, each explained in ``ConsumerOptions``: on the site's own channels ``retries``, ``backoff``,
-    ``concurrency`` and ``every``; on all of them ``atomic``, ``soft_timeout`` and ``hard_timeout``. Every other
-    keyword is a filter, as in ``route``.
+    The options are explained in ``ConsumerOptions``: ``atomic``, ``soft_timeout`` and ``hard_timeout`` for all
+    channels; ``retries``, ``backoff``, ``concurrency`` and ``every`` for the site's own channels. Every other keyword
+    is a filter, as in ``route``.
     """
-
     if callable(channel):
         raise InvalidConfiguration(
-            f'@consumer stands bare on {channel!r}: name the channel, as @consumer("websocket.receive").'
+            f'@consumer on {channel!r} has no channel: name it, as in @consumer("websocket.receive").'
         )
 
     def register(function: F) -> F:
@@ -162,7 +161,7 @@ def consumer(
             foreign.refuse_calls(function, channel)
         if _loaded:
             log.warning(
-                "%s, a consumer of %s, was imported after the routing had been read, so no worker runs it: import its "
+                "%s, a consumer of %s, was imported after the routing was loaded, so no worker runs it: import its "
                 "module in the app's consumers.py.",
                 made.name,
                 channel,
@@ -177,21 +176,25 @@ class Routing:
 
     def __init__(self, entries: Sequence[Route | Include]) -> None:
         self._entries: Sequence[Route | Include] = check_entries(entries, "The routing")
-
-    def routes(self) -> list[Route]:
-        """Return every route in the order in which they are tried."""
-        return [route for entry in self._entries for route in entry.routes()]
+        self._by_channel: dict[str, list[Route | Include]] = {}
+        for entry in self._entries:
+            for channel in {one.route.channel for one in entry.bound_routes()}:
+                self._by_channel.setdefault(channel, []).append(entry)
 
     def bound_routes(self) -> list[BoundRoute]:
-        """Return the same, each with the filters of the includes around it."""
+        """Return all routes in the order in which they are tried, each with the filters of the includes around it."""
         return [one for entry in self._entries for one in entry.bound_routes()]
 
+    def routes(self) -> list[Route]:
+        """Return all routes in the order in which they are tried."""
+        return [one.route for one in self.bound_routes()]
+
     def channels(self) -> list[str]:
-        """Return the channels that have a route, each once, in order."""
+        """Return the channels with a route, each once, in order."""
         return list(dict.fromkeys(route.channel for route in self.routes()))
 
     def concurrency(self) -> dict[str, int]:
-        """Return how many messages may run at a time, of each channel that says so; of several routes the least."""
+        """Return the ``concurrency`` of each channel that has one; the least of several routes."""
         limits: dict[str, int] = {}
         for route in self.routes():
             if (limit := route.options.concurrency) is not None:
@@ -199,15 +202,15 @@ class Routing:
         return limits
 
     def timetable(self) -> list[Entry]:
-        """Return what is sent every so often, each once."""
+        """Return the periodic messages, each once."""
         entries = [(route.channel, route.options.interval()) for route in self.routes()]
         return list({(name, str(every)): Entry(name, every) for name, every in entries if every}.values())
 
     def match(self, message: Message, channel: str = "") -> tuple[Route, Captures] | None:
-        """Return the first route for a message, with its captures, or None."""
-        for entry in self._entries:
-            found = entry.match(channel or message.channel.name, message.get)
-            if found is not None:
+        """Return the first route that matches a message, with its captures; or None."""
+        channel = channel or message.channel.name
+        for entry in self._by_channel.get(channel, ()):
+            if (found := entry.match(channel, message.content.get)) is not None:
                 return found
         return None
 
@@ -224,7 +227,7 @@ class Routing:
 
 
 def load_routing(setting: Any = None) -> Routing:
-    """Import the routing module of the setting and each app's consumers, and make the table."""
+    """Import the routing module of the setting and each app's consumers, and return their table."""
     global _loaded
     _loaded = False
     configured = load_routes(setting) if isinstance(setting, str) else check_entries(setting or [], "ROUTING")
@@ -241,7 +244,7 @@ def load_routing(setting: Any = None) -> Routing:
 
 @cache
 def site_routing(alias: str = "default") -> Routing:
-    """Return the table of a layer, made when it is first asked for. Raises InvalidConfiguration."""
+    """Return the table of a layer, made on first use. Raises InvalidConfiguration."""
     return load_routing(conf.layer_settings(alias).routing)
 
 
@@ -251,7 +254,7 @@ setting_changed.connect(
 
 
 def load_routes(dotted: str) -> Sequence[Route | Include]:
-    """Import a module's ``routes``, or the list that the dotted name itself names."""
+    """Import the ``routes`` of a module, or the list with this dotted name."""
     _check_dotted(dotted)
     try:
         routes = import_string(dotted + ".routes")

@@ -169,33 +169,39 @@ RULES = {
         "Messages on body?x are taken as they come", "body?x", deliver_at=datetime(2015, 6, 26)
     ),
     # A consumer's options.
-    "retries are whole": consumer("The retries of a route on own is a whole number, not '5'", retries="5"),
-    "retries have a range": consumer("The retries of a route on own is from 0 to 32000, not -1", retries=-1),
+    "retries are whole": consumer(
+        "The retries of a route on own must be a whole number, not '5'", retries="5"
+    ),
+    "retries have a range": consumer(
+        "The retries of a route on own must be from 0 to 32000, not -1", retries=-1
+    ),
     "retries end": consumer("from 0 to 32000, not 32001", retries=32_001),
     "concurrency is whole": consumer(
-        "The concurrency of a route on own is a whole number, not 1.5", concurrency=1.5
+        "The concurrency of a route on own must be a whole number, not 1.5", concurrency=1.5
     ),
     "concurrency has a range": consumer(
-        "The concurrency of a route on own is from 1 to 32000, not 0", concurrency=0
+        "The concurrency of a route on own must be from 1 to 32000, not 0", concurrency=0
     ),
-    "a back-off": consumer("The backoff of a route on own is seconds, or a function", backoff="soon"),
+    "a back-off": consumer("The backoff of a route on own must be seconds, or a function", backoff="soon"),
     "a back-off has a range": consumer(
-        "The backoff of a route on own is from 0 to ten years, not -1", backoff=-1
+        "The backoff of a route on own must be from 0 to ten years, not -1", backoff=-1
     ),
-    "atomic": consumer("The atomic of a route on own is True or False, not 1", atomic=1),
-    "a time-out": consumer("The soft_timeout of a route on own is seconds, not '1'", soft_timeout="1"),
-    "a time-out's range": consumer("The soft_timeout of a route on own is from 0", soft_timeout=float("inf")),
+    "atomic": consumer("The atomic of a route on own must be True or False, not 1", atomic=1),
+    "a time-out": consumer("The soft_timeout of a route on own must be seconds, not '1'", soft_timeout="1"),
+    "a time-out's range": consumer(
+        "The soft_timeout of a route on own must be from 0", soft_timeout=float("inf")
+    ),
     "a hard time-out": consumer(
-        "The hard_timeout of a route on own is seconds, not nan", hard_timeout=float("nan")
+        "The hard_timeout of a route on own must be seconds, not nan", hard_timeout=float("nan")
     ),
-    "a hard time-out's range": consumer("The hard_timeout of a route on own is from 0", hard_timeout=-1),
-    "every": consumer("The every of a route on own is a timedelta, or five fields", every=60),
+    "a hard time-out's range": consumer("The hard_timeout of a route on own must be from 0", hard_timeout=-1),
+    "every": consumer("The every of a route on own must be a timedelta, or five fields", every=60),
     "every has a range": consumer(
-        "The every of a route on own is from a second to ten years", every=timedelta(0)
+        "The every of a route on own must be from a second to ten years", every=timedelta(0)
     ),
-    "every is a line": consumer("is not a crontab line that ever comes: 'hourly'; give five", every="hourly"),
+    "every is a line": consumer("is not a crontab line that ever runs: 'hourly'; write five", every="hourly"),
     "every is short": consumer(
-        "a line of at most 255 characters, and this one has", every=",".join(["1"] * 130) + " * * * *"
+        "may have at most 255 characters, and this one has", every=",".join(["1"] * 130) + " * * * *"
     ),
     "no retries there": consumer(
         "Messages on websocket.receive are delivered at most once", "websocket.receive", retries=1
