@@ -50,12 +50,6 @@ def rollback_probe(database: str) -> Callable[[], bool]:
     return lambda: not committed and all(entry[1] is not commit for entry in connection.run_on_commit)
 
 
-def open_transactions(database: str) -> list[str]:
-    """Return the aliases of the other databases on which the calling thread is inside ``atomic()``."""
-    # Half of a send's time in Python went into looks at threads' connections; a site with one database pays for none.
-    return [alias for alias in connections if alias != database and connections[alias].in_atomic_block]
-
-
 def after_commit(aliases: Sequence[str], write: Callable[[], None]) -> None:
     """Call ``write`` once, when the last of these transactions has committed; never, if one is rolled back.
 

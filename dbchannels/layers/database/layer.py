@@ -249,7 +249,7 @@ class DatabaseLayer(BaseLayer):
         with self.atomic():
             for model in (ProtocolMessage, DurableMessage, DeadLetter, InFlight, Membership, Schedule):
                 self.rows(model).all().delete()
-        self._spread.clear()
+        self._received.clear()
 
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
         only = {"channel__in": channels} if channels else {}

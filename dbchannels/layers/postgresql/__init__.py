@@ -152,7 +152,7 @@ class PostgreSQLLayer(BaseLayer):
         with transaction.atomic(using=self.database), connections[self.database].cursor() as cursor:
             for statement in sql.FLUSH.split(";"):
                 cursor.execute(statement)
-        self._spread.clear()
+        self._received.clear()
         self.capacities.clear()
 
     def global_statistics(self) -> dict[str, float]:

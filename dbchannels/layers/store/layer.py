@@ -289,7 +289,7 @@ class StoreLayer(BaseLayer):
             for kind in FLUSHED:
                 for name in self.table_names(kind):
                     self.table(kind, name).clear()
-            self._spread.clear()
+            self._received.clear()
 
     def expire(self) -> None:
         """Drop what has expired, on every queue and in every group."""
