@@ -1,7 +1,7 @@
-"""What all WebSockets together may take of the server: memory, for both directions, and the time of the hub.
+"""The limits that all WebSockets share: the server's memory, in both directions, and the time of the hub.
 
-Without it each of them could hold as much as one may, and a few sockets with thousands of tiny frames each would
-silence all others. Nothing in here knows sockets, frames or consumers.
+Without them, each socket could hold as much as one may, and a few sockets with thousands of tiny frames would delay all
+others. Nothing here knows sockets, frames or consumers.
 """
 
 from __future__ import annotations
@@ -17,39 +17,35 @@ from gevent.hub import Waiter
 
 from dbchannels.protocol import TRY_AGAIN
 
-SPARE = 8  # one of so many parts of the total is kept for what is copied and not counted
-OWN = 4096  # bytes of each connection's that find room even when the others hold all
-UNSENT = 512  # bytes that a frame takes beside its own while it waits, and is counted
-UNSENT_EACH = 128  # bytes of each socket that it waits for
-LEAST = 1024  # bytes of room below which it is not worth while to go on
-SLICE = 0.005  # seconds of one turn of the hub's loop in which sockets and bodies may be read and taken apart
-GO = 0.001  # seconds of them for one socket, before others have theirs
+SPARE = 8  # this fraction of the total is kept for copies, which are not counted
+RESERVED = 4096  # bytes that each connection may hold even when the others hold all
+LEAST_ROOM = 1024  # bytes of room below which a connection waits
+FRAME_OVERHEAD = 512  # bytes that a waiting frame takes besides its own
+SOCKET_OVERHEAD = 128  # bytes of each socket that it waits for
+SLICE = 0.005  # seconds in each turn of the hub's loop for reading and parsing what clients send
+SOCKET_SLICE = 0.001  # seconds of them for one socket, before others have theirs
 
 
 class MemoryBudget:
-    """Counts bytes; called in the hub.
+    """Counts the bytes that connections hold; called in the hub.
 
-    A connection may hold as many bytes as are free, and never more than ``per_connection``, so a crowd always leaves
-    room for the next one. If all waited for the rest of their messages, nothing would ever be freed: therefore the
-    first one that waits may go on to ``per_connection``. Together they hold at most ``total``, one message, and OWN
-    for each connection.
+    A connection may hold as many bytes as are free, but never more than ``per_connection``, so any number of them
+    leaves room for the next one. If all waited for the rest of their messages, nothing would ever be freed, so the
+    first one that waits may go on up to ``per_connection``. Together they hold at most ``total``, one message, and
+    RESERVED bytes for each connection.
     """
 
     def __init__(self, total: int, per_connection: int) -> None:
         self.total, self.per_connection, self.used = total - total // SPARE, per_connection, 0
-        self.turns = Turns()
+        self.hub_time = HubTime()
         self.unsent = UnsentFrames(total)
-        self._waiting: dict[Share, Callable[[], None]] = {}  # in the order of their coming
-        self._first: Share | None = None  # it goes on without room
+        self.first: Share | None = None  # the connection that may go on without room
+        self._waiting: dict[Share, Callable[[], None]] = {}  # in the order of their arrival
         self._resuming = False
 
-    def fair(self) -> int:
-        """Return what each connection may hold now."""
-        return max(OWN, min(self.per_connection, self.total - self.used))
-
-    def limit(self, share: Share) -> int:
-        """Return what this one may hold now."""
-        return self.per_connection if share is self._first else self.fair()
+    def fair_share(self) -> int:
+        """Return how many bytes any connection may hold now."""
+        return max(RESERVED, min(self.per_connection, self.total - self.used))
 
     def wait(self, share: Share, resume: Callable[[], None]) -> None:
         """Call the function when the connection may go on, which may be soon."""
@@ -57,26 +53,26 @@ class MemoryBudget:
         self._resume_later()
 
     def freed(self, share: Share) -> None:
-        """Take note that a connection holds less than before."""
-        if share is self._first and share.held <= self.fair():
-            self._first = None
+        """A connection holds less than before."""
+        if share is self.first and share.held <= self.fair_share():
+            self.first = None
         if self._waiting:
             self._resume_later()
 
     def _resume_later(self) -> None:
         if not self._resuming:
             self._resuming = True
-            self.turns.add(self._resume)
+            self.hub_time.add(self._resume)
 
     def _resume(self) -> None:
         self._resuming = False
-        for share in [one for one in self._waiting if one.room() >= LEAST]:
-            self.turns.add(self._waiting.pop(share))
-        if self._first is None:
-            most = self.per_connection - LEAST
-            self._first = next((one for one in self._waiting if one.held <= most), None)
-            if self._first is not None:
-                self._waiting.pop(self._first)()
+        for share in [one for one in self._waiting if one.room() >= LEAST_ROOM]:
+            self.hub_time.add(self._waiting.pop(share))
+        if self.first is None:
+            most = self.per_connection - LEAST_ROOM
+            self.first = next((one for one in self._waiting if one.held <= most), None)
+            if self.first is not None:
+                self._waiting.pop(self.first)()
 
 
 class Share:
@@ -89,89 +85,87 @@ class Share:
         self.held = 0  # bytes
 
     def hold(self, size: int) -> None:
-        """Count so many bytes more, or less."""
+        """Count so many more bytes, or fewer if negative."""
         self.held += size
         self.budget.used += size
         if size < 0:
             self.budget.freed(self)
 
     def room(self) -> int:
-        """Return how many bytes more there is room for."""
-        return self.budget.limit(self) - self.held
+        """Return how many more bytes the connection may hold."""
+        budget = self.budget
+        limit = budget.per_connection if self is budget.first else budget.fair_share()
+        return limit - self.held
 
     def has_room(self) -> bool:
-        """Whether it holds no more than each connection may."""
-        return self.budget.fair() - self.held >= LEAST
-
-    def wait(self, resume: Callable[[], None]) -> None:
-        """Call the function when there is room."""
-        self.budget.wait(self, resume)
+        """Whether the connection holds no more than any connection may."""
+        return self.budget.fair_share() - self.held >= LEAST_ROOM
 
 
-class Slow(Protocol):
-    """A socket that has not taken its frames."""
+class SlowSocket(Protocol):
+    """A socket that has not taken all frames."""
 
     charged: int  # bytes, 0 at first
 
     def drop(self, code: int) -> None:
-        """Close it, and discard its frames."""
+        """Close the socket, and discard its frames."""
 
 
 class UnsentFrame:
-    """A frame, the sockets that it waits for, and by how many its size is divided among them."""
+    """A frame, the sockets that it waits for, and the number by which its size is divided among them."""
 
     __slots__ = ("divisor", "size", "sockets")
 
     def __init__(self, size: int) -> None:
         self.size, self.divisor = size, 1
-        self.sockets: set[Slow] = set()
+        self.sockets: set[SlowSocket] = set()
 
     @property
     def part(self) -> int:
         """Return what each socket is charged."""
-        return UNSENT_EACH + self.size // self.divisor
+        return SOCKET_OVERHEAD + self.size // self.divisor
 
 
 class UnsentFrames:
     """Counts the frames that wait for clients that do not read; called in the hub.
 
-    A broadcast's frame is one object and counts once. Each of its sockets is charged an equal part, so members of a
-    large group are charged next to nothing. Beyond ``total`` the sockets that are charged most are dropped. They are
-    kept by the power of two of their charge, and a part changes only when the number of sockets has doubled or halved:
-    a frame costs the same however many sockets are slow.
+    The frame of a broadcast is one object and counts once. Each of its sockets is charged an equal part, so members of
+    a large group are charged almost nothing. Beyond ``total``, the sockets with the highest charge are dropped. The
+    sockets are grouped by the power of two of their charge, and a part changes only when the number of sockets has
+    doubled or halved, so a frame costs the same however many sockets are slow.
     """
 
     def __init__(self, total: int) -> None:
         self.total, self.used = total, 0
-        self._frames: dict[int, UnsentFrame] = {}  # by id: each is alive while a socket has it
-        self._by_charge: list[OrderedDict[Slow, None]] = [OrderedDict() for _ in range(64)]
+        self._frames: dict[int, UnsentFrame] = {}  # by id, which is unique while a socket has the frame
+        self._by_charge: list[OrderedDict[SlowSocket, None]] = [OrderedDict() for _ in range(64)]
         self._dropping = False
 
-    def add(self, sock: Slow, data: bytes) -> None:
+    def add(self, sock: SlowSocket, data: bytes) -> None:
         """Count a frame that a socket has not taken."""
         frame = self._frames.get(id(data))
         if frame is None:
-            frame = self._frames[id(data)] = UnsentFrame(UNSENT + len(data))
+            frame = self._frames[id(data)] = UnsentFrame(FRAME_OVERHEAD + len(data))
             self.used += frame.size
-        if sock in frame.sockets:  # it waits twice
+        if sock in frame.sockets:  # the same frame waits twice
             return
         frame.sockets.add(sock)
-        self.used += UNSENT_EACH
+        self.used += SOCKET_OVERHEAD
         self._charge(sock, frame.part)
         if len(frame.sockets) >= 2 * frame.divisor:
             self._divide(frame, 2 * frame.divisor)
         if self.used > self.total and not self._dropping:
-            # Later, but in this turn: of a broadcast's sockets the first one would be charged all of it now.
+            # Later in this turn: now the first socket of a broadcast would be charged the whole frame.
             self._dropping = True
             gevent.get_hub().loop.run_callback(self._drop)
 
-    def remove(self, sock: Slow, data: bytes) -> None:
+    def remove(self, sock: SlowSocket, data: bytes) -> None:
         """Forget a frame that was sent or discarded."""
         frame = self._frames.get(id(data))
         if frame is None or sock not in frame.sockets:
             return
         frame.sockets.remove(sock)
-        self.used -= UNSENT_EACH
+        self.used -= SOCKET_OVERHEAD
         self._charge(sock, -frame.part)
         if not frame.sockets:
             del self._frames[id(data)]
@@ -184,7 +178,7 @@ class UnsentFrames:
         for sock in frame.sockets:
             self._charge(sock, frame.part - before)
 
-    def _charge(self, sock: Slow, size: int) -> None:
+    def _charge(self, sock: SlowSocket, size: int) -> None:
         before, after = sock.charged.bit_length(), (sock.charged + size).bit_length()
         sock.charged += size
         if before != after:
@@ -196,18 +190,18 @@ class UnsentFrames:
         ends_at = time.perf_counter() + SLICE
         while self.used > self.total and time.perf_counter() < ends_at:
             most = next(sockets for sockets in reversed(self._by_charge) if sockets)
-            next(iter(most)).drop(TRY_AGAIN)  # the one that has been there for longest
+            next(iter(most)).drop(TRY_AGAIN)  # the one that has been there longest
         self._dropping = self.used > self.total
         if self._dropping:
             gevent.get_hub().loop.run_callback(self._drop)
 
 
-class Turns:
-    """Shares the turns of the hub's loop: in each, sockets take SLICE together and GO one after another."""
+class HubTime:
+    """Divides the turns of the hub's loop: in each, sockets take SLICE together and SOCKET_SLICE one after another."""
 
     def __init__(self) -> None:
-        self._ends_at = 0.0  # this turn's slice; 0: it has not begun
-        self._go_ends_at = 0.0
+        self._turn_ends_at = 0.0  # 0: in this turn no function has been called
+        self._socket_ends_at = 0.0
         self._waiting: deque[Callable[[], None]] = deque()
 
     @cached_property
@@ -218,44 +212,44 @@ class Turns:
     def _turned(self) -> Any:
         return gevent.get_hub().loop.check()  # called when the next turn begins
 
-    def run(self, go: Callable[[], None]) -> bool:
-        """Call the function now; or, and return False, in a later turn, behind those that wait already."""
+    def run(self, function: Callable[[], None]) -> bool:
+        """Call the function now; or in a later turn, after those that wait, and return False."""
         if self._waiting or self._is_used_up():
-            self.add(go)
+            self.add(function)
             return False
-        self._run(go)
+        self._run(function)
         return True
 
     def is_over(self) -> bool:
-        """Whether the function that runs has had its time: it leaves the rest to another ``add``."""
-        return time.perf_counter() > self._go_ends_at
+        """Whether the running function has used its time, and should leave the rest to another ``add``."""
+        return time.perf_counter() > self._socket_ends_at
 
-    def add(self, go: Callable[[], None]) -> None:
+    def add(self, function: Callable[[], None]) -> None:
         """Call the function in a later turn."""
-        self._waiting.append(go)
+        self._waiting.append(function)
         if not self._later.active:
             self._later.start(self._run_waiting)
 
     def wait(self) -> None:
-        """Wait for a later turn, in a greenlet: until it waits again, what it does is done in that turn."""
+        """Let a greenlet wait for a later turn, in which it may run until it waits again."""
         waiter = Waiter()
         self.add(partial(waiter.switch, None))
         waiter.get()
 
     def _is_used_up(self) -> bool:
         now = time.perf_counter()
-        if not self._ends_at:
-            self._ends_at = now + SLICE
+        if not self._turn_ends_at:
+            self._turn_ends_at = now + SLICE
             self._turned.start(self._next_turn)
-        return now > self._ends_at
+        return now > self._turn_ends_at
 
     def _next_turn(self) -> None:
         self._turned.stop()
-        self._ends_at = 0.0
+        self._turn_ends_at = 0.0
 
-    def _run(self, go: Callable[[], None]) -> None:
-        self._go_ends_at = min(self._ends_at, time.perf_counter() + GO)
-        go()
+    def _run(self, function: Callable[[], None]) -> None:
+        self._socket_ends_at = min(self._turn_ends_at, time.perf_counter() + SOCKET_SLICE)
+        function()
 
     def _run_waiting(self) -> None:
         self._later.stop()

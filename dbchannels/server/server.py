@@ -81,7 +81,7 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
         self.requests = server.requests
         self.in_flight = server.requests.in_flight
         self.options = server.options
-        self.connection_limits, self.turns = server.connection_limits, server.turns
+        self.connection_limits, self.hub_time = server.connection_limits, server.hub_time
         self.check_origin = server.check_origin
         self.connect = server.connect
         self.adopt = server.adopt
@@ -122,7 +122,7 @@ class InterfaceServer:
         self._handshakes = Turns(options.max_waiting_per_address, is_proxy)
         self.connection_limits = ConnectionLimits(options.max_connections, options.max_per_address, is_proxy)
         self._budget = MemoryBudget(options.max_websocket_memory, options.websocket.max_memory)
-        self.turns = self._budget.turns  # of the hub's time, for what clients send
+        self.hub_time = self._budget.hub_time
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
         self._health = (

@@ -11,7 +11,16 @@ import pytest
 
 from dbchannels.layers.operations import Send
 from dbchannels.server import budget as budget_module
-from dbchannels.server.budget import LEAST, OWN, UNSENT, UNSENT_EACH, MemoryBudget, Share, Turns, UnsentFrames
+from dbchannels.server.budget import (
+    FRAME_OVERHEAD,
+    LEAST_ROOM,
+    RESERVED,
+    SOCKET_OVERHEAD,
+    HubTime,
+    MemoryBudget,
+    Share,
+    UnsentFrames,
+)
 from dbchannels.server.config import WebSocketLimits
 from dbchannels.server.relay_threads import next_batch
 from dbchannels.server.websocket.connection import INBOX, Connection
@@ -76,11 +85,11 @@ def test_each_may_hold_what_is_free_and_no_more_than_its_share():
     one.hold(70 * KIB)
     assert (one.room(), other.room()) == (-40 * KIB, 30 * KIB)
     one.hold(30 * KIB)
-    assert other.room() == OWN  # a connection that holds nothing is read whatever the others hold
-    other.hold(OWN)
+    assert other.room() == RESERVED  # a connection that holds nothing is read whatever the others hold
+    other.hold(RESERVED)
     assert other.room() == 0
     one.hold(-100 * KIB)
-    assert (budget.used, other.room()) == (OWN, 40 * KIB - OWN)
+    assert (budget.used, other.room()) == (RESERVED, 40 * KIB - RESERVED)
 
 
 def test_who_waits_goes_on_when_there_is_room_and_the_first_may_finish():
@@ -88,10 +97,10 @@ def test_who_waits_goes_on_when_there_is_room_and_the_first_may_finish():
     shares, went_on = [Share(budget) for _ in range(4)], []
     for share in shares:
         share.hold(25 * KIB)
-        share.wait(lambda share=share: went_on.append(shares.index(share)))
+        budget.wait(share, lambda share=share: went_on.append(shares.index(share)))
     gevent.sleep(0.01)
     assert went_on == [0]
-    assert [share.room() >= LEAST for share in shares] == [True, False, False, False]
+    assert [share.room() >= LEAST_ROOM for share in shares] == [True, False, False, False]
     shares[0].hold(35 * KIB)
     shares[0].hold(-60 * KIB)  # it had its message consumed
     gevent.sleep(0.01)
@@ -124,13 +133,13 @@ class Slow:
 
 def test_a_frame_that_waits_for_many_counts_once_and_each_is_charged_its_part():
     unsent, frame = UnsentFrames(TOTAL), bytes(MIB)
-    size = MIB + UNSENT
+    size = MIB + FRAME_OVERHEAD
     crowd = [Slow(unsent).add(frame) for _ in range(1000)]
-    assert unsent.used == size + 1000 * UNSENT_EACH
-    assert all(size / 2000 < slow.charged - UNSENT_EACH < size / 500 for slow in crowd)
+    assert unsent.used == size + 1000 * SOCKET_OVERHEAD
+    assert all(size / 2000 < slow.charged - SOCKET_OVERHEAD < size / 500 for slow in crowd)
     for slow in crowd[1:]:
         slow.take()
-    assert unsent.used == crowd[0].charged == size + UNSENT_EACH  # the last one is charged all of it
+    assert unsent.used == crowd[0].charged == size + SOCKET_OVERHEAD  # the last one is charged all of it
     crowd[0].drop(1006)
     assert (unsent.used, {slow.charged for slow in crowd}) == (0, {0})
     assert not unsent._frames and not any(unsent._by_charge)
@@ -139,7 +148,7 @@ def test_a_frame_that_waits_for_many_counts_once_and_each_is_charged_its_part():
 def test_the_same_frame_twice_for_one_socket_counts_once_and_is_freed():
     unsent, frame = UnsentFrames(TOTAL), bytes(1000)
     slow = Slow(unsent).add(frame).add(frame)
-    assert unsent.used == slow.charged == 1000 + UNSENT + UNSENT_EACH
+    assert unsent.used == slow.charged == 1000 + FRAME_OVERHEAD + SOCKET_OVERHEAD
     slow.take()
     slow.take()
     assert unsent.used == slow.charged == 0
@@ -207,13 +216,13 @@ def test_those_that_waited_for_room_go_on_one_after_another():
     shares, went_on = [Share(budget) for _ in range(4)], []
     shares[0].hold(100 * KIB)
     for share in shares[1:]:
-        share.hold(OWN)
-        share.wait(lambda share=share: went_on.append(share))
-    budget._first = shares[0]
+        share.hold(RESERVED)
+        budget.wait(share, lambda share=share: went_on.append(share))
+    budget.first = shares[0]
     gevent.sleep(0.01)
     shares[0].hold(-100 * KIB)
     budget._resume()
-    assert went_on == [] and len(budget.turns._waiting) >= 3
+    assert went_on == [] and len(budget.hub_time._waiting) >= 3
     gevent.sleep(0.01)
     assert went_on == shares[1:]
 
@@ -224,9 +233,9 @@ def test_a_crowd_with_unfinished_messages_holds_no_more_than_its_budget_and_ends
     for line in lines:
         line.open()
         pushed(line, data)
-    assert budget.used <= budget.total + 21 * OWN
+    assert budget.used <= budget.total + 21 * RESERVED
     sent = [line.connection._share.held for line in lines]
-    assert min(sent) >= OWN - LEAST
+    assert min(sent) >= RESERVED - LEAST_ROOM
     late = new_lines.add(budget).open()
     late.say("I am heard")
     until(late.texts)
@@ -256,7 +265,7 @@ def test_messages_of_a_crowd_that_do_not_all_fit_are_all_consumed(new_lines):
         for index, line in enumerate(lines):
             with suppress(BlockingIOError):
                 sent[index] += line.client.send(message[sent[index] :]) if sent[index] < len(message) else 0
-            assert budget.used <= budget.total + budget.per_connection + 12 * OWN
+            assert budget.used <= budget.total + budget.per_connection + 12 * RESERVED
         finish()
         return all(len(line.sent("websocket.receive")) == 4 for line in lines)
 
@@ -274,7 +283,7 @@ def test_a_bomb_is_inflated_in_steps_and_no_further_than_there_is_room(new_lines
     content = stream.compress(bytes(MIB)) + stream.flush(zlib.Z_SYNC_FLUSH)
     bomb = client(BINARY, content[:-4])
     line.open(bytes([bomb[0] | 0x40]) + bomb[1:])
-    until(lambda: budget.used > 200 * KIB - LEAST)
+    until(lambda: budget.used > 200 * KIB - LEAST_ROOM)
     gevent.sleep(0.01)
     assert budget.used <= 200 * KIB * 9 // 8  # a bytearray grows by a little more than is asked for
     line.connection.tick(line.connection.opened_at + STALLED_DEADLINE + 1)
@@ -334,14 +343,16 @@ def test_all_is_free_when_the_client_leaves(new_lines, end):
 
 def test_sockets_go_one_after_another_and_leave_the_hub_its_turns(monkeypatch):
     clock = iter(range(1_000_000))
-    monkeypatch.setattr(budget_module.time, "perf_counter", lambda: next(clock) * budget_module.GO / 4)
-    turns, done, others = Turns(), [], []
+    monkeypatch.setattr(
+        budget_module.time, "perf_counter", lambda: next(clock) * budget_module.SOCKET_SLICE / 4
+    )
+    hub_time, done, others = HubTime(), [], []
 
     def work(name, steps):
         def go():
             while steps:
-                if turns.is_over():
-                    turns.add(go)
+                if hub_time.is_over():
+                    hub_time.add(go)
                     return
                 done.append((name, len(others)))
                 steps.pop()
@@ -351,7 +362,7 @@ def test_sockets_go_one_after_another_and_leave_the_hub_its_turns(monkeypatch):
     ticker = gevent.get_hub().loop.check()
     ticker.start(lambda: others.append(1))
     for name in "abc":
-        turns.run(work(name, list(range(30))))
+        hub_time.run(work(name, list(range(30))))
     until(lambda: len(done) == 90)
     ticker.stop()
     names = [name for name, _ in done]
@@ -360,9 +371,9 @@ def test_sockets_go_one_after_another_and_leave_the_hub_its_turns(monkeypatch):
 
 
 def test_what_raises_does_not_hold_up_those_behind_it():
-    turns, done = Turns(), []
-    turns.add(lambda: 1 / 0)
-    turns.add(lambda: done.append(1))
+    hub_time, done = HubTime(), []
+    hub_time.add(lambda: 1 / 0)
+    hub_time.add(lambda: done.append(1))
     until(lambda: done)
 
 

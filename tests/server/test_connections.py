@@ -202,7 +202,7 @@ def pushed(line, data):
 @pytest.fixture(autouse=True)
 def _slow_machines_too(monkeypatch):
     """One turn of the hub suffices for whatever a test sends."""
-    monkeypatch.setattr(budget, "GO", 10.0)
+    monkeypatch.setattr(budget, "SOCKET_SLICE", 10.0)
     monkeypatch.setattr(budget, "SLICE", 10.0)
 
 

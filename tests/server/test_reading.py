@@ -12,7 +12,7 @@ import pytest
 from dbchannels.layers.operations import Disconnect
 from dbchannels.protocol import CHUNK
 from dbchannels.server import connection_limits
-from dbchannels.server.budget import Turns
+from dbchannels.server.budget import HubTime
 from dbchannels.server.config import ServerConfig
 from dbchannels.server.connection_limits import ConnectionLimits
 from dbchannels.server.http import body as spool
@@ -91,7 +91,7 @@ def test_a_body_in_tiny_chunks_that_comes_faster_than_it_is_read_leaves_the_hub_
             gevent.sleep(0.0001)
 
     looking = gevent.spawn(other)
-    chunked = reader.RequestReader(Fast(), ServerConfig(max_body=30_000), Turns())
+    chunked = reader.RequestReader(Fast(), ServerConfig(max_body=30_000), HubTime())
     chunked.length = None
     with pytest.raises(Refused, match="max-body"):
         chunked.read_body(taken.extend)

@@ -10,7 +10,7 @@ import gevent
 import pytest
 
 from dbchannels.server import budget
-from dbchannels.server.budget import UNSENT, UNSENT_EACH, MemoryBudget, Share, UnsentFrames
+from dbchannels.server.budget import FRAME_OVERHEAD, SOCKET_OVERHEAD, MemoryBudget, Share, UnsentFrames
 from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.websocket.messages import Outgoing
 from dbchannels.server.websocket.protocol import Closed, encode_frame
@@ -78,7 +78,7 @@ def until(condition):
 @pytest.fixture(autouse=True)
 def _slow_machines_too(monkeypatch):
     """One turn of the hub suffices for whatever a test sends."""
-    monkeypatch.setattr(budget, "GO", 10.0)
+    monkeypatch.setattr(budget, "SOCKET_SLICE", 10.0)
     monkeypatch.setattr(budget, "SLICE", 10.0)
 
 
@@ -347,12 +347,12 @@ def test_a_frame_that_the_socket_takes_at_once_is_not_counted(new_peer, monkeypa
 def test_what_waits_is_counted_whole_until_it_is_sent_or_the_socket_ends(new_peer, end):
     peer = blocked(new_peer())
     unsent = peer.budget.unsent
-    assert unsent.used == 65_539 + UNSENT + UNSENT_EACH > peer.transport._waiting
+    assert unsent.used == 65_539 + FRAME_OVERHEAD + SOCKET_OVERHEAD > peer.transport._waiting
     peer.transport.send(HELLO)
     if end == "pings":  # its pong waits as well
         used = unsent.used
         peer.send(client_frame(PING, b"x" * 100))
-        until(lambda: unsent.used == used + 102 + UNSENT + UNSENT_EACH)
+        until(lambda: unsent.used == used + 102 + FRAME_OVERHEAD + SOCKET_OVERHEAD)
     if end in ("reads", "pings"):
         until(lambda: peer.frames() == [] and not peer.transport._frames)
     elif end == "leaves":

@@ -48,7 +48,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     socket: Any
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
-        self.reader = RequestReader(sock, server.options, server.turns)
+        self.reader = RequestReader(sock, server.options, server.hub_time)
         self.handed_over = False  # the socket belongs to a WebSocket now
         self._requests = 0
         self._client: str | None = None  # the address behind a proxy, while it counts

@@ -11,7 +11,7 @@ from typing import Any
 
 import gevent
 
-from dbchannels.server.budget import Turns
+from dbchannels.server.budget import HubTime
 from dbchannels.server.config import LINGERING, ServerConfig
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import BodyReader, HeadReader, RequestHead
@@ -40,8 +40,8 @@ class ClientDisconnected(ConnectionError):
 class RequestReader:
     """The reading half of one connection. Only the connection's own greenlet reads."""
 
-    def __init__(self, sock: Any, options: ServerConfig, turns: Turns) -> None:
-        self._socket, self._options, self._turns = sock, options, turns
+    def __init__(self, sock: Any, options: ServerConfig, hub_time: HubTime) -> None:
+        self._socket, self._options, self._hub_time = sock, options, hub_time
         self._ahead = b""  # read, and not used yet
         self._is_first = True  # no request has come yet
         self._head_reader: HeadReader | None = None
@@ -115,8 +115,10 @@ class RequestReader:
             for start in range(0, len(data), PIECE):
                 if content := reader.feed(data[start : start + PIECE]):
                     take(content)
-                if self._turns.is_over():  # else a client that sends faster than this reads has the hub alone
-                    self._turns.wait()
+                if (
+                    self._hub_time.is_over()
+                ):  # else a client that sends faster than this reads has the hub alone
+                    self._hub_time.wait()
             if reader.ended:
                 self._ahead, self.unread = reader.rest, False
                 return

@@ -20,7 +20,7 @@ from typing import Any
 import gevent
 
 from dbchannels.protocol import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
-from dbchannels.server.budget import LEAST, Share
+from dbchannels.server.budget import LEAST_ROOM, Share
 from dbchannels.server.config import LINGERING, WebSocketLimits
 from dbchannels.server.websocket.deflate import Deflate
 from dbchannels.server.websocket.messages import Outgoing
@@ -55,6 +55,7 @@ class Transport:
         "_heard_at",
         "_heartbeat",
         "_held",
+        "_hub_time",
         "_limits",
         "_message_at",
         "_on_event",
@@ -67,7 +68,6 @@ class Transport:
         "_share",
         "_socket",
         "_stalled_at",
-        "_turns",
         "_unfinished_at",
         "_unsent",
         "_waiting",
@@ -88,7 +88,7 @@ class Transport:
     ) -> None:
         loop = gevent.get_hub().loop
         self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
-        self._share, self._turns, self._unsent = share, share.budget.turns, share.budget.unsent
+        self._share, self._hub_time, self._unsent = share, share.budget.hub_time, share.budget.unsent
         self._held = 0  # bytes of the share that the client's unfinished message takes
         self._events: Iterator[Event | None] | None = None  # of what was read and is not yet parsed
         self.paused = True  # until `read`
@@ -132,14 +132,14 @@ class Transport:
         """Start or continue to read."""
         if self.paused:
             self.paused = False
-            self._turns.run(self._go_on)
+            self._hub_time.run(self._go_on)
 
     def pause(self) -> None:
         """Read nothing more until ``read``."""
         self.paused = True
 
     def _readable(self) -> None:
-        if not self._turns.run(self._receive):
+        if not self._hub_time.run(self._receive):
             self._reader.stop()
 
     def _receive(self) -> None:
@@ -154,7 +154,7 @@ class Transport:
                 self._reader.start(self._readable)
         elif not self.paused:
             room = self._share.room()
-            if room < LEAST:
+            if room < LEAST_ROOM:
                 self._stall()
             elif (data := self._read_now(min(READ, room))) == b"":
                 self.drop()
@@ -192,8 +192,8 @@ class Transport:
                 if not isinstance(event, Closed):
                     self._message_at, self._unfinished_at = self._heard_at, None
                 self._on_event(event)
-            if self._turns.is_over():
-                self._turns.add(self._go_on)
+            if self._hub_time.is_over():
+                self._hub_time.add(self._go_on)
                 break
         self._hold()
         self._flush_protocol()
@@ -224,7 +224,7 @@ class Transport:
             return True
         self._hold()
         room = self._share.room()
-        if room < LEAST:
+        if room < LEAST_ROOM:
             self._stall()
             return False
         partial.step = min(STEP, room)
@@ -234,7 +234,7 @@ class Transport:
         """Wait for memory."""
         self._stalled_at = self._stalled_at or time.monotonic()
         self._reader.stop()
-        self._share.wait(self._go_on)
+        self._share.budget.wait(self._share, self._go_on)
 
     # Out.
 
