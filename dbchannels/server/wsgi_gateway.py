@@ -68,11 +68,11 @@ class Gateway:
         body = read_body(environ, request, self._max_body)
         if isinstance(body, int):
             sentence = TOO_LARGE % self._max_body if body == 413 else ""
-            return answer(status_reply(body, sentence), request.method, start_response)
+            return answer(status_reply(body, sentence), request, start_response)
         try:
             exchange = Exchange(self._relay())
         except LayerUnavailable:
-            return answer(status_reply(503), request.method, start_response)
+            return answer(status_reply(503), request, start_response)
         try:
             return self._exchange(exchange, request, body, start_response)
         except BaseException:
@@ -83,18 +83,13 @@ class Gateway:
         self, exchange: Exchange, request: messages.Request, body: bytes, start_response: StartResponse
     ) -> Iterable[bytes]:
         message = messages.request_message(request, exchange.reply_channel, body, exchange.flow_channel)
-        first = exchange.request(message, self._timeout)
+        head, first = messages.checked_response(exchange.request(message, self._timeout), request)
         if first.get(MORE_CONTENT):
-            try:
-                head = messages.response_head(first, request.method)
-            except ValueError as error:
-                first = unsendable(error)
-            else:
-                start_response(head.status, head.headers)
-                exchange.buffer.begin(exchange.report, None)
-                return Stream(exchange, first, head, self._timeout, exchange.close)
+            start_response(head.status, head.headers)
+            exchange.buffer.begin(exchange.report, None)
+            return Stream(exchange, first, head, self._timeout, exchange.close)
         exchange.close()
-        return answer(first, request.method, start_response)
+        return answer(first, request, start_response)
 
     # The relay of this process.
 
@@ -190,22 +185,12 @@ def read_body(environ: Environ, request: messages.Request, limit: int) -> bytes 
     return 413 if len(body) > limit else bytes(body)
 
 
-def answer(message: dict[str, Any], method: str, start_response: StartResponse) -> list[bytes]:
-    """Answer with a response that is whole."""
-    try:
-        head = messages.response_head(message, method)
-    except ValueError as error:
-        message = unsendable(error)
-        head = messages.response_head(message, method)
+def answer(message: dict[str, Any], request: messages.Request, start_response: StartResponse) -> list[bytes]:
+    """Answer with a whole response."""
+    head, message = messages.checked_response(message, request)
     start_response(head.status, head.headers)
     content = message.get("content", b"")
     return [content] if head.has_body and content else []
-
-
-def unsendable(error: ValueError) -> dict[str, Any]:
-    """Log why a response cannot be sent, and return the one in its place."""
-    log.error("A response could not be sent: %s", error)
-    return status_reply(500)
 
 
 def number(text: str | None) -> int:

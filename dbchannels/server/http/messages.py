@@ -8,7 +8,6 @@ from __future__ import annotations
 import difflib
 import logging
 import re
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -29,10 +28,8 @@ from dbchannels.server.http.headers import (
 
 log = logging.getLogger("dbchannels.server")
 
-# The connection is ours, not the view's (RFC 9110, section 7.6.1).
-_HOP_BY_HOP = frozenset(
-    {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"te"}
-)
+# The server's own, not the view's (RFC 9110, section 7.6.1).
+_HOP_BY_HOP = {b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"proxy-connection", b"te"}
 
 #: Of the first message of a response.
 RESPONSE_KEYS = frozenset({"status", "reason", "headers", "content", MORE_CONTENT})
@@ -65,7 +62,7 @@ class Request(NamedTuple):
     method: str
     target: str  # as it came, in latin-1: "/a%20b?c=d"
     http_version: str  # "1.0" or "1.1"
-    headers: RawHeaders  # names in lower case, order and duplicates kept
+    headers: RawHeaders
     scheme: str
     client: tuple[str, int]
     server: tuple[str, int]
@@ -79,12 +76,12 @@ class Request(NamedTuple):
 
     @property
     def path_bytes(self) -> bytes:
-        """The path without its percent signs."""
+        """The percent-decoded path."""
         return unquote_to_bytes(self.target.partition("?")[0].encode("latin-1"))
 
     @property
     def path(self) -> str:
-        """The decoded path; what is no UTF-8 becomes U+FFFD, and NUL too, which PostgreSQL's text refuses."""
+        """The decoded path. What is not UTF-8 becomes U+FFFD, and so does NUL, which PostgreSQL's text refuses."""
         return self.path_bytes.decode("utf-8", "replace").replace("\0", "\ufffd")
 
     @property
@@ -109,7 +106,7 @@ def request_message(
     body_channel: str | None = None,
     body_size: int | None = None,
 ) -> dict[str, Any]:
-    """Return the ``http.request`` message; with a ``body_channel`` for the rest of the body, its size is in bytes."""
+    """Return the ``http.request`` message. The rest of a body of ``body_size`` bytes comes on ``body_channel``."""
     return {
         **_common(request, reply_channel),
         "http_version": request.http_version,
@@ -152,18 +149,14 @@ class ResponseHead(NamedTuple):
     @property
     def length(self) -> int | None:
         """The Content-Length, if there is one."""
-        return next(
-            (
-                int(value)
-                for name, value in self.headers
-                if name.lower() == "content-length" and value.isdecimal()
-            ),
-            None,
-        )
+        for name, value in self.headers:
+            if name.lower() == "content-length" and value.isdecimal():
+                return int(value)
+        return None
 
 
 def checked_response(message: dict[str, Any], request: Request) -> tuple[ResponseHead, dict[str, Any]]:
-    """Return the head of a response and its first message: a 500 in place of one that cannot be sent."""
+    """Return the head of a response and its first message: a 500 in place of a response that cannot be sent."""
     try:
         return response_head(message, request.method), message
     except ValueError as error:
@@ -173,37 +166,36 @@ def checked_response(message: dict[str, Any], request: Request) -> tuple[Respons
 
 
 def response_head(message: dict[str, Any], method: str) -> ResponseHead:
-    """Return the head of a response from its first message; ValueError, one sentence, for a bad one.
+    """Return the head of a response from its first message. Raise ValueError, with one sentence, for an invalid one.
 
-    A response that is whole has the Content-Length of its content, whatever the view said: what a client reads
-    beyond or short of it would be taken for the next response. One to HEAD has none of its content, so there the
-    view's counts.
+    A whole response gets the Content-Length of its content, whatever the view said: a client would take what is
+    beyond it, or the next response for what is missing. A response to HEAD has no content, so the view's length counts.
     """
     for key in message.keys() - RESPONSE_KEYS:
         near = difflib.get_close_matches(key, RESPONSE_KEYS, n=1, cutoff=0.75)
         if told := foreign.advice("response", key) or (f"write {near[0]!r}" if near else ""):
             raise ValueError(f"The key {safe_repr(key)} of a response says nothing: {told}.")
-    status = message.get("status")
+    status, reason = message.get("status"), message.get("reason")
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")
-    headers = without(map(_checked, _pairs(message)), *_HOP_BY_HOP)
-    content, whole = checked_content(message), not message.get(MORE_CONTENT)
-    bodiless = status in (204, 304)
-    given = [value for name, value in headers if name.lower() == b"content-length"]
-    if bodiless or whole or len(given) > 1:
+    if reason is not None and (not isinstance(reason, str) or not is_value(reason)):
+        raise ValueError(f"The reason {reason!a:.60} cannot be sent: it is one line of latin-1 text.")
+    headers = _response_headers(message)
+    content, whole, bodiless = checked_content(message), not message.get(MORE_CONTENT), status in (204, 304)
+    lengths = [value for name, value in headers if name.lower() == b"content-length"]
+    if bodiless or whole or len(lengths) > 1:
         headers = without(headers, b"content-length")
     if whole and not bodiless:
-        length = given[0] if method == "HEAD" and given and not content else str(len(content)).encode()
-        headers.append((b"Content-Length", length))
+        of_view = lengths and method == "HEAD" and not content
+        headers.append((b"Content-Length", lengths[0] if of_view else str(len(content)).encode()))
     text = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in headers]
-    has_body = method != "HEAD" and not bodiless
     return ResponseHead(
-        f"{status} {_checked_reason(message.get('reason')) or reason_phrase(status)}", text, has_body
+        f"{status} {reason or reason_phrase(status)}", text, has_body=method != "HEAD" and not bodiless
     )
 
 
 def checked_content(message: dict[str, Any]) -> bytes:
-    """Return the content of a response message; ValueError, one sentence, when it is no bytes."""
+    """Return the content of a response message. Raise ValueError, with one sentence, when it is not bytes."""
     content = message.get("content", b"")
     if not isinstance(content, bytes):
         raise ValueError(
@@ -212,23 +204,13 @@ def checked_content(message: dict[str, Any]) -> bytes:
     return content
 
 
-def _pairs(message: dict[str, Any]) -> Sequence[Any]:
+def _response_headers(message: dict[str, Any]) -> list[tuple[bytes, bytes]]:
     headers = message.get("headers", [])
     if not isinstance(headers, (list, tuple)):
         raise ValueError(f"The headers of a response are a list, not {type(headers).__name__}.")
-    return headers
-
-
-def _checked_reason(reason: object) -> str:
-    if reason is not None and (not isinstance(reason, str) or not is_value(reason)):
-        raise ValueError(f"The reason {reason!a:.60} cannot be sent: it is one line of latin-1 text.")
-    return reason or ""
-
-
-def _checked(pair: object) -> tuple[bytes, bytes]:
-    if not isinstance(pair, (list, tuple)) or [type(part) for part in pair] != [bytes, bytes]:
-        raise ValueError(f"A header of a response is a pair of bytes, not {pair!a:.60}.")
-    name, value = pair
-    if not is_token_bytes(name) or not is_value_bytes(value):
-        raise ValueError(f"The header {name!r:.60} cannot be sent: it holds a control character.")
-    return name, value
+    for pair in headers:
+        if not isinstance(pair, (list, tuple)) or [type(part) for part in pair] != [bytes, bytes]:
+            raise ValueError(f"A header of a response is a pair of bytes, not {pair!a:.60}.")
+        if not is_token_bytes(pair[0]) or not is_value_bytes(pair[1]):
+            raise ValueError(f"The header {pair[0]!r:.60} cannot be sent: it holds a control character.")
+    return [(name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP]
