@@ -8,7 +8,6 @@ import pytest
 from django.db import connection, connections, transaction
 
 from dbchannels.layers.operations import GroupAdd
-from dbchannels.layers.postgresql.queue_cache import AudienceCache
 from dbchannels.models import Audience, Membership, Process, ProtocolMessage
 from dbchannels.testing.contract.case import DEADLINE
 from tests import kinds
@@ -28,7 +27,7 @@ def reader(layer, new_link):
 
 
 def fill(link, count=MANY, queue="reply.a!", group="group", start=0):
-    """Put so many members of a server into a group; return their local parts."""
+    """Put so many members of a server into a group; return their recipients."""
     parts = [f"{number:022}" for number in range(start, start + count)]
     link.apply([GroupAdd(group, queue + part) for part in parts])
     return parts
@@ -40,12 +39,12 @@ def receivers(link, queue="reply.a!"):
 
 
 def written():
-    """Return the local parts of each audience, in order; "" of what was seen once."""
+    """Return the recipients of each audience, in order; "" of what was seen once."""
     return list(Audience.objects.order_by("id").values_list("recipients", flat=True))
 
 
 def stored():
-    """Return (bytes of local parts, whether it names an audience) of each message that waits."""
+    """Return (bytes of recipients, whether it names an audience) of each message that waits."""
     rows = ProtocolMessage.objects.order_by("id").values_list("recipients", "audience")
     return [(len(parts), key is not None) for parts, key in rows]
 
@@ -116,15 +115,6 @@ def test_each_server_has_its_own_members(layer, reader):
     assert receivers(reader, "reply.b!") == [others] * 4
 
 
-def test_a_reader_asks_for_an_audience_once(layer, reader):
-    parts = fill(reader)
-    broadcast(layer, 2)
-    assert receivers(reader) == [parts] * 2
-    broadcast(layer, 1)
-    Audience.objects.all().delete()  # so that nothing but its memory can tell
-    assert receivers(reader) == [parts]
-
-
 def test_a_new_reader_finds_an_audience_that_was_made_before(layer, reader, new_link):
     parts = fill(reader)
     broadcast(layer, 3)
@@ -144,16 +134,6 @@ def test_after_a_crash_no_reader_takes_an_audience_for_another(layer, reader):
     broadcast(layer, 3)
     assert Audience.objects.order_by("id").first().id == 1
     assert receivers(reader) == [others] * 3
-
-
-def test_a_reader_forgets_the_oldest(layer, reader, monkeypatch):
-    monkeypatch.setattr(AudienceCache, "MOST_RECIPIENTS", 2 * MANY)
-    expected = {group: fill(reader, group=group, start=ord(group)) for group in "abc"}
-    for _ in range(2):
-        for group, parts in expected.items():
-            broadcast(layer, 2, group)
-            assert receivers(reader) == [parts] * 2
-            assert len(reader._audiences.known) <= 2
 
 
 def test_a_message_whose_audience_was_deleted_goes_to_nobody(layer, reader, caplog):

@@ -579,7 +579,7 @@ def test_dead_rows_do_not_lead_a_look_away_from_the_queues_index(layer, new_link
     link = new_link(layer)
     assert received(link) == []
     (one,) = prepared.BY_TEXT[sql.RECEIVE]
-    values = {"queues": ["http." + "x" * 90], "limit": 20, "known": [], "floors": [0]}
+    values = {"queues": ["http." + "x" * 90], "limit": 20, "floors": [0]}
     rows = link.session.execute([("EXPLAIN (COSTS OFF) " + one.execute, values)])
     plan = "\n".join(row[0] for row in rows)
     assert "dbchannels_protocol_queue" in plan, plan
@@ -686,7 +686,7 @@ def full_tables(layer):
 def reading(number):
     """Return the statements that read so many channels, with their values and the index that they go by."""
     own = {"queues": [f"own{one}" for one in range(number)], "limit": 20, "worker": "w"}
-    http = {"queues": [f"http.{one}" for one in range(number)], "limit": 20, "worker": "w", "known": []}
+    http = {"queues": [f"http.{one}" for one in range(number)], "limit": 20, "worker": "w"}
     http["floors"] = [0] * number
     limited = {**own, "at_most": [2] * number}
     return [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -29,9 +30,11 @@ from dbchannels.layers.operations import (
 from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
 from dbchannels.layers.postgresql.cleanup import Cleaner
 from dbchannels.layers.postgresql.lock_waits import LockWaits, may_wait
-from dbchannels.layers.postgresql.queue_cache import AudienceCache, ScanHints
+from dbchannels.layers.postgresql.queue_cache import ScanHints
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
+
+log = logging.getLogger("dbchannels")
 
 POP, CLAIM = "pop", "claim"  # what a statement takes, see Session.in_doubt
 
@@ -49,7 +52,6 @@ class PostgreSQLLink(Link):
         self.session = session
         self._cleaner = Cleaner(layer, session)
         self._lock_waits = LockWaits(self._finish)
-        self._audiences = AudienceCache()
         self._hints = ScanHints()
         self._waiter = 0  # the thread that waits
         #: The registered name, and the session's generation of its lock.
@@ -73,18 +75,16 @@ class PostgreSQLLink(Link):
 
     def _pop_protocol(self, queues: Sequence[str], limit: int, worker: str) -> list[Delivery]:
         statement = sql.RECEIVE_IN_FLIGHT if worker else sql.RECEIVE
-        known = self._audiences.known
-        # Only an interface server's queue has broadcasts to many.
-        keys = list(known) if any(queue.endswith("!") for queue in queues) else []
         floors = self._hints.begin(queues, self.session.generation if self.session.connected else -1)
-        values = {"queues": list(queues), "limit": limit, "worker": worker, "known": keys, "floors": floors}
+        values = {"queues": list(queues), "limit": limit, "worker": worker, "floors": floors}
         rows = self.session.execute([(statement, values)], takes=POP)
-        self._hints.learn((row[0], row[5]) for row in rows)
+        self._hints.learn((row[0], row[4]) for row in rows)
         found = []
-        for channel, payload, text, reply_channel, key, _ in rows:
-            recipients = self._audiences.recipients(known, key, text) if key else tuple(text.split())
-            if recipients or not key:
-                found.append(Delivery(channel, bytes(payload), recipients, reply_channel))
+        for channel, payload, recipients, reply_channel, _ in rows:
+            if recipients is None:
+                log.warning("A broadcast was left out: its audience has been deleted.")
+            else:
+                found.append(Delivery(channel, bytes(payload), tuple(recipients.split()), reply_channel))
         return found
 
     def claim(

@@ -52,7 +52,7 @@ def _listed(parts: Iterable[str]) -> str:
 
 
 _POP = {"queues": "text[]", "limit": "bigint"}
-_RECEIVE = {**_POP, "floors": "bigint[]", "known": "text[]"}
+_RECEIVE = {**_POP, "floors": "bigint[]"}
 _SEND = {
     "channels": "text[]",
     "recipients": "text[]",

@@ -5,7 +5,6 @@ Nothing here decides anything: without it each statement would find out again, a
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -96,47 +95,16 @@ class CapacityCache:
             self._left.clear()
 
 
-class AudienceCache:
-    """The members of each audience that a reader knows, by the key that the rows of broadcasts have. One reader's.
-
-    A key is a hash of the members, so what is remembered never becomes wrong. ``known`` is replaced and never changed:
-    a thread that has passed it to a statement finds all of it again.
-    """
-
-    MOST = 64  # audiences; each pop sends the keys, at 40 bytes
-    MOST_RECIPIENTS = 100_000  # of all audiences together, at some 80 bytes
-
-    def __init__(self) -> None:
-        self.known: dict[str, tuple[str, ...]] = {}
-
-    def recipients(self, known: Mapping[str, tuple[str, ...]], key: str, text: str | None) -> tuple[str, ...]:
-        """Return the recipients of a row; none when its audience is gone.
-
-        ``known`` was passed to the statement, ``text`` has the recipients that it gave for any other key.
-        """
-        if key in known:
-            return known[key]
-        if text is None:
-            logging.getLogger("dbchannels").warning(
-                "A broadcast was left out: its audience has been deleted."
-            )
-            return ()
-        recipients = tuple(text.split())
-        remembered = {**self.known, key: recipients}
-        while len(remembered) > self.MOST or sum(map(len, remembered.values())) > self.MOST_RECIPIENTS:
-            del remembered[next(iter(remembered))]  # the oldest
-        self.known = remembered
-        return recipients
-
-
 class ScanHints:
     """The id in each queue above which a reader begins to look. One reader's.
 
     Rows that were taken leave their index entries behind until a vacuum removes them, and while any transaction is
-    open none can be removed: each pop would read all of them before the oldest message that waits. So once a look at
-    the whole queue takes long, a reader begins above what it took a second ago. That is a hint, not a cursor: ids are
-    given at INSERT and seen at COMMIT, so the message of a sender with a longer transaction has a lower id. Every
-    second or so the reader looks at the whole queue again, and drops the hint if it finds a lower id.
+    open none can be removed: each pop would read all of them before the oldest message that waits. With 100,000 of
+    them, as after ten minutes of a dump at 170 messages a second, a pop takes 17 ms, and 0.5 with a hint.
+
+    Once a look at the whole queue takes long, a reader begins above what it took a second or two ago. That is a hint,
+    not a cursor: ids are given at INSERT and seen at COMMIT, so a sender with a longer transaction has a lower id.
+    Every second or so the reader looks at the whole queue again, and drops the hint if it finds a lower id.
 
     A claim has no hint: it goes by priority first, and messages that were retried or delayed have old ids.
     """
