@@ -22,7 +22,7 @@ from dbchannels import (
 from dbchannels.models import DeadLetter, DurableMessage, Membership
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain, waiting
-from dbchannels.worker.coroutines import completed
+from dbchannels.worker.executor import completed
 from dbchannels.worker.worker import Worker
 from tests import kinds
 from tests.visitors import Visitor
@@ -224,7 +224,7 @@ def test_a_request_that_is_wanted_later_is_asked_to_come_again(layer, run):
     layer.send("http.request", {"reply_channel": "reply.v1!r", "path": "/", "headers": []})
     run("http.request", send_and(ConsumeLater))
     (answer,) = drain(layer, "reply.v1!")
-    assert (answer["status"], answer["headers"][0]) == (503, [b"Retry-After", b"1"])
+    assert answer["status"] == 503 and [b"Retry-After", b"1"] in answer["headers"]
 
 
 def test_a_disconnect_that_nobody_can_bring_again_is_an_error(layer, run, caplog):

@@ -594,7 +594,7 @@ def test_a_request_that_is_none_is_answered_at_once(layer, new_worker):
 def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monkeypatch):
     def respond(self, message, link, its_layer):
         Channel("out").send({"number": 1})
-        return [executor.reply(its_layer, message.reply_channel.name, {"status": 200})]
+        return [executor.reply(message.reply_channel.name, {"status": 200}, 60.0)]
 
     monkeypatch.setattr(executor.ApplicationViews, "respond", respond)
     request(layer)
@@ -607,7 +607,7 @@ def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monke
 @kinds.on_databases
 def test_a_consumers_broken_connection_is_let_go(layer, new_worker, channel, at_once, monkeypatch):
     closed = []
-    monkeypatch.setattr(executor.database_connections, "end_message", lambda: closed.append(channel))
+    monkeypatch.setattr(executor.Executor, "tidy", staticmethod(lambda: closed.append(channel)))
     layer.send(channel, {"reply_channel": CLIENT})
     assert new_worker(route(channel, boom)).run_once()
     assert closed == [channel]

@@ -21,7 +21,7 @@ from dbchannels.consumers.websocket import WebsocketConsumer
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.routing.patterns import misses_the_slash, stray_capture
 from dbchannels.routing.table import BoundRoute, Routing, load_routing
-from dbchannels.worker.coroutines import is_generator
+from dbchannels.worker.executor import is_generator
 from dbchannels.worker.worker import PROTOCOL_CHANNELS
 
 Messages = Iterator[checks.CheckMessage]

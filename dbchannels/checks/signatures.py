@@ -10,7 +10,7 @@ from typing import Any
 from dbchannels import foreign
 from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
 from dbchannels.consumers.websocket import RESERVED, WebsocketConsumer, takes, wrong_receive
-from dbchannels.worker.coroutines import is_generator
+from dbchannels.worker.executor import is_generator
 
 OURS = {*Demultiplexer.__mro__, *JsonWebsocketConsumer.__mro__}
 _POSITIONAL = {"receive_json": "content", "disconnect": "code"}

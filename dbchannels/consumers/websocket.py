@@ -19,7 +19,7 @@ from dbchannels.exceptions import (
 from dbchannels.message import Message
 from dbchannels.protocol import NORMAL_CLOSURE, UNSUPPORTED_DATA
 from dbchannels.routing.table import Include, Route, consumer, include, route
-from dbchannels.worker.coroutines import completed
+from dbchannels.worker.executor import completed
 
 #: Names of the methods' own parameters, which no capture may have.
 RESERVED = frozenset({"self", "message", "text", "bytes", "content", "code"})

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterable
 
 from dbchannels import codec
-from dbchannels.layers.operations import Record, Send
+from dbchannels.layers.operations import Record, Send, reply
 from dbchannels.protocol import VANISHED, lost
 
 #: Reply channels. Rows of further ones go when a message comes for them, or with their server.
@@ -45,7 +45,7 @@ def lost_messages(messages: Iterable[tuple[str, str]], why: str, expiry: float) 
     ``why`` is WORKER_DIED or EXPIRED of ``protocol``.
     """
     return [
-        Send(reply_channel, codec.encode_trusted(lost(why, channel)), "", expiry, certain=True)
+        reply(reply_channel, lost(why, channel), expiry)
         for channel, reply_channel in messages
         if reply_channel
     ]

@@ -161,8 +161,7 @@ class TestedExecutor(Executor):
         if not self.quiet:
             super().report(delivery, error, text)
 
-    def tidy(self) -> None:
-        """Leave the connections, with their logs of queries, as they are: they are the test's."""
+    tidy = staticmethod(lambda: None)  # the connections, with their logs of queries, are the test's
 
 
 class Runner:

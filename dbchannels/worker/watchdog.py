@@ -90,7 +90,7 @@ class Watchdog:
             f"This consumer had not ended after {hard:g} s (hard_timeout), so its worker was replaced. It stood here:\n"
             f"{self._stack()}"
         )
-        if not self._batch.time_out(delivery, self._executor.timed_out(delivery, text)):
+        if not self._batch.time_out(delivery, self._executor.failed(delivery, text)):
             return  # it has ended just now
         log.error("The consumer of a message on %s hangs. %s", delivery.channel, Lines(text))
         # What it holds in the database may be what the report waits for: the process ends in any case.
