@@ -1,7 +1,7 @@
 """``--http direct``: views run in native threads of this process, without the layer.
 
-A request holds one thread from its view's start until its response is made and stored: the thread hands each part to
-the hub, and waits while more than a window is neither taken by the client nor in the response's spool.
+A request holds one thread until its response is made and stored. The thread hands each part to the hub, and waits while
+more than a window is neither taken by the client nor stored.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ LATE = "The site's view took longer than this server waits."
 
 
 class DirectViews:
-    """The threads: as many requests run at once, and addresses take turns."""
+    """The threads that run views. Addresses take turns."""
 
     def __init__(self, views: Views, threads: int, call_in_hub: CallInHub, turns: Turns) -> None:
         self.views = views
@@ -56,28 +56,18 @@ class DirectViews:
         self.turns = turns
         turns.room = threads
         self.most_waiting = threads * WAITING_PER_THREAD
-        self._pool = ThreadPool(threads)
-
-    def run(self, function: Callable[[], None], ended: Callable[[], None]) -> None:
-        """Run a function in a thread, and then ``ended`` in the hub; whoever calls has its turn."""
-        gevent.spawn_raw(self._pool.spawn, self._run, function, ended)  # the pool may wait for a moment
-
-    def _run(self, function: Callable[[], None], ended: Callable[[], None]) -> None:
-        try:
-            function()
-        finally:
-            self.call_in_hub(ended)
+        self.pool = ThreadPool(threads)
 
 
 class DirectExchange:
-    """One request between its client and its thread; called as `Exchange` is."""
+    """Runs the view of one request, and receives its response; used like `Exchange`."""
 
     reply_channel = flow_channel = ""
 
-    def __init__(self, direct: DirectViews, parts: ResponseBuffer) -> None:
+    def __init__(self, direct: DirectViews, buffer: ResponseBuffer) -> None:
         self._direct = direct
+        self._buffer = buffer  # for the hub
         self._turn: Turn | None = None
-        self._parts = parts  # for the hub
         self._reports: queue.SimpleQueue[Message] = queue.SimpleQueue()  # for the thread
         self._window = Window()  # for the thread
         self._left = False  # by the client
@@ -85,14 +75,16 @@ class DirectExchange:
     # In the hub.
 
     def request(self, message: Message, timeout: float) -> Message:
-        """Run the view; return the head of its response, 503 when no thread was free, or 504 when it took too long."""
+        """Run the view. Return the first message of its response, a 503 when no thread was free, or a 504."""
         turns, client = self._direct.turns, message["client"][0]
         if turns.waiting(client) >= self._direct.most_waiting:
             return status_reply(503)
-        self._turn = turn = turns.enter(client, partial(self._start, message))
+        # The pool may wait for a moment.
+        start = partial(gevent.spawn_raw, self._direct.pool.spawn, self._run, message)
+        self._turn = turn = turns.enter(client, start)
         try:
             with gevent.Timeout(timeout, False):
-                first = self._parts.get()
+                first = self._buffer.get()
                 if self._left:
                     raise BrokenOff
                 status = failure_status(first)
@@ -102,38 +94,31 @@ class DirectExchange:
                 turn.leave()
         return status_reply(504, LATE) if turn.started else status_reply(503)
 
-    def _start(self, message: Message) -> None:
-        self._direct.run(partial(self._run, message), self._ended)
-
-    def _ended(self) -> None:
-        assert self._turn is not None
-        self._turn.leave()
-
     def next_chunk(self, timeout: float) -> Message:
-        """Return the next part, however long the view takes; raises BrokenOff when there will be none."""
-        part = self._parts.get() if not self._left else {}
+        """Return the next message, however long the view takes. Raises BrokenOff when there is none."""
+        part = self._buffer.get() if not self._left else {}
         if self._left or failure_status(part) is not None:
             raise BrokenOff
         return part
 
     def report(self, report: Message) -> None:
-        """Tell the thread how far the client is: ``taken`` bytes in all, or that it is ``closed``."""
+        """Tell the thread how many bytes were taken, or that nobody wants more."""
         self._reports.put(report)
 
     def client_left(self) -> None:
-        """Wake who waits for the view, and tell the thread."""
+        """End the wait for the view, and tell the thread."""
         self._left = True
         self.report({CLOSED: True})
-        self._parts.put({"left": True})  # wakes who waits
+        self._buffer.put({"left": True})  # ends the wait
 
     def give_up(self) -> None:
-        """End the wait for a thread, or for what it makes: the server stops."""
-        self._parts.put(lost(SERVER_STOPS))
+        """End the wait for a thread, or for the view: the server stops."""
+        self._buffer.put(lost(SERVER_STOPS))
 
     def close(self) -> None:
-        """Wait for nothing more; a thread that still makes parts is told so."""
+        """Wait for nothing more, and tell a thread that still makes the response."""
         self.report({CLOSED: True})
-        self._parts.close()
+        self._buffer.close()
 
     # In the thread.
 
@@ -141,12 +126,15 @@ class DirectExchange:
         parts = self._direct.views(message)
         try:
             self._pass_on(parts)
-        except BaseException:  # SystemExit too: the client waits for an answer
+        except BaseException:  # SystemExit too: the client waits for a response
             log.exception("The site's application raised an error.")
             self._put({ERROR: CONSUMER_RAISED})
+        finally:
+            assert self._turn is not None
+            self._direct.call_in_hub(self._turn.leave)
 
     def _pass_on(self, parts: Generator[Message, None, None]) -> None:
-        """The head waits for the first content: a view that raises before it is answered 500."""
+        """Put the messages of the response, the head with the first content: a view that raises before gets a 500."""
         head: Message = {}
         try:
             for part in parts:
@@ -163,10 +151,10 @@ class DirectExchange:
             parts.close()
 
     def _put(self, part: Message) -> None:
-        self._direct.call_in_hub(partial(self._parts.put, part))
+        self._direct.call_in_hub(partial(self._buffer.put, part))
 
     def _may_go_on(self) -> bool:
-        """Wait for room; False when the client went away, or takes nothing."""
+        """Wait for room. Return False when the client has left, or takes nothing."""
         while not self._window.is_open or not self._reports.empty():
             try:
                 report = self._reports.get(timeout=STALLED)
