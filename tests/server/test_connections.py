@@ -1026,13 +1026,12 @@ def test_a_disconnect_that_is_put_off_for_too_long_ends_it(line, monkeypatch):
 
 def test_the_sessions_key_is_put_on_record_and_not_into_frames(line):
     cookie = (b"cookie", b"a=b; sessionid=abcdefgh12345678")
-    line.connection.request = REQUEST._replace(
-        headers=[*REQUEST.headers, cookie], target="/?sessionid=forged-key"
-    )
+    request = REQUEST._replace(headers=[*REQUEST.headers, cookie], target="/?sessionid=forged-key")
+    line.connection = Connection(line.relay, request)
     line.open()
     line.say("hi")
     until(line.texts)
-    assert line.relay.operations[0] == Connect("reply.s1!c1", "s1", "/", "abcdefgh12345678")
+    assert line.relay.operations[0] == Connect(line.connection.reply_channel, "s1", "/", "abcdefgh12345678")
     assert line.relay.has_sessions
     assert "abcdefgh" not in str(line.sent("websocket.receive"))
 

@@ -82,7 +82,7 @@ class Connection:
         limits: WebSocketLimits = WebSocketLimits(),  # noqa: B008
         budget: MemoryBudget | None = None,
     ) -> None:
-        self.request = request
+        self.request, self._path = request, request.path  # decoded once, and not for each message
         self.opened_at = time.monotonic()
         self.decision: AsyncResult = AsyncResult()  # Accepted or Denied, for the greenlet that waits
         self._decided: Accepted | Denied | None = None  # by the consumer
@@ -112,7 +112,7 @@ class Connection:
         """Record the connection and send its connect message; give up if the outbox is full."""
         fields = connect_message(self.request, self.reply_channel)
         key = session_key(self.request.headers)
-        record = Connect(self.reply_channel, self._relay.name, self.request.path[:2000], key)
+        record = Connect(self.reply_channel, self._relay.name, self._path[:2000], key)
         send = self._relay.make_send("websocket.connect", fields)
         try:
             self._relay.send(record, send)
@@ -195,7 +195,7 @@ class Connection:
         if LOST in message:
             self._lost(message[LOST], message.get("channel"))
             return
-        out = reply.outgoing(self.reply_channel, self.request.path)
+        out = reply.outgoing(self.reply_channel, self._path)
         if out is None:
             if FINISHED in message or "accept" in message:
                 self._decide(denied(500))  # the log has the error in the connect consumer's reply
@@ -363,7 +363,7 @@ class Connection:
         self._order += 1
         fields = {
             "reply_channel": self.reply_channel,
-            "path": self.request.path,
+            "path": self._path,
             "order": self._order,
             **fields,
         }

@@ -293,14 +293,14 @@ class WebSocket:
     """The server's side of one accepted connection. Nothing here raises for what a client sends."""
 
     __slots__ = (
-        "_control",
         "_max_fragments",
         "_max_message_size",
-        "_pongs",
         "_reader",
+        "control",
         "failed",
         "partial",
         "pings_left",
+        "pongs",
         "state",
     )
 
@@ -319,8 +319,9 @@ class WebSocket:
         if compression:  # data that cannot be compressed grows, by how much depends on the client
             self._reader.max_compressed = max_message_size + max_message_size // 8 + 1024
         self.partial: PartialMessage | None = None  # between a message's first frame and its last, while open
-        self._pongs: list[bytes] = []  # the last MAX_PONGS payloads to answer pings with
-        self._control: list[bytes] = []  # frames: the server's pings, and the Close as the last
+        # The output: the payloads of at most MAX_PONGS pongs; and frames, the server's pings, the Close as the last.
+        self.pongs: list[bytes] = []
+        self.control: list[bytes] = []
 
     def receive(self, data: bytes) -> Iterator[Event | None]:
         """Take bytes of the client and yield each event that they complete; call ``take_output`` afterwards.
@@ -359,17 +360,15 @@ class WebSocket:
 
     def take_output(self) -> bytes:
         """Return the control frames to write now, and forget them."""
-        if not (self._pongs or self._control):
-            return b""
-        pongs = [encode_frame(PONG, payload) for payload in self._pongs]
-        output = b"".join(pongs + self._control)
-        self._pongs, self._control = [], []
+        pongs = [encode_frame(PONG, payload) for payload in self.pongs]
+        output = b"".join(pongs + self.control)
+        self.pongs, self.control = [], []
         return output
 
     def ping(self, payload: bytes = b"") -> None:
         """Put a ping in the output if the connection is open; its payload has at most 125 bytes."""
         if self.state == "open":
-            self._control.append(encode_frame(PING, payload))
+            self.control.append(encode_frame(PING, payload))
 
     def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
         """Begin to close if the connection is open; what the client sends until its own Close is dropped.
@@ -377,14 +376,14 @@ class WebSocket:
         A ``reason`` of more than 123 bytes is cut.
         """
         if self.state == "open":
-            self._control.append(encode_close(code, reason))
+            self.control.append(encode_close(code, reason))
             self._forget("closing")
             self._reader.max_payload = self._max_message_size
 
     def fail(self, code: int, reason: str) -> Closed:
         """Close at once because of what the client sent: nothing more of it is read."""
         if self.state == "open":  # a Close that was sent before must stay the last frame
-            self._control.append(encode_close(code, reason))
+            self.control.append(encode_close(code, reason))
         self.failed = True
         self._forget("closed")
         return Closed(code, reason)
@@ -430,13 +429,13 @@ class WebSocket:
         if opcode == CLOSE:
             code, reason = decode_close(payload)
             if self.state == "open":
-                self._control.append(encode_frame(CLOSE, payload))
+                self.control.append(encode_frame(CLOSE, payload))
             self._forget("closed")
             return Closed(code, reason)
         if opcode == PING:
             self.pings_left -= 1
             if self.pings_left < 0:  # each is answered, so a flood of them is work for nothing
                 raise ProtocolError(POLICY_VIOLATION, "There are too many pings.")
-            self._pongs.append(payload)
-            del self._pongs[:-MAX_PONGS]
+            self.pongs.append(payload)
+            del self.pongs[:-MAX_PONGS]
         return None

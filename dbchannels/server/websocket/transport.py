@@ -268,9 +268,8 @@ class Transport:
         with bytes unread, the kernel resets the connection, and the client may lose the Close frame that says what was
         wrong (RFC 6455 section 7.1.1).
         """
-        output = self._protocol.take_output()
-        if output:
-            self._write(output)
+        if self._protocol.pongs or self._protocol.control:
+            self._write(self._protocol.take_output())
         if self._protocol.state != "closed" or self._socket is None:
             return
         self._closing_at = self._closing_at or time.monotonic()
