@@ -1,7 +1,11 @@
-"""How many connections the server takes, in all and from one address, and what it says to one too many.
+"""How much one client may have of the server: connections, and requests that run at once.
 
-An address counts by its ``address_key``: an IPv6 client has a whole /64 to choose its addresses from.
-Turning one away costs no greenlet: a flood of them must cost less than the requests that it keeps out.
+A client counts by its ``address_key``: an IPv6 client can choose its addresses from a whole /64. Rejecting a connection
+needs no greenlet: a flood of connections must cost less than the requests that it keeps out.
+
+Workers answer requests in the order in which these reach the layer, so a request there delays all others. Therefore
+each address may have only so many there, and addresses take turns. The others wait in the server, where a request
+whose client leaves costs nothing.
 """
 
 from __future__ import annotations
@@ -10,10 +14,11 @@ import ipaddress
 import logging
 import resource
 import socket
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
+from math import inf
 from typing import Any
 
 from dbchannels.redaction import RateLimitedLog
@@ -22,8 +27,10 @@ from dbchannels.server.proxy_headers import read_address
 
 log = logging.getLogger("dbchannels.server")
 
-FROM_ONE = 1_000  # connections from one address, unless told
-RESERVED = 200  # descriptors for all that is no connection: the database, workers, log files, bodies on disk
+CONNECTIONS = 1_000  # of one address, by default
+REQUESTS = 32  # of one address that are in the layer and unanswered, by default
+TOGETHER = 4  # times as many requests of all addresses
+RESERVED = 200  # descriptors for all but connections: the database, workers, log files, bodies on disk
 KEPT = 50  # of them that no connection may have, whatever else is open: the database must be reached again
 REJECTED = "Rejected %d connections beyond --max-connections and %d beyond --max-per-address; %d may be open."
 
@@ -33,10 +40,10 @@ TOO_MANY = refuse_response(429, "There are too many connections from this addres
 
 
 class ConnectionLimits:
-    """Counts the open connections. ``per_address`` None: 1,000, but any number from this machine.
+    """Counts the open connections; ``per_address`` None allows CONNECTIONS, and any number from this machine.
 
-    ``is_proxy`` says whose connections are those of many clients: they count in all, and not by their address. What
-    comes through them counts by the client's address, from ``enter`` to ``leave``.
+    The connections of an address that ``is_proxy`` are those of many clients. They count in all, but not by their
+    address: what comes through them counts by the client's address, from ``enter`` to ``leave``.
     """
 
     def __init__(
@@ -44,14 +51,14 @@ class ConnectionLimits:
     ) -> None:
         self.total = total
         self.open = 0
-        self.kept_from = float("inf")  # the first descriptor that is kept
+        self.kept_from = inf  # the first descriptor that no connection may have
         self._per_address = per_address
         self._is_proxy = is_proxy
         self._by_address: Counter[str] = Counter()
         self._rejected = RateLimitedLog(log, REJECTED, FULL, TOO_MANY)
 
     def admit(self, address: str, descriptor: int = 0) -> bytes | None:
-        """Count a connection, to be released when it ends; or return the answer for one too many.
+        """Count a connection, until its ``release``; or return the answer to one too many.
 
         The kernel gives the lowest descriptor that is free, so at ``kept_from`` all below are in use.
         """
@@ -64,31 +71,119 @@ class ConnectionLimits:
         return None
 
     def release(self, address: str) -> None:
-        """One that was admitted has ended."""
+        """Take off a connection that was admitted, and has ended."""
         self.open -= 1
         if not self._is_proxy(address):
             self.leave(address)
 
     def enter(self, address: str) -> bytes | None:
-        """Count one by its address alone, that has a connection of a proxy's; or return the answer for one too many."""
+        """Count by the address alone, until ``leave``; or return the answer to one too many."""
         key = address_key(address)
-        if self._by_address[key] >= self._limit(address):
+        if self._by_address[key] >= limit_of(address, self._per_address, CONNECTIONS):
             self._rejected.count(TOO_MANY, self.total)
             return TOO_MANY
         self._by_address[key] += 1
         return None
 
     def leave(self, address: str) -> None:
-        """One that has entered is gone."""
+        """Take off what has entered."""
         key = address_key(address)
         self._by_address[key] -= 1
         if self._by_address[key] <= 0:
             del self._by_address[key]
 
-    def _limit(self, address: str) -> float:
-        if self._per_address is not None:
-            return self._per_address
-        return float("inf") if is_local(address) else FROM_ONE
+
+class FairQueue:
+    """Starts requests, or handshakes, when it is their address's turn; used in the hub alone.
+
+    ``per_address`` None allows REQUESTS, and any number from this machine; an address that ``is_proxy`` may have any
+    number too.
+    """
+
+    def __init__(self, per_address: int | None, is_proxy: Callable[[str], bool]) -> None:
+        self._per_address = per_address
+        self._is_proxy = is_proxy
+        self.room = TOGETHER * (per_address or REQUESTS)  # for so many more
+        self._addresses: dict[str, _Address] = {}
+        #: The addresses that have a request waiting and may start it, the next one first.
+        self._next: OrderedDict[str, _Address] = OrderedDict()
+
+    def enter(self, client: str, start: Callable[[], None]) -> Turn:
+        """Call ``start`` now, or when it is this client's turn. It must not raise, and not end the turn itself."""
+        key = address_key(client)
+        address = self._addresses.get(key)
+        if address is None:
+            limit = inf if self._is_proxy(client) else limit_of(client, self._per_address, REQUESTS)
+            address = self._addresses[key] = _Address(key, limit)
+        turn = Turn(self, address, start)
+        address.waiting[turn] = None
+        self._start(address)
+        return turn
+
+    def waiting(self, client: str) -> int:
+        """Return how many requests of a client's address wait for their turn."""
+        address = self._addresses.get(address_key(client))
+        return len(address.waiting) if address is not None else 0
+
+    def leave(self, turn: Turn) -> None:
+        """End a turn, or the wait for it."""
+        address = turn.address
+        if turn.started:
+            address.started -= 1
+            self.room += 1
+        else:
+            del address.waiting[turn]
+        if not address.waiting:
+            self._next.pop(address.key, None)
+            if not address.started:
+                del self._addresses[address.key]
+        self._start(address)
+
+    def _start(self, changed: _Address) -> None:
+        """Start what may start now."""
+        self._line_up(changed)
+        while self.room > 0 and self._next:
+            _, address = self._next.popitem(last=False)
+            turn, _ = address.waiting.popitem(last=False)
+            turn.started = True
+            address.started += 1
+            self.room -= 1
+            self._line_up(address)
+            turn.start()
+
+    def _line_up(self, address: _Address) -> None:
+        if address.waiting and address.started < address.limit:
+            self._next.setdefault(address.key, address)
+
+
+class Turn:
+    """The turn of one request; ``leave`` it as soon as a worker has answered, or the client has left."""
+
+    def __init__(self, queue: FairQueue, address: _Address, start: Callable[[], None]) -> None:
+        self.address = address
+        self.start = start
+        self.started = False
+        self._queue: FairQueue | None = queue
+
+    def leave(self) -> None:
+        """Let others have their turn; once."""
+        queue, self._queue = self._queue, None
+        if queue is not None:
+            queue.leave(self)
+
+
+class _Address:
+    def __init__(self, key: str, limit: float) -> None:
+        self.key, self.limit = key, limit
+        self.started = 0
+        self.waiting: OrderedDict[Turn, None] = OrderedDict()
+
+
+def limit_of(address: str, per_address: int | None, default: int) -> float:
+    """Return how many of something an address may have."""
+    if per_address is not None:
+        return per_address
+    return inf if is_local(address) else default
 
 
 def address_of(client: Any) -> str:
@@ -100,8 +195,8 @@ def address_of(client: Any) -> str:
 def address_key(address: str) -> str:
     """Return what a client counts as: its IPv4 address, or the /64 network of its IPv6 address.
 
-    ``2001:db8::5:1`` counts as ``2001:db8::/64``, ``::ffff:192.0.2.1`` as ``192.0.2.1``, and what is no address, such
-    as a Unix socket's "", as itself.
+    ``2001:db8::5:1`` counts as ``2001:db8::/64``, and ``::ffff:192.0.2.1`` as ``192.0.2.1``. Any other text, such as
+    a Unix socket's "", counts as itself.
     """
     parsed = read_address(address)
     if parsed is None:
@@ -110,13 +205,13 @@ def address_key(address: str) -> str:
 
 
 def is_local(address: str) -> bool:
-    """Whether it is this machine: a loopback address, or none, which is a Unix socket."""
+    """Whether a client is on this machine: its address is a loopback address, or "", for a Unix socket."""
     parsed = read_address(address)
     return not address if parsed is None else parsed.is_loopback
 
 
 def reject(sock: Any, answer: bytes) -> None:
-    """Answer and close, without waiting: what the client does not take at once it does not get."""
+    """Answer and close without waiting; what the client does not take at once is lost."""
     plain = sock._sock  # gevent's own would wait
     with suppress(OSError):
         plain.send(answer)
@@ -126,14 +221,14 @@ def reject(sock: Any, answer: bytes) -> None:
 
 
 class CountedSocket(socket.socket):
-    """A plain socket that says when it is closed."""
+    """A plain socket that calls a function when it is closed."""
 
     def __init__(self, descriptor: int, on_close: Callable[[], None]) -> None:
         super().__init__(fileno=descriptor)
         self._on_close: Callable[[], None] | None = on_close
 
     def close(self) -> None:
-        """Close it, and say so once."""
+        """Close the socket, and call the function once."""
         super().close()
         on_close, self._on_close = self._on_close, None
         if on_close is not None:
@@ -141,13 +236,13 @@ class CountedSocket(socket.socket):
 
 
 def first_kept() -> float:
-    """Return the first of the descriptors that no connection may have."""
+    """Return the first descriptor that no connection may have."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return float("inf") if soft == resource.RLIM_INFINITY else max(soft // 2, soft - KEPT)
+    return inf if soft == resource.RLIM_INFINITY else max(soft // 2, soft - KEPT)
 
 
 def connections_that_fit(wanted: int) -> int:
-    """Raise this process's limit of descriptors as far as it goes; return how many connections it suffices for."""
+    """Raise the limit of open files of this process as far as it goes; return how many connections it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):
@@ -156,8 +251,8 @@ def connections_that_fit(wanted: int) -> int:
     fit = wanted if soft == resource.RLIM_INFINITY else min(wanted, max(1, soft - RESERVED))
     if fit < wanted:
         log.warning(
-            "This process may have %d open files, which suffices for %d connections and not for the %d of "
-            "--max-connections: raise the limit (ulimit -n, or LimitNOFILE= in systemd).",
+            "This process may have %d open files, enough for %d connections but not for the %d of --max-connections: "
+            "raise the limit (ulimit -n, or LimitNOFILE= in systemd).",
             soft,
             fit,
             wanted,

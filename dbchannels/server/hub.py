@@ -32,13 +32,9 @@ class Hub:
         """Run all functions that were added, soon; from any thread."""
         raise NotImplementedError
 
-    def add(self, function: Callable[[], None]) -> None:
-        """Add a function, for the next ``wake``."""
-        self._calls.append(function)
-
     def call(self, function: Callable[[], None]) -> None:
         """Run a function soon, after all that were added before; from any thread."""
-        self.add(function)
+        self._calls.append(function)
         self.wake()
 
     def run_all(self) -> None:

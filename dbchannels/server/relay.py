@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -87,7 +87,7 @@ class Relay(RelayThreads):
     def __init__(self, layer: BaseLayer, wakeups: dict[str, WakeupPipe], hub: Hub) -> None:
         super().__init__(layer, wakeups)
         self.hub = hub
-        self._receivers: dict[str, tuple[str, Receiver]] = {}  # (queue, receiver) by the local part
+        self._receivers: dict[str, Receiver] = {}  # by reply channel
 
     def start(self) -> None:
         """Register this server, and begin to send and deliver. Raises LayerUnavailable."""
@@ -96,17 +96,17 @@ class Relay(RelayThreads):
 
     def open(self, receiver: Receiver) -> str:
         """Return a new reply channel whose messages go to the receiver."""
-        queue, local = self.queue, names.random_part()
-        self._receivers[local] = queue, receiver
-        return queue + local
+        reply_channel = self.queue + names.random_part()
+        self._receivers[reply_channel] = receiver
+        return reply_channel
 
     def close(self, reply_channel: str) -> None:
         """Deliver nothing more to a reply channel."""
-        self._receivers.pop(names.split(reply_channel)[1], None)
+        self._receivers.pop(reply_channel, None)
 
     def receiver(self, reply_channel: str) -> Receiver | None:
         """Return the receiver of a reply channel."""
-        return self._receivers.get(names.split(reply_channel)[1], ("", None))[1]
+        return self._receivers.get(reply_channel)
 
     def waiting(self) -> int:
         """Return how many receivers there are."""
@@ -120,37 +120,36 @@ class Relay(RelayThreads):
 
     # What the threads call.
 
-    def is_open(self, local: str) -> bool:
-        return local in self._receivers
+    def is_open(self, reply_channel: str) -> bool:
+        return reply_channel in self._receivers
 
-    def received(self, deliveries: Sequence[Delivery]) -> None:
-        for delivery in deliveries:
-            self.hub.add(partial(self._deliver, delivery.recipients, Reply.read(delivery.payload)))
-        self.hub.wake()
+    def received(self, queue: str, deliveries: Sequence[Delivery]) -> None:
+        for one in deliveries:
+            reply_channels = [queue + local for local in one.recipients]
+            self.hub.call(partial(self._deliver, Reply.read(one.payload), reply_channels))
 
     def lose(self, reply_channel: str, why: str, channel: str) -> None:
-        queue, local = names.split(reply_channel)
-        if queue == self.queue:
-            self.hub.call(partial(self._deliver, (local,), Reply(lost(why, channel))))
+        if reply_channel:
+            self.hub.call(partial(self._deliver, Reply(lost(why, channel)), [reply_channel]))
 
     def declared_dead(self) -> None:
         """Answer all receivers whose reply would come on a past queue: sockets are closed 1012, requests get 503."""
 
         def lose_past() -> None:
-            past = [local for local, (queue, _) in self._receivers.items() if queue in self._past_queues]
-            for local in past:
-                self._deliver((local,), Reply(lost(DECLARED_DEAD)))
+            past = [one for one in self._receivers if names.split(one)[0] in self._past_queues]
+            self._deliver(Reply(lost(DECLARED_DEAD)), past)
 
         self.hub.call(lose_past)
 
-    def _deliver(self, recipients: Sequence[str], reply: Reply) -> None:
-        for local in recipients:
-            if found := self._receivers.get(local):
-                found[1].deliver(reply)
+    def _deliver(self, reply: Reply, reply_channels: Iterable[str]) -> None:
+        for reply_channel in reply_channels:
+            receiver = self._receivers.get(reply_channel)
+            if receiver is not None:
+                receiver.deliver(reply)
             else:
-                self._end(local, reply.message)
+                self._end(reply_channel, reply.message)
 
-    def _end(self, local: str, message: dict[str, Any]) -> None:
+    def _end(self, reply_channel: str, message: dict[str, Any]) -> None:
         """Tell the sender of a reply that its receiver is gone.
 
         It may come from a group to which the connection was added too late; or from a view that reads a body or
@@ -158,7 +157,8 @@ class Relay(RelayThreads):
         """
         if TAKEN in message:  # a consumer's notice that it has the request
             return
-        self._outbox.put([Disconnect(self.queue + local)])
+        local = names.split(reply_channel)[1]
+        self._outbox.put([Disconnect(reply_channel)])
         if message.get(MORE_CONTENT) and FROM_DESCRIPTOR not in message:
             self._outbox.put([self.make_send(flow_channel(local), {CLOSED: True})])
         if isinstance(message.get(BODY), dict):

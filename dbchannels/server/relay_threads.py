@@ -87,12 +87,12 @@ class RelayThreads:
 
     # What a subclass does.
 
-    def is_open(self, local: str) -> bool:
-        """Whether a receiver waits for the replies of a reply channel with this local part."""
+    def is_open(self, reply_channel: str) -> bool:
+        """Whether a receiver waits for the replies on a channel."""
         raise NotImplementedError
 
-    def received(self, deliveries: Sequence[Delivery]) -> None:
-        """Deliver what the reader has read."""
+    def received(self, queue: str, deliveries: Sequence[Delivery]) -> None:
+        """Deliver what was read from a queue."""
         raise NotImplementedError
 
     def lose(self, reply_channel: str, why: str, channel: str) -> None:
@@ -163,7 +163,7 @@ class RelayThreads:
 
     def _retry(self, attempt: Callable[[], Any], tries: int = 5) -> Any:
         """Call the function until the layer can be used; a server that stops gives up after so many tries."""
-        delays = Backoff()
+        delays: Backoff | None = None
         while True:
             try:
                 result = attempt()
@@ -171,6 +171,7 @@ class RelayThreads:
                 return result
             except LayerUnavailable as error:
                 self._health.failed(error)
+                delays = delays or Backoff()
                 if self._stopping.is_set() and delays.tries > tries:
                     return None
                 time.sleep(delays.delay())
@@ -233,7 +234,7 @@ class RelayThreads:
 
     def _await_renewal(self, link: Link) -> None:
         """Wait for a lease that may have ended: a server that stood still must know first whether it is dead."""
-        lease, delays = self.layer.options["lease"], Backoff()
+        lease, delays = self.layer.options["lease"], None
         while time.monotonic() - self._renewed_at > lease and not self._stopping.is_set():
             asked_at = time.monotonic()
             try:
@@ -243,6 +244,7 @@ class RelayThreads:
             if alive:
                 self._renewed_at = asked_at
             else:
+                delays = delays or Backoff()
                 self._stopping.wait(delays.delay())
 
     def _is_obsolete(self, operation: Operation) -> bool:
@@ -252,9 +254,11 @@ class RelayThreads:
         """
         if isinstance(operation, Withdraw):
             return False
-        queue_name, local = names.split(getattr(operation, "reply_channel", ""))
+        reply_channel = getattr(operation, "reply_channel", "")
+        if self._past_queues and names.split(reply_channel)[0] in self._past_queues:
+            return True
         is_request = getattr(operation, "channel", "") == "http.request"
-        return queue_name in self._past_queues or (bool(local) and is_request and not self.is_open(local))
+        return bool(reply_channel) and is_request and not self.is_open(reply_channel)
 
     # The reader.
 
@@ -263,13 +267,18 @@ class RelayThreads:
         delays, failing, deaf = Backoff(), False, False
         while not self._stopping.is_set():
             try:
-                while deliveries := link.receive_many([self.queue], BATCH):
-                    self.received(deliveries)
-                    if len(deliveries) < BATCH:
-                        break
+                queue, more = self.queue, True
+                while more:
+                    deliveries = link.receive_many([queue], BATCH)
+                    if deliveries:
+                        self.received(queue, deliveries)
+                    more = len(deliveries) == BATCH
                 self._read_at = time.monotonic()
                 self._health.worked()
-                delays.reset()  # the layer answers: if only the wait fails, the session was ended, not the database
+                if (
+                    delays.tries
+                ):  # the layer answers: if only the wait fails, the session was ended, not the database
+                    delays.reset()
                 if deaf:  # nobody has heard the wakeups in between: the workers look for messages themselves
                     self._wake_workers(self._wakeups)
                     deaf = False

@@ -19,6 +19,7 @@ from dbchannels.server.budget import SLICE, MemoryBudget
 from dbchannels.server.config import ServerConfig
 from dbchannels.server.connection_limits import (
     ConnectionLimits,
+    FairQueue,
     address_of,
     connections_that_fit,
     first_kept,
@@ -34,7 +35,6 @@ from dbchannels.server.hub import Hub
 from dbchannels.server.listeners import AddressInUse, Listener, listen_all
 from dbchannels.server.proxy_headers import forwarded_scheme
 from dbchannels.server.relay import Relay
-from dbchannels.server.turns import Turns
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import Connection
 from dbchannels.server.websocket.handshake import Accepted, Denied
@@ -118,8 +118,8 @@ class InterfaceServer:
         self.relay = Relay(layer, wakeups, GeventHub())
         is_proxy = options.proxies.believes if options.proxies else lambda address: False
         # Apart, because a worker is kept free for WebSockets: their handshakes need not wait for requests.
-        self.requests = Requests(self.relay, options, Turns(options.max_waiting_per_address, is_proxy))
-        self._handshakes = Turns(options.max_waiting_per_address, is_proxy)
+        self.requests = Requests(self.relay, options, FairQueue(options.max_waiting_per_address, is_proxy))
+        self._handshakes = FairQueue(options.max_waiting_per_address, is_proxy)
         self.connection_limits = ConnectionLimits(options.max_connections, options.max_per_address, is_proxy)
         self._budget = MemoryBudget(options.max_websocket_memory, options.websocket.max_memory)
         self.hub_time = self._budget.hub_time

@@ -119,7 +119,7 @@ class Server:
         self.queue = f"reply.{names.random_part()}!"
         self._link = layer.link()
         self._link.register(self.name, Process.SERVER, self.queue)
-        self._receivers: dict[str, tuple[str, Receiver]] = {}
+        self._receivers: dict[str, Receiver] = {}
         self._calls: list[
             tuple[float, Callable[[], None]]
         ] = []  # what is to be called, and when by the clock
@@ -152,8 +152,8 @@ class Server:
             for delivery in deliveries:
                 reply = Reply.read(delivery.payload)
                 for local in delivery.recipients:
-                    if local in self._receivers:
-                        self._receivers[local][1].deliver(reply)
+                    if receiver := self._receivers.get(self.queue + local):
+                        receiver.deliver(reply)
 
     # Handshakes.
 

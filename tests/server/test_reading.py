@@ -357,9 +357,7 @@ def test_descriptors_that_do_not_suffice_are_said(told, monkeypatch):
     assert limits == [(256, 1_000), (1_000, 1_000)]
     assert connection_limits.connections_that_fit(900) == 800
     (said,) = told()
-    assert said.startswith(
-        "This process may have 1000 open files, which suffices for 800 connections and not for"
-    )
+    assert said.startswith("This process may have 1000 open files, enough for 800 connections but not for")
 
 
 # --- large bodies

@@ -30,8 +30,8 @@ from dbchannels.protocol import (
     lost,
     status_reply,
 )
+from dbchannels.server.connection_limits import FairQueue, Turn
 from dbchannels.server.http.exchange import BrokenOff, ResponseBuffer
-from dbchannels.server.turns import Turn, Turns
 
 log = logging.getLogger("dbchannels.server")
 
@@ -49,7 +49,7 @@ LATE = "The site's view took longer than this server waits."
 class DirectViews:
     """The threads that run views. Addresses take turns."""
 
-    def __init__(self, views: Views, threads: int, call_in_hub: CallInHub, turns: Turns) -> None:
+    def __init__(self, views: Views, threads: int, call_in_hub: CallInHub, turns: FairQueue) -> None:
         self.views = views
         self.threads = threads
         self.call_in_hub = call_in_hub

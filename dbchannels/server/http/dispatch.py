@@ -12,7 +12,7 @@ import gevent
 
 from dbchannels.protocol import CLOSED, FROM_DESCRIPTOR, MORE_CONTENT, SENTENCES, status_reply
 from dbchannels.server.config import ServerConfig
-from dbchannels.server.connection_limits import address_key, is_local
+from dbchannels.server.connection_limits import FairQueue, address_key, is_local
 from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile, BodyStorageError, BodyUpload
 from dbchannels.server.http.direct import DirectExchange, DirectViews
 from dbchannels.server.http.exchange import Exchange, Message, Stream
@@ -20,7 +20,6 @@ from dbchannels.server.http.messages import Refused, Request, ResponseHead, chec
 from dbchannels.server.http.reader import RequestReader
 from dbchannels.server.http.response_buffer import ResponseBudget, SentFiles, StoredResponseBuffer
 from dbchannels.server.relay import Relay
-from dbchannels.server.turns import Turns
 
 log = logging.getLogger("dbchannels.server")
 
@@ -79,7 +78,7 @@ class InFlightRequests:
 class Requests:
     """Makes the response to each request, in the greenlet of its connection."""
 
-    def __init__(self, relay: Relay, options: ServerConfig, turns: Turns) -> None:
+    def __init__(self, relay: Relay, options: ServerConfig, turns: FairQueue) -> None:
         self.static_files: StaticFiles | None = None
         self.direct: DirectViews | None = None  # where views run, if not in workers
         self.files: SentFiles | None = None  # from workers of this process tree

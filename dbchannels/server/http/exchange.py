@@ -31,9 +31,9 @@ from dbchannels.protocol import (
     lost,
     status_reply,
 )
+from dbchannels.server.connection_limits import FairQueue, Turn
 from dbchannels.server.http import messages
 from dbchannels.server.relay import OutboxFull, Relay, Reply
-from dbchannels.server.turns import Turn, Turns
 
 if TYPE_CHECKING:
     from dbchannels.server.http.body import BodyUpload
@@ -124,7 +124,7 @@ class Exchange:
         self,
         relay: Relay,
         later_timeout: float = 600.0,
-        turns: Turns | None = None,
+        turns: FairQueue | None = None,
         buffer: ResponseBuffer | None = None,
     ) -> None:
         self._relay = relay

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from dbchannels.server.turns import FROM_ONE, TOGETHER, Turns
+from dbchannels.server.connection_limits import REQUESTS, TOGETHER, FairQueue
 
 PROXY, LOCAL, HERE, THERE = "192.0.2.1", "127.0.0.1", "198.51.100.7", "203.0.113.9"
 
@@ -15,7 +15,7 @@ class Bench:
     """Requests that are told when they start."""
 
     def __init__(self, per_address=None):
-        self.turns = Turns(per_address, lambda address: address == PROXY)
+        self.turns = FairQueue(per_address, lambda address: address == PROXY)
         self.started = []
 
     def enter(self, address, number=1):
@@ -43,12 +43,12 @@ def test_an_address_has_so_many_at_once_and_the_next_ones_in_order():
 @pytest.mark.parametrize(
     ("per_address", "address", "number"),
     [
-        (None, HERE, FROM_ONE),
-        (None, "2001:db8::1", FROM_ONE),
-        (None, LOCAL, TOGETHER * FROM_ONE),
-        (None, "::1", TOGETHER * FROM_ONE),
-        (None, "", TOGETHER * FROM_ONE),  # a Unix socket's
-        (None, PROXY, TOGETHER * FROM_ONE),
+        (None, HERE, REQUESTS),
+        (None, "2001:db8::1", REQUESTS),
+        (None, LOCAL, TOGETHER * REQUESTS),
+        (None, "::1", TOGETHER * REQUESTS),
+        (None, "", TOGETHER * REQUESTS),  # a Unix socket's
+        (None, PROXY, TOGETHER * REQUESTS),
         (3, HERE, 3),
         (3, LOCAL, 3),
         (3, PROXY, TOGETHER * 3),
