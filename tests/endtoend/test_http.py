@@ -268,7 +268,7 @@ def test_an_error_shows_a_developer_everything(site):
     assert boom.status == 500
     assert "ValueError" in boom.text and "as asked for" in boom.text and "livesite/urls.py" in boom.text
     assert "Using the URLconf defined in" in served.get("/nowhere").text
-    assert "message[&#x27;text&#x27;] holds a set: send sorted(...)" in served.get("/sends-a-set").text
+    assert "message[&#x27;text&#x27;] contains a set: send sorted(...)" in served.get("/sends-a-set").text
 
 
 def test_a_consumers_error_is_answered_at_once(served):
