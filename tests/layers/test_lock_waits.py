@@ -52,7 +52,7 @@ def link(layer, new_link):
 @pytest.fixture
 def at_once(monkeypatch):
     """Blocked results are tried again at each look."""
-    monkeypatch.setattr(lock_waits, "EVERY", 0.0)
+    monkeypatch.setattr(lock_waits, "RETRY_EVERY", 0.0)
 
 
 def take(layer, link, *reply_channels):
@@ -202,7 +202,7 @@ def test_sends_that_found_no_room_are_given_back_later(new_layer, new_link, at_o
 
 
 def test_of_many_that_are_blocked_a_few_are_tried_in_turn(layer, link, monkeypatch):
-    monkeypatch.setattr(lock_waits, "EVERY", 3600.0)
+    monkeypatch.setattr(lock_waits, "RETRY_EVERY", 3600.0)
     channels = [f"reply.s!m{number}" for number in range(20)]
     link.apply([Connect(one, "s", "/") for one in channels])
     for one in channels[:-1]:
@@ -223,11 +223,11 @@ def test_of_many_that_are_blocked_a_few_are_tried_in_turn(layer, link, monkeypat
             lambda *given: tries.append(given[1].boundaries[0][0].reply_channel) or write(*given),
         )
         for _ in range(4):
-            link._lock_waits.try_again(now=True)
+            link._lock_waits.retry(now=True)
         assert tries == channels
-        link._lock_waits.try_again()  # not before it is time
+        link._lock_waits.retry()  # not before it is time
         assert len(tries) == 20
-    wait_until(lambda: link._lock_waits.try_again(now=True) or not link._lock_waits)
+    wait_until(lambda: link._lock_waits.retry(now=True) or not link._lock_waits)
     assert sorted(told(layer)) == sorted(channels)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from unittest.mock import Mock
 
 import psycopg2
 import pytest
@@ -43,14 +44,24 @@ def database():
     return Database()
 
 
+class Listener:
+    """A session that hears these payloads at its next wait."""
+
+    def __init__(self, *payloads, generation=1):
+        self.generation = generation
+        self.payloads = set(payloads)
+
+    def wait(self, timeout, *others):
+        return self.payloads
+
+
 @pytest.fixture
 def check(monkeypatch):
-    """A check of a process that listens and waits; a probe is overdue at once."""
-    monkeypatch.setattr(notify, "WITHIN", -1.0)
+    """A check of a process that listens and has waited; a probe is overdue at once."""
+    monkeypatch.setattr(notify, "WITHIN", -3600.0)
     made = WakeupCheck(lambda: 1.0)
-    made.listening(1)
-    with made.waiting():
-        yield made
+    made.wait(Listener(), 0.0)
+    return made
 
 
 @pytest.fixture
@@ -72,7 +83,7 @@ def test_probes_that_arrive_are_nothing_to_speak_of(check, database, said):
     for _ in range(3):
         check._looked_at = -3600.0
         check.look(database)
-        assert check.heard({"h", database.sent[-1]}) == {"h"}
+        assert check.wait(Listener("h", database.sent[-1]), 0.0) == {"h"}
     assert (len(database.sent), said()) == (3, [])
 
 
@@ -80,7 +91,7 @@ def test_one_that_does_not_arrive_is_said_once_and_so_is_their_coming_back(check
     for _ in range(4):
         check.look(database)
     assert said() == [FAILING]
-    check.heard({database.sent[-1]})
+    check.wait(Listener(database.sent[-1]), 0.0)
     assert said() == [FAILING, AGAIN]
     check._looked_at = -3600.0
     check.look(database)
@@ -91,7 +102,7 @@ def test_one_that_does_not_arrive_is_said_once_and_so_is_their_coming_back(check
 def test_while_they_arrive_one_in_half_a_minute_is_enough(check, database):
     for _ in range(5):
         check.look(database)
-        check.heard({database.sent[-1]})
+        check.wait(Listener(database.sent[-1]), 0.0)
     assert len(database.sent) == 1
 
 
@@ -106,12 +117,11 @@ def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
     """A worker that always has messages never waits, and hears nothing."""
     monkeypatch.setattr(notify, "WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
-    check.listening(1)
+    check._listener = 1
     for _ in range(3):
         check.look(database)
     assert said() == []
-    with check.waiting():
-        pass  # it has waited, long enough, and has heard none
+    check.wait(Listener(), 0.0)  # it has waited, long enough, and has heard none
     check.look(database)
     assert said() == [FAILING]
 
@@ -119,10 +129,11 @@ def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
 def test_a_wait_that_ends_with_its_session_proves_nothing(database, said, monkeypatch):
     monkeypatch.setattr(notify, "WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
-    check.listening(1)
+    check._listener = 1
     check.look(database)
-    with pytest.raises(LayerUnavailable), check.waiting():
-        raise LayerUnavailable
+    ended = Mock(wait=Mock(side_effect=LayerUnavailable))
+    with pytest.raises(LayerUnavailable):
+        check.wait(ended, 0.0)
     check.look(database)
     assert said() == []
 
@@ -136,13 +147,13 @@ def test_who_does_not_listen_sends_none(database, said):
 
 def test_one_sent_before_a_reconnect_proves_nothing(check, database, said):
     check.look(database)
-    check.listening(2)
+    check.wait(Listener(generation=2), 0.0)
     check.look(database)
     assert said() == []
 
 
 def test_probes_of_others_are_for_nobody(check):
-    assert check.heard({PROBE + "other", "d"}) == {"d"}
+    assert check.wait(Listener(PROBE + "other", "d"), 0.0) == {"d"}
 
 
 def test_none_is_missed_that_was_not_sent(check, database, said):

@@ -54,6 +54,8 @@ class PostgreSQLLayer(BaseLayer):
 
     def __init__(self, settings: LayerSettings) -> None:
         super().__init__(settings)
+        #: Whether sends NOTIFY the readers.
+        self.wakeups = bool(self.options["wakeups"])
         self.routes = RouteCache(self)
         self.capacities = CapacityCache()
         self.closed_connections = ClosedConnections()
@@ -64,11 +66,6 @@ class PostgreSQLLayer(BaseLayer):
         #: ask in each send costs 15 to 25 us of 130, and nobody fills the other 4 GB within a second.
         #: https://www.postgresql.org/docs/current/sql-notify.html
         self._notify_room_until = 0.0
-
-    @property
-    def wakeups(self) -> bool:  # type: ignore[override]
-        """Whether sends NOTIFY the readers (OPTIONS["wakeups"])."""
-        return bool(self.options["wakeups"])
 
     def link(self, name: str = "", listen: bool = True) -> PostgreSQLLink:
         session = self.session(session_name(name or "reader"), listen and self.wakeups)

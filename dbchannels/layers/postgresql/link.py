@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 import psycopg2.errors
 
-from dbchannels import names
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
@@ -29,14 +28,14 @@ from dbchannels.layers.operations import (
 )
 from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
 from dbchannels.layers.postgresql.cleanup import Cleaner
-from dbchannels.layers.postgresql.lock_waits import LockWaits, may_wait
+from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
 from dbchannels.layers.postgresql.queue_cache import ScanHints
 from dbchannels.layers.postgresql.session import Session, Statement
 from dbchannels.layers.postgresql.statements import statements, without_room
 
 log = logging.getLogger("dbchannels")
 
-POP, CLAIM = "pop", "claim"  # what a statement takes, see Session.in_doubt
+POP, CLAIM = "pop", "claim"  # what a statement takes, see Session.execute
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
@@ -60,13 +59,14 @@ class PostgreSQLLink(Link):
     # Taking.
 
     def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[Delivery]:
-        self._lock_waits.try_again()
-        if worker and self.session.in_doubt(POP):
+        if self._lock_waits.blocked:
+            self._lock_waits.retry()
+        if worker and time.monotonic() < self.session.in_doubt_until[POP]:
             with self.session.transaction():
                 self._cleaner.report_lost(worker)  # the worker has finished everything that it knows of
-        protocol = [queue for queue in queues if names.is_protocol(queue)]
+        protocol = [queue for queue in queues if self.layer.routes[queue].protocol]
         found = self._pop_protocol(protocol, limit, worker) if protocol else []
-        durable = [queue for queue in queues if not names.is_protocol(queue)]
+        durable = [queue for queue in queues if not self.layer.routes[queue].protocol]
         if durable and len(found) < limit:
             values = {"queues": durable, "limit": limit - len(found)}
             rows = self.session.execute([(sql_durable.PROMOTE, {}), (sql_durable.RECEIVE_DURABLE, values)])
@@ -75,7 +75,7 @@ class PostgreSQLLink(Link):
 
     def _pop_protocol(self, queues: Sequence[str], limit: int, worker: str) -> list[Delivery]:
         statement = sql.RECEIVE_IN_FLIGHT if worker else sql.RECEIVE
-        floors = self._hints.begin(queues, self.session.generation if self.session.connected else -1)
+        floors = self._hints.begin(queues, self.session.generation)
         values = {"queues": list(queues), "limit": limit, "worker": worker, "floors": floors}
         rows = self.session.execute([(statement, values)], takes=POP)
         self._hints.learn((row[0], row[4]) for row in rows)
@@ -90,8 +90,9 @@ class PostgreSQLLink(Link):
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[Delivery]:
-        self._lock_waits.try_again()
-        if self.session.in_doubt(CLAIM):
+        if self._lock_waits.blocked:
+            self._lock_waits.retry()
+        if time.monotonic() < self.session.in_doubt_until[CLAIM]:
             self.session.execute([(sql_durable.RELEASE_ALL, {"worker": worker})])
         limits = at_most or {}
         values = {"queues": list(channels), "limit": limit, "worker": worker}
@@ -111,7 +112,9 @@ class PostgreSQLLink(Link):
 
     def next_due(self) -> float | None:
         ((seconds,),) = self.session.execute([(sql_durable.NEXT_DUE, {})])
-        moments = [one for one in (seconds, self._lock_waits.seconds_left()) if one is not None]
+        moments = [] if seconds is None else [seconds]
+        if self._lock_waits.blocked:
+            moments.append(self._lock_waits.seconds_left())
         return max(0.0, min(moments)) if moments else None
 
     def wait(self, timeout: float, *others: int) -> set[str]:
@@ -119,11 +122,7 @@ class PostgreSQLLink(Link):
         if not self.session.listens:
             return self.session.wait(timeout, *others)
         self._waiter = threading.get_ident()
-        check = self.layer.wakeup_check
-        with check.waiting():
-            payloads = self.session.wait(timeout, *others)
-            check.listening(self.session.generation)
-            return check.heard(payloads)
+        return self.layer.wakeup_check.wait(self.session, timeout, *others)
 
     # Giving.
 
@@ -140,13 +139,12 @@ class PostgreSQLLink(Link):
         if not operations:
             return []
         refused = self._write(before, operations)
-        self.layer.closed_connections.add(
-            one.reply_channel for one in operations if isinstance(one, Disconnect)
-        )
+        if closed := [one.reply_channel for one in operations if isinstance(one, Disconnect)]:
+            self.layer.closed_connections.add(closed)
         return refused
 
     def finish(self, worker: str, done: BatchResult) -> list[Send]:
-        if self._lock_waits or may_wait(done.operations):
+        if self._lock_waits or any(type(one) in MAY_WAIT for one in done.operations):
             return self._lock_waits.finish(worker, done)
         return self._finish(
             worker,
@@ -162,8 +160,8 @@ class PostgreSQLLink(Link):
         if claims := [delivery for delivery in done.returned if delivery.durable]:
             todo.append((sql_durable.RELEASE, {"worker": worker, **_tokens(claims)}))
         popped = [delivery for delivery in done.returned if not delivery.durable]
-        operations = [*done.operations, *resends(popped, self.layer.options["expiry"])]
-        return self._write(todo, operations)
+        again = resends(popped, self.layer.options["expiry"]) if popped else []
+        return self._write(todo, [*done.operations, *again])
 
     def _write(self, before: Sequence[Statement], operations: Sequence[Operation]) -> list[Send]:
         """Run the statements and write the operations, together; return the last sends that found no room."""
@@ -230,7 +228,7 @@ class PostgreSQLLink(Link):
         if rows and self._locked != (name, self.session.generation):
             self._lock(name, rows[0][0])
         if not rows:  # others have cleaned up after it
-            self._lock_waits.forget()
+            self._lock_waits.clear()
         return bool(rows)
 
     def _lock(self, name: str, row_id: int) -> None:
@@ -255,9 +253,9 @@ class PostgreSQLLink(Link):
         return int(workers), int(servers)
 
     def unregister(self, name: str) -> None:
-        self._lock_waits.try_again(now=True)
+        self._lock_waits.retry(now=True)
         self._cleaner.clean_up_after(name)
-        self._lock_waits.forget()
+        self._lock_waits.clear()
 
     def clean_up_after(self, name: str) -> None:
         self._cleaner.clean_up_after(name)

@@ -1,11 +1,11 @@
-"""Results that wait for somebody's transaction, while those of other messages are written.
+"""Results that wait for a transaction of the site, while those of other messages are written.
 
-A consumer's add, discard, clear or identify, and what is kept with a connection, waits while an open transaction of the
-site holds the same membership or connection. A worker writes the results of a whole batch at once, so all of them, and
-all that come after, would wait for that one. Instead nobody waits for longer than a moment: what is blocked is set
-apart, a message's operations with its acknowledgement, and tried again from time to time. What the next messages of the
-same connection did stays behind it, in order. Until it is written the message counts as in flight: when
-its worker dies, its client is told, or the message is claimed again.
+What a consumer writes to a membership or a connection waits while an open transaction of the site has locked that row.
+A worker writes the results of a whole batch at once, so one locked row would hold up all of them, and all that come
+after. Therefore no write waits longer than a few milliseconds. What is blocked, a message's operations with its
+acknowledgement, is set apart and retried from time to time; what later messages of the same connection did stays behind
+it, in order. Until its result is written, a message counts as in flight: when its worker dies, the client is told, or
+the message is claimed again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from dbchannels.layers.operations import (
     GroupDiscard,
     Identify,
     Keep,
-    Operation,
     Send,
     in_flight_lines,
     merged,
@@ -33,133 +32,122 @@ from dbchannels.layers.postgresql import sql, sql_processes
 from dbchannels.layers.postgresql.session import Locked, Statement
 from dbchannels.models import InFlight
 
-LOCK_TIMEOUT_MS = 50  # milliseconds that a batch waits for a lock, which others of ours have for a few
-SINGLY = 5  # ... and each message's result, when the batch has waited in vain
-AGAIN = 1  # ... and when it is tried again
-EVERY = 0.5  # seconds between two rounds of trying again; one ends ...
-MOST_FAILED = 5  # ... after so many that are still blocked,
+LOCK_TIMEOUT_MS = 50  # milliseconds that a batch waits for a lock; dbchannels itself holds one for a few
+SINGLE_TIMEOUT_MS = 5  # ... and the result of each message, once the batch has waited in vain
+RETRY_TIMEOUT_MS = 1  # ... and a result that is retried
+RETRY_EVERY = 0.5  # seconds between two rounds of retries; a round ends ...
+MOST_FAILED = 5  # ... after so many results that are still blocked,
 ROUND = 0.1  # ... or so many seconds
 
-#: What waits for a row that an open transaction holds.
-_WAIT = (GroupAdd, GroupDiscard, GroupClear, Identify, Keep)
+#: Operations that may wait for a row that an open transaction has locked.
+MAY_WAIT = (GroupAdd, GroupDiscard, GroupClear, Identify, Keep)
 
 Write = Callable[[str, BatchResult, Sequence[Statement]], list[Send]]
 
 
-def may_wait(operations: Sequence[Operation]) -> bool:
-    """Whether one of the operations may have to wait for somebody's transaction."""
-    return any(type(one) in _WAIT for one in operations)
-
-
 class LockWaits:
-    """Of one link. ``write`` takes a worker's name, what came of messages, and statements that go before."""
+    """The blocked results of one link. ``write`` takes a worker's name, a result, and statements to run before it."""
 
     def __init__(self, write: Write) -> None:
         self._write = write
-        self._lock = threading.RLock()  # a worker's watch writes too
+        self._lock = threading.RLock()  # a worker's watchdog writes too
         self._worker = ""
-        self._waiting: list[BatchResult] = []  # what came of one message each
-        self._under_way: BatchResult | None = (
-            None  # a batch that is written in parts: an outage may come between two
-        )
-        self._left: deque[BatchResult] = deque()  # those of its parts that are not written
-        self._dropped: list[Send] = []  # what found no room, since the last report
-        self._again_at = 0.0  # time.monotonic() of the next round
+        #: The results that are blocked, each of one message.
+        self.blocked: list[BatchResult] = []
+        self._batch: BatchResult | None = None  # one that is written in parts; an outage may interrupt it
+        self._left: deque[BatchResult] = deque()  # its parts that are not written yet
+        self._dropped: list[Send] = []  # sends that found no room, since the last report
+        self._retry_at = 0.0  # time.monotonic() of the next round
 
     def __bool__(self) -> bool:
-        return bool(self._waiting or self._dropped) or self._under_way is not None
+        return bool(self.blocked or self._dropped) or self._batch is not None
 
-    def finish(self, worker: str, done: BatchResult) -> list[Send]:
-        """Write what can be; return the sends that found a channel full, those of what was blocked before too."""
+    def finish(self, worker: str, batch: BatchResult) -> list[Send]:
+        """Write what can be written; return the sends that found a channel full, with those of retried results."""
         with self._lock:
             self._worker = worker
-            if self._waiting or self._under_way is not None:
-                if self._under_way is not done:
-                    self._begin(done)
-                    self._write_together(done.in_flight)
-                self._write_singly(done.in_flight)
-            elif not self._is_written(done, LOCK_TIMEOUT_MS, self._set_in_flight(done.in_flight)):
-                self._begin(done)
-                self._write_singly(done.in_flight)
+            first = not self.blocked and self._batch is None
+            if not first or not self._is_written(
+                batch, LOCK_TIMEOUT_MS, self._set_in_flight(batch.in_flight)
+            ):
+                if self._batch is not batch:
+                    self._split(batch)
+                    together = not first and len(self._left) > 1
+                    in_flight = self._set_in_flight(self._all(batch.in_flight))
+                    if together and self._is_written(merged(self._left), SINGLE_TIMEOUT_MS, in_flight):
+                        self._left.clear()
+                self._write_singly(batch.in_flight)
             dropped, self._dropped = self._dropped, []
             return dropped
 
-    def _begin(self, done: BatchResult) -> None:
-        self._under_way, self._left = done, deque()
-        self._again_at = self._again_at if self._waiting else time.monotonic() + EVERY
-        for part in parts(done):
-            (self._waiting if _meets(part, self._waiting) else self._left).append(part)
-
-    def _write_together(self, in_flight: Sequence[Delivery]) -> None:
-        if len(self._left) > 1 and self._is_written(
-            merged(self._left), SINGLY, self._set_in_flight(self._all(in_flight))
-        ):
-            self._left.clear()
+    def _split(self, batch: BatchResult) -> None:
+        self._batch, self._left = batch, deque()
+        self._retry_at = self._retry_at if self.blocked else time.monotonic() + RETRY_EVERY
+        for part in parts(batch):
+            (self.blocked if _meets(part, self.blocked) else self._left).append(part)
 
     def _write_singly(self, in_flight: Sequence[Delivery]) -> None:
-        """What is blocked is on record as such in the same moment as the rest of the batch is no longer in flight."""
+        """Write the parts; blocked ones are recorded as such in the statement that takes the batch off the record."""
         while self._left:
             part = self._left[0]
-            if _meets(part, self._waiting) or not self._is_written(
-                part, SINGLY, self._set_in_flight(self._all(in_flight))
-            ):
-                self._waiting.append(part)
+            record = self._set_in_flight(self._all(in_flight))
+            if _meets(part, self.blocked) or not self._is_written(part, SINGLE_TIMEOUT_MS, record):
+                self.blocked.append(part)
             self._left.popleft()
-        self._write(
-            self._worker, BatchResult(), [self._set_in_flight(in_flight), self._set_blocked(self._waiting)]
-        )
-        self._under_way = None
+        records = [self._set_in_flight(in_flight), self._set_blocked(self.blocked)]
+        self._write(self._worker, BatchResult(), records)
+        self._batch = None
 
-    def try_again(self, now: bool = False) -> None:
-        """Write what is not blocked any more; at most so often, but ``now`` if it is the last time."""
-        if not self._waiting or (time.monotonic() < self._again_at and not now):
+    def retry(self, now: bool = False) -> None:
+        """Write results that are no longer blocked, once in ``RETRY_EVERY``; with ``now`` in any case."""
+        if not self.blocked or (time.monotonic() < self._retry_at and not now):
             return
         with self._lock:
             ends_at, failed = time.monotonic() + ROUND, list[BatchResult]()
-            untried = deque(self._waiting)
+            untried = deque(self.blocked)
             try:
                 while untried and len(failed) < MOST_FAILED and time.monotonic() < ends_at:
                     part = untried[0]
-                    others = self._set_blocked([one for one in self._waiting if one is not part])
-                    if not _meets(part, failed) and self._is_written(part, AGAIN, others):
-                        self._waiting = [one for one in self._waiting if one is not part]
+                    others = [one for one in self.blocked if one is not part]
+                    if not _meets(part, failed) and self._is_written(
+                        part, RETRY_TIMEOUT_MS, self._set_blocked(others)
+                    ):
+                        self.blocked = others
                     else:
                         failed.append(part)
                     untried.popleft()
             finally:
-                self._turn(failed)
-
-    def _turn(self, failed: Sequence[BatchResult]) -> None:
-        """Put those first that were not tried; of one connection the order stays."""
-        stuck, rest = list(failed), list[BatchResult]()
-        for part in self._waiting:
-            if all(part is not one for one in failed):
-                (stuck if _meets(part, stuck) else rest).append(part)
-        self._waiting = rest + stuck
-        self._again_at = time.monotonic() + (EVERY if failed else 0.0)
+                # Those that were not tried come first in the next round; the order within a connection stays.
+                stuck, rest = list(failed), list[BatchResult]()
+                for part in self.blocked:
+                    if all(part is not one for one in failed):
+                        (stuck if _meets(part, stuck) else rest).append(part)
+                self.blocked = rest + stuck
+                self._retry_at = time.monotonic() + (RETRY_EVERY if failed else 0.0)
 
     def _is_written(self, part: BatchResult, milliseconds: int, in_flight: Statement) -> bool:
+        timeout = sql.LOCK_TIMEOUT, {"milliseconds": milliseconds}
         try:
-            self._dropped += self._write(self._worker, part, [_timeout(milliseconds), in_flight])
+            self._dropped += self._write(self._worker, part, [timeout, in_flight])
         except Locked:
             return False
         return True
 
-    def seconds_left(self) -> float | None:
-        """Return in how many seconds the next round is due; None when nothing is blocked."""
-        return self._again_at - time.monotonic() if self._waiting else None
+    def seconds_left(self) -> float:
+        """Return in how many seconds the next round is due."""
+        return self._retry_at - time.monotonic()
 
-    def forget(self) -> None:
-        """Let go of everything: the worker has gone, or was declared dead, and was cleaned up after."""
+    def clear(self) -> None:
+        """Forget everything: the worker ends, or was declared dead and cleaned up after."""
         with self._lock:
-            self._waiting, self._under_way = [], None
+            self.blocked, self._batch = [], None
             self._left.clear()
 
-    # What is on record.
+    # The record of what is in flight.
 
     def _all(self, in_flight: Sequence[Delivery]) -> list[Delivery]:
-        """Return what the worker holds while a batch is written in parts."""
-        return [*in_flight, *_deliveries(self._left), *_deliveries(self._waiting)]
+        """Return what is in flight while a batch is written in parts."""
+        return [*in_flight, *_deliveries(self._left), *_deliveries(self.blocked)]
 
     def _set_in_flight(self, in_flight: Sequence[Delivery]) -> Statement:
         return sql.SET_IN_FLIGHT, {"worker": self._worker, "messages": in_flight_lines(in_flight)}
@@ -171,22 +159,18 @@ class LockWaits:
         return sql.SET_BLOCKED, {"worker": name, "messages": messages}
 
 
-def _timeout(milliseconds: int) -> Statement:
-    return sql.LOCK_TIMEOUT, {"milliseconds": milliseconds}
-
-
-def _deliveries(dones: Iterable[BatchResult]) -> list[Delivery]:
-    return [delivery for one in dones for delivery, _ in one.boundaries]
+def _deliveries(results: Iterable[BatchResult]) -> list[Delivery]:
+    return [delivery for one in results for delivery, _ in one.boundaries]
 
 
 def _meets(part: BatchResult, others: Iterable[BatchResult]) -> bool:
-    """Whether it must stay behind one of these: of one connection what came first is written first."""
+    """Whether a result must stay behind one of the others: they have a connection in common."""
     channels = _connections(part)
     return any(not channels.isdisjoint(_connections(one)) for one in others)
 
 
 def _connections(part: BatchResult) -> set[str]:
-    """Return the channels of connections that a message came from, or that its consumer had to do with."""
+    """Return the channels of the connections that a message came from, or that its consumer wrote to."""
     found = {delivery.reply_channel for delivery, _ in part.boundaries}
     for one in part.operations:
         if isinstance(one, (Identify, Keep)):

@@ -11,12 +11,14 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from dbchannels.layers.postgresql import sql
 from dbchannels.redaction import RateLimitedLog
+
+if TYPE_CHECKING:
+    from dbchannels.layers.postgresql.session import Session
 
 log = logging.getLogger("dbchannels.layer")
 
@@ -32,7 +34,7 @@ QUEUE_FILLS = (
 
 
 class WakeupCheck:
-    """What one process knows of its wakeups. The waiting thread calls ``heard``, the heartbeat ``look``."""
+    """What one process knows of its wakeups. One thread waits; the heartbeat calls ``look``."""
 
     def __init__(self, poll_interval: Callable[[], float]) -> None:
         self._poll_interval = poll_interval
@@ -46,19 +48,21 @@ class WakeupCheck:
         self._queue_fills = RateLimitedLog(log, QUEUE_FILLS, every=60.0)
         self.arrive = True
 
-    def listening(self, generation: int) -> None:
-        """Note that a session waits for notifications; another number means that it has connected anew."""
-        self._listener = generation
+    def wait(self, session: Session, timeout: float, *others: int) -> set[str]:
+        """Wait as ``session.wait`` does; note that notifications are read meanwhile, and take out the probes.
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Note that notifications are read in this block: a busy process hears none, which proves nothing."""
+        A process that is busy reads none, which proves nothing.
+        """
         self._waiting_since = began = time.monotonic()
         try:
-            yield
+            payloads = session.wait(timeout, *others)
+            self._listener = session.generation
+            if probes := {payload for payload in payloads if payload.startswith(PROBE)}:
+                self._note(probes)
             self._waited_from = began
         finally:
             self._waiting_since = None
+        return payloads - probes
 
     def _is_overdue(self, sent_at: float) -> bool:
         """Whether a probe did not arrive though its reader waited long enough, or began to when it was due."""
@@ -67,16 +71,13 @@ class WakeupCheck:
         since = self._waiting_since
         return since is not None and time.monotonic() - max(since, sent_at) > WITHIN
 
-    def heard(self, payloads: set[str]) -> set[str]:
-        """Note the probe among the payloads; return the payloads that are no probes, of this process or another."""
-        probes = {payload for payload in payloads if payload.startswith(PROBE)}
+    def _note(self, probes: set[str]) -> None:
         with self._lock:
             arrived = self._probe is not None and self._probe[0] in probes
             if arrived:
                 self._probe = None
         if arrived:
             self._conclude(True)
-        return payloads - probes
 
     def look(self, query: Callable[[str, dict[str, Any]], Sequence[tuple[Any, ...]]]) -> None:
         """Judge the last probe, send the next, and warn of a queue that fills; to be called every few seconds.

@@ -11,6 +11,7 @@ import re
 import socket
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -132,7 +133,8 @@ class Session:
         self._socket: socket.socket | None = None
         self._answer_due = 0.0  # time.monotonic(); 0: no statement is under way
         self._overdue = False  # the socket was shut
-        self._in_doubt: dict[str, float] = {}  # by what statements take: until when, by time.monotonic()
+        #: By what statements take: time.monotonic() until which they may have taken something without an answer.
+        self.in_doubt_until: dict[str, float] = defaultdict(float)
         self._schema = ""  # the schema of our tables, with a dot
         self._qualified: dict[str, str] = {}  # statements as written, and with that schema
         self._backend = 0  # the process id of this connection's backend, and then of the previous one's
@@ -143,8 +145,8 @@ class Session:
         self._within = False  # a transaction, which an error in a prepared statement would end
         #: A pooler stands between, which may give each transaction another session of the database.
         self.pooled = False
-        #: How often it has connected: a new number means a new session.
-        self.generation = 0
+        #: Another number means that the session has been lost since.
+        self.generation = 1
         self.connected_at = 0.0  # time.monotonic() of the last time
 
     # Statements.
@@ -155,8 +157,8 @@ class Session:
         PostgreSQL treats a string of several statements as one implicit transaction: 6,300 a second, where BEGIN,
         INSERT, NOTIFY and COMMIT sent apart make 2,400 (section 55.2.2.1 of its documentation).
 
-        ``takes`` names what the statements take out of the queues. When their answer is lost, the database may have
-        given us messages that nobody here has seen: see ``in_doubt``.
+        ``takes`` names what the statements take out of the queues. If their answer is lost, the database may have given
+        this process messages that it never saw: see ``in_doubt_until``.
         """
         with self._lock:
             try:
@@ -169,7 +171,7 @@ class Session:
                 return self._execute(statements)
             except LayerUnavailable:
                 if takes:
-                    self._in_doubt[takes] = time.monotonic() + IN_DOUBT
+                    self.in_doubt_until[takes] = time.monotonic() + IN_DOUBT
                 raise
             except (
                 psycopg2.errors.UntranslatableCharacter
@@ -177,10 +179,6 @@ class Session:
                 if self._within:
                     raise
                 return self._execute([(text, _in_ascii(values)) for text, values in statements])
-
-    def in_doubt(self, takes: str) -> bool:
-        """Return whether a statement may have taken messages lately without an answer."""
-        return time.monotonic() < self._in_doubt.get(takes, 0.0)
 
     def _execute(self, statements: Sequence[Statement]) -> list[tuple[Any, ...]]:
         started = time.monotonic()
@@ -276,13 +274,8 @@ class Session:
 
     # The connection.
 
-    @property
-    def connected(self) -> bool:
-        """Whether there is a connection; that the other end has given it up shows later."""
-        return self._socket is not None and not self._connection.closed
-
     def _ensure_connected(self) -> None:
-        if self.connected:
+        if self._socket is not None and not self._connection.closed:
             return
         self.close()
         self._overdue = False
@@ -304,7 +297,6 @@ class Session:
         self._backend = self._connection.get_backend_pid()
         # What is set or prepared through a pooler would stay in a session that the site gets next.
         self._prepared = None if self.pooled else set()
-        self.generation += 1
         self.connected_at = time.monotonic()
 
     def _set_up(self, cursor: Any) -> None:
@@ -352,6 +344,7 @@ class Session:
             self._socket.close()
             self._socket = None
         if connection is not None:
+            self.generation += 1
             with suppress(psycopg2.Error):
                 connection.close()
 

@@ -58,7 +58,15 @@ def statements(
 
     ``near`` has the wakeups that the caller gives itself after the commit; all others are by NOTIFY.
     """
-    for (kind, _), group in groupby(operations, key=_kind):
+
+    def kind_of(operation: Operation) -> tuple[type, Any]:
+        """Return what neighbours in one statement have in common; a send with a unique key has its own statement."""
+        if not isinstance(operation, Send):
+            return type(operation), None
+        protocol = layer.routes[operation.channel].protocol
+        return Send, (operation.expiry if protocol else None, operation.unique and id(operation))
+
+    for (kind, _), group in groupby(operations, key=kind_of):
         several: Any = list(group)
         if kind is Send:
             yield _sends(layer, several, near)
@@ -79,14 +87,6 @@ def statements(
                     values["channel"], values["recipient"] = names.split(operation.channel)
                     values["expiry"] = layer.group_expiry
                 yield _EACH[kind], values, []
-
-
-def _kind(operation: Operation) -> tuple[type, Any]:
-    """Return what neighbours in one statement have in common; a send with a unique key has its own statement."""
-    if not isinstance(operation, Send):
-        return type(operation), None
-    protocol = names.is_protocol(operation.channel)
-    return Send, (operation.expiry if protocol else None, operation.unique and id(operation))
 
 
 def single(
@@ -115,7 +115,7 @@ def _sends(layer: PostgreSQLLayer, sends: list[Send], near: Collection[str]) -> 
         return (*statement, [])
     routes = [layer.routes[send.channel] for send in sends]
     limited = Counter(route.queue for route in routes if route.limited)
-    has_room = layer.capacities.reserve(limited)
+    has_room = not limited or layer.capacities.reserve(limited)
     values: Values = {"payloads": [send.payload for send in sends]}
     protocol = routes[0].protocol
     text = _protocol(sends, routes, values, has_room) if protocol else _durable(sends, values, has_room)
