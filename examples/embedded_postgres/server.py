@@ -1,7 +1,7 @@
 """A PostgreSQL server in a folder, shared by all processes that name the same folder.
 
 Each user holds a lock that the kernel takes back however the user ends, and the server stops with the last
-one. `postgres_supervisor` says what is in the folder.
+one. `supervisor` says what is in the folder.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import time
 from urllib.parse import quote
 
 from examples.embedded_postgres import binaries as postgres_binaries
-from examples.embedded_postgres import supervisor as postgres_supervisor
+from examples.embedded_postgres import supervisor
 from examples.embedded_postgres.supervisor import PORT, SUPERUSER, PostgresUnavailable, environment, lock
 
 NAME = "dbchannels"
@@ -237,7 +237,7 @@ def _supervise(folder, binaries, settings, temporary, descriptor):
     about = {"source": binaries.source, "version": binaries.version, "installed": binaries.folder}
     arguments = {"folder": folder, "data": data, "user": user, "settings": settings, "temporary": temporary}
     arguments |= {"binaries": postgres_binaries.readable_by(user, binaries).folder, "about": about}
-    script = [sys.executable, "-I", "-S", postgres_supervisor.__file__]
+    script = [sys.executable, "-I", "-S", supervisor.__file__]
     with open(os.path.join(folder, "postgres.log"), "ab") as log:
         done = subprocess.run(
             [*script, str(descriptor), json.dumps(arguments)],

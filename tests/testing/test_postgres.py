@@ -46,12 +46,12 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root runs the se
 
 # A process that uses the server: it prints what it got, and ends with its standard input.
 START = """
-server = postgres.start(os.environ["FOLDER"])
+server = embedded_postgres.start(os.environ["FOLDER"])
 print(json.dumps({"pid": server.pid, "url": server.url}), flush=True)
 """
 SETTINGS = """
-entry = postgres.database(os.environ["FOLDER"], sqlite="site.sqlite3")
-print(json.dumps({"entry": entry, "name": postgres.describe(entry)}), flush=True)
+entry = embedded_postgres.database(os.environ["FOLDER"], sqlite="site.sqlite3")
+print(json.dumps({"entry": entry, "name": embedded_postgres.describe(entry)}), flush=True)
 """
 
 
@@ -102,7 +102,7 @@ def open_folder():
 
 
 def run_python(script, **environment):
-    preamble = "import json, os, subprocess, sys\nfrom dbchannels.testing import postgres\n"
+    preamble = "import json, os, subprocess, sys\nfrom examples import embedded_postgres\n"
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
@@ -143,7 +143,7 @@ def processes(folder):
             cwd, command = os.readlink(f"/proc/{entry}/cwd"), Path(f"/proc/{entry}/cmdline").read_bytes()
         except OSError:
             continue  # gone by now, or another user's
-        if cwd.startswith(data) or (b"postgres_supervisor" in command and name in command):
+        if cwd.startswith(data) or (b"embedded_postgres/supervisor" in command and name in command):
             found.add(int(entry))
     return found
 
@@ -324,7 +324,7 @@ class TestDatabase:
             assert process.returncode == 0
 
     def test_a_child_joins_the_server_of_its_parent(self, folder, user):
-        source = repr("import json, os\nfrom dbchannels.testing import postgres\n" + SETTINGS)
+        source = repr("import json, os\nfrom examples import embedded_postgres\n" + SETTINGS)
         child = f"print(subprocess.check_output([sys.executable, '-c', {source}], text=True), flush=True)\n"
         process, got = user(SETTINGS + child)
         assert json.loads(process.stdout.readline()) == got
@@ -425,7 +425,10 @@ class TestBinaries:
 
     @needs_wheel
     def test_the_wheel_is_used_when_it_is_chosen(self, tmp_path):
-        script = SETTINGS + "print(os.readlink(f'/proc/{postgres._held[os.environ[\"FOLDER\"]].pid}/exe'))"
+        script = (
+            SETTINGS
+            + "print(os.readlink(f'/proc/{embedded_postgres._held[os.environ[\"FOLDER\"]].pid}/exe'))"
+        )
         process = run_python(script, FOLDER=tmp_path, DBCHANNELS_POSTGRES="wheel")
         output, errors = process.communicate()
         got, program = output.splitlines()
