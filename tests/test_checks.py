@@ -170,7 +170,7 @@ def test_e003_says_what_is_routed_twice(configured):
     assert only() == (
         "dbchannels.E003",
         f"{__name__}.one is routed twice for own with the same filters.",
-        "Take one of the two away: the second can never match.",
+        "Remove one of the two: the second can never match.",
     )
 
 
@@ -224,7 +224,7 @@ def other_database():
 def test_w002_says_what_is_lost_between_two_databases(configured):
     configured({"default": {"DATABASE": "sqlite"}, "other": {"DATABASE": "sqlite"}, "same": {}})
     assert other_database() == [
-        f"The layer {alias!r} is on the database 'sqlite': what is sent inside a transaction on 'default' is "
+        f"The layer {alias!r} is on the database 'sqlite': messages sent in a transaction on 'default' are "
         "written after its commit, and lost if the process dies between the two."
         for alias in ("default", "other")
     ]
@@ -247,8 +247,10 @@ def test_below_static_files_another_runserver_is_run(settings):
     settings.INSTALLED_APPS = [*apps, "dbchannels"]
     number, sentence, hint = only()
     assert number == "dbchannels.W003"
-    assert sentence.startswith("'dbchannels' stands below 'django.contrib.staticfiles' in INSTALLED_APPS, ")
-    assert hint.startswith("Put 'dbchannels' above 'django.contrib.staticfiles', or silence dbchannels.W003")
+    assert sentence.startswith(
+        "'dbchannels' is listed below 'django.contrib.staticfiles' in INSTALLED_APPS, "
+    )
+    assert hint.startswith("Move 'dbchannels' above 'django.contrib.staticfiles', or silence dbchannels.W003")
 
 
 def test_without_static_files_the_order_is_all_the_same(settings):
@@ -294,12 +296,9 @@ def test_e004_says_what_a_consumer_cannot_be_called_with(configured, path, consu
     configured(ROUTING=[route("websocket.connect", consume, path=path)])
     number, sentence, given = only()
     assert number == "dbchannels.E004"
-    assert (
-        f"is called with ({call}) by its route on websocket.connect (path={path}), and cannot be: "
-        in sentence
-    )
+    assert f"cannot be called with ({call}), as by its route on websocket.connect (path={path}): " in sentence
     assert said in sentence
-    assert given == f"Let it take {hint}, or change what the route captures."
+    assert given == f"Let it take {hint}, or change the captures of the route."
 
 
 class Channels1(WebsocketConsumer):
@@ -364,13 +363,16 @@ class Lettered(WebsocketConsumer):
         (NoJson, "NoJson.receive_json is never run; subclass JsonWebsocketConsumer"),
         (
             Channels1,
-            "Channels1.strict_ordering means nothing here; remove it: the frames of a connection are",
+            "Channels1.strict_ordering means nothing in dbchannels; remove it: the frames of a connection are",
         ),
         (Channels2, "Channels2.receive takes 'text_data': write receive(self, text=None, bytes=None)"),
         (Neither, "Neither.receive takes neither text nor bytes: write receive(self, text=None, bytes=None)"),
-        (InFront, "InFront.receive stands in front of receive_json: write receive_json(self, content)"),
-        (Yielding, "Yielding.connect is a generator, so calling it runs nothing; take the yield out"),
-        (Lettered, "its groups are one text; write groups = ['everybody']"),
+        (
+            InFront,
+            "InFront.receive overrides the one that calls receive_json: write receive_json(self, content)",
+        ),
+        (Yielding, "Yielding.connect is a generator, so calling it runs nothing; remove the yield"),
+        (Lettered, "its groups are a str; write groups = ['everybody']"),
     ],
 )
 def test_e004_says_what_a_class_is_taken_for(configured, consume, said):
@@ -411,7 +413,7 @@ def test_w004_says_which_route_stands_before(configured):
     )
     assert only() == (
         "dbchannels.W004",
-        f"{__name__}.one is never run for websocket.connect (path=/new/): {__name__}.joins stands before it and takes "
+        f"{__name__}.one is never run for websocket.connect (path=/new/): {__name__}.joins comes before it and matches "
         "these messages (path=/<slug:room>/).",
         "Put the route with the narrower filters first.",
     )
@@ -462,15 +464,15 @@ def test_w005_is_silent_on_other_names(configured, channel):
     ("channel", "key", "hint"),
     [
         ("websocket.receive", "paht", "Write 'path'."),
-        ("websocket.receive", "method", "They hold reply_channel, path, text, order."),
-        ("websocket.connect", "headers", "They hold reply_channel, scheme, path, root_path, order."),
+        ("websocket.receive", "method", "They have reply_channel, path, text, order."),
+        ("websocket.connect", "headers", "They have reply_channel, scheme, path, root_path, order."),
     ],
 )
 def test_w006_says_which_field_is_not_there(configured, channel, key, hint):
     configured(ROUTING=[route(channel, one, **{key: "x"})])
     assert only() == (
         "dbchannels.W006",
-        f"{__name__}.one is never run: its route filters on {key!r}, which messages on {channel} do not hold as text.",
+        f"{__name__}.one is never run: its route filters on {key!r}, which messages on {channel} do not have as text.",
         hint,
     )
 
@@ -498,7 +500,7 @@ def test_w007_says_what_captures_nothing(configured):
         f"The filter path=^/chat/<slug:room>/$ of {__name__}.one is a regular expression, in which <slug:room> "
         "captures nothing.",
     )
-    assert hint.startswith("Leave out ^ and $, which make it one, or capture by (?P<name>...)")
+    assert hint.startswith("Remove ^ and $, which make it a regular expression, or capture by (?P<name>...)")
 
 
 # W008: paths that differ.
@@ -587,7 +589,7 @@ def test_w009_says_which_modules_nothing_imports(app):
         (
             "dbchannels.W009",
             "unread_app.live has bindings, and nothing imports it, so they send nothing.",
-            "Import it in the ready() of unread_app's AppConfig, as one does with signals.",
+            "Import it in the ready() of unread_app's AppConfig, as with signals.",
         )
     ]
 
@@ -660,8 +662,8 @@ def test_w011_says_that_workers_do_not_share_sessions(settings, engine):
     settings.CACHES = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
     number, sentence, hint = only()
     assert number == "dbchannels.W011"
-    assert sentence.startswith("Sessions are in the cache 'default', which each worker has for itself, ")
-    assert hint.startswith("Take 'django.contrib.sessions.backends.db' as SESSION_ENGINE")
+    assert sentence.startswith("Sessions are in the cache 'default', which workers do not share, ")
+    assert hint.startswith("Set SESSION_ENGINE to 'django.contrib.sessions.backends.db'")
 
 
 def test_w011_is_silent_on_sessions_that_all_share(settings):
@@ -686,7 +688,7 @@ def test_w012_asks_for_a_way_round_a_pooler(configured, monkeypatch, key, value)
     number, sentence, hint = only()
     assert number == "dbchannels.W012"
     assert sentence.startswith("The database 'default' seems to be behind a transaction pooler, ")
-    assert hint.startswith("Give the layer a way round it, DBCHANNELS['default']['OPTIONS']['direct'] = ")
+    assert hint.startswith("Let the layer bypass it by DBCHANNELS['default']['OPTIONS']['direct'] = ")
     for options in ({"direct": {"PORT": 5432}}, {"wakeups": False}):
         configured(OPTIONS=options)
         assert found() == []
@@ -703,7 +705,7 @@ def test_w013_says_that_everything_is_refused(settings):
         sentence
         == "DEBUG is False and ALLOWED_HOSTS is empty, so every request and every WebSocket is refused."
     )
-    assert hint.startswith("Name the site's hosts, such as ALLOWED_HOSTS = ['example.com']")
+    assert hint.startswith("List the site's hosts, such as ALLOWED_HOSTS = ['example.com']")
     settings.DEBUG = True
     assert found() == []
 
@@ -711,7 +713,7 @@ def test_w013_says_that_everything_is_refused(settings):
 def test_w020_says_that_any_name_is_a_host_of_the_site(settings):
     settings.ALLOWED_HOSTS, settings.DEBUG = ["*"], False
     number, sentence, hint = only()
-    assert number == "dbchannels.W020" and sentence.startswith("ALLOWED_HOSTS holds '*'")
+    assert number == "dbchannels.W020" and sentence.startswith("ALLOWED_HOSTS contains '*'")
     assert "CSRF_TRUSTED_ORIGINS" in hint
     settings.DEBUG = True
     assert found() == []
@@ -729,7 +731,7 @@ def test_w014_says_that_a_decorator_has_ended_before_a_coroutine_begins(configur
     number, sentence, hint = only()
     assert number == "dbchannels.W014"
     assert sentence.startswith(f"{__name__}.later is an async def under a decorator for plain functions, ")
-    assert hint.startswith("Write @consumer(..., atomic=True) in place of @transaction.atomic")
+    assert hint.startswith("Write @consumer(..., atomic=True) instead of @transaction.atomic")
 
 
 def test_w014_is_silent_on_coroutines_that_are_run(configured):
@@ -784,7 +786,7 @@ def test_e005_says_that_a_generator_runs_nothing(configured, consume):
     number, sentence, hint = only()
     assert number == "dbchannels.E005"
     assert sentence.endswith("is a generator, so calling it for a message of own runs nothing.")
-    assert hint.startswith("Take the yield out")
+    assert hint.startswith("Remove the yield")
 
 
 # W016: paths without their slash.
@@ -831,8 +833,8 @@ def test_w018_says_which_routing_nobody_names(app, configured, monkeypatch):
     (app / "routing.py").write_text("from dbchannels import route\n\nroutes = []\n")
     assert only() == (
         "dbchannels.W018",
-        "unread_app.routing has routes or consumers, and nothing names it, so no message reaches them.",
-        "Set DBCHANNELS = {'default': {'ROUTING': 'unread_app.routing'}}, or import it in that module.",
+        "unread_app.routing has routes or consumers, and nothing imports it, so no message reaches them.",
+        "Set DBCHANNELS = {'default': {'ROUTING': 'unread_app.routing'}}, or import it in your routing module.",
     )
     configured(ROUTING="unread_app.routing")
     assert found() == []
@@ -854,7 +856,7 @@ def test_w018_looks_beside_the_settings(app, settings, monkeypatch):
     )
     settings.SETTINGS_MODULE = "unread_app.settings"
     import_module("unread_app")
-    assert only()[1].startswith("unread_app.consumers has routes or consumers, and nothing names it")
+    assert only()[1].startswith("unread_app.consumers has routes or consumers, and nothing imports it")
 
 
 CLASSES = """

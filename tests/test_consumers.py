@@ -587,12 +587,12 @@ def test_a_route_that_its_class_does_not_fit_is_found(of, path, wrong):
 
 def test_a_check_says_so():
     table = Routing([route_class(Chat, path="/<code>/")])
-    errors = list(routes._check_table(table))
+    errors = list(routes.check_classes(table))
     assert [one.id for one in errors] == ["dbchannels.E004"]  # one mistake, though there are three routes
     assert errors[0].msg.startswith(
         f"The route of {__name__}.Chat on websocket.connect (path=/<code>/) does not fit"
     )
-    assert not list(routes._check_table(Routing([route_class(Chat, path="/<room>/")])))
+    assert not list(routes.check_classes(Routing([route_class(Chat, path="/<room>/")])))
 
 
 def test_a_function_is_left_to_others():

@@ -1,7 +1,7 @@
-"""System checks: what is likely meant otherwise, each with what to do.
+"""System checks: likely mistakes and their fixes, listed in ``docs/checks.rst``.
 
-``manage.py check`` runs them, and so do ``runserver`` and ``runchannels`` before they start; those of the database need
-``check --database default``. ``docs/checks.rst`` lists them by their numbers.
+``manage.py check``, ``runserver`` and ``runchannels`` run them; those of the database need ``check --database
+default``.
 """
 
 from dbchannels.checks.databases import check_other_database, check_pooler, check_sqlite, check_tables

@@ -1,4 +1,4 @@
-"""Checks of the databases that layers are on."""
+"""Checks of the layers' databases."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
-from django.conf import settings
 from django.core import checks
 from django.db import DatabaseError, connections
 
 from dbchannels import conf
 
-POOLER_PORT = "6432"  # pgbouncer's own
+POOLER_PORT = "6432"  # pgbouncer's default
 
 
 def _layers() -> Iterator[conf.LayerSettings]:
-    """Yield the settings of each layer that is on a database; none when they cannot be read, which E001 says."""
+    """Yield the settings of each layer on a database; nothing if the setting is invalid (E001)."""
     if conf.problems():
         return
-    for alias in getattr(settings, "DBCHANNELS", {}) or ["default"]:
+    for alias in conf.layer_aliases():
         layer = conf.layer_settings(alias)
         if layer.backend != conf.SHORT_BACKENDS["memory"]:
             yield layer
@@ -28,7 +27,7 @@ def _layers() -> Iterator[conf.LayerSettings]:
 
 @checks.register("dbchannels", checks.Tags.database)
 def check_sqlite(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W001: on SQLite a transaction that reads first and then writes fails at once, unless it begins IMMEDIATE."""
+    """W001: on SQLite, transactions that read and then write fail at once unless they begin IMMEDIATE."""
     if conf.problems():
         return []
     alias = conf.layer_settings().database
@@ -48,15 +47,15 @@ def check_sqlite(app_configs: Any, databases: Any = None, **kwargs: Any) -> list
 
 @checks.register("dbchannels")
 def check_other_database(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W002: a layer is on another database than ``default``: no transaction spans what is saved and what is sent."""
+    """W002: a layer is not on ``default``, so saves and sends are not one transaction."""
     if connections["default"].settings_dict["ENGINE"] == "django.db.backends.dummy":
         return []
     return [
         checks.Warning(
-            f"The layer {one.alias!r} is on the database {one.database!r}: what is sent inside a transaction on "
-            "'default' is written after its commit, and lost if the process dies between the two.",
+            f"The layer {one.alias!r} is on the database {one.database!r}: messages sent in a transaction on 'default' "
+            "are written after its commit, and lost if the process dies between the two.",
             hint="Put the layer on the database of your models, by DBCHANNELS[...]['DATABASE'], or silence "
-            "dbchannels.W002 where such a loss is bearable; atomic=True covers the layer's database alone.",
+            "dbchannels.W002 if such a loss is acceptable; atomic=True covers the layer's database alone.",
             id="dbchannels.W002",
         )
         for one in _layers()
@@ -66,10 +65,8 @@ def check_other_database(app_configs: Any, **kwargs: Any) -> list[checks.CheckMe
 
 @checks.register("dbchannels", checks.Tags.database)
 def check_tables(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W010: the database of a layer has not been migrated."""
-    if (
-        "migrate" in sys.argv[1:2]
-    ):  # it runs the checks of the database first, and is about to make the tables
+    """W010: the database of a layer is not migrated."""
+    if "migrate" in sys.argv[1:2]:  # it runs these checks before it creates the tables
         return []
     wanted = {one.database for one in _layers()} & set(databases or [])
     return [
@@ -86,7 +83,7 @@ def check_tables(app_configs: Any, databases: Any = None, **kwargs: Any) -> list
 def _missing_tables(alias: str) -> list[str]:
     try:
         present = set(connections[alias].introspection.table_names())
-    except DatabaseError:  # who cannot connect is told so by whatever needs the database
+    except DatabaseError:  # others report that they cannot connect
         return []
     wanted = [model._meta.db_table for model in apps.get_app_config("dbchannels").get_models()]
     return [table for table in wanted if table not in present]
@@ -94,22 +91,21 @@ def _missing_tables(alias: str) -> list[str]:
 
 @checks.register("dbchannels")
 def check_pooler(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W012: a layer's database looks as if a transaction pooler stood in front, and no way round it is given."""
+    """W012: a layer seems to connect through a transaction pooler."""
     return [
         checks.Warning(
             f"The database {one.database!r} seems to be behind a transaction pooler, where no NOTIFY arrives: messages "
-            "wait for the next look.",
-            hint=f"Give the layer a way round it, DBCHANNELS[{one.alias!r}]['OPTIONS']['direct'] = {{'PORT': 5432}}, "
-            "or silence dbchannels.W012.",
+            "wait for the next poll.",
+            hint=f"Let the layer bypass it by DBCHANNELS[{one.alias!r}]['OPTIONS']['direct'] = {{'PORT': 5432}}, or "
+            "silence dbchannels.W012.",
             id="dbchannels.W012",
         )
         for one in _layers()
-        if _is_pooled(connections[one.database]) and not one.options["direct"] and one.options["wakeups"]
+        if connections[one.database].vendor == "postgresql"
+        and (
+            connections[one.database].settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
+            or str(connections[one.database].settings_dict.get("PORT")) == POOLER_PORT
+        )
+        and one.options["wakeups"]
+        and not one.options["direct"]
     ]
-
-
-def _is_pooled(connection: Any) -> bool:
-    """Whether the settings have what Django asks for behind a transaction pooler, or a pooler's usual port."""
-    given = connection.settings_dict
-    marked = given.get("DISABLE_SERVER_SIDE_CURSORS") or str(given.get("PORT")) == POOLER_PORT
-    return connection.vendor == "postgresql" and bool(marked)

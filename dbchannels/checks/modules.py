@@ -1,4 +1,4 @@
-"""W009: consumers that no worker finds, and bindings that nobody has imported. The apps' sources are searched."""
+"""W009 and W018: search the sources of the site's apps for consumers and bindings that nothing imports."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ROUTES = re.compile(rf"^(?:routes|{'|'.join(foreign.NAMES['routing'])})\s*(?::[
 _BINDING = re.compile(r"^class \w+\((?:dbchannels\.)?Binding\)", re.MULTILINE)
 _NOT_ITS_OWN = {"site-packages", "dist-packages"}
 _ELSEWHERE = {"migrations", "tests", "management", "node_modules"}
-_LARGEST = 1_000_000  # bytes; nobody writes consumers into what is larger
+_LARGEST = 1_000_000  # bytes; larger files have no consumers
 
 
 @checks.register("dbchannels")
@@ -28,40 +28,38 @@ def check_modules(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """W009: a module of an app has a consumer or a binding, and nothing imports it."""
     try:
         autodiscover_modules("consumers")
-    except Exception:  # whatever a module of the site raises: the check of the routing shows it
+    except Exception:  # any error of a module of the site: check_routing reports it
         return []
     return [message for config in apps.get_app_configs() for message in _unread(config)]
 
 
 def unnamed_modules() -> Iterator[checks.CheckMessage]:
-    """W018: a routing module of the site, or consumers beside its settings, that nothing names."""
-    if apps.is_installed("channels"):  # they may be its
+    """W018: a routing module, or consumers beside the settings, that nothing imports."""
+    if apps.is_installed("channels"):  # the modules may belong to Channels
         return
     places = {config.name: Path(config.path) for config in apps.get_app_configs() if is_of_the_site(config)}
     wanted = [(f"{name}.routing", root / "routing.py") for name, root in places.items()]
-    project = (settings.SETTINGS_MODULE or "").rpartition(".")[0]  # none of settings that were made by hand
+    project = (settings.SETTINGS_MODULE or "").rpartition(".")[0]  # "" after settings.configure()
     if project not in places and (file := getattr(sys.modules.get(project), "__file__", None)):
         wanted += [
             (f"{project}.{name}", Path(file).parent / f"{name}.py") for name in ("routing", "consumers")
         ]
     for module, path in wanted:
-        if module not in sys.modules and _has_routes(path):
+        text = _source(path)
+        if module not in sys.modules and (_ROUTES.search(text) or _CONSUMER.search(text)):
             yield checks.Warning(
-                f"{module} has routes or consumers, and nothing names it, so no message reaches them.",
-                hint=f"Set DBCHANNELS = {{'default': {{'ROUTING': {module!r}}}}}, or import it in that module.",
+                f"{module} has routes or consumers, and nothing imports it, so no message reaches them.",
+                hint=f"Set DBCHANNELS = {{'default': {{'ROUTING': {module!r}}}}}, or import it in your routing module.",
                 id="dbchannels.W018",
             )
 
 
-def _has_routes(path: Path) -> bool:
-    if not path.is_file() or path.stat().st_size > _LARGEST:
-        return False
-    text = path.read_text(errors="replace")
-    return bool(_ROUTES.search(text) or _CONSUMER.search(text))
+def _source(path: Path) -> str:
+    return path.read_text(errors="replace") if path.is_file() and path.stat().st_size < _LARGEST else ""
 
 
 def is_of_the_site(config: AppConfig, module: str = "") -> bool:
-    """Whether an app, and a module of it, are the site's own: not installed, not ours, and not its tests."""
+    """Whether an app, and a module of it, are the site's own: not an installed package, dbchannels, or tests."""
     inside = Path(*module.removeprefix(config.name).strip(".").split("."), "")
     own = config.name != "dbchannels" and _NOT_ITS_OWN.isdisjoint(Path(config.path).parts)
     return own and not (module and _is_elsewhere(inside))
@@ -73,26 +71,22 @@ def _unread(config: AppConfig) -> Iterator[checks.CheckMessage]:
         return
     for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
         module = ".".join([config.name, *path.relative_to(root).with_suffix("").parts])
-        its_own = apps.get_containing_app_config(module) is config  # and not that of an app inside of it
+        its_own = apps.get_containing_app_config(module) is config  # not that of a nested app
         if its_own and module not in sys.modules and not _is_elsewhere(path.relative_to(root)):
-            yield from _said(path, module, config)
+            text = _source(path)
+            if _CONSUMER.search(text):
+                yield checks.Warning(
+                    f"{module} has consumers, and nothing imports it, so no worker runs them.",
+                    hint=f"Import it in {config.name}.consumers, or list its consumers in the routing module.",
+                    id="dbchannels.W009",
+                )
+            elif _BINDING.search(text):
+                yield checks.Warning(
+                    f"{module} has bindings, and nothing imports it, so they send nothing.",
+                    hint=f"Import it in the ready() of {config.name}'s AppConfig, as with signals.",
+                    id="dbchannels.W009",
+                )
 
 
 def _is_elsewhere(path: Path) -> bool:
     return path.name.startswith(("test", "conftest", "__")) or not _ELSEWHERE.isdisjoint(path.parts)
-
-
-def _said(path: Path, module: str, config: AppConfig) -> Iterator[checks.CheckMessage]:
-    text = path.read_text(errors="replace") if path.stat().st_size < _LARGEST else ""
-    if _CONSUMER.search(text):
-        yield checks.Warning(
-            f"{module} has consumers, and nothing imports it, so no worker runs them.",
-            hint=f"Import it in {config.name}.consumers, or list its consumers in the routing module.",
-            id="dbchannels.W009",
-        )
-    elif _BINDING.search(text):
-        yield checks.Warning(
-            f"{module} has bindings, and nothing imports it, so they send nothing.",
-            hint=f"Import it in the ready() of {config.name}'s AppConfig, as one does with signals.",
-            id="dbchannels.W009",
-        )
