@@ -571,7 +571,11 @@ class Whole(Demultiplexer):
                 "disconnect": "Chat.disconnect takes (self, code, room); write disconnect(self, code)",
             },
         ),
-        (Chat, "/<code>/", dict.fromkeys(["connect", "receive", "disconnect"], "'code' is what its methods")),
+        (
+            Chat,
+            "/<code>/",
+            dict.fromkeys(["connect", "receive", "disconnect"], "'code' is another parameter"),
+        ),
     ],
 )
 def test_a_route_that_its_class_does_not_fit_is_found(of, path, wrong):
