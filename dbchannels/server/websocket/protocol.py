@@ -117,18 +117,6 @@ class FrameReader:
     After a ProtocolError the reader must not be used.
     """
 
-    __slots__ = (
-        "_buffer",
-        "_compressed",
-        "_fin",
-        "_in_message",
-        "_key",
-        "_length",
-        "_opcode",
-        "max_compressed",
-        "max_payload",
-    )
-
     def __init__(self, max_payload: int) -> None:
         self.max_payload = max_payload  # bytes of the next data frame; may be changed between frames
         self.max_compressed = 0  # bytes of the first frame of a compressed message; 0: no compression
@@ -214,8 +202,6 @@ class PartialMessage:
     The content is kept as bytes: as a str, one emoji would make each letter take four bytes.
     """
 
-    __slots__ = ("_decoder", "_room", "_tail", "content", "fragments", "inflater", "step")
-
     def __init__(self, opcode: int, compressed: bool, limit: int) -> None:
         """``limit``: bytes of a compressed message, inflated; the FrameReader limits other messages."""
         self._decoder = _Utf8Decoder() if opcode == TEXT else None  # None: a binary message
@@ -291,18 +277,6 @@ Event = str | bytes | Closed  # a text message, a binary message, the end
 
 class WebSocket:
     """The server's side of one accepted connection. Nothing here raises for what a client sends."""
-
-    __slots__ = (
-        "_max_fragments",
-        "_max_message_size",
-        "_reader",
-        "control",
-        "failed",
-        "partial",
-        "pings_left",
-        "pongs",
-        "state",
-    )
 
     def __init__(
         self, max_message_size: int, max_fragments: int, max_pings: int, compression: bool = False

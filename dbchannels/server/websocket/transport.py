@@ -44,38 +44,6 @@ HEARTBEAT = encode_frame(TEXT, b"\0heartbeat")  # dbchannels.js hides it from th
 class Transport:
     """Calls ``on_event`` with what the client sends, and ``on_gone`` once, with a code, when the socket is closed."""
 
-    __slots__ = (
-        "_beat_at",
-        "_blocked_at",
-        "_closing_at",
-        "_deflate",
-        "_discarded",
-        "_events",
-        "_frames",
-        "_heard_at",
-        "_heartbeat",
-        "_held",
-        "_hub_time",
-        "_limits",
-        "_message_at",
-        "_on_event",
-        "_on_gone",
-        "_opened_at",
-        "_pinged_at",
-        "_pings_since",
-        "_protocol",
-        "_reader",
-        "_share",
-        "_socket",
-        "_stalled_at",
-        "_unfinished_at",
-        "_unsent",
-        "_waiting",
-        "_writer",
-        "charged",
-        "paused",
-    )
-
     def __init__(
         self,
         sock: Any,
