@@ -95,6 +95,7 @@ class Connection:
         self._inbox: list[tuple[bool, bytes]] = []  # messages that wait: whether a text, and the payload
         self._last: dict[str, Any] | None = None  # the fields of websocket.disconnect while it waits
         self._in_flight: Send | None = None  # the message in the layer
+        self._in_flight_size = 0  # bytes of it that count against the share
         self._order = 0  # of the last message that was sent to the layer
         self._abandoned = False
         self._refused_at: float | None = None  # since when the channel has been full
@@ -371,13 +372,16 @@ class Connection:
         self._send_in_flight()
 
     def _set_in_flight(self, send: Send | None) -> None:
-        self._share.hold(_size(send) - _size(self._in_flight))
-        self._in_flight = send
+        # The limits of a request's head bound a connect message, so it does not count.
+        size = 0 if send is None or send.channel == "websocket.connect" else sys.getsizeof(send.payload)
+        self._share.hold(size - self._in_flight_size)
+        self._in_flight, self._in_flight_size = send, size
 
     def _drop_waiting(self) -> None:
         """Consume nothing more but the disconnect: the server has closed, or the client is lost."""
-        self._share.hold(-sum(ENTRY + len(payload) for _, payload in self._inbox))
-        self._inbox.clear()
+        if self._inbox:
+            self._share.hold(-sum(ENTRY + len(data) for _, data in self._inbox))
+            self._inbox.clear()
         if self._transport is not None:
             self._transport.read()
 
@@ -418,8 +422,3 @@ class Connection:
         self._relay.close(self.reply_channel)
         with suppress(OutboxFull):
             self._relay.send(Disconnect(self.reply_channel))
-
-
-def _size(send: Send | None) -> int:
-    """Return the memory that counts against the connection's share; the head limits bound a connect message."""
-    return 0 if send is None or send.channel == "websocket.connect" else sys.getsizeof(send.payload)
