@@ -50,13 +50,10 @@ class Transport:
         return self.close_code is not None
 
     closing = closed
-    paused = False
+    paused = False  # the client goes no faster than its consumers
 
     def read(self) -> None:
         """Nothing waits to be read."""
-
-    def pause(self) -> None:
-        """The client goes no faster than its consumers."""
 
     def send(self, out: Outgoing) -> None:
         """Write what a reply asks for."""

@@ -7,7 +7,6 @@ work is not read.
 
 from __future__ import annotations
 
-import logging
 import random
 import sys
 import time
@@ -44,8 +43,6 @@ from dbchannels.server.websocket.messages import Outgoing
 from dbchannels.server.websocket.protocol import Closed, Event
 from dbchannels.server.websocket.transport import Transport
 from dbchannels.wakeup import Backoff
-
-log = logging.getLogger("dbchannels.server")
 
 INBOX = 32  # messages that may wait here; then the socket is not read
 ENTRY = 120  # bytes of memory that each of them takes besides its payload
@@ -350,7 +347,7 @@ class Connection:
             self._inbox.append((isinstance(event, str), data))
             self._share.hold(ENTRY + len(data))
             if len(self._inbox) >= INBOX and self._transport is not None:
-                self._transport.pause()
+                self._transport.paused = True
 
     def _gone(self, code: int) -> None:
         if not self.disconnected:

@@ -4,10 +4,10 @@
 its messages; ``take_output`` returns the control frames to write. ``FrameReader`` cuts the bytes into frames, and
 ``PartialMessage`` collects the frames of a message. Nothing here knows sockets, clocks or channels.
 
-The `websockets` package's sans-I/O protocol was measured in place of this module and not adopted: a frame of 20 bytes
-takes it a third longer, an idle connection 1.0 kB more, and it accepts lengths that are not in their shortest form,
-closes with 1009 in place of 1002 for a length of 2**63 and with 1002 in place of the client's code for a Close within a
-message, and reads a whole control frame before it refuses the frame's header.
+The sans-I/O protocol of the ``websockets`` package was measured for this place and not adopted. A frame of 20 bytes
+takes it 40 % longer (one of 100 kB half as long), and an idle connection 0.9 kB more. It accepts a length that is not
+in its shortest form, closes with 1009 where the RFC's 1002 is due for a length of 2**63, answers a Close within a
+message by 1002, and reads the payload of a frame before it refuses reserved bits or a control frame in the header.
 """
 
 from __future__ import annotations

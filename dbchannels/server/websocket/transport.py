@@ -59,7 +59,7 @@ class Transport:
         self._share, self._hub_time, self._unsent = share, share.budget.hub_time, share.budget.unsent
         self._held = 0  # bytes of the share that the client's unfinished message takes
         self._events: Iterator[Event | None] | None = None  # of what was read and is not yet parsed
-        self.paused = True  # until `read`
+        self.paused = True  # nothing is read until `read`; may be set
         self._stalled_at: float | None = None  # since when the socket has waited for memory
         self._unfinished_at: float | None = None  # since when a message has been incomplete
         self._deflate = deflate
@@ -101,10 +101,6 @@ class Transport:
         if self.paused:
             self.paused = False
             self._hub_time.run(self._go_on)
-
-    def pause(self) -> None:
-        """Read nothing more until ``read``."""
-        self.paused = True
 
     def _readable(self) -> None:
         if not self._hub_time.run(self._receive):
