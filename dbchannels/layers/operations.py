@@ -74,7 +74,7 @@ class Connect(NamedTuple):
         """Return who is logged in: nobody where there is no session, else it is found out when somebody asks."""
         return UNKNOWN if self.session_key else NOBODY
 
-    def fields(self) -> dict[str, str]:
+    def fields(self) -> dict[str, Any]:
         """Return the record's fields, without its key."""
         return {
             "server": self.server,

@@ -1,9 +1,8 @@
-"""A layer in anything that keeps tables: the rules of the contract, told with a lock and mappings.
+"""A layer in anything that keeps tables: the rules of the contract, on a lock and mappings.
 
-Capacity, expiry, priority, unique keys, claims, dead letters, groups, presence and statistics are here, and liveness
-in ``link``; the layer that subclasses this brings what it keeps them in, by the methods under "For layers to
-implement". ``memory`` is one. A look at a queue goes through all that waits there: a store that finds the next message
-by itself overrides ``pop`` and ``claim``.
+Capacity, expiry, priority, unique keys, claims, dead letters, groups, presence and statistics are here, liveness is
+in ``link``. A subclass brings the tables, by the methods under "For layers to implement"; ``memory`` is one. Each look
+at a queue goes through all its messages: a store that finds the next message by itself overrides ``pop`` and ``claim``.
 """
 
 from __future__ import annotations
@@ -20,16 +19,16 @@ from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.cleanup import lost_messages
 from dbchannels.layers.store.link import StoreLink
-from dbchannels.layers.store.rows import Letter, Row, StoreRecords, rows, sent_row
+from dbchannels.layers.store.rows import ConnectionRow, Letter, Row, connection_rows, rows, sent_row
 from dbchannels.protocol import EXPIRED
 
 __all__ = ["StoreLayer"]
 
-#: Kinds of tables that ``flush`` empties. Messages by id: "waiting", one for each queue, and "claims", for each worker;
-#: "in_flight", by worker: (channel, reply channel) of what it has popped and not finished; "members", one for each
-#: group: when each channel leaves it; "letters" by id; "schedule", by "CHANNEL EVERY": when a periodic message is due,
-#: and when a live worker last had it.
-#: Others are "connections", see StoreRecords; "processes", by name: (kind, queue, the lease's end); and "numbers".
+#: The kinds of tables that ``flush`` empties. Messages by id: "waiting", one table for each queue, and "claims", one
+#: for each worker; "in_flight": by worker, (channel, reply channel) of what it has popped and not finished; "members",
+#: one for each group: when each channel leaves it; "letters": by id; "schedule": by "CHANNEL EVERY", when a periodic
+#: message is due, and when a live worker last had it.
+#: The others are "connections": by reply channel; "processes": by name, (kind, queue, end of the lease); and "numbers".
 FLUSHED = ("waiting", "claims", "in_flight", "members", "letters", "schedule")
 
 
@@ -41,18 +40,18 @@ class StoreLayer(BaseLayer):
     # For layers to implement.
 
     def locked(self) -> AbstractContextManager[Any]:
-        """Return a context in which nobody else reads or writes the tables; it is entered within itself, too.
+        """Return a context in which nobody else reads or writes the tables. It can be entered again within itself.
 
-        What the block wrote is kept when it ends: all of it or, where the process dies before, nothing. The rules raise
-        nothing once they have begun to write.
+        What the block has written is kept when it ends: all of it or, if the process dies before, nothing. The rules
+        raise nothing once they have begun to write.
         """
         raise NotImplementedError
 
     def table(self, kind: str, name: str = "") -> MutableMapping[str, Any]:
         """Return a table, inside ``locked()``; it is empty until something is put there.
 
-        It gives its keys in the order in which they were put. Values are what ``codec`` encodes: bytes, str, int, float
-        with infinity, bool, and tuples of these, which may come back as lists. They are replaced, never changed.
+        It yields its keys in the order in which they were put. Values are what ``codec`` encodes: bytes, str, int,
+        float with infinity, bool, and tuples of these, which may come back as lists. They are replaced, never changed.
         """
         raise NotImplementedError
 
@@ -61,10 +60,10 @@ class StoreLayer(BaseLayer):
         raise NotImplementedError
 
     def changed(self) -> None:
-        """Wake those who wait, inside ``locked()``; with ``wakeups`` False they look from time to time."""
+        """Wake waiting readers, inside ``locked()``; with ``wakeups`` False they poll."""
 
     def clock(self) -> float:
-        """Return the time in seconds, from a point that stays the same for as long as what is kept."""
+        """Return the time in seconds, from a moment that stays the same for as long as the tables are kept."""
         return time.time()
 
     def link(self, name: str = "", listen: bool = True) -> StoreLink:
@@ -92,16 +91,23 @@ class StoreLayer(BaseLayer):
                 for channel in filter(self._has_room, self.group_channels(group)):
                     self._put(ops.Send(channel, payload, "", self.options["expiry"]))
             case ops.GroupAdd(group, channel):
-                self.table("members", group)[channel] = self._membership_end(channel)
+                queue, local = names.split(channel)
+                alive = local and any(process[1] == queue for process in self.table("processes").values())
+                end = inf if alive else self.clock() + self.group_expiry
+                self.table("members", group)[channel] = end
             case ops.GroupDiscard(group, channel):
                 self.table("members", group).pop(channel, None)
             case ops.GroupClear(group):
                 self.table("members", group).clear()
-            case ops.Connect() | ops.Identify() | ops.Keep():
-                StoreRecords(self.table("connections")).write(operation)
+            case ops.Connect(channel):
+                self.table("connections").setdefault(channel, ConnectionRow(channel, **operation.fields()))
+            case ops.Identify(channel) | ops.Keep(channel):
+                if connection := self.table("connections").get(channel):
+                    updated = ConnectionRow._make(connection).updated(operation)
+                    self.table("connections")[channel] = updated
             case ops.Disconnect(channel):
                 self.table("connections").pop(channel, None)
-                self.leave_groups(channel)
+                self._leave_groups(channel)
             case ops.Withdraw(channel, reply_channel):
                 waiting = self.table("waiting", channel)
                 for row in [one for one in rows(waiting) if one.reply_channel == reply_channel]:
@@ -120,34 +126,28 @@ class StoreLayer(BaseLayer):
             waiting[str(number)] = sent_row(send, number, now)
 
     def _unexpired(self, queue: str) -> MutableMapping[str, Any]:
-        """Return what waits on a queue, without what has expired: who waits for an answer to that is told.
+        """Return what waits on a queue, after deleting and reporting what has expired.
 
-        A process-specific channel that did not read is taken out of its groups.
+        A process-specific channel that did not read is removed from its groups.
         """
         waiting, now = self.table("waiting", queue), self.clock()
         while (row := next(rows(waiting), None)) and row.end <= now:
             del waiting[str(row.id)]
             if row.channel != queue:
-                self.leave_groups(row.channel, forever=False)
-            self.tell([(queue, row.reply_channel)], EXPIRED)
+                self._leave_groups(row.channel, forever=False)
+            self.report_lost([(queue, row.reply_channel)], EXPIRED)
         return waiting
 
-    def tell(self, lost: Iterable[tuple[str, str]], why: str) -> None:
-        """Tell those who wait for an answer to these, (channel, reply channel), that none comes."""
-        for notice in lost_messages(lost, why, self.options["expiry"]):
-            self._put(notice)
+    def report_lost(self, messages: Iterable[tuple[str, str]], why: str) -> None:
+        """Send the replies to messages that nobody will answer, (channel, reply channel)."""
+        for reply in lost_messages(messages, why, self.options["expiry"]):
+            self._put(reply)
         self.changed()
 
-    # Groups.
+    # Groups and connections.
 
-    def _membership_end(self, channel: str) -> float:
-        """Return when a membership that is made now ends; never, while a live server holds the channel."""
-        queue, local = names.split(channel)
-        alive = local and any(process[1] == queue for process in self.table("processes").values())
-        return inf if alive else self.clock() + self.group_expiry
-
-    def leave_groups(self, channel: str, forever: bool = True) -> None:
-        """Take a channel out of all groups; without ``forever`` of those alone in which its membership has an end."""
+    def _leave_groups(self, channel: str, forever: bool = True) -> None:
+        """Remove a channel from all groups; without ``forever`` only from those in which its membership has an end."""
         for group in self.table_names("members"):
             members = self.table("members", group)
             if forever or members.get(channel, inf) < inf:
@@ -163,19 +163,26 @@ class StoreLayer(BaseLayer):
 
     def group_users(self, group: str) -> list[str]:
         with self.locked():
-            records = StoreRecords(self.table("connections"))
-            return sorted({records.user_id(channel) for channel in self.group_channels(group)} - {""})
+            members, found = set(self.group_channels(group)), connection_rows(self.table("connections"))
+            return sorted({row.user_id for row in found if row.reply_channel in members} - {""})
 
     def connections(
         self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
     ) -> list[ops.Record]:
         with self.locked():
-            return StoreRecords(self.table("connections")).find(after, limit, watched, fields)
+            found = [
+                row.record()
+                for row in connection_rows(self.table("connections"))
+                if row.reply_channel > after
+                and not (watched and row.login == ops.NOBODY)
+                and all(getattr(row, name) in values for name, values in fields.items())
+            ]
+        return sorted(found)[:limit]
 
     # Receiving.
 
     def _due(self, queue: str, limit: int) -> list[Row]:
-        """Return the next messages of a queue: the highest priority, then the oldest; of a unique key the first."""
+        """Return the next messages of a queue: the highest priority, then the oldest; the first of each unique key."""
         if limit <= 0 or not (waiting := self._unexpired(queue)):
             return []
         now = self.clock()
@@ -186,7 +193,7 @@ class StoreLayer(BaseLayer):
         return sorted(first.values(), key=lambda row: -row.priority)[:limit]
 
     def _take(self, row: Row) -> None:
-        """Take a message off its queue, and with it what waits with its unique key: that was sent before it runs."""
+        """Remove a message from its queue, and what waits with its unique key: that was sent before it runs."""
         waiting = self.table("waiting", row.queue)
         same = [one for one in rows(waiting) if one.unique == row.unique] if row.unique else [row]
         for one in same:
@@ -204,36 +211,24 @@ class StoreLayer(BaseLayer):
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[ops.Delivery]:
+        limits = at_most or {}
         with self.locked():
             found: list[Row] = []
             for channel in channels:
-                room = limit - len(found)
-                if (
-                    at_most
-                    and channel in at_most
-                    and len(self._holders(channel) - {worker}) >= at_most[channel]
-                ):
-                    room = 0
-                found += self._due(channel, room)
-            # One that was in the hands of a worker that died runs by itself, so that it alone is blamed.
+                if channel not in limits or self._other_claimants(channel, worker) < limits[channel]:
+                    found += self._due(channel, limit - len(found))
+            # A message that a dead worker had in its hands runs by itself, so that it alone is blamed.
             found = [row for row in found if row.alone][:1] or found
-            return [self._claim_one(row, worker) for row in found]
+            claims, deliveries = self.table("claims", worker), []
+            for row in found:
+                self._take(row)
+                claims[str(row.id)] = claimed = row._replace(attempt=row.attempt + 1)
+                deliveries.append(claimed.delivery())
+            return deliveries
 
-    def _claim_one(self, row: Row, worker: str) -> ops.Delivery:
-        self._take(row)
-        claimed = row._replace(attempt=row.attempt + 1)
-        self.table("claims", worker)[str(row.id)] = claimed
-        return claimed.delivery()
-
-    def _holders(self, channel: str) -> set[str]:
-        holders = self.table_names("claims")
-        return {
-            one for one in holders if any(row.channel == channel for row in rows(self.table("claims", one)))
-        }
-
-    def _claimed(self, channel: str | None) -> list[Row]:
-        claims = [row for worker in self.table_names("claims") for row in rows(self.table("claims", worker))]
-        return [row for row in claims if channel in (None, row.channel)]
+    def _other_claimants(self, channel: str, worker: str) -> int:
+        others = [rows(self.table("claims", one)) for one in self.table_names("claims") if one != worker]
+        return sum(any(row.channel == channel for row in claims) for claims in others)
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
         with self.locked():
@@ -256,7 +251,7 @@ class StoreLayer(BaseLayer):
                 self.put_back(row._replace(attempt=row.attempt - 1))
 
     def _unclaim(self, worker: str, delivery: ops.Delivery) -> Row | None:
-        """End a claim and return its message; None when the claim was lost before."""
+        """End a claim and return its message; None when the claim was lost."""
         claims = self.table("claims", worker)
         for row in rows(claims):
             if (row.id, row.attempt) == (delivery.id, delivery.attempt):
@@ -265,7 +260,7 @@ class StoreLayer(BaseLayer):
         return None
 
     def put_back(self, row: Row) -> None:
-        """Let a message that was claimed wait again."""
+        """Put a claimed message back on its queue."""
         self.table("waiting", row.channel)[str(row.id)] = row
 
     # The rest.
@@ -292,7 +287,7 @@ class StoreLayer(BaseLayer):
             self._received.clear()
 
     def expire(self) -> None:
-        """Drop what has expired, on every queue and in every group."""
+        """Delete what has expired, on every queue and in every group."""
         with self.locked():
             for queue in self.table_names("waiting"):
                 self._unexpired(queue)
@@ -310,10 +305,12 @@ class StoreLayer(BaseLayer):
         with self.locked():
             queues = self.table_names("waiting") if channel is None else [channel]
             waiting = [row for queue in queues for row in rows(self._unexpired(queue))]
-            in_flight = [one[0] for messages in self.table("in_flight").values() for one in messages]
-            claimed, now = self._claimed(channel), self.clock()
+            claims = [row for one in self.table_names("claims") for row in rows(self.table("claims", one))]
+            held = [row.channel for row in claims]
+            held += [one[0] for messages in self.table("in_flight").values() for one in messages]
+            now = self.clock()
         return {
             "messages_pending": len(waiting),
-            "messages_held": len(claimed) + sum(channel in (None, one) for one in in_flight),
+            "messages_held": sum(channel in (None, one) for one in held),
             "messages_max_age": now - min((row.sent for row in waiting if row.due <= now), default=now),
         }

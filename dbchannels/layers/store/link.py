@@ -1,4 +1,4 @@
-"""The reader's side of a layer in tables: each call is one stay under the lock; and who is alive, by leases."""
+"""The link of a layer in tables: each call holds the lock once. Leases alone tell which processes are alive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.cleanup import UNFINISHED, disconnect_send
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import BatchResult, Delivery, Operation, Send
-from dbchannels.layers.store.rows import StoreRecords, rows
+from dbchannels.layers.store.rows import connection_rows, rows
 from dbchannels.protocol import WORKER_DIED
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class StoreLink(Link):
 
     def finish(self, worker: str, done: BatchResult) -> list[Send]:
         with self.layer.locked():
-            if worker in self.layer.table("in_flight"):  # it is not there after a flush
+            if worker in self.layer.table("in_flight"):  # not after a flush
                 self._set_in_flight(worker, done.in_flight)
             return super().finish(worker, done)
 
@@ -113,47 +113,51 @@ class StoreLink(Link):
             return live.count((WORKER, queue)), sum(kind == SERVER for kind, _ in live)
 
     def clean_up_after(self, name: str) -> None:
-        with self.layer.locked():
-            process = self.layer.table("processes").pop(name, None)
+        layer = self.layer
+        with layer.locked():
+            process = layer.table("processes").pop(name, None)
             if process is None:  # whoever takes it off the record cleans up after it
                 return
-            self.layer.tell(self.layer.table("in_flight").pop(name, ()), WORKER_DIED)
-            self._release_claims(name)
+            layer.report_lost(layer.table("in_flight").pop(name, ()), WORKER_DIED)
+            claims = list(rows(layer.table("claims", name)))
+            layer.table("claims", name).clear()
+            for row in (
+                claims
+            ):  # claimed singly from now on: of a batch nobody knows which message killed the worker
+                counted = row.attempt if row.alone or len(claims) == 1 else row.attempt - 1
+                layer.put_back(row._replace(attempt=counted, alone=True))
             kind, queue, _ = process
-            if kind == SERVER:  # of a worker it is what it reads
+            if kind == SERVER:  # a worker's queue is what it reads
                 self._clean_up_after_server(name.removesuffix(UNFINISHED), queue)
-            self.layer.changed()
-
-    def _release_claims(self, worker: str) -> None:
-        """Put back what it had claimed, to be claimed singly: of a batch nobody knows which one killed it."""
-        claims = list(rows(self.layer.table("claims", worker)))
-        self.layer.table("claims", worker).clear()
-        for row in claims:
-            counted = row.attempt if row.alone or len(claims) == 1 else row.attempt - 1
-            self.layer.put_back(row._replace(attempt=counted, alone=True))
+            layer.changed()
 
     def _clean_up_after_server(self, name: str, queue: str) -> None:
-        for group in self.layer.table_names("members"):
-            members = self.layer.table("members", group)
+        layer = self.layer
+        for group in layer.table_names("members"):
+            members = layer.table("members", group)
             for channel in [one for one in members if names.split(one)[0] == queue]:
                 del members[channel]
-        self.layer.table("waiting", queue).clear()
-        requests = self.layer.table("waiting", "http.request")
+        layer.table("waiting", queue).clear()
+        requests = layer.table("waiting", "http.request")
         for row in [one for one in rows(requests) if names.split(one.reply_channel)[0] == queue]:
             del requests[str(row.id)]  # its client went with the server
-        leaving = {row.reply_channel for row in rows(self.layer.table("waiting", LEAVES))}
-        for messages in self.layer.table("in_flight").values():
+        # Connections whose disconnect consumer runs by a message of the server's own are left.
+        leaving = {row.reply_channel for row in rows(layer.table("waiting", LEAVES))}
+        for messages in layer.table("in_flight").values():
             leaving.update(reply_channel for channel, reply_channel in messages if channel == LEAVES)
-        records = StoreRecords(self.layer.table("connections"))
-        lost, expiry = records.pop_of(name, leaving), self.layer.options["expiry"]
-        if records.any_of(name):
-            self.layer.table("processes")[name + UNFINISHED] = (SERVER, queue, self.layer.clock())
-        self.layer.write([disconnect_send(record, path, expiry) for record, path in lost], drop=True)
+        connections = layer.table("connections")
+        left = [row for row in connection_rows(connections) if row.server == name]
+        lost = [row for row in left if row.reply_channel not in leaving]
+        for lost_row in lost:
+            del connections[lost_row.reply_channel]
+        if len(lost) < len(left):
+            layer.table("processes")[name + UNFINISHED] = (SERVER, queue, layer.clock())
+        expiry = layer.options["expiry"]
+        layer.write([disconnect_send(row.record(), row.path, expiry) for row in lost], drop=True)
 
     def clean_up(self) -> None:
-        self.layer.expire()
         with self.layer.locked():
+            self.layer.expire()
             now, processes = self.layer.clock(), self.layer.table("processes")
-            dead = [name for name, (_, _, end) in processes.items() if end < now]
-        for name in dead:
-            self.clean_up_after(name)
+            for name in [name for name, (_, _, end) in processes.items() if end < now]:
+                self.clean_up_after(name)
