@@ -1,7 +1,7 @@
-"""The admin: what waits, what failed, who is in which group, and which processes live.
+"""The admin: messages, dead letters, groups, connections, schedules and processes.
 
-All of it is for looking; only waiting messages, memberships and dead letters can be deleted. Nothing is
-looked up for each row and no list reads a long payload, so it opens when a million messages wait.
+Rows can be viewed; only waiting messages, dead letters, memberships and schedules can be deleted. No list makes a query
+for each row or reads a long payload, so the lists open with a million waiting messages.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ from dbchannels.layers import channel_layers
 from dbchannels.management.output import run_again
 from dbchannels.redaction import message_text
 
-LINE = 120  # characters of a text that a list shows
-SHOWN = 4096  # characters of a message that its own page shows
-HEAD = 16_384  # bytes of a payload that a list reads for its line
+LINE = 120  # characters of a text in a list
+SHOWN = 4096  # characters of a message on its own page
+HEAD = 16_384  # bytes of a payload that a list reads
 PRE = '<pre style="margin: 0; padding: 0; white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>{}'
 
 
 def duration(delta: timedelta) -> str:
-    """Return a time as people say it: 3.2 s, 42 s, 4 min, 5 h, 3 d."""
+    """Return a duration for people to read: 3.2 s, 42 s, 4 min, 5 h, 3 d."""
     seconds = abs(delta.total_seconds())
     for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
         if seconds >= size:
-            return f"{seconds / size:.0f}\xa0{unit}"  # a space where no line of a table breaks
+            return f"{seconds / size:.0f}\xa0{unit}"  # a space that does not break
     return f"{seconds:.1f}\xa0s" if seconds < 10 else f"{seconds:.0f}\xa0s"
 
 
-def moment(field: str, description: str) -> Callable[..., str | None]:
-    """Return a column that says how long ago, or in how long, a field's moment is."""
+def relative_time(field: str, description: str) -> Callable[..., str | None]:
+    """Return a column with a field's time relative to now: "3 min ago", "in 5 h"."""
 
     @admin.display(description=description)
-    def column(self: LookingAdmin, row: Any) -> str | None:
+    def column(self: ReadOnlyAdmin, row: Any) -> str | None:
         if (at := getattr(row, field)) is None:
             return None
         return f"in\xa0{duration(at - row.clock)}" if at > row.clock else f"{duration(at - row.clock)}\xa0ago"
@@ -51,7 +51,7 @@ def moment(field: str, description: str) -> Callable[..., str | None]:
 
 
 class ByChannel(admin.SimpleListFilter):
-    """The values of a column with their numbers of rows, the 30 most frequent ones."""
+    """A filter by the 30 most frequent values of a column, each with its number of rows."""
 
     title = parameter_name = "channel"
 
@@ -69,22 +69,22 @@ class ByGroup(ByChannel):
     title = parameter_name = "group"
 
 
-class LookingAdmin(admin.ModelAdmin):
-    """Rows of the layer's database: seen by those who may view them, changed by nobody."""
+class ReadOnlyAdmin(admin.ModelAdmin):
+    """Rows of the layer's database. Nobody can add or change them here."""
 
-    deletable: ClassVar[dict[str, Any] | None] = None  # which rows can be deleted, as a filter
-    long_columns: ClassVar[tuple[str, ...]] = ()  # what a list leaves in the database
+    deletable: ClassVar[dict[str, Any] | None] = None  # a filter for the rows that can be deleted
+    long_columns: ClassVar[tuple[str, ...]] = ()  # columns that a list does not read
     list_per_page = 50
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     empty_value_display = "none"
 
     def rows(self) -> Any:
-        """Return all rows, on the layer's database."""
+        """Return all rows in the layer's database."""
         return self.model._default_manager.using(conf.layer_settings().database)
 
     def get_queryset(self, request: Any) -> Any:
-        # The clock that wrote the rows: PostgreSQL's own, or Python's for the polling layer.
+        # The clock that wrote the rows: PostgreSQL's, or Python's for the polling layer.
         own = connections[self.rows().db].vendor == "postgresql"
         rows = self.rows().annotate(clock=Now() if own else Value(timezone.now()))
         single = request.resolver_match and "object_id" in request.resolver_match.kwargs
@@ -94,7 +94,7 @@ class LookingAdmin(admin.ModelAdmin):
         return self.fields
 
     def lookup_allowed(self, lookup: str, value: Any, request: Any = None) -> bool:
-        """Allow our filters alone: by ``?payload__startswith=...`` one could guess what is masked."""
+        """Allow only the filters of the list: ``?payload__startswith=...`` would reveal masked values."""
         return lookup in {one.parameter_name for one in self.list_filter}
 
     def has_change_permission(self, request: Any, obj: Any = None) -> bool:
@@ -111,13 +111,17 @@ class LookingAdmin(admin.ModelAdmin):
         self.delete_queryset(request, self.rows().filter(pk=obj.pk))
 
     def delete_queryset(self, request: Any, queryset: Any) -> None:
-        """Delete in one statement, which leaves what a worker has claimed since the page was made."""
+        """Delete in one statement, which skips messages claimed since the page was loaded."""
         if not queryset.filter(**self.deletable).delete()[0]:
-            self.message_user(request, "Nothing was left to delete: somebody was faster.", messages.WARNING)
+            self.message_user(
+                request,
+                "Nothing was deleted: the rows are gone, or a worker has claimed them.",
+                messages.WARNING,
+            )
 
 
-class MessageAdmin(LookingAdmin):
-    """What the three tables of messages have in common."""
+class MessageAdmin(ReadOnlyAdmin):
+    """The common part of the three tables of messages."""
 
     deletable: ClassVar[dict[str, Any]] = {}
     long_columns = ("payload",)
@@ -139,12 +143,14 @@ class MessageAdmin(LookingAdmin):
     @admin.display(description="message")
     def line(self, row: Any) -> str:
         whole = row.octets <= HEAD
-        text = message_text(row.channel, row.head or b"", pretty=False) if whole else "(open it to read it)"
+        text = (
+            message_text(row.channel, row.head or b"", pretty=False) if whole else "(too long for the list)"
+        )
         return html.format_html(PRE, text if len(text) <= LINE else text[:LINE] + " ...", "")
 
     def message(self, row: Any) -> str:
         text = message_text(row.channel, row.payload)
-        rest = f"The other {len(text) - SHOWN:,} characters are left out." if len(text) > SHOWN else ""
+        rest = f"({len(text) - SHOWN:,} more characters)" if len(text) > SHOWN else ""
         return html.format_html(PRE, text[:SHOWN], rest)
 
 
@@ -153,7 +159,7 @@ class ProtocolMessageAdmin(MessageAdmin):
     long_columns = ("payload", "recipients")
     list_display = ("id", "channel", "age", "expires", "size", "line")
     fields = ("channel", "receivers", "reply_channel", "sent_at", "age", "expires", "size", "message")
-    expires = moment("expires_at", "expires")
+    expires = relative_time("expires_at", "expires")
 
     def receivers(self, row: Any) -> str:
         parts = row.recipients.split()
@@ -174,7 +180,7 @@ class DurableMessageAdmin(MessageAdmin):
         *("size", "message"),
     )
     search_fields = ("channel", "claimed_by")
-    due = moment("due_at", "due")
+    due = relative_time("due_at", "due")
 
 
 @admin.register(models.DeadLetter)
@@ -183,10 +189,10 @@ class DeadLetterAdmin(MessageAdmin):
     fields = ("channel", "sent_at", "failed_at", "attempts", "size", "message", "traceback")
     ordering = ("-id",)
     actions = ("replay",)
-    failed = moment("failed_at", "failed")
+    failed = relative_time("failed_at", "failed")
 
     def has_replay_permission(self, request: Any) -> bool:
-        """Nobody may edit a dead letter; to run it again takes the permission to change one."""
+        """Running a dead letter again requires the permission to change it, though nobody can edit it."""
         return bool(request.user.has_perm("dbchannels.change_deadletter"))
 
     @admin.action(description="Run again", permissions=["replay"])
@@ -195,9 +201,7 @@ class DeadLetterAdmin(MessageAdmin):
         if moved:
             self.message_user(request, run_again(moved), messages.SUCCESS)
         else:
-            self.message_user(
-                request, "Nothing was left to run again: somebody was faster.", messages.WARNING
-            )
+            self.message_user(request, "Nothing was run again: the dead letters are gone.", messages.WARNING)
 
     @admin.display(description="error")
     def last_line(self, row: Any) -> str:
@@ -208,27 +212,27 @@ class DeadLetterAdmin(MessageAdmin):
 
 
 @admin.register(models.Membership)
-class MembershipAdmin(LookingAdmin):
+class MembershipAdmin(ReadOnlyAdmin):
     deletable: ClassVar[dict[str, Any]] = {}
     list_display = ("group", "member", "added", "ends")
     fields = ("group", "member", "added_at", "expires_at")
     list_filter = (ByGroup,)
     search_fields = ("group", "channel", "recipient")
     ordering = ("group", "channel", "recipient")  # as the unique index has them
-    added = moment("added_at", "added")
-    ends = moment("expires_at", "ends")
+    added = relative_time("added_at", "added")
+    ends = relative_time("expires_at", "ends")
 
     def member(self, row: Any) -> str:
         return row.channel + row.recipient
 
 
 @admin.register(models.Connection)
-class ConnectionAdmin(LookingAdmin):
+class ConnectionAdmin(ReadOnlyAdmin):
     list_display = ("short_path", "user_id", "server", "connected", "reply_channel")
     fields = ("path", "user_id", "server", "connected_at", "reply_channel")
     search_fields = ("path", "user_id", "server", "reply_channel")
     ordering = ("-connected_at",)
-    connected = moment("connected_at", "connected")
+    connected = relative_time("connected_at", "connected")
 
     @admin.display(description="path")
     def short_path(self, row: Any) -> str:
@@ -236,27 +240,27 @@ class ConnectionAdmin(LookingAdmin):
 
 
 def _count(model: type[Model], column: str) -> Subquery:
-    """Return the number of a model's rows that name the process in this column."""
+    """Return the number of a model's rows with the process in this column."""
     rows = model.objects.filter(**{column: OuterRef("name")}).order_by().values(column)
     return Subquery(rows.annotate(count=Count("pk")).values("count"))
 
 
 @admin.register(models.Schedule)
-class ScheduleAdmin(LookingAdmin):
+class ScheduleAdmin(ReadOnlyAdmin):
     deletable: ClassVar[dict[str, Any]] = {}
     list_display = ("channel", "every", "comes", "seen")
     fields = ("channel", "every", "next_at", "seen_at")
     ordering = ("channel", "every")
-    comes = moment("next_at", "next")
-    seen = moment("seen_at", "seen")
+    comes = relative_time("next_at", "next")
+    seen = relative_time("seen_at", "seen")
 
 
 @admin.register(models.Process)
-class ProcessAdmin(LookingAdmin):
+class ProcessAdmin(ReadOnlyAdmin):
     list_display = ("name", "kind", "host", "pid", "started", "state", "holds")
     fields = ("name", "kind", "host", "pid", "queue", "started_at", "lease_until", "state", "holds")
     ordering = ("kind", "name")
-    started = moment("started_at", "started")
+    started = relative_time("started_at", "started")
 
     def get_queryset(self, request: Any) -> Any:
         in_flight = models.InFlight.objects.filter(worker=OuterRef("name"))
@@ -276,12 +280,12 @@ class ProcessAdmin(LookingAdmin):
         return "alive" if row.lease_until > row.clock else "lease expired"
 
     def holds(self, row: Any) -> str:
-        """Say what would be lost, or come back, if the process was killed now."""
+        """List the messages and connections that would be lost, or retried, if the process was killed now."""
         popped = Counter(channel for channel, _ in models.parse_in_flight(row.popped or ""))
         parts = [f"{channel}: {number}" for channel, number in popped.items()]
         parts += [f"taken {duration(row.clock - row.since)} ago"] if popped else []
         blocked = len(models.parse_in_flight(row.blocked or ""))
-        parts += [f"done, and waiting for somebody's transaction: {blocked:,}"] if blocked else []
+        parts += [f"done, but waiting for a transaction of others: {blocked:,}"] if blocked else []
         parts += [f"durable messages: {row.claims:,}"] if row.claims else []
         parts += [f"connections: {row.sockets:,}"] if row.sockets else []
         return ", ".join(parts) or "nothing"

@@ -11,14 +11,14 @@ from django.db.models.signals import post_migrate
 
 
 class DBChannelsConfig(AppConfig):
-    """One line in INSTALLED_APPS, ``"dbchannels"``, finds this."""
+    """The AppConfig for ``"dbchannels"`` in INSTALLED_APPS."""
 
     name = "dbchannels"
     verbose_name = "Channels"
     default_auto_field = "django.db.models.BigAutoField"
 
     def ready(self) -> None:
-        """Register the system checks (consumers are found by workers only), and hear of logouts."""
+        """Register the system checks, and connect to signals. Only workers look for consumers."""
         from dbchannels import checks, redaction  # noqa: F401  (the import of checks registers them)
         from dbchannels.auth import logout
         from dbchannels.bindings import binding
@@ -31,7 +31,7 @@ class DBChannelsConfig(AppConfig):
 
 
 def make_functions(using: str, **kwargs: Any) -> None:
-    """Make what migration 0002 does, where tables are made without migrations, as some test runners do."""
+    """Create the SQL functions of migration 0002 if the tables were created without migrations, as some tests do."""
     connection = connections[using]
     if connection.vendor != "postgresql":
         return

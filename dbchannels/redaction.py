@@ -1,13 +1,13 @@
-"""What people are shown of the texts of strangers, in logs and in the admin: without secrets, and harmless.
+"""Mask secrets and escape control characters in texts from clients, for logs and for the admin.
 
-* A value is secret by its name: of a header, a parameter of an address, a form field, a key of a message. A name is
+* A value is secret because of its name: of a header, a URL parameter, a form field, a key of a message. A name is
   secret if one of its words is in SECRET_WORDS: ``user_pass``, ``accessToken``, ``X-Api-Key``, ``token[]`` and
-  ``x%5Ftoken`` are, ``passenger`` is not.
-* A log call has a constant text, and takes everything else as its arguments: ``log.warning("Refused %s.", origin)``.
-  A filter on each logger of dbchannels escapes the arguments, so no client can begin a line or steer a terminal.
-  Several lines, such as a traceback, are passed as ``Lines(text)``, which indents them.
+  ``x%5Ftoken`` are secret, ``passenger`` is not.
+* A log call has a constant text and passes everything else as arguments: ``log.warning("Refused %s.", origin)``. A
+  filter on each logger of dbchannels escapes the arguments, so that no client can start a line or control a terminal.
+  Pass several lines, such as a traceback, as ``Lines(text)``, which indents them.
 
-Texts are split, never searched for: the cost grows no faster than the text.
+Texts are split, not searched, so that the time grows linearly with the text.
 """
 
 from __future__ import annotations
@@ -34,39 +34,44 @@ _WORDS = (
     "signature ticket token totp xsrf xsrftoken"
 )
 SECRET_WORDS = frozenset(_WORDS.split())
-#: Secret as a whole: scripts of browsers can set no other header of a WebSocket's, so tokens are put there.
+#: Secret headers: browsers' scripts can set no other header of a WebSocket, so sites put tokens into it.
 SECRET_NAMES = frozenset({"sec-websocket-protocol"})
-LONGEST_NAME = 200  # characters of a name that are read for words
-NESTED = 3  # times that an address inside of an address is decoded
+LONGEST_NAME = 200  # characters of a name in which words are looked for
+NESTED = 3  # levels of addresses inside addresses that are decoded
 
 PRETTY = 65_536  # characters up to which a message is laid out in lines
 LOG_EVERY = 10.0  # seconds between two lines of a RateLimitedLog
-WIDTH = 100  # characters of a line into which a dict or a list is put as a whole
+WIDTH = 100  # characters up to which a dict or a list stays on one line
 BODY = frozenset({"body", "content"})
-#: A dict with one of these is a request, a response, or a part of one.
+#: A dict with one of these keys is a request, a response, or a part of one.
 HTTP = frozenset({"body_channel", "headers", "http_version", MORE_CONTENT, "status"})
 UNREADABLE = "This payload cannot be decoded: it was not encoded by this version of dbchannels."
-DECODING_ERRORS = (ValueError, RecursionError, msgpack.UnpackException, AttributeError)  # the last: no dict
+DECODING_ERRORS = (
+    ValueError,
+    RecursionError,
+    msgpack.UnpackException,
+    AttributeError,
+)  # AttributeError: not a dict
 
-# A run of capitals, all of them or up to the last that begins a word: "API", "API" of "APIKey". Or a word.
+# A word, or a run of capitals, without the last if that begins a word: "API" in "API" and in "APIKey".
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 _SEPARATOR = re.compile(r"([?&;#\s])")
 
 
 def is_secret(name: str) -> bool:
-    """Whether a value with this name is shown to nobody."""
+    """Whether a value with this name is a secret."""
     name = unquote_plus(name[:LONGEST_NAME])
     return name.lower() in SECRET_NAMES or any(word.lower() in SECRET_WORDS for word in _WORD.findall(name))
 
 
 def mask_query(text: str, nested: int = NESTED) -> str:
-    """Return a text with ``***`` in the place of each secret value of a query string in it: ``/a?token=***&b=c``.
+    """Return a text with ``***`` for each secret value of the query strings in it: ``/a?token=***&b=c``.
 
-    An address in a parameter has a query string too: ``/login?next=/a%3Ftoken%3Dx`` becomes ``/login?next=***``.
+    An address in a parameter may have a query string too: ``/login?next=/a%3Ftoken%3Dx`` becomes ``/login?next=***``.
     """
     if "=" not in text and "%3" not in text:
         return text
-    pieces = _SEPARATOR.split(text)  # the odd ones are separators
+    pieces = _SEPARATOR.split(text)  # every second one is a separator
     in_secret = False  # this piece belongs to a secret value
     for index in range(2, len(pieces), 2):
         separator, piece = pieces[index - 1], pieces[index]
@@ -118,11 +123,11 @@ class RateLimitedLog:
 
 
 class Lines(str):
-    """A text of several lines, for a log: shown as such, and indented, so that none can pass for the log's own."""
+    """Several lines for a log, which are indented, so that they cannot look like lines of the log itself."""
 
 
 def escaped(text: str, most: int = 1_000) -> str:
-    """Return a text as one line, cut: what does not print is escaped as in Python, ``\\x1b``, ``\\n``."""
+    """Return a text as one shortened line, with unprintable characters escaped as in Python: ``\\x1b``, ``\\n``."""
     shown = text[: most + 1]
     if not shown.isprintable():
         shown = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in shown)
@@ -130,23 +135,23 @@ def escaped(text: str, most: int = 1_000) -> str:
 
 
 def escaped_lines(text: str) -> str:
-    """Return the lines of a text, each escaped; those after the first are indented."""
+    """Return the lines of a text, escaped, and indented from the second on."""
     return "\n    ".join(escaped(line) for line in text.rstrip("\n").split("\n"))
 
 
-def _shown(argument: object) -> object:
+def _escaped_argument(argument: object) -> object:
     if isinstance(argument, Lines):
         return escaped_lines(argument)
     return argument if isinstance(argument, (int, float)) else escaped(str(argument))
 
 
 class Escape(logging.Filter):
-    """Escapes the arguments of each record, and its traceback where logging's own formatter writes it."""
+    """Escape the arguments and the traceback of each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Return True: every record is logged."""
         if isinstance(record.args, tuple):
-            record.args = tuple(map(_shown, record.args))
+            record.args = tuple(map(_escaped_argument, record.args))
         if record.exc_info and record.exc_info[0]:
             record.exc_text = "    " + escaped_lines("".join(traceback.format_exception(*record.exc_info)))
         return True
@@ -156,9 +161,9 @@ _ESCAPE = Escape()
 
 
 def escape_logs() -> None:
-    """Have all that dbchannels logs escaped."""
+    """Add the filter to all loggers of dbchannels."""
     for name in ("access", "handler", "layer", "logins", "routing", "server", "supervisor", "worker"):
-        logging.getLogger(f"dbchannels.{name}").addFilter(_ESCAPE)  # once, however often
+        logging.getLogger(f"dbchannels.{name}").addFilter(_ESCAPE)
     logging.getLogger("dbchannels").addFilter(_ESCAPE)
 
 
@@ -166,7 +171,7 @@ def escape_logs() -> None:
 
 
 class Note(str):
-    """Words in the place of a value: shown without quotes."""
+    """A note in place of a value, without quotes in its repr."""
 
     __repr__ = str.__str__
 
@@ -177,7 +182,7 @@ def _masked(value: object) -> object:
 
 
 def _address(value: object, prefix: str = "") -> object:
-    """Return a header's value, or with the prefix ``?`` a query string, without the secrets of addresses in it."""
+    """Return the value of a header, or a query string (prefix ``?``), with the secrets of addresses masked."""
     if not isinstance(value, (bytes, str)):
         return readable(value)
     text = value if isinstance(value, str) else value.decode("latin-1")
@@ -186,11 +191,11 @@ def _address(value: object, prefix: str = "") -> object:
 
 
 def readable(value: Any, http: bool = False) -> Any:
-    """Return a copy of a message without its secrets: what is secret by its name, and the bodies of HTTP."""
+    """Return a copy of a message with secret values and HTTP bodies masked."""
     if isinstance(value, list):
         if not value or not isinstance(value[0], (str, bytes)):
             return [readable(item) for item in value]
-        # A header, or what looks like one, wherever it stands.
+        # A header, or a list that looks like one, anywhere in the message.
         name = value[0] if isinstance(value[0], str) else value[0].decode("latin-1")
         return [value[0], *map(_masked if is_secret(name) else _address, value[1:])]
     if not isinstance(value, dict):
@@ -198,7 +203,7 @@ def readable(value: Any, http: bool = False) -> Any:
     bodies = BODY if http or not HTTP.isdisjoint(value) else frozenset()
     shown: dict[Any, Any] = {}
     for key, item in value.items():
-        # A number is none that a client proves itself by, but for PINs.
+        # Numbers are no secrets, except PINs.
         secret = key in bodies or (is_secret(key) and (key == "pin" or not isinstance(item, (int, float))))
         shown[key] = _masked(item) if secret and item is not None else readable(item)
     if "query_string" in value:
@@ -207,7 +212,7 @@ def readable(value: Any, http: bool = False) -> Any:
 
 
 def _laid_out(value: Any, indent: str) -> str:
-    """Return a value in lines. (pprint indents by the length of keys, so that one of 8 kB makes 64 MB of a text.)"""
+    """Return a value in lines. (pprint indents by the length of keys: a key of 8 kB would make 64 MB.)"""
     flat = repr(value)
     if not value or not isinstance(value, (dict, list)) or len(indent) + len(flat) <= WIDTH:
         return flat
@@ -220,13 +225,13 @@ def _laid_out(value: Any, indent: str) -> str:
 
 
 def message_text(channel: str, payload: bytes, pretty: bool = True) -> str:
-    """Return an encoded message in Python's notation, its secrets masked; or why that is not possible."""
+    """Return an encoded message as Python text with its secrets masked, or a sentence if it cannot be decoded."""
     try:
         message = codec.decode(payload)
-        # The last part of a body may have ``content`` alone; ``binary`` beside it makes it a WebSocket's.
+        # The last part of an HTTP body may have ``content`` alone; a WebSocket frame has ``binary`` as well.
         shown = readable(message, http=message.get("binary") is None and names.is_protocol(channel))
         if not pretty:
-            shown.pop("reply_channel", None)  # long, and of no use in a list
+            shown.pop("reply_channel", None)  # long, and useless in a list
         text = repr(shown)
         return _laid_out(shown, "") if pretty and len(text) <= PRETTY else text
     except DECODING_ERRORS:

@@ -234,8 +234,8 @@ def test_a_worker_shows_what_waits_for_somebodys_transaction(admin_client: Clien
         worker=f"worker-1{InFlight.BLOCKED}", messages="websocket.receive reply.a!c\nhttp.request reply.a!d"
     )
     for address in (list_url(Process), url(row)):
-        assert "done, and waiting for somebody" in (text := page(admin_client, address))
-        assert re.search(r"transaction: 2\b", text)
+        assert "done, but waiting for a transaction" in (text := page(admin_client, address))
+        assert re.search(r"transaction of others: 2\b", text)
 
 
 def test_a_server_shows_its_number_of_connections(admin_client: Client) -> None:
@@ -333,7 +333,7 @@ def test_a_list_reads_no_whole_payload(
     row = maker({"text": "x" * 1_000_000})
     with django_assert_max_num_queries(8) as queries:
         text = page(admin_client, list_url(type(row)))
-    assert "(open it to read it)" in text
+    assert "(too long for the list)" in text
     listed = [one["sql"] for one in queries if "ORDER BY" in one["sql"] and "head" in one["sql"]]
     column = f'"{row._meta.db_table}"."payload"'
     assert len(listed) == 1
@@ -457,12 +457,12 @@ def test_a_page_is_cut_and_says_how_much_is_missing(admin_client: Client, text: 
     assert len(pre) == SHOWN
     assert len(html) < 60_000
     missing = len(repr({"text": text})) - SHOWN
-    assert f"The other {missing:,} characters are left out." in html
+    assert f"({missing:,} more characters)" in html
 
 
 def test_a_million_small_values_are_cut_too(admin_client: Client) -> None:
     html = source(admin_client, url(durable({"numbers": [1] * 1_000_000})))
-    assert "characters are left out" in html
+    assert "more characters)" in html
     assert len(html) < 60_000
 
 
@@ -493,7 +493,7 @@ def test_the_longest_payload_that_a_list_decodes(admin_client: Client) -> None:
     durable({"text": "x" * (HEAD - 9)}), durable({"text": "x" * (HEAD - 8)})
     text = page(admin_client, list_url(DurableMessage))
     assert text.count("{'text': 'xxx") == 1
-    assert text.count("(open it to read it)") == 1
+    assert text.count("(too long for the list)") == 1
 
 
 # Who may do what.
@@ -592,7 +592,9 @@ def test_a_message_claimed_in_the_meantime_stays(rf: Any, admin_user: User) -> N
     DurableMessage.objects.update(claimed_by="worker-1")
     admin.site.get_model_admin(DurableMessage).delete_model(request, row)
     assert DurableMessage.objects.filter(pk=row.pk).exists()
-    assert list(get_messages(request)) == ["Nothing was left to delete: somebody was faster."]
+    assert list(get_messages(request)) == [
+        "Nothing was deleted: the rows are gone, or a worker has claimed them."
+    ]
 
 
 class Notes(list):
