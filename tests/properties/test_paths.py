@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dbchannels import Message, include, reverse, route
+from dbchannels.routing import table
 from dbchannels.routing.patterns import EXPRESSION, compile_pattern
 from dbchannels.routing.table import Routing
 
@@ -43,15 +44,15 @@ def consume(message, **captures):
 )  # tables of characters are made at first
 @given(prefix=paths("outer"), rest=paths("inner"))
 def test_what_is_reversed_is_matched(prefix, rest):
-    table = Routing([include([route("own", consume, path=rest[0], name="there")], path=prefix[0])])
+    routing = Routing([include([route("own", consume, path=rest[0], name="there")], path=prefix[0])])
     table.site_routing.cache_clear()
-    kept, table.load_routing = table.load_routing, lambda setting: table
+    kept, table.load_routing = table.load_routing, lambda setting: routing
     try:
         path = unquote(reverse("there", {**prefix[1], **rest[1]}))
     finally:
         table.load_routing = kept
         table.site_routing.cache_clear()
-    found = table.match(Message("own", {"path": path}))
+    found = routing.match(Message("own", {"path": path}))
     assert found and found[1] == {**prefix[1], **rest[1]}
 
 

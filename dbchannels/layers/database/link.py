@@ -39,7 +39,7 @@ from dbchannels.models import (
     ProtocolMessage,
     Schedule,
 )
-from dbchannels.protocol import DURABLE, EXPIRED, WORKER_DIED
+from dbchannels.protocol import DURABLE, EXPIRED, KINDS, WORKER_DIED
 
 if TYPE_CHECKING:
     from dbchannels.layers.database.layer import DatabaseLayer
@@ -111,7 +111,7 @@ class DatabaseLink(Link):
             kinds = self._socket.wait(min(timeout, self.layer.poll_interval()), *others)
             if not self._socket.exists():
                 self._stop_listening()
-        return {"h", "w", "d", *self._read} if kinds is None else kinds
+        return {*KINDS, *self._read} if kinds is None else kinds
 
     def _stop_listening(self) -> None:
         wakeup_socket, self._socket = self._socket, None
