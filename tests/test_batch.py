@@ -57,22 +57,22 @@ def test_what_is_added_comes_last(batch):
 
 
 def test_it_says_whether_some_have_not_started(batch):
-    assert batch.has_waiting()
+    assert batch.waiting
     start(batch, 2)
-    assert batch.has_waiting()
+    assert batch.waiting
     batch.start_next()
-    assert not batch.has_waiting()
+    assert not batch.waiting
 
 
 def test_it_says_how_long_one_has_run(batch):
-    assert batch.running_for() == 0.0
+    assert batch.running()[1] == 0.0
     before = time.monotonic()
     batch.start_next()
-    assert wait_until(batch.running_for) <= time.monotonic() - before
+    assert wait_until(lambda: batch.running()[1]) <= time.monotonic() - before
     batch.finished(Result([], None, True))
-    assert batch.running_for() == 0.0
+    assert batch.running()[1] == 0.0
     Batch().start_next()
-    assert Batch().running_for() == 0.0
+    assert Batch().running()[1] == 0.0
 
 
 # Reporting.

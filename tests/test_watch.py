@@ -13,7 +13,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.models import DeadLetter, DurableMessage
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
-from dbchannels.worker.response_stream import went_on
+from dbchannels.worker.response_stream import last_progress
 from dbchannels.worker.worker import Worker
 from tests import kinds
 
@@ -115,7 +115,7 @@ def test_the_client_of_a_hung_consumer_is_answered(layer, site, channel, answer)
 def test_without_time_outs_a_consumer_may_run_for_ever(layer, site):
     site.start(route("own", site.hang, soft_timeout=0, hard_timeout=0))
     layer.send("own", {})
-    wait_until(lambda: site.ran and site.worker._batch.running_for() > 0.2)
+    wait_until(lambda: site.ran and site.worker._batch.running()[1] > 0.2)
     assert site.worker._executor.timeouts() == (0, 0)
     assert not site.replaced.is_set()
 
@@ -126,7 +126,7 @@ def test_a_response_that_goes_on_does_not_hang_and_one_that_stops_does(layer, si
     layer.send("http.request", {"reply_channel": "reply.s!c", "path": "/"})
     wait_until(lambda: site.ran)
     for _ in range(50):
-        went_on[site.thread.ident] = time.monotonic()
+        last_progress[site.thread.ident] = time.monotonic()
         time.sleep(0.01)
     assert not site.replaced.is_set() and "soft_timeout" not in caplog.text
     assert site.replaced.wait(10)

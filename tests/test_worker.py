@@ -936,7 +936,7 @@ def test_the_lease_is_renewed_while_a_consumer_runs(new_layer, new_worker, run):
     one.link.renew = lambda name: renewals.append(threading.current_thread().name) or renew(name)
     one.layer.send("own", {})
     run(one)
-    wait_until(lambda: renewals.count("watch") >= 2)
+    wait_until(lambda: renewals.count("watchdog") >= 2)
     released.set()
 
 
@@ -1081,7 +1081,7 @@ def test_it_takes_itself_off_the_record_after_its_watch_has_ended(layer, new_wor
     watching, unregistered, order = threading.Event(), threading.Event(), []
 
     def keep_alive():
-        if threading.current_thread().name == "watch":
+        if threading.current_thread().name == "watchdog":
             watching.set()
             unregistered.wait(0.2)
             order.append("watch")

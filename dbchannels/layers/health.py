@@ -6,7 +6,8 @@ import logging
 import re
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from django.db import DatabaseError, InterfaceError, OperationalError
 
@@ -15,6 +16,8 @@ from dbchannels.wakeup import Backoff
 
 if TYPE_CHECKING:
     from dbchannels.layers.base import BaseLayer
+
+UNREGISTER_TRIES = 3  # in about half a second; if all fail, the lease ends and other processes clean up
 
 log = logging.getLogger("dbchannels.layer")
 
@@ -102,6 +105,22 @@ class LayerHealth:
                 return
             self._logged = True
         self._log.warning("%s: The layer cannot be used now (%s); trying again.", self.process, error)
+
+    def retry(self, attempt: Callable[[], Any], stopping: threading.Event, tries: int = 10) -> Any:
+        """Call ``attempt`` until the layer can be used; None: it failed so often, and the process is stopping."""
+        delays: Backoff | None = None
+        while True:
+            try:
+                result = attempt()
+                self.worked()
+                return result
+            except LayerUnavailable as error:
+                delays = delays or Backoff()
+                if stopping.is_set() and delays.tries > tries:
+                    self._log.error("%s gives up on the layer while stopping (%s).", self.process, error)
+                    return None
+                self.failed(error)
+                time.sleep(delays.delay())
 
     def worked(self) -> None:
         """Note that the calling thread has used the layer."""

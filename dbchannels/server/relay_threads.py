@@ -20,12 +20,13 @@ import threading
 import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing, suppress
+from functools import partial
 from typing import Any
 
 from dbchannels import codec, names, protocol
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.health import LayerHealth
+from dbchannels.layers.health import UNREGISTER_TRIES, LayerHealth
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Delivery, Disconnect, Operation, Send, Withdraw
 from dbchannels.models import Process
@@ -39,7 +40,7 @@ BATCH_BYTES = (
 )
 REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts as gone
 REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handshakes are answered 503 at once
-UNREGISTER_TRIES = 3  # in about half a second; if all fail, the lease ends and other processes clean up
+STOP_TRIES = 5  # of a write, once the server stops
 LAST_CHORE = 0.5  # seconds at the end for what a killed worker held
 LAST_WRITES = 1.5  # seconds at the end for a layer that cannot be used
 CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see auth/logout.py
@@ -161,21 +162,6 @@ class RelayThreads:
         for thread in self._threads:
             thread.join(max(0.0, ends_at - time.monotonic()))
 
-    def _retry(self, attempt: Callable[[], Any], tries: int = 5) -> Any:
-        """Call the function until the layer can be used; a server that stops gives up after so many tries."""
-        delays: Backoff | None = None
-        while True:
-            try:
-                result = attempt()
-                self._health.worked()
-                return result
-            except LayerUnavailable as error:
-                self._health.failed(error)
-                delays = delays or Backoff()
-                if self._stopping.is_set() and delays.tries > tries:
-                    return None
-                time.sleep(delays.delay())
-
     # The publisher.
 
     def _publish(self) -> None:
@@ -189,7 +175,8 @@ class RelayThreads:
                     self._write_singly(link, operations)
 
     def _write(self, link: Link, operations: Sequence[Operation]) -> None:
-        for send in self._retry(lambda: self._apply(link, operations)) or []:
+        full = self._health.retry(lambda: self._apply(link, operations), self._stopping, STOP_TRIES)
+        for send in full or []:
             self.lose(send.reply_channel, protocol.FULL, send.channel)
 
     def _write_singly(self, link: Link, operations: Sequence[Operation]) -> None:
@@ -314,7 +301,7 @@ class RelayThreads:
         chore: Chore | None = self._look_after
         while chore is not None:
             try:
-                self._retry(lambda chore=chore: chore(link))  # type: ignore[misc]
+                self._health.retry(partial(chore, link), self._stopping, STOP_TRIES)
             except Exception:
                 log.exception("A chore of this server failed and was left out.")
             # More often in the first seconds, in which the workers get ready and register.
@@ -324,7 +311,7 @@ class RelayThreads:
             except queue.Empty:
                 chore = self._look_after
         try:
-            self._retry(lambda: link.unregister(self.name), UNREGISTER_TRIES)
+            self._health.retry(lambda: link.unregister(self.name), self._stopping, UNREGISTER_TRIES)
         finally:
             link.close()
 

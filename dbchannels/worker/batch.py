@@ -10,39 +10,65 @@ from collections.abc import Sequence
 from dbchannels.layers.operations import BatchResult, Delivery, Failure, Operation, Result
 
 
-class Batch:
-    """Shared by the worker, which goes through it, and its watch, which hands back what waits too long."""
+class BatchSizer:
+    """How many messages to take at once: about 20 ms of work, so that nobody waits behind a batch for long.
+
+    Messages of 2 ms are taken ten at a time, requests whose views take 30 ms one by one.
+    """
+
+    SPAN = 0.02  # seconds of work in a batch
+    MOST = 20
 
     def __init__(self) -> None:
+        self._mean = self.SPAN  # seconds for one message; the first ones are taken singly
+
+    def limit(self) -> int:
+        """Return how many to take now."""
+        return max(1, min(self.MOST, int(self.SPAN / max(self._mean, 1e-6))))
+
+    def ran(self, seconds: float) -> None:
+        """Learn from one message; the last ten or so count."""
+        self._mean += (seconds - self._mean) * 0.1
+
+
+class Batch:
+    """Shared by the worker, which goes through it, and its watchdog, which hands back what waits too long."""
+
+    def __init__(self) -> None:
+        self.sizer = BatchSizer()
+        self.waiting: deque[Delivery] = deque()  # not started
         self._lock = threading.Lock()
-        self._waiting: deque[Delivery] = deque()
         self._running: Delivery | None = None
         self._started_at = 0.0  # time.monotonic(), while one runs
+        self._abandoned = False  # nothing starts any more
+        self._forget()
+
+    def _forget(self) -> None:
         self._operations: list[Operation] = []
         self._acknowledged: list[Delivery] = []
         self._failures: list[Failure] = []
         self._boundaries: list[tuple[Delivery, int]] = []
-        self._abandoned = False
 
     def fill(self, deliveries: Sequence[Delivery]) -> None:
         """Add what was taken."""
         with self._lock:
-            self._waiting.extend(deliveries)
+            self.waiting.extend(deliveries)
 
     def start_next(self) -> Delivery | None:
         """Return the next message, which runs from now on; None when all are done or handed back."""
         with self._lock:
-            self._running = self._waiting.popleft() if self._waiting and not self._abandoned else None
+            self._running = self.waiting.popleft() if self.waiting and not self._abandoned else None
             self._started_at = time.monotonic()
             return self._running
 
     def finished(self, result: Result) -> None:
-        """Note what the running message's consumer did; nothing when it was given up."""
+        """Note what the running message's consumer did; nothing if the message was given up."""
+        self.sizer.ran(time.monotonic() - self._started_at)
         with self._lock:
             self._end(result)
 
     def time_out(self, delivery: Delivery, result: Result) -> bool:
-        """Note the end of a consumer that hangs, after which no other starts; False when it has ended by itself."""
+        """Note the end of a consumer that hangs, after which no other starts; False if it has ended by itself."""
         with self._lock:
             if self._running is not delivery:
                 return False
@@ -62,64 +88,39 @@ class Batch:
         self._boundaries.append((delivery, len(self._operations)))
 
     def running(self) -> tuple[Delivery | None, float]:
-        """Return the message that runs, and for how many seconds."""
+        """Return the message that runs, and for how many seconds it has run."""
         with self._lock:
             return self._running, time.monotonic() - self._started_at if self._running else 0.0
 
-    def running_for(self) -> float:
-        """Return for how many seconds one consumer has run; 0 when none does."""
-        return self.running()[1]
-
     def report(self, hand_back: bool = False) -> BatchResult:
-        """Return what is to be written, once; with ``hand_back`` what has not started goes back."""
+        """Return what is to be written, once; with ``hand_back`` the messages that have not started go back."""
         with self._lock:
-            returned = list(self._waiting) if hand_back else []
+            returned = list(self.waiting) if hand_back else []
             if hand_back:
-                self._waiting.clear()
-            in_flight = [*([self._running] if self._running else []), *self._waiting]
-            lists = self._operations, self._acknowledged, self._failures
-            result = BatchResult(*lists, returned, in_flight, self._boundaries)
-            self._operations, self._acknowledged, self._failures, self._boundaries = [], [], [], []
+                self.waiting.clear()
+            in_flight = [*([self._running] if self._running else []), *self.waiting]
+            result = self._result(returned, in_flight)
+            self._forget()
             return result
 
     def abandon(self) -> BatchResult:
-        """Return what is to be written when the process ends now, what runs as if it had not. Nothing else starts."""
+        """Return what is to be written when the process ends now, and start nothing else.
+
+        A durable message that runs goes back, as if it had not run.
+        """
         with self._lock:
             self._abandoned = True
             running = [self._running] if self._running else []
-            returned = [*(one for one in running if one.durable), *self._waiting]
-            self._waiting.clear()
-            in_flight = [one for one in running if not one.durable]
-            lists = self._operations, self._acknowledged, self._failures
-            return BatchResult(*lists, returned, in_flight, self._boundaries)
+            returned = [*(one for one in running if one.durable), *self.waiting]
+            self.waiting.clear()
+            return self._result(returned, [one for one in running if not one.durable])
 
-    def has_waiting(self) -> bool:
-        """Whether some have not started."""
-        return bool(self._waiting)
+    def _result(self, returned: list[Delivery], in_flight: list[Delivery]) -> BatchResult:
+        ended = self._operations, self._acknowledged, self._failures
+        return BatchResult(*ended, returned, in_flight, self._boundaries)
 
     def clear(self) -> None:
-        """Forget everything: the worker was declared dead, and others have it now."""
+        """Forget everything: the worker was declared dead, and other workers have its messages."""
         with self._lock:
-            self._waiting.clear()
-            self._operations, self._acknowledged, self._failures, self._boundaries = [], [], [], []
-
-
-class BatchSizer:
-    """How many messages to take at once: about 20 ms of work, so that nobody waits behind a batch for long.
-
-    Consumers of 2 ms are taken ten at a time, views of 30 ms one by one.
-    """
-
-    SPAN = 0.02  # seconds of work in a batch
-    MOST = 20
-
-    def __init__(self) -> None:
-        self._mean = self.SPAN  # seconds for one message; start by taking them singly
-
-    def limit(self) -> int:
-        """Return how many to take now."""
-        return max(1, min(self.MOST, int(self.SPAN / max(self._mean, 1e-6))))
-
-    def ran(self, seconds: float) -> None:
-        """Learn from one message; the last ten or so count."""
-        self._mean += (seconds - self._mean) * 0.1
+            self.waiting.clear()
+            self._forget()

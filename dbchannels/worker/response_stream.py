@@ -31,8 +31,8 @@ LOOK_EVERY = 1.0  # seconds between two looks for a client that left, while it t
 Fields = dict[str, Any]
 
 
-#: When the response that a thread streams has last gone on, by time.monotonic(): a worker's watch looks.
-went_on: dict[int, float] = {}
+#: By the thread that streams a response: the time.monotonic() of its last progress, for the watchdog.
+last_progress: dict[int, float] = {}
 
 
 class ChunkWriter:
@@ -130,7 +130,7 @@ class ChunkWriter:
         self._goes_on()
 
     def _goes_on(self) -> None:
-        went_on[self._thread] = time.monotonic()
+        last_progress[self._thread] = time.monotonic()
 
     def _await_room(self) -> None:
         """Wait until less than a window is on the way. The report is asked for every 5 to 50 ms."""

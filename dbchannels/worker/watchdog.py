@@ -1,8 +1,8 @@
-"""Beside the worker's main thread: what has to happen while a consumer runs, however long it does.
+"""What has to happen while a consumer runs, however long it does, in a thread beside the worker's main thread.
 
-After 50 ms the messages that wait behind it go to another worker, and the lease is renewed. After the soft time-out
-the log says where the consumer stands. After the hard one its message has failed, and the process is replaced: a
-thread of Python's cannot be ended, a process can.
+After 50 ms the messages that wait behind the consumer go to another worker, and the lease is renewed. After the soft
+time-out the log shows where the consumer stands. After the hard one its message has failed, and the process is
+replaced: a thread of Python's cannot be ended, a process can.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dbchannels.layers.operations import Delivery
 from dbchannels.redaction import Lines
 from dbchannels.worker.batch import Batch
 from dbchannels.worker.executor import Executor
-from dbchannels.worker.response_stream import went_on
+from dbchannels.worker.response_stream import last_progress
 
 log = logging.getLogger("dbchannels.worker")
 
@@ -28,26 +28,22 @@ WRITE_WITHIN = 5.0  # seconds that the failure of a hung consumer may take to be
 
 
 class Watchdog:
-    """A thread that looks after the batch every 25 ms; ``replace`` ends this process, and another takes its place."""
+    """Looks at the batch every 25 ms. ``replace`` ends this process, so that another one takes its place."""
 
     def __init__(
         self,
         batch: Batch,
         executor: Executor,
-        *,
         hand_back: Callable[[], None],
         keep_alive: Callable[[], None],
         replace: Callable[[], None],
     ) -> None:
-        self._batch = batch
-        self._executor = executor
-        self._hand_back = hand_back
-        self._keep_alive = keep_alive
-        self._replace = replace
+        self._batch, self._executor = batch, executor
+        self._hand_back, self._keep_alive, self._replace = hand_back, keep_alive, replace
         self._logged: Delivery | None = None  # whose stack was logged
-        self._watched = threading.main_thread().ident
+        self._watched = threading.main_thread().ident or 0
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
         """Watch the calling thread from now on."""
@@ -55,35 +51,33 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the watch; returns when it has ended."""
+        """Return when the thread has ended."""
         self._stopping.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stopping.wait(HAND_BACK_AFTER / 2):
-            if self._batch.running_for() >= HAND_BACK_AFTER:
-                self._look()
-
-    def _look(self) -> None:
-        if self._batch.has_waiting():
-            self._hand_back()
-        self._keep_alive()
-        soft, hard = self._executor.timeouts()
-        delivery, seconds = self._batch.running()
-        if delivery is None:
-            return
-        # A response that goes on does not hang.
-        seconds = min(seconds, time.monotonic() - went_on.get(self._watched or 0, 0.0))
-        if hard and seconds > hard:
-            self._time_out(delivery, hard)
-        elif soft and seconds > soft and self._logged is not delivery:
-            self._logged = delivery
-            log.warning(
-                "The consumer of a message on %s has run for %g s (soft_timeout) and stands here:\n    %s",
-                delivery.channel,
-                soft,
-                Lines(self._stack()),
-            )
+            if self._batch.running()[1] < HAND_BACK_AFTER:
+                continue
+            if self._batch.waiting:
+                self._hand_back()
+            self._keep_alive()
+            soft, hard = self._executor.timeouts()
+            delivery, seconds = self._batch.running()
+            # A response that makes progress does not hang.
+            seconds = min(seconds, time.monotonic() - last_progress.get(self._watched, 0.0))
+            if delivery is None:
+                continue
+            if hard and seconds > hard:
+                self._time_out(delivery, hard)
+            elif soft and seconds > soft and self._logged is not delivery:
+                self._logged = delivery
+                log.warning(
+                    "The consumer of a message on %s has run for %g s (soft_timeout) and stands here:\n    %s",
+                    delivery.channel,
+                    soft,
+                    Lines(self._stack()),
+                )
 
     def _time_out(self, delivery: Delivery, hard: float) -> None:
         text = (
@@ -93,7 +87,7 @@ class Watchdog:
         if not self._batch.time_out(delivery, self._executor.failed(delivery, text)):
             return  # it has ended just now
         log.error("The consumer of a message on %s hangs. %s", delivery.channel, Lines(text))
-        # What it holds in the database may be what the report waits for: the process ends in any case.
+        # The consumer may hold the very locks that the report waits for: the process ends in any case.
         timer = threading.Timer(WRITE_WITHIN, os._exit, [1])
         timer.daemon = True
         timer.start()
@@ -102,5 +96,5 @@ class Watchdog:
         timer.cancel()  # where `replace` returns, as in tests
 
     def _stack(self) -> str:
-        frame = sys._current_frames().get(self._watched or 0)
+        frame = sys._current_frames().get(self._watched)
         return "".join(traceback.format_stack(frame)) if frame else "(nowhere)"

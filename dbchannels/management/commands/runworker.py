@@ -30,7 +30,7 @@ from dbchannels.wakeup import LONGEST_TIMEOUT, WakeupPipe, check_timeout, wait_r
 from dbchannels.worker import database_connections
 from dbchannels.worker.application import ApplicationViews, load_site
 from dbchannels.worker.files import FileSender
-from dbchannels.worker.worker import Worker, never
+from dbchannels.worker.worker import Worker
 
 log = logging.getLogger("dbchannels.worker")
 
@@ -130,7 +130,7 @@ class Command(TellingCommand):
                 local_wakeups=dict(map(inherited_wakeup, options["local_wakeup"])),
                 replace=end_child if child else start_anew,
                 on_ready=ready.wait,
-                is_outdated=CodeChanges(options["since"]) if options["since"] else never,
+                is_outdated=CodeChanges(options["since"]) if options["since"] else lambda: False,
                 views=views,
             )
             for name in worker_names(child, options["threads"])
