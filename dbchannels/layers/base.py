@@ -39,6 +39,7 @@ from dbchannels.layers.operations import (
     Record,
     Send,
     SendGroup,
+    reply,
 )
 from dbchannels.layers.transactions import Buffer, after_commit, rollback_probe
 
@@ -182,9 +183,7 @@ class BaseLayer:
 
     def close_connections(self, channels: Iterable[str], code: int) -> None:
         """Close the WebSockets with these reply channels; those that are closed already are ignored."""
-        payload, expiry = codec.encode_trusted({"close": code}), self.options["expiry"]
-        # Certain: a logout neither fails nor is ignored because a server has much to read.
-        if closing := [Send(channel, payload, "", expiry, certain=True) for channel in channels]:
+        if closing := [reply(channel, {"close": code}, self.options["expiry"]) for channel in channels]:
             self._submit(closing)
 
     # Receiving, without a link of one's own.

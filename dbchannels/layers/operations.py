@@ -1,10 +1,11 @@
-"""What a layer can be asked to write, as values: so a consumer's writes can wait, in order, until it ends."""
+"""What a layer can write, as values, so that a consumer's writes can wait in order until it returns."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timezone
+from itertools import chain
 from typing import Any, NamedTuple
 
 from dbchannels import codec
@@ -21,38 +22,38 @@ class Send(NamedTuple):
     delay: float = 0.0  # seconds until it is due
     due_at: datetime | None = None  # or the moment itself
     priority: int = 0
-    unique: str = ""  # not queued while one with this key waits on the channel
-    # Of protocol messages: it goes in though its channel is full, because somebody waits for it and for nothing else,
-    # a connection for the end of its frame, a client for its answer. So there are no more of these than clients.
+    unique: str = ""  # not queued while a message with this key waits on the channel
+    # Of protocol messages: queued even on a full channel, because somebody waits for it and for nothing else: a
+    # connection for the end of its frame, a client for its answer. So there are no more of these than clients.
     certain: bool = False
 
     def due_in(self) -> float:
-        """Return in how many seconds it is due, by this host's clock; below 0 when it was due before."""
+        """Return in how many seconds the message is due, by this host's clock; less than 0 for a past moment."""
         return (self.due_at - datetime.now(timezone.utc)).total_seconds() if self.due_at else self.delay
 
 
 class GroupAdd(NamedTuple):
-    """Put a channel into a group, or make its membership new."""
+    """Add a channel to a group, or renew its membership."""
 
     group: str
     channel: str
 
 
 class GroupDiscard(NamedTuple):
-    """Take a channel out of a group."""
+    """Remove a channel from a group."""
 
     group: str
     channel: str
 
 
 class GroupClear(NamedTuple):
-    """Take every channel out of a group."""
+    """Remove every channel from a group."""
 
     group: str
 
 
 class SendGroup(NamedTuple):
-    """One encoded message for every channel that is in the group when this is written."""
+    """One encoded message for every channel that is a member of the group at the moment of writing."""
 
     group: str
     payload: bytes
@@ -66,51 +67,43 @@ class Connect(NamedTuple):
     path: str
     session_key: str = ""  # of the client's HTTP session; "" when it has none
 
-    def session_digest(self) -> str:
-        """Return what the connections of one session are found by."""
-        return session_digest(self.session_key)
-
-    def login(self) -> str:
-        """Return who is logged in: nobody where there is no session, else it is found out when somebody asks."""
-        return UNKNOWN if self.session_key else NOBODY
-
     def fields(self) -> dict[str, Any]:
-        """Return the record's fields, without its key."""
+        """Return the record's fields, without its key. The login of a session is looked up when somebody asks."""
         return {
             "server": self.server,
             "path": storable(self.path),
             "session_key": self.session_key,
-            "session_digest": self.session_digest(),
-            "login": self.login(),
+            "session_digest": session_digest(self.session_key),
+            "login": UNKNOWN if self.session_key else NOBODY,
         }
 
 
 class Disconnect(NamedTuple):
-    """Forget a WebSocket, and take its channel out of all groups."""
+    """Delete the record of a WebSocket, and remove its channel from all groups."""
 
     reply_channel: str
 
 
 class Withdraw(NamedTuple):
-    """Take back what waits on a protocol channel with this reply channel; what a worker has taken stays taken."""
+    """Delete what waits on a protocol channel with this reply channel; what a worker has received is not affected."""
 
     channel: str  # without a local part
     reply_channel: str
 
 
 class Identify(NamedTuple):
-    """Note whose WebSocket it is; nothing happens when no connection has that channel."""
+    """Record whose WebSocket it is; nothing happens if no connection has that channel."""
 
     reply_channel: str
-    user_id: str  # the text of the primary key, "" for nobody known
+    user_id: str  # the primary key as text, "" for an unknown user
 
 
 class Keep(NamedTuple):
-    """Keep something with a WebSocket until it ends; nothing happens when no connection has that channel."""
+    """Store something with a WebSocket until it closes; nothing happens if no connection has that channel."""
 
     reply_channel: str
-    session: bytes | None  # the encoded channel session; None: as it was
-    login: str | None  # see Record; None: as it was; NOBODY only where it was UNKNOWN
+    session: bytes | None  # the encoded channel session; None leaves it
+    login: str | None  # see Record; None leaves it; NOBODY replaces UNKNOWN only
 
 
 Operation = (
@@ -126,12 +119,12 @@ Operation = (
     | Keep
 )
 
-#: What Record.login says beside ``+`` with the text of a user's primary key.
+#: The values of Record.login beside ``+`` with a user's primary key as text.
 UNKNOWN, NOBODY = "", "-"
 
 
 class Record(NamedTuple):
-    """What is on record of an open WebSocket."""
+    """The record of an open WebSocket."""
 
     reply_channel: str
     session_key: str = ""  # of the client's HTTP session
@@ -139,9 +132,9 @@ class Record(NamedTuple):
     session: bytes = b""  # the encoded channel session; b"" when nothing is kept
 
     def kept(self) -> dict[str, Any]:
-        """Return what the disconnect consumer of a connection is told that has no record any more."""
-        told = {"session_key": self.session_key, "login": self.login, "session": self.session}
-        return {"session": codec.encode_trusted(told)} if self.session_key or self.session else {}
+        """Return what the message of a disconnect carries when the record is deleted."""
+        kept = {"session_key": self.session_key, "login": self.login, "session": self.session}
+        return {"session": codec.encode_trusted(kept)} if self.session_key or self.session else {}
 
 
 def session_digest(session_key: str) -> str:
@@ -150,9 +143,9 @@ def session_digest(session_key: str) -> str:
 
 
 class Delivery(NamedTuple):
-    """One message as a reader gets it."""
+    """One message as a reader receives it."""
 
-    channel: str  # the full name, except of a broadcast: then the queue
+    channel: str  # of a process-specific channel the part up to and with the "!"
     payload: bytes
     recipients: tuple[str, ...] = ()  # of a process-specific channel: the local part of each reader
     reply_channel: str = ""
@@ -171,7 +164,7 @@ class Failure(NamedTuple):
     delivery: Delivery
     error: str  # the traceback
     retry_in: float | None  # seconds; None: no more attempts, it becomes a dead letter
-    ran: bool = True  # False: given up before it ran again, so that its claim is no attempt
+    ran: bool = True  # False: the message did not run again, so the last claim is no attempt
 
     @property
     def attempts(self) -> int:
@@ -197,15 +190,15 @@ class BatchResult(NamedTuple):
     operations: Sequence[Operation] = ()  # what the consumers sent, added and discarded, in order
     acknowledged: Sequence[Delivery] = ()  # durable messages whose consumers returned
     failures: Sequence[Failure] = ()  # durable messages whose consumers raised
-    returned: Sequence[Delivery] = ()  # taken and not started: back they go, no attempt counted
+    returned: Sequence[Delivery] = ()  # taken and not started: they go back, and no attempt counts
     in_flight: Sequence[Delivery] = ()  # taken and not finished
     boundaries: Sequence[
         tuple[Delivery, int]
-    ] = ()  # each message that ran, and how many operations there were at its end
+    ] = ()  # each message that ran, and the number of operations by then
 
 
 def parts(done: BatchResult) -> Iterator[BatchResult]:
-    """Yield what came of each message apart, in order, what is returned first; all at once, where no ends are known."""
+    """Yield the result of each message, in order, after what is returned; without boundaries the whole result."""
     if not done.boundaries:
         yield done
         return
@@ -222,32 +215,27 @@ def parts(done: BatchResult) -> Iterator[BatchResult]:
 
 
 def merged(dones: Iterable[BatchResult]) -> BatchResult:
-    """Return what came of several messages as one; what ``parts`` gave."""
-    several = list(dones)
-    return BatchResult(
-        [one for done in several for one in done.operations],
-        [one for done in several for one in done.acknowledged],
-        [one for done in several for one in done.failures],
-        [one for done in several for one in done.returned],
-    )
+    """Return several results of ``parts`` as one."""
+    fields = zip(*(done[:4] for done in dones), strict=True)
+    return BatchResult(*(list(chain.from_iterable(field)) for field in fields))
 
 
 def reply(channel: str, fields: dict[str, Any], expiry: float) -> Send:
-    """Return the sending of a message that dbchannels makes itself: it finds room in a full channel too."""
+    """Return the send of a message that dbchannels makes itself; it is queued even on a full channel."""
     return Send(channel, codec.encode_trusted(fields), "", expiry, certain=True)
 
 
 def storable(text: str) -> str:
-    """Return a text as every database takes it: NUL, and halves of surrogate pairs, are written out."""
+    """Return a text that every database takes: NUL and halves of surrogate pairs are written as escapes."""
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
 def resends(deliveries: Sequence[Delivery], expiry: float) -> list[Send]:
-    """Return what puts protocol messages back on their channels."""
+    """Return the sends that put protocol messages back on their channels."""
     return [
-        Send(one.channel + local, one.payload, one.reply_channel, expiry, certain=True)
+        Send(one.channel + recipient, one.payload, one.reply_channel, expiry, certain=True)
         for one in deliveries
-        for local in one.recipients or ("",)
+        for recipient in one.recipients or ("",)
     ]
 
 

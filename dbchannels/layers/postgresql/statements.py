@@ -21,7 +21,6 @@ from dbchannels.layers.operations import (
     Send,
     SendGroup,
     Withdraw,
-    storable,
 )
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.queue_cache import Route
@@ -213,14 +212,8 @@ def _sql_part(part: str) -> str:
 
 
 def _of_connects(connects: list[Connect]) -> Values:
-    return {
-        "reply_channels": [connect.reply_channel for connect in connects],
-        "servers": [connect.server for connect in connects],
-        "paths": [storable(connect.path) for connect in connects],
-        "session_keys": [connect.session_key for connect in connects],
-        "session_digests": [connect.session_digest() for connect in connects],
-        "logins": [connect.login() for connect in connects],
-    }
+    records = [{"reply_channel": connect.reply_channel, **connect.fields()} for connect in connects]
+    return {f"{name}s": [record[name] for record in records] for name in records[0]}
 
 
 def of_connections(reply_channels: Sequence[str]) -> Values:
