@@ -43,8 +43,9 @@ class Reply:
 
     def __init__(self, message: dict[str, Any]) -> None:
         self.message = message
-        self._outgoing: Outgoing | None = None
-        self._is_read = False
+        #: What a WebSocket has to do, after ``interpret``; None if the message asks for nothing that it can do.
+        self.outgoing: Outgoing | None = None
+        self.is_interpreted = False
 
     @classmethod
     def read(cls, payload: bytes) -> Reply:
@@ -55,23 +56,16 @@ class Reply:
             log.error("A reply could not be read and was left out: %s", error)
             return cls(lost(WORKER_DIED))
 
-    def outgoing(self, reply_channel: str, path: str) -> Outgoing | None:
-        """Return what a WebSocket has to do; None if the message asks for nothing that it can do.
-
-        A mistake in the message is logged once, with the first of the receivers.
-        """
-        if not self._is_read:
-            self._is_read = True
-            try:
-                self._outgoing = outgoing(self.message)
-            except ValueError as error:
-                log.warning("A message for %s on %s was left out: %s", reply_channel, path, error)
-            else:
-                if sentence := oversight(self.message):
-                    log.warning(
-                        "A message for %s on %s was not understood: %s", reply_channel, path, sentence
-                    )
-        return self._outgoing
+    def interpret(self, reply_channel: str, path: str) -> None:
+        """Set ``outgoing``. A mistake in the message is logged once, with the first of the receivers."""
+        self.is_interpreted = True
+        try:
+            self.outgoing = outgoing(self.message)
+        except ValueError as error:
+            log.warning("A message for %s on %s was left out: %s", reply_channel, path, error)
+        else:
+            if sentence := oversight(self.message):
+                log.warning("A message for %s on %s was not understood: %s", reply_channel, path, sentence)
 
 
 class Receiver(Protocol):

@@ -193,7 +193,9 @@ class Connection:
         if LOST in message:
             self._lost(message[LOST], message.get("channel"))
             return
-        out = reply.outgoing(self.reply_channel, self._path)
+        if not reply.is_interpreted:  # by another member of the group
+            reply.interpret(self.reply_channel, self._path)
+        out = reply.outgoing
         if out is None:
             if FINISHED in message or "accept" in message:
                 self._decide(denied(500))  # the log has the error in the connect consumer's reply
