@@ -20,14 +20,11 @@ from django.db.models.functions import Concat
 from django.utils import timezone
 
 from dbchannels import names
-from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
-from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.cleanup import ClosedConnections
 from dbchannels.layers.database.link import DatabaseLink, unavailable
 from dbchannels.layers.database.wakeups import WakeupFolder, wake_on_commit, wakeup_folder
-from dbchannels.layers.database.writer import Writer, check_text, find_records
+from dbchannels.layers.database.writer import DjangoLayer, Writer
 from dbchannels.models import (
     Connection,
     DeadLetter,
@@ -45,12 +42,8 @@ __all__ = ["DatabaseLayer"]
 MOST_ALONG = 500  # messages with one unique key that are deleted at once; no rule allows more than a few
 
 
-class DatabaseLayer(BaseLayer):
+class DatabaseLayer(DjangoLayer):
     """See BaseLayer for what the methods take and give."""
-
-    def __init__(self, settings: LayerSettings) -> None:
-        super().__init__(settings)
-        self.closed_connections = ClosedConnections()
 
     @property
     def wakeup_folder(self) -> WakeupFolder | None:
@@ -115,18 +108,10 @@ class DatabaseLayer(BaseLayer):
         current = Q(expires_at__isnull=True) | Q(expires_at__gt=timezone.now())
         return self.rows(Membership).filter(current, group=names.check_group_name(group)).order_by("id")
 
-    def connections(
-        self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
-    ) -> list[ops.Record]:
-        return find_records(self.database, after, limit, watched, fields)
-
     def group_channels(self, group: str) -> list[str]:
         return [
             queue + recipient for queue, recipient in self.members(group).values_list("channel", "recipient")
         ]
-
-    def check_text(self, what: str, text: str) -> None:
-        check_text(self.database, what, text)
 
     def group_count(self, group: str) -> int:
         return int(self.members(group).count())

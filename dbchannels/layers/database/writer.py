@@ -1,4 +1,4 @@
-"""What the ORM writes and reads in the caller's transaction: operations, and the records of connections."""
+"""What all layers on a database share, and the operations that the ORM writes in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from django.conf import settings
+from django.conf import settings as site_settings
 from django.db import connections
 from django.utils import timezone
 
 from dbchannels import names
+from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers import operations as ops
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.cleanup import ClosedConnections
 from dbchannels.models import Connection, DurableMessage, Membership, Process, ProtocolMessage
 from dbchannels.protocol import DURABLE
 
@@ -33,6 +36,47 @@ PYTHON_ENCODINGS = {
     "EUC_KR": "euc_kr",
     "EUC_CN": "gb2312",
 }
+
+
+class DjangoLayer(BaseLayer):
+    """A layer on a database of the site: its records of open WebSockets, and the texts that it can store."""
+
+    def __init__(self, settings: LayerSettings) -> None:
+        super().__init__(settings)
+        self.closed_connections = ClosedConnections()
+
+    def connections(
+        self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
+    ) -> list[ops.Record]:
+        rows = Connection.objects.using(self.database).filter(
+            reply_channel__gt=after, **{f"{name}__in": list(values) for name, values in fields.items()}
+        )
+        rows = rows.exclude(login=ops.NOBODY) if watched else rows
+        return [record_of(row) for row in rows.order_by("reply_channel")[:limit]]
+
+    def check_text(self, what: str, text: str) -> None:
+        if text.isascii() or connections[self.database].vendor != "postgresql":
+            return
+        encoding = encoding_of(self.database)
+        try:
+            text.encode(PYTHON_ENCODINGS.get(encoding, "utf-8"))
+        except UnicodeEncodeError as error:
+            raise InvalidMessage(
+                f"The database {self.database!r} is in {encoding} and cannot keep {text[error.start]!r} in a {what}: "
+                "write it in other characters, such as its quoted form, or move to a database in UTF8."
+            ) from error
+
+
+def encoding_of(database: str) -> str:
+    """Return PostgreSQL's name of a database's encoding."""
+    connection = connections[database]
+    connection.ensure_connection()
+    return str(connection.connection.info.parameter_status("server_encoding"))
+
+
+def record_of(row: Connection) -> ops.Record:
+    """Return what a layer gives for a row."""
+    return ops.Record(row.reply_channel, row.session_key, row.login, bytes(row.session or b""))
 
 
 class Writer:
@@ -115,7 +159,7 @@ class Writer:
         if send.unique and waiting.filter(unique_key=send.unique).exists():
             return
         due = now + timedelta(seconds=send.delay) if send.delay else send.due_at
-        if send.due_at and not settings.USE_TZ:
+        if send.due_at and not site_settings.USE_TZ:
             due = timezone.make_naive(send.due_at, timezone.get_default_timezone())
         self._layer.rows(DurableMessage).create(
             channel=queue,
@@ -132,40 +176,3 @@ class Writer:
             return True
         model = ProtocolMessage if names.is_protocol(queue) else DurableMessage
         return bool(self._layer.rows(model).filter(channel=queue)[: capacity + 1].count() < capacity)
-
-
-def find_records(
-    database: str, after: str, limit: int, watched: bool, fields: dict[str, Sequence[str]]
-) -> list[ops.Record]:
-    """See ``BaseLayer.connections``."""
-    rows = Connection.objects.using(database).filter(
-        reply_channel__gt=after, **{f"{name}__in": list(values) for name, values in fields.items()}
-    )
-    rows = rows.exclude(login=ops.NOBODY) if watched else rows
-    return [record_of(row) for row in rows.order_by("reply_channel")[:limit]]
-
-
-def check_text(database: str, what: str, text: str) -> None:
-    """Raise InvalidMessage for a text with characters that the database's encoding lacks."""
-    if text.isascii() or connections[database].vendor != "postgresql":
-        return
-    encoding = encoding_of(database)
-    try:
-        text.encode(PYTHON_ENCODINGS.get(encoding, "utf-8"))
-    except UnicodeEncodeError as error:
-        raise InvalidMessage(
-            f"The database {database!r} is in {encoding} and cannot keep {text[error.start]!r} in a {what}: write it "
-            "in other characters, such as its quoted form, or move to a database in UTF8."
-        ) from error
-
-
-def encoding_of(database: str) -> str:
-    """Return PostgreSQL's name of a database's encoding."""
-    connection = connections[database]
-    connection.ensure_connection()
-    return str(connection.connection.info.parameter_status("server_encoding"))
-
-
-def record_of(row: Connection) -> ops.Record:
-    """Return what a layer gives for a row."""
-    return ops.Record(row.reply_channel, row.session_key, row.login, bytes(row.session or b""))

@@ -18,11 +18,9 @@ from django.db import Error, connections, transaction
 from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
-from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.cleanup import ClosedConnections
-from dbchannels.layers.database.writer import check_text, find_records
+from dbchannels.layers.database.writer import DjangoLayer
 from dbchannels.layers.health import is_unavailable, may_pass
-from dbchannels.layers.operations import Delivery, Operation, Record, Send, SendGroup
+from dbchannels.layers.operations import Delivery, Operation, Send, SendGroup
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.notify import WakeupCheck
@@ -49,7 +47,7 @@ POOLER = (
 )
 
 
-class PostgreSQLLayer(BaseLayer):
+class PostgreSQLLayer(DjangoLayer):
     """The product's layer. See BaseLayer for what the methods take and give."""
 
     def __init__(self, settings: LayerSettings) -> None:
@@ -58,7 +56,6 @@ class PostgreSQLLayer(BaseLayer):
         self.wakeups = bool(self.options["wakeups"])
         self.routes = RouteCache(self)
         self.capacities = CapacityCache()
-        self.closed_connections = ClosedConnections()
         self.wakeup_check = WakeupCheck(self.poll_interval)
         self.sql_capacities = sql_capacities(self.options)
         #: time.monotonic() until which the queue of notifications is known to be less than half full. A NOTIFY fails
@@ -114,16 +111,8 @@ class PostgreSQLLayer(BaseLayer):
             self._notify_room_until = time.monotonic() + NOTIFY_ROOM if rows[0][0] is not None else 0.0
         return True
 
-    def check_text(self, what: str, text: str) -> None:
-        check_text(self.database, what, text)
-
     def group_count(self, group: str) -> int:
         return int(self._query(sql.GROUP_COUNT, {"group": names.check_group_name(group)})[0][0])
-
-    def connections(
-        self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
-    ) -> list[Record]:
-        return find_records(self.database, after, limit, watched, fields)
 
     def group_channels(self, group: str) -> list[str]:
         rows = self._query(sql.GROUP_CHANNELS, {"group": names.check_group_name(group)})
