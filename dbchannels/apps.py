@@ -43,4 +43,4 @@ def make_functions(using: str, **kwargs: Any) -> None:
         )
         ((missing,),) = cursor.fetchall()
     if missing:
-        storage.run(connection, storage.KEEP_TALLY + storage.SEND_GROUP)
+        storage.run(connection, storage.UPDATE_TALLY + storage.SEND_GROUP)

@@ -1,9 +1,9 @@
-"""What the layer keeps in the database, one model for each kind of row.
+"""What the layers keep in the database: one model for each kind of row.
 
-The hot statements are raw SQL in ``layers/postgresql.py``; the models are for migrations, the admin, and the
-layer for other databases. No foreign keys: a membership may name a channel that no process has, an UNLOGGED
-table cannot be referenced by a logged one, and a key's row lock would let a user's open transaction stop the
-server that cleans up.
+The hot statements are raw SQL in ``layers/postgresql``; the models serve migrations, the admin, and the layer for other
+databases. There are no foreign keys: a membership may name a channel that no process has, a logged table cannot
+reference an UNLOGGED one, and the row locks of a key would let an open transaction of the site block the server that
+cleans up.
 """
 
 from __future__ import annotations
@@ -28,19 +28,25 @@ class PayloadMixin:
 
 
 class ProtocolMessage(PayloadMixin, models.Model):
-    """A message on ``http.*``, ``websocket.*`` or a reply channel: popped once, gone when it expires.
+    """A message on ``http.*``, ``websocket.*`` or a reply channel: taken once, deleted when it expires.
 
     UNLOGGED on PostgreSQL: such traffic means nothing after a crash of the database, which empties the table and
-    starts its identity at 1 again. So ``id`` orders the messages of a channel and serves for nothing else.
+    restarts its identity at 1. So ``id`` orders the messages of a channel and serves no other purpose.
     """
 
     id = models.BigAutoField(primary_key=True)
-    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="the part up to and with the '!'")
+    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="up to and including the '!'")
     recipients = models.TextField(
-        "recipients", default="", blank=True, help_text="what follows the '!', for each receiver, by spaces"
+        "recipients",
+        default="",
+        blank=True,
+        help_text="what follows the '!', for each recipient, separated by spaces",
     )
     audience = models.UUIDField(
-        "audience", null=True, blank=True, help_text="key of the Audience that has the recipients, of many"
+        "audience",
+        null=True,
+        blank=True,
+        help_text="the key of the Audience that lists the recipients, if they are many",
     )
     reply_channel = models.CharField("reply channel", max_length=MAX_LENGTH, default="", blank=True)
     payload = models.BinaryField("payload")
@@ -56,18 +62,18 @@ class ProtocolMessage(PayloadMixin, models.Model):
 
 
 class Audience(models.Model):
-    """The members of a group on one server, written once for all broadcasts to just these.
+    """The members of a group on one server, written once for all broadcasts to exactly these members.
 
-    UNLOGGED on PostgreSQL, as the messages that name it. The key is a hash of their tally, so that it can never
-    stand for others: not after a crash, which empties the table, and not in what a reader remembers. Nothing is
-    unique, because one sender's open transaction would make the others wait; two equal rows do no harm. A row
-    without recipients says that these members were seen once, and is no audience yet.
+    UNLOGGED on PostgreSQL, like the messages that name it. The key is a hash of the members' tally, so that it never
+    stands for other members, even after a crash, which empties the table. Nothing is unique, because a sender's open
+    transaction would make others wait; two equal rows do no harm. A row without recipients notes that these members
+    were seen once; it is not an audience yet.
     """
 
     id = models.BigAutoField(primary_key=True)
-    key = models.UUIDField("key", help_text="the first half of the SHA-256 of their number and digest")
-    recipients = models.TextField("recipients", default="", blank=True, help_text="by spaces")
-    expires_at = models.DateTimeField("expires", help_text="later than any message that names it")
+    key = models.UUIDField("key", help_text="the first half of the SHA-256 of the members' number and digest")
+    recipients = models.TextField("recipients", default="", blank=True, help_text="separated by spaces")
+    expires_at = models.DateTimeField("expires", help_text="later than any message that names the audience")
 
     class Meta:
         verbose_name = "audience"
@@ -83,8 +89,8 @@ class Audience(models.Model):
 class DurableMessage(PayloadMixin, models.Model):
     """A message on one of the site's own channels: claimed, run at least once, then deleted.
 
-    Readers look at those with neither ``claimed_by`` nor ``due_at``: whatever waits for its time is in another
-    index, so that a million delayed messages in front cost nobody anything.
+    Readers look at messages with neither ``claimed_by`` nor ``due_at``. Delayed messages are in another index, so that
+    even a million of them cost a reader nothing.
     """
 
     id = models.BigAutoField(primary_key=True)
@@ -92,14 +98,18 @@ class DurableMessage(PayloadMixin, models.Model):
     payload = models.BinaryField("payload")
     attempts = models.PositiveSmallIntegerField("attempts", default=0, db_default=0)
     sent_at = models.DateTimeField("sent", db_default=Now())
-    due_at = models.DateTimeField("due", null=True, blank=True, help_text="none: now")
-    priority = models.SmallIntegerField("priority", default=0, db_default=0, help_text="the highest first")
+    due_at = models.DateTimeField(
+        "due", null=True, blank=True, help_text="empty for a message that is due now"
+    )
+    priority = models.SmallIntegerField(
+        "priority", default=0, db_default=0, help_text="the highest is taken first"
+    )
     unique_key = models.CharField("unique key", max_length=MAX_LENGTH, default="", db_default="", blank=True)
     claimed_by = models.CharField(
         "claimed by", max_length=MAX_LENGTH, null=True, blank=True, help_text="the worker's name"
     )
     alone = models.BooleanField(
-        "claimed alone", default=False, db_default=False, help_text="left by a dead worker: one at a time"
+        "claimed alone", default=False, db_default=False, help_text="because a worker died with it"
     )
 
     class Meta:
@@ -132,7 +142,7 @@ class DurableMessage(PayloadMixin, models.Model):
 
 
 class DeadLetter(PayloadMixin, models.Model):
-    """A durable message that failed each time it was tried, with the last traceback."""
+    """A durable message that failed at every attempt, with the last traceback."""
 
     id = models.BigAutoField(primary_key=True)
     channel = models.CharField("channel", max_length=MAX_LENGTH)
@@ -140,7 +150,7 @@ class DeadLetter(PayloadMixin, models.Model):
     attempts = models.PositiveSmallIntegerField("attempts")
     sent_at = models.DateTimeField("sent")
     failed_at = models.DateTimeField("failed", db_default=Now())
-    error = models.TextField("traceback", help_text="the last 16 KiB of it")
+    error = models.TextField("traceback", help_text="the last 16 KiB")
 
     class Meta:
         verbose_name = "dead letter"
@@ -150,13 +160,13 @@ class DeadLetter(PayloadMixin, models.Model):
 
 
 class Schedule(models.Model):
-    """When a periodic message is due next: whoever moves it on sends the message."""
+    """When a periodic message is due next. The worker that moves the time on sends the message."""
 
     id = models.BigAutoField(primary_key=True)
     channel = models.CharField("channel", max_length=MAX_LENGTH)
     every = models.CharField("every", max_length=255)
     next_at = models.DateTimeField("next")
-    seen_at = models.DateTimeField("seen", help_text="a live worker had it in its routing")
+    seen_at = models.DateTimeField("seen", help_text="when a live worker last had it in its routing")
 
     class Meta:
         verbose_name = "schedule"
@@ -167,11 +177,11 @@ class Schedule(models.Model):
 
 
 class Membership(models.Model):
-    """One channel in one group; without an end while a live server holds the channel."""
+    """One channel in one group; it does not expire while a live server has the channel."""
 
     id = models.BigAutoField(primary_key=True)
     group = models.CharField("group", max_length=MAX_LENGTH)
-    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="the part up to and with the '!'")
+    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="up to and including the '!'")
     recipient = models.CharField("recipient", max_length=MAX_LENGTH, default="", blank=True)
     added_at = models.DateTimeField("added", db_default=Now())
     expires_at = models.DateTimeField("expires", null=True, blank=True)
@@ -197,17 +207,17 @@ class Membership(models.Model):
 
 
 class Tally(models.Model):
-    """By how much the members of a group on one server became more, and the sum of their hashes.
+    """By how many the members of a group on one server changed, and the sum of their hashes.
 
-    The rows of a group add up to what its memberships are: PostgreSQL writes one for each statement that changes them,
-    so that a broadcast knows a group again without looking at its members. Sweepers add up what is not yet merged.
+    The rows of a group add up to its memberships: PostgreSQL writes one for each statement that changes memberships, so
+    that a broadcast can tell whether the members have changed without reading them. Clean-ups merge the rows.
     """
 
     id = models.BigAutoField(primary_key=True)
     group = models.CharField("group", max_length=MAX_LENGTH)
-    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="the part up to and with the '!'")
+    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="up to and including the '!'")
     members = models.BigIntegerField("members")
-    expiring = models.BigIntegerField("members with an end")
+    expiring = models.BigIntegerField("members that expire")
     digest = models.DecimalField("digest", max_digits=60, decimal_places=0)
     merged = models.BooleanField("merged")
 
@@ -224,7 +234,7 @@ class Tally(models.Model):
 
 
 class Process(models.Model):
-    """A live interface server or worker: its lease, and the number of the advisory lock that it holds."""
+    """A live interface server or worker: its lease, and, as its id, the number of the advisory lock that it holds."""
 
     SERVER, WORKER = "server", "worker"
 
@@ -232,7 +242,11 @@ class Process(models.Model):
     name = models.CharField("name", max_length=MAX_LENGTH, unique=True)
     kind = models.CharField("kind", max_length=10, choices=[(SERVER, "interface server"), (WORKER, "worker")])
     queue = models.CharField(
-        "reply queue", max_length=MAX_LENGTH, default="", blank=True, help_text="of a server: reply.NAME!"
+        "reply queue",
+        max_length=MAX_LENGTH,
+        default="",
+        blank=True,
+        help_text="of a server, such as reply.NAME!",
     )
     host = models.CharField("host", max_length=255)
     pid = models.IntegerField("process id")
@@ -243,7 +257,7 @@ class Process(models.Model):
         default="",
         db_default="",
         blank=True,
-        help_text="of a worker: what it takes and runs, as JSON",
+        help_text="of a worker: the channels that it reads and what it runs, as JSON",
     )
 
     class Meta:
@@ -282,7 +296,7 @@ class InFlight(models.Model):
 
 
 class Connection(models.Model):
-    """An open WebSocket: enough to run its disconnect consumers when its server is killed."""
+    """An open WebSocket: what its disconnect consumers need when its server is killed."""
 
     reply_channel = models.CharField("reply channel", max_length=MAX_LENGTH, primary_key=True)
     server = models.CharField("server", max_length=MAX_LENGTH, db_index=True)
@@ -291,9 +305,11 @@ class Connection(models.Model):
         "user", max_length=MAX_USER_ID, default="", db_default="", blank=True, help_text="the primary key"
     )
     connected_at = models.DateTimeField("connected", db_default=Now())
-    # Of the HTTP session, the session cookie's value; shown to nobody. The digest is short enough for an index.
+    # The key is the session cookie's value, and is never shown. The digest is short enough for an index.
     session_key = models.TextField("session key", default="", db_default="", blank=True)
-    session_digest = models.CharField("digest of it", max_length=64, default="", db_default="", db_index=True)
+    session_digest = models.CharField(
+        "session digest", max_length=64, default="", db_default="", db_index=True
+    )
     login = models.CharField("login", max_length=MAX_LOGIN, default="", db_default="", db_index=True)
     session = models.BinaryField("channel session", null=True)
 

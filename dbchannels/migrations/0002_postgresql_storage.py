@@ -1,9 +1,8 @@
-"""How PostgreSQL keeps the tables: UNLOGGED for what means nothing after a crash, and vacuumed early; and its broadcast.
+"""PostgreSQL's own part: how it stores the tables, the triggers that keep the tally, and the function that broadcasts.
 
-No WAL is written for an UNLOGGED table: 82,000 rows a second where a logged one takes 57,000, and one-row
-transactions without a flush to the disk. Queues turn over all the time, so autovacuum starts after 1,000 dead
-rows whatever the table's size, and does not pause; updates find room on their page (HOT).
-See https://www.postgresql.org/docs/current/sql-createtable.html.
+An UNLOGGED table writes no WAL: 82,000 rows a second instead of 57,000, and one-row transactions without a flush to the
+disk. Queues turn over all the time, so autovacuum starts after 1,000 dead rows, whatever the size of the table, and does
+not pause; updates find room on their page (HOT). https://www.postgresql.org/docs/current/sql-createtable.html
 """
 
 import re
@@ -26,19 +25,19 @@ STORAGE = (
     "autovacuum_vacuum_cost_delay = 0, autovacuum_analyze_scale_factor = 0.0, autovacuum_analyze_threshold = 5000"
 )
 
-# Whoever may create objects in a schema of somebody's search_path can plant functions and operators there that fit a
-# call better than PostgreSQL's own, and they run with the caller's rights. So the functions look names up in pg_catalog
-# alone. "our." stands for the schema of the tables, wherever the search_path had them made: a restore, which sets none,
-# finds them too. See https://wiki.postgresql.org/wiki/A_Guide_to_CVE-2018-1058.
+# Anybody who may create objects in a schema of the search_path can plant functions and operators there that fit a call
+# better than PostgreSQL's own, and they run with the caller's rights. So our functions look names up in pg_catalog
+# alone. "our." stands for the schema of the tables, wherever the search_path had them made: a restore, which sets no
+# search_path, finds them too. https://wiki.postgresql.org/wiki/A_Guide_to_CVE-2018-1058
 SAFE = "SET search_path = pg_catalog, pg_temp"
 DIGEST = "(hashtextextended(recipient, 0)::numeric * 18446744073709551616 + hashtextextended(recipient, 1))"
 
-# What each statement does to memberships is added to the tally as rows of its own. They add up, in any snapshot, to
-# what that snapshot's memberships are, and no two that change one group at once wait for each other. The digest adds up
-# hashes of 128 bits, so that a tally says whether two sets of members are equal.
-# Rows of the tally that are loaded from a dump of the data are left out: those of the memberships make it anew. Of what
-# is inserted by no trigger only the sums of a merge go in (sql_liveness.py).
-KEEP_TALLY = f"""
+# Each statement that changes memberships adds rows to the tally. In any snapshot they add up to the memberships of that
+# snapshot, and two statements that change one group at once do not wait for each other. The digest adds up hashes of 128
+# bits, so that equal tallies mean equal members.
+# Rows of the tally that are loaded from a dump of the data are skipped, since the memberships of the dump make it anew.
+# The only rows that are inserted outside a trigger are the sums of a merge (MERGE_TALLY in sql_processes.py).
+UPDATE_TALLY = f"""
 CREATE OR REPLACE FUNCTION our.dbchannels_update_tally() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $function$
 BEGIN
     IF TG_OP = 'INSERT' THEN
@@ -68,38 +67,34 @@ BEGIN
     RETURN NULL;
 END
 $function$;
-DROP TRIGGER IF EXISTS dbchannels_added ON our.dbchannels_membership;
-CREATE TRIGGER dbchannels_added AFTER INSERT ON our.dbchannels_membership
+CREATE OR REPLACE TRIGGER dbchannels_added AFTER INSERT ON our.dbchannels_membership
     REFERENCING NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_update_tally();
-DROP TRIGGER IF EXISTS dbchannels_discarded ON our.dbchannels_membership;
-CREATE TRIGGER dbchannels_discarded AFTER DELETE ON our.dbchannels_membership
+CREATE OR REPLACE TRIGGER dbchannels_discarded AFTER DELETE ON our.dbchannels_membership
     REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_update_tally();
-DROP TRIGGER IF EXISTS dbchannels_changed ON our.dbchannels_membership;
-CREATE TRIGGER dbchannels_changed AFTER UPDATE ON our.dbchannels_membership
+CREATE OR REPLACE TRIGGER dbchannels_changed AFTER UPDATE ON our.dbchannels_membership
     REFERENCING OLD TABLE AS gone NEW TABLE AS come FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_update_tally();
-DROP TRIGGER IF EXISTS dbchannels_emptied ON our.dbchannels_membership;
-CREATE TRIGGER dbchannels_emptied AFTER TRUNCATE ON our.dbchannels_membership
+CREATE OR REPLACE TRIGGER dbchannels_emptied AFTER TRUNCATE ON our.dbchannels_membership
     FOR EACH STATEMENT EXECUTE FUNCTION our.dbchannels_update_tally();
-DROP TRIGGER IF EXISTS dbchannels_restored ON our.dbchannels_tally;
-CREATE TRIGGER dbchannels_restored BEFORE INSERT ON our.dbchannels_tally FOR EACH ROW
+CREATE OR REPLACE TRIGGER dbchannels_restored BEFORE INSERT ON our.dbchannels_tally FOR EACH ROW
     WHEN (pg_catalog.pg_trigger_depth() OPERATOR(pg_catalog.=) 0
           AND (pg_catalog.current_setting('dbchannels.merges', true) OPERATOR(pg_catalog.=) 'on'::text) IS NOT TRUE)
     EXECUTE FUNCTION our.dbchannels_skip_row();
 """
 
-# Who the members are, the tally says without looking at them. A broadcast to more than 40 on one server (from 2 kB on
-# PostgreSQL would put the recipients out of line), of whom none has an end, names an audience by what the tally says.
-# Of members that were not seen before only that is noted, their broadcast has them in its row; the second one to just
-# these writes the audience, and those after it nothing: a group that changes between any two costs one short row more.
-# An audience's key is always made of the members that were read for it, so a tally that is wrong makes a broadcast
-# slow, and not false. An audience serves for 60 s; a message that names it has ended 60 s before it is swept, so that
-# no lock is needed. Of a queue whose ids span less than its capacity no row is counted.
-# To compare a long text with '' reads its length alone. A plan is kept by the session, so it must not be one that a
-# small table invited: enable_seqscan. Names without a '!' or '?' that do not start as http. or websocket. are the
-# site's own, durable channels, the same rule as names.is_protocol; no NOTIFY past a half of its queue, see sql.py.
+# The tally identifies the members of a group without reading them. A broadcast to more than 40 members on one server, none
+# of whom expires, names an audience by their tally (from 2 kB on PostgreSQL would store the recipients out of line).
+# Members that were not seen before are only noted, and their broadcast lists them in its row; the second broadcast to the
+# same members writes the audience, and those after it write nothing. So a group that changes between any two broadcasts
+# costs one short row more.
+# The key of an audience is always made of the members that were read for it, so a wrong tally makes a broadcast slow, but
+# never wrong. An audience serves for 60 s; a message that names it has expired 60 s before the audience is deleted, so no
+# lock is needed. A queue whose ids span less than its capacity is not counted.
+# Comparing a long text with '' reads only its length. The session keeps the plans, so they must not be those that suit a
+# small table: enable_seqscan. Names without a '!' or '?' that do not start with http. or websocket. are durable channels,
+# as in names.is_protocol. No NOTIFY is sent when its queue is more than half full, see sql.py.
 AUDIENCE_KEY = "encode(substring(sha256(convert_to({members} || ' ' || {digest}, 'UTF8')) FOR 16), 'hex')::uuid"
-# Rows are compared where one index alone can serve, whatever the statistics say: they may be of the time before a server's
-# 50,000 members came back under its new name, and the index by channel seems as good then.
+# Row comparisons leave only one index to choose, whatever the statistics say: they may date from before 50,000 members of
+# a server came back under its new name, when the index by channel seemed as good.
 MEMBERS = '("group", channel) >= (to_group, queue.channel) AND ("group", channel) <= (to_group, queue.channel)'
 LAST_ID = 2**63 - 1
 SEND_GROUP = f"""
@@ -123,7 +118,7 @@ BEGIN
         SELECT channel, sum(members) AS members, sum(digest) AS digest, sum(expiring) = 0 AND sum(members) > 40 AS named
         FROM our.dbchannels_tally WHERE "group" = to_group GROUP BY channel HAVING sum(members) > 0
     LOOP
-        FOR position IN 1 .. cardinality(patterns) LOOP  -- the first that fits
+        FOR position IN 1 .. cardinality(patterns) LOOP  -- the first that matches
             capacity := capacities[position];
             EXIT WHEN queue.channel ~ patterns[position];
         END LOOP;
@@ -223,7 +218,7 @@ def set_storage(apps, schema_editor):
         schema_editor.execute(f"ALTER TABLE {table} SET ({STORAGE})")
     for table in ("dbchannels_inflight", "dbchannels_process", "dbchannels_durablemessage"):
         schema_editor.execute(f"ALTER TABLE {table} SET (fillfactor = 70)")
-    run(schema_editor.connection, KEEP_TALLY + SEND_GROUP)
+    run(schema_editor.connection, UPDATE_TALLY + SEND_GROUP)
 
 
 def drop_functions(apps, schema_editor):

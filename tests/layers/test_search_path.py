@@ -184,12 +184,12 @@ def test_the_schema_may_have_any_name(layer, new_link):
 
         storage = import_module("dbchannels.migrations.0002_postgresql_storage")
         run('SET search_path = "of %s; ours", public')
-        storage.run(connection, storage.KEEP_TALLY + storage.SEND_GROUP)
+        storage.run(connection, storage.UPDATE_TALLY + storage.SEND_GROUP)
         with set_for_all(search_path='"of %s; ours"'):
             everything(layer, new_link(layer))
         layer.group_add("group", "reply.a!b")
         layer.send_group("group", {})
     finally:
         run(*(f'ALTER TABLE "of %s; ours".{one} SET SCHEMA public' for one in tables), "RESET search_path")
-        storage.run(connection, storage.KEEP_TALLY + storage.SEND_GROUP)
+        storage.run(connection, storage.UPDATE_TALLY + storage.SEND_GROUP)
         run('DROP SCHEMA "of %s; ours" CASCADE')
