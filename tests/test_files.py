@@ -20,7 +20,7 @@ from whitenoise import WhiteNoise
 
 from dbchannels.protocol import CHUNK
 from dbchannels.worker.application import ApplicationViews
-from dbchannels.worker.files import FileSender, regular_file
+from dbchannels.worker.response_stream import FileSender, regular_file
 from tests import test_handler
 
 CONTENT = bytes(range(256)) * 1_024  # 256 KiB

@@ -236,7 +236,7 @@ def test_reports_of_one_that_is_slow_but_takes_keep_it(slow, made, monkeypatch):
 def test_it_goes_on_while_pieces_are_sent_and_while_it_waits_for_room(slow, made, monkeypatch):
     """The worker's watch reads it: a response that goes on does not hang, however slow its client is."""
     noted = []
-    monkeypatch.setattr(ChunkWriter, "_goes_on", lambda writer: noted.append(slow.size()))
+    monkeypatch.setattr(ChunkWriter, "_note_progress", lambda writer: noted.append(slow.size()))
     thread = slow.start(made(2 * WINDOW // CHUNK, CHUNK))
     wait_until(lambda: noted.count(WINDOW) > 5)
     slow.reports.append({"closed": True})

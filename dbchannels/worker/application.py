@@ -1,9 +1,9 @@
-"""The site's own code as this process runs it: the WSGI application that answers requests, and all that it imports."""
+"""The site's own code: the WSGI application that answers requests, and all that it imports."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from itertools import chain, islice
 from typing import Any
 
@@ -19,21 +19,19 @@ from dbchannels.conf import layer_settings
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Operation, Send
+from dbchannels.layers.operations import Operation, reply
 from dbchannels.message import Message
-from dbchannels.protocol import CHUNK, LATER, chunk
+from dbchannels.protocol import CHUNK, LATER, Fields, chunk
 from dbchannels.routing.table import Routing, load_routing
-from dbchannels.worker.files import FileSender
 from dbchannels.worker.request_body import open_body
-from dbchannels.worker.response_stream import ChunkWriter
+from dbchannels.worker.response_stream import ChunkWriter, FileSender
 from dbchannels.worker.views import RequestContext, make_environ, teach_django
 
-Fields = dict[str, Any]
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 
 class ApplicationViews:
-    """Calls the application, from any number of threads at once; the site's own is imported when it is needed."""
+    """Calls the application, from any number of threads; without one, the site's own is imported when it is needed."""
 
     def __init__(
         self, application: Application | None = None, *, threads: bool = True, files: FileSender | None = None
@@ -51,46 +49,50 @@ class ApplicationViews:
         return self._application
 
     def respond(self, message: Message, link: Link, layer: BaseLayer) -> list[Operation]:
-        """Run it in a worker; return the sending of its response. A long one is sent in chunks as it is made."""
+        """Answer a request in a worker; return the sending of the response. A long one is sent while it is made."""
 
-        def reply(fields: Fields) -> Operation:
-            assert message.reply_channel is not None
-            payload = codec.encode_trusted(fields)
-            return Send(message.reply_channel.name, payload, "", layer.options["expiry"], certain=True)
+        assert message.reply_channel is not None
+        reply_channel, expiry = message.reply_channel.name, layer.options["expiry"]
+
+        def send(fields: Fields) -> bool:
+            return not link.apply([reply(reply_channel, fields, expiry)])
 
         def receive_flow() -> list[Fields]:
             channel = message.get("flow_channel")
             return [codec.decode(one.payload) for one in link.receive_many([channel], 100)] if channel else []
 
         context = RequestContext(message.reply_channel)
-        with open_body(message, link, layer.options["expiry"]) as body:
+        with open_body(message, link, expiry) as body:
             environ = {**make_environ(message), **self._processes, "wsgi.input": body}
             response = Response(self.load(), environ, context)
             try:
                 content = response.content
                 if context.answered_later:
-                    return [reply({LATER: True})]
+                    return [reply(reply_channel, {LATER: True}, expiry)]
                 if isinstance(content, bytes) and len(content) <= CHUNK:
-                    return [reply({**response.head, "content": content})]
-                if self._files and message.reply_channel is not None and not response.written:
-                    head = self._files.send(message.reply_channel.name, response.head, response.result)
+                    return [reply(reply_channel, {**response.head, "content": content}, expiry)]
+                if self._files and not response.written:
+                    head = self._files.send(reply_channel, response.head, response.result)
                     if head is not None:
-                        return [reply(head)]
-                writer = ChunkWriter(lambda fields: not link.apply([reply(fields)]), receive_flow)
-                writer.run(response.head, _in_chunks(content) if isinstance(content, bytes) else content)
+                        return [reply(reply_channel, head, expiry)]
+                pieces = [content] if isinstance(content, bytes) else content
+                ChunkWriter(send, receive_flow).run(response.head, pieces)
                 return []
             finally:
                 response.close()
 
     def __call__(self, message: Fields) -> Generator[Fields, None, None]:
-        """Run it in a thread of the server; yield the messages of its response."""
-        # A body may be bytes, or an object to read ``body_size`` of them from.
+        """Answer a request in a thread of the server; yield the messages of the response.
+
+        The body is bytes, or an object to read ``body_size`` bytes from.
+        """
         body = message["body"]
-        streamed = not isinstance(body, bytes)
-        environ = make_environ({**message, "body": b""} if streamed else message)
-        if streamed:
-            environ["wsgi.input"] = body
-        environ.update(self._processes)
+        stream = {} if isinstance(body, bytes) else {"wsgi.input": body}
+        environ = {
+            **make_environ({**message, "body": b""} if stream else message),
+            **stream,
+            **self._processes,
+        }
         response = Response(self.load(), environ, RequestContext())
         try:
             if isinstance(response.content, bytes):
@@ -105,7 +107,7 @@ class ApplicationViews:
 
 
 class Response:
-    """What the application answers to one request: the head as fields, the content whole or in pieces. Close it."""
+    """The answer of the application to one request: the head as fields, the content whole or in pieces. Close it."""
 
     head: Fields
     content: bytes | Iterable[bytes]
@@ -125,7 +127,7 @@ class Response:
     def _start(
         self, status: str, headers: list[tuple[str, str]], exc_info: Any = None
     ) -> Callable[[bytes], None]:
-        """Take the status and the headers; they may be replaced by those of an error until the content begins."""
+        """Take the status and the headers; until the content begins, those of an error may replace them."""
         if exc_info and self._begun:
             raise exc_info[1].with_traceback(exc_info[2])
         code, _, reason = status.partition(" ")
@@ -138,25 +140,21 @@ class Response:
         if whole or isinstance(self.result, (list, tuple)):
             return b"".join([*self.written, *self.result])
         pieces = iter(self.result)
-        # A generator says its status when it is asked for its first piece; a response of Django's has said it.
+        # A generator gives its status with its first piece; a response of Django's has given it.
         first = list(islice(pieces, 0 if self.head else 1))
         self._begun = True
         return chain(self.written, first, pieces)
 
     def close(self) -> None:
-        """End it; Django sends its signal request_finished then."""
+        """End the response; Django sends its signal request_finished then."""
         if hasattr(self.result, "close"):
             self.result.close()
 
 
-def _in_chunks(content: bytes) -> Iterator[bytes]:
-    return (content[start : start + CHUNK] for start in range(0, len(content), CHUNK))
-
-
 def load_site(layer: str) -> Routing:
-    """Import what would be imported at the first message otherwise, when the files may be those of the next deploy.
+    """Import the consumers, the whole URLconf with its error handlers, and the libraries of template tags.
 
-    That is the consumers, the whole URLconf with its error handlers, and the libraries of template tags.
+    Otherwise the first message would import them, when the files may be those of the next deploy.
     """
     routing = load_routing(layer_settings(layer).routing)
     if hasattr(settings, "ROOT_URLCONF"):
@@ -179,8 +177,8 @@ def site_application() -> Application:
     """Import the application that settings.WSGI_APPLICATION names, or Django's own; raises InvalidConfiguration."""
     if settings.WSGI_APPLICATION is None:
         return WSGIHandler()
-    # The site's wsgi.py sets Django up once more, and with it the logs: without a word to the contrary in LOGGING that
-    # silences every logger that is there already.
+    # The site's wsgi.py sets Django up once more, and with it the logs: unless LOGGING says otherwise, that disables
+    # every logger that exists already.
     loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
     enabled = [one for one in loggers if not one.disabled]
     try:

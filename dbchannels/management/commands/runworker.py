@@ -29,7 +29,7 @@ from dbchannels.server.config import add_options
 from dbchannels.wakeup import LONGEST_TIMEOUT, WakeupPipe, check_timeout, wait_readable
 from dbchannels.worker import database_connections
 from dbchannels.worker.application import ApplicationViews, load_site
-from dbchannels.worker.files import FileSender
+from dbchannels.worker.response_stream import FileSender
 from dbchannels.worker.worker import Worker
 
 log = logging.getLogger("dbchannels.worker")
