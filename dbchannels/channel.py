@@ -46,7 +46,8 @@ class Channel:
             foreign.refuse_keywords("send", "Channel.__init__", others)
         self.name = names.check_channel_name(name)
         given = {"delay": delay, "deliver_at": deliver_at, "priority": priority, "unique": unique}
-        self._delivery = {key: value for key, value in given.items() if value != _DEFAULTS[key]}
+        changed = given != _DEFAULTS
+        self._delivery = {key: one for key, one in given.items() if one != _DEFAULTS[key]} if changed else {}
         self._immediately = immediately
         self._layer = layer
 

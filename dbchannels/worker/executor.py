@@ -58,6 +58,8 @@ from dbchannels.worker.application import ApplicationViews
 
 log = logging.getLogger("dbchannels.worker")
 
+_DEFAULT_OPTIONS = ConsumerOptions("")  # of views, and of messages without a route
+
 
 class ClaimLost(Exception):
     """Another worker has claimed the message meanwhile: everything that this one did is rolled back."""
@@ -259,7 +261,7 @@ class Executor:
 
     @property
     def _options(self) -> ConsumerOptions:
-        return ConsumerOptions("") if self._route is None else self._route.options
+        return _DEFAULT_OPTIONS if self._route is None else self._route.options
 
     def _option(self, name: str) -> Any:
         """Return the consumer's own option, or the layer's."""

@@ -134,33 +134,34 @@ def is_outage(error: BaseException) -> bool:
 
 def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
     """Return the WSGI environment of an ``http.request`` message (PEP 3333)."""
-    root_path = _utf_8(message.get("root_path", ""))
-    path = message.get("path_bytes") or _utf_8(message["path"])
+    fields = message.content if isinstance(message, Message) else message
+    root_path = _utf_8(fields.get("root_path", ""))
+    path = fields.get("path_bytes") or _utf_8(fields["path"])
     path = path.removeprefix(root_path) if (path + b"/").startswith(root_path + b"/") else path
-    body = message.get("body", b"")
-    client, server = message.get("client") or ["", 0], message.get("server") or ["localhost", 80]
+    body = fields.get("body", b"")
+    client, server = fields.get("client") or ["", 0], fields.get("server") or ["localhost", 80]
     environ = {
-        "REQUEST_METHOD": message["method"],
+        "REQUEST_METHOD": fields["method"],
         "SCRIPT_NAME": root_path.decode("latin-1"),
         "PATH_INFO": path.decode("latin-1"),
-        "QUERY_STRING": message["query_string"].decode("latin-1"),
+        "QUERY_STRING": fields["query_string"].decode("latin-1"),
         "SERVER_NAME": str(server[0]),
         "SERVER_PORT": str(server[1]),
-        "SERVER_PROTOCOL": f"HTTP/{message['http_version']}",
+        "SERVER_PROTOCOL": f"HTTP/{fields['http_version']}",
         "REMOTE_ADDR": str(client[0]),
         "REMOTE_PORT": str(client[1]),
         "wsgi.version": (1, 0),
-        "wsgi.url_scheme": message.get("scheme", "http"),
+        "wsgi.url_scheme": fields.get("scheme", "http"),
         "wsgi.input": BytesIO(body),
         "wsgi.errors": sys.stderr,
         "wsgi.run_once": False,
         "wsgi.file_wrapper": _file_in_chunks,
     }
-    size = message.get("body_size", len(body))
+    size = fields.get("body_size", len(body))
     # As from any WSGI server: "0" where the client said so, and no key where it sent no body. That of chunks is known.
-    if size or any(name in (b"content-length", b"transfer-encoding") for name, _ in message["headers"]):
+    if size or any(name in (b"content-length", b"transfer-encoding") for name, _ in fields["headers"]):
         environ["CONTENT_LENGTH"] = str(size)
-    for name, value in message["headers"]:
+    for name, value in fields["headers"]:
         _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
     return environ
 
