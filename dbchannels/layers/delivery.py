@@ -1,4 +1,4 @@
-"""How one message is delivered on a durable channel: when, before which others, and how often it may wait."""
+"""The options of a message on a durable channel: when it is delivered, before which others, and once for each key."""
 
 from __future__ import annotations
 
@@ -22,11 +22,15 @@ def delivery_options(
     priority: int = 0,
     unique: str = "",
 ) -> dict[str, Any]:
-    """Check the options of a send, and return them as ``operations.Send`` has them.
+    """Check the options of a send, and return them as fields of ``operations.Send``.
 
-    ``delay``: a timedelta or seconds, 0 to ten years. ``deliver_at``: the moment in place of a delay. ``priority``:
-    the highest is taken first, 0 is usual. ``unique``: it is not queued while a message with this key waits on the
-    channel; the key is free again as soon as that one starts to run. Raises InvalidMessage with one sentence.
+    * ``delay``: a timedelta or a number of seconds, up to ten years
+    * ``deliver_at``: the moment, in place of a delay
+    * ``priority``: messages with the highest one are taken first; 0 is the default
+    * ``unique``: a key. While a message with this key waits on the channel, no second one is queued; the key is free
+      again as soon as the message starts to run.
+
+    Raises InvalidMessage.
     """
     options = {
         "delay": _delay_seconds(delay),
@@ -36,8 +40,8 @@ def delivery_options(
     }
     if (any(options.values()) or deliver_at is not None) and names.is_protocol(channel):
         raise InvalidMessage(
-            f"Messages on {channel} are taken as they come, without delay, priority or unique key: send to a "
-            "channel of your own, whose consumer sends it on."
+            f"Messages on {channel} have no delay, priority or unique key: send to a channel of your own, whose "
+            "consumer sends the message on."
         )
     if options["delay"] and deliver_at is not None:
         raise InvalidMessage("A message has a delay or a moment, not both: leave out delay or deliver_at.")
@@ -50,27 +54,27 @@ def _delay_seconds(delay: object) -> float:
         delay = delay.total_seconds()
     if not isinstance(delay, (int, float)) or delay != delay:  # NaN
         raise InvalidMessage(
-            f"A delay is a timedelta or a number of seconds, not {safe_repr(delay, 40)}: write delay=5, or "
+            f"A delay must be a timedelta or a number of seconds, not {safe_repr(delay, 40)}: write delay=5 or "
             "delay=timedelta(...)."
         )
     if delay < 0:
         raise InvalidMessage(
-            f"A delay is from 0 on, not {safe_repr(delay, 40)}: leave it out for a message that is due now."
+            f"A delay must not be negative, unlike {safe_repr(delay, 40)}: leave it out to send the message now."
         )
     if delay > LONGEST_DELAY:
         raise InvalidMessage(
-            f"A delay is at most ten years, not {safe_repr(delay, 40)} s: send the message later."
+            f"A delay must be at most ten years, not {safe_repr(delay, 40)} s: send the message later."
         )
     return float(delay)
 
 
 def _moment(deliver_at: object) -> datetime | None:
-    """Return the moment; None when it has come, so that no date of another age reaches a database."""
+    """Return the moment; None for a past one, so that no date of another age reaches a database."""
     if deliver_at is None:
         return None
     if not isinstance(deliver_at, datetime):
         raise InvalidMessage(
-            f"The moment deliver_at is a datetime, not {safe_repr(deliver_at, 40)}: write deliver_at=datetime(...)."
+            f"deliver_at must be a datetime, not {safe_repr(deliver_at, 40)}: write deliver_at=datetime(...)."
         )
     moment = deliver_at
     if timezone.is_naive(deliver_at):  # as in a model's field, it is the site's local time
@@ -79,7 +83,7 @@ def _moment(deliver_at: object) -> datetime | None:
     seconds = (moment - datetime.now(datetime_timezone.utc)).total_seconds()
     if seconds > LONGEST_DELAY:
         raise InvalidMessage(
-            f"The moment deliver_at is within ten years, not {deliver_at!s:.40}: send the message later."
+            f"deliver_at must be within ten years, not {deliver_at!s:.40}: send the message later."
         )
     return moment if seconds > 0 else None
 
@@ -87,25 +91,25 @@ def _moment(deliver_at: object) -> datetime | None:
 def _priority(priority: object) -> int:
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise InvalidMessage(
-            f"A priority is a whole number, not {safe_repr(priority, 40)}: write one, such as priority=5."
+            f"A priority must be a whole number, not {safe_repr(priority, 40)}: write priority=5, for example."
         )
-    if not PRIORITIES.start <= priority < PRIORITIES.stop:
+    if priority not in PRIORITIES:
         raise InvalidMessage(
-            f"A priority is from {PRIORITIES[0]} to {PRIORITIES[-1]}, not {safe_repr(priority, 40)}: take one of these."
+            f"A priority must be from {PRIORITIES[0]} to {PRIORITIES[-1]}, not {safe_repr(priority, 40)}."
         )
     return priority
 
 
 def _unique(unique: object) -> str:
     if not isinstance(unique, str):
-        raise InvalidMessage(f"A unique key is a str, not {safe_repr(unique)}: write unique=str(...).")
+        raise InvalidMessage(f"A unique key must be a str, not {safe_repr(unique)}: write unique=str(...).")
     if len(unique) > names.MAX_LENGTH:
         raise InvalidMessage(
-            f"A unique key has at most {names.MAX_LENGTH} characters, and this one has {len(unique)}: take a shorter "
-            "one, such as a hash."
+            f"A unique key must have at most {names.MAX_LENGTH} characters, not {len(unique)}: use a shorter one, such "
+            "as a hash."
         )
     if not unique.isprintable():
         raise InvalidMessage(
-            f"A unique key is made of characters that can be printed, unlike {safe_repr(unique)}: leave the others out."
+            f"A unique key must consist of printable characters, unlike {safe_repr(unique)}: remove the others."
         )
     return unique

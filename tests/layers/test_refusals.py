@@ -152,21 +152,21 @@ RULES = {
         lambda layer: layer.send_many([("own", {}), ("own", {"text": "x" * 1_048_577})]),
     ),
     # Options of a send.
-    "a delay is a number": sent("A delay is a timedelta or a number of seconds, not '5'", delay="5"),
+    "a delay is a number": sent("A delay must be a timedelta or a number of seconds, not '5'", delay="5"),
     "a delay is no NaN": sent("a number of seconds, not nan: write delay=5", delay=float("nan")),
-    "a delay goes forward": sent("A delay is from 0 on, not -1", delay=-1),
-    "a delay ends": sent("A delay is at most ten years, not", delay=timedelta(days=3651)),
-    "a moment is a datetime": sent("The moment deliver_at is a datetime, not 7", deliver_at=7),
-    "a moment is near": sent("The moment deliver_at is within ten years, not 2199-01-01", deliver_at=FAR),
+    "a delay goes forward": sent("A delay must not be negative, unlike -1", delay=-1),
+    "a delay ends": sent("A delay must be at most ten years, not", delay=timedelta(days=3651)),
+    "a moment is a datetime": sent("deliver_at must be a datetime, not 7", deliver_at=7),
+    "a moment is near": sent("deliver_at must be within ten years, not 2199-01-01", deliver_at=FAR),
     "one of both": sent("A message has a delay or a moment, not both", delay=1, deliver_at=datetime.now()),
-    "a priority is a number": sent("A priority is a whole number, not True", priority=True),
-    "a priority has a range": sent("A priority is from -32768 to 32767, not 32768", priority=32_768),
-    "a key is text": sent("A unique key is a str, not 7: write unique=str(...).", unique=7),
-    "a key is short": sent("A unique key has at most 100 characters, and this one has 101", unique="x" * 101),
-    "a key in print": sent("A unique key is made of characters that can be printed, unlike", unique="\0"),
-    "no option there": sent("Messages on http.request are taken as they come", "http.request", unique="a"),
+    "a priority is a number": sent("A priority must be a whole number, not True", priority=True),
+    "a priority has a range": sent("A priority must be from -32768 to 32767, not 32768", priority=32_768),
+    "a key is text": sent("A unique key must be a str, not 7: write unique=str(...).", unique=7),
+    "a key is short": sent("A unique key must have at most 100 characters, not 101", unique="x" * 101),
+    "a key in print": sent("A unique key must consist of printable characters, unlike", unique="\0"),
+    "no option there": sent("Messages on http.request have no delay", "http.request", unique="a"),
     "no moment there": sent(
-        "Messages on body?x are taken as they come", "body?x", deliver_at=datetime(2015, 6, 26)
+        "Messages on body?x have no delay, priority or unique key", "body?x", deliver_at=datetime(2015, 6, 26)
     ),
     # A consumer's options.
     "retries are whole": consumer(
