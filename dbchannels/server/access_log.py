@@ -40,8 +40,10 @@ def access_line(
 def log_request(
     client: str, line: str, status: int, size: int, seconds: float, request: Request | None
 ) -> None:
-    """Log the response to a request or a handshake, or to what is no HTTP."""
+    """Log the response to a request or a handshake; ``client`` and ``line`` are those of what is no request."""
     if log.isEnabledFor(logging.INFO):
+        if request is not None:
+            client, line = request.client[0], f"{request.method} {request.target} HTTP/{request.http_version}"
         _write(access_line(client, line, status, size, seconds, request))
 
 
@@ -59,6 +61,8 @@ def _write(line: str) -> None:
 
 def _field(text: str, most: int) -> str:
     """Return what a stranger sent, latin-1, as a field: masked, cut, in ASCII without quotes and backslashes."""
+    if text == "-":
+        return text
     # What is cut off here costs nothing; what masking leaves out may bring more of the rest into the line.
     masked = mask_query(text[: 2 * most]).replace("\\", "\\\\").replace('"', "\\x22")
     return escaped(masked.encode("ascii", "backslashreplace").decode("ascii"), most)

@@ -244,10 +244,6 @@ class ServerConfig:
             )
         return cls(**values)
 
-    def is_outside(self, path: str) -> bool:
-        """Whether a request's path is not below the site's root."""
-        return bool(self.root_path) and not f"{path}/".startswith(f"{self.root_path}/")
-
     @property
     def head_limits(self) -> HeadLimits:
         """Return the limits of a request's head."""

@@ -204,6 +204,7 @@ def address_key(address: str) -> str:
     return str(parsed if parsed.version == 4 else ipaddress.ip_network((parsed, 64), strict=False))
 
 
+@lru_cache(4096)
 def is_local(address: str) -> bool:
     """Whether a client is on this machine: its address is a loopback address, or "", for a Unix socket."""
     parsed = read_address(address)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.server.http.headers import RawHeaders, items, match_host
+from dbchannels.server.http.headers import RawHeaders, match_host, split_list, values
 from dbchannels.server.http.messages import Request
 
 #: Whom to believe by default: this machine. The word is for every peer of a Unix socket.
@@ -77,7 +77,7 @@ def forwarded(request: Request, trusted: Trusted) -> Request:
     if not trusted.believes(request.client[0]):
         return request._replace(headers=[pair for pair in headers if pair[0] not in (FOR, PROTO, HOST)])
     return request._replace(
-        client=_client(items(headers, FOR), trusted) or request.client,
+        client=_client(split_list(values(headers, FOR)), trusted) or request.client,
         scheme=forwarded_scheme(headers) or request.scheme,
         headers=_with_host(headers, _last(headers, HOST) if trusted.host else b""),
     )
@@ -90,7 +90,7 @@ def forwarded_scheme(headers: RawHeaders) -> str:
 
 def _last(headers: RawHeaders, name: bytes) -> bytes:
     """Return what the nearest proxy said: it adds to the end of what it was told."""
-    return (items(headers, name) or [b""])[-1]
+    return (split_list(values(headers, name)) or [b""])[-1]
 
 
 def _client(items: Sequence[bytes], trusted: Trusted) -> tuple[str, int] | None:

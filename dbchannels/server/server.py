@@ -77,7 +77,6 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
     def __init__(self, server: InterfaceServer, listener: Listener) -> None:
         super().__init__(listener.socket, log=None, error_log=None)
         self.public_address = ("localhost", 80) if listener.address.path else listener.address[:2]
-        self.is_draining = server.is_draining
         self.requests = server.requests
         self.in_flight = server.requests.in_flight
         self.options = server.options
@@ -227,7 +226,7 @@ class InterfaceServer:
     def check_origin(self, shaken: handshake.Handshake, request: Request) -> None:
         """Raise Refused for a page of another site, and for a host that is not ours (DNS rebinding)."""
         allowed = self.options.allowed_hosts
-        if self.options.is_outside(request.path):
+        if request.is_outside:
             raise messages.Refused(404, OUTSIDE)
         if not handshake.host_allowed(request.host(), allowed):
             raise messages.Refused(

@@ -101,7 +101,7 @@ class Requests:
 
         Raises Refused, after which the connection ends, and ConnectionError when the client leaves.
         """
-        if self._options.is_outside(request.path):
+        if request.is_outside:
             raise Refused(404, OUTSIDE)
         away = reader.unread and not self.direct and self._relay.refuses  # looked at before the body comes
         if away or self.in_flight.given_up:

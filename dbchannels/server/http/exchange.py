@@ -79,19 +79,21 @@ class ResponseBuffer:
 
     def put(self, message: Message) -> None:
         """Add a message."""
-        self._count(message)
-        self._queue.put(message)
+        self._queue.put((self._count(message), message))
 
-    def _count(self, message: Message) -> None:
-        self.received += content_size(message)
+    def _count(self, message: Message) -> int:
+        """Count what a message brings. Return the bytes of its content."""
+        content = message.get("content")
+        size = len(content) if isinstance(content, bytes) else 0
+        self.received += size
         self.ended = self.ended or not (message.get(MORE_CONTENT) or LATER in message or TAKEN in message)
+        return size
 
     def get(self, timeout: float | None = None) -> Message:
         """Return the next message, after the client has taken the one before. Raises Empty."""
         self._free_taken()
-        message: Message = self._queue.get(timeout=timeout)
-        self._in_hand = content_size(message)
-        return message
+        self._in_hand, message = self._queue.get(timeout=timeout)
+        return message  # type: ignore[no-any-return]
 
     def _free_taken(self) -> None:
         size, self._in_hand = self._in_hand, 0
@@ -264,12 +266,6 @@ class Exchange:
     def _send(self, operation: Operation) -> None:
         with suppress(OutboxFull):
             self._relay.send(operation)
-
-
-def content_size(message: Message) -> int:
-    """Return how many bytes of a response a message holds."""
-    content = message.get("content")
-    return len(content) if isinstance(content, bytes) else 0
 
 
 class Chunks(Protocol):

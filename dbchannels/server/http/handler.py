@@ -22,8 +22,7 @@ from dbchannels.protocol import SENTENCES
 from dbchannels.server.access_log import log_request
 from dbchannels.server.connection_limits import CountedSocket, address_of
 from dbchannels.server.http.exchange import Stream
-from dbchannels.server.http.headers import encode_head
-from dbchannels.server.http.messages import Refused, Request, ResponseHead, refuse_response
+from dbchannels.server.http.messages import Refused, Request, ResponseHead, encode_head, refuse_response
 from dbchannels.server.http.parser import RequestHead
 from dbchannels.server.http.reader import ClientDisconnected, RequestReader
 from dbchannels.server.proxy_headers import forwarded
@@ -50,6 +49,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
         self.reader = RequestReader(sock, server.options, server.hub_time)
         self.handed_over = False  # the socket belongs to a WebSocket now
+        self._address = address_of(address)
         self._requests = 0
         self._client: str | None = None  # the address behind a proxy, while it counts
         super().__init__(sock, address, server, rfile=self.reader)
@@ -76,31 +76,31 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         used_up = self._requests == self.server.options.max_requests
         self.close_connection = not head.keep_alive or used_up or self.server.closed
         request = self._request = self._read_request(head)
-        self.server.in_flight.begin(self.reader)
         try:
-            self._serve(request)
+            self._serve(request, head.is_upgrade)
         finally:
             self.server.in_flight.end(self.reader)
             if self._client is not None:
                 self.server.connection_limits.leave(self._client)
                 self._client = None
             if not self.handed_over:
-                self._log(request.line)
+                self._log()
         if self.reader.unread:
             self._linger()
         gevent.sleep(0)  # let others run before this connection's next request, which may have come already
         return None if self.close_connection or self.reader.unread else True
 
-    def _serve(self, request: Request) -> None:
+    def _serve(self, request: Request, is_upgrade: bool) -> None:
         try:
             address = request.client[0]
-            if address != address_of(self.client_address):  # a proxy's client counts by its own address
+            if address != self._address:  # a proxy's client counts by its own address
                 if too_many := self.server.connection_limits.enter(address):
                     self.close_connection = True
                     self._write_at_once(429, too_many)
                     return
                 self._client = address
-            if handshake.is_upgrade(request.headers):
+            self.server.in_flight.begin(self.reader)
+            if is_upgrade:
                 self._upgrade(request)
             else:
                 self._write_response(*self.server.requests.respond(request, self.reader))
@@ -114,7 +114,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     def _read_request(self, head: RequestHead) -> Request:
         options, target, heartbeat = self.server.options, head.target, 0
-        if handshake.HEARTBEAT in target and handshake.is_upgrade(head.headers):
+        if head.is_upgrade and handshake.HEARTBEAT in target:
             target, heartbeat = handshake.take_heartbeat(target)
         request = Request(
             head.method,
@@ -148,8 +148,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             raise Refused(500, SENTENCES[500]) from None
         connection.deflate = deflate
         self._write_at_once(101, head)
-        self._log(request.line)  # now: the socket may be closed, and that be logged, before this returns
-        released = partial(server.release, address_of(self.client_address), self._client)
+        self._log()  # now: the socket may be closed, and that be logged, before this returns
+        released = partial(server.release, self._address, self._client)
         self._client = None
         # The duplicate is a plain socket: watchers read and write it in the hub, where nothing may block.
         plain = CountedSocket(os.dup(self.socket.fileno()), released)
@@ -176,7 +176,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
                 in_chunks = head.has_body
             else:  # only the end of the connection ends the response
                 self.close_connection = True
-        self.close_connection = self.close_connection or self.server.is_draining()
+        self.close_connection = self.close_connection or self.server.closed
         if self.close_connection:
             headers.append(("Connection", "close"))
         elif version == "1.0":
@@ -233,7 +233,6 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.reader.linger()
         self.server.in_flight.lingering -= 1
 
-    def _log(self, line: str) -> None:
-        client = self._request.client[0] if self._request else address_of(self.client_address)
+    def _log(self, line: str = "") -> None:
         seconds = time.monotonic() - self._started
-        log_request(client, line, self._status, self._body_size, seconds, self._request)
+        log_request(self._address, line, self._status, self._body_size, seconds, self._request)

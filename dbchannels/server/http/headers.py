@@ -31,19 +31,19 @@ def values(headers: RawHeaders, name: bytes) -> list[bytes]:
     return [value for key, value in headers if key == name]
 
 
+def split_list(values: Iterable[bytes]) -> list[bytes]:
+    """Return the items of a header that is a list, and of its repetitions, in order. Some may be empty."""
+    return [item.strip(b" \t") for value in values for item in value.split(b",")]
+
+
 def items(headers: RawHeaders, name: bytes) -> list[bytes]:
-    """Return the items of a header that is a list, and of its repetitions, in order; some may be empty."""
-    return [item.strip(b" \t") for value in values(headers, name) for item in value.split(b",")]
+    """Return the items of a header that is a list. Empty ones do not count (RFC 9110 section 5.6.1)."""
+    return list(filter(None, split_list(values(headers, name))))
 
 
 def words(headers: RawHeaders, name: bytes) -> list[bytes]:
-    """Return the items in lower case. Empty ones do not count (RFC 9110 section 5.6.1)."""
-    return [item.lower() for item in items(headers, name) if item]
-
-
-def without(headers: Iterable[tuple[bytes, bytes]], *names: bytes) -> list[tuple[bytes, bytes]]:
-    """Return the headers without some, whatever the case of their names."""
-    return [pair for pair in headers if pair[0].lower() not in names]
+    """Return the items in lower case."""
+    return [item.lower() for item in items(headers, name)]
 
 
 def validate(headers: Headers, reserved: re.Pattern[str]) -> list[tuple[str, str]]:
@@ -57,9 +57,3 @@ def validate(headers: Headers, reserved: re.Pattern[str]) -> list[tuple[str, str
         if not isinstance(value, str) or not is_value(value):
             raise ValueError(f"The header {name} is not one line of latin-1 text: encode its value first.")
     return headers
-
-
-def encode_head(status: str, headers: Headers) -> bytes:
-    """Return the head of a response, with the empty line; ``status`` is its number and words."""
-    lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
-    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1")

@@ -17,13 +17,10 @@ from dbchannels.protocol import MORE_CONTENT, reason_phrase, status_reply
 from dbchannels.server.http.headers import (
     Headers,
     RawHeaders,
-    encode_head,
     is_token_bytes,
     is_value,
     is_value_bytes,
     validate,
-    values,
-    without,
 )
 
 log = logging.getLogger("dbchannels.server")
@@ -56,6 +53,12 @@ def refuse_response(status: int, sentence: str, headers: Headers = (), method: s
     return head if method == "HEAD" else head + body
 
 
+def encode_head(status: str, headers: Headers) -> bytes:
+    """Return the head of a response, with the empty line; ``status`` is its number and words."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    return f"HTTP/1.1 {status}\r\n{lines}\r\n".encode("latin-1")
+
+
 class Request(NamedTuple):
     """What the server read of one request."""
 
@@ -70,11 +73,6 @@ class Request(NamedTuple):
     heartbeat: int = 0  # seconds between two heartbeats that a WebSocket's client asks for; 0: none
 
     @property
-    def line(self) -> str:
-        """The request line, for the log."""
-        return f"{self.method} {self.target} HTTP/{self.http_version}"
-
-    @property
     def path_bytes(self) -> bytes:
         """The percent-decoded path."""
         return unquote_to_bytes(self.target.partition("?")[0].encode("latin-1"))
@@ -85,13 +83,21 @@ class Request(NamedTuple):
         return self.path_bytes.decode("utf-8", "replace").replace("\0", "\ufffd")
 
     @property
+    def is_outside(self) -> bool:
+        """Whether the path is not below the site's root."""
+        return bool(self.root_path) and not f"{self.path}/".startswith(f"{self.root_path}/")
+
+    @property
     def query_string(self) -> bytes:
         """What follows the question mark, undecoded."""
         return self.target.partition("?")[2].encode("latin-1")
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header."""
-        return next(iter(values(self.headers, name)), None)
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
 
     def host(self) -> str:
         """Return the Host header's text."""
@@ -184,7 +190,7 @@ def response_head(message: dict[str, Any], method: str) -> ResponseHead:
     content, whole, bodiless = checked_content(message), not message.get(MORE_CONTENT), status in (204, 304)
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
     if bodiless or whole or len(lengths) > 1:
-        headers = without(headers, b"content-length")
+        headers = [pair for pair in headers if pair[0].lower() != b"content-length"]
     if whole and not bodiless:
         of_view = lengths and method == "HEAD" and not content
         headers.append((b"Content-Length", lengths[0] if of_view else str(len(content)).encode()))

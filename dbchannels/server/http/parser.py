@@ -9,15 +9,7 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
-from dbchannels.server.http.headers import (
-    TOKEN,
-    RawHeaders,
-    is_token_bytes,
-    is_value_bytes,
-    items,
-    values,
-    words,
-)
+from dbchannels.server.http.headers import TOKEN, RawHeaders, is_token_bytes, is_value_bytes, split_list
 from dbchannels.server.http.messages import Refused
 
 LONGEST_LENGTH = 18  # digits of a Content-Length: what 64 bits hold
@@ -59,6 +51,7 @@ class RequestHead(NamedTuple):
     length: int | None  # of the body, in bytes; None: it comes in chunks
     keep_alive: bool
     expects_continue: bool  # the client waits for a 100 before it sends the body
+    is_upgrade: bool  # the client asks for a WebSocket
 
 
 class HeadReader:
@@ -159,7 +152,10 @@ class HeadReader:
         self._line = method.decode("ascii"), target.decode("ascii"), version[5:].decode("ascii")
 
     def _head(self, method: str, target: str, version: str) -> RequestHead:
-        hosts = values(self._headers, b"host")
+        fields: dict[bytes, list[bytes]] = {}
+        for name, value in self._headers:
+            fields.setdefault(name, []).append(value)
+        hosts = fields.get(b"host", [])
         if len(hosts) > 1 or (not hosts and version == "1.1"):
             raise Refused(400, "Send one Host header.")
         if not all(map(_HOST.match, hosts)):
@@ -169,15 +165,15 @@ class HeadReader:
             if not self._authority or not _HOST.match(self._authority):
                 raise Refused(400, "The address names no proper host.")
             headers = [(b"host", self._authority), *(pair for pair in headers if pair[0] != b"host")]
-        length = _body_length(headers, version)
-        connection = words(headers, b"connection")
-        expects = words(headers, b"expect") if version == "1.1" else []
+        length = _body_length(fields, version)
+        connection = _words(fields, b"connection")
+        expects = _words(fields, b"expect") if version == "1.1" else []
+        is_upgrade = b"websocket" in _words(fields, b"upgrade")
         if any(one != b"100-continue" for one in expects):
             raise Refused(417, "This server knows only the expectation 100-continue.")
         keep_alive = b"close" not in connection and (version == "1.1" or b"keep-alive" in connection)
-        return RequestHead(
-            method, target, version, headers, length, keep_alive, bool(expects) and length != 0
-        )
+        expects_continue = bool(expects) and length != 0
+        return RequestHead(method, target, version, headers, length, keep_alive, expects_continue, is_upgrade)
 
     def _too_large(self) -> Refused:
         limits = self._limits
@@ -199,13 +195,17 @@ def read_field(line: bytes) -> tuple[bytes, bytes]:
     return name.lower(), value.strip(b" \t")
 
 
-def _body_length(headers: RawHeaders, version: str) -> int | None:
+def _words(fields: dict[bytes, list[bytes]], name: bytes) -> list[bytes]:
+    return [item.lower() for item in split_list(fields[name]) if item] if name in fields else []
+
+
+def _body_length(fields: dict[bytes, list[bytes]], version: str) -> int | None:
     """Return the body's length, None for chunks (RFC 9112 section 6.3). Raises Refused where it is ambiguous."""
-    lengths = values(headers, b"content-length")
-    if values(headers, b"transfer-encoding"):
+    lengths = fields.get(b"content-length", [])
+    if b"transfer-encoding" in fields:
         if lengths or version == "1.0":
             raise Refused(400, "Send either Content-Length, or Transfer-Encoding in HTTP/1.1.")
-        codings = [coding.lower() for coding in items(headers, b"transfer-encoding")]
+        codings = [coding.lower() for coding in split_list(fields[b"transfer-encoding"])]
         if codings.count(b"chunked") > 1 or not all(codings):
             raise Refused(400, "Send Transfer-Encoding: chunked, once.")
         if codings != [b"chunked"]:

@@ -42,6 +42,7 @@ class RequestReader:
 
     def __init__(self, sock: Any, options: ServerConfig, hub_time: HubTime) -> None:
         self._socket, self._options, self._hub_time = sock, options, hub_time
+        self._head_limits = options.head_limits
         self._ahead = b""  # read, and not used yet
         self._is_first = True  # no request has come yet
         self._head_reader: HeadReader | None = None
@@ -72,7 +73,7 @@ class RequestReader:
 
         Return None when the client has sent nothing in time, at its beginning or between two requests, or has left.
         """
-        reader = self._head_reader = HeadReader(self._options.head_limits)
+        reader = self._head_reader = HeadReader(self._head_limits)
         idle = self._options.head_timeout if self._is_first else self._options.keep_alive_timeout
         self._is_first = False
         deadline = _deadline(idle)

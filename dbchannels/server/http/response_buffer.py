@@ -25,7 +25,7 @@ from dbchannels.protocol import BROKEN_OFF, CHUNK, CLOSED, ERROR, MORE_CONTENT, 
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.connection_limits import ConnectionLimits, first_kept
 from dbchannels.server.http.body import BodyBudget, BodyStorageError, in_thread, new_file
-from dbchannels.server.http.exchange import Exchange, Message, ResponseBuffer, content_size
+from dbchannels.server.http.exchange import Exchange, Message, ResponseBuffer
 from dbchannels.server.relay import Relay
 
 log = logging.getLogger("dbchannels.server")
@@ -113,7 +113,9 @@ class StoredResponseBuffer(ResponseBuffer):
     def __init__(self, budget: ResponseBudget, address: str) -> None:
         super().__init__(None)
         self._budget, self._address = budget, address
-        self._messages: deque[Message] = deque()  # younger than what is in files
+        self._messages: deque[tuple[int, Message]] = (
+            deque()
+        )  # with their bytes; younger than what is in files
         self._segments: deque[Segment] = deque()
         self._file: FileIO | None = None  # sent by a worker; the head says what of it to read
         self._came, self._took = Event(), Event()
@@ -174,9 +176,9 @@ class StoredResponseBuffer(ResponseBuffer):
         """Add a message."""
         if self._is_closed:
             return
-        self._count(message)
-        self._budget.take(self._address, memory=content_size(message))
-        self._messages.append(message)
+        size = self._count(message)
+        self._budget.take(self._address, memory=size)
+        self._messages.append((size, message))
         self._came.set()
         if self.ended:
             self._end_to_wait()
@@ -194,7 +196,8 @@ class StoredResponseBuffer(ResponseBuffer):
 
     def get(self, timeout: float | None = None) -> Message:
         """Return the next message, after the client has taken the one before. Raises Empty."""
-        self._free_taken()
+        if self._in_hand:
+            self._free_taken()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
             if segment := self._next_segment():
@@ -206,8 +209,7 @@ class StoredResponseBuffer(ResponseBuffer):
                 self._took.set()
                 return chunk(content)
             if self._messages and not self._is_writing:
-                message = self._messages.popleft()
-                self._in_hand = content_size(message)
+                self._in_hand, message = self._messages.popleft()
                 return message
             self._came.clear()
             if not self._came.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
@@ -253,7 +255,7 @@ class StoredResponseBuffer(ResponseBuffer):
             while self.waiting > self._most() and not self._is_closed:
                 if batch := self._next_batch():
                     self._store(batch)
-                elif self.ended or not _is_plain(self._messages[0]):
+                elif self.ended or not _is_plain(*self._messages[0]):
                     return  # nobody is held up any more
                 elif self._begin_to_wait():
                     self._took.clear()
@@ -273,23 +275,23 @@ class StoredResponseBuffer(ResponseBuffer):
                 return self.waiting <= self._most()
         return True
 
-    def _next_batch(self) -> list[Message]:
+    def _next_batch(self) -> list[tuple[int, Message]]:
         """Take from memory what there is room for in a file."""
         if self._has_failed:
             return []
         room = self._reserved - self._on_disk
         room += max(0, min(self._budget.room(self._address), self._budget.share - self._reserved))
-        batch: list[Message] = []
+        batch: list[tuple[int, Message]] = []
         size = 0
-        while self._messages and _is_plain(self._messages[0]):
-            size += content_size(self._messages[0])
+        while self._messages and _is_plain(*self._messages[0]):
+            size += self._messages[0][0]
             if size > room or (batch and size > WRITE):
                 break
             batch.append(self._messages.popleft())
         return batch
 
-    def _store(self, batch: list[Message]) -> None:
-        data = b"".join(message["content"] for message in batch)
+    def _store(self, batch: list[tuple[int, Message]]) -> None:
+        data = b"".join(message["content"] for _, message in batch)
         self._on_disk += len(data)
         self._reserve(max(self._reserved, self._on_disk))
         self._is_writing = True
@@ -316,7 +318,7 @@ class StoredResponseBuffer(ResponseBuffer):
         """End the response in its middle, for its client and for whoever makes it."""
         self._budget.refused.count(BROKEN_OFF)
         self.close()
-        self._messages.append({ERROR: BROKEN_OFF})
+        self._messages.append((0, {ERROR: BROKEN_OFF}))
         self._came.set()
         if self.report is not None:
             self.report({CLOSED: True})
@@ -333,8 +335,9 @@ class StoredResponseBuffer(ResponseBuffer):
         self._waits = False
 
     def _reserve(self, size: int) -> None:
-        self._budget.take(self._address, disk=size - self._reserved)
-        self._reserved = size
+        if size != self._reserved:
+            self._budget.take(self._address, disk=size - self._reserved)
+            self._reserved = size
 
     def _shrink(self) -> None:
         """Reserve no more than what is in files, and what may still have to go there."""
@@ -360,9 +363,9 @@ class StoredResponseBuffer(ResponseBuffer):
         self._reserve(0)
 
 
-def _is_plain(message: Message) -> bool:
+def _is_plain(size: int, message: Message) -> bool:
     """Whether a message is nothing but content with more to come."""
-    return bool(content_size(message) and message.get(MORE_CONTENT)) and failure_status(message) is None
+    return bool(size and message.get(MORE_CONTENT)) and failure_status(message) is None
 
 
 class SentFiles:

@@ -21,7 +21,6 @@ from dbchannels.server.http.headers import (
     HOST,
     Headers,
     RawHeaders,
-    encode_head,
     is_token,
     items,
     match_host,
@@ -29,7 +28,7 @@ from dbchannels.server.http.headers import (
     values,
     words,
 )
-from dbchannels.server.http.messages import Refused, refuse_response
+from dbchannels.server.http.messages import Refused, encode_head, refuse_response
 
 log = logging.getLogger("dbchannels.server")
 
@@ -82,7 +81,7 @@ def read_handshake(method: str, http_version: str, headers: RawHeaders) -> Hands
     keys = values(headers, b"sec-websocket-key")
     if len(keys) != 1 or not _KEY.match(keys[0]):
         raise Refused(400, "Send one Sec-WebSocket-Key header: 16 bytes in base64.")
-    subprotocols = [name.decode("latin-1") for name in items(headers, b"sec-websocket-protocol") if name]
+    subprotocols = [name.decode("latin-1") for name in items(headers, b"sec-websocket-protocol")]
     if not all(map(is_token, subprotocols)):
         raise Refused(400, "A name in Sec-WebSocket-Protocol is not a token.")
     if len(set(subprotocols)) < len(subprotocols):
