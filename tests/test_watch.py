@@ -95,6 +95,19 @@ def test_those_behind_it_go_to_another_worker(layer, site, monkeypatch):
     assert waiting(layer, "own") == 2
 
 
+@kinds.on_databases
+def test_results_are_written_though_the_last_of_the_batch_hangs(layer, site, monkeypatch):
+    monkeypatch.setattr("dbchannels.worker.batch.BatchSizer.limit", lambda self: 10)
+    monkeypatch.setattr("dbchannels.worker.worker.WRITE_AFTER", float("inf"))
+    layer.send_many([("quick", {}), ("own", {})])
+    site.start(
+        route("quick", lambda message: Channel("out").send({"from": "quick"})), route("own", site.hang)
+    )
+    wait_until(lambda: drain(layer, "out") == [{"from": "quick"}])
+    assert failed(layer, DurableMessage).channel == "own"
+    assert site.ran == ["own"] and site.worker._batch.running()[0]
+
+
 @pytest.mark.parametrize(
     ("channel", "answer"),
     [

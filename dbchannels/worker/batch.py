@@ -92,6 +92,10 @@ class Batch:
         with self._lock:
             return self._running, time.monotonic() - self._started_at if self._running else 0.0
 
+    def holds_up(self) -> bool:
+        """Whether the message that runs holds up others, or results that are not written yet."""
+        return bool(self.waiting or self._boundaries)
+
     def report(self, hand_back: bool = False) -> BatchResult:
         """Return what is to be written, once; with ``hand_back`` the messages that have not started go back."""
         with self._lock:

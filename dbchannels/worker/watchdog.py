@@ -1,6 +1,7 @@
 """What has to happen while a consumer runs, however long it does, in a thread beside the worker's main thread.
 
-After 50 ms the messages that wait behind the consumer go to another worker, and the lease is renewed. After the soft
+After 50 ms the messages that wait behind the consumer go to another worker, the results of those before it are written,
+and the lease is renewed. After the soft
 time-out the log shows where the consumer stands. After the hard one its message has failed, and the process is
 replaced: a thread of Python's cannot be ended, a process can.
 """
@@ -59,7 +60,7 @@ class Watchdog:
         while not self._stopping.wait(HAND_BACK_AFTER / 2):
             if self._batch.running()[1] < HAND_BACK_AFTER:
                 continue
-            if self._batch.waiting:
+            if self._batch.holds_up():
                 self._hand_back()
             self._keep_alive()
             soft, hard = self._executor.timeouts()
