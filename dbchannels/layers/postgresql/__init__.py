@@ -77,8 +77,19 @@ class PostgreSQLLayer(DjangoLayer):
         connection = connections[self.database]
         # With binding by the server psycopg 3 takes no string of several statements.
         one_by_one = bool(connection.settings_dict["OPTIONS"].get("server_side_binding"))
-        if len(operations) == 1 and self._write_single(connection, operations[0], one_by_one):
-            return []
+        if len(operations) == 1:  # a broadcast or a usual message, as most writes are
+            short, asks, (operation,) = None, False, operations
+            if isinstance(operation, SendGroup):
+                short = broadcast(self, operation)
+            elif isinstance(operation, Send):
+                asks = one_by_one or time.monotonic() >= self._notify_room_until
+                short = single(self, operation, asks=asks)
+            if short:
+                rows = execute_in_django(connection, *short, fetch=asks and self.wakeups)
+                if rows:
+                    has_room = rows[0][0] is not None
+                    self._notify_room_until = time.monotonic() + NOTIFY_ROOM if has_room else 0.0
+                return []
         refused: list[Send] = []
         plan = list(statements(self, operations))
         # Inside the caller's transaction this is a savepoint: after ChannelFull nothing was sent.
@@ -97,19 +108,6 @@ class PostgreSQLLayer(DjangoLayer):
                     if refused and not drop:
                         raise ChannelFull(names.split(refused[0].channel)[0])
         return refused
-
-    def _write_single(self, connection: Any, operation: Operation, one_by_one: bool) -> bool:
-        """Write one broadcast or usual message, as most writes are, the shortest way; False if that cannot be done."""
-        if isinstance(operation, SendGroup):
-            execute_in_django(connection, *broadcast(self, operation))
-            return True
-        asks = one_by_one or time.monotonic() >= self._notify_room_until
-        if not isinstance(operation, Send) or not (statement := single(self, operation, asks=asks)):
-            return False
-        rows = execute_in_django(connection, *statement, fetch=asks and self.wakeups)
-        if rows:
-            self._notify_room_until = time.monotonic() + NOTIFY_ROOM if rows[0][0] is not None else 0.0
-        return True
 
     def group_count(self, group: str) -> int:
         return int(self._query(sql.GROUP_COUNT, {"group": names.check_group_name(group)})[0][0])

@@ -71,7 +71,10 @@ class LockWaits:
                 batch, LOCK_TIMEOUT_MS, self._set_in_flight(batch.in_flight)
             ):
                 if self._batch is not batch:
-                    self._split(batch)
+                    self._batch, self._left = batch, deque()
+                    self._retry_at = self._retry_at if self.blocked else time.monotonic() + RETRY_EVERY
+                    for part in parts(batch):
+                        (self.blocked if _meets(part, self.blocked) else self._left).append(part)
                     together = not first and len(self._left) > 1
                     in_flight = self._set_in_flight(self._all(batch.in_flight))
                     if together and self._is_written(merged(self._left), SINGLE_TIMEOUT_MS, in_flight):
@@ -79,12 +82,6 @@ class LockWaits:
                 self._write_singly(batch.in_flight)
             dropped, self._dropped = self._dropped, []
             return dropped
-
-    def _split(self, batch: BatchResult) -> None:
-        self._batch, self._left = batch, deque()
-        self._retry_at = self._retry_at if self.blocked else time.monotonic() + RETRY_EVERY
-        for part in parts(batch):
-            (self.blocked if _meets(part, self.blocked) else self._left).append(part)
 
     def _write_singly(self, in_flight: Sequence[Delivery]) -> None:
         """Write the parts; blocked ones are recorded as such in the statement that takes the batch off the record."""

@@ -57,27 +57,17 @@ class WakeupCheck:
         try:
             payloads = session.wait(timeout, *others)
             self._listener = session.generation
-            if probes := {payload for payload in payloads if payload.startswith(PROBE)}:
-                self._note(probes)
+            probes = {payload for payload in payloads if payload.startswith(PROBE)}
+            if probes:
+                with self._lock:
+                    arrived = self._probe is not None and self._probe[0] in probes
+                    self._probe = None if arrived else self._probe
+                if arrived:
+                    self._conclude(True)
             self._waited_from = began
         finally:
             self._waiting_since = None
         return payloads - probes
-
-    def _is_overdue(self, sent_at: float) -> bool:
-        """Whether a probe did not arrive though its reader waited long enough, or began to when it was due."""
-        if self._waited_from > sent_at + WITHIN:
-            return True
-        since = self._waiting_since
-        return since is not None and time.monotonic() - max(since, sent_at) > WITHIN
-
-    def _note(self, probes: set[str]) -> None:
-        with self._lock:
-            arrived = self._probe is not None and self._probe[0] in probes
-            if arrived:
-                self._probe = None
-        if arrived:
-            self._conclude(True)
 
     def look(self, query: Callable[[str, dict[str, Any]], Sequence[tuple[Any, ...]]]) -> None:
         """Judge the last probe, send the next, and warn of a queue that fills; to be called every few seconds.
@@ -87,8 +77,12 @@ class WakeupCheck:
         """
         now = time.monotonic()
         with self._lock:
-            probe, listener = self._probe, self._listener
-            overdue = probe is not None and self._is_overdue(probe[2])
+            probe, listener, since = self._probe, self._listener, self._waiting_since
+            # A wait began when the probe was already due, or has lasted for longer than a probe takes.
+            overdue = probe is not None and (
+                self._waited_from > probe[2] + WITHIN
+                or (since is not None and now - max(since, probe[2]) > WITHIN)
+            )
             if overdue:
                 self._probe = None
         if overdue and probe is not None and probe[1] == listener:

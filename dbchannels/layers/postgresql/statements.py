@@ -72,7 +72,8 @@ def statements(
         elif kind is SendGroup:
             yield from ((*broadcast(layer, send, near), []) for send in several)
         elif kind is Connect:
-            yield sql.CONNECT, _of_connects(several), []
+            records = [{"reply_channel": one.reply_channel, **one.fields()} for one in several]
+            yield sql.CONNECT, {f"{name}s": [one[name] for one in records] for name in records[0]}, []
         elif kind is Disconnect:
             yield sql.DISCONNECT, of_connections([one.reply_channel for one in several]), []
         elif kind is Withdraw:
@@ -209,11 +210,6 @@ def _sql_part(part: str) -> str:
         return re.escape(part)
     inside = part[1:-1].replace("\\", r"\\")
     return "[^" + inside[1:] + "]" if inside[0] == "!" else "[" + inside.replace("^", r"\^") + "]"
-
-
-def _of_connects(connects: list[Connect]) -> Values:
-    records = [{"reply_channel": connect.reply_channel, **connect.fields()} for connect in connects]
-    return {f"{name}s": [record[name] for record in records] for name in records[0]}
 
 
 def of_connections(reply_channels: Sequence[str]) -> Values:
