@@ -40,7 +40,17 @@ def encode(message: object, limit: int | None = None) -> bytes:
         _check(message, "message", MAX_DEPTH)  # says where
         raise
     if limit is not None and len(payload) > limit:
-        _check_size(message, len(payload), limit)
+        # The data of a client that is allowed always fits, however long the path and the names beside it are.
+        for value in map(message.get, _CARRIED):
+            carried = (
+                len(value.encode() if isinstance(value, str) else value)
+                if isinstance(value, (str, bytes))
+                else 0
+            )
+            if carried > limit:
+                raise MessageTooLarge(carried, limit)
+        if len(payload) > limit + ENVELOPE:
+            raise MessageTooLarge(len(payload), limit + ENVELOPE)
     return payload
 
 
@@ -96,47 +106,27 @@ def _pack(message: dict[str, Any] | str | int) -> bytes:
     return _packers.pack(message)  # type: ignore[no-any-return]
 
 
-def _check_size(message: dict[str, Any], size: int, limit: int) -> None:
-    """Refuse a message that is too large; the data of a client always fits, however long the path beside it is."""
-    for key in _CARRIED:
-        value = message.get(key)
-        if isinstance(value, (str, bytes)):
-            carried = len(value.encode() if isinstance(value, str) else value)
-            if carried > limit:
-                raise MessageTooLarge(carried, limit)
-    if size > limit + ENVELOPE:
-        raise MessageTooLarge(size, limit + ENVELOPE)
-
-
 def _check(value: object, where: str, depth: int) -> None:
     if value is None or isinstance(value, (bool, float, bytes)):
         return
-    if isinstance(value, str):
+    if isinstance(value, (list, tuple, dict)):
+        if depth == 0:
+            raise InvalidMessage(f"{where} is nested deeper than {MAX_DEPTH} levels: flatten it.")
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            if isinstance(value, dict):
+                if not isinstance(key, str):
+                    advice = f"keys must be str, so send str({safe_repr(key, 40)})."
+                    raise InvalidMessage(f"A key of {where} is {_kind(key)}: {advice}")
+                _check_text(key, f"A key of {where} is")
+            _check(item, f"{where}[{safe_repr(key, 40)}]", depth - 1)
+    elif isinstance(value, str):
         _check_text(value, f"{where} contains")
     elif isinstance(value, int):
         # Not `in range(...)`, which walks through 2**64 numbers for an IntEnum.
         if not -_INT64_END <= value < _INT64_END:
             raise InvalidMessage(f"{where} does not fit into 64 bits with a sign: send it as a str.")
-    elif isinstance(value, (list, tuple, dict)):
-        if depth == 0:
-            raise InvalidMessage(f"{where} is nested deeper than {MAX_DEPTH} levels: flatten it.")
-        _check_items(value, where, depth - 1)
     else:
         raise InvalidMessage(f"{where} contains {_kind(value)}{_advice(value)}")
-
-
-def _check_items(value: list[Any] | tuple[Any, ...] | dict[Any, Any], where: str, depth: int) -> None:
-    if not isinstance(value, dict):
-        for index, item in enumerate(value):
-            _check(item, f"{where}[{index}]", depth)
-        return
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise InvalidMessage(
-                f"A key of {where} is {_kind(key)}: keys must be str, so send str({safe_repr(key, 40)})."
-            )
-        _check_text(key, f"A key of {where} is")
-        _check(item, f"{where}[{safe_repr(key, 40)}]", depth)
 
 
 def _check_text(text: str, subject: str) -> None:

@@ -62,28 +62,23 @@ def _check(name: object, pattern: re.Pattern[str], kind: str) -> str:
             f"The name of a {kind} has at most {MAX_LENGTH} characters, and this one has {len(name)}: "
             f"shorten {safe_repr(name)}."
         )
-    if not pattern.match(name):
-        raise InvalidName(_broken_rule(name, kind))
-    return name
-
-
-def _broken_rule(name: str, kind: str) -> str:
-    """Return a sentence for an invalid name: what is wrong, where, and what to write."""
+    if pattern.match(name):
+        return name
     if not name:
-        return f"The name of a {kind} is empty: give it 1 to {MAX_LENGTH} characters."
+        raise InvalidName(f"The name of a {kind} is empty: give it 1 to {MAX_LENGTH} characters.")
     for position, character in enumerate(name, 1):
         if not _ORDINARY.match(character) and character not in "!?":
-            return (
+            raise InvalidName(
                 f"The name of a {kind} contains {safe_repr(character)} as character {position}: write "
                 f"{safe_repr(name)} with ASCII letters, digits, hyphens, underscores and dots."
             )
     if kind == "group":
-        return f"The name of a group has no '!' and no '?', which are for channels: leave it out of {safe_repr(name)}."
-    if name[0] in "!?":
-        return f"The name of a channel does not begin with {name[0]!r}: put a name in front of it in {safe_repr(name)}."
-    return (
-        f"The name of a channel has one '!' or one '?' at most: leave all but one out of {safe_repr(name)}."
-    )
+        rule, advice = "no '!' and no '?', which are for channels", "remove it from"
+    elif name[0] in "!?":
+        rule, advice = f"no {name[0]!r} at its beginning", "put a name in front of it in"
+    else:
+        rule, advice = "at most one '!' or one '?'", "remove all but one from"
+    raise InvalidName(f"The name of a {kind} has {rule}: {advice} {safe_repr(name)}.")
 
 
 def split(name: str) -> tuple[str, str]:

@@ -42,15 +42,15 @@ def session_user(session: Any) -> Any:
 
 def session_users(sessions: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Return the logged-in user of each session, or None. All users of Django's own backend take one query."""
-    keys = [(_backend(session), _primary_key(session)) for session in sessions]
+    claims = [_claim(session) for session in sessions]
     wanted: dict[str, set[Any]] = {}
-    for path, key in keys:
-        if path is not None and key is not None:
+    for path, key in claims:
+        if key is not None:
             wanted.setdefault(path, set()).add(key)
     found = {path: _load(load_backend(path), of_backend) for path, of_backend in wanted.items()}
     users = []
-    for session, (path, key) in zip(sessions, keys, strict=True):
-        user: Any = found.get(path or "", {}).get(key)
+    for session, (path, key) in zip(sessions, claims, strict=True):
+        user: Any = found.get(path, {}).get(key)
         if hasattr(
             user, "get_session_auth_hash"
         ):  # the session must have been made with the user's present secret
@@ -70,17 +70,17 @@ def _load(backend: Any, keys: set[Any]) -> dict[Any, Any]:
     return {key: user for key, user in users.items() if backend.user_can_authenticate(user)}
 
 
-def _backend(session: Mapping[str, Any]) -> str | None:
-    path = session.get(BACKEND_SESSION_KEY) if SESSION_KEY in session else None
-    return path if path in settings.AUTHENTICATION_BACKENDS else None
-
-
-def _primary_key(session: Mapping[str, Any]) -> Any:
-    """Return the key of a session's user; None for an invalid key, as after a change of AUTH_USER_MODEL."""
+def _claim(session: Mapping[str, Any]) -> tuple[str, Any]:
+    """Return the backend and the key of the user that a session names; ("", None) if it names none."""
+    path = session.get(BACKEND_SESSION_KEY, "")
+    if SESSION_KEY not in session or path not in settings.AUTHENTICATION_BACKENDS:
+        return "", None
     try:
-        return get_user_model()._meta.pk.to_python(session[SESSION_KEY]) if SESSION_KEY in session else None
-    except ValidationError:  # the other sessions are looked up all the same
-        return None
+        return path, get_user_model()._meta.pk.to_python(session[SESSION_KEY])
+    except (
+        ValidationError
+    ):  # as after a change of AUTH_USER_MODEL; the other sessions are looked up all the same
+        return "", None
 
 
 # In the record of a connection.

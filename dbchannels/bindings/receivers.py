@@ -142,22 +142,17 @@ class Related:
         when, _, what = action.partition("_")
         key = f"{self._field.name} {what} {reverse}"
         if when == "pre":
-            rows = {
-                pk: self._following.audience_of(pk, using)
-                for pk in self._keys(instance, reverse, pk_set, using)
-            }
-            self._following.remember(instance, key, rows)
+            if not reverse:
+                keys = [self._following.pk(instance)]
+            elif pk_set is not None:
+                keys = sorted(pk_set)
+            else:  # all related rows are cleared
+                rows = self._field.model._base_manager.using(using).filter(**{self._field.name: instance})
+                keys = list(rows.order_by("pk").values_list("pk", flat=True))
+            audiences = {pk: self._following.audience_of(pk, using) for pk in keys}
+            self._following.remember(instance, key, audiences)
             return
         for pk, before in (self._following.recall(instance, key) or {}).items():
             if before is not None:
                 sent = self._following.is_sent(self._field)
                 self._following.send_related(pk, using, before, sent)
-
-    def _keys(self, instance: Any, reverse: bool, pk_set: set[Any] | None, using: str) -> list[Any]:
-        """Return the keys of the binding's rows that change; a ``pk_set`` of None clears all related rows."""
-        if not reverse:
-            return [self._following.pk(instance)]
-        if pk_set is not None:
-            return sorted(pk_set)
-        rows = self._field.model._base_manager.using(using).filter(**{self._field.name: instance})
-        return list(rows.order_by("pk").values_list("pk", flat=True))

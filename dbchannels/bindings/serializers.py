@@ -25,23 +25,14 @@ def make_serializer(binding: type, model: type[Model]) -> Serializer:
             "one, so that nothing is sent by mistake; fields = '__all__' sends all fields."
         )
     if given == ["serializer"]:
-        return _own(binding)
+        own = inspect.getattr_static(binding, "serializer")
+        own = own.__func__ if isinstance(own, staticmethod) else own
+        # A plain function is a method only if its first parameter is ``self``.
+        if inspect.isfunction(own) and next(iter(inspect.signature(own).parameters), "") == "self":
+            own = getattr(binding(), "serializer")  # noqa: B009
+        return lambda instance: getattr(made := own(instance), "data", made)
     chosen = _chosen(binding, model, getattr(binding, given[0]), given[0])
     return lambda instance: {field.name: _value(field, instance) for field in chosen}
-
-
-def _own(binding: type) -> Serializer:
-    """Return the site's serializer; a plain function is a method only if its first parameter is ``self``."""
-    own = inspect.getattr_static(binding, "serializer")
-    own = own.__func__ if isinstance(own, staticmethod) else own
-    if inspect.isfunction(own) and next(iter(inspect.signature(own).parameters), "") == "self":
-        own = getattr(binding(), "serializer")  # noqa: B009
-
-    def serialize(instance: Any) -> Any:
-        made = own(instance)
-        return getattr(made, "data", made)
-
-    return serialize
 
 
 def _chosen(binding: type, model: type[Model], names: Sequence[str], key: str) -> list[Any]:

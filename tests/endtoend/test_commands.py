@@ -84,7 +84,7 @@ def test_a_bad_channel_name_in_the_routing(site):
     ("statement", "sentence"),
     [
         ("Channel('reports for jo')", "contains ' ' as character 8"),
-        ("Group('a!b')", "leave it out of 'a!b'"),
+        ("Group('a!b')", "remove it from 'a!b'"),
         ("Channel('ledger').send({'tags': {'a'}})", "sorted"),
         ("Channel('ledger').send({'text': 'x' * 2_000_000})", "raise OPTIONS['max_message_size']"),
     ],
