@@ -1,5 +1,7 @@
-"""What gevent does alone: ``python -m tests.benchmarks.bare SIZE`` says its port, and for each byte that a client
-sends it writes one ready frame of so many bytes to every client."""
+"""What gevent does alone: ``python -m tests.benchmarks.bare SIZE``.
+
+It prints its port. For each byte that a client sends, it writes one ready frame of SIZE bytes to every client.
+"""
 
 from __future__ import annotations
 

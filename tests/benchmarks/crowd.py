@@ -1,4 +1,4 @@
-"""Many clients in one thread, on raw sockets watched by epoll: as cheap as can be, so that the server is seen."""
+"""Many clients in one thread, on raw sockets under epoll: as cheap as possible, so that the server is measured."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UPGRADE = (
 
 
 class Crowd:
-    """Sockets by their descriptor; ``run`` gives what each has read to a function."""
+    """Sockets by their descriptors; ``run`` passes what each of them reads to a function."""
 
     def __init__(self, port: int) -> None:
         self._port = port
@@ -63,11 +63,11 @@ class Crowd:
         assert not waiting, f"{len(waiting)} handshakes have no answer."
 
     def send(self, one: int, data: bytes) -> None:
-        """Write; what is sent here always finds room."""
+        """Write to a socket, which always has room for what the benchmarks send."""
         self.sockets[one].send(data)
 
     def run(self, read: Callable[[int, bytes], None], until: Callable[[], bool], seconds: float) -> None:
-        """Call ``read`` with what comes, until the condition holds or the time has passed; answer pings."""
+        """Call ``read`` with what comes in and answer pings, until the condition holds or the time has passed."""
         end = time.perf_counter() + seconds
         while not until() and (left := end - time.perf_counter()) > 0:
             for one, _ in self._epoll.poll(min(left, 0.05)):
@@ -79,7 +79,7 @@ class Crowd:
                     read(one, data)
 
     def rest(self, seconds: float = 0.5) -> None:
-        """Read what is still under way, and for so long be idle."""
+        """Read what is still under way, for so many seconds."""
         self.run(lambda one, data: None, until=lambda: False, seconds=seconds)
 
     def _answer_pings(self, one: int, data: bytes) -> bytes:
@@ -89,7 +89,7 @@ class Crowd:
         return data.replace(PING, b"")
 
     def close(self) -> None:
-        """Drop all of them."""
+        """Close all sockets."""
         for one in self.sockets.values():
             with suppress(OSError):
                 one.close()

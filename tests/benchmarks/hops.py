@@ -1,4 +1,4 @@
-"""The two hops alone: to another process and back, by rows and NOTIFY, with psycopg2 and nothing of ours.
+"""The two hops alone: to another process and back, by rows and NOTIFY, with psycopg2 and without dbchannels.
 
 ``python -m tests.benchmarks.hops DSN`` is the process that answers.
 """
@@ -25,7 +25,7 @@ TAKEN = {"there": 10, "back": 100}  # rows at once, by the way that they go
 
 
 class End:
-    """One of the two processes: what it sends goes one way, what it takes comes the other."""
+    """One of the two processes. It sends in one direction and takes from the other."""
 
     def __init__(self, dsn: str, sends: str, takes: str) -> None:
         self.connection = psycopg2.connect(dsn)
@@ -49,7 +49,7 @@ class End:
         )
 
     def take(self) -> list[int]:
-        """Return whose rows have come, as soon as there is one; AssertionError when none comes for a minute."""
+        """Wait for rows; return the clients they are for. Raises AssertionError when none comes for a minute."""
         stop = time.monotonic() + 60
         while not (taken := self._taken()):
             assert time.monotonic() < stop, "The other end is silent."
@@ -73,7 +73,7 @@ def main() -> None:
 
 @contextmanager
 def hops(dsn: str) -> Iterator[End]:
-    """Lend the end that asks; the tables and the process that answers are there for the block."""
+    """Yield the end that asks; the tables and the process that answers exist for the block."""
     with closing(psycopg2.connect(dsn)) as connection, connection.cursor() as cursor:
         for way in TAKEN:
             cursor.execute(MAKE.format(way))
@@ -89,7 +89,7 @@ def hops(dsn: str) -> Iterator[End]:
 
 
 def rounds(end: End, clients: int, seconds: float) -> list[float]:
-    """Let each client send again as soon as it was answered; return how long each answer took, in order."""
+    """Let each client send again as soon as it has its answer; return how long the answers took, sorted."""
     sent = dict.fromkeys(range(clients), time.perf_counter())
     spent, stop = [], time.perf_counter() + seconds
     end.send(list(sent))

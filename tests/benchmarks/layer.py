@@ -46,7 +46,7 @@ UPDATE {DURABLE} SET claimed_by = 'bare', attempts = attempts + 1 WHERE id = ANY
 
 
 class Bare:
-    """A psycopg2 connection, and what a program without us would do with it."""
+    """A psycopg2 connection, used as a program without dbchannels would use it."""
 
     def __init__(self) -> None:
         self.layer: Any = channel_layers["default"]
@@ -64,13 +64,13 @@ class Bare:
         self.layer.capacities.clear()
 
     def insert(self, table: str, rows: int) -> Callable[[], object]:
-        """Return an action: so many rows, and a NOTIFY, in one string."""
+        """Return an action that inserts so many rows and sends a NOTIFY, in one string."""
         columns, row = ROWS[table]
         text = f"INSERT INTO {table} ({columns}) VALUES {', '.join([row] * rows)}; NOTIFY dbchannels, 'x'"
         return lambda: self.run(text, {"payload": PAYLOAD})
 
     def insert_by_django(self, table: str) -> Callable[[], object]:
-        """Return the same action of one row on Django's connection: what a send in its transaction can come to."""
+        """Return the same action for one row on Django's connection: the fastest possible send in its transaction."""
         columns, row = ROWS[table]
         text = f"INSERT INTO {table} ({columns}) VALUES {row}; NOTIFY dbchannels, 'x'"
 
@@ -104,7 +104,7 @@ def figures(quick: bool) -> Iterator[Figure]:
 
 
 def after(empty: Callable[[], None], measure: Callable[[], float]) -> Callable[[], float]:
-    """Return a measurement that begins with empty tables."""
+    """Return a measurement that starts with empty tables."""
 
     def run() -> float:
         empty()
@@ -137,7 +137,7 @@ def empty_consumer(message: object) -> None:
 
 
 def drained(bare: Bare, channels: int, count: int) -> float:
-    """Let one worker, here in this process, consume so many; return how many a second."""
+    """Let one worker in this process consume so many messages; return how many it consumes in a second."""
     routes = [route(f"own{number}", empty_consumer) for number in range(channels)]
     worker = Worker(bare.layer, Routing(routes), only=["own*"])
     worker._register()
@@ -174,7 +174,7 @@ def draining(bare: Bare, count: int) -> Iterator[Figure]:
 
 
 def draining_much(bare: Bare) -> Iterator[Figure]:
-    """With a million waiting, beside the same worker with a few: two tables take turns under one name."""
+    """Compare a million waiting messages with a few, for the same worker: two tables take turns under one name."""
     columns, _ = ROWS[DURABLE]
     for channels in (1, 100):
         bare.empty()
@@ -199,7 +199,7 @@ def draining_much(bare: Bare) -> Iterator[Figure]:
 
 @contextmanager
 def another_table(bare: Bare, table: str) -> Iterator[Callable[[], object]]:
-    """Lend what gives the table's name to an empty one like it, and the next time back; then only this one is left."""
+    """Yield a function that swaps the table with an empty one like it; after the block only the first one is left."""
     ((settings,),) = bare.run(
         f"SELECT array_to_string(reloptions, ', ') FROM pg_class WHERE relname = '{table}'"
     )
@@ -214,7 +214,7 @@ def another_table(bare: Bare, table: str) -> Iterator[Callable[[], object]]:
 
 
 def broadcasting(bare: Bare) -> Iterator[Figure]:
-    """Groups of one live server, which stay as they are, or of which one member changes between any two sends."""
+    """Measure broadcasts to groups of one live server, without changes and with one change of a member before each."""
     layer = bare.layer
     link = layer.link("benchmark", listen=False)
     link.register("benchmark", Process.SERVER, "reply.benchmark!")
@@ -240,7 +240,7 @@ def broadcasting(bare: Bare) -> Iterator[Figure]:
 
 
 def changing(bare: Bare) -> Callable[[], object]:
-    """Return a broadcast with one member renamed before it: one statement that stands for a discard and an add."""
+    """Return a broadcast that first renames one member: one statement in place of a discard and an add."""
     ((changed,),) = bare.run("SELECT min(id) FROM dbchannels_membership WHERE \"group\" = 'benchmark'")
     numbers = itertools.count()
 
@@ -255,7 +255,7 @@ def changing(bare: Bare) -> Callable[[], object]:
 
 
 def waking(bare: Bare, count: int) -> Figure:
-    """An idle reader in a process of its own: from before the send until it has the message, in microseconds."""
+    """Measure how long a message takes to an idle reader in another process, in microseconds."""
     return compare(
         "wake an idle reader, p50 until it has the message",
         after(bare.empty, lambda: median_wake("ours", count, lambda: bare.layer.send("own0", MESSAGE))),

@@ -12,7 +12,7 @@ MOST = 8_000  # messages: a fast machine would fill a channel, which takes 10,00
 
 
 class Figure(NamedTuple):
-    """One scenario: ours and the bare one's medians, the ratio's median and spread, and the target for it."""
+    """One scenario: the medians of dbchannels and of the bare program, their ratio with its spread, and its target."""
 
     name: str
     unit: str
@@ -41,7 +41,7 @@ def compare(
     unit: str = "/s",
     rounds: int = ROUNDS,
 ) -> Figure:
-    """Measure both in turn; each returns its figure. The first round of each is thrown away."""
+    """Measure both in turns; each returns its figure. The first round of each does not count."""
     ours(), bare()
     pairs = [(ours(), bare()) for _ in range(rounds)]
     ratios = [one / other for one, other in pairs]
@@ -50,7 +50,7 @@ def compare(
 
 
 def rate(action: Callable[[], object], each: int = 1, seconds: float = 0.5, most: int = MOST) -> float:
-    """Repeat an action for some time, or for so many things; return how many a second, ``each`` of them at a time."""
+    """Repeat an action, which does ``each`` things, until the time or ``most`` is reached; return things per second."""
     done, start = 0, time.perf_counter()
     while (spent := time.perf_counter() - start) < seconds and done < most:
         action()

@@ -43,7 +43,7 @@ def main() -> None:
 
 @contextmanager
 def reader(kind: str) -> Iterator[Callable[[], str]]:
-    """Start one, and give a function that returns its next line; it is ended with the block."""
+    """Start a reader and yield a function that returns its next line; the reader ends with the block."""
     command = [sys.executable, "-m", "tests.benchmarks.reader", kind]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

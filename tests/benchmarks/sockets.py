@@ -1,4 +1,4 @@
-"""The whole way, client to server to row to worker and back, beside a bare gevent process that writes ready frames.
+"""The whole way, from client to server, row, worker and back, beside a bare gevent process that writes ready frames.
 
 Real processes on one machine: a PostgreSQL, ``runchannels`` with two workers, and the clients, all in this one process,
 whose own share of a core stands beside each figure.
@@ -51,14 +51,14 @@ def figures(quick: bool) -> Iterator[Figure | str]:
 
 
 class Shares:
-    """What the clients themselves took, as shares of a core."""
+    """The processor time of the clients themselves, as a share of a core."""
 
     def __init__(self) -> None:
         self._found: list[float] = []
 
     @contextmanager
     def measured(self) -> Iterator[None]:
-        """Measure one stretch."""
+        """Measure the block."""
         cpu, started = time.process_time(), time.perf_counter()
         yield
         self._found.append((time.process_time() - cpu) / (time.perf_counter() - started))
@@ -75,7 +75,7 @@ def line(name: str, found: str, shares: Shares, target: str) -> str:
 def rounds(
     crowd: Crowd, clients: list[int], data: bytes, whole: Callable[[bytes], bool], seconds: float
 ) -> list[float]:
-    """Let each client send again as soon as it was answered; return how long each answer took, in order."""
+    """Let each client send again as soon as it has its answer; return how long the answers took, sorted."""
     sent = {}
     spent: list[float] = []
 
@@ -104,7 +104,7 @@ def closed_loop(
     whole: Callable[[bytes], bool],
     seconds: float,
 ) -> str:
-    """Measure how often each client is answered when it asks again at once."""
+    """Measure how many answers a second clients get that ask again at once."""
     return thrice(name, target, partial(rounds, crowd, clients, data, whole), seconds, crowd.rest)
 
 
@@ -115,7 +115,7 @@ def thrice(
     seconds: float,
     rest: Callable[[], None] = lambda: None,
 ) -> str:
-    """Measure three times after a round for warmth; give the medians."""
+    """Measure three times after a first round that does not count; return a row with the medians."""
     once(seconds / 2)
     rest()
     shares, found = Shares(), []
@@ -129,7 +129,7 @@ def thrice(
 
 
 def echoing(served: Served, dsn: str, seconds: float) -> Iterator[str]:
-    """Give the figures of an echo, and of the two hops alone, beside which they are to be read."""
+    """Yield the figures of an echo, each beside those of the two hops alone."""
     for number, target, usual in (
         (1, "p50 <= 2 ms", "p50 1.05 ms"),
         (50, ">= 4,000/s, p50 <= 12 ms", "10,000/s, p50 4.2 ms"),
@@ -163,7 +163,7 @@ def requesting(served: Served, seconds: float) -> Iterator[str]:
 
 
 def beside_gunicorn(site: LiveSite, seconds: float) -> Iterator[str]:
-    """Give the figures of a view that no layer is between: in the server's threads, and in gunicorn's greenlets."""
+    """Yield the figures of a view without the layer: in the server's threads, and in gunicorn's greenlets."""
     request = f"GET / HTTP/1.1\r\nHost: {HOST}\r\n\r\n".encode()
     bind = ["--chdir", str(MANAGE.parent), "--bind", f"{HOST}:0", "--keep-alive", "60"]
     gunicorn = ["livesite.plain", *bind, "--worker-class", "gevent", "--workers", "2"]
@@ -190,7 +190,7 @@ def beside_gunicorn(site: LiveSite, seconds: float) -> Iterator[str]:
 
 @contextmanager
 def bare_server() -> Iterator[int]:
-    """Start the reference, and give its port."""
+    """Start the bare server; yield its port."""
     command = [sys.executable, "-m", "tests.benchmarks.bare", str(SIZE)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -229,7 +229,7 @@ def broadcasting(port: int, bare_port: int, seconds: float) -> Iterator[Figure |
 
 
 def most(crowd: Crowd, members: list[int], data: bytes, seconds: float) -> float:
-    """Keep some broadcasts under way, by the first member's count of them; return how many frames came a second."""
+    """Keep some broadcasts under way, counted by the first member; return how many frames come in a second."""
     received = heard = said = 0
 
     def say(number: int) -> None:
@@ -253,7 +253,7 @@ def most(crowd: Crowd, members: list[int], data: bytes, seconds: float) -> float
 
 
 def paced(crowd: Crowd, members: list[int], data: bytes, each_second: float, seconds: float) -> list[float]:
-    """Say something so often; return after how long each member had it, in order."""
+    """Send a frame so many times a second; return how long each one took to each member, sorted."""
     spent: list[float] = []
     for number in range(int(seconds * each_second)):
         started, expected = time.perf_counter(), len(spent) + len(members)
@@ -268,7 +268,7 @@ def paced(crowd: Crowd, members: list[int], data: bytes, each_second: float, sec
 
 
 def idling(served: Served, number: int, seconds: float) -> Iterator[str]:
-    """Give the figure of many sockets that say nothing."""
+    """Yield the figure of many sockets that send nothing."""
     shares = Shares()
     with shares.measured():
         each, share = idle(served, number, seconds)

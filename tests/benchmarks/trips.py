@@ -224,7 +224,7 @@ def page_with(page: str, found: list[Trip], package: Path) -> str:
 
 def purpose(path: Path) -> str:
     """Return the first sentence of a module's docstring."""
-    text = ast.get_docstring(ast.parse(path.read_text())) or ""
+    text = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n\n")[0]
     return re.split(r"(?<=\.)\s", " ".join(text.split()))[0]
 
 
