@@ -1,1 +1,1 @@
-"""The processes behind ``runchannels`` and ``runserver``: who starts, watches, reloads and ends them."""
+"""The processes of ``runchannels`` and ``runserver``: how they start, reload and end."""

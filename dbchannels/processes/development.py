@@ -1,4 +1,4 @@
-"""``runserver``: the server, its workers and the reload of their code, for the developer's own machine."""
+"""``runserver``: the server, its workers, and the reload of their code, on a developer's machine."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ from dbchannels.wakeup import WakeupPipe
 from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.worker import Worker
 
-GRACE = 1.0  # seconds for what runs when workers are started again, and at the end
-HANDED_OVER = "DBCHANNELS_HANDED_OVER"  # in the environment: what the program before has left for us
+GRACE = 1.0  # seconds that requests and consumers have to finish at a reload, and at the end
+HANDED_OVER = "DBCHANNELS_HANDED_OVER"  # in the environment: see CodeWatch.hand_over
 WORKERS = 3  # processes: for requests, for WebSockets, for the site's own channels and WebSockets
-THREADS = 8  # that answer requests; of a layer in memory all workers are threads
+THREADS = 8  # that answer requests; with a layer in memory all workers are threads
 
-Announce = Callable[[int, BaseLayer], None]  # is given the port when the site can be looked at
+Announce = Callable[[int, BaseLayer], None]  # called with the port once the site can be used
 
 
 def run(
     config: LaunchConfig, announce: Announce, write: Write, *, reload: bool, checks: bool, threads: int = 1
 ) -> None:
-    """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError before it has begun, or when what it is cannot work."""
+    """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError if the start fails, or if the site cannot run."""
     wakeups = {kind: WakeupPipe.new() for kind in KINDS}
     layer = usable_layer(config.layer)
     release(os.environ.pop(HANDED_OVER, ""))
@@ -65,9 +65,8 @@ def run(
         )
         for one in tasks(config, wakeups, kinds_of(config.workers))
     ]
-    crew = Crew(lambda: supervise(work, server, GRACE))
     site = Site(
-        crew,
+        make_workers=lambda: supervise(work, server, GRACE),
         announce=lambda: announce(server.address[1], layer),
         write=write,
         end=lambda: server.relay.hub.call(stopped.set),
@@ -82,18 +81,19 @@ def run(
     else:
         gevent.get_hub().threadpool.apply(watch.stop)
     server.stop(restart=site.restart)
-    gevent.get_hub().threadpool.apply(crew.stop)
+    gevent.get_hub().threadpool.apply(site.stop)
     if site.broken_for_good:
-        raise InvalidConfiguration("The site cannot run: correct what is said above, and start again.")
+        raise InvalidConfiguration("The site cannot run: correct the errors above, and start again.")
     if site.restart:
         sys.stdout.flush()
         os.execv(sys.executable, sys.orig_argv)
 
 
 def kinds_of(workers: int) -> list[str]:
-    """Return what each worker takes, see ``production.kinds_of``: one process answers all requests, as Django's does.
+    """Return what each worker takes, as ``production.kinds_of`` does; one process answers all requests.
 
-    So what a site keeps in memory is there for the next request: django-debug-toolbar, LocMemCache.
+    So a site finds in memory what an earlier request has left there, as under Django's own runserver:
+    django-debug-toolbar and LocMemCache need that.
     """
     if workers < 2:
         return ["".join(KINDS)] * workers
@@ -104,59 +104,35 @@ def kinds_of(workers: int) -> list[str]:
     ]
 
 
-class Crew:
-    """All workers together; each call from any one thread at a time."""
-
-    def __init__(self, make: Callable[[], Supervisor]) -> None:
-        self._make = make
-        self._supervisor: Supervisor | None = None
-        self._ending: threading.Thread | None = None
-
-    def start(self) -> None:
-        """Start the workers, once those before them have ended."""
-        self.stop()
-        self._supervisor = self._make()
-        self._supervisor.start()
-
-    def dismiss(self) -> None:
-        """Ask the workers to end, and do not wait for it."""
-        supervisor, self._supervisor = self._supervisor, None
-        if supervisor is not None:
-            self._ending = threading.Thread(target=supervisor.stop, name="dismissal")
-            self._ending.start()
-
-    def stop(self) -> None:
-        """Return when all workers have ended."""
-        self.dismiss()
-        if self._ending is not None:
-            self._ending.join()
-
-
 class Site:
-    """What becomes of the server and the workers when the code changes.
+    """The workers, and what happens to them and to the server when the code changes.
 
-    After a change no worker runs old code; what is asked meanwhile waits in the layer. The workers come back as soon as
-    the site can be imported. The sockets stay open, unless what changed is the server's own code or its settings.
+    After a change no worker runs old code; requests wait in the layer. The workers start again as soon as the site can
+    be imported. The sockets stay open, unless the change is in the server's own code or in its settings.
+
+    A CodeWatch calls ``ready``, ``broken`` and ``changed``, in its thread.
     """
 
     def __init__(
         self,
-        crew: Crew,
         *,
+        make_workers: Callable[[], Supervisor],
         announce: Callable[[], None],
         write: Write,
         end: Callable[[], None],
         reload: bool,
     ) -> None:
-        self.restart = False  # the server is to be started again, now
+        self.restart = False  # the server has to start again
         self.broken_for_good = False
-        self._crew = crew
-        self._announce: Callable[[], None] | None = announce  # until it was done
+        self._make_workers = make_workers
+        self._workers: Supervisor | None = None
+        self._ending: threading.Thread | None = None  # ends the workers
+        self._announce: Callable[[], None] | None = announce  # until the first call
         self._write = write
         self._end = end
         self._reload = reload
         self._own_files = own_files()
-        self._outdated = False  # some of these have changed
+        self._outdated = False  # one of these files has changed
 
     def ready(self) -> None:
         """Start the workers, or the server too."""
@@ -164,38 +140,56 @@ class Site:
             self.restart = True
             self._end()
             return
-        self._crew.start()
+        self.stop()
+        self._workers = self._make_workers()
+        self._workers.start()
         if self._announce is not None:
             self._announce()
             self._announce = None
 
     def broken(self) -> None:
-        """Wait for a change; without reload there will be none."""
+        """Wait for a change; without reload there will be none, so end."""
         if self._reload:
             self._write(
-                "The site cannot run like this; what is asked of it waits for the change that mends it."
+                "The site cannot run like this; requests wait until a change of the code corrects that."
             )
         else:
             self.broken_for_good = True
             self._end()
 
     def changed(self, path: str) -> None:
-        """Let the workers go."""
+        """End the workers, without waiting for it."""
         self._outdated = self._outdated or Path(path).resolve() in self._own_files
         if self._outdated:
-            self._write("This is what the server itself runs by, so it starts again too.")
-        self._crew.dismiss()
+            self._write("The server itself runs this code, so it starts again too.")
+        self._dismiss()
+
+    def stop(self) -> None:
+        """Return when all workers have ended."""
+        self._dismiss()
+        if self._ending is not None:
+            self._ending.join()
+
+    def _dismiss(self) -> None:
+        workers, self._workers = self._workers, None
+        if workers is not None:
+            self._ending = threading.Thread(target=workers.stop, name="dismissal")
+            self._ending.start()
 
 
 def own_files() -> set[Path]:
-    """Return the files that this process runs by: dbchannels, manage.py, the settings, and what these import."""
+    """Return the files whose code this process runs: dbchannels, manage.py, the settings, and what they import.
+
+    The apps' modules are loaded here too, but only the workers run them. So what the settings import is read from their
+    source: at run time nothing tells which module imported another.
+    """
     own = [name for name in sys.modules if name.partition(".")[0] in ("dbchannels", "__main__")]
     files = [getattr(sys.modules[name], "__file__", None) for name in [*own, *settings_modules()]]
     return {Path(file).resolve() for file in files if file}
 
 
 def settings_modules() -> set[str]:
-    """Return the names of the settings module and of those in its package that it imports, by way of others too."""
+    """Return the names of the settings module, and of the modules of its package that it imports, even indirectly."""
     found: set[str] = set()
     todo = [os.environ.get("DJANGO_SETTINGS_MODULE", "")]
     top = todo[0].partition(".")[0]
@@ -211,7 +205,7 @@ def settings_modules() -> set[str]:
 
 
 def imported_names(file: Path, package: str) -> list[str]:
-    """Return the names that a module's import statements name, whether they are modules or not."""
+    """Return all names in a module's import statements, of modules and of what they hold."""
     names: list[str] = []
     for node in ast.walk(ast.parse(file.read_text(errors="replace"))):
         if isinstance(node, ast.Import):
@@ -222,11 +216,11 @@ def imported_names(file: Path, package: str) -> list[str]:
     return names
 
 
-# A layer in memory: everything in this process, which Django's own reloader starts again as a whole.
+# With a layer in memory everything runs in this process, and Django's own reloader restarts it as a whole.
 
 
 def run_in_process(config: LaunchConfig, announce: Announce) -> None:
-    """Serve with workers in threads, until a signal in the main thread; beside Django's reloader, until it exits."""
+    """Serve with workers in threads, until a signal comes or, beside Django's reloader, until that exits."""
     layer = channel_layers[config.layer]
     layer.check()
     routing = load_routing(layer_settings(config.layer).routing)
@@ -245,7 +239,7 @@ def run_in_process(config: LaunchConfig, announce: Announce) -> None:
 
 
 class RequestLines(ServerFormatter):
-    """Lines as those of Django's runserver, short, and coloured by the status that is in them."""
+    """Short lines as those of Django's runserver, coloured by their status."""
 
     _COMBINED = re.compile(r'\S+ - - \[[^]]*\] ("[^"]*" (\S+) \S+) "[^"]*" "[^"]*" (\d+ ms)')
 
@@ -255,11 +249,11 @@ class RequestLines(ServerFormatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
-        shown = copy(record)  # other handlers have the whole of it
+        shown = copy(record)  # other handlers show the whole line
         shown.status_code = 200
         if found := self._COMBINED.fullmatch(record.getMessage()):
             shown.msg, shown.args = f"{found[1]} {found[3]}", ()
-            if re.fullmatch(r"\d{3}", found[2]):  # of a WebSocket's end it is a close code
+            if re.fullmatch(r"\d{3}", found[2]):  # it is the close code when a WebSocket ends
                 shown.status_code = int(found[2])
         return super().format(shown)
 

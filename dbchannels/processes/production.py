@@ -45,43 +45,33 @@ def run(config: LaunchConfig, write: Write) -> None:
     layer = usable_layer(config.layer, config.wait_for_database)
     checks = start_checks(config)
     wakeups = {kind: WakeupPipe.new() for kind in KINDS}
+    graceful_timeout = config.server.graceful_timeout
     try:
         server = make_server(config, layer, wakeups)
         try:
             await_checks(checks, write)
-            serve(config, server, layer, wakeups, write)
+            supervisor = supervise(tasks(config, wakeups), server, graceful_timeout)
+            stopping = stop_at_signals(supervisor.kill)
+            restart_at_hangup(config, supervisor, stopping)
+            if config.workers:
+                server.has_worker = supervisor.has_ready
+            elif not config.threads:  # views run in workers that others start
+                server.has_worker = lambda: server.relay.http_workers > 0
+            server.start()
+            supervisor.start()
+            write(banner(config, server, layer))
+            stopping.wait()
+            with suppress(OSError):  # the terminal may be gone
+                write("Stopping.")
+            ends_at = time.monotonic() + graceful_timeout + LAST_WORK
+            server.stop(stopping.restart)
+            left = max(LEAST_WORK, ends_at - time.monotonic())
+            gevent.get_hub().threadpool.apply(supervisor.stop, (left,))
         finally:
             server.close_listeners()
     finally:
         if checks.poll() is None:
             checks.kill()
-
-
-def serve(
-    config: LaunchConfig,
-    server: InterfaceServer,
-    layer: BaseLayer,
-    wakeups: dict[str, WakeupPipe],
-    write: Write,
-) -> None:
-    """Serve until SIGTERM or Ctrl-C."""
-    graceful_timeout = config.server.graceful_timeout
-    supervisor = supervise(tasks(config, wakeups), server, graceful_timeout)
-    stopping = stop_at_signals(supervisor.kill)
-    restart_at_hangup(config, supervisor, stopping)
-    if config.workers:
-        server.has_worker = supervisor.has_ready
-    elif not config.threads:  # views run in workers that others start
-        server.has_worker = lambda: server.relay.http_workers > 0
-    server.start()
-    supervisor.start()
-    write(banner(config, server, layer))
-    stopping.wait()
-    with suppress(OSError):  # the terminal may be gone
-        write("Stopping.")
-    ends_at = time.monotonic() + graceful_timeout + LAST_WORK
-    server.stop(stopping.restart)
-    gevent.get_hub().threadpool.apply(supervisor.stop, (max(LEAST_WORK, ends_at - time.monotonic()),))
 
 
 # The parts, for runserver too.

@@ -1,8 +1,8 @@
 """The reload of ``runserver``: a child imports the site, checks it, and ends when its code has changed.
 
-The server imports no code of the site, so it cannot know which files that is. The child (``manage.py watchcode``)
-does, by Django's own reloader, and reports through a pipe: ``ready``, ``broken``, ``changed PATH``. After a change
-there is a new child, which finds what is new; the server keeps its sockets, and its workers are started again.
+The server imports no code of the site, so it does not know its files. The child (``manage.py watchcode``) does. It uses
+Django's own reloader, and reports through a pipe: ``ready``, ``broken``, ``changed PATH``. After a change a new child
+takes its place; the server keeps its sockets, and its workers start again.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ NO_CODE = {"__pycache__", "locale", "media", "node_modules", "static", "template
 
 
 class CodeChanges:
-    """Whether a file of the site that this process has imported was saved after a moment (``time.time``).
+    """Whether a file of the site that this process has imported was saved after ``since`` (of ``time.time``).
 
-    Installed packages are not looked at: it is asked before each message, and there are thousands of files.
+    Installed packages are left out: a worker asks before each message, and packages have thousands of files.
     """
 
     def __init__(self, since: float) -> None:
@@ -54,7 +54,7 @@ class CodeChanges:
 
 
 def is_own(path: Path) -> bool:
-    """Whether a file is the site's own, not installed from a package or with Python."""
+    """Whether a file belongs to the site itself, not to an installed package or to Python."""
     return not ({"site-packages", "dist-packages"} & set(path.parts) or STANDARD in path.parents)
 
 
@@ -62,9 +62,9 @@ def is_own(path: Path) -> bool:
 
 
 class Reloader(autoreload.StatReloader):
-    """Django's, which also sees new files of the site's apps, and what was saved while the site was imported."""
+    """Django's reloader, which also sees new files of the apps, and files saved while the site was imported."""
 
-    SLEEP_TIME = LOOK_EVERY
+    SLEEP_TIME = LOOK_EVERY  # type: ignore[assignment]
 
     def __init__(self, since: float) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class Reloader(autoreload.StatReloader):
     def tick(self) -> Iterator[None]:
         known = set(app_files())
         ticker = super().tick()
-        next(ticker)  # from here on it sees every change; of those before it knows nothing
+        next(ticker)  # from here on it sees every change, but none before
         for path in changed_since(self._since, [path for path, _ in self.snapshot_files()]):
             self.notify_file_changed(path)
         for _ in ticker:
@@ -87,13 +87,13 @@ class Reloader(autoreload.StatReloader):
 
 
 def watch(main: Callable[[], Any], since: float, report: Callable[[str], Any]) -> None:
-    """Run ``main`` in a thread, and exit with status 3 when code has changed since a moment (``time.time``)."""
+    """Run ``main`` in a thread, and exit with status 3 when code has changed after ``since`` (of ``time.time``)."""
     changed = [""]
 
     def note(file_path: Path, **kwargs: Any) -> None:
         changed[0] = str(file_path)
-        if file_path.suffix == ".mo":  # Django would read it again in this process, but it is for the workers
-            autoreload.trigger_reload(file_path)
+        if file_path.suffix == ".mo":  # Django would read it again in this process; the workers have to
+            autoreload.trigger_reload(str(file_path))
 
     autoreload.file_changed.connect(note)
     autoreload.autoreload_started.connect(_watch_apps)
@@ -114,13 +114,12 @@ def _watch_apps(sender: Any, **kwargs: Any) -> None:
 
 
 def app_folders() -> list[Path]:
-    """Return the folders of the apps that are the site's own, not installed from a package."""
-    folders = [Path(config.path) for config in apps.get_app_configs()]
-    return [one for one in folders if is_own(one)]
+    """Return the folders of the site's own apps."""
+    return [folder for config in apps.get_app_configs() if is_own(folder := Path(config.path))]
 
 
 def app_files() -> Iterator[Path]:
-    """Yield their Python files; an app's folder may hold whole trees of others, which are not walked."""
+    """Yield the Python files of these apps, without trees of other files that may be in an app's folder."""
     for top in app_folders():
         for folder, inner, files in os.walk(top):
             inner[:] = [name for name in inner if name not in NO_CODE and not name.startswith(".")]
@@ -128,40 +127,37 @@ def app_files() -> Iterator[Path]:
 
 
 def changed_since(moment: float, paths: Iterable[Path]) -> list[Path]:
-    """Return those paths that were changed after a moment; what was changed in the future does not count."""
-    now = time.time()
-    return [path for path in paths if moment < _modified(path) <= now]
-
-
-def _modified(path: Path) -> float:
-    try:
-        return path.stat().st_mtime
-    except OSError:  # it is gone
-        return 0.0
+    """Return the paths that were changed after a moment, but not in the future."""
+    now, changed = time.time(), []
+    for path in paths:
+        with suppress(OSError):  # it is gone
+            if moment < path.stat().st_mtime <= now:
+                changed.append(path)
+    return changed
 
 
 # In the server.
 
 
-class Listener(Protocol):
-    """Who is told what the child reports, in the thread that listens to it."""
+class Observer(Protocol):
+    """What the child reports to, in the thread that reads the reports."""
 
     def ready(self) -> None:
         """The site was imported and checked."""
 
     def broken(self) -> None:
-        """It could not be; why was printed."""
+        """The site could not be imported or checked; the child has printed why."""
 
     def changed(self, path: str) -> None:
         """A file was changed, and the child ends."""
 
 
 class CodeWatch:
-    """One child after another; with ``once`` only the first, which ends when the site was checked."""
+    """Runs one child after another; with ``once`` only the first, which ends when the site was checked."""
 
-    def __init__(self, arguments: Iterable[str], listener: Listener, *, once: bool) -> None:
+    def __init__(self, arguments: Iterable[str], observer: Observer, *, once: bool) -> None:
         self._arguments = [*arguments, *(["--once"] if once else [])]
-        self._listener = listener
+        self._observer = observer
         self._once = once
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -173,7 +169,7 @@ class CodeWatch:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the child; returns when the listener is told nothing more."""
+        """End the child; after the return there are no more reports."""
         with self._lock:
             self._stopping.set()
             if self._process is not None:
@@ -181,10 +177,9 @@ class CodeWatch:
         self._thread.join()
 
     def hand_over(self) -> str:
-        """Leave the child alive beyond an exec of this process, until the new program lets it go (`release`).
+        """Keep the child alive through an exec of this process, until the new program calls `release`.
 
-        It holds what all processes of the site hold together, such as the examples' PostgreSQL, which ends with its
-        last user.
+        The child keeps alive what ends with the last process of the site, such as the examples' PostgreSQL.
         """
         with self._lock:
             self._stopping.set()
@@ -203,14 +198,14 @@ class CodeWatch:
                 log.error("The site cannot be watched (%s).", error)
                 status = 1
             if status != CHANGED and not self._stopping.is_set():
-                if status:  # it could not even begin
-                    self._listener.broken()
+                if status:  # the child could not even begin
+                    self._observer.broken()
                 if self._once:
                     return
                 self._await_change(since)
 
     def _listen(self, since: float) -> int:
-        """Start a child and pass on its reports; return its exit status."""
+        """Start a child, pass on its reports, and return its exit status."""
         reader, writer = os.pipe()
         with open(reader) as lines:
             try:
@@ -219,8 +214,14 @@ class CodeWatch:
                 os.close(writer)
             for line in lines if process else ():
                 word, _, path = line.rstrip("\n").partition(" ")
-                if not self._stopping.is_set():
-                    self._tell(word, path)
+                if self._stopping.is_set():
+                    continue
+                if word == "changed":
+                    self._observer.changed(path)
+                elif word == "ready":
+                    self._observer.ready()
+                elif word == "broken":
+                    self._observer.broken()
         if process is None:
             return 0
         status = process.wait()
@@ -237,30 +238,22 @@ class CodeWatch:
                 [*command, *self._arguments],
                 stdin=subprocess.PIPE,  # its end tells the child that this process has died
                 pass_fds=[writer],
-                start_new_session=True,  # Ctrl-C in the terminal reaches us alone
+                start_new_session=True,  # Ctrl-C in the terminal reaches only this process
             )
             return self._process
 
-    def _tell(self, word: str, path: str) -> None:
-        if word == "changed":
-            self._listener.changed(path)
-        elif word == "ready":
-            self._listener.ready()
-        elif word == "broken":
-            self._listener.broken()
-
     def _await_change(self, since: float) -> None:
-        """The child could not begin, so what was imported here, before it broke, is looked after here."""
+        """Watch the files that this process has imported, because the child could not begin."""
         while not self._stopping.wait(LOOK_EVERY):
             files = [*autoreload.iter_all_python_module_files(), *app_files()]
             if found := changed_since(since, files):
                 autoreload.logger.info("%s changed, reloading.", found[0])
-                self._listener.changed(str(found[0]))
+                self._observer.changed(str(found[0]))
                 return
 
 
 def release(handed_over: str) -> None:
-    """End the child that the program before this one has handed over."""
+    """End the child that the program before this one has kept alive."""
     if handed_over:
         descriptor, pid = map(int, handed_over.split(","))
         os.close(descriptor)

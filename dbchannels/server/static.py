@@ -17,7 +17,7 @@ from dbchannels.server.http.messages import Request
 
 
 class DevelopmentFiles:
-    """Answers what is below STATIC_URL, as ``runserver`` does; everything else is for the site's views."""
+    """Answers requests below STATIC_URL, as ``runserver`` does; all others are for the site's views."""
 
     def __init__(self) -> None:
         self._prefix = urlsplit(settings.STATIC_URL).path
@@ -31,26 +31,27 @@ class DevelopmentFiles:
 
     def _read(self, request: Request) -> dict[str, Any]:
         name = request.path[len(self._prefix) :]
+        asked: Any = HttpRequest()  # what Django's view looks at
+        asked.method = request.method
+        since = request.header(b"if-modified-since")
+        if since is not None:
+            asked.META["HTTP_IF_MODIFIED_SINCE"] = since.decode("latin-1")
         try:
             found = finders.find(name) if name else None
             if not found or not isinstance(found, str):
                 raise Http404
-            response = serve(_django_request(request), found.lstrip("/"), document_root="/")
-        except (Http404, SuspiciousOperation, OSError, ValueError):  # ../ too, which leads out of the folder
+            response: Any = serve(asked, found.lstrip("/"), document_root="/")
+        except (
+            Http404,
+            SuspiciousOperation,
+            OSError,
+            ValueError,
+        ):  # also for ../, which leads out of the folder
             return status_reply(404, "There is no such static file.")
         if response.streaming:
             content = b"".join(response)
-            response.file_to_stream.close()  # and no response.close(): its signal would run the site's code here
+            response.file_to_stream.close()  # not response.close(), whose signal would run the site's code here
         else:
             content = response.content
         headers = [[name.encode("latin-1"), value.encode("latin-1")] for name, value in response.items()]
         return {"status": response.status_code, "headers": headers, "content": content}
-
-
-def _django_request(request: Request) -> HttpRequest:
-    plain: Any = HttpRequest()
-    plain.method = request.method
-    since = request.header(b"if-modified-since")
-    if since is not None:
-        plain.META["HTTP_IF_MODIFIED_SINCE"] = since.decode("latin-1")
-    return plain  # type: ignore[no-any-return]

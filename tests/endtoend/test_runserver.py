@@ -307,7 +307,7 @@ def test_without_reload_a_site_that_cannot_run_is_refused(copy):
     assert done.returncode == 1
     assert "(dbchannels.E003)" in done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.endswith("The site cannot run: correct what is said above, and start again.\n")
+    assert done.stderr.endswith("The site cannot run: correct the errors above, and start again.\n")
 
 
 @pytest.mark.parametrize("settings", [DEBUG, MEMORY], ids=["database", "memory"])
