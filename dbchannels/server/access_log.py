@@ -1,8 +1,8 @@
 """The access log, pure: what one line says, for the logger ``dbchannels.access``.
 
-Lines have the combined log format that Apache and nginx write, and end with the milliseconds that it took. A
-WebSocket has one when it asks (WSCONNECT), one with the answer, 101 or a refusal, in the form of any request, and one
-at its end (WSDISCONNECT, with the close code in the place of the status).
+Lines have the combined log format of Apache and nginx, and end with the milliseconds that the request took. A WebSocket
+has three: one when it asks (WSCONNECT), one with the answer, 101 or a refusal, as for any request, and one at its end
+(WSDISCONNECT, with the close code in place of the status).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Behind a proxy, pure: whom to believe, and what its X-Forwarded headers say of the request.
+"""The X-Forwarded headers of a request that comes through a proxy, pure.
 
-They are no standard; this is what nginx, HAProxy and the clouds' balancers send. Anybody can send them too, so they
-are read only when the peer of the socket is a proxy that the operator named.
+They are not a standard; this is what nginx, HAProxy and the load balancers of clouds send. Any client can send them
+too, so they are read only if the peer of the socket is a proxy that the operator has named.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.server.http.headers import RawHeaders, match_host, split_list, values
 from dbchannels.server.http.messages import Request
 
-#: Whom to believe by default: this machine. The word is for every peer of a Unix socket.
+#: The proxies that are believed by default: this machine, and all peers of Unix sockets.
 LOOPBACK = ("127.0.0.0/8", "::1", "unix")
 
 FOR, PROTO, HOST = b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host"
@@ -29,22 +29,31 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Trusted(NamedTuple):
-    """The proxies that are believed."""
+    """The proxies whose headers are believed."""
 
     networks: tuple[Network, ...]
     unix: bool  # peers of Unix sockets, which have no address
     host: bool = (
-        False  # whether their X-Forwarded-Host is believed: a proxy that does not set it passes on a client's
+        False  # whether X-Forwarded-Host is believed: a proxy that does not set it passes on a client's
     )
 
     @classmethod
     def of(cls, texts: Iterable[str], host: bool = False) -> Trusted:
-        """Read addresses, networks, and the word ``unix``; raises InvalidConfiguration, one sentence."""
+        """Read addresses, networks, and the word ``unix``. Raises InvalidConfiguration."""
         words = [word.strip() for text in texts for word in text.split(",") if word.strip()]
-        return cls(tuple(_network(word) for word in words if word != "unix"), "unix" in words, host)
+        networks = []
+        for word in filter("unix".__ne__, words):
+            try:
+                networks.append(ipaddress.ip_network(word))
+            except ValueError:
+                raise InvalidConfiguration(
+                    f"{word!r} in --trusted-proxies is not an address or network: "
+                    "write one as 10.0.0.1, 10.0.0.0/8 or fd00::/8, or the word unix."
+                ) from None
+        return cls(tuple(networks), "unix" in words, host)
 
     def believes(self, host: str) -> bool:
-        """Whether the peer with this address is one of them; a Unix socket's peer has none."""
+        """Whether the peer with this address is believed; a Unix socket's peer has none, ""."""
         if not host:
             return self.unix
         address = read_address(host)
@@ -55,23 +64,12 @@ class Trusted(NamedTuple):
         return any(address in network for network in self.networks)
 
 
-def _network(word: str) -> Network:
-    try:
-        return ipaddress.ip_network(word)
-    except ValueError:
-        raise InvalidConfiguration(
-            f"{word!r} in --trusted-proxies is not an address or network: "
-            "write one as 10.0.0.1, 10.0.0.0/8 or fd00::/8, or the word unix."
-        ) from None
-
-
 def forwarded(request: Request, trusted: Trusted) -> Request:
     """Return the request as its client made it.
 
-    From a believed peer: the client is the right-most address of X-Forwarded-For that is no proxy of ours, the scheme
-    is the last that X-Forwarded-Proto names, and with ``trusted.host`` the Host header becomes the last host that
-    X-Forwarded-Host names. What cannot be meant is passed over. A header that is not believed is dropped, so that no
-    view believes it either.
+    If the peer is believed: the client is the right-most address of X-Forwarded-For that is not a trusted proxy; the
+    scheme is the last one in X-Forwarded-Proto; with ``trusted.host``, the Host is the last one in X-Forwarded-Host.
+    Malformed values are ignored. A header that is not believed is dropped, so that no view believes it.
     """
     headers = request.headers
     if not trusted.believes(request.client[0]):
@@ -84,22 +82,22 @@ def forwarded(request: Request, trusted: Trusted) -> Request:
 
 
 def forwarded_scheme(headers: RawHeaders) -> str:
-    """Return the scheme that X-Forwarded-Proto names, "" where it names none."""
+    """Return the scheme in X-Forwarded-Proto, or ""."""
     return _SCHEMES.get(_last(headers, PROTO).lower(), "")
 
 
 def _last(headers: RawHeaders, name: bytes) -> bytes:
-    """Return what the nearest proxy said: it adds to the end of what it was told."""
+    """Return the item of the nearest proxy: each adds to the end of the list."""
     return (split_list(values(headers, name)) or [b""])[-1]
 
 
 def _client(items: Sequence[bytes], trusted: Trusted) -> tuple[str, int] | None:
-    """Go from the right: each proxy adds its peer, so an address is true as long as a proxy of ours added it."""
+    """Go from the right: each proxy adds its peer, so an address is true if a trusted proxy added it."""
     found = None
     for item in reversed(items):
         host, port = _split(item.decode("latin-1"))
         address = read_address(host)
-        if address is None:  # "unknown", or a lie: what stands left of it is no better
+        if address is None:  # "unknown", or forged: what is left of it is no better
             break
         found = (str(address), port)
         if not trusted.contains(address):
@@ -117,7 +115,7 @@ def _split(text: str) -> tuple[str, int]:
 
 
 def read_address(host: str) -> Address | None:
-    """Return an address, or None for what is none: without its scope, ``::ffff:192.0.2.1`` as the IPv4 one."""
+    """Return an address without its scope, and ``::ffff:192.0.2.1`` as IPv4; None if the text is not an address."""
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -126,7 +124,7 @@ def read_address(host: str) -> Address | None:
 
 
 def _with_host(headers: RawHeaders, host: bytes) -> RawHeaders:
-    """Return the headers with this host in the place of the proxy's own; if it can be none, nobody is to believe it."""
+    """Return the headers with this host as Host; without X-Forwarded-Host if the host is malformed."""
     match = match_host(host.decode("latin-1"))
     if match is None or len(match[1]) > LONGEST_HOST or match[2] == "":
         return [pair for pair in headers if pair[0] != HOST]

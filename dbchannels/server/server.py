@@ -43,10 +43,10 @@ from dbchannels.wakeup import WakeupPipe
 log = logging.getLogger("dbchannels.server")
 
 
-# Seconds: five for clients to answer a close, two until that is looked at, and one for the last disconnect consumers.
-FAREWELLS = 8.0
-LAST_WORDS = 1.5  # seconds beyond the drain time-out for what is left to be written
-LAST_ANSWERS = 1.0  # seconds in which those that waited until the end must take their 503
+# Seconds: five for clients to answer a close, two until the server notices, and one for the last disconnect consumers.
+LAST_DISCONNECTS = 8.0
+LAST_WRITES = 1.5  # seconds beyond --graceful-timeout for what is left to be written
+LAST_ANSWERS = 1.0  # seconds in which clients that waited until the end must take their 503
 
 
 class GeventHub(Hub):
@@ -86,7 +86,7 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
         self.adopt = server.adopt
 
     def do_handle(self, sock: Any, address: Any) -> None:
-        """Take a connection, in the hub; one too many is turned away at once, without a greenlet."""
+        """Take a connection, in the hub; reject one too many at once, without a greenlet."""
         answer = self.connection_limits.admit(address_of(address), sock.fileno())
         if answer is None:
             super().do_handle(sock, address)
@@ -94,13 +94,13 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
             reject(sock, answer)
 
     def release(self, address: str, client: str | None) -> None:
-        """A WebSocket has ended; ``client`` is the address that came through a proxy."""
+        """Count a WebSocket no more; ``client`` is the address of its client behind a proxy."""
         self.connection_limits.release(address)
         if client is not None:
             self.connection_limits.leave(client)
 
     def handle(self, sock: Any, address: Any) -> None:
-        """Serve a connection to its end, or until a WebSocket was handed over."""
+        """Serve a connection until it ends, or becomes a WebSocket."""
         handler = Handler(sock, address, self)
         try:
             handler.handle()
@@ -110,13 +110,13 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
 
 
 class InterfaceServer:
-    """Binds its address at once; ``start`` needs the layer, ``stop`` drains."""
+    """Listens at its addresses at once; ``start`` needs the layer, ``stop`` lets requests and consumers finish."""
 
     def __init__(self, layer: BaseLayer, wakeups: dict[str, WakeupPipe], options: ServerConfig) -> None:
         self.options = options
         self.relay = Relay(layer, wakeups, GeventHub())
         is_proxy = options.proxies.believes if options.proxies else lambda address: False
-        # Apart, because a worker is kept free for WebSockets: their handshakes need not wait for requests.
+        # Two queues: a worker is kept free for WebSockets, so their handshakes need not wait for requests.
         self.requests = Requests(self.relay, options, FairQueue(options.max_waiting_per_address, is_proxy))
         self._handshakes = FairQueue(options.max_waiting_per_address, is_proxy)
         self.connection_limits = ConnectionLimits(options.max_connections, options.max_per_address, is_proxy)
@@ -137,10 +137,10 @@ class InterfaceServer:
         self.addresses = [one.address for one in self._sockets]
         self._listeners = [SiteServer(self, one) for one in self._sockets]
         self._ticking: Any = None
-        self.has_worker: Callable[[], bool] | None = None  # None: the workers are somebody else's to watch
+        self.has_worker: Callable[[], bool] | None = None  # None: this server does not watch the workers
 
     def why_not_ready(self) -> str:
-        """Return why no request should be sent here now; empty when one may."""
+        """Return why no request should be sent here now; "" if requests may be sent."""
         if self.is_draining():
             return "stopping"
         if not self.relay.is_reachable():
@@ -159,9 +159,9 @@ class InterfaceServer:
         self._ticking = gevent.spawn(self._tick)
 
     def stop(self, restart: bool = False) -> None:
-        """Close the listening socket, finish the requests under way, close the WebSockets, let their consumers run.
+        """Stop listening, finish the requests in flight, close the WebSockets, and let their consumers run.
 
-        What is not answered at the end of ``graceful_timeout`` is answered 503; a response that has begun is cut.
+        After ``graceful_timeout``, requests that are not answered get 503, and responses that have begun are cut.
         """
         self.close_listeners()
         self._closing = SERVICE_RESTART if restart else GOING_AWAY
@@ -173,11 +173,11 @@ class InterfaceServer:
         if not in_flight.is_over:
             in_flight.give_up()
             self._wait_until(lambda: in_flight.is_over, time.monotonic() + LAST_ANSWERS)
-        self._wait_until(lambda: not self.relay.waiting(), min(deadline, time.monotonic() + FAREWELLS))
+        self._wait_until(lambda: not self.relay.waiting(), min(deadline, time.monotonic() + LAST_DISCONNECTS))
         if self._ticking is not None:
             self._ticking.kill()
         gevent.get_hub().threadpool.apply(
-            self.relay.stop, (max(1.0, deadline + LAST_WORDS - time.monotonic()),)
+            self.relay.stop, (max(1.0, deadline + LAST_WRITES - time.monotonic()),)
         )
         if self._health:
             self._health.stop()
@@ -185,16 +185,16 @@ class InterfaceServer:
             self.requests.files.close()
 
     def close_listeners(self) -> None:
-        """Accept no more connections, and leave no file of a Unix socket behind."""
+        """Accept no more connections, and remove the files of Unix sockets."""
         for listener in self._listeners:
             listener.close()
-        # Once: the file that stands there later may be that of the server that follows this one.
+        # Once: a file that is there later may be that of the server that follows this one.
         sockets, self._sockets = self._sockets, []
         for one in sockets:
             one.remove()
 
     def is_draining(self) -> bool:
-        """Whether the server stops: no connection is kept alive for another request."""
+        """Whether the server stops, so that no connection is kept alive for another request."""
         return self._closing is not None
 
     def _wait_until(self, done: Callable[[], bool], deadline: float) -> None:
@@ -210,34 +210,32 @@ class InterfaceServer:
                 connection.tick(now)
                 if connection.closed:
                     self.connections.discard(connection)
-                if time.monotonic() > ends_at:  # a crowd that is closed at the same moment holds up nobody
+                if time.monotonic() > ends_at:  # closing a crowd must not hold up the others
                     gevent.sleep(0.001)
                     ends_at = time.monotonic() + SLICE
 
-    # Requests of both kinds.
-
     @property
     def address(self) -> tuple[str, int]:
-        """The first host and port that is listened at."""
+        """The first host and port at which the server listens."""
         return next((one[:2] for one in self.addresses if not one.path), ("localhost", 80))
 
     # WebSockets.
 
     def check_origin(self, shaken: handshake.Handshake, request: Request) -> None:
-        """Raise Refused for a page of another site, and for a host that is not ours (DNS rebinding)."""
+        """Raise Refused for a page of another site, and for a host that is not the site's (DNS rebinding)."""
         allowed = self.options.allowed_hosts
         if request.is_outside:
             raise messages.Refused(404, OUTSIDE)
         if not handshake.host_allowed(request.host(), allowed):
             raise messages.Refused(
-                400, "The Host is none of this site's: add it to ALLOWED_HOSTS if it is yours."
+                400, "This Host is not one of the site's: add it to ALLOWED_HOSTS if it is yours."
             )
-        # What is left of X-Forwarded-Proto behind a proxy is believed. Without one, TLS may end where nobody says so.
+        # X-Forwarded-Proto is there only if a proxy is believed. Without one, TLS may end unnoticed.
         scheme = forwarded_scheme(request.headers) if self.options.proxies is not None else ""
         if not handshake.origin_allowed(shaken.origin, request.host(), scheme, self.options.origins):
             log.warning(
-                "Refused a WebSocket from a page of %s, which is not the site's own at %s%s. If it is yours, add it to "
-                "CSRF_TRUSTED_ORIGINS, or let the proxy in front pass on the Host and the scheme (--proxy-headers).",
+                "Refused a WebSocket from a page of %s, which is not part of the site at %s%s. If it is yours, add it "
+                "to CSRF_TRUSTED_ORIGINS, or let the proxy in front pass on the Host and the scheme (--proxy-headers).",
                 escaped(shaken.origin or "", 200),
                 f"{scheme}://" if scheme else "",
                 request.host(),
@@ -247,7 +245,7 @@ class InterfaceServer:
             )
 
     def connect(self, request: Request, reader: RequestReader) -> tuple[Connection, Accepted]:
-        """Let the connect consumer decide; raises Refused with its status, or 503 when no worker answers."""
+        """Let the connect consumer decide. Raises Refused with its status, or with 503 when no worker answers."""
         log_websocket("WSCONNECT", request, "-", 0.0)
         if self.requests.in_flight.given_up or self.relay.refuses:
             raise messages.Refused(503, SENTENCES[503])
@@ -261,9 +259,8 @@ class InterfaceServer:
         except gevent.Timeout:
             decision = Denied(503, SENTENCES[503])
         finally:
-            connection.when_decided(
-                turn.leave
-            )  # a flood of clients that leave at once has no more turns than others
+            # Only now, so that a flood of clients that leave at once has no more turns than others.
+            connection.when_decided(turn.leave)
             reader.unwatch()
             self.requests.in_flight.waits(reader, None)
         if isinstance(decision, Denied):
@@ -275,5 +272,5 @@ class InterfaceServer:
         """Take over an accepted connection's socket."""
         self.connections.add(connection)
         connection.start(sock, buffered)
-        if self._closing is not None:  # it was in its handshake when the others were closed
+        if self._closing is not None:  # its handshake was under way when the others were closed
             connection.close(self._closing, "")

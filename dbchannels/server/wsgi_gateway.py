@@ -1,8 +1,7 @@
-"""From a WSGI server to the layer and back: what the interface server does, for a server of threads.
+"""From a WSGI server to the layer and back: what the interface server does, for a server with threads.
 
-The first request of a process starts three threads, the relay's: one writes what all requests send, one reads all
-replies and hands each to the thread that waits for it, one keeps this process on record. So a server's children, forked
-before or after the import, have a relay each.
+The first request of a process starts the threads of a relay, see relay_threads.py. So each child process of a server
+has its own relay, whether it was forked before or after the import.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from dbchannels.wakeup import check_timeout
 
 log = logging.getLogger("dbchannels.server")
 
-START_AGAIN = 1.0  # seconds after a start that failed until the next one
+START_AGAIN = 1.0  # seconds from a start that failed to the next one
 TOO_LARGE = "The request's body is larger than %d bytes, the max_body of get_wsgi_application()."
 PART = 65_536  # bytes read at once
 
@@ -46,12 +45,12 @@ class Gateway:
         self._timeout = check_timeout("http_timeout", http_timeout)
         self._max_body = max_body
         self._started: Relay | None = None
-        self._new: Relay | None = None  # until it could be started
+        self._new: Relay | None = None  # until it was started
         self._failed_at = -START_AGAIN
-        self._told = False  # that it failed
+        self._logged = False  # that it failed
         self._starting = threading.Lock()
         self._inherited: list[Relay | None] = []
-        self._handler: WSGIHandler | None = None  # Django's, once it was needed
+        self._handler: WSGIHandler | None = None  # Django's, once a request needs it
         if not make_layer(self._settings).shared:
             raise InvalidConfiguration(
                 "This layer lives in one process: dbchannels.wsgi needs one on a database."
@@ -59,7 +58,7 @@ class Gateway:
         os.register_at_fork(after_in_child=self._forget)
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
-        """Answer one request; one that is in a worker already, or in --http direct, by Django's own handler."""
+        """Answer a request through the layer; in a worker, or with --http direct, by Django's own handler."""
         if names.REQUEST_CONTEXT in environ:
             with self._starting:
                 self._handler = self._handler or WSGIHandler()
@@ -74,27 +73,22 @@ class Gateway:
         except LayerUnavailable:
             return answer(status_reply(503), request, start_response)
         try:
-            return self._exchange(exchange, request, body, start_response)
+            message = messages.request_message(request, exchange.reply_channel, body, exchange.flow_channel)
+            head, first = messages.checked_response(exchange.request(message, self._timeout), request)
+            if first.get(MORE_CONTENT):
+                start_response(head.status, head.headers)
+                exchange.buffer.begin(exchange.report, None)
+                return Stream(exchange, first, head, self._timeout, exchange.close)
         except BaseException:
             exchange.close()
             raise
-
-    def _exchange(
-        self, exchange: Exchange, request: messages.Request, body: bytes, start_response: StartResponse
-    ) -> Iterable[bytes]:
-        message = messages.request_message(request, exchange.reply_channel, body, exchange.flow_channel)
-        head, first = messages.checked_response(exchange.request(message, self._timeout), request)
-        if first.get(MORE_CONTENT):
-            start_response(head.status, head.headers)
-            exchange.buffer.begin(exchange.report, None)
-            return Stream(exchange, first, head, self._timeout, exchange.close)
         exchange.close()
         return answer(first, request, start_response)
 
     # The relay of this process.
 
     def _relay(self) -> Relay:
-        """Return it, started. Raises LayerUnavailable."""
+        """Return the relay, started. Raises LayerUnavailable."""
         if self._started is None:
             with self._starting:
                 if self._started is None:
@@ -102,9 +96,8 @@ class Gateway:
         return self._started
 
     def _start(self) -> Relay:
-        if (
-            time.monotonic() - self._failed_at < START_AGAIN
-        ):  # nobody waits in line for one failure after another
+        # Otherwise requests would wait in line, to fail one after another.
+        if time.monotonic() - self._failed_at < START_AGAIN:
             raise LayerUnavailable("The layer could not be used a moment ago.")
         if self._new is None:
             self._new = Relay(make_layer(self._settings), {}, ThreadHub())
@@ -113,31 +106,26 @@ class Gateway:
             relay.start()
         except DBChannelsError as error:
             self._failed_at = time.monotonic()
-            if not self._told:
-                self._told = True
+            if not self._logged:
+                self._logged = True
                 log.error("server-%d: Requests cannot be passed on to workers: %s", os.getpid(), error)
             raise
-        if self._told:
-            self._told = False
+        if self._logged:
+            self._logged = False
             log.warning("server-%d: Requests can be passed on to workers again.", os.getpid())
-        atexit.register(stop, relay, os.getpid())
+        pid = os.getpid()
+        atexit.register(lambda: relay.stop() if os.getpid() == pid else None)  # not in a child that it forks
         return relay
 
     def _forget(self) -> None:
-        """In a forked child: the threads are the parent's, and closing its connections would end its sessions."""
+        """Drop the parent's relay in a forked child, but keep its connections: closing them would end its sessions."""
         self._inherited += [self._started, self._new]
         self._started = self._new = None
         self._starting = threading.Lock()
 
 
-def stop(relay: Relay, pid: int) -> None:
-    """Take the process off the record at its end; a child that it forked leaves that to it."""
-    if os.getpid() == pid:
-        relay.stop()
-
-
 def read_request(environ: Environ) -> messages.Request:
-    """Return what a WSGI server has read of a request (PEP 3333)."""
+    """Return a request as a WSGI server has read it (PEP 3333)."""
     root_path = environ.get("SCRIPT_NAME", "").encode("latin-1")
     path = root_path + environ.get("PATH_INFO", "").encode("latin-1")
     query_string = environ.get("QUERY_STRING", "")
@@ -164,7 +152,7 @@ def read_request(environ: Environ) -> messages.Request:
 def read_body(environ: Environ, request: messages.Request, limit: int) -> bytes | int:
     """Return a request's whole body, or the status that refuses it.
 
-    Without a length it can be read only from a server that says where it ends (``wsgi.input_terminated``).
+    A body without a length can only be read if the server marks its end (``wsgi.input_terminated``).
     """
     declared = environ.get("CONTENT_LENGTH") or ""
     if declared and not (declared.isascii() and declared.isdigit()):

@@ -69,7 +69,7 @@ def test_a_forged_origin_is_a_403_and_a_line_in_the_log(site, told, origin):
     assert client.status == 403 and nothing_was_sent(site)
     (said,) = told()
     assert said.startswith(
-        f"Refused a WebSocket from a page of {origin}, which is not the site's own at 127.0.0.1:"
+        f"Refused a WebSocket from a page of {origin}, which is not part of the site at 127.0.0.1:"
     )
     assert "CSRF_TRUSTED_ORIGINS" in said
 
