@@ -21,10 +21,12 @@ from django.template.loaders import cached
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
+from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
 from dbchannels.management.output import TellingCommand, log_to_terminal
 from dbchannels.names import worker_names
 from dbchannels.processes.reloader import CodeChanges
+from dbchannels.routing.table import Routing
 from dbchannels.server.config import add_options
 from dbchannels.wakeup import LONGEST_TIMEOUT, WakeupPipe, check_timeout, wait_readable
 from dbchannels.worker import database_connections
@@ -35,9 +37,31 @@ from dbchannels.worker.worker import Worker
 log = logging.getLogger("dbchannels.worker")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
-ORPHANED = 60.0  # seconds that a consumer may go on after the death of its worker's parent
+ORPHANED = 60.0  # seconds that a consumer may go on after the worker's parent has died
 GIVE_BACK_WITHIN = 0.7  # seconds; see supervisor.GIVE_BACK
-HUNG = 75  # the exit status of a worker whose consumer hangs: EX_TEMPFAIL of sysexits.h
+HUNG = 75  # exit status of a worker whose consumer hangs: EX_TEMPFAIL of sysexits.h
+
+
+#: The options that runchannels and runserver give to the workers that they start.
+CHILD_OPTIONS: dict[str, dict[str, Any]] = {
+    "--child": {"default": "", "metavar": "NAME", "help": "the worker's name"},
+    "--wakeup-fd": {"action": "append", "default": [], "help": "the descriptors of a pipe that wakes it"},
+    "--local-wakeup": {
+        "action": "append",
+        "default": [],
+        "metavar": "QUEUE=PIPE",
+        "help": "a queue, and the descriptors of the pipe that wakes its reader",
+    },
+    "--files": {"default": "", "metavar": "QUEUE=SOCKET", "help": "where to send the files of responses"},
+    "--fresh-templates": {"action": "store_true", "help": "read a template at each use"},
+    "--threads": {"type": int, "default": 1, "help": "how many threads take messages"},
+    "--since": {
+        "type": float,
+        "default": None,
+        "help": "take no message once code has changed after this time",
+    },
+    "--ready": {"type": int, "default": None, "help": "a descriptor to write to once it takes messages"},
+}
 
 
 class Command(TellingCommand):
@@ -49,54 +73,18 @@ class Command(TellingCommand):
             "--only", action="append", default=[], metavar="PATTERN", help="read only these channels"
         )
         parser.add_argument(
-            "--exclude", action="append", default=[], metavar="PATTERN", help="read all but these"
+            "--exclude", action="append", default=[], metavar="PATTERN", help="read all channels but these"
         )
         parser.add_argument(
             "--graceful-timeout",
             type=float,
             default=30.0,
             metavar="S",
-            help="seconds a consumer may finish in (30)",
+            help="seconds for consumers to finish at the end (30)",
         )
         add_options(parser, "layer", "wait_for_database")
-        # For runchannels, which starts its workers with these.
-        parser.add_argument(
-            "--child", default="", metavar="NAME", help="set by runchannels: this worker's name"
-        )
-        parser.add_argument(
-            "--wakeup-fd", action="append", default=[], help="set by runchannels: a pipe's descriptors"
-        )
-        parser.add_argument(
-            "--local-wakeup",
-            action="append",
-            default=[],
-            metavar="QUEUE=PIPE",
-            help="set by runchannels: its queue and the pipe's descriptors",
-        )
-        parser.add_argument(
-            "--files",
-            default="",
-            metavar="QUEUE=SOCKET",
-            help="set by runchannels: its own queue, and where it takes the files of responses",
-        )
-        parser.add_argument(
-            "--fresh-templates", action="store_true", help="set by runserver: read a template at each use"
-        )
-        parser.add_argument(
-            "--threads", type=int, default=1, help="set by runserver: so many take messages, in one process"
-        )
-        parser.add_argument(
-            "--since",
-            type=float,
-            default=None,
-            help="set by runserver: take no message once code was changed after this time",
-        )
-        parser.add_argument(
-            "--ready",
-            type=int,
-            default=None,
-            help="set by runchannels: a descriptor to say it takes messages",
-        )
+        for name, keywords in CHILD_OPTIONS.items():
+            parser.add_argument(name, **keywords | {"help": f"set by runchannels: {keywords['help']}"})
 
     def handle(self, *args: Any, **options: Any) -> None:
         log_to_terminal(options["verbosity"])
@@ -117,24 +105,7 @@ class Command(TellingCommand):
         database_connections.keep()
         if options["fresh_templates"]:
             uncache_templates()
-        ready = threading.Barrier(options["threads"], partial(say_ready, options["ready"]))
-        views = ApplicationViews(threads=options["threads"] > 1, files=inherited_files(options["files"]))
-        workers = [
-            Worker(
-                layer,
-                routing,
-                only=options["only"],
-                exclude=options["exclude"],
-                name=name,
-                wakeups=[WakeupPipe.inherited(text) for text in options["wakeup_fd"]],
-                local_wakeups=dict(map(inherited_wakeup, options["local_wakeup"])),
-                replace=end_child if child else start_anew,
-                on_ready=ready.wait,
-                is_outdated=CodeChanges(options["since"]) if options["since"] else lambda: False,
-                views=views,
-            )
-            for name in worker_names(child, options["threads"])
-        ]
+        workers = make_workers(layer, routing, options)
         worker = workers[0]
         if not worker.channels:
             raise CommandError("No channel with a consumer is left: change --only or --exclude.")
@@ -155,28 +126,41 @@ class Command(TellingCommand):
             thread.join()
 
 
-def inherited_wakeup(text: str) -> tuple[str, WakeupPipe]:
-    """Return a queue and the pipe of its reader."""
-    queue, _, pipe = text.partition("=")
-    return queue, WakeupPipe.inherited(pipe)
-
-
-def inherited_files(text: str) -> FileSender | None:
-    """Return what sends files to the parent, if it takes any."""
-    queue, _, descriptor = text.partition("=")
-    return FileSender(queue, int(descriptor)) if descriptor else None
+def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) -> list[Worker]:
+    """Return a worker for each thread."""
+    ready = threading.Barrier(options["threads"], partial(say_ready, options["ready"]))
+    queue, _, descriptor = options["files"].partition("=")
+    files = FileSender(queue, int(descriptor)) if descriptor else None
+    views = ApplicationViews(threads=options["threads"] > 1, files=files)
+    local_wakeups = [text.partition("=") for text in options["local_wakeup"]]
+    return [
+        Worker(
+            layer,
+            routing,
+            only=options["only"],
+            exclude=options["exclude"],
+            name=name,
+            wakeups=[WakeupPipe.inherited(text) for text in options["wakeup_fd"]],
+            local_wakeups={queue: WakeupPipe.inherited(pipe) for queue, _, pipe in local_wakeups},
+            replace=end_child if options["child"] else start_anew,
+            on_ready=ready.wait,
+            is_outdated=CodeChanges(options["since"]) if options["since"] else lambda: False,
+            views=views,
+        )
+        for name in worker_names(options["child"], options["threads"])
+    ]
 
 
 def say_ready(descriptor: int | None) -> None:
     """Tell the parent that this worker takes messages now."""
     if descriptor is not None:
-        with suppress(OSError):  # it has ended
+        with suppress(OSError):  # the parent has ended
             os.write(descriptor, b"!")
         os.close(descriptor)
 
 
 def uncache_templates() -> None:
-    """Have Django's templates read anew at each use: in development a change shows at once."""
+    """Have Django read a template at each use, so that a change shows at once."""
     for backend in engines.all():
         if isinstance(backend, DjangoTemplates):
             loaders = backend.engine.template_loaders
@@ -186,20 +170,20 @@ def uncache_templates() -> None:
 
 
 def end_child() -> None:
-    """End this process, whatever its main thread does; ``runchannels`` starts another."""
+    """End this process, whatever its main thread does; ``runchannels`` starts another worker."""
     os._exit(HUNG)
 
 
 def start_anew() -> None:
-    """Become a new process with the same command line: nobody else would start one."""
+    """Start this command again in place of this process, which has no parent to do it."""
     os.execv(sys.executable, sys.orig_argv)
 
 
 def stop_at_signals(workers: Sequence[Worker], graceful_timeout: float, life: int | None = None) -> None:
-    """SIGTERM and SIGINT: finish what runs, within the time; then, or at a second signal, give it back and end.
+    """At SIGTERM and SIGINT let consumers finish; after the time-out, or at a second signal, give back their messages.
 
-    The death of the parent is such a signal too: ``life`` is a pipe that it holds. A thread sees to all this, because a
-    main thread that hangs in a query runs no signal handler.
+    The death of the parent counts as a signal: ``life`` is a pipe that the parent holds. All this runs in a thread,
+    because a main thread that hangs in a query runs no signal handlers.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
@@ -211,15 +195,15 @@ def stop_at_signals(workers: Sequence[Worker], graceful_timeout: float, life: in
 
 
 def await_end(workers: Sequence[Worker], graceful_timeout: float, signals: int, life: int | None) -> None:
-    """Stop the workers when they are told to; end the process when that takes too long, or at a second signal."""
+    """Stop the workers at a signal, and end the process when that takes too long, or at a second signal."""
     watched = [signals] if life is None else [signals, life]
-    ends_at, told = math.inf, 0
-    while told < 2 and time.monotonic() < ends_at:
+    ends_at, signalled = math.inf, 0
+    while signalled < 2 and time.monotonic() < ends_at:
         readable = wait_readable(watched, min(LONGEST_TIMEOUT, ends_at - time.monotonic()))
         now = time.monotonic()
         if signals in readable:
-            told += sum(number in SIGNALS for number in os.read(signals, 64))
-            ends_at = min(ends_at, now + graceful_timeout) if told else ends_at
+            signalled += sum(number in SIGNALS for number in os.read(signals, 64))
+            ends_at = min(ends_at, now + graceful_timeout) if signalled else ends_at
         if life in readable:
             log.info("The parent has ended; so does this worker.")
             watched, ends_at = [signals], min(ends_at, now + ORPHANED)
@@ -230,6 +214,8 @@ def await_end(workers: Sequence[Worker], graceful_timeout: float, signals: int, 
     timer.daemon = True
     timer.start()
     for worker in workers:
-        with suppress(Exception):  # the database is away: the lease ends, and others give it back
+        with suppress(
+            Exception
+        ):  # without a database the lease ends, and other processes give the messages back
             worker.abandon()
     os._exit(1)
