@@ -28,8 +28,8 @@ def access_line(
     request: Request | None = None,
 ) -> str:
     """Return one line of the log. ``line`` is what the client sent; ``request`` has its headers, if they were read."""
-    referer = _header(request, b"referer")
-    agent = _header(request, b"user-agent")
+    headers = dict(reversed(request.headers)) if request is not None else {}  # the first of each name
+    referer, agent = (headers.get(name, b"-").decode("latin-1") for name in (b"referer", b"user-agent"))
     date = _date_at(int(time.time()))
     return (
         f'{_field(client, FIELD) or "-"} - - [{date}] "{_field(line, LINE)}" {status} {size} '
@@ -66,11 +66,6 @@ def _field(text: str, most: int) -> str:
     # What is cut off here costs nothing; what masking leaves out may bring more of the rest into the line.
     masked = mask_query(text[: 2 * most]).replace("\\", "\\\\").replace('"', "\\x22")
     return escaped(masked.encode("ascii", "backslashreplace").decode("ascii"), most)
-
-
-def _header(request: Request | None, name: bytes) -> str:
-    value = request.header(name) if request is not None else None
-    return "-" if value is None else value.decode("latin-1")
 
 
 @lru_cache(2)

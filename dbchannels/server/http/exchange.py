@@ -184,6 +184,7 @@ class Exchange:
         self._answered = message.get(LOST) != DECLARED_DEAD  # else the request may still wait in the layer
         if self._turn is not None:
             self._turn.leave()
+            self._turn = None
         wanted = message.get(BODY)
         if isinstance(wanted, dict) and "status" not in message:
             if self.upload is not None:

@@ -79,12 +79,12 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         try:
             self._serve(request, head.is_upgrade)
         finally:
-            self.server.in_flight.end(self.reader)
+            if not self.handed_over:
+                self._log()
             if self._client is not None:
                 self.server.connection_limits.leave(self._client)
                 self._client = None
-            if not self.handed_over:
-                self._log()
+            self.server.in_flight.end(self.reader)
         if self.reader.unread:
             self._linger()
         gevent.sleep(0)  # let others run before this connection's next request, which may have come already
