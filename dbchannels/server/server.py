@@ -250,7 +250,7 @@ class InterfaceServer:
         if self.requests.in_flight.given_up or self.relay.refuses:
             raise messages.Refused(503, SENTENCES[503])
         connection = Connection(self.relay, request, self.options.websocket, self._budget)
-        self.requests.in_flight.waits(reader, connection.give_up)
+        self.requests.in_flight[reader] = connection.give_up
         reader.watch(connection.give_up)
         reader.need_client()
         turn = self._handshakes.enter(request.client[0], connection.connect)
@@ -262,7 +262,7 @@ class InterfaceServer:
             # Only now, so that a flood of clients that leave at once has no more turns than others.
             connection.when_decided(turn.leave)
             reader.unwatch()
-            self.requests.in_flight.waits(reader, None)
+            self.requests.in_flight[reader] = None
         if isinstance(decision, Denied):
             connection.abandon()
             raise messages.Refused(decision.status, decision.sentence, decision.headers)

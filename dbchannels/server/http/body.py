@@ -249,7 +249,6 @@ class BodyUpload:
         self._send(body_ends())
 
     def close(self) -> None:
-        """Send nothing more."""
         self._until = 0
 
     def _send_all(self) -> None:

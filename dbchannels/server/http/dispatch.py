@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -35,43 +35,27 @@ GiveUp = Callable[[], None]
 Response = tuple[ResponseHead, "list[bytes] | Stream"]
 
 
-class InFlightRequests:
-    """Counts requests and handshakes, each by its connection, from the end of its head to the end of its response.
+class InFlightRequests(dict[RequestReader, "GiveUp | None"]):
+    """The requests and handshakes by their connections, from the end of a head to the end of its response.
 
-    Each has a function that gives up what it waits for, so that it is answered 503, and that does not block. A request
-    whose response has begun has none: it is cut with its connection.
+    The value is a function that gives up what the request waits for, so that it is answered 503, and that does not
+    block. It is None when the request waits for nothing, or for its client, whose connection is cut then.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self.given_up = False  # from now on each is answered 503
         self.lingering = 0  # clients that have their response and still send, so they may not have seen it
-        self._waits: dict[Hashable, GiveUp | None] = {}
-
-    def __len__(self) -> int:
-        return len(self._waits)
 
     @property
     def is_over(self) -> bool:
         """Whether every client has its response."""
-        return not self._waits and not self.lingering
-
-    def begin(self, connection: Hashable) -> None:
-        """Count a request from now on."""
-        self._waits[connection] = None
-
-    def waits(self, connection: Hashable, give_up: GiveUp | None) -> None:
-        """Set the function that gives up the wait; None: the request waits for nothing, or for its client."""
-        if connection in self._waits:
-            self._waits[connection] = give_up
-
-    def end(self, connection: Hashable) -> None:
-        """Count the request no more."""
-        self._waits.pop(connection, None)
+        return not self and not self.lingering
 
     def give_up(self) -> None:
         """Answer all that wait, and all that still begin, by 503."""
         self.given_up = True
-        for give_up in [one for one in self._waits.values() if one is not None]:
+        for give_up in [one for one in self.values() if one is not None]:
             give_up()
 
 
@@ -111,7 +95,7 @@ class Requests:
             if reader.unread:
                 expected = min(reader.length or 0, self._options.max_body)  # a larger one is refused by 413
                 body = BodyBuffer(self._bodies, expected, _share_of(request))
-                self.in_flight.waits(reader, reader.give_up)
+                self.in_flight[reader] = reader.give_up
                 reader.read_body(body.write)
             if (
                 self.static_files
@@ -142,7 +126,7 @@ class Requests:
         stream: Stream | None = None
         try:
             reader.watch(exchange.client_left)
-            self.in_flight.waits(reader, exchange.give_up)
+            self.in_flight[reader] = exchange.give_up
             first = exchange.request(self._message(request, exchange, body), self._options.http_timeout)
             head, checked = checked_response(first, request)
             # What is answered by its head alone is made no further. A file is sent as a whole, without a worker.
@@ -194,7 +178,7 @@ class Requests:
     def _end_exchange(
         self, exchange: Exchange | DirectExchange, body: BodyBuffer | None, reader: RequestReader
     ) -> None:
-        self.in_flight.waits(reader, None)
+        self.in_flight[reader] = None
         reader.unwatch()
         exchange.close()
         if isinstance(exchange, Exchange) and exchange.is_unanswered:

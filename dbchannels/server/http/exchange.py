@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from functools import partial
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from dbchannels import names
 from dbchannels.layers.operations import Disconnect, Operation, Withdraw
@@ -37,6 +37,7 @@ from dbchannels.server.relay import OutboxFull, Relay, Reply
 
 if TYPE_CHECKING:
     from dbchannels.server.http.body import BodyUpload
+    from dbchannels.server.http.direct import DirectExchange
 
 log = logging.getLogger("dbchannels.server")
 
@@ -78,7 +79,6 @@ class ResponseBuffer:
         return True
 
     def put(self, message: Message) -> None:
-        """Add a message."""
         self._queue.put((self._count(message), message))
 
     def _count(self, message: Message) -> int:
@@ -269,19 +269,6 @@ class Exchange:
             self._relay.send(operation)
 
 
-class Chunks(Protocol):
-    """Where a stream's chunks come from: an `Exchange`, or a thread of this process."""
-
-    def next_chunk(self, timeout: float) -> Message:
-        """Return the next one; raises BrokenOff when there will be none."""
-
-    def report(self, report: Message) -> None:
-        """Say how much was taken, or that the client has left."""
-
-    def client_left(self) -> None:
-        """Say that the client has left."""
-
-
 class Stream:
     """The content of a response in chunks, checked.
 
@@ -290,7 +277,7 @@ class Stream:
 
     def __init__(
         self,
-        exchange: Chunks,
+        exchange: Exchange | DirectExchange,
         first: Message,
         head: messages.ResponseHead,
         timeout: float,

@@ -84,7 +84,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             if self._client is not None:
                 self.server.connection_limits.leave(self._client)
                 self._client = None
-            self.server.in_flight.end(self.reader)
+            self.server.in_flight.pop(self.reader, None)
         if self.reader.unread:
             self._linger()
         gevent.sleep(0)  # let others run before this connection's next request, which may have come already
@@ -99,7 +99,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
                     self._write_at_once(429, too_many)
                     return
                 self._client = address
-            self.server.in_flight.begin(self.reader)
+            self.server.in_flight[self.reader] = None
             if is_upgrade:
                 self._upgrade(request)
             else:

@@ -27,7 +27,6 @@ match_host = re.compile(HOST).fullmatch
 
 
 def values(headers: RawHeaders, name: bytes) -> list[bytes]:
-    """Return all values of a header."""
     return [value for key, value in headers if key == name]
 
 
@@ -42,7 +41,6 @@ def items(headers: RawHeaders, name: bytes) -> list[bytes]:
 
 
 def words(headers: RawHeaders, name: bytes) -> list[bytes]:
-    """Return the items in lower case."""
     return [item.lower() for item in items(headers, name)]
 
 

@@ -74,7 +74,6 @@ class Request(NamedTuple):
 
     @property
     def path_bytes(self) -> bytes:
-        """The percent-decoded path."""
         return unquote_to_bytes(self.target.partition("?")[0].encode("latin-1"))
 
     @property
@@ -125,7 +124,6 @@ def request_message(
 
 
 def connect_message(request: Request, reply_channel: str) -> dict[str, Any]:
-    """Return the ``websocket.connect`` message."""
     scheme = "wss" if request.scheme == "https" else "ws"
     return {**_common(request, reply_channel), "scheme": scheme, "order": 0}
 

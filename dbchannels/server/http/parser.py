@@ -72,7 +72,6 @@ class HeadReader:
 
     @property
     def begun(self) -> bool:
-        """Whether anything has come."""
         return bool(self._buffer or self._line or self._skipped)
 
     @property
@@ -236,7 +235,6 @@ class BodyReader:
 
     @property
     def ended(self) -> bool:
-        """Whether the body is whole."""
         return self._state == "ended"
 
     @property

@@ -80,7 +80,6 @@ class Segment:
         self.size = self.taken = 0  # bytes
 
     def write(self, data: bytes) -> None:
-        """Append data."""
         written = 0
         while written < len(data):
             written += os.pwrite(self._file.fileno(), data[written:], self.size + written)
@@ -173,7 +172,6 @@ class StoredResponseBuffer(ResponseBuffer):
         return True
 
     def put(self, message: Message) -> None:
-        """Add a message."""
         if self._is_closed:
             return
         size = self._count(message)
@@ -232,7 +230,6 @@ class StoredResponseBuffer(ResponseBuffer):
         self._took.set()
 
     def close(self) -> None:
-        """Free all of it."""
         if self._is_closed:
             return
         self._is_closed = self.ended = True
@@ -407,7 +404,6 @@ class SentFiles:
                     self._refused.count()
 
     def close(self) -> None:
-        """Receive no more."""
         self._watcher.stop()
         self._watcher.close()
         self._socket.close()
