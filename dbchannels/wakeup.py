@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import select
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import NamedTuple
@@ -62,6 +63,18 @@ class WakeupPipe(NamedTuple):
         return f"{self.reader},{self.writer}"
 
 
+def wait_for_one(pipes: Sequence[WakeupPipe], other: int, timeout: float) -> None:
+    """Wait until a wakeup of one of the pipes was taken, or the other descriptor can be read.
+
+    A byte wakes every process that waits. Those that come too late for it go on waiting.
+    """
+    ends_at = time.monotonic() + timeout
+    descriptors = [other, *(pipe.reader for pipe in pipes)]
+    while readable := wait_readable(descriptors, ends_at - time.monotonic()):
+        if other in readable or any(pipe.drain() for pipe in pipes if pipe.reader in readable):
+            return
+
+
 def wait_readable(descriptors: Sequence[int], timeout: float) -> set[int]:
     """Wait up to ``timeout`` seconds, and return the descriptors that can be read, or whose other end is closed.
 
@@ -81,7 +94,7 @@ def check_timeout(option: str, seconds: float) -> float:
 
 
 class Backoff:
-    """Delays in seconds that double from ``first`` to ``most``, each half as long again or half as short at random."""
+    """Delays in seconds that double from ``first`` to ``most``, each with a random jitter of half its length."""
 
     def __init__(self, first: float = 0.05, most: float = 2.0) -> None:
         self._first = self._next = first

@@ -18,6 +18,7 @@ from django.utils import timezone, translation
 from django.utils.translation import get_language
 
 from dbchannels import Channel, DenyConnection, Group, ResponseLater, channel_layers, codec, route
+from dbchannels import wakeup as wakeup_module
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers.operations import Send
 from dbchannels.layers.store.layer import StoreLayer
@@ -974,7 +975,7 @@ def test_who_comes_too_late_for_a_ring_goes_on_waiting(layer, new_worker, monkey
         looks.append(timeout)
         return {wakeup.reader} if len(looks) == 1 else set()
 
-    monkeypatch.setattr(worker, "wait_readable", faster)
+    monkeypatch.setattr(wakeup_module, "wait_readable", faster)
     one._wait()
     assert len(looks) == 2
     assert looks[1] < looks[0]  # it is the rest of the same wait

@@ -112,7 +112,8 @@ class LayerHealth:
         while True:
             try:
                 result = attempt()
-                self.worked()
+                if self._failing:
+                    self.worked()
                 return result
             except LayerUnavailable as error:
                 delays = delays or Backoff()

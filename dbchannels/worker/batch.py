@@ -83,7 +83,7 @@ class Batch:
         self._operations += result.operations
         if result.failure is not None:
             self._failures.append(result.failure)
-        elif delivery.durable and result.acknowledge:
+        elif delivery.id is not None and result.acknowledge:
             self._acknowledged.append(delivery)
         self._boundaries.append((delivery, len(self._operations)))
 

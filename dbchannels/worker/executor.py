@@ -111,7 +111,7 @@ class Executor:
         if found is None:
             return self._run_without_route(message, delivery, content)
         self._route, captures = found
-        if delivery.durable and delivery.attempt > self._option("retries") + 1:
+        if delivery.attempt > 1 and delivery.attempt > self._option("retries") + 1:
             raise WorkerKilled(delivery.attempt - 1)
         # A consumer may answer its request late, or have another process do so: then the next of its address may come.
         answer = {TAKEN: True} if channel == "http.request" and message.reply_channel is not None else None
@@ -305,7 +305,7 @@ def _check_result(route: Route, channel: str, result: Any) -> None:
         told = "False, which refuses nobody: raise DenyConnection() in its place"
     elif channel == "http.request" and isinstance(result, HttpResponseBase):
         told = "a response, which is sent to nobody: write message.reply_channel.send(response)"
-    elif names.is_protocol(channel) and isinstance(result, dict):
+    elif isinstance(result, dict) and names.is_protocol(channel):
         told = "a dict, which is sent to nobody: write message.reply_channel.send({...})"
     else:
         return

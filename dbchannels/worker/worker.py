@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -29,7 +30,7 @@ from dbchannels.layers.operations import Delivery
 from dbchannels.models import Process
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.table import Routing
-from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
+from dbchannels.wakeup import Backoff, WakeupPipe, wait_for_one
 from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.batch import Batch
 from dbchannels.worker.executor import Executor
@@ -73,7 +74,7 @@ class Worker:
         local_wakeups: Mapping[str, WakeupPipe] | None = None,
         replace: Callable[[], None] = lambda: os._exit(1),
         on_ready: Callable[[], Any] = lambda: None,
-        is_outdated: Callable[[], bool] = lambda: False,
+        is_outdated: Callable[[], bool] | None = None,
         views: ApplicationViews | None = None,
     ) -> None:
         self.layer, self.routing, self.name = layer, routing, name or new_worker_name()
@@ -136,7 +137,7 @@ class Worker:
                 self._wake.wait(delays.delay())
         self._watchdog.stop()  # or it could put the worker on record again
         self._dropped.flush()
-        self._health.retry(lambda: self.link.unregister(self.name), self.stopping, UNREGISTER_TRIES)
+        self._health.retry(partial(self.link.unregister, self.name), self.stopping, UNREGISTER_TRIES)
         self.link.close()
 
     def stop(self) -> None:
@@ -162,7 +163,7 @@ class Worker:
         if not deliveries:
             return False
         self._batch.fill(deliveries)
-        if self._is_outdated():
+        if self._is_outdated is not None and self._is_outdated():
             self._write(hand_back=True)
             if not self.stopping.wait(OUTDATED):  # the parent has not seen the change
                 self._replace()
@@ -170,7 +171,7 @@ class Worker:
         if len(deliveries) == limit:
             self._wake_others()
         while not self.stopping.is_set() and (delivery := self._batch.start_next()):
-            channels = self._durable if delivery.durable else self._protocol
+            channels = self._durable if delivery.channel in self._durable else self._protocol
             if channels[-1] != delivery.channel:  # the others go first now, so that all have equal shares
                 channels.remove(delivery.channel)
                 channels.append(delivery.channel)
@@ -203,7 +204,9 @@ class Worker:
             return taken
         self._claim_by = 0.0 if claimed else None
         self._patience = max(CLAIM_WITHIN, (time.monotonic() - started_at) * 10)
-        return taken + sorted(claimed, key=lambda delivery: self._durable.index(delivery.channel))
+        if len(claimed) > 1:
+            claimed.sort(key=lambda delivery: self._durable.index(delivery.channel))
+        return taken + claimed
 
     def _wake_others(self) -> None:
         for wakeup in self._wakeups:
@@ -215,24 +218,17 @@ class Worker:
         timeout = min(self.layer.poll_interval(), lease / 3, self._timetable.seconds_left())
         if self._durable and (due := self.link.next_due()) is not None:
             timeout = min(timeout, due)
-        if not self._wakeups:
+        if self._wakeups:
+            wait_for_one(self._wakeups, self._wake.reader, timeout)
+        else:
             self.link.wait(timeout, self._wake.reader)
-            return
-        ends_at = time.monotonic() + timeout
-        descriptors = [self._wake.reader, *(wakeup.reader for wakeup in self._wakeups)]
-        while readable := wait_readable(descriptors, ends_at - time.monotonic()):
-            # A byte wakes every worker that waits. Those that come too late for it go on waiting.
-            if self._wake.reader in readable or any(
-                wakeup.drain() for wakeup in self._wakeups if wakeup.reader in readable
-            ):
-                return
 
     # Writing.
 
     def _write(self, hand_back: bool = False) -> None:
         with self._writing:
             result = self._batch.report(hand_back)
-            dropped = self._health.retry(lambda: self.link.finish(self.name, result), self.stopping)
+            dropped = self._health.retry(partial(self.link.finish, self.name, result), self.stopping)
             if dropped:
                 self._dropped.count(None, names.split(dropped[-1].channel)[0], number=len(dropped))
             self._written_at = time.monotonic()

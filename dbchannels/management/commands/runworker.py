@@ -144,7 +144,7 @@ def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) ->
             local_wakeups={queue: WakeupPipe.inherited(pipe) for queue, _, pipe in local_wakeups},
             replace=end_child if options["child"] else start_anew,
             on_ready=ready.wait,
-            is_outdated=CodeChanges(options["since"]) if options["since"] else lambda: False,
+            is_outdated=CodeChanges(options["since"]) if options["since"] else None,
             views=views,
         )
         for name in worker_names(options["child"], options["threads"])
