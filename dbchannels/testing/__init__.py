@@ -1,8 +1,4 @@
-"""For tests of a site with channels: see docs/testing.rst.
-
-Nothing is imported before it is asked for: settings modules import ``examples.embedded_postgres``, when Django is not
-ready for anything else in here.
-"""
+"""Tools for the tests of a site with channels, see docs/testing.rst. Each name is imported when it is first used."""
 
 from __future__ import annotations
 

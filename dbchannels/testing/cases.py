@@ -1,4 +1,4 @@
-"""Test cases in Django's manner, whose channels are the test's own."""
+"""Django's test cases with channels of each test's own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dbchannels.testing.sent import SentMessage, SentMessages
 
 
 class ChannelTestMixin:
-    """Gives each test channels of its own, and their methods; for Django's test cases, and before them."""
+    """Gives each test channels of its own, and their methods. Put it before a test case of Django's."""
 
     client_class: Any = ChannelClient
     client: Any  # a ChannelClient
@@ -24,7 +24,7 @@ class ChannelTestMixin:
 
     @classmethod
     def setUpClass(cls) -> None:
-        """What ``setUpTestData`` sends is no test's, and forgotten."""
+        """Give the class channels too: what ``setUpTestData`` sends belongs to no test."""
         block = use_channels()
         block.__enter__()
         cls.addClassCleanup(block.__exit__, None, None, None)  # type: ignore[attr-defined]
@@ -35,38 +35,38 @@ class ChannelTestMixin:
         return self._with_channels(super().run, result)  # type: ignore[misc]
 
     def debug(self) -> None:
-        """Run it without collecting its errors."""
+        """Run the test without collecting its errors."""
         self._with_channels(super().debug)  # type: ignore[misc]
 
     def _with_channels(self, run: Callable[..., Any], *arguments: Any) -> Any:
         with use_channels() as self.channels:
             return run(*arguments)
 
-    # The methods of Channels, which says more.
+    # The methods of Channels, whose docstrings say more.
 
     def captureMessages(self) -> AbstractContextManager[SentMessages]:
-        """Collect what is sent in the block."""
+        """Collect the messages that are sent in the block."""
         return self.channels.captureMessages()
 
     def assertSent(self, channel: Channel | Group | str, /, **fields: Any) -> SentMessage:
-        """Return the first message sent to a channel, or a group, with these fields; fail when there is none."""
+        """Return the first message sent to a channel or group with these fields; fail if there is none."""
         return self.channels.assertSent(channel, **fields)
 
     def assertNotSent(self, channel: Channel | Group | str, /, **fields: Any) -> None:
-        """Fail when such a message was sent."""
+        """Fail if such a message was sent."""
         self.channels.assertNotSent(channel, **fields)
 
     def drain(self, *, delayed: bool = False, limit: int = 1000, raise_exception: bool = True) -> int:
-        """Run the consumers of what waits until nothing does; return how many messages ran."""
+        """Run the consumers of waiting messages until none waits; return how many ran."""
         return self.channels.drain(delayed=delayed, limit=limit, raise_exception=raise_exception)
 
     def advance(self, time: timedelta | float) -> None:
-        """Let time pass for the layer: delayed messages get due."""
+        """Move the layer's clock forward: delayed messages become due."""
         self.channels.advance(time)
 
 
 class ChannelTestCase(ChannelTestMixin, TestCase):
-    """Django's TestCase: what was sent inside ``atomic()`` counts as sent when that has ended well."""
+    """Django's TestCase: what was sent inside ``atomic()`` counts as sent after the block, unless it is rolled back."""
 
 
 class ChannelTransactionTestCase(ChannelTestMixin, TransactionTestCase):

@@ -1,4 +1,4 @@
-"""The site's channels in a test: swapped in by ``use_channels``, asserted on, drained."""
+"""The channels of a test, which replace the site's: ``use_channels``, what was sent, and running consumers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _current: list[Channels] = []
 
 
 class Channels:
-    """What is sent stays in memory; consumers run in the test's own thread, when the test says so."""
+    """Messages stay in memory; consumers run in the test's own thread, when the test asks for it."""
 
     def __init__(self, aliases: list[str]) -> None:
         self._records: list[Record] = []
@@ -43,7 +43,7 @@ class Channels:
 
     @contextmanager
     def captureMessages(self) -> Iterator[SentMessages]:
-        """Collect what is sent in the block: a sequence of SentMessage, without what was rolled back."""
+        """Collect the messages that are sent in the block, as SentMessage, without what was rolled back."""
         messages = SentMessages(self._records)
         try:
             yield messages
@@ -51,9 +51,9 @@ class Channels:
             messages.end()
 
     def assertSent(self, channel: Channel | Group | str, /, **fields: Any) -> SentMessage:
-        """Return the first message that the test's site has sent to a channel, or a group, with these fields.
+        """Return the first message sent to a channel or group with these fields, whatever its other fields are.
 
-        Fails when there is none, and shows what was sent instead. Other fields may be anything.
+        If there is none, the failure shows what was sent instead.
         """
         wanted = Wanted(channel, fields)
         found = wanted.find(self._sent())
@@ -62,7 +62,7 @@ class Channels:
         return found
 
     def assertNotSent(self, channel: Channel | Group | str, /, **fields: Any) -> None:
-        """Fail when such a message was sent."""
+        """Fail if such a message was sent."""
         wanted = Wanted(channel, fields)
         found = wanted.find(self._sent())
         if found is not None:
@@ -76,11 +76,11 @@ class Channels:
     # Running consumers.
 
     def drain(self, *, delayed: bool = False, limit: int = 1000, raise_exception: bool = True) -> int:
-        """Run the consumers of what waits, the oldest first, until nothing does; return how many messages ran.
+        """Run the consumers of waiting messages, the oldest first, until none waits; return how many ran.
 
-        Raises what a consumer raises, unless told not to: the message is tried again later then, or is a dead letter,
-        as with a worker. With ``delayed`` time passes until nothing waits for its time either. Fails after ``limit``
-        messages when there are still some.
+        What a consumer raises is raised here, after the message was scheduled for a retry or became a dead letter, as
+        in a worker; with ``raise_exception=False`` it is logged. With ``delayed=True`` the clock moves forward until no
+        delayed message is left either. Fails if messages are left after ``limit``.
         """
         count = 0
         while True:
@@ -94,7 +94,7 @@ class Channels:
                 raise AssertionError(self._endless(limit, left))
 
     def _skip(self) -> bool:
-        """Let time pass until the next message is due; False when none waits for its time."""
+        """Move the clock to when the next message is due; False if there is none."""
         clocks: list[Server | RecordingLayer] = [self.server, *self.layers.values()]
         left = [due for one in clocks if (due := one.next_due()) is not None]
         if left:
@@ -102,7 +102,7 @@ class Channels:
         return bool(left)
 
     def waiting(self, delayed: bool = False) -> list[str]:
-        """Return the channels on which messages with consumers are due, or wait for their time."""
+        """Return the channels that have consumers and due messages; with ``delayed``, or delayed ones."""
         return [channel for runner in self._runners for channel in runner.waiting(delayed)]
 
     def _endless(self, limit: int, left: list[str]) -> str:
@@ -113,13 +113,13 @@ class Channels:
         )
 
     def advance(self, time: timedelta | float) -> None:
-        """Let time pass for the layer, a timedelta or seconds: delayed messages get due. No consumer runs yet."""
+        """Move the layer's clock forward, by a timedelta or seconds: delayed messages become due. No consumer runs."""
         seconds = time.total_seconds() if isinstance(time, timedelta) else float(time)
         for layer in self.layers.values():
             layer.advance(seconds)
 
     def run(self, raise_exception: bool = True) -> None:
-        """Run the consumers that sockets wait for, and give the sockets what was sent to them."""
+        """Run the consumers of ``websocket.*`` and ``http.*``, and deliver what was sent to sockets."""
         self.server.deliver()
         while any(runner.run_next(raise_exception, PROTOCOL_CHANNELS) for runner in self._runners):
             self.server.deliver()
@@ -127,7 +127,7 @@ class Channels:
     # Sockets.
 
     def connect(self, request: Request, raise_exception: bool = True) -> ClientSocket:
-        """Make a handshake and run its connect consumer."""
+        """Open a WebSocket: make the handshake and run its connect consumer."""
 
         def run() -> None:
             self.run(raise_exception)
@@ -140,7 +140,7 @@ class Channels:
         return socket
 
     def explain(self) -> list[str]:
-        """Return why something may not have arrived."""
+        """Return sentences on why something may not have arrived."""
         sentences = []
         if any(record.state is State.OPEN for record in self._records):
             sentences.append("An atomic() block is open, and what was sent in it waits for its end.")
@@ -150,13 +150,13 @@ class Channels:
 
 
 class TestedExecutor(Executor):
-    """Keeps what a consumer raised, and the queries that the test counts."""
+    """Stores what a consumer raised, and leaves the queries that the test counts."""
 
     error: BaseException | None = None
-    quiet = True  # the error is the test's to see, and no log's
+    quiet = True  # the test sees the error, so it is not logged
 
     def report(self, delivery: Delivery, error: BaseException, text: str) -> None:
-        """Keep it."""
+        """Store the error."""
         self.error = error
         if not self.quiet:
             super().report(delivery, error, text)
@@ -207,7 +207,7 @@ class Runner:
 
 @contextmanager
 def use_channels() -> Iterator[Channels]:
-    """Put empty layers in the place of all of the site's while the block runs, or the function that it decorates."""
+    """Replace all layers of the site by empty ones in a block, or in a decorated function."""
     channels = Channels(list(dict.fromkeys(["default", *getattr(settings, "DBCHANNELS", {})])))
     with channel_layers.swapped(channels.layers):
         _current.append(channels)
@@ -218,14 +218,14 @@ def use_channels() -> Iterator[Channels]:
 
 
 def in_use() -> bool:
-    """Whether a test's channels are in place of the site's."""
+    """Whether a test's channels replace the site's."""
     return bool(_current)
 
 
 def current_channels() -> Channels:
-    """Return what the innermost ``use_channels`` has put in place; raises InvalidConfiguration when there is none."""
+    """Return the channels of the innermost ``use_channels``; raise InvalidConfiguration if there is none."""
     if not _current:
         raise InvalidConfiguration(
-            "No test's channels are in use: take ChannelTestCase, the fixture channels, or `with use_channels():`."
+            "This test has no channels: use ChannelTestCase, the fixture channels, or `with use_channels():`."
         )
     return _current[-1]

@@ -25,7 +25,7 @@ KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3's
 
 
 class ChannelClient(Client):
-    """As Django's: sessions, logins and default headers are those of the HTTP requests.
+    """Django's test client, which opens WebSockets too, with the same sessions, logins and default headers.
 
     A view that raises ResponseLater gives an empty response with the attribute ``later``, see LaterAnswer.
     """
@@ -43,12 +43,11 @@ class ChannelClient(Client):
         headers: dict[str, str] | None = None,
         query_params: dict[str, Any] | None = None,
     ) -> ClientSocket:
-        """Open a WebSocket; its connect consumer has run when this returns.
+        """Open a WebSocket and run its connect consumer.
 
-        ``headers`` and ``query_params`` are as in ``get``. The request is a browser's on a page of the site, so it has
-        an Origin. Of an answer's Set-Cookie headers the client keeps the cookies. What the consumer raises is raised
-        here, unless the client was made with ``raise_request_exception=False``: then it is the status 500 that a
-        browser gets.
+        ``headers`` and ``query_params`` are as in ``get``. The request has the Origin of a page of the site. The client
+        stores the cookies of the answer. What the consumer raises is raised here; if the client was made with
+        ``raise_request_exception=False``, the socket has the status 500 instead, as for a browser.
         """
         request = self._handshake(path, subprotocols, secure, headers or {}, query_params)
         socket = current_channels().connect(request, self.raise_request_exception)
@@ -67,10 +66,10 @@ class ChannelClient(Client):
     ) -> Request:
         parsed = urlsplit(str(path))
         port = {"SERVER_PORT": "443", "wsgi.url_scheme": "https"} if secure else {}
-        own: Any = self  # what Django's own requests begin with
+        own: Any = self  # for methods of Django's that its stubs do not have
         environ = own._base_environ(PATH_INFO=own._get_path(parsed), **port)
         query = urlencode(query_params, doseq=True) if query_params else parsed.query
-        # What a browser would not write as it is: a path in a test may be any text.
+        # Quoted as by a browser: a path in a test may be any text.
         environ["QUERY_STRING"] = quote(query, safe="%/:?#[]@!$&'()*+,;=~") or environ.get("QUERY_STRING", "")
         host = environ.get("HTTP_HOST") or environ["SERVER_NAME"]
         asked = {
@@ -90,7 +89,7 @@ class ChannelClient(Client):
 
 
 class LaterAnswer:
-    """What is sent to the reply channel of a request whose view has raised ResponseLater."""
+    """The answer to a request whose view has raised ResponseLater: what is sent to its reply channel."""
 
     def __init__(self, channels: Channels, path: str) -> None:
         self.reply_channel = channels.server.open(self)
@@ -98,23 +97,23 @@ class LaterAnswer:
         self._messages: list[dict[str, Any]] = []
 
     def deliver(self, reply: Reply) -> None:
-        """Take one message."""
+        """Add one message."""
         self._messages.append(reply.message)
 
     @property
     def arrived(self) -> bool:
-        """Whether it has been answered, to the end."""
+        """Whether the answer is complete."""
         self._channels.run()
         return bool(self._messages) and not self._messages[-1].get(MORE_CONTENT)
 
     @property
     def content(self) -> bytes:
-        """What has arrived of it until now: of a stream that stays open, such as server-sent events."""
+        """The content that has arrived so far, for example of a stream of server-sent events."""
         self._channels.run()
         return b"".join(message.get("content", b"") for message in self._messages)
 
     def receive(self) -> HttpResponse:
-        """Return the answer. Fails when there is none, or not all of it, yet."""
+        """Return the answer. Fails if it is not complete."""
         if not self.arrived:
             sentences = [f"The request of {self._path} was not answered.", *self._channels.explain()]
             raise AssertionError(" ".join(sentences))
@@ -125,7 +124,7 @@ class LaterAnswer:
         return response
 
     def leave(self) -> None:
-        """Go away without waiting for it, and run the consumers of ``http.disconnect``."""
+        """Leave without waiting for the answer, and run the consumers of ``http.disconnect``."""
         self.close()
         fields = {"reply_channel": self.reply_channel, "path": self._path}
         server = self._channels.server
@@ -133,19 +132,19 @@ class LaterAnswer:
         self._channels.run()
 
     def close(self) -> None:
-        """Take no more."""
+        """Ignore further messages."""
         self._channels.server.close(self.reply_channel)
 
 
 class _LaterHandler(ClientHandler):
-    """Django's, with what views find on a request in the worker: ``reply_channel``, and ResponseLater."""
+    """Django's handler, with what views find on a request in a worker: ``reply_channel``, and ResponseLater."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         teach_django()
 
     def get_response(self, request: HttpRequest) -> HttpResponseBase:
-        """Run the view; its response has the attribute ``later`` when others answer."""
+        """Run the view; if it has raised ResponseLater, the response has the attribute ``later``."""
         if not in_use():
             return super().get_response(request)
         later = LaterAnswer(current_channels(), request.path)

@@ -37,6 +37,6 @@ class LayerContract(
 ):
     """Everything that a layer promises. Set ``layer_class``, or write ``make_layer`` yourself.
 
-    What a layer does not claim to have is not asked of it: without ``shared`` it need not survive a process,
-    without ``transactional`` it need not heed the caller's transaction.
+    A layer is not tested for what it does not claim: without ``shared`` it need not survive a process, without
+    ``transactional`` it need not take part in the caller's transaction.
     """

@@ -67,7 +67,7 @@ class ChannelLiveServerTestCase(TransactionTestCase):
         cls.live_server_ws_url = cls.live_server.ws_url
 
     def _fixture_teardown(self) -> None:
-        """As the base's, in one transaction that leaves the server's processes on record."""
+        """Empty the tables in one transaction that leaves the records of the server's processes."""
         from dbchannels.models import Process
 
         database = conf.layer_settings().database
@@ -81,7 +81,7 @@ class ChannelLiveServerTestCase(TransactionTestCase):
             processes.bulk_create(Process(**row) for row in rows)
 
     def _quieten(self, database: str) -> None:
-        """Close the sockets, and wait until their consumers have run."""
+        """Close the sockets, and wait for their consumers."""
         from dbchannels.models import Connection, InFlight
 
         connections, in_flight = Connection.objects.using(database), InFlight.objects.using(database)
@@ -96,7 +96,7 @@ class ChannelLiveServerTestCase(TransactionTestCase):
 
 
 class LiveServer:
-    """Started when it is made; ``stop`` leaves nothing running. It ends with this process, too, however that ends."""
+    """A server with its workers, started at once. It ends with ``stop``, or with this process, however that ends."""
 
     def __init__(self, host: str, port: int, workers: int) -> None:
         self._process = subprocess.Popen(
@@ -118,16 +118,16 @@ class LiveServer:
 
     @property
     def url(self) -> str:
-        """Where the site is, without a slash at its end."""
+        """The address of the site, without a slash at its end."""
         return f"http://{self.address}"
 
     @property
     def ws_url(self) -> str:
-        """The same for WebSockets."""
+        """The address for WebSockets."""
         return f"ws://{self.address}"
 
     def _read_address(self) -> str:
-        """Return the host and port, when it says them."""
+        """Return the host and port that the server prints."""
         assert self._process.stdout is not None
         output, ends_at, said = self._process.stdout.fileno(), time.monotonic() + READY_WITHIN, ""
         while wait_readable([output], max(0.0, ends_at - time.monotonic())):
@@ -140,14 +140,14 @@ class LiveServer:
         raise InvalidConfiguration(f"The live server did not start. It said:\n{said.strip() or 'nothing'}")
 
     def _pass_on(self) -> None:
-        """Show what consumers and views print, until all processes have ended; a full pipe would stop them."""
+        """Print what consumers and views print, until all processes have ended; a full pipe would stop them."""
         assert self._process.stdout is not None
         while data := os.read(self._process.stdout.fileno(), 65_536):
             with suppress(OSError):  # nobody may be there to read
                 os.write(2, data)
 
     def stop(self) -> None:
-        """End it and its workers, and wait until they have."""
+        """Stop the server and its workers, and wait for their end."""
         if self._process.stdin:
             self._process.stdin.close()  # which it takes for our end
         try:
@@ -162,7 +162,7 @@ class LiveServer:
 
 
 def environment(host: str) -> dict[str, str]:
-    """Return what the processes find in their environment; the host is allowed, whatever the settings say."""
+    """Return the environment of the processes; the host is allowed, whatever the settings say."""
     module = getattr(_holders()[-1], "SETTINGS_MODULE", None)
     if not module:
         raise InvalidConfiguration(
@@ -181,7 +181,7 @@ def environment(host: str) -> dict[str, str]:
 
 
 def databases() -> dict[str, str]:
-    """Return the names of the test's databases by alias; raises InvalidConfiguration when one is in memory."""
+    """Return the names of the test's databases by alias; raise InvalidConfiguration if one is in memory."""
     names = {}
     for alias in connections:
         connection: Any = connections[alias]
@@ -195,7 +195,7 @@ def databases() -> dict[str, str]:
 
 
 def overridden_settings() -> dict[str, Any]:
-    """Return what override_settings has set; raises InvalidConfiguration for what cannot be handed to a process."""
+    """Return what override_settings has set; raise InvalidConfiguration for what JSON cannot carry."""
     found: dict[str, Any] = {}
     for holder in _holders()[:-1]:
         own = {name: value for name, value in vars(holder).items() if name.isupper()}
@@ -240,7 +240,7 @@ def main(arguments: list[str]) -> None:
 
 
 def change_settings(changes: dict[str, Any]) -> None:
-    """Take the test's databases, and its other settings."""
+    """Use the test's databases, and the settings that it has changed."""
     for name, value in changes["settings"].items():
         setattr(settings, name, value)
     for alias, name in changes["databases"].items():
@@ -266,12 +266,12 @@ def serve(arguments: list[str]) -> None:
 
 
 def write(text: str) -> None:
-    """Tell the test where the site is, among other things."""
+    """Print for the test, which reads the address."""
     print(text, flush=True)
 
 
 def end_with_parent() -> None:
-    """End when the test's process has: its end of our standard input is closed then, however it ended."""
+    """End with the test's process: its end of our standard input is closed then, however it ends."""
     while os.read(0, 1024):
         pass
     os.kill(os.getpid(), signal.SIGTERM)

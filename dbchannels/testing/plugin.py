@@ -1,4 +1,4 @@
-"""Fixtures for pytest, there wherever dbchannels is installed. Nothing is imported before a test asks for one."""
+"""Fixtures for pytest, available wherever dbchannels is installed. Nothing is imported before a test uses one."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def channels() -> Iterator[Channels]:
-    """The site's channels, in memory, empty: ``assertSent``, ``captureMessages``, ``drain`` and the others."""
+    """Empty channels in memory that replace the site's: ``assertSent``, ``drain`` and the others."""
     with import_module("dbchannels.testing").use_channels() as channels:
         yield channels
 
 
 @pytest.fixture
 def channel_layer(channels: Channels) -> RecordingLayer:
-    """The layer that these are on: ``channel_layers["default"]`` during the test."""
+    """The layer of these channels: ``channel_layers["default"]`` during the test."""
     return channels.layer
 
 
 @pytest.fixture
 def ws_client(channels: Channels) -> ChannelClient:
-    """Django's test client with ``ws``; logins need the fixture ``db`` too."""
+    """A ChannelClient; logins need the fixture ``db`` too."""
     client: ChannelClient = import_module("dbchannels.testing").ChannelClient()
     return client
 

@@ -1,4 +1,4 @@
-"""What a test's site has sent: the messages, and the sentence when one is missing."""
+"""The messages that a test's site has sent, and the failure when one is missing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class SentMessage:
 
     @classmethod
     def of(cls, operation: Send | SendGroup, layer: str) -> SentMessage | None:
-        """Return what the site's code sent; None for what dbchannels says to its own server."""
+        """Return the message that the site's code sent; None for a reply of dbchannels' own."""
         content = codec.decode(operation.payload)
         if isinstance(operation, SendGroup):
             return cls("", content, operation.group, layer=layer)
@@ -55,7 +55,7 @@ class SentMessage:
         return self.content[key]
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the field ``key``, or ``default`` when the message has none."""
+        """Return the field ``key``, or ``default`` if the message has none."""
         return self.content.get(key, default)
 
     def __str__(self) -> str:
@@ -84,14 +84,14 @@ class Record:
 
 
 class SentMessages(Sequence[SentMessage]):
-    """What was sent, in order: a list that grows until ``end``, without what was rolled back."""
+    """Sent messages in order: a list that grows until ``end``, without what was rolled back."""
 
     def __init__(self, records: list[Record]) -> None:
         self._records = records
         self._start, self._stop = len(records), None
 
     def end(self) -> None:
-        """Take no more."""
+        """Stop growing."""
         self._stop = len(self._records)  # type: ignore[assignment]
 
     def _sent(self) -> list[SentMessage]:
@@ -124,7 +124,7 @@ class Wanted:
         self.fields = {key: _carried(value) for key, value in fields.items()}
 
     def find(self, messages: Iterable[SentMessage]) -> SentMessage | None:
-        """Return the first message that fits."""
+        """Return the first matching message."""
         return next((one for one in messages if self._is_for_it(one) and not self._misfits(one)), None)
 
     def __str__(self) -> str:
@@ -133,7 +133,7 @@ class Wanted:
         return f"{target} with {fields}" if fields else target
 
     def missing(self, records: Sequence[Record]) -> str:
-        """Return why no message fits, and what was sent instead, the nearest first."""
+        """Return the failure: what was sent instead, the nearest first."""
         sent = [record.message for record in records if record.state is State.KEPT]
         held = sum(record.state is State.OPEN for record in records)
         lines = [f"No message was sent to {self}."]
@@ -174,7 +174,7 @@ class Wanted:
 
 
 def _carried(value: Any) -> Any:
-    """Return a value as a message carries it, a tuple as a list; what none can, such as mock.ANY, is left as it is."""
+    """Return a value as a message carries it, a tuple as a list; leave other values, such as mock.ANY, as they are."""
     try:
         return codec.decode(codec.encode({"value": value}))["value"]
     except InvalidMessage:

@@ -1,4 +1,4 @@
-"""The interface server of a test: its connections and handshakes, without sockets, threads and waiting."""
+"""The interface server of a test: its connections and handshakes, without sockets, threads or waiting."""
 
 from __future__ import annotations
 
@@ -39,21 +39,21 @@ class Transport:
         self.arrived: list[str | bytes] = []
         self.close_code: int | None = None  # that the client sees; None: it is open
         self.close_reason = ""
-        self.failed = False  # the client has broken the protocol
+        self.failed = False  # the client has violated the protocol
         self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
 
     # The server's end, as in server.websocket.transport.
 
     @property
     def closed(self) -> bool:
-        """Whether it is over."""
+        """Whether the WebSocket is closed."""
         return self.close_code is not None
 
     closing = closed
     paused = False  # the client goes no faster than its consumers
 
     def read(self) -> None:
-        """Nothing waits to be read."""
+        """Nothing to do: events come by calls."""
 
     def send(self, out: Outgoing) -> None:
         """Write what a reply asks for."""
@@ -64,7 +64,7 @@ class Transport:
             self.close(out.close, out.reason)
 
     def close(self, code: int, reason: str) -> None:
-        """Close it; the client answers at once."""
+        """Close it; the client answers immediately."""
         if not self.closed:
             self.close_code, self.close_reason = code, cut_reason(reason)
             self._on_event(Closed(code, reason))
@@ -81,7 +81,7 @@ class Transport:
         self._on_event(data)
 
     def leave(self, code: int, reason: str) -> None:
-        """Close it from the client's side; with a code that cannot be sent, as 1006, without a word."""
+        """Close it from the client's side; with a code that cannot be sent, such as 1006, the client vanishes."""
         if self.closed:
             return
         self.close_code, self.close_reason = code, cut_reason(reason)
@@ -97,7 +97,7 @@ class TestedConnection(Connection):
     make_transport = Transport  # type: ignore[assignment]
 
     def call_later(self, delay: float, function: Callable[..., None], *arguments: Any) -> None:
-        """Call it when so much time has passed for the test."""
+        """Call the function when so many seconds have passed for the test."""
         server: Any = self._relay
         server.call_later(delay, partial(function, *arguments))
 
@@ -108,7 +108,7 @@ class TestedConnection(Connection):
 
 
 class Server:
-    """Does for a test what the interface server does, when it is asked to."""
+    """Does for a test what the interface server does."""
 
     def __init__(self, layer: RecordingLayer) -> None:
         self.layer = layer
@@ -132,15 +132,15 @@ class Server:
         self.layer.write_unrecorded(operations)
 
     def call_later(self, delay: float, call: Callable[[], None]) -> None:
-        """Call it at the first ``deliver`` after so many seconds."""
+        """Call the function in the first ``deliver`` after so many seconds."""
         self._calls.append((self.layer.clock() + delay, call))
 
     def next_due(self) -> float | None:
-        """Return in how many seconds something is to be called."""
+        """Return in how many seconds the next function is to be called; None for none."""
         return min((due - self.layer.clock() for due, _ in self._calls), default=None)
 
     def deliver(self) -> None:
-        """Call what is due, and give all replies that wait to those who wait for them."""
+        """Call what is due, and deliver all waiting replies."""
         due = [call for at, call in self._calls if at <= self.layer.clock()]
         self._calls = [one for one in self._calls if one[0] > self.layer.clock()]
         for call in due:
@@ -158,13 +158,13 @@ class Server:
 
     @property
     def options(self) -> ServerConfig:
-        """What check_origin goes by."""
+        """The options that check_origin reads."""
         return LaunchConfig.from_options({}).server
 
     def connect(self, request: Request, run: Callable[[], None]) -> tuple[TestedConnection, Accepted]:
-        """Make a handshake; ``run`` runs the connect consumer, and what it raises goes through.
+        """Make a handshake; ``run`` runs the connect consumer.
 
-        Raises Refused, or ValueError when the consumer accepts with what cannot be sent.
+        Raises Refused, ValueError if the consumer accepts with what cannot be sent, and whatever ``run`` raises.
         """
         shaken = handshake.read_handshake(request.method, request.http_version, request.headers)
         self.check_origin(shaken, request)

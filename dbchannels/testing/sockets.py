@@ -1,4 +1,4 @@
-"""One WebSocket, as a test's client holds it."""
+"""A WebSocket from the side of a test's client."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dbchannels.testing.server import TestedConnection
 
 
 class ClientSocket:
-    """Open, or refused: see ``accepted``. What is sent runs its consumer before the call returns.
+    """An open or refused WebSocket, see ``accepted``. Sending runs the consumer before the call returns.
 
     As a context manager it is closed at the end of the block.
     """
@@ -30,15 +30,15 @@ class ClientSocket:
         self._connection: TestedConnection | None = None
 
     def accept(self, connection: TestedConnection, decision: Accepted) -> None:
-        """Take over the connection."""
+        """Use this connection."""
         self._connection = connection
         self.subprotocol, self.headers = decision.subprotocol, decision.headers
 
     def refuse(self, status: int, reason: str, headers: list[tuple[str, str]]) -> None:
-        """Note the answer."""
+        """Store the answer of a refusal."""
         self.status, self.reason, self.headers = status, reason, headers
 
-    # How it stands.
+    # Its state.
 
     @property
     def accepted(self) -> bool:
@@ -47,19 +47,19 @@ class ClientSocket:
 
     @property
     def closed(self) -> bool:
-        """Whether it is not open any more, or never was."""
+        """Whether it is not open."""
         self._run()
         return self._connection is None or self._connection.transport.closed
 
     @property
     def close_code(self) -> int | None:
-        """The code that it was closed with, whoever did; None while it is open, and after a refusal."""
+        """The close code, from either side; None while the WebSocket is open, and after a refusal."""
         self._run()
         return self._connection.transport.close_code if self._connection else None
 
     @property
     def close_reason(self) -> str:
-        """The reason that was given with it, and "" without one."""
+        """The reason that was given with the code, "" for none."""
         self._run()
         return self._connection.transport.close_reason if self._connection else ""
 
@@ -71,7 +71,7 @@ class ClientSocket:
     # Sending.
 
     def send(self, data: str | bytes) -> None:
-        """Send a text or a binary frame, and run its consumer. Raises what that raises."""
+        """Send a text or a binary frame, and run its consumer. Raises what the consumer raises."""
         transport = self._opened().transport
         self._run()
         if transport.closed:
@@ -86,7 +86,7 @@ class ClientSocket:
         self.send(json.dumps(value))
 
     def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
-        """Close it, and run its disconnect consumer; with 1006 it vanishes. Nothing when it is closed already."""
+        """Close the WebSocket, and run its disconnect consumer; with 1006 the client vanishes."""
         if self._connection is not None:
             self._connection.transport.leave(code, reason)
             self._run()
@@ -94,7 +94,7 @@ class ClientSocket:
     # Receiving.
 
     def receive(self) -> str | bytes:
-        """Return the next frame that has arrived: a str, or bytes of a binary one. Fails when there is none."""
+        """Return the next frame: a str, or bytes for a binary frame. Fails if there is none."""
         transport = self._opened().transport
         self._run()
         if not transport.arrived:
@@ -104,7 +104,7 @@ class ClientSocket:
         return transport.arrived.pop(0)
 
     def receive_json(self) -> Any:
-        """Return the value in the next frame, which is JSON. Fails when there is none, or when it is not."""
+        """Return the next frame, decoded from JSON. Fails if there is none, or if it is not JSON."""
         data = self.receive()
         try:
             return json.loads(data)
@@ -112,18 +112,18 @@ class ClientSocket:
             raise AssertionError(f"The frame {safe_repr(data, 200)} is not JSON: {error}.") from None
 
     def receive_all(self) -> list[str | bytes]:
-        """Return all frames that have arrived since the last time."""
+        """Return all frames that have arrived since."""
         transport = self._opened().transport
         self._run()
         arrived, transport.arrived = transport.arrived, []
         return arrived
 
     def receive_all_json(self) -> list[Any]:
-        """Return the values in all frames that have arrived since the last time."""
+        """Return all frames that have arrived since, decoded from JSON."""
         return [json.loads(data) for data in self.receive_all()]
 
     def assertNothingReceived(self) -> None:
-        """Fail when a frame has arrived that was not received yet."""
+        """Fail if a frame has arrived."""
         arrived = self.receive_all()
         if arrived:
             frames = "\n".join(f"  {safe_repr(data, 200)}" for data in arrived)

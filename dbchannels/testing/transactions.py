@@ -1,7 +1,7 @@
-"""What becomes of a send when a transaction ends, in a test that is itself one transaction.
+"""Commits and rollbacks of a test that is itself one transaction.
 
-In Django's ``TestCase`` nothing ever commits: an ``atomic()`` block of the site's code is a savepoint. It counts as
-committed here as soon as the outermost block that the test did not open itself has ended well.
+In Django's ``TestCase`` nothing is ever committed: an ``atomic()`` block of the site's code is a savepoint. Here it
+counts as committed when the outermost block that Django's test case has not opened ends without a rollback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _DELETED = object()  # the value of a row that a transaction has deleted
 
 
 class State(Enum):
-    """How a transaction stands."""
+    """The state of a transaction."""
 
     OPEN = "open"
     KEPT = "committed"
@@ -26,7 +26,7 @@ class State(Enum):
 
 
 class Mark:
-    """The transactions in which something was written: it is kept when all are committed."""
+    """The transactions in which something was written; it is kept if all of them are committed."""
 
     def __init__(self, blocks: list[Block]) -> None:
         self._blocks = blocks
@@ -34,13 +34,13 @@ class Mark:
 
     @classmethod
     def of_caller(cls) -> Mark | None:
-        """Return the mark of the calling thread's transactions, on whatever database; None when it has none."""
+        """Return the mark of the calling thread's transactions, on all databases; None if it has none."""
         blocks = [Block(one) for one in connections.all(initialized_only=True) if _first(one) is not None]
         return cls(blocks) if blocks else None
 
     @property
     def state(self) -> State:
-        """Undone when one was rolled back; open while one is open."""
+        """Undone if one was rolled back, open while one is open."""
         states = {block.state for block in self._blocks}
         return next(one for one in (State.UNDONE, State.OPEN, State.KEPT) if one in states)
 
@@ -51,7 +51,7 @@ class Mark:
 
 
 class Block:
-    """The outermost ``atomic()`` block of the site's code on one connection."""
+    """The outermost ``atomic()`` block of the site's code on one database connection."""
 
     def __init__(self, connection: BaseDatabaseWrapper) -> None:
         position = _first(connection)
@@ -70,7 +70,7 @@ class Block:
 
     @property
     def state(self) -> State:
-        """How it stands."""
+        """The state of the block."""
         if self._final is None and self._is_forgotten():
             self._final = State.UNDONE
         elif self._final is None and self._in_test and not self._is_open():
@@ -78,7 +78,7 @@ class Block:
         return self._final or State.OPEN
 
     def _is_forgotten(self) -> bool:
-        """Whether it was rolled back; only its own thread can tell that from a commit that is just being noted."""
+        """Whether it was rolled back; only its own thread can tell that from a commit that is under way."""
         can_tell = self._in_test or self._thread == threading.get_ident()
         return can_tell and all(entry[1] != self._committed for entry in self._connection.run_on_commit)
 
@@ -132,7 +132,7 @@ class Table(MutableMapping[str, Any]):
 
 
 def in_transaction() -> bool:
-    """Whether the calling thread is inside ``atomic()``, that of the test itself left aside."""
+    """Whether the calling thread is inside ``atomic()``, not counting that of the test itself."""
     return any(_first(one) is not None for one in connections.all(initialized_only=True))
 
 
