@@ -19,7 +19,8 @@ from dbchannels.consumers.json import Demultiplexer
 from dbchannels.consumers.websocket import WebsocketConsumer
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.routing.patterns import misses_the_slash, stray_capture
-from dbchannels.routing.table import BoundRoute, Routing, load_routing
+from dbchannels.routing.routes import BoundRoute
+from dbchannels.routing.table import Routing, load_routing
 from dbchannels.worker.executor import is_generator
 from dbchannels.worker.worker import PROTOCOL_CHANNELS
 

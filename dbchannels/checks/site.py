@@ -11,14 +11,8 @@ from django.core import checks
 from dbchannels import conf
 
 #: Caches that processes do not share, or that store nothing.
-OWN_CACHES = (
-    "django.core.cache.backends.locmem.LocMemCache",
-    "django.core.cache.backends.dummy.DummyCache",
-)
-CACHED_SESSIONS = (
-    "django.contrib.sessions.backends.cache",
-    "django.contrib.sessions.backends.cached_db",
-)
+OWN_CACHES = ("django.core.cache.backends.locmem.LocMemCache", "django.core.cache.backends.dummy.DummyCache")
+CACHED_SESSIONS = ("django.contrib.sessions.backends.cache", "django.contrib.sessions.backends.cached_db")
 
 
 @checks.register("dbchannels")

@@ -18,7 +18,8 @@ from dbchannels.exceptions import (
 )
 from dbchannels.message import Message
 from dbchannels.protocol import NORMAL_CLOSURE, UNSUPPORTED_DATA
-from dbchannels.routing.table import Include, Route, consumer, include, route
+from dbchannels.routing.routes import Include, Route
+from dbchannels.routing.table import consumer, include, route
 from dbchannels.worker.executor import completed
 
 #: Names of the methods' own parameters, which no capture may have.

@@ -24,34 +24,7 @@ from dbchannels.exceptions import InvalidConfiguration, safe_repr
 from dbchannels.message import Message
 from dbchannels.routing.interval import Entry
 from dbchannels.routing.options import ConsumerOptions
-from dbchannels.routing.routes import (
-    KEYWORD_FORM,
-    BoundRoute,
-    Captures,
-    Consumer,
-    Filters,
-    Include,
-    Route,
-    Texts,
-    check_entries,
-)
-
-__all__ = [
-    "KEYWORD_FORM",
-    "BoundRoute",
-    "Captures",
-    "Consumer",
-    "Filters",
-    "Include",
-    "Route",
-    "Routing",
-    "consumer",
-    "include",
-    "load_routes",
-    "load_routing",
-    "route",
-    "site_routing",
-]
+from dbchannels.routing.routes import BoundRoute, Captures, Consumer, Include, Route, Texts, check_entries
 
 log = logging.getLogger("dbchannels.routing")
 
@@ -248,9 +221,8 @@ def site_routing(alias: str = "default") -> Routing:
     return load_routing(conf.layer_settings(alias).routing)
 
 
-setting_changed.connect(
-    lambda **kwargs: site_routing.cache_clear(), weak=False
-)  # in tests: override_settings
+# For override_settings in tests.
+setting_changed.connect(lambda **kwargs: site_routing.cache_clear(), weak=False)
 
 
 def load_routes(dotted: str) -> Sequence[Route | Include]:

@@ -52,7 +52,8 @@ from dbchannels.protocol import (
 )
 from dbchannels.redaction import Lines
 from dbchannels.routing.options import ConsumerOptions
-from dbchannels.routing.table import Route, Routing
+from dbchannels.routing.routes import Route
+from dbchannels.routing.table import Routing
 from dbchannels.worker import database_connections
 from dbchannels.worker.application import ApplicationViews
 

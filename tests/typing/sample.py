@@ -23,7 +23,7 @@ from dbchannels import (
     route_class,
 )
 from dbchannels.exceptions import DenyConnection
-from dbchannels.routing.table import Include, Route
+from dbchannels.routing.routes import Include, Route
 from dbchannels.signals import consumer_finished
 
 

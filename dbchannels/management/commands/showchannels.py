@@ -13,7 +13,8 @@ from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.names import is_protocol
 from dbchannels.routing.options import ConsumerOptions
-from dbchannels.routing.table import BoundRoute, Routing, load_routing
+from dbchannels.routing.routes import BoundRoute
+from dbchannels.routing.table import Routing, load_routing
 
 Row = dict[str, Any]
 
