@@ -74,19 +74,15 @@ class LayerHealth:
     def __init__(self, log: logging.Logger, process: str) -> None:
         self._log = log
         self.process = process  # its name, for the log
-        self._failing: dict[str, tuple[int, float]] = {}  # by thread: its failures, and the time of the first
+        #: By thread that cannot use the layer: its failures, and the time of the first. Mostly empty.
+        self.failing: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
         self._logged = False
         self._first_at = 0.0
 
-    @property
-    def unavailable(self) -> bool:
-        """Whether a thread cannot use the layer at the moment."""
-        return bool(self._failing)
-
     def lasted(self, *threads: str) -> float:
         """Return for how many seconds one of these threads has failed; 0 while all of them work."""
-        began = [at for name, (_, at) in list(self._failing.items()) if name in threads]
+        began = [at for name, (_, at) in list(self.failing.items()) if name in threads]
         return time.monotonic() - min(began) if began else 0.0
 
     def failed(self, error: Exception) -> None:
@@ -97,10 +93,10 @@ class LayerHealth:
         """
         name, now = threading.current_thread().name, time.monotonic()
         with self._lock:
-            if not self._failing:
+            if not self.failing:
                 self._first_at = now
-            count, began_at = self._failing.get(name, (0, now))
-            self._failing[name] = count + 1, began_at
+            count, began_at = self.failing.get(name, (0, now))
+            self.failing[name] = count + 1, began_at
             if not count or self._logged or not isinstance(error, LayerUnavailable):
                 return
             self._logged = True
@@ -112,7 +108,7 @@ class LayerHealth:
         while True:
             try:
                 result = attempt()
-                if self._failing:
+                if self.failing:
                     self.worked()
                 return result
             except LayerUnavailable as error:
@@ -124,12 +120,10 @@ class LayerHealth:
                 time.sleep(delays.delay())
 
     def worked(self) -> None:
-        """Note that the calling thread has used the layer."""
-        if not self._failing:
-            return
+        """Note that the calling thread has used the layer; call it while some thread is ``failing``."""
         with self._lock:
-            self._failing.pop(threading.current_thread().name, None)
-            if self._failing or not self._logged:
+            self.failing.pop(threading.current_thread().name, None)
+            if self.failing or not self._logged:
                 return
             self._logged = False
         seconds = time.monotonic() - self._first_at

@@ -81,7 +81,7 @@ class Relay(RelayThreads):
     def __init__(self, layer: BaseLayer, wakeups: dict[str, WakeupPipe], hub: Hub) -> None:
         super().__init__(layer, wakeups)
         self.hub = hub
-        self._receivers: dict[str, Receiver] = {}  # by reply channel
+        self._receivers: dict[str, Receiver]
 
     def start(self) -> None:
         """Register this server, and begin to send and deliver. Raises LayerUnavailable."""
@@ -113,9 +113,6 @@ class Relay(RelayThreads):
         self._outbox.put(operations)
 
     # What the threads call.
-
-    def is_open(self, reply_channel: str) -> bool:
-        return reply_channel in self._receivers
 
     def received(self, queue: str, deliveries: Sequence[Delivery]) -> None:
         for one in deliveries:

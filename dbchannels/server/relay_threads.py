@@ -58,6 +58,7 @@ class RelayThreads:
         self.layer = layer
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
+        self._receivers: dict[str, Any] = {}  # by reply channel; see `Relay`
         self._past_queues: set[str] = set()  # of the names under which this server was declared dead
         self._wakeups = wakeups
         #: Workers of this process tree wake the reader with it when they have written replies, without a NOTIFY.
@@ -88,10 +89,6 @@ class RelayThreads:
 
     # What a subclass does.
 
-    def is_open(self, reply_channel: str) -> bool:
-        """Whether a receiver waits for the replies on a channel."""
-        raise NotImplementedError
-
     def received(self, queue: str, deliveries: Sequence[Delivery]) -> None:
         """Deliver what was read from a queue."""
         raise NotImplementedError
@@ -109,12 +106,12 @@ class RelayThreads:
     @property
     def unavailable(self) -> bool:
         """Whether the layer cannot be used at the moment, in one direction at least."""
-        return self._health.unavailable
+        return bool(self._health.failing)
 
     @property
     def refuses(self) -> bool:
         """Whether the layer has been away for so long that a new request is not worth its wait."""
-        return self._health.lasted("publisher", "reader") > REFUSE_AFTER
+        return bool(self._health.failing) and self._health.lasted("publisher", "reader") > REFUSE_AFTER
 
     def is_reachable(self) -> bool:
         """Whether the layer has answered the reader in time."""
@@ -245,7 +242,7 @@ class RelayThreads:
         if self._past_queues and names.split(reply_channel)[0] in self._past_queues:
             return True
         is_request = getattr(operation, "channel", "") == "http.request"
-        return bool(reply_channel) and is_request and not self.is_open(reply_channel)
+        return bool(reply_channel) and is_request and reply_channel not in self._receivers
 
     # The reader.
 
@@ -261,10 +258,8 @@ class RelayThreads:
                         self.received(queue, deliveries)
                     more = len(deliveries) == BATCH
                 self._read_at = time.monotonic()
-                self._health.worked()
-                if (
-                    delays.tries
-                ):  # the layer answers: if only the wait fails, the session was ended, not the database
+                if delays.tries:  # if only the wait fails, the session was ended, and not the database
+                    self._health.worked()
                     delays.reset()
                 if deaf:  # nobody has heard the wakeups in between: the workers look for messages themselves
                     self._wake_workers(self._wakeups)

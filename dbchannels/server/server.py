@@ -52,21 +52,15 @@ LAST_ANSWERS = 1.0  # seconds in which clients that waited until the end must ta
 class GeventHub(Hub):
     """The hub of the thread that makes it; greenlets wait there."""
 
+    queue = SimpleQueue
+
     def __init__(self) -> None:
         super().__init__()
         self._watcher: Any = gevent.get_hub().loop.async_()
-
-    def queue(self) -> Any:
-        """Return a queue for greenlets."""
-        return SimpleQueue()
+        self.wake = self._watcher.send
 
     def start(self) -> None:
-        """Run the functions at each wakeup."""
         self._watcher.start(self.run_all)
-
-    def wake(self) -> None:
-        """Wake the hub."""
-        self._watcher.send()
 
 
 class SiteServer(WSGIServer):  # type: ignore[misc]

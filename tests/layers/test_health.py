@@ -131,10 +131,10 @@ def run(name, function):
 def test_it_is_one_line_when_it_begins_and_one_when_it_ends(reported, told):
     for _ in range(50):
         fails(reported)
-    assert reported.unavailable and told() == [BEGUN]
+    assert reported.failing and told() == [BEGUN]
     for _ in range(2):
         works(reported)
-    assert not reported.unavailable and told() == [BEGUN, ENDED]
+    assert not reported.failing and told() == [BEGUN, ENDED]
 
 
 def test_whichever_threads_see_it(reported, told):
@@ -142,9 +142,9 @@ def test_whichever_threads_see_it(reported, told):
     for thread in threads * 3:
         fails(reported, thread)
     for thread in threads:
-        assert reported.unavailable and told() == [BEGUN]
+        assert reported.failing and told() == [BEGUN]
         works(reported, thread)
-    assert not reported.unavailable and told() == [BEGUN, ENDED]
+    assert not reported.failing and told() == [BEGUN, ENDED]
 
 
 def test_the_next_one_is_told_of_again(reported, told):
@@ -158,7 +158,7 @@ def test_the_next_one_is_told_of_again(reported, told):
 def test_a_connection_that_is_found_dead_and_made_anew_is_no_outage(reported, told):
     for thread in ("receiver", "publisher", "housekeeper"):
         fails(reported, thread)
-        assert reported.unavailable
+        assert reported.failing
         works(reported, thread)
     assert told() == []
 
@@ -166,9 +166,9 @@ def test_a_connection_that_is_found_dead_and_made_anew_is_no_outage(reported, to
 def test_an_error_of_another_kind_is_noted_and_told_of_elsewhere(reported, told):
     for _ in range(3):
         reported.failed(ValueError("unheard of"))
-    assert reported.unavailable
+    assert reported.failing
     reported.worked()
-    assert not reported.unavailable and told() == []
+    assert not reported.failing and told() == []
 
 
 def test_many_threads_at_once_tell_of_it_once(reported, told):
@@ -202,4 +202,4 @@ def test_how_long_it_has_lasted_is_known_for_each_thread(reported, monkeypatch):
     works(reported, "publisher")
     assert reported.lasted("publisher", "reader") == 2
     works(reported, "reader")
-    assert reported.lasted("publisher", "reader") == 0 and reported.unavailable
+    assert reported.lasted("publisher", "reader") == 0 and reported.failing
