@@ -50,7 +50,7 @@ def read(stream, max_payload=100_000, step=None):
 
 def completed(reader, data):
     """The frames that these bytes complete."""
-    reader.add(data)
+    reader.buffer += data
     return list(iter(reader.next_frame, None))
 
 
@@ -213,7 +213,7 @@ def test_control_frames_pass_whatever_is_left_of_the_limit():
 
 def test_a_limit_lowered_between_two_frames_of_one_read_holds_for_the_second():
     reader = FrameReader(10)
-    reader.add(client_frame(TEXT, b"x" * 10, first=TEXT) + client_frame(CONTINUATION, b"y"))
+    reader.buffer += client_frame(TEXT, b"x" * 10, first=TEXT) + client_frame(CONTINUATION, b"y")
     assert reader.next_frame().payload == b"x" * 10
     reader.max_payload -= 10
     with pytest.raises(ProtocolError, match="too large"):

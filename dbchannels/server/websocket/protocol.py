@@ -120,32 +120,20 @@ class FrameReader:
     def __init__(self, max_payload: int) -> None:
         self.max_payload = max_payload  # bytes of the next data frame; may be changed between frames
         self.max_compressed = 0  # bytes of the first frame of a compressed message; 0: no compression
-        self._buffer = bytearray()  # bytes that are not yet part of a frame
+        self.buffer = bytearray()  # what came from the client and is not yet part of a frame
         self._in_message = False  # the last data frame had no FIN, so a continuation must follow
         self._key = b""  # of the frame whose payload is awaited; empty while a header is awaited
         # Valid while _key is not empty.
         self._opcode, self._fin, self._compressed, self._length = 0, False, False, 0
 
-    def __len__(self) -> int:
-        """Return the bytes of memory that the buffer takes."""
-        return self._buffer.__alloc__() if self._buffer else 0
-
-    def clear(self) -> None:
-        """Drop the buffer: nothing will be read any more."""
-        self._buffer.clear()
-
-    def add(self, data: bytes) -> None:
-        """Add bytes that came from the client."""
-        self._buffer += data
-
     def next_frame(self) -> Frame | None:
         """Return the next frame, or None if not all of it has come."""
         # Nothing is read twice, and a bytearray cuts its front without moving the rest: bytes that trickle in one at
         # a time cost the same each, however long the frame.
-        if not (self._key or self._read_header()) or len(self._buffer) < self._length:
+        if not (self._key or self._read_header()) or len(self.buffer) < self._length:
             return None
-        payload = unmask(self._key, self._buffer[: self._length])
-        del self._buffer[: self._length]
+        payload = unmask(self._key, self.buffer[: self._length])
+        del self.buffer[: self._length]
         self._key = b""
         if self._opcode in _DATA:
             self._in_message = not self._fin
@@ -153,15 +141,10 @@ class FrameReader:
 
     def _read_header(self) -> bool:
         """Take a header off the buffer if all of it has come."""
-        buffer = self._buffer
+        buffer = self.buffer
         if len(buffer) < 2:
             return False
-        opcode, fin, reserved, length = (
-            buffer[0] & 0x0F,
-            buffer[0] >= 0x80,
-            buffer[0] & 0x70,
-            buffer[1] & 0x7F,
-        )
+        fin, reserved, opcode, length = buffer[0] >= 0x80, buffer[0] & 0x70, buffer[0] & 0xF, buffer[1] & 0x7F
         if reserved and not (reserved == RSV1 and self.max_compressed and opcode in (TEXT, BINARY)):
             raise ProtocolError(PROTOCOL_ERROR, "A reserved bit is set, and no agreed extension uses it.")
         if opcode in _CONTROL and not fin:
@@ -204,7 +187,8 @@ class PartialMessage:
 
     def __init__(self, opcode: int, compressed: bool, limit: int) -> None:
         """``limit``: bytes of a compressed message, inflated; the FrameReader limits other messages."""
-        self._decoder = _Utf8Decoder() if opcode == TEXT else None  # None: a binary message
+        self.is_text = opcode == TEXT
+        self._decoder = _Utf8Decoder()
         # None: the message is not compressed.
         self.inflater = zlib.decompressobj(-zlib.MAX_WBITS) if compressed else None
         self._room = limit
@@ -216,11 +200,6 @@ class PartialMessage:
     def __len__(self) -> int:
         """Return the bytes of memory that the message takes."""
         return self.content.__alloc__() + len(self._tail)
-
-    @property
-    def is_text(self) -> bool:
-        """Whether the message is a text."""
-        return self._decoder is not None
 
     def add(self, payload: bytes, fin: bool) -> Iterator[None]:
         """Add the payload of the next frame; yield after each step of inflating.
@@ -256,7 +235,7 @@ class PartialMessage:
         self._append(b"", fin)
 
     def _append(self, data: bytes, fin: bool) -> None:
-        if self._decoder is not None:
+        if self.is_text:
             self._decoder.decode(data, fin)
         self.content += data
 
@@ -305,7 +284,7 @@ class WebSocket:
         """
         if self.state == "closed":
             return
-        self._reader.add(data)
+        self._reader.buffer += data
         del data
         try:
             while (frame := self._reader.next_frame()) is not None:
@@ -365,12 +344,14 @@ class WebSocket:
     @property
     def held(self) -> int:
         """Return the bytes of memory that incomplete frames and messages take."""
-        return len(self._reader) + (0 if self.partial is None else len(self.partial))
+        buffer = self._reader.buffer
+        held = buffer.__alloc__() if buffer else 0
+        return held if self.partial is None else held + len(self.partial)
 
     def _forget(self, state: str) -> None:
         self.state, self.partial = state, None
         if state == "closed":
-            self._reader.clear()
+            self._reader.buffer.clear()
 
     def _receive_fragment(
         self, opcode: int, fin: bool, payload: bytes, compressed: bool
