@@ -51,7 +51,7 @@ def test_those_with_a_number_run_again(layer, letters):
 def test_when_none_matches_it_says_so(layer, letters, arguments):
     with raises(CommandError) as refused:
         replay(*arguments)
-    assert refused.sentence == "No dead letter matches: the admin lists those there are."
+    assert refused.sentence == "No dead letter matches: see the admin for a list."
     assert layer.dead_letter_ids() == letters
 
 

@@ -113,7 +113,7 @@ def test_programs_are_given_json(show):
 @pytest.mark.parametrize(
     ("arguments", "routes", "said"),
     [
-        (["absent"], ROUTES, "No channel, consumer or name matches: without a PATTERN all are listed."),
+        (["absent"], ROUTES, "No channel, consumer or name matches: leave out PATTERN to list all."),
         ([], "no.such.routing", "The routing names 'no.such.routing', which cannot be imported"),
         (["--layer", "absent"], ROUTES, "DBCHANNELS has no layer 'absent': add it, or use 'default'."),
     ],

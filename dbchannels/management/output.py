@@ -12,8 +12,8 @@ from django.core.management.base import BaseCommand
 from dbchannels import foreign
 
 
-class TellingCommand(BaseCommand):
-    """A command that, for an option of another framework's command, says what is called so here."""
+class HintingCommand(BaseCommand):
+    """A command that answers the options of another framework's command with the name that they have here."""
 
     def create_parser(self, *arguments: Any, **keywords: Any) -> Any:
         parser = super().create_parser(*arguments, **keywords)
@@ -22,11 +22,11 @@ class TellingCommand(BaseCommand):
         def error(message: str) -> NoReturn:
             _, unknown, given = message.partition("unrecognized arguments: ")
             words = [word.partition("=")[0] for word in given.split()] if unknown else []
-            told = [f"for {word}, {advice}" for word in words if (advice := foreign.advice("command", word))]
+            hints = [f"for {word}, {advice}" for word in words if (advice := foreign.advice("command", word))]
             if words and not words[0].startswith("-") and "--only" in parser.format_usage():
-                told.append(f"write --only {words[0]}")  # Channels' command takes the names themselves
-            refuse("; ".join([message, *told]))
-            raise AssertionError  # it does not come here
+                hints.append(f"write --only {words[0]}")  # Channels' command takes the names themselves
+            refuse("; ".join([message, *hints]))
+            raise AssertionError  # refuse has ended the process
 
         parser.error = error  # type: ignore[method-assign]
         return parser
@@ -35,7 +35,7 @@ class TellingCommand(BaseCommand):
 def log_to_terminal(verbosity: int) -> None:
     """Show the log of dbchannels on standard error, unless the site's LOGGING has a handler for it.
 
-    Standard output is flushed at each line, also when it is a pipe: a container's log shows it at once.
+    Standard output is flushed at each line, even if it is a pipe, so that the log of a container shows a line at once.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)
@@ -49,7 +49,7 @@ def log_to_terminal(verbosity: int) -> None:
 
 
 class Lines(logging.Formatter):
-    """Each line with its date; those of the access log have one of their own, in the form that programs read."""
+    """Adds the date to each line, except to those of the access log, which have one in the form that programs read."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return one line."""
@@ -57,5 +57,5 @@ class Lines(logging.Formatter):
 
 
 def run_again(number: int) -> str:
-    """Return what is said of a replay: ``3 dead letters run again.``"""
+    """Return the result of a replay as a sentence: ``3 dead letters run again.``"""
     return f"{number:,} dead letters run again." if number != 1 else "1 dead letter runs again."

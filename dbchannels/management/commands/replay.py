@@ -1,4 +1,4 @@
-"""``manage.py replay``: let dead letters run again."""
+"""``manage.py replay``: run dead letters again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.management.output import run_again
+from dbchannels.server.config import add_options
 
 
 class Command(BaseCommand):
@@ -16,9 +17,9 @@ class Command(BaseCommand):
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument("channels", nargs="*", metavar="CHANNEL", help="of these channels (default: all)")
-        parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
+        add_options(parser, "layer")
         parser.add_argument(
-            "--id", type=int, action="append", metavar="N", help="this one alone, as the admin numbers it"
+            "--id", type=int, action="append", metavar="N", help="only this one, by its number in the admin"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -31,5 +32,5 @@ class Command(BaseCommand):
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
         if not moved:
-            raise CommandError("No dead letter matches: the admin lists those there are.")
+            raise CommandError("No dead letter matches: see the admin for a list.")
         self.stdout.write(run_again(moved))

@@ -8,12 +8,12 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.management.output import TellingCommand, log_to_terminal
+from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.processes import production
 from dbchannels.server.config import LaunchConfig, add_options
 
 
-class Command(TellingCommand):
+class Command(HintingCommand):
     help = "Serves HTTP and WebSockets on one port, and runs the workers that answer them."
     requires_system_checks: list[str] = []  # noqa: RUF012  (a child runs them: they import the site's code)
 

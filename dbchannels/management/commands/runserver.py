@@ -22,16 +22,16 @@ import dbchannels
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
-from dbchannels.management.output import TellingCommand, log_to_terminal
+from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.processes import development, reloader
 from dbchannels.server.config import LaunchConfig, add_options
 from dbchannels.server.listeners import Address
 
 
-class Command(TellingCommand, runserver.Command):
-    """Django's command line, with a server behind it that has WebSockets, and workers."""
+class Command(HintingCommand, runserver.Command):
+    """Django's command line, for a server with WebSockets and workers."""
 
-    help = "Serves the site with WebSockets, consumers and static files while it is written; reloads changed code."
+    help = "Serves the site during development, with WebSockets, consumers and static files; reloads changed code."
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)
@@ -41,7 +41,7 @@ class Command(TellingCommand, runserver.Command):
         add_options(parser, "workers", "layer", "nostatic")
 
     def run(self, **options: Any) -> None:
-        """Serve; called when the address has been read."""
+        """Serve. Django calls this with the address in ``self.addr`` and ``self.port``."""
         log_to_terminal(options["verbosity"])
         development.show_requests(options["force_color"])
         try:
@@ -69,7 +69,7 @@ class Command(TellingCommand, runserver.Command):
             super().run(**options)
 
     def inner_run(self, *args: Any, **options: Any) -> None:
-        """Serve in this one process, beside Django's reloader or without it."""
+        """Serve in this process, beside Django's reloader or without it."""
         autoreload.raise_last_exception()
         if not options["skip_checks"]:
             self.stdout.write("Performing system checks...\n\n")

@@ -23,7 +23,7 @@ from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
-from dbchannels.management.output import TellingCommand, log_to_terminal
+from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.names import worker_names
 from dbchannels.processes.reloader import CodeChanges
 from dbchannels.routing.table import Routing
@@ -64,7 +64,7 @@ CHILD_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Command(TellingCommand):
+class Command(HintingCommand):
     help = "Takes messages from the channel layer and runs their consumers, until SIGTERM or Ctrl-C."
     requires_system_checks: list[str] = []  # noqa: RUF012  (Django's own attribute)
 

@@ -15,6 +15,7 @@ from dbchannels.names import is_protocol
 from dbchannels.routing.options import ConsumerOptions
 from dbchannels.routing.routes import BoundRoute
 from dbchannels.routing.table import Routing, load_routing
+from dbchannels.server.config import add_options
 
 Row = dict[str, Any]
 
@@ -34,17 +35,17 @@ class Command(BaseCommand):
     help = (
         "Lists the channels with their consumers, filters and options, in the order in which they are tried."
     )
-    requires_system_checks: list[str] = []  # noqa: RUF012  (one uses it to find out why they complain)
+    requires_system_checks: list[str] = []  # noqa: RUF012  (it helps to find out why they fail)
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument(
             "patterns",
             nargs="*",
             metavar="PATTERN",
-            help="only channels, consumers and names like this, such as 'websocket.*' (default: all)",
+            help="show only channels, consumers and names that match, such as 'websocket.*' (all)",
         )
         parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
-        parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
+        add_options(parser, "layer")
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
@@ -53,7 +54,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from None
         rows = [row for row in rows_of(routing) if _is_wanted(row, options["patterns"])]
         if not rows:
-            raise CommandError("No channel, consumer or name matches: without a PATTERN all are listed.")
+            raise CommandError("No channel, consumer or name matches: leave out PATTERN to list all.")
         self.stdout.write(json.dumps(rows, indent=2) if options["json"] else "\n".join(table(rows)))
 
 

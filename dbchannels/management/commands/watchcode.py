@@ -1,4 +1,4 @@
-"""``manage.py watchcode``: for ``runserver``, which starts it; see ``dbchannels.processes.reloader``."""
+"""``manage.py watchcode``: a child process of ``runserver``; see ``dbchannels.processes.reloader``."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from django.db import connections
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.processes import reloader
+from dbchannels.server.config import add_options
 from dbchannels.worker.application import load_site, site_application
 
 
 class Command(BaseCommand):
     help = "For runserver: imports and checks the site, and ends when its code has changed."
-    requires_system_checks: list[str] = []  # noqa: RUF012  (it runs them when it has imported the site)
+    requires_system_checks: list[str] = []  # noqa: RUF012  (run after the import of the site)
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument("--report", type=int, default=None, metavar="FD", help="set by runserver")
         parser.add_argument("--since", type=float, default=0.0, metavar="TIME", help="set by runserver")
         parser.add_argument("--once", action="store_true", help="end when the site was checked")
-        parser.add_argument("--layer", default="default", help="the alias in DBCHANNELS (default: default)")
-        parser.add_argument("--unchecked", action="store_true", help="import the site only")
+        add_options(parser, "layer")
+        parser.add_argument("--unchecked", action="store_true", help="do not run the system checks")
 
     def handle(self, *args: Any, **options: Any) -> None:
         descriptor = options["report"]
@@ -40,11 +41,11 @@ class Command(BaseCommand):
             self.prepare(options)
             report("ready")
         else:
-            threading.excepthook = lambda raised: None  # what is raised was printed
+            threading.excepthook = lambda raised: None  # the error was printed
             reloader.watch(lambda: self.prepare_and_report(options, report), options["since"], report)
 
     def prepare_and_report(self, options: dict[str, Any], report: Any) -> None:
-        """Say whether the site could be imported and checked; what cannot goes on, so that its file is watched."""
+        """Report whether the site could be imported and checked."""
         try:
             self.prepare(options)
         except (SystemCheckError, DBChannelsError) as error:
@@ -53,12 +54,12 @@ class Command(BaseCommand):
         except BaseException:
             traceback.print_exc()
             report("broken")
-            raise  # so that Django's reloader learns of a file that was not imported to its end
+            raise  # so that Django's reloader watches the file whose import failed
         else:
             report("ready")
 
     def prepare(self, options: dict[str, Any]) -> None:
-        """Import what a worker does, run the system checks, and warn of missing migrations."""
+        """Import what a worker imports, run the system checks, and warn of missing migrations."""
         load_site(options["layer"])
         site_application()
         if not options["unchecked"]:
@@ -70,7 +71,7 @@ class Command(BaseCommand):
 
 
 def end_with_parent() -> None:
-    """End this process as soon as its parent has, however that ends."""
+    """End this process as soon as its parent has ended in any way."""
     while os.read(0, 4096):  # not sys.stdin, whose lock a thread may hold when the interpreter ends
         continue
     os._exit(0)
