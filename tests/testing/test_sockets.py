@@ -215,6 +215,6 @@ class Sockets(ChannelTestCase):
 
 class TestWithoutChannels:
     def test_a_client_says_what_is_missing(self):
-        with pytest.raises(InvalidConfiguration, match="take ChannelTestCase, the fixture channels, or"):
+        with pytest.raises(InvalidConfiguration, match="use ChannelTestCase, the fixture channels, or"):
             ChannelClient().ws("/room/a/")
         assert connection.vendor and channel_layers
