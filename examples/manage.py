@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The command line of the examples: ``python manage.py demo`` starts them all."""
+"""The command line of the examples; ``python manage.py demo`` starts them."""
 
 import os
 import sys

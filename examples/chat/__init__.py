@@ -1,1 +1,1 @@
-"""A chat with rooms. Begin with ``consumers.py``; ``frames.py`` says what goes over the wire."""
+"""A chat with rooms. Start with ``consumers.py``; ``frames.py`` describes the frames."""

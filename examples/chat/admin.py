@@ -17,11 +17,11 @@ class PresenceAdmin(admin.ModelAdmin):
     list_filter = ("room",)
 
     def has_add_permission(self, request):
-        """A presence without a socket would never leave."""
+        """No: a presence without a socket would never leave."""
         return False
 
     def has_change_permission(self, request, obj=None):
-        """The open pages would not hear of it."""
+        """No: the open pages would not be told."""
         return False
 
 

@@ -1,8 +1,8 @@
-"""The chat server: three functions, one for each thing that happens to a WebSocket.
+"""The chat server: three functions, one for each kind of message of a WebSocket.
 
-Each is one transaction that locks the row of its room first. So what happens in one room happens in one
-order, whatever the number of workers, and nobody misses what falls between the list they are given and the
-first news they get. Different rooms do not wait for each other.
+Each is one transaction that first locks the row of its room. So the events in a room have one order, however many
+workers there are, and nobody misses an event between the first list and the first news. Different rooms do not wait for
+each other.
 """
 
 from django.db import transaction
@@ -12,13 +12,13 @@ from chat.models import ROOM_NAME, Presence, Room
 from dbchannels import Group, consumer
 
 PATH = rf"^/chat/(?P<room>{ROOM_NAME})/$"
-HISTORY = 50  # lines that a newcomer is shown
+HISTORY = 50  # lines that a newcomer receives
 
 
 @consumer("websocket.connect", path=PATH)
 @transaction.atomic
 def join(message, room):
-    """Tell those who are here of the newcomer, and the newcomer who is here and what was said before."""
+    """Announce the newcomer, and send the newcomer the people who are here and the latest lines."""
     try:
         name = frames.read_name(message["query_string"])
     except frames.BadFrame as bad:
@@ -36,14 +36,14 @@ def join(message, room):
 @consumer("websocket.receive", path=PATH)
 @transaction.atomic
 def say(message, room):
-    """Keep what somebody says, and tell everybody in the room, the speaker too."""
+    """Store a line, and send it to everybody in the room, the speaker included."""
     try:
         text = frames.read_say(message.get("text"))
     except frames.BadFrame as bad:
         message.reply_channel.send({"text": frames.error(bad)})
         return
     speaker = Presence.objects.speaking(message.reply_channel)
-    if speaker is None:  # the room was deleted in the admin: the page comes back, and so does the room
+    if speaker is None:  # the room was deleted in the admin: the page reconnects, and creates it again
         message.reply_channel.send({"close": True})
         return
     line = speaker.room.lines.create(name=speaker.name, text=text)
@@ -53,7 +53,7 @@ def say(message, room):
 @consumer("websocket.disconnect", path=PATH)
 @transaction.atomic
 def leave(message, room):
-    """Tell those who stay. This runs even after a crash of the server; the group is left without our help."""
+    """Announce that somebody left. This runs even after a crash of the server, which leaves the group for us."""
     leaver = Presence.objects.speaking(message.reply_channel)
     if leaver is None:  # never admitted
         return

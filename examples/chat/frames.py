@@ -1,8 +1,8 @@
-"""What the page and the consumers say to each other: one JSON object in each text frame.
+"""The frames between the page and the consumers: one JSON object in each text frame.
 
-The page sends ``{"type": "say", "text": TEXT}``; its name stands in the address, ``?name=NAME``. It is sent::
+The page sends ``{"type": "say", "text": TEXT}``; the name is in the address, ``?name=NAME``. It receives::
 
-    {"type": "welcome", "you": PERSON, "here": [PERSON, ...], "lines": [LINE, ...]}   first of all
+    {"type": "welcome", "you": PERSON, "here": [PERSON, ...], "lines": [LINE, ...]}   first
     {"type": "joined", "person": PERSON}
     {"type": "left", "person": PERSON}
     {"type": "said", "line": LINE, "by": ID}                                          the id of a PERSON
@@ -19,12 +19,12 @@ from urllib.parse import parse_qs
 
 from chat.models import NAME_LIMIT, TEXT_LIMIT
 
-NOT_ADMITTED = 4400  # close code: coming back will not help (RFC 6455, section 7.4.2: 4000 to 4999 are free)
-FRAME_LIMIT = 12 * TEXT_LIMIT + 100  # characters: JSON may write one beyond U+FFFF as twelve, \ud83d\ude00
+NOT_ADMITTED = 4400  # close code: reconnecting does not help (RFC 6455, section 7.4.2: 4000 to 4999 are free)
+FRAME_LIMIT = 12 * TEXT_LIMIT + 100  # characters: JSON may write one above U+FFFF as twelve, \ud83d\ude00
 
 ERRORS = {
     "bad-name": f"Choose a name of 1 to {NAME_LIMIT} visible characters.",
-    "not-text": "Send text frames: the chat takes no binary ones.",
+    "not-text": "Send text frames, not binary ones.",
     "not-json": 'Send a JSON object, such as {"type": "say", "text": "hello"}.',
     "bad-type": 'Send an object whose "type" is "say".',
     "bad-text": 'Send an object whose "text" is a string that is not blank.',
@@ -33,7 +33,7 @@ ERRORS = {
 
 
 class BadFrame(Exception):
-    """What a client sent cannot be used; the one argument is a key of ERRORS."""
+    """A frame cannot be used; the argument is a key of ERRORS."""
 
     @property
     def code(self) -> str:
@@ -42,7 +42,7 @@ class BadFrame(Exception):
 
 
 def read_name(query_string: bytes) -> str:
-    """Return the name in ``name=...``, on one line and without what cannot be seen. Raises BadFrame."""
+    """Return the name in ``name=...``, on one line and without invisible characters. Raises BadFrame."""
     values = parse_qs(query_string.decode("utf-8", "replace")).get("name", [""])
     name = " ".join("".join(one if one.isprintable() else " " for one in values[0]).split())
     if not 1 <= len(name) <= NAME_LIMIT:
@@ -51,11 +51,11 @@ def read_name(query_string: bytes) -> str:
 
 
 def read_say(raw: str | None) -> str:
-    """Return the text of a ``say``, fit to be stored; ``raw`` is None for a binary frame. Raises BadFrame."""
+    """Return the text of a ``say`` without characters that cannot be stored; ``raw`` is None for a binary frame."""
     text = _read(raw).get("text")
     if not isinstance(text, str):
         raise BadFrame("bad-text")
-    # PostgreSQL stores no NUL, and UTF-8 has no bytes for half of a surrogate pair.
+    # PostgreSQL stores no NUL, and UTF-8 cannot encode half of a surrogate pair.
     kept = [one for one in text if one in "\n\t" or unicodedata.category(one) not in ("Cc", "Cs")]
     text = "".join(kept).strip()
     if not text:
@@ -82,19 +82,19 @@ def _read(raw: str | None) -> dict:
 
 
 def welcome(you, here, lines) -> str:
-    """The first frame: who you are, who is here (you as well), and what was said before, oldest first."""
+    """The first frame: the newcomer, all people in the room, and the latest lines, oldest first."""
     return _frame(
         "welcome", you=_person(you), here=[_person(one) for one in here], lines=[_line(one) for one in lines]
     )
 
 
 def joined(presence) -> str:
-    """Somebody is here now."""
+    """Somebody has joined."""
     return _frame("joined", person=_person(presence))
 
 
 def left(presence) -> str:
-    """Somebody is not here any more."""
+    """Somebody has left."""
     return _frame("left", person=_person(presence))
 
 
@@ -104,7 +104,7 @@ def said(line, speaker) -> str:
 
 
 def error(bad: BadFrame) -> str:
-    """What was sent cannot be used, and why."""
+    """A frame could not be used, and why."""
     return _frame("error", code=bad.code, text=ERRORS[bad.code])
 
 

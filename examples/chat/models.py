@@ -1,4 +1,4 @@
-"""What the chat remembers: rooms, who is in them, and what was said."""
+"""Rooms, the people in them, and the lines they wrote."""
 
 from django.core.validators import RegexValidator
 from django.db import models
@@ -11,12 +11,12 @@ TEXT_LIMIT = 2000
 
 class RoomManager(models.Manager):
     def enter(self, name):
-        """Return the room, made if need be, locked until the transaction ends."""
+        """Return the room, created if necessary, and locked until the transaction ends."""
         return self.select_for_update().get_or_create(name=name)[0]
 
 
 class Room(models.Model):
-    """One room. It comes into being when the first person enters."""
+    """One room, created when the first person enters."""
 
     name = models.CharField(
         max_length=40, unique=True, validators=[RegexValidator(rf"\A{ROOM_NAME}\Z", ROOM_RULE)]
@@ -33,7 +33,7 @@ class Room(models.Model):
 
 class PresenceManager(models.Manager):
     def speaking(self, reply_channel):
-        """Return who is at the other end, the room locked until the transaction ends; None for nobody."""
+        """Return the person on a reply channel, or None; lock the room until the transaction ends."""
         people = self.select_related("room").select_for_update(of=("room",))
         return people.filter(reply_channel=reply_channel.name).first()
 
@@ -56,7 +56,7 @@ class Presence(models.Model):
 
 
 class Line(models.Model):
-    """One thing that was said. It keeps the name that its author had then."""
+    """One line, with the name that its author had at that time."""
 
     room = models.ForeignKey(Room, models.CASCADE, related_name="lines", db_index=False)
     name = models.CharField(max_length=NAME_LIMIT)

@@ -1,4 +1,4 @@
-"""The chat: each test opens windows on it and looks at what arrives there."""
+"""The chat: each test opens windows and checks the frames that arrive."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Page:
         return self.socket.receive_all_json()
 
     def said(self) -> list[tuple[str, str]]:
-        """Take the frames that have arrived, and return who said what."""
+        """Take the frames that have arrived, and return the lines with their authors."""
         lines = [frame["line"] for frame in self.frames() if frame["type"] == "said"]
         return [(line["name"], line["text"]) for line in lines]
 
@@ -195,7 +195,7 @@ class Leaving(ChannelTestCase):
 
 @override_settings(DBCHANNELS={"default": {"BACKEND": "memory"}})
 class Together(TransactionTestCase):
-    """What the lock on the room's row is for: workers run consumers at the same time, here in threads."""
+    """The lock on the room's row: several workers, here threads, run consumers at the same time."""
 
     def setUp(self):
         channel_layers.reset()
@@ -204,7 +204,7 @@ class Together(TransactionTestCase):
     @skipUnlessDBFeature("has_select_for_update")
     def test_nobody_misses_anybody_and_all_read_the_same_in_the_same_order(self):
         def visit(number):
-            """Join and speak: a consumer is a function, and a message can be made by hand."""
+            """Join and speak, by calling the consumers with messages made by hand."""
             reply_channel = f"reply.{number}!1"
             query = f"name={quote(everybody[number])}".encode()
             fields = {"reply_channel": reply_channel, "query_string": query}

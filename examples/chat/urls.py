@@ -1,4 +1,4 @@
-"""The addresses of the chat. A room's page and its WebSocket share one."""
+"""The URLs of the chat. A room's page and its WebSocket share one."""
 
 from django.urls import path, re_path
 

@@ -1,4 +1,4 @@
-"""The pages of the chat: the lobby, a room, and what is said of a name that no room can have."""
+"""The pages of the chat: the lobby, a room, and an error page for invalid room names."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHOWN = 100  # rooms in the lobby, the fullest first
 
 
 def lobby(request):
-    """Show the rooms; ``?room=Any Words`` goes to the room of that name."""
+    """List the rooms; ``?room=Any Words`` redirects to the room of that name."""
     asked = request.GET.get("room", "")
     if name := room_name(asked):
         return redirect("chat:room", name)
@@ -24,18 +24,18 @@ def lobby(request):
 
 
 def room(request, name):
-    """Show one room. It is made when somebody joins, not when somebody looks."""
+    """Show one room. It is created when somebody joins, not when the page is loaded."""
     limits = {"name_limit": NAME_LIMIT, "text_limit": TEXT_LIMIT}
     return render(request, "chat/room.html", {"room": name, **limits})
 
 
 def no_room(request, name):
-    """Say what rooms can be called, and offer the nearest such name."""
+    """Explain the names of rooms, and offer the nearest valid name."""
     context = {"name": name, "rule": ROOM_RULE, "nearest": room_name(name)}
     return render(request, "chat/no_room.html", context, status=404)
 
 
 def room_name(words: str) -> str:
-    """Return the room's name that comes closest: ``my-room`` for ``My Room!``, nothing for nothing."""
+    """Return the nearest valid name, ``my-room`` for ``My Room!``; "" if there is none."""
     name = slugify(words.replace("_", " "))[:40].strip("-")
     return name if re.fullmatch(ROOM_NAME, name) else ""

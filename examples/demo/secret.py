@@ -1,4 +1,4 @@
-"""The SECRET_KEY: made once on each machine, so that nobody deploys the one that stands in a repository."""
+"""The SECRET_KEY: made once on each machine, so that nobody deploys a key from a repository."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from django.core.management.utils import get_random_secret_key
 
 
 def secret_key(path: Path) -> str:
-    """Return DJANGO_SECRET_KEY of the environment, or the key in the file, which is made if need be."""
+    """Return DJANGO_SECRET_KEY from the environment, or the key in the file, which is created if necessary."""
     if key := os.environ.get("DJANGO_SECRET_KEY"):
         return key
     try:
@@ -26,7 +26,7 @@ def secret_key(path: Path) -> str:
 
 
 def _create(path: Path) -> None:
-    # A link appears whole and never replaces: processes that start together all read the first one's key.
+    # A link appears at once and replaces nothing: processes that start together all read the first key.
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name) as file:
         file.write(get_random_secret_key())
         file.flush()

@@ -1,8 +1,8 @@
-"""Settings for trying things out on one machine. Nothing in here has to be changed first.
+"""Settings for trying the examples on one machine, without any changes.
 
-From the environment: DJANGO_SECRET_KEY, DEBUG (0 turns it off), ALLOWED_HOSTS (by commas, beside this
-machine's own names), DATABASE_URL (instead of the PostgreSQL that the examples start themselves), and
-DBCHANNELS_POSTGRES (system, wheel or sqlite: that one and no other, before DATABASE_URL).
+They read from the environment: DJANGO_SECRET_KEY, DEBUG (0 turns it off), ALLOWED_HOSTS (separated by commas, in
+addition to this machine's names), DATABASE_URL (instead of the PostgreSQL that the examples start themselves), and
+DBCHANNELS_POSTGRES (system, wheel or sqlite: only that one, before DATABASE_URL).
 """
 
 import os
@@ -63,7 +63,7 @@ TEMPLATES = [
 DATABASES = {"default": embedded_postgres.database(BASE_DIR / ".postgres", sqlite=BASE_DIR / "db.sqlite3")}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
-# The chat needs no line here: its consumers carry decorators. Those of 2015 do not, and are listed.
+# The chat's consumers have decorators and need no line here. Those of 2015 have none, and are listed.
 DBCHANNELS = {"default": {"ROUTING": "post2015.routing"}}
 
 USE_TZ = True

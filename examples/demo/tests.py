@@ -67,7 +67,7 @@ class SecretKey(SimpleTestCase):
 
 
 class Demo(TestCase):
-    """Only the command's own part: migrate has run for the tests, and runchannels would not return."""
+    """The command without migrate, which has run, and without runchannels, which would not return."""
 
     def demo(self, *arguments):
         with mock.patch(f"{COMMAND}.call_command") as called, mock.patch(f"{COMMAND}.connections"):
@@ -80,7 +80,7 @@ class Demo(TestCase):
     def test_a_new_database_gets_a_user_and_says_so(self):
         output = self.demo()
         self.assertIn("Created the user admin with the password admin", output)
-        self.assertNotIn("http://", output)  # runchannels names the address when it has it
+        self.assertNotIn("http://", output)  # runchannels prints the address
         self.assertTrue(authenticate(username="admin", password="admin").is_superuser)
         migrate, runchannels = self.started
         self.assertEqual(migrate, mock.call("migrate", verbosity=0, interactive=False))

@@ -18,6 +18,6 @@ urlpatterns = [
     path("thumbnails/", include("thumbnails.urls")),
     path("longpoll/", include("longpoll.urls")),
     path("admin/", admin.site.urls),
-    # The admin's pages name no icon, so browsers ask for this one.
+    # The admin has no icon, so browsers request this one.
     path("favicon.ico", RedirectView.as_view(url=static("demo/icon.svg"))),
 ]

@@ -8,7 +8,7 @@ from django.shortcuts import render
 
 
 class Example(NamedTuple):
-    """What the front page says of one example; ``url`` is the name of its first page."""
+    """One example on the front page; ``url`` is the name of its first page."""
 
     title: str
     url: str
@@ -20,38 +20,38 @@ EXAMPLES = [
     Example(
         "Chat",
         "chat:lobby",
-        "Rooms, names, history, and who is here.",
+        "Rooms, names, history, and a list of who is here.",
         "Decorated consumers, a group for each room, models and transactions as in any view.",
     ),
     Example(
         "The chat of the tutorial",
         "rooms",
-        "Rooms for users who are logged in (on your own machine: admin, admin), with what was said and who was there.",
-        "A consumer as a class, sessions and users, in 48 lines of Python; docs/tutorial.rst explains each.",
+        "Rooms for logged-in users (on your own machine: admin, admin), with their lines and visits.",
+        "A consumer as a class, sessions and users, in 48 lines of Python; docs/tutorial.rst explains each of them.",
     ),
     Example(
         "Thumbnails",
         "thumbnails:page",
         "Upload pictures, and watch three sizes of each being made.",
-        "Background work with retries, its progress by server-sent events, an upload that waits for nothing.",
+        "Background work with retries, progress by server-sent events, an upload that does not wait.",
     ),
     Example(
         "Live blog",
         "liveblog:blog",
-        "Write in the admin, read here, without a reload.",
-        "A post_save receiver that sends to a group: whatever saves a post tells its readers, at the commit.",
+        "Write in the admin, read here, without reloading.",
+        "A post_save receiver that sends to a group: every saved post reaches its readers at commit.",
     ),
     Example(
         "Long poll",
         "longpoll:page",
-        "Headlines by plain requests, each answered when there is one.",
+        "Headlines by plain requests, each answered when there is a new one.",
         "Views that are answered later, a group of requests, and a message that is due in 25 seconds.",
     ),
     Example(
         "The chat of 2015",
         "post2015:page",
-        "The chat server of the blog post that began it, with its own function signatures.",
-        "Consumers that take keywords, a routing module, and a group where the post had a set in Redis.",
+        "The chat server of the blog post that started it, with its own function signatures.",
+        "Consumers that take keywords, a routing module, and a group instead of the post's set in Redis.",
     ),
 ]
 

@@ -1,4 +1,4 @@
-"""Where posts are written, corrected and deleted: Django's own pages, which know nothing of sockets."""
+"""The pages on which posts are written, edited and deleted: Django's own admin, without any code for sockets."""
 
 from django.contrib import admin
 

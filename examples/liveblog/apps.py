@@ -1,4 +1,4 @@
-"""The app, and the receivers that are connected when it is ready."""
+"""The app, which connects the receivers when it is ready."""
 
 from django.apps import AppConfig
 

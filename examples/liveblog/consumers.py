@@ -1,4 +1,4 @@
-"""A reader's WebSocket: it joins the group, and is shown what stands there now."""
+"""A reader's WebSocket: it joins the group and receives the current posts."""
 
 import json
 
@@ -12,7 +12,7 @@ SHOWN = 30  # posts, the newest first
 
 @consumer("websocket.connect", path=PATH)
 def follow(message):
-    """A page that comes back after a pause is given the same list, so it has missed nothing."""
+    """Send the current posts, so that a page that reconnects has missed nothing."""
     READERS.add(message.reply_channel)
     posts = [post.as_json() for post in Post.objects.all()[:SHOWN]]
     message.reply_channel.send({"text": json.dumps({"type": "all", "posts": posts})})

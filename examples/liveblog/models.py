@@ -1,4 +1,4 @@
-"""What the blog's author writes, in the admin."""
+"""The posts, written in the admin."""
 
 from django.db import models
 
@@ -17,7 +17,7 @@ class Post(models.Model):
         return self.title
 
     def as_json(self):
-        """Return what the page shows of it."""
+        """Return the data for the page."""
         return {
             "id": self.pk,
             "title": self.title,

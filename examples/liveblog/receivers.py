@@ -1,7 +1,6 @@
-"""Whoever saves or deletes a post tells every reader: the admin, the shell, a script, a consumer.
+"""Send each saved or deleted post to all readers, whether the admin, the shell, a script or a consumer saves it.
 
-To send is to insert a row in the transaction that saves the post: readers hear of it at the commit, and of a post that
-is rolled back they never hear.
+Sending inserts a row in the transaction that saves the post: readers receive it at commit, and never after a rollback.
 """
 
 import json

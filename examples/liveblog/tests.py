@@ -1,4 +1,4 @@
-"""The live blog: whatever saves a post tells every reader."""
+"""The live blog: every saved post reaches all readers."""
 
 from django.contrib.auth.models import User
 from django.db import transaction
@@ -10,7 +10,7 @@ from liveblog.models import Post
 
 class LiveBlog(ChannelTestCase):
     def reader(self):
-        """Open the blog; what stands there already has been read."""
+        """Open the blog, and read the current posts."""
         window = self.client.ws("/liveblog/")
         self.assertEqual(window.receive_json()["type"], "all")
         return window

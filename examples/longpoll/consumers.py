@@ -1,4 +1,4 @@
-"""The end of somebody's patience: the page asks again at once, and no proxy has had enough before."""
+"""The end of a wait: the page asks again at once, before a proxy gives up."""
 
 from django.http import HttpResponse
 
@@ -7,5 +7,5 @@ from dbchannels import Channel, consumer
 
 @consumer("longpoll.patience")
 def enough(message):
-    """Answer with nothing. To a request that was answered meanwhile this says nothing any more."""
+    """Answer with an empty response; a request that was answered meanwhile ignores it."""
     Channel(message["to"]).send(HttpResponse(status=204))

@@ -1,4 +1,4 @@
-"""What the readers wait for."""
+"""The headlines that readers wait for."""
 
 from django.db import models
 
@@ -15,5 +15,5 @@ class Headline(models.Model):
         return self.text
 
     def as_json(self):
-        """Return what the page shows of it, and what it asks for the next one by."""
+        """Return the data for the page, and the id by which it asks for the next headline."""
         return {"id": self.pk, "text": self.text}

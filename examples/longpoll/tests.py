@@ -1,4 +1,4 @@
-"""The long poll: what is answered when."""
+"""The long poll: which requests are answered when."""
 
 from dbchannels import Group
 from dbchannels.testing import ChannelTestCase
@@ -45,7 +45,7 @@ class LongPoll(ChannelTestCase):
         for after in ("", "-1", "x", "9" * 19, "\u0663"):
             answer = self.client.get("/longpoll/next/", {"after": after})
             self.assertEqual(answer.status_code, 400)
-            self.assertIn("Say ?after=", answer.json()["error"])
+            self.assertIn("Give ?after=", answer.json()["error"])
 
     def test_the_page_shows_the_newest_first(self):
         for number in range(SHOWN + 1):

@@ -1,4 +1,4 @@
-"""The page, what it waits for, and what it sends."""
+"""The page, the request that waits, and the form."""
 
 from django.urls import path
 

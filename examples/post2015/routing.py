@@ -1,4 +1,4 @@
-"""Which function takes which messages: the post's consumers carry no decorators."""
+"""The routes of the post's consumers, which have no decorators."""
 
 from dbchannels import route
 from post2015.consumers import ws_connect, ws_disconnect, ws_receive

@@ -1,4 +1,4 @@
-"""The post's chat, as browsers meet it."""
+"""The post's chat, as browsers use it."""
 
 from dbchannels import Group
 from dbchannels.testing import ChannelTestCase

@@ -1,4 +1,4 @@
-"""The one address: of the page, and of its WebSocket."""
+"""One URL for the page and for its WebSocket."""
 
 from django.urls import path
 

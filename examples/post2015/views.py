@@ -1,4 +1,4 @@
-"""The page: a chat, and the code behind it."""
+"""The page: a chat and its code."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ CODE = Path(__file__).with_name("consumers.py")
 
 
 def page(request):
-    """Show the chat beside the file that serves it (read as text: no consumer is imported for a page)."""
+    """Show the chat and the source of its consumers, read as text: pages import no consumer."""
     return render(request, "post2015/page.html", {"code": CODE.read_text(encoding="utf-8")})

@@ -1,4 +1,4 @@
-"""The chat of docs/tutorial.rst, whose models, consumers, views and addresses are what the tutorial ends with."""
+"""The chat of docs/tutorial.rst: the models, consumers, views and URLs at its end."""
 
 from django.apps import AppConfig
 

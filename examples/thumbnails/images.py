@@ -1,4 +1,4 @@
-"""Pictures, made smaller; in a module of its own, because it needs nothing of Django's."""
+"""Smaller pictures, in a module of its own, because it does not need Django."""
 
 from io import BytesIO
 
@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def smaller(image, side):
-    """Return a picture as JPEG, its longer side of so many pixels at most."""
+    """Return a picture as JPEG, with at most this many pixels on its longer side."""
     made = image.convert("RGB")
     made.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = BytesIO()

@@ -1,12 +1,12 @@
-"""A picture, and how far the work on it is."""
+"""A picture and the progress of its thumbnails."""
 
 from django.db import models
 
-SIDES = (1280, 640, 160)  # pixels of the longer side, of the pictures that are made of an upload
+SIDES = (1280, 640, 160)  # pixels on the longer side of each thumbnail
 
 
 class Photo(models.Model):
-    """One upload. ``done`` counts the sizes that are there; ``problem`` says why there will be no more."""
+    """One upload. ``done`` counts the finished sizes; ``problem`` says why there will be no more."""
 
     name = models.CharField(max_length=100)
     original = models.ImageField(upload_to="photos/")
@@ -21,11 +21,11 @@ class Photo(models.Model):
         return self.name
 
     def path(self, side):
-        """Return where the picture of a size is kept, in the storage of the original."""
+        """Return the path of a size, in the storage of the original."""
         return f"{self.original.name}.{side}.jpg"
 
     def as_json(self):
-        """Return what the page shows of it."""
+        """Return the data for the page."""
         return {
             "id": self.pk,
             "name": self.name,

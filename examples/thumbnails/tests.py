@@ -1,4 +1,4 @@
-"""Thumbnails: what becomes of an upload."""
+"""Thumbnails: from the upload to the pictures."""
 
 import io
 import json
@@ -61,7 +61,9 @@ class Thumbnails(ChannelTestCase):
         self.upload(picture())
         photo = Photo.objects.get()
         Photo.objects.update(done=1)
-        photo.original.storage.save(photo.path(SIDES[1]), io.BytesIO(b"half of a pic"))  # where it was then
+        photo.original.storage.save(
+            photo.path(SIDES[1]), io.BytesIO(b"half of a pic")
+        )  # where the worker was killed
         self.drain()
         self.assertEqual(Photo.objects.get().done, len(SIDES))
         self.assertEqual(self.files()[1:], sorted(Path(photo.path(side)).name for side in SIDES[1:]))

@@ -1,4 +1,4 @@
-"""The page and what it asks for."""
+"""The page and its requests."""
 
 from django.urls import path
 

@@ -1,4 +1,4 @@
-"""The page, an upload, the pictures, and the events by which the page sees how far they are."""
+"""The page, the upload, the pictures, and the events that report their progress."""
 
 from django import forms
 from django.http import FileResponse, Http404, JsonResponse
@@ -17,7 +17,7 @@ class UploadForm(forms.Form):
     file = forms.ImageField()
 
     def clean_file(self):
-        """Refuse what would take a worker too long."""
+        """Refuse pictures that would keep a worker too long."""
         file = self.cleaned_data["file"]
         if file.size > LARGEST:
             raise forms.ValidationError(f"A picture may have {LARGEST // 1024 // 1024} MB at most.")
@@ -25,18 +25,18 @@ class UploadForm(forms.Form):
 
 
 def page(request):
-    """Show the form; the photos come by the events."""
+    """Show the form; the events send the photos."""
     return render(request, "thumbnails/page.html", {"sides": " ".join(map(str, SIDES))})
 
 
 @require_POST
 def upload(request):
-    """Keep a picture, and have the smaller ones made: a row in the transaction that keeps it, and no more."""
+    """Store a picture, and send a message to have its thumbnails made: one row in the same transaction."""
     form = UploadForm(request.POST, request.FILES)
     if not form.is_valid():
         return JsonResponse({"problem": form.errors["file"][0]}, status=400)
     file = form.cleaned_data["file"]
-    name, file.name = file.name[-100:], "photo"  # what a stranger calls it is no name of a file of ours
+    name, file.name = file.name[-100:], "photo"  # never name a file by what a client sent
     photo = Photo.objects.create(name=name, original=file)
     Channel("thumbnails").send({"photo": photo.pk})
     return JsonResponse(photo.as_json(), status=201)
@@ -44,7 +44,7 @@ def upload(request):
 
 @require_GET
 def picture(request, pk, side):
-    """Send one of the sizes."""
+    """Send one size."""
     photo = get_object_or_404(Photo, pk=pk)
     if side not in SIDES or not photo.original.storage.exists(photo.path(side)):
         raise Http404
@@ -54,7 +54,7 @@ def picture(request, pk, side):
 
 @require_GET
 def events(request):
-    """Send how far all photos are, and from then on what changes. The request stays open; its worker does not wait."""
+    """Send the progress of all photos, and then each change. The request stays open, but no worker waits."""
     Group("thumbnails").add(request.reply_channel)
     headers = [[b"Content-Type", b"text/event-stream"], [b"Cache-Control", b"no-store"]]
     now = (

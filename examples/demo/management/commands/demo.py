@@ -1,4 +1,4 @@
-"""``manage.py demo [addr:port]``: everything that the examples need, then ``runchannels``."""
+"""``manage.py demo [addr:port]``: prepare the examples and run ``runchannels``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAME = PASSWORD = "admin"
 
 class Command(BaseCommand):
     help = "Prepares the database and starts the examples."
-    # This process becomes the interface server, which imports no URLconf; runchannels checks in a child.
+    # This process becomes the interface server, which imports no URLconf; runchannels runs the checks in a child.
     requires_system_checks = ()
 
     def add_arguments(self, parser):
@@ -37,13 +37,13 @@ class Command(BaseCommand):
                 f"The database cannot be used ({reason}): start it, or correct DATABASE_URL."
             ) from None
         self.prepare_admin(host)
-        connections.close_all()  # the interface server has connections of its own
+        connections.close_all()  # the interface server opens its own
         shown = f"[{host}]" if ":" in host else host
-        self.stdout.flush()  # runchannels says where the examples are, once they are there
+        self.stdout.flush()  # before runchannels prints the address
         call_command("runchannels", f"{shown}:{port}", workers=workers)
 
     def prepare_admin(self, host):
-        """Create a first user whose password everybody knows, but never where others can reach it."""
+        """Create a first user with a well-known password, but only where nobody else can reach the site."""
         users = get_user_model().objects
         if not is_loopback(host):
             admin = users.filter(username=NAME).first()
@@ -58,7 +58,7 @@ class Command(BaseCommand):
 
 
 def is_loopback(host):
-    """Whether only this machine reaches the address."""
+    """Whether only this machine can reach the address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
