@@ -1,9 +1,9 @@
 """Django's database connections between two messages: kept open in a worker, and as clean as new ones.
 
 A setting, a role, a temporary table, a lock, a LISTEN or a transaction of one message must not be there for the next,
-which is another client's. To connect to PostgreSQL anew takes 3 to 5 ms. So what psycopg has opened is set aside, and
-given to Django after DISCARD ALL when the next message connects. That takes 15 us, about as long as the SELECT 1 of a
-health check; Django's own set-up and the receivers of ``connection_created`` run as on a new connection. See
+which is another client's. A new connection to PostgreSQL takes 3 to 5 ms. So psycopg's connection is set aside, and
+Django gets it back after DISCARD ALL when the next message connects. That takes 15 us, about as long as the SELECT 1 of
+a health check; Django's own set-up and the receivers of ``connection_created`` run as on a new connection. See
 https://www.postgresql.org/docs/current/sql-discard.html
 """
 
@@ -53,7 +53,7 @@ def open_blocks() -> dict[str, int]:
 
 
 def end_transactions(before: Mapping[str, int]) -> list[str]:
-    """Roll back what a message has left open, and close the connection; return the aliases of the databases."""
+    """Roll back the transactions that a message has left open, and close their connections; return the aliases."""
     left = []
     for connection in connections.all(initialized_only=True):
         depth = before.get(connection.alias, 0)
@@ -65,7 +65,7 @@ def end_transactions(before: Mapping[str, int]) -> list[str]:
                 connection.atomic_blocks[-1].__exit__(Error, Error(), None)
             continue
         if _is_pooled(connection) and connection.connection is not None:
-            connection.connection.close()  # else the pool gives it to the next
+            connection.connection.close()  # or the pool gives it to the next message
         connection.in_atomic_block = False  # or Django waits for the end of the block, which does not come
         connection.close()
         if connection.closed_in_transaction:  # it had been closed already, inside of the block
@@ -91,7 +91,7 @@ def _is_pooled(connection: Any) -> bool:
 
 
 def _give_back(connection: Any) -> None:
-    """Let the pool have it back, as clean as the pool has opened it."""
+    """Return the connection to the pool, as clean as the pool has opened it."""
     raw = connection.connection
     if _is_like_new(connection, raw) and _discard_all(raw):
         connection._configure_connection(raw)
@@ -101,7 +101,7 @@ def _give_back(connection: Any) -> None:
 
 
 def _can_be_kept(connection: Any) -> bool:
-    """Whether Django would keep it, if CONN_MAX_AGE is not 0, and nothing is left that DISCARD ALL does not undo."""
+    """Whether Django would keep the connection, or CONN_MAX_AGE is 0, and DISCARD ALL makes it as clean as new."""
     max_age, close_at = connection.settings_dict["CONN_MAX_AGE"], connection.close_at
     lives = max_age == 0 or close_at is None or time.monotonic() < close_at
     return lives and _is_like_new(connection, connection.connection)
@@ -112,25 +112,22 @@ def _is_like_new(connection: Any, raw: Any) -> bool:
     if raw.closed or not raw.autocommit or raw.info.transaction_status != _IDLE:
         return False
     # What psycopg adds to each BEGIN by itself; ``readonly`` is psycopg2's.
-    if (getattr(raw, "read_only", None), getattr(raw, "readonly", None), raw.deferrable) != (
-        None,
-        None,
-        None,
-    ):
+    added = getattr(raw, "read_only", None), getattr(raw, "readonly", None), raw.deferrable
+    if added != (None, None, None):
         return False
     level = connection.isolation_level if "isolation_level" in options else None
-    # psycopg2 keeps notifications that nobody has read in a list; of psycopg 3 it is a method.
+    # psycopg2 keeps unread notifications in a list; with psycopg 3 this is a method.
     return raw.isolation_level == level and (callable(raw.notifies) or not raw.notifies)
 
 
 def _set_aside(connection: Any) -> None:
-    """Close it for Django; its next ``connect()`` gets what psycopg has opened, unless that is not what it asks for."""
+    """Close the connection for Django, whose next ``connect()`` gets psycopg's, if the parameters are the same."""
     raw, close_at, process = connection.connection, connection.close_at, os.getpid()
     opened_by = connection.get_connection_params()
 
     def get_new_connection(parameters: dict[str, Any]) -> Any:
         del connection.get_new_connection
-        # A child that a consumer has forked must not speak on its parent's.
+        # A child that a consumer has forked must not use its parent's connection.
         if os.getpid() == process:
             if parameters == opened_by and _discard_all(raw):
                 if connection.settings_dict["CONN_MAX_AGE"]:
@@ -139,7 +136,7 @@ def _set_aside(connection: Any) -> None:
             raw.close()
         return connection.get_new_connection(parameters)
 
-    connection._close = lambda: None  # all that close() does otherwise, a subclass's too, is done
+    connection._close = lambda: None  # everything else that close() does, a subclass's too, is done
     try:
         connection.close()
     finally:
@@ -148,7 +145,7 @@ def _set_aside(connection: Any) -> None:
 
 
 def _discard_all(raw: Any) -> bool:
-    """Make it as clean as new; False when the database has ended it meanwhile."""
+    """Make the connection as clean as new; False when the database has ended it meanwhile."""
     try:
         with raw.cursor() as cursor:
             cursor.execute("DISCARD ALL")

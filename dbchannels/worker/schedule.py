@@ -1,7 +1,7 @@
-"""Messages that are sent every so often, once however many workers there are.
+"""Periodic messages, each sent once however many workers there are.
 
-A row says when the next one is due. Whoever moves it on sends the message, in the same transaction; all others find
-it moved. What was missed while no worker ran is sent once, not as often as it was missed.
+A row says when the next message is due. The worker that moves the row on sends the message in the same transaction; the
+others find the row moved. After a time without workers one message is sent, not one for each that was missed.
 """
 
 from __future__ import annotations
@@ -40,14 +40,25 @@ class Timetable:
         """Send what is due, unless another worker does. Raises LayerUnavailable; then call it again."""
         if not self._entries or time.monotonic() < self._look_at:
             return
-        left = [self._send_if_due(entry) for entry in self._entries]
-        self._look_at = time.monotonic() + min(LOOK_EVERY, *left)
+        sleep = LOOK_EVERY
+        for channel, interval in self._entries:
+            due, now = self._link.next_time(channel, str(interval))
+            following = due or now
+            if due is None or due <= now:
+                following, sends = interval.following(following, now), []
+                if due is not None:  # else it is new on the timetable, and due for the first time later
+                    # Not queued while the last one waits, or a slow consumer would never catch up.
+                    payload = codec.encode_trusted({"scheduled_at": due.isoformat()})
+                    sends = [Send(channel, payload, "", 0.0, unique=f"every {interval}"[:100])]
+                self._link.move_time(channel, str(interval), due, following, sends)
+            sleep = min(sleep, (following - now).total_seconds())
+        self._look_at = time.monotonic() + sleep
 
     def keep(self, drop: bool) -> None:
-        """Note once a minute that a live worker has these; may be called while a consumer runs.
+        """Note once a minute that a live worker has these entries; may be called while a consumer runs.
 
-        With ``drop`` those go that no live worker has had for ABSENT_FOR. A worker counts that time only while it runs
-        itself: after a downtime, an outage or a pause the others are given as long to come back.
+        With ``drop``, entries that no live worker has had for ABSENT_FOR are deleted. A worker counts that time only
+        while it runs itself: after a downtime, an outage or a pause the others have as long to come back.
         """
         if time.monotonic() < self._keep_at:
             return
@@ -58,20 +69,3 @@ class Timetable:
         self._kept_at = now
         if drop and now - self._kept_since >= ABSENT_FOR:
             self._link.drop_times(now - ABSENT_FOR)
-
-    def _send_if_due(self, entry: Entry) -> float:
-        """Return in how many seconds to look again."""
-        due, now = self._link.next_time(entry.channel, str(entry.interval))
-        if due is not None and due > now:
-            return (due - now).total_seconds()
-        following = entry.interval.following(due or now, now)
-        self._link.move_time(entry.channel, str(entry.interval), due, following, _message(entry, due))
-        return (following - now).total_seconds()
-
-
-def _message(entry: Entry, due: datetime | None) -> list[Send]:
-    """Return what is sent: not queued while the one before still waits, or a slow consumer would never catch up."""
-    if due is None:  # it is put on the timetable now, and due for the first time later
-        return []
-    payload = codec.encode_trusted({"scheduled_at": due.isoformat()})
-    return [Send(entry.channel, payload, "", 0.0, unique=f"every {entry.interval}"[:100])]

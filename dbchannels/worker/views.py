@@ -1,7 +1,7 @@
-"""What a request of the layer is for Django: a WSGI environment, and what its handler then knows of the layer.
+"""How Django sees a request of the layer: as a WSGI environment, with a handler that knows the layer.
 
-The environment (PEP 3333) goes to the site's own WSGI application, see ``application``: middleware, sessions, uploads,
-and what wraps or patches Django's handler, find what they know.
+The environment (PEP 3333) goes to the site's own WSGI application, see ``application``. So middleware, sessions,
+uploads, and what wraps or patches Django's handler, work as behind any WSGI server.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from dbchannels.protocol import CHUNK
 class RequestContext:
     """What the layer and Django's handler tell each other about one request.
 
-    It is in the environ, and one object, because what wraps the handler may hand on a copy of the environ.
+    It is one object in the environ, because what wraps the handler may pass on a copy of the environ.
     """
 
     def __init__(self, reply_channel: Channel | None = None) -> None:
@@ -42,9 +42,9 @@ class RequestContext:
 
 @cache
 def teach_django() -> None:
-    """Let Django's handlers in this process know the layer's requests: ``reply_channel``, ResponseLater, outages.
+    """Teach Django's handlers in this process ``reply_channel``, ResponseLater, and outages of the database.
 
-    The base class is patched, so any handler has it, be it a subclass or patched itself, as by Sentry's SDK.
+    The base class is patched, so subclasses have it too, and handlers that are patched themselves, as by Sentry's SDK.
     """
     get_response, make_view_atomic = BaseHandler.get_response, BaseHandler.make_view_atomic
 
@@ -58,7 +58,7 @@ def teach_django() -> None:
         if context.outage and response.status_code == 500 and not settings.DEBUG:
             closers = response._resource_closers  # type: ignore[attr-defined]
             response = HttpResponse(
-                _AWAY, status=503, content_type="text/plain", headers={"Retry-After": "5"}
+                _UNAVAILABLE, status=503, content_type="text/plain", headers={"Retry-After": "5"}
             )
             response._resource_closers = closers  # type: ignore[attr-defined]
         context.whole = not response.streaming
@@ -78,12 +78,12 @@ def _context(request: Any) -> RequestContext | None:
 
 
 def catching_later(view: Any) -> Any:
-    """Take a view that raises ResponseLater for one that returns: what it wrote and sent is kept, even if atomic.
+    """Return the view with ResponseLater caught: what the view wrote and sent is kept, even if it is atomic.
 
-    The middleware sees an empty response, which nobody gets; sessions are saved as ever, and nobody reports an error.
+    The middleware sees an empty response, which nobody gets. Sessions are saved, and nobody reports an error.
     """
 
-    def taken(request: Any, *args: Any, **kwargs: Any) -> Any:
+    def caught(request: Any, *args: Any, **kwargs: Any) -> Any:
         try:
             return view(request, *args, **kwargs)
         except ResponseLater as error:
@@ -95,7 +95,7 @@ def catching_later(view: Any) -> Any:
         except ResponseLater as error:
             return _later(request, error)
 
-    wrapped: Any = awaited if iscoroutinefunction(view) else taken
+    wrapped: Any = awaited if iscoroutinefunction(view) else caught
     # The one mark of a view that Django looks for; functools.wraps would take 3 % of a trivial request.
     wrapped._non_atomic_requests = getattr(view, "_non_atomic_requests", frozenset())
     return wrapped
@@ -109,10 +109,10 @@ def _later(request: Any, error: ResponseLater) -> HttpResponse:
     return HttpResponse()
 
 
-_AWAY = "The site's database cannot be used now: try again soon."
+_UNAVAILABLE = "The site's database cannot be used now: try again soon."
 # Connection exceptions, insufficient resources (a full disk, too many connections), and a server that stops:
 # https://www.postgresql.org/docs/current/errcodes-appendix.html
-_AWAY_CODES = ("08", "53", "57P")
+_UNAVAILABLE_CODES = ("08", "53", "57P")
 
 
 def _note_outage(request: Any = None, **_: Any) -> None:
@@ -126,17 +126,16 @@ def is_outage(error: BaseException) -> bool:
     if not is_unavailable(error):
         return False
     cause = error.__cause__
-    codes = [
-        getattr(cause, name) for name in ("sqlstate", "pgcode") if hasattr(cause, name)
-    ]  # psycopg 3 and 2
-    return bool(codes) and (codes[0] is None or codes[0].startswith(_AWAY_CODES))
+    # The names of psycopg 3 and of psycopg2.
+    codes = [getattr(cause, name) for name in ("sqlstate", "pgcode") if hasattr(cause, name)]
+    return bool(codes) and (codes[0] is None or codes[0].startswith(_UNAVAILABLE_CODES))
 
 
 def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
     """Return the WSGI environment of an ``http.request`` message (PEP 3333)."""
     fields = message.content if isinstance(message, Message) else message
-    root_path = _utf_8(fields.get("root_path", ""))
-    path = fields.get("path_bytes") or _utf_8(fields["path"])
+    root_path = fields.get("root_path", "").encode("utf-8", "surrogateescape")
+    path = fields.get("path_bytes") or fields["path"].encode("utf-8", "surrogateescape")
     path = path.removeprefix(root_path) if (path + b"/").startswith(root_path + b"/") else path
     body = fields.get("body", b"")
     client, server = fields.get("client") or ["", 0], fields.get("server") or ["localhost", 80]
@@ -158,29 +157,19 @@ def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
         "wsgi.file_wrapper": _file_in_chunks,
     }
     size = fields.get("body_size", len(body))
-    # As from any WSGI server: "0" where the client said so, and no key where it sent no body. That of chunks is known.
+    # As from any WSGI server: "0" where the client said so, and no key without a body. The length of chunks is known.
     if size or any(name in (b"content-length", b"transfer-encoding") for name, _ in fields["headers"]):
         environ["CONTENT_LENGTH"] = str(size)
     for name, value in fields["headers"]:
-        _add_header(environ, name.decode("latin-1"), value.decode("latin-1"))
+        # A name with an underscore is dropped: ``X_A`` and ``X-A`` would be one key, so one could forge the other.
+        if b"_" not in name and name != b"content-length":
+            key = name.decode("latin-1").upper().replace("-", "_")
+            key = key if key == "CONTENT_TYPE" else f"HTTP_{key}"
+            joiner, text = "; " if key == "HTTP_COOKIE" else ",", value.decode("latin-1")
+            environ[key] = f"{environ[key]}{joiner}{text}" if key in environ else text
     return environ
 
 
 def _file_in_chunks(file: Any, block_size: int = CHUNK) -> FileWrapper:
-    """Read a file by what one message holds, whatever smaller blocks are asked for."""
+    """Read a file in chunks as large as one message holds, even if smaller blocks are asked for."""
     return FileWrapper(file, CHUNK)
-
-
-def _add_header(environ: dict[str, Any], name: str, value: str) -> None:
-    """Names with an underscore are dropped: ``X_A`` and ``X-A`` would be one key, so one could forge the other."""
-    if "_" in name or name == "content-length":
-        return
-    key = name.upper().replace("-", "_")
-    if key != "CONTENT_TYPE":
-        key = f"HTTP_{key}"
-    joiner = "; " if key == "HTTP_COOKIE" else ","
-    environ[key] = f"{environ[key]}{joiner}{value}" if key in environ else value
-
-
-def _utf_8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogateescape")
