@@ -35,7 +35,7 @@ def encode(message: object, limit: int | None = None) -> bytes:
     if not _is_plain(message):
         _check(message, "message", MAX_DEPTH)
     try:
-        payload = _pack(message)
+        payload = encode_trusted(message)
     except UnicodeEncodeError:
         _check(message, "message", MAX_DEPTH)  # says where
         raise
@@ -54,11 +54,6 @@ def encode(message: object, limit: int | None = None) -> bytes:
     return payload
 
 
-def encode_trusted(message: dict[str, Any]) -> bytes:
-    """Encode a message of dbchannels' own without checking its values (the server's hot path)."""
-    return _pack(message)
-
-
 def with_field(payload: bytes, key: str, value: int) -> bytes | None:
     """Return an encoded message with one more field, which overrides another with that key.
 
@@ -66,7 +61,7 @@ def with_field(payload: bytes, key: str, value: int) -> bytes | None:
     """
     if not 0x81 <= payload[0] < 0x8F:
         return None
-    return bytes((payload[0] + 1,)) + payload[1:] + _pack(key) + _pack(value)
+    return bytes((payload[0] + 1,)) + payload[1:] + encode_trusted(key) + encode_trusted(value)
 
 
 def decode(payload: bytes | memoryview) -> dict[str, Any]:
@@ -102,7 +97,8 @@ class _Packers(threading.local):
 _packers = _Packers()
 
 
-def _pack(message: dict[str, Any] | str | int) -> bytes:
+def encode_trusted(message: dict[str, Any] | str | int) -> bytes:
+    """Encode a message of dbchannels' own without checking its values (the server's hot path)."""
     return _packers.pack(message)  # type: ignore[no-any-return]
 
 
