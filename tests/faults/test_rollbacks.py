@@ -16,6 +16,7 @@ pytestmark = pytest.mark.postgresql
 def served(fragile_site: LiveSite, request: pytest.FixtureRequest) -> Iterator[Served]:
     """A server for all these tests, whose views have no transaction but their own; and one with ATOMIC_REQUESTS."""
     fragile_site.end()  # or the workers of another server would take these requests
+    fragile_site.empty()  # or these workers would take what another test has left
     site = LiveSite({**fragile_site.database, "ATOMIC_REQUESTS": request.param}, fragile_site.folder)
     try:
         yield site.serve("--workers", "2")
