@@ -251,12 +251,7 @@ class RelayThreads:
         delays, failing, deaf = Backoff(), False, False
         while not self._stopping.is_set():
             try:
-                queue, more = self.queue, True
-                while more:
-                    deliveries = link.receive_many([queue], BATCH)
-                    if deliveries:
-                        self.received(queue, deliveries)
-                    more = len(deliveries) == BATCH
+                self._read_all(link)
                 self._read_at = time.monotonic()
                 if delays.tries:  # if only the wait fails, the session was ended, and not the database
                     self._health.worked()
@@ -274,6 +269,14 @@ class RelayThreads:
                     failing = True
                 self._stopping.wait(delays.delay())
         link.close()
+
+    def _read_all(self, link: Link) -> None:
+        queue, more = self.queue, True
+        while more:
+            deliveries = link.receive_many([queue], BATCH)
+            if deliveries:
+                self.received(queue, deliveries)
+            more = len(deliveries) == BATCH
 
     def _wait(self, link: Link) -> None:
         """Wait until there may be replies, and pass on the wakeups of the workers."""

@@ -64,20 +64,15 @@ class GeventHub(Hub):
 
 
 class SiteServer(WSGIServer):  # type: ignore[misc]
-    """pywsgi's server, with what `Handler` asks for."""
+    """pywsgi's server at one address of an `InterfaceServer`."""
 
     handler_class = Handler
 
-    def __init__(self, server: InterfaceServer, listener: Listener) -> None:
+    def __init__(self, interface: InterfaceServer, listener: Listener) -> None:
         super().__init__(listener.socket, log=None, error_log=None)
+        self.interface = interface
+        self.connection_limits = interface.connection_limits
         self.public_address = ("localhost", 80) if listener.address.path else listener.address[:2]
-        self.requests = server.requests
-        self.in_flight = server.requests.in_flight
-        self.options = server.options
-        self.connection_limits, self.hub_time = server.connection_limits, server.hub_time
-        self.check_origin = server.check_origin
-        self.connect = server.connect
-        self.adopt = server.adopt
 
     def do_handle(self, sock: Any, address: Any) -> None:
         """Take a connection, in the hub; reject one too many at once, without a greenlet."""
@@ -135,7 +130,7 @@ class InterfaceServer:
 
     def why_not_ready(self) -> str:
         """Return why no request should be sent here now; "" if requests may be sent."""
-        if self.is_draining():
+        if self._closing is not None:
             return "stopping"
         if not self.relay.is_reachable():
             return "the layer cannot be used"
@@ -186,10 +181,6 @@ class InterfaceServer:
         sockets, self._sockets = self._sockets, []
         for one in sockets:
             one.remove()
-
-    def is_draining(self) -> bool:
-        """Whether the server stops, so that no connection is kept alive for another request."""
-        return self._closing is not None
 
     def _wait_until(self, done: Callable[[], bool], deadline: float) -> None:
         while not done() and time.monotonic() < deadline:

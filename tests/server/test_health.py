@@ -127,7 +127,7 @@ def test_without_a_worker_it_is_not_ready(site):
 
 def test_a_layer_that_does_not_answer_is_not_ready_but_alive(site, monkeypatch):
     until(lambda: readiness(site)[0] == 200)
-    monkeypatch.setattr(site.relay._reader, "_read_all", lambda link: time.sleep(0.01) or 1 / 0)
+    monkeypatch.setattr(site.relay, "_read_all", lambda link: time.sleep(0.01) or 1 / 0)
     until(lambda: readiness(site) == (503, b"Not ready: the layer cannot be used.\n"))
     assert asked(site, "/healthz").status == 200
     monkeypatch.undo()
@@ -137,9 +137,7 @@ def test_a_layer_that_does_not_answer_is_not_ready_but_alive(site, monkeypatch):
 def test_a_layer_that_hangs_holds_up_no_probe(site, monkeypatch):
     until(lambda: readiness(site)[0] == 200)
     hanging = []
-    monkeypatch.setattr(
-        site.relay._reader, "_read_all", lambda link: hanging.append(1) or until_released(hanging)
-    )
+    monkeypatch.setattr(site.relay, "_read_all", lambda link: hanging.append(1) or until_released(hanging))
     until(lambda: hanging)
     until(lambda: readiness(site)[0] == 503)
     assert asked(site, "/healthz").status == 200
@@ -156,7 +154,7 @@ def test_a_server_that_stops_is_alive_until_its_end_and_not_ready(site):
     seen = []
     stop = site.relay.stop
     site.relay.stop = lambda within: (
-        site.relay.call_in_hub(lambda: seen.append(site.server.why_not_ready())),
+        site.relay.hub.call(lambda: seen.append(site.server.why_not_ready())),
         stop(within),
     )
     site.stop()

@@ -42,12 +42,16 @@ def date_at(second: int) -> str:
 
 
 class Handler(WebSocketHandler):  # type: ignore[misc]
-    """Serves the requests of one connection, one after another. ``self.server`` is a `SiteServer`."""
+    """Serves the requests of one connection, one after another.
+
+    ``server`` is a `SiteServer`, one of the listeners of an `InterfaceServer`.
+    """
 
     socket: Any
 
     def __init__(self, sock: Any, address: Any, server: Any) -> None:
-        self.reader = RequestReader(sock, server.options, server.hub_time)
+        self.interface = server.interface
+        self.reader = RequestReader(sock, self.interface.options, self.interface.hub_time)
         self.handed_over = False  # the socket belongs to a WebSocket now
         self._address = address_of(address)
         self._requests = 0
@@ -73,7 +77,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             return None
         self._started = time.monotonic()
         self._requests += 1
-        used_up = self._requests == self.server.options.max_requests
+        used_up = self._requests == self.interface.options.max_requests
         self.close_connection = not head.keep_alive or used_up or self.server.closed
         request = self._request = self._read_request(head)
         try:
@@ -82,9 +86,9 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             if not self.handed_over:
                 self._log()
             if self._client is not None:
-                self.server.connection_limits.leave(self._client)
+                self.interface.connection_limits.leave(self._client)
                 self._client = None
-            self.server.in_flight.pop(self.reader, None)
+            self.interface.requests.in_flight.pop(self.reader, None)
         if self.reader.unread:
             self._linger()
         gevent.sleep(0)  # let others run before this connection's next request, which may have come already
@@ -94,16 +98,16 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         try:
             address = request.client[0]
             if address != self._address:  # a proxy's client counts by its own address
-                if too_many := self.server.connection_limits.enter(address):
+                if too_many := self.interface.connection_limits.enter(address):
                     self.close_connection = True
                     self._write_at_once(429, too_many)
                     return
                 self._client = address
-            self.server.in_flight[self.reader] = None
+            self.interface.requests.in_flight[self.reader] = None
             if is_upgrade:
                 self._upgrade(request)
             else:
-                self._write_response(*self.server.requests.respond(request, self.reader))
+                self._write_response(*self.interface.requests.respond(request, self.reader))
         except Refused as refused:
             self._write_refusal(refused, request.method)
         except ConnectionError:  # the client has left, or the response broke off
@@ -113,7 +117,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             self._write_refusal(Refused(500, SENTENCES[500]), request.method)
 
     def _read_request(self, head: RequestHead) -> Request:
-        options, target, heartbeat = self.server.options, head.target, 0
+        options, target, heartbeat = self.interface.options, head.target, 0
         if head.is_upgrade and handshake.HEARTBEAT in target:
             target, heartbeat = handshake.take_heartbeat(target)
         request = Request(
@@ -133,12 +137,12 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     def _upgrade(self, request: Request) -> None:
         """Let the connect consumer decide, and hand the socket over. Raises Refused."""
-        server = self.server
+        interface = self.interface
         self.close_connection = True
         shaken = handshake.read_handshake(request.method, request.http_version, request.headers)
-        server.check_origin(shaken, request)
-        deflate = negotiate(request.headers) if server.options.ws_compression else None
-        connection, accepted = server.connect(request, self.reader)
+        interface.check_origin(shaken, request)
+        deflate = negotiate(request.headers) if interface.options.ws_compression else None
+        connection, accepted = interface.connect(request, self.reader)
         try:
             extensions = "" if deflate is None else deflate.header
             head = handshake.accept_response(shaken, accepted.subprotocol, accepted.headers, extensions)
@@ -149,7 +153,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         connection.deflate = deflate
         self._write_at_once(101, head)
         self._log()  # now: the socket may be closed, and that be logged, before this returns
-        released = partial(server.release, self._address, self._client)
+        released = partial(self.server.release, self._address, self._client)
         self._client = None
         # The duplicate is a plain socket: watchers read and write it in the hub, where nothing may block.
         plain = CountedSocket(os.dup(self.socket.fileno()), released)
@@ -157,7 +161,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.handed_over = True
         self.socket.close()
         self.socket = None  # so that pywsgi does not touch it
-        server.adopt(connection, plain, self.reader.take_ahead())
+        interface.adopt(connection, plain, self.reader.take_ahead())
 
     # Responses.
 
@@ -217,7 +221,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         """Send piece by piece: a slow client has its time for each. Raises ClientDisconnected."""
         view = memoryview(data)
         try:
-            self.socket.settimeout(self.server.options.write_timeout)
+            self.socket.settimeout(self.interface.options.write_timeout)
             for start in range(0, len(view), PIECE):
                 piece = view[start : start + PIECE]
                 sent = self.socket.send(
@@ -229,9 +233,9 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             raise ClientDisconnected from None
 
     def _linger(self) -> None:
-        self.server.in_flight.lingering += 1
+        self.interface.requests.in_flight.lingering += 1
         self.reader.linger()
-        self.server.in_flight.lingering -= 1
+        self.interface.requests.in_flight.lingering -= 1
 
     def _log(self, line: str = "") -> None:
         seconds = time.monotonic() - self._started
