@@ -1,21 +1,21 @@
-"""Every statement of the PostgreSQL layer, whole.
+"""Every statement of the PostgreSQL layer, whole; see also ``sql_durable`` and ``sql_processes``.
 
-``statement_timestamp()`` is the database's clock at this statement: hosts' clocks decide nothing, and in a long
-transaction of the site ``now()`` would be the time of its start.
+``statement_timestamp()`` is the database's clock at this statement: the clocks of hosts decide nothing, and ``now()``
+would be the start of the site's transaction, however long that lasts.
 
-A wakeup's payload says who is meant: ``h`` workers with ``http.*``, ``w`` with ``websocket.*``, ``d`` the others,
-else the queue of a process-specific channel. Equal payloads in one transaction are merged by PostgreSQL
+The payload of a wakeup names the readers: ``h`` for workers that take ``http.*``, ``w`` for ``websocket.*``, ``d`` for
+durable channels, or the queue of a process-specific channel. PostgreSQL merges equal payloads of one transaction
 (https://www.postgresql.org/docs/current/sql-notify.html).
 """
 
 LISTEN = "LISTEN dbchannels"
-# Another one than libpq was told at the start: a pooler stands between.
+# If it is not the one that libpq was told when it connected, a pooler stands between.
 BACKEND = "SELECT pg_catalog.pg_backend_pid()"
 
-# What our own session begins with. The first finds our tables by the site's search_path, and has no operator in it: any
-# role that may create objects in one of its schemas can plant a better match there. From then on names are looked for
-# in pg_catalog alone, and our tables' are qualified (see session.py). Without them on the path, as on a site that sets
-# it for each request, those are taken that belong to our role, if there is but one such schema.
+# How our own session begins. FIND looks for our tables by the site's search_path, and uses no operator: any role that
+# may create objects in one of its schemas could plant a better match there. From then on names are looked up in
+# pg_catalog alone, and those of our tables are qualified (session.py). If the tables are not on the path, as on a site
+# that sets it for each request, those that belong to our role are taken, provided that they are in one schema.
 ASSUME_ROLE = "SELECT pg_catalog.set_config('role', %s, false)"
 FIND = "SELECT pg_catalog.pg_backend_pid(), pg_catalog.to_regclass('dbchannels_inflight')::pg_catalog.oid"
 SCHEMAS = """
@@ -24,8 +24,8 @@ WHERE relname = 'dbchannels_inflight' AND CASE WHEN %(table)s::oid IS NOT NULL T
       ELSE relkind = 'r' AND pg_has_role(relowner, 'USAGE') END
 """
 SAFE_PATH = "SET search_path = pg_catalog, pg_temp"
-# What is set for the role or the database and would end our sessions, or change what our statements mean: limiting
-# the claims of a channel, for one, needs a snapshot for each statement.
+# Settings of the role or the database that would end our sessions, or change what our statements mean: LOCK_LIMITED,
+# for example, needs a snapshot for each statement.
 _SETTINGS = {
     "default_transaction_isolation": "'read committed'",
     "default_transaction_read_only": "off",
@@ -34,7 +34,7 @@ _SETTINGS = {
     "idle_in_transaction_session_timeout": "0",
     "idle_session_timeout": "0",
 }
-# A backend whose client fell silent ends in 11 s instead of two hours, and its locks are free; over a Unix socket these
+# A backend whose client fell silent ends after 11 s instead of two hours, and frees its locks. Over a Unix socket these
 # do nothing (https://www.postgresql.org/docs/current/runtime-config-connection.html).
 _KEEPALIVE = {
     "tcp_keepalives_idle": "5",
@@ -42,8 +42,8 @@ _KEEPALIVE = {
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "10000",
 }
-# Generic plans must be made of index scans only, see prepared.py. What is forbidden only costs 10**10 more, which would
-# let the compiler (jit) start at each sweep.
+# Generic plans must consist of index scans only, see prepared.py. A forbidden plan merely costs 10**10 more, which
+# would start the compiler (jit) at each clean-up.
 _PLANNER = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -53,7 +53,7 @@ _PLANNER = {
 SETTINGS = "; ".join(f"SET {name} = {value}" for name, value in (_SETTINGS | _KEEPALIVE | _PLANNER).items())
 # Since PostgreSQL 17.
 TRANSACTION_TIMEOUT = "SET transaction_timeout = 0"
-# Through a pooler a session is the site's next, so what is set must end with each transaction.
+# The site gets a pooler's session next, so settings must end with each transaction.
 IN_EACH_TRANSACTION = """
 SET TRANSACTION ISOLATION LEVEL READ COMMITTED READ WRITE; SET LOCAL search_path = pg_catalog, pg_temp;
 SET LOCAL statement_timeout = 0; SET LOCAL lock_timeout = 0
@@ -62,17 +62,17 @@ END_LAST = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE pid = %(pid)s AND application_name = %(name)s AND pid <> pg_backend_pid()
 """
-# Rows that a silent client has locked are free again after 15 s.
+# Rows that a silent client has locked are released after 15 s.
 BEGIN = "BEGIN; SET LOCAL idle_in_transaction_session_timeout = 15000"
 
-# A NOTIFY fails its transaction when the queue of all notifications is full, which one idle listener inside a
-# transaction can bring about: past a half none is sent, and the poll finds the rows.
+# A NOTIFY fails its transaction when the queue of notifications is full, which one idle listener inside a transaction
+# can bring about. When it is more than half full none is sent, and the poll finds the rows.
 QUIET = "pg_notification_queue_usage() < 0.5::float"
-# For a single row. The first asks the queue, and gives NULL when nobody was woken; the second, in the same string, is
-# for when it is known to have room, see PostgreSQLLayer. What it says is the last of the row's parameters.
+# For a single row. The first asks the queue, and gives NULL when nobody was woken. The second, in the same string,
+# serves while the queue is known to have room, see PostgreSQLLayer. The payload is the last parameter.
 WAKE_ONE = f" RETURNING CASE WHEN {QUIET} THEN pg_catalog.pg_notify('dbchannels', %s) END"
 WAKE_ONE_UNASKED = "; NOTIFY dbchannels, %s"
-# How full the queue is, from 0 to 1, and whether a probe was sent; see notify.py.
+# How full the queue is, from 0 to 1, and whether a probe was sent, see notify.py.
 QUEUE_USAGE = "SELECT pg_notification_queue_usage(), false, NULL"
 PROBE = f"""
 SELECT pg_notification_queue_usage(), {QUIET},
@@ -96,15 +96,15 @@ SEND_ONE = """
 INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, sent_at, expires_at)
 VALUES (%s, %s, %s, %s, statement_timestamp(), statement_timestamp() + %s::interval)"""
 
-# Many that differ in nothing else: one array instead of four takes two thirds of the time.
+# Messages that differ only in their payloads: one array instead of four takes two thirds of the time.
 SEND_ALIKE = """
 INSERT INTO dbchannels_protocolmessage (channel, recipients, reply_channel, payload, sent_at, expires_at)
 SELECT %(channel)s, %(recipient)s, %(reply_channel)s, payload, statement_timestamp(),
        statement_timestamp() + %(expiry)s::float * interval '1 second'
 FROM pg_catalog.unnest(%(payloads)s::bytea[]) AS payload"""
 
-# A row goes in only while its queue has room; the count stops at the capacity, so a long queue costs no more.
-# Gives (channel, messages that waited before, whether the rows went in); NULL for a queue without a limit.
+# Rows are inserted only while their queue has room. The count stops at the capacity, so a long queue costs no more.
+# Gives (channel, messages that waited before, whether the rows went in); the count is NULL for a queue without a limit.
 ROOM = """
 counted AS MATERIALIZED (
     SELECT channel, capacity, CASE WHEN capacity IS NOT NULL THEN (
@@ -125,14 +125,14 @@ WITH {ROOM.format("dbchannels_protocolmessage", "")}, sent AS (
 SELECT channel, waited, has_room FROM room
 """
 
-# One row for each queue that has members, however many they are: the body is stored once. The function stands in
-# migration 0002: planned anew at each broadcast, the same work took three times as long.
+# One row for each queue that has members, however many they are: the body is stored once. The function is in migration
+# 0002, because a statement that is planned at each broadcast takes three times as long.
 SEND_GROUP = """
 SELECT dbchannels_send_group(%s::text, %s::bytea, %s::float, %s::text[], %s::int[], %s::boolean, %s::text[])
 """
 
-# A member whose server is alive stays without an end. The row is touched only where that changes something, so
-# that adding a channel at each of its messages writes nothing.
+# The membership of a channel whose server is alive does not expire. The row is updated only if that changes it, so that
+# adding a channel at each of its messages writes nothing.
 GROUP_ADD = """
 INSERT INTO dbchannels_membership ("group", channel, recipient, added_at, expires_at)
 SELECT %(group)s::text, %(channel)s::text, %(recipient)s::text, statement_timestamp(),
@@ -190,17 +190,17 @@ DELETE FROM dbchannels_membership WHERE id = ANY(ARRAY(
     JOIN dbchannels_membership AS membership USING (channel, recipient) FOR UPDATE OF membership SKIP LOCKED
 ))
 """
-# By the index of the channel, whose rows a server keeps few of: one by reply channel would cost each send more.
+# By the index of the channel, which has few rows: an index by reply channel would cost each send more.
 WITHDRAW = """
 DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
     SELECT id FROM dbchannels_protocolmessage
     WHERE channel = %(channel)s AND reply_channel = ANY(%(reply_channels)s::text[]) FOR UPDATE SKIP LOCKED
 ))
 """
-# The pop. LATERAL gives each queue an index scan of its own: `channel IN (...) ORDER BY id` may walk the primary
-# key through everybody's rows instead. ANY(ARRAY(...)) measured 1.1 to 2 times as fast as IN (...). The floors are
-# hints, and often 0: see ScanHints. With `channel = ... ORDER BY id` an ANALYZE that finds dead rows alone makes the
-# primary key as cheap, whose scan goes through those of all queues; (channel, id) is the order of one index only.
+# The pop. LATERAL gives each queue an index scan of its own; `channel IN (...) ORDER BY id` may walk the primary key
+# through the rows of all queues instead. ANY(ARRAY(...)) measured 1.1 to 2 times as fast as IN (...). Floors are hints,
+# and often 0, see ScanHints. With `channel = ... ORDER BY id`, statistics of a time when all rows were dead make the
+# primary key look as cheap, which has the rows of all queues; (channel, id) is the order of one index only.
 _POPPED = """
 popped AS (
     DELETE FROM dbchannels_protocolmessage
@@ -229,7 +229,7 @@ FROM popped ORDER BY id
 RECEIVE = f"""
 WITH {_POPPED}{_TAKEN}"""
 
-# The same, and on record: what a killed worker had popped is in its row of dbchannels_inflight.
+# The same, and on record: if the worker is killed, its row of dbchannels_inflight has what it had popped.
 RECEIVE_IN_FLIGHT = f"""
 WITH {_POPPED}, in_flight AS (
     INSERT INTO dbchannels_inflight (worker, messages, since)
@@ -248,7 +248,7 @@ SET_BLOCKED = """
 INSERT INTO dbchannels_inflight (worker, messages, since) VALUES (%(worker)s, %(messages)s, statement_timestamp())
 ON CONFLICT (worker) DO UPDATE SET messages = EXCLUDED.messages
 """
-# In milliseconds, for the transaction that the statements of one string are.
+# For the transaction that the statements of one string are.
 LOCK_TIMEOUT = "SET LOCAL lock_timeout = %(milliseconds)s"
 
 FLUSH = """
@@ -261,8 +261,8 @@ DELETE FROM dbchannels_membership;
 DELETE FROM dbchannels_schedule
 """
 
-# What waits, what is taken and not finished, and the age of the oldest that could be taken now, in seconds. Ready
-# and delayed messages are counted in their partial indexes alone, and of the oldest only that one row is read.
+# The messages that wait, those that are taken and not finished, and the age in seconds of the oldest one that could be
+# taken now. Ready and delayed messages are counted in their partial indexes, and only the oldest row is read.
 _OF_CHANNEL = "(%(channel)s::text IS NULL OR channel::text = %(channel)s::text)"
 STATISTICS = f"""
 WITH protocol AS (
@@ -295,7 +295,7 @@ FROM protocol, ready, delayed, due, claimed, in_flight
 TABLES_PRESENT = "SELECT pg_catalog.to_regclass('dbchannels_inflight') IS NOT NULL"
 SERVER = "SELECT pg_catalog.current_setting('server_version'), current_database()"
 
-# Whose a WebSocket is. Written only where it changes something.
+# The user of a WebSocket. Written only if it changes.
 IDENTIFY = """
 UPDATE dbchannels_connection SET user_id = %(user_id)s
 WHERE reply_channel::text = %(reply_channel)s::text AND user_id::text <> %(user_id)s::text

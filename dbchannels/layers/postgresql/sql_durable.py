@@ -1,7 +1,7 @@
 """Every statement about durable channels, whole: send, claim, acknowledge, fail. See also ``sql``.
 
-What waits for its time has a ``due_at`` and is in no reader's way; what is claimed has a ``claimed_by``. The claim's
-token is the worker's name with the number of the attempt.
+A delayed message has a ``due_at``, and readers do not see it; a claimed one has a ``claimed_by``. The token of a claim
+is the worker's name and the number of the attempt.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FROM unnest(%(channels)s::text[], %(payloads)s::bytea[], %(priorities)s::int[], 
      AS message(channel, payload, priority, unique_key, delay, due_at, position)
 """
 SEND_DURABLE = _INSERT_DURABLE
-# What is usual: now, and no priority. So four arrays need not be read and planned for.
+# The usual messages, due now and without a priority, need no other arrays.
 SEND_DURABLE_NOW = """
 INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
 SELECT channel, payload, 0, '', 0, false, statement_timestamp()
@@ -35,9 +35,9 @@ WITH {_ROOM_DURABLE}, sent AS (
 SELECT channel, waited, has_room FROM room
 """
 
-# Not while one with the key waits. That one is locked against being claimed until this transaction ends, so that
-# its consumer sees what the transaction wrote; whoever is being claimed just now, or is not committed, is skipped,
-# so that nobody waits. Two that were sent at once meet again in the claim.
+# Not while a message with the key waits. That message is locked against a claim until this transaction ends, so that
+# its consumer sees what the transaction wrote. Messages that are being claimed, or are not committed, are skipped, so
+# that nobody waits; if two are sent at once, the claim takes both.
 _SAME = """
 same AS MATERIALIZED (
     SELECT FROM dbchannels_durablemessage AS other
@@ -56,7 +56,7 @@ WITH {_ROOM_DURABLE}, {_SAME}, sent AS (
 SELECT channel, waited, has_room FROM room
 """
 
-# What has become due is looked for by time, in an index of its own; from then on it waits like any other.
+# Messages that have become due are found by time, in an index of their own; from then on they wait like any other.
 PROMOTE = """
 UPDATE dbchannels_durablemessage SET due_at = NULL
 WHERE id = ANY(ARRAY(
@@ -64,15 +64,15 @@ WHERE id = ANY(ARRAY(
     ORDER BY due_at LIMIT 1000 FOR UPDATE SKIP LOCKED
 ))
 """
-# Seconds until the next one is due, NULL when none waits for its time.
+# Seconds until the next delayed message is due; NULL if there is none.
 NEXT_DUE = """
 SELECT extract(epoch FROM (
     SELECT due_at FROM dbchannels_durablemessage WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1
 ) - statement_timestamp())::float
 """
 
-# Of several with one key, as after a hand-back, the first goes and takes the others along: they were sent before it
-# runs. One that a sender's open transaction has locked stays: what that one sends goes with it.
+# If several messages with one key wait, as after a release, the first is taken and the others are deleted, since they
+# were sent before it runs. One that a sender's open transaction has locked stays for what that sender wrote.
 _READY = """
 ARRAY(
     SELECT oldest.id FROM unnest(%(queues)s::text[]) AS queue(name) CROSS JOIN LATERAL (
@@ -99,7 +99,7 @@ taken_along AS (
     ))
 )"""
 
-# At most once also for a durable channel, when it is read by `receive`.
+# `receive` takes messages of durable channels too, at most once.
 RECEIVE_DURABLE = f"""
 WITH popped AS (
     DELETE FROM dbchannels_durablemessage WHERE id = ANY({_READY}) RETURNING id, channel, payload, priority, unique_key
@@ -107,7 +107,7 @@ WITH popped AS (
 SELECT channel, payload FROM popped ORDER BY priority DESC, id
 """
 
-# The attempt is counted here, before the consumer runs: a message that kills its worker is counted too.
+# The attempt is counted before the consumer runs, so that a message that kills its worker counts.
 CLAIM = f"""
 WITH claimed AS (
     UPDATE dbchannels_durablemessage SET claimed_by = %(worker)s, attempts = attempts + 1
@@ -117,9 +117,9 @@ WITH claimed AS (
 SELECT id, channel, payload, attempts, alone FROM claimed ORDER BY priority DESC, id
 """
 
-# Of a channel whose consumer says `concurrency`: only while fewer other workers than that have claimed some, as each
-# runs what it has one after the other. The lock is held for this one round trip, and each statement sees what was
-# committed when it begins: so two workers cannot both count before either claims
+# For channels whose consumers set `concurrency`: a worker claims only while fewer others have claimed, as each worker
+# runs its messages one after the other. The lock lasts for this round trip, and each statement sees what was committed
+# when it began, so two workers cannot both count before either claims
 # (https://www.postgresql.org/docs/current/transaction-iso.html).
 LOCK_LIMITED = """
 SELECT pg_advisory_xact_lock(number) FROM (
@@ -144,7 +144,6 @@ _READY_LIMITED = _READY.replace(
 )
 CLAIM_LIMITED = CLAIM.replace(_READY, _READY_LIMITED)
 
-# The worker's name and the attempt's number are the claim's token: whoever claimed it since has another.
 ACKNOWLEDGE = """
 DELETE FROM dbchannels_durablemessage AS message
 USING unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS done(id, attempt)
@@ -158,7 +157,7 @@ FROM unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS unstarted(id, attempt)
 WHERE message.id = unstarted.id AND message.attempts = unstarted.attempt AND message.claimed_by = %(worker)s
 """
 
-# Whoever claims holds nothing any more: what is claimed in its name was claimed by a statement without an answer.
+# A worker that claims has finished what it claimed before: what else has its name was claimed without an answer.
 RELEASE_ALL = """
 UPDATE dbchannels_durablemessage SET claimed_by = NULL, attempts = attempts - 1 WHERE claimed_by = %(worker)s
 """
@@ -182,8 +181,8 @@ INSERT INTO dbchannels_deadletter (channel, payload, attempts, sent_at, failed_a
 SELECT channel, payload, tries, sent_at, statement_timestamp(), error FROM dead
 """
 
-# What a dead worker had claimed returns. A batch does not say which message killed it, so none is counted and
-# all are claimed alone from now on; one that was alone, or the only one, keeps its count.
+# Return what a dead worker had claimed. A batch does not tell which message killed the worker, so no attempt is counted
+# and each message is claimed alone from now on. A message that was alone, or the only one, keeps its attempt.
 UNCLAIM = """
 WITH claims AS MATERIALIZED (
     SELECT id, count(*) OVER () AS number FROM dbchannels_durablemessage WHERE claimed_by = %(name)s
@@ -194,7 +193,7 @@ SET claimed_by = NULL, alone = true,
 FROM claims WHERE message.id = claims.id AND message.claimed_by = %(name)s
 """
 
-# Periodic messages. NULL for the moment: it is not on record yet.
+# Periodic messages. The time is NULL if the message is not on record yet.
 NEXT_TIME = """
 SELECT (SELECT next_at FROM dbchannels_schedule WHERE channel = %(channel)s AND every = %(every)s),
        statement_timestamp()
@@ -208,7 +207,7 @@ MOVE_TIME = """
 UPDATE dbchannels_schedule SET next_at = %(following)s
 WHERE channel = %(channel)s AND every = %(every)s AND next_at = %(due)s RETURNING id
 """
-# Rows that another worker notes, or moves, at this moment are left to it.
+# Rows that another worker is updating are left to it.
 KEEP_TIMES = """
 WITH kept AS (
     UPDATE dbchannels_schedule SET seen_at = statement_timestamp() WHERE id = ANY(ARRAY(
@@ -226,7 +225,7 @@ SELECT id FROM dbchannels_deadletter
 WHERE pg_catalog.cardinality(%(channels)s::text[]) = 0 OR channel::text = ANY(%(channels)s::text[]) ORDER BY id
 """
 
-# Whoever deletes the dead letter sends it again; one that another replay has under way is skipped, not waited for.
+# Deletes the dead letters and sends them again; those that another replay has locked are skipped.
 REPLAY = f"""
 WITH again AS (
     DELETE FROM dbchannels_deadletter WHERE id = ANY(ARRAY(

@@ -1,7 +1,7 @@
-"""Every statement about who is alive, and about what is left of the dead and of what has expired. See also ``sql``.
+"""Every statement about live processes, and about what dead ones and expired messages leave behind. See also ``sql``.
 
-A process has a lease by the database's clock, and a session's advisory lock numbered by its row. Whoever cleans up
-skips rows that others have locked: a stranger's transaction may stay open for an hour.
+A process has a lease by the database's clock, and the advisory lock of a session, numbered by its row. Clean-ups skip
+locked rows, since a transaction of the site may stay open for an hour.
 """
 
 REGISTER = """
@@ -12,7 +12,7 @@ ON CONFLICT (name) DO UPDATE SET lease_until = EXCLUDED.lease_until
 RETURNING id
 """
 
-# 1684169832 is "dbch" in ASCII: the first half of our locks' 64-bit keys.
+# 1684169832 is "dbch" in ASCII, the first half of our locks' 64-bit keys.
 LOCK_KEY = "((1684169832::bigint << 32) | (%(id)s::bigint & 4294967295))"
 LOCK = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({LOCK_KEY})"
@@ -24,7 +24,7 @@ WHERE name = %(name)s RETURNING id
 
 TELL_WORK = "UPDATE dbchannels_process SET work = %(work)s WHERE name = %(name)s"
 WORKERS = "SELECT name, work FROM dbchannels_process WHERE kind = 'worker'"
-# A row for each channel with messages that wait: the next one's id, and the greatest of the table.
+# A row for each channel with messages that wait: the id of the next one, and the greatest id of its table.
 HEADS = """
 SELECT queue.name, head.id, (SELECT max(id) FROM dbchannels_durablemessage)
 FROM unnest(%(queues)s::text[]) AS queue(name) CROSS JOIN LATERAL (
@@ -43,29 +43,29 @@ SELECT count(*) FILTER (WHERE kind = 'worker' AND queue = %(queue)s), count(*) F
 FROM dbchannels_process WHERE lease_until >= statement_timestamp()
 """
 
-# A held lock speaks for a process whose lease has ended, for half a lease: one that was stopped, or whose host
-# hangs, keeps its session, and what it holds would wait for ever.
+# A process whose lease has expired still counts as alive for half a lease if it has its lock. After that it does not: a
+# stopped process, or one on a host that hangs, keeps its session, and its messages would wait forever.
 EXPIRED_LEASES = """
 SELECT id, name, lease_until < statement_timestamp() - %(lease)s * interval '0.5 second' AS silent
 FROM dbchannels_process WHERE lease_until < statement_timestamp()
 """
-# In front of what only a process that is on record may write: divides by 0 otherwise. Whoever declares it dead waits
+# In front of what only a process on record may write: divides by 0 otherwise. Whoever declares the process dead waits
 # for the end of that transaction, and cleans up after it too.
 ON_RECORD = """
 WITH process AS MATERIALIZED (SELECT FROM dbchannels_process WHERE name = %(name)s FOR KEY SHARE)
 SELECT 1 / count(*) FROM process
 """
 UNREGISTER = "DELETE FROM dbchannels_process WHERE name = %(name)s RETURNING kind, queue"
-# It may have woken and renewed meanwhile: whoever has the row first is right.
+# The process may have woken and renewed its lease meanwhile: whoever locks the row first is right.
 UNREGISTER_EXPIRED = """
 DELETE FROM dbchannels_process WHERE name = %(name)s AND lease_until < statement_timestamp() RETURNING kind, queue
 """
 TAKE_IN_FLIGHT = "DELETE FROM dbchannels_inflight WHERE worker = %(name)s RETURNING messages"
 
-# Of a dead server; here too what a site's open transaction holds is left, and with it a row that says so: a process
-# whose lease is over from the start, so that the next sweep comes back for the rest.
-# Those whose disconnect consumer runs by a message of the server's own are left too, until it has run. EXCEPT hashes or
-# sorts, whatever the statistics say: as many messages may wait as there are connections, of a server that died before.
+# What a dead server leaves behind. Rows that a transaction of the site has locked are skipped, and UNFINISHED_OF notes
+# that by a process whose lease is over from the start, so that the next clean-up takes the rest. Connections whose
+# disconnect message the server itself has sent stay until its consumer has run. EXCEPT hashes or sorts, whatever the
+# statistics say: as many messages may wait as there are connections, of a server that died before.
 CONNECTIONS_OF = """
 DELETE FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
     SELECT reply_channel FROM dbchannels_connection WHERE reply_channel = ANY(ARRAY(
@@ -91,7 +91,7 @@ WHERE EXISTS (SELECT FROM dbchannels_connection WHERE server = %(name)s)
       OR EXISTS (SELECT FROM dbchannels_membership WHERE channel = %(queue)s)
 """
 REPLIES_OF = "DELETE FROM dbchannels_protocolmessage WHERE channel = %(queue)s"
-# Requests that no worker has taken: their clients went with their server.
+# Requests that no worker has taken: their clients are gone with the server.
 REQUESTS_OF = """
 DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
     SELECT id FROM dbchannels_protocolmessage
@@ -99,7 +99,7 @@ DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
 ))
 """
 
-# Connections that have ended and whose rows were locked then.
+# Closed connections whose rows were locked when they closed.
 LEFT_BEHIND = """
 WITH closed AS (
     SELECT * FROM unnest(%(reply_channels)s::text[], %(channels)s::text[], %(recipients)s::text[])
@@ -109,8 +109,8 @@ SELECT reply_channel FROM closed JOIN dbchannels_connection USING (reply_channel
 UNION SELECT reply_channel FROM closed JOIN dbchannels_membership USING (channel, recipient)
 """
 
-# Only members with an end are to be told from it, and these stand in no audience.
-# The oldest are looked at, along the primary key: an index by expiry would cost each send to save a sweep in 5 s.
+# The recipients serve DROP_MEMBERS, for members that expire, which no audience has.
+# The oldest rows are read along the primary key: an index by expiry would cost each send, to save a clean-up in 5 s.
 EXPIRE_MESSAGES = """
 DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
     SELECT id FROM (
@@ -120,16 +120,16 @@ DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
 RETURNING channel, recipients, reply_channel
 """
 EXPIRE_AUDIENCES = "DELETE FROM dbchannels_audience WHERE expires_at < statement_timestamp()"
-# What is locked is being made new, or taken out.
+# Locked rows are being renewed or deleted.
 EXPIRE_MEMBERSHIPS = """
 DELETE FROM dbchannels_membership WHERE id = ANY(ARRAY(
     SELECT id FROM dbchannels_membership WHERE expires_at < statement_timestamp() FOR UPDATE SKIP LOCKED
 ))
 """
 
-# What the tally has grown by is added up, see migration 0002; the sum stays the same in every snapshot. Of two
-# sweepers each merges what the other has not locked, and two merged rows of a queue do no harm. The setting tells a
-# merge from a dump that is being loaded.
+# Adds up the tally's new rows, see migration 0002; the sum stays the same in every snapshot. Two clean-ups each merge
+# what the other has not locked, and two merged rows of a queue do no harm. The setting tells a merge from the loading
+# of a dump.
 MERGE_TALLY = """
 SET LOCAL dbchannels.merges = on;
 WITH fresh AS MATERIALIZED (
@@ -148,7 +148,7 @@ WITH fresh AS MATERIALIZED (
 SELECT count(*) FROM fresh
 """
 
-# An expired message on a process-specific channel takes that channel out of its groups, unless its server lives.
+# An expired message on a process-specific channel takes the channel out of its groups, unless its server is alive.
 DROP_MEMBERS = """
 DELETE FROM dbchannels_membership WHERE id = ANY(ARRAY(
     SELECT membership.id FROM unnest(%(channels)s::text[], %(recipients)s::text[]) AS silent(channel, recipient)
