@@ -1,8 +1,8 @@
-"""Channel layers: what carries messages from those who send to those who receive.
+"""Channel layers carry messages from senders to receivers.
 
-``channel_layers["default"]`` is the site's layer. ``base`` holds the contract, with what every layer shares;
-``postgresql`` is the product, ``database`` works on any database that Django does, ``memory`` in one process;
-``store`` is what a layer of your own subclasses.
+``channel_layers["default"]`` is the site's layer. ``base`` has the contract and what all layers share. ``postgresql``
+is the product, ``database`` works on any database that Django supports, ``memory`` in one process, and ``store`` is the
+base class for a layer of your own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["ChannelLayers", "channel_layers"]
 
 
 class ChannelLayers:
-    """The configured layers by alias, each made when it is first asked for and shared by all threads."""
+    """The configured layers by alias. Each is made at its first use, and shared by all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -46,7 +46,7 @@ class ChannelLayers:
 
     @contextmanager
     def swapped(self, layers: Mapping[str, BaseLayer]) -> Iterator[None]:
-        """Put other layers in the place of the site's while the block runs."""
+        """Replace layers of the site during the block."""
         with self._lock:
             before = dict(self._layers)
             self._layers.update(layers)
@@ -57,14 +57,17 @@ class ChannelLayers:
                 self._layers = before
 
     def reset(self) -> None:
-        """Forget every layer: the next one asked for is made from the settings as they are then."""
+        """Forget every layer: they are made anew, from the settings of that moment."""
         with self._lock:
             self._layers.clear()
 
 
 def make_layer(settings: conf.LayerSettings) -> BaseLayer:
     """Make a layer from its settings; without a BACKEND the database's vendor decides."""
-    backend = settings.backend or conf.SHORT_BACKENDS[_vendors_layer(settings.database)]
+    from django.db import connections
+
+    vendor = "postgresql" if connections[settings.database].vendor == "postgresql" else "database"
+    backend = settings.backend or conf.SHORT_BACKENDS[vendor]
     try:
         layer_class = import_string(backend)
     except ImportError as error:
@@ -73,12 +76,6 @@ def make_layer(settings: conf.LayerSettings) -> BaseLayer:
             f"use one of {', '.join(conf.SHORT_BACKENDS)}, or the dotted name of a layer class."
         ) from error
     return layer_class(settings)  # type: ignore[no-any-return]
-
-
-def _vendors_layer(database: str) -> str:
-    from django.db import connections
-
-    return "postgresql" if connections[database].vendor == "postgresql" else "database"
 
 
 channel_layers = ChannelLayers()

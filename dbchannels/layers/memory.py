@@ -1,4 +1,4 @@
-"""The layer in the memory of one process: for tests and ``runserver``, and the shortest layer there is."""
+"""The layer in the memory of one process, for tests and ``runserver``; the shortest layer there is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["MemoryLayer"]
 
 
 class MemoryLayer(StoreLayer):
-    """See StoreLayer and BaseLayer for what the methods take and give. Nothing outlives the process, or leaves it."""
+    """See StoreLayer and BaseLayer for the methods. Nothing outlives the process, or leaves it."""
 
     shared = False
     wakeups = True
@@ -43,15 +43,12 @@ class MemoryLayer(StoreLayer):
     def __exit__(self, *_: object) -> None:
         self._depth -= 1
         if not self._depth:
-            self._drop_empty()
+            # Empty tables are dropped: each request's body has a queue of its own.
+            for key in self._touched:
+                if not self._tables[key]:
+                    del self._tables[key]
+            self._touched.clear()
         self._condition.release()
-
-    def _drop_empty(self) -> None:
-        """Let go of tables that are empty now: each request's body has a queue of its own."""
-        for key in self._touched:
-            if not self._tables[key]:
-                del self._tables[key]
-        self._touched.clear()
 
     def table(self, kind: str, name: str = "") -> MutableMapping[str, Any]:
         self._touched.add((kind, name))
@@ -75,7 +72,7 @@ class MemoryLayer(StoreLayer):
 
 
 class MemoryLink(StoreLink):
-    """The reader's side: as any link, but woken by each write."""
+    """A link that each write wakes."""
 
     layer: MemoryLayer
     _seen = 0  # of the layer's writes, when the last wait ended

@@ -86,31 +86,23 @@ class Channels:
         while True:
             self.server.deliver()
             if not any(runner.run_next(raise_exception) for runner in self._runners):
-                if not (delayed and self._skip()):
+                clocks: list[Server | RecordingLayer] = [self.server, *self.layers.values()]
+                waits = [due for one in clocks if (due := one.next_due()) is not None]
+                if not (delayed and waits):
                     return count
+                self.advance(min(waits))
                 continue
             count += 1
             if count >= limit and (left := self.waiting(delayed)):
-                raise AssertionError(self._endless(limit, left))
-
-    def _skip(self) -> bool:
-        """Move the clock to when the next message is due; False if there is none."""
-        clocks: list[Server | RecordingLayer] = [self.server, *self.layers.values()]
-        left = [due for one in clocks if (due := one.next_due()) is not None]
-        if left:
-            self.advance(min(left))
-        return bool(left)
+                last = ", ".join(channel for runner in self._runners for channel in runner.ran)
+                raise AssertionError(
+                    f"{limit} messages ran and more wait on {', '.join(left)}: mend the consumer that sends to its own "
+                    f"channel, or give drain() a higher limit. The last ones: {last}."
+                )
 
     def waiting(self, delayed: bool = False) -> list[str]:
         """Return the channels that have consumers and due messages; with ``delayed``, or delayed ones."""
         return [channel for runner in self._runners for channel in runner.waiting(delayed)]
-
-    def _endless(self, limit: int, left: list[str]) -> str:
-        last = ", ".join(channel for runner in self._runners for channel in runner.ran)
-        return (
-            f"{limit} messages ran and more wait on {', '.join(left)}: mend the consumer that sends to its own "
-            f"channel, or give drain() a higher limit. The last ones: {last}."
-        )
 
     def advance(self, time: timedelta | float) -> None:
         """Move the layer's clock forward, by a timedelta or seconds: delayed messages become due. No consumer runs."""

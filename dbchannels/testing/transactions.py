@@ -71,16 +71,14 @@ class Block:
     @property
     def state(self) -> State:
         """The state of the block."""
-        if self._final is None and self._is_forgotten():
-            self._final = State.UNDONE
-        elif self._final is None and self._in_test and not self._is_open():
-            self._final = State.KEPT
+        if self._final is None:
+            # Only its own thread can tell a rollback from a commit that is under way.
+            can_tell = self._in_test or self._thread == threading.get_ident()
+            if can_tell and all(entry[1] != self._committed for entry in self._connection.run_on_commit):
+                self._final = State.UNDONE
+            elif self._in_test and not self._is_open():
+                self._final = State.KEPT
         return self._final or State.OPEN
-
-    def _is_forgotten(self) -> bool:
-        """Whether it was rolled back; only its own thread can tell that from a commit that is under way."""
-        can_tell = self._in_test or self._thread == threading.get_ident()
-        return can_tell and all(entry[1] != self._committed for entry in self._connection.run_on_commit)
 
     def _is_open(self) -> bool:
         if self._savepoint is not None:

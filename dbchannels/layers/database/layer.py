@@ -157,7 +157,9 @@ class DatabaseLayer(DjangoLayer):
                 most = limits.get(channel)
                 # Locked first and counted then: other workers wait for the lock, on SQLite for the whole database's.
                 found = self._locked(self._ready([channel]), limit - len(rows), skip=most is None)
-                if most is None or self._other_claimants(channel, worker) < most:
+                claimed = self.rows(DurableMessage).filter(channel=channel, claimed_by__isnull=False)
+                others = claimed.exclude(claimed_by=worker).values("claimed_by").distinct()
+                if most is None or others.count() < most:
                     rows += found
         # A message that a dead worker had in its hands runs by itself, so that it alone is blamed.
         rows = self._first([row for row in rows if row.alone][:1] or rows)
@@ -168,10 +170,6 @@ class DatabaseLayer(DjangoLayer):
         return [
             ops.Delivery(row.channel, bytes(row.payload), id=row.id, attempt=row.attempts) for row in rows
         ]
-
-    def _other_claimants(self, channel: str, worker: str) -> int:
-        claimed = self.rows(DurableMessage).filter(channel=channel, claimed_by__isnull=False)
-        return int(claimed.exclude(claimed_by=worker).values("claimed_by").distinct().count())
 
     def _claimed(self, worker: str, delivery: ops.Delivery) -> Any:
         rows = self.rows(DurableMessage)

@@ -27,6 +27,10 @@ LONGEST_DATAGRAM = 4096  # bytes; a longer one is replaced by EVERYBODY
 EVERYBODY = "*"
 FULL = 10  # waiting datagrams after which the next may be refused: Linux's least net.unix.max_dgram_qlen
 TRIES = 50  # at making the folder, while other readers that leave remove it
+NO_ENTRY = (
+    "Readers of %s are not woken by this process, which may not enter %s: they find what it sends when they look. "
+    "Run the site's processes as one user, or let one group of theirs write the file."
+)
 
 
 class WakeupFolder:
@@ -114,17 +118,9 @@ class WakeupFolder:
                             ):  # its reader was killed; names are never used again
                                 os.unlink(path)
             except PermissionError:
-                self._warn()
-
-    def _warn(self) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            log.warning(
-                "Readers of %s are not woken by this process, which may not enter %s: they find what it sends when "
-                "they look. Run the site's processes as one user, or let one group of theirs write the file.",
-                self.database,
-                self.path,
-            )
+                if not self._has_warned:
+                    log.warning(NO_ENTRY, self.database, self.path)
+                self._has_warned = True
 
 
 class WakeupSocket:

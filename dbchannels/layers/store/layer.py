@@ -214,8 +214,10 @@ class StoreLayer(BaseLayer):
         limits = at_most or {}
         with self.locked():
             found: list[Row] = []
+            others = [rows(self.table("claims", one)) for one in self.table_names("claims") if one != worker]
+            held = [{row.channel for row in claims} for claims in others]  # by each other worker
             for channel in channels:
-                if channel not in limits or self._other_claimants(channel, worker) < limits[channel]:
+                if channel not in limits or sum(channel in one for one in held) < limits[channel]:
                     found += self._due(channel, limit - len(found))
             # A message that a dead worker had in its hands runs by itself, so that it alone is blamed.
             found = [row for row in found if row.alone][:1] or found
@@ -225,10 +227,6 @@ class StoreLayer(BaseLayer):
                 claims[str(row.id)] = claimed = row._replace(attempt=row.attempt + 1)
                 deliveries.append(claimed.delivery())
             return deliveries
-
-    def _other_claimants(self, channel: str, worker: str) -> int:
-        others = [rows(self.table("claims", one)) for one in self.table_names("claims") if one != worker]
-        return sum(any(row.channel == channel for row in claims) for claims in others)
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
         with self.locked():
