@@ -1,7 +1,7 @@
 """The options of the server: the parser of ``runchannels``, its help, the checks and the defaults come from here.
 
-A field that is made by `option` is an option of the command line by its own name, ``--max-body`` for ``max_body``; one
-that is made by `options` is read from several. To add an option, add a field, and a row in docs/server.rst.
+A field that is made by `number` is an option of the command line by its own name, ``--max-body`` for ``max_body``; one
+that is made by `parsed` is read from one or more options. To add an option, add a field, and a row in docs/server.rst.
 """
 
 from __future__ import annotations
@@ -29,28 +29,29 @@ LINGERING = 16_777_216
 UNITS = {"S": float, "N": int, "BYTES": int}  # seconds, a number, bytes
 
 
-def option(default: float | None, unit: str, text: str, least: float | None = None) -> Any:
+def number(default: float | None, unit: str, text: str, least: float | None = None) -> Any:
     """Return a field with an option that takes a number, from ``least`` on, or above 0."""
     shown = "" if default is None else f" ({default:g})" if unit == "S" else f" ({default:,})"
+    text = f"bytes {text}" if unit == "BYTES" else text
     keywords = {"type": UNITS[unit], "default": default, "metavar": unit, "help": text + shown}
     return field(default=default, metadata={"keywords": keywords, "least": least})
 
 
-def options(default: Any, read: Callable[[Given], Any], **flags: dict[str, Any]) -> Any:
+def parsed(default: Any, read: Callable[[Given], Any], **flags: dict[str, Any]) -> Any:
     """Return a field whose value is ``read`` from several options; ``flags`` are their arguments for argparse."""
     return field(default=default, metadata={"flags": flags, "read": read})
 
 
-def check_number(name: str, number: float | None, least: float | None = None) -> float | None:
+def check_number(name: str, value: float | None, least: float | None = None) -> float | None:
     """Return the value of an option; raise InvalidConfiguration if it is out of range."""
     flag = f"--{name.replace('_', '-')}"
-    if isinstance(number, float):
-        check_timeout(flag, number)
-    if number is not None and (number <= 0 if least is None else number < least):
+    if isinstance(value, float):
+        check_timeout(flag, value)
+    if value is not None and (value <= 0 if least is None else value < least):
         raise InvalidConfiguration(
             f"{flag} takes a number {'above 0' if least is None else f'from {least:,}'}."
         )
-    return number
+    return value
 
 
 def read_hosts(given: Given) -> tuple[str, ...]:
@@ -84,32 +85,29 @@ def read_root_path(given: Given) -> str:
 
 @dataclass(frozen=True)
 class WebSocketLimits:
-    """What one WebSocket may take. The options begin with ``--ws-``; the codes are those of the close."""
+    """What one WebSocket may take; beyond a limit it is closed. The options begin with ``--ws-``."""
 
-    max_size: int = option(1_048_576, "BYTES", "of one message, all its fragments together")  # 1009
-    max_fragments: int = option(
-        4096, "N", "frames of one message"
-    )  # an empty one costs its sender 6 bytes; 1009
-    max_memory: int = option(
-        2_097_152, "BYTES", "of what it sent and no consumer has taken, twice --ws-max-size at least"
-    )  # 1013, see budget.py
-    message_timeout: float = option(
-        30.0, "S", "seconds for one message, from its first byte to its last"
-    )  # 1008
-    max_pings: int = option(1000, "N", "pings of a client in ten seconds")  # 1008
-    ping_interval: float = option(20.0, "S", "seconds between two pings of the server")  # a tenth of jitter
-    silence: float = option(
+    # 1009. An empty frame costs its sender no more than 6 bytes.
+    max_size: int = number(1_048_576, "BYTES", "of one message, all its fragments together")
+    max_fragments: int = number(4096, "N", "frames of one message")
+    # 1008.
+    message_timeout: float = number(30.0, "S", "seconds for one message, from its first byte to its last")
+    max_pings: int = number(1000, "N", "pings of a client in ten seconds")
+    # 1006. The pings are spread by a tenth.
+    ping_interval: float = number(20.0, "S", "seconds between two pings of the server")
+    silence: float = number(
         60.0, "S", "seconds without a byte from a client, pongs included, until it counts as gone"
-    )  # 1006
-    idle_timeout: float = option(
-        0.0, "S", "seconds without a message until a socket is closed; 0: never", 0
-    )  # 1001
-    lifetime: float = option(0.0, "S", "seconds that a socket may be open; 0: any time", 0)  # 1001
-    send_timeout: float = option(
-        20.0, "S", "seconds in which a client that reads slowly must take something"
-    )  # 1013
-    waiting_frames: int = option(64, "N", "frames that may wait for a client that reads slowly")  # 1013
-    waiting_bytes: int = option(1_048_576, "BYTES", "of these frames")  # 1013
+    )
+    # 1001.
+    idle_timeout: float = number(0.0, "S", "seconds without a message until a socket is closed; 0: never", 0)
+    lifetime: float = number(0.0, "S", "seconds that a socket may be open; 0: any time", 0)
+    # 1013. See budget.py for max_memory.
+    max_memory: int = number(
+        2_097_152, "BYTES", "of what it sent and no consumer has taken, twice --ws-max-size at least"
+    )
+    send_timeout: float = number(20.0, "S", "seconds in which a client that reads slowly must take something")
+    waiting_frames: int = number(64, "N", "frames that may wait for a client that reads slowly")
+    waiting_bytes: int = number(1_048_576, "BYTES", "of these frames")
 
     @classmethod
     def from_options(cls, given: Given) -> WebSocketLimits:
@@ -127,7 +125,7 @@ class WebSocketLimits:
 class ServerConfig:
     """How the interface server works. Times are seconds, sizes bytes."""
 
-    addresses: tuple[Address, ...] = options(
+    addresses: tuple[Address, ...] = parsed(
         (Address("127.0.0.1", 8000),),
         lambda given: (
             tuple(Address.parse(text) for text in [given.get("address"), *given["bind"]] if text)
@@ -140,17 +138,17 @@ class ServerConfig:
             "help": "where to listen, as often as you like: [ADDR:]PORT or unix:/run/site.sock",
         },
     )
-    socket_permissions: SocketPermissions = options(
+    socket_permissions: SocketPermissions = parsed(
         SocketPermissions(),
         lambda given: SocketPermissions.parse(given["socket_mode"], given["socket_owner"]),
         socket_mode={"default": "660", "metavar": "MODE", "help": "permissions of a Unix socket (660)"},
         socket_owner={"default": "", "metavar": "USER[:GROUP]", "help": "its owner (this process's)"},
     )
-    allowed_hosts: tuple[str, ...] = options((), read_hosts)
-    origins: Origins = options(
+    allowed_hosts: tuple[str, ...] = parsed((), read_hosts)
+    origins: Origins = parsed(
         Origins(), lambda given: Origins(tuple(settings.CSRF_TRUSTED_ORIGINS), settings.DEBUG)
     )
-    proxies: Trusted | None = options(
+    proxies: Trusted | None = parsed(
         None,
         read_proxies,
         proxy_headers={
@@ -168,12 +166,12 @@ class ServerConfig:
             "help": f"addresses, networks, and the word unix for peers of Unix sockets ({','.join(LOOPBACK)})",
         },
     )
-    root_path: str = options(
+    root_path: str = parsed(
         "",
         read_root_path,
         root_path={"default": "", "metavar": "PATH", "help": "the site is below this path, as /site"},
     )
-    health_address: Address | None = options(
+    health_address: Address | None = parsed(
         None,
         lambda given: Address.parse(given["probe_port"]) if given["probe_port"] else None,
         probe_port={
@@ -184,45 +182,47 @@ class ServerConfig:
     )
 
     # Connections. There are never more than the limit of open files allows.
-    max_connections: int = option(16_000, "N", "connections at once, WebSockets among them")
-    max_per_address: int | None = option(
-        None, "N", "the same from one address, an IPv6 /64 network (1,000, and any number from this machine)"
+    max_connections: int = number(16_000, "N", "connections at once, WebSockets among them")
+    max_per_address: int | None = number(
+        None, "N", "connections of one address, an IPv6 /64 network (1,000, and any number from this machine)"
     )
-    max_waiting_per_address: int | None = option(
+    max_waiting_per_address: int | None = number(
         None, "N", "unanswered requests of one address in the layer (32, and any number from this machine)"
     )
-    max_requests: int = option(0, "N", "requests on one connection, 0: any number", 0)
+    max_requests: int = number(0, "N", "requests on one connection, 0: any number", 0)
 
     # One request.
-    max_line: int = option(8_192, "BYTES", "of a request's first line, which has the address")
-    max_head: int = option(32_768, "BYTES", "of a request's headers")
-    max_headers: int = option(100, "N", "headers of a request")
-    max_body: int = option(104_857_600, "BYTES", "of a request's body", 0)
+    max_line: int = number(8_192, "BYTES", "of a request's first line, which has the address")
+    max_head: int = number(32_768, "BYTES", "of a request's headers")
+    max_headers: int = number(100, "N", "headers of a request")
+    max_body: int = number(104_857_600, "BYTES", "of a request's body", 0)
 
     # The bodies of all requests together, and of all responses. With less memory no body could begin.
-    max_body_memory: int = option(
+    max_body_memory: int = number(
         268_435_456, "BYTES", "of memory for the bodies of all requests, and as much for responses", 1_048_576
     )
-    max_spool: int = option(1_073_741_824, "BYTES", "of the disk for the bodies of all requests")
-    max_response_spool: int = option(
+    max_spool: int = number(1_073_741_824, "BYTES", "of the disk for the bodies of all requests")
+    max_response_spool: int = number(
         1_073_741_824, "BYTES", "of the disk for responses to clients that read slowly", 1_048_576
     )
-    max_websocket_memory: int = option(
+    max_websocket_memory: int = number(
         67_108_864, "BYTES", "of memory for what all WebSockets sent, and as much for what waits for them"
     )
 
-    head_timeout: float = option(15.0, "S", "seconds for a request's first line and headers", 0)
-    body_timeout: float = option(
+    head_timeout: float = number(15.0, "S", "seconds for a request's first line and headers", 0)
+    body_timeout: float = number(
         30.0, "S", "seconds without a byte of a request's body; in all so many, and one for each KiB", 0
     )
-    keep_alive_timeout: float = option(60.0, "S", "seconds between two requests on one connection", 0)
-    write_timeout: float = option(60.0, "S", "seconds until the client has taken 64 KiB of its response", 0)
-    http_timeout: float = option(60.0, "S", "seconds for a worker's response, and between two parts of it", 0)
-    later_timeout: float = option(600.0, "S", "the same, once a view has raised ResponseLater", 0)
+    keep_alive_timeout: float = number(60.0, "S", "seconds between two requests on one connection", 0)
+    write_timeout: float = number(60.0, "S", "seconds until the client has taken 64 KiB of its response", 0)
+    http_timeout: float = number(60.0, "S", "seconds for a worker's response, and between two parts of it", 0)
+    later_timeout: float = number(
+        600.0, "S", "seconds for the response, once a view has raised ResponseLater", 0
+    )
     handshake_timeout: float = 15.0  # until the connect consumer has decided
-    graceful_timeout: float = option(10.0, "S", "seconds for requests and consumers to finish at the end", 0)
+    graceful_timeout: float = number(10.0, "S", "seconds for requests and consumers to finish at the end", 0)
 
-    ws_compression: bool = options(
+    ws_compression: bool = parsed(
         False,
         lambda given: given["ws_compression"],
         ws_compression={
@@ -230,7 +230,7 @@ class ServerConfig:
             "help": "compress messages of WebSockets, with clients that offer it (no)",
         },
     )
-    websocket: WebSocketLimits = options(WebSocketLimits(), WebSocketLimits.from_options)
+    websocket: WebSocketLimits = parsed(WebSocketLimits(), WebSocketLimits.from_options)
 
     @classmethod
     def from_options(cls, given: Given) -> ServerConfig:
@@ -254,20 +254,20 @@ class ServerConfig:
 class LaunchConfig:
     """What ``runchannels`` or ``runserver`` starts: the server, and the workers beside it."""
 
-    server: ServerConfig = options(ServerConfig(), ServerConfig.from_options)
+    server: ServerConfig = parsed(ServerConfig(), ServerConfig.from_options)
     #: Processes; with a layer in memory, threads. Four at least, so that some are always free.
-    workers: int = option(
+    workers: int = number(
         None, "N", "worker processes (the number of cores, at least 4; 0: the server alone)", 0
     )
-    layer: str = options(
+    layer: str = parsed(
         "default",
         lambda given: given["layer"],
         layer={"default": "default", "help": "the alias in DBCHANNELS (default)"},
     )
-    wait_for_database: float = option(
+    wait_for_database: float = number(
         60.0, "S", "seconds to wait at the start for a database that cannot be reached; 0: not at all", 0
     )
-    static: bool = options(
+    static: bool = parsed(
         False,
         lambda given: (
             settings.DEBUG and not given["nostatic"] and apps.is_installed("django.contrib.staticfiles")
@@ -275,7 +275,7 @@ class LaunchConfig:
         nostatic={"action": "store_true", "help": "do not serve static files when DEBUG is on"},
     )
     #: Views run in so many threads of the server; 0: in the workers.
-    threads: int = options(
+    threads: int = parsed(
         0,
         lambda given: check_number("threads", given["threads"], 1) if given["http"] == "direct" else 0,
         http={
@@ -290,7 +290,7 @@ class LaunchConfig:
             "help": "threads for views, with --http direct (16)",
         },
     )
-    access_log: bool = options(
+    access_log: bool = parsed(
         True,
         lambda given: given["access_log"],
         access_log={
