@@ -30,7 +30,6 @@ class Transport:
         self,
         sock: None,
         on_event: Callable[[Event], None],
-        on_gone: Callable[[int], None],
         limits: WebSocketLimits,
         share: Share,
         deflate: None = None,
@@ -39,8 +38,7 @@ class Transport:
         self.arrived: list[str | bytes] = []
         self.close_code: int | None = None  # that the client sees; None: it is open
         self.close_reason = ""
-        self.failed = False  # the client has violated the protocol
-        self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
+        self._on_event, self._limits = on_event, limits
 
     # The server's end, as in server.websocket.transport.
 
@@ -75,20 +73,18 @@ class Transport:
         """Send a message to the server."""
         size = len(data.encode() if isinstance(data, str) else data)
         if size > self._limits.max_size:
-            self.failed = True
-            self.close(TOO_LARGE, "")
-            return
-        self._on_event(data)
+            self.close_code = TOO_LARGE
+            self._on_event(Closed(TOO_LARGE, abrupt=True))
+        else:
+            self._on_event(data)
 
     def leave(self, code: int, reason: str) -> None:
         """Close it from the client's side; with a code that cannot be sent, such as 1006, the client vanishes."""
         if self.closed:
             return
         self.close_code, self.close_reason = code, cut_reason(reason)
-        if is_close_code(code):
-            self._on_event(Closed(code, self.close_reason))
-        else:
-            self._on_gone(code)
+        has_close = is_close_code(code)
+        self._on_event(Closed(code, self.close_reason) if has_close else Closed(code, abrupt=True))
 
 
 class TestedConnection(Connection):

@@ -237,9 +237,7 @@ class Peer:
         self.far, near = sockets.socketpair()
         near.setblocking(False)
         share = Share(MemoryBudget(ServerConfig.max_websocket_memory, WebSocketLimits().max_memory))
-        self.transport = Transport(
-            near, lambda event: None, lambda code: None, WebSocketLimits(), share, deflate
-        )
+        self.transport = Transport(near, lambda event: None, WebSocketLimits(), share, deflate)
         self.transport.read()
 
     def close(self):

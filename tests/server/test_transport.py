@@ -32,14 +32,19 @@ class Peer:
         self.budget = budget or MemoryBudget(ServerConfig.max_websocket_memory, WebSocketLimits().max_memory)
         self.transport = Transport(
             server,
-            self.events.append,
-            self.gone.append,
+            self._take,
             WebSocketLimits(**limits),
             Share(self.budget),
             heartbeat=heartbeat,
         )
         self.transport.read()
         self._read = b""
+
+    def _take(self, event):
+        if isinstance(event, Closed) and self.transport.closed:
+            self.gone.append(event.code)
+        else:
+            self.events.append(event)
 
     def send(self, *frames):
         """Send as a client does; return when the transport has read it all."""
@@ -219,7 +224,7 @@ def test_pings_are_counted_anew_after_a_while(new_peer):
 def test_of_one_flood_no_more_is_read_than_may_be(new_peer):
     peer = new_peer(max_pings=100)
     peer.send(client_frame(PING, b"") * 1000)
-    assert peer.events == [Closed(1008, "There are too many pings.")]
+    assert peer.events == [Closed(1008, "There are too many pings.", abrupt=True)]
     assert peer.transport._protocol.pings_left == -1
 
 
@@ -287,7 +292,7 @@ def test_the_size_of_a_message_is_what_is_said(new_peer):
     peer.send(client_frame(TEXT, b"x" * 200_000))
     until(lambda: peer.events == ["x" * 200_000])
     peer.send(client_frame(TEXT, b"x" * 200_001)[:14])
-    assert peer.events[1:] == [Closed(1009, "The message is too large.")]
+    assert peer.events[1:] == [Closed(1009, "The message is too large.", abrupt=True)]
     assert peer.closed_with() == 1009
 
 

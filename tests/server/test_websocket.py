@@ -103,7 +103,7 @@ def assert_fails(stream, code, before=(), answer=(), **limits):
         assert events[:-1] == list(before)
         assert earlier == list(answer)
         assert (opcode, payload[:2]) == (CLOSE, close_payload(code))
-        assert events[-1] == Closed(code, payload[2:].decode())
+        assert events[-1] == Closed(code, payload[2:].decode(), abrupt=True)
         assert socket.state == "closed"
         assert events_of(socket, client(TEXT, b"late")) == []
 

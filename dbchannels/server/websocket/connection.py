@@ -151,13 +151,7 @@ class Connection:
     def start(self, sock: Any, buffered: bytes) -> None:
         """Take over the socket after its 101; ``buffered`` was already read from it."""
         self._transport = self.make_transport(
-            sock,
-            self._received,
-            self._gone,
-            self._limits,
-            self._share,
-            self.deflate,
-            self.request.heartbeat,
+            sock, self._received, self._limits, self._share, self.deflate, self.request.heartbeat
         )
         for out in self._take_early():
             self._transport.send(out)
@@ -339,7 +333,7 @@ class Connection:
     def _received(self, event: Event) -> None:
         if isinstance(event, Closed):
             # A client's messages before its own Close are consumed: a page may send and close at once.
-            if self._transport is not None and self._transport.failed:
+            if event.abrupt and not self.disconnected:
                 self._drop_waiting()
             self._disconnect(event.code, event.reason)
         elif self._in_flight is None:
@@ -350,11 +344,6 @@ class Connection:
             self._share.hold(ENTRY + len(data))
             if len(self._inbox) >= INBOX and self._transport is not None:
                 self._transport.paused = True
-
-    def _gone(self, code: int) -> None:
-        if not self.disconnected:
-            self._drop_waiting()
-        self._disconnect(code)
 
     def _send_frame(self, data: str | bytes) -> None:
         self._send("websocket.receive", {"text" if isinstance(data, str) else "bytes": data})

@@ -249,6 +249,7 @@ class Closed(NamedTuple):
 
     code: int
     reason: str = ""
+    abrupt: bool = False  # without a Close from the client: its messages that wait are not consumed
 
 
 Event = str | bytes | Closed  # a text message, a binary message, the end
@@ -339,7 +340,7 @@ class WebSocket:
             self.control.append(encode_close(code, reason))
         self.failed = True
         self._forget("closed")
-        return Closed(code, reason)
+        return Closed(code, reason, abrupt=True)
 
     @property
     def held(self) -> int:

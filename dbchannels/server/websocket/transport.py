@@ -42,20 +42,19 @@ HEARTBEAT = encode_frame(TEXT, b"\0heartbeat")  # dbchannels.js hides it from th
 
 
 class Transport:
-    """Calls ``on_event`` with what the client sends, and ``on_gone`` once, with a code, when the socket is closed."""
+    """Calls ``on_event`` with what the client sends, and with Closed, perhaps again, when the socket is closed."""
 
     def __init__(
         self,
         sock: Any,
         on_event: Callable[[Event], None],
-        on_gone: Callable[[int], None],
         limits: WebSocketLimits,
         share: Share,
         deflate: Deflate | None = None,
         heartbeat: int = 0,
     ) -> None:
         loop = gevent.get_hub().loop
-        self._on_event, self._on_gone, self._limits = on_event, on_gone, limits
+        self._on_event, self._limits = on_event, limits
         self._share, self._hub_time, self._unsent = share, share.budget.hub_time, share.budget.unsent
         self._held = 0  # bytes of the share that the client's unfinished message takes
         self._events: Iterator[Event | None] | None = None  # of what was read and is not yet parsed
@@ -88,11 +87,6 @@ class Transport:
     def closing(self) -> bool:
         """Whether one side has closed: no more messages come from the client."""
         return self._closing_at is not None
-
-    @property
-    def failed(self) -> bool:
-        """Whether the connection was closed because of what the client sent."""
-        return self._protocol.failed
 
     # In.
 
@@ -306,7 +300,7 @@ class Transport:
         self._events = None
         self._protocol.receive_end()
         self._hold()
-        self._on_gone(code)
+        self._on_event(Closed(code, abrupt=True))
 
     def tick(self, now: float) -> None:
         """Check deadlines, and send heartbeats and pings; called every few seconds."""
