@@ -1,24 +1,24 @@
-"""Channels for Django on nothing but the site's own database.
+"""Channels for Django, using only the site's own database.
 
-A *consumer* takes one message from a named *channel* and sends any number of messages to others. The names
-below are all that a site needs; everything else is machinery.
+A *consumer* takes one message from a named *channel* and sends any number of messages to other channels. A site needs
+only these names, and the exceptions:
 
 ``Channel``
     ``Channel("thumbnails").send({"id": 7})`` puts a message on a channel.
 ``Group``
-    ``Group("room-1").send({"text": "hi"})`` sends one message to every channel that was added.
+    ``Group("room-1").send({"text": "hi"})`` sends a message to every channel that was added to the group.
 ``Message``
-    What a consumer is given: the fields of the message, its channel, and the channel to reply on.
+    The argument of a consumer: the fields of the message, its channel, and the channel for replies.
 ``consumer``, ``route``, ``include``
-    Say which function consumes which messages: as a decorator in ``consumers.py``, or in a routing module.
+    Route messages to functions: by a decorator in ``consumers.py``, or in a routing module.
 ``Binding``
-    Sends what happens to the instances of a model to groups.
+    Sends changes of a model's instances to groups.
 ``reverse``
-    ``reverse("room", kwargs={"room": "tea"})`` gives the path of the route that has this name.
+    ``reverse("room", kwargs={"room": "tea"})`` returns the path of the route with this name.
 ``WebsocketConsumer``, ``JsonWebsocketConsumer``, ``Demultiplexer``, ``route_class``
-    Consumers as classes, one for all messages of a WebSocket.
+    Consumers as classes, each for all messages of a WebSocket.
 ``channel_layers``
-    The configured layers by alias, ``channel_layers["default"]``, for code that wants the layer itself.
+    The configured layers by alias, such as ``channel_layers["default"]``.
 """
 
 from dbchannels.bindings.binding import Binding

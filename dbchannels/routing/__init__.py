@@ -1,4 +1,4 @@
-"""Which consumer takes a message: routes, their patterns, options and schedules."""
+"""Routing of messages to consumers: routes, their patterns, options and schedules."""
 
 from dbchannels import foreign
 

@@ -16,6 +16,21 @@ Backoff = float | Callable[[int], float]
 Every = str | timedelta
 
 MOST = 32_000  # attempts, or messages at a time: PostgreSQL stores the attempts as a smallint
+_WHOLE, _SECONDS = "a whole number", "seconds"
+#: The numbers among the options: their types, their range, and both in words.
+_NUMBERS: dict[str, tuple[Any, int, float, str, str]] = {
+    "retries": (int, 0, MOST, _WHOLE, f"from 0 to {MOST}"),
+    "concurrency": (int, 1, MOST, _WHOLE, f"from 1 to {MOST}"),
+    "soft_timeout": ((int, float), 0, LONGEST_DELAY, _SECONDS, "from 0 to ten years"),
+    "hard_timeout": ((int, float), 0, LONGEST_DELAY, _SECONDS, "from 0 to ten years"),
+    "backoff": (
+        (int, float),
+        0,
+        LONGEST_DELAY,
+        "seconds, or a function that returns them",
+        "from 0 to ten years",
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -45,12 +60,14 @@ class ConsumerOptions:
         return cls(channel, **{key: keywords.pop(key) for key in list(keywords) if key in known})
 
     def __post_init__(self) -> None:
-        self._number("retries", 0)
-        self._number("concurrency", 1)
-        self._seconds("soft_timeout")
-        self._seconds("hard_timeout")
-        if not callable(self.backoff):
-            self._seconds("backoff")
+        for name, (types, least, most, kind, limits) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is None or (name == "backoff" and callable(value)):
+                continue
+            if not isinstance(value, types) or isinstance(value, bool) or value != value:  # NaN
+                self._refuse(name, kind, f"write a number, such as {name}=60")
+            if not least <= value <= most:
+                self._refuse(name, limits, "write one of these")
         if not isinstance(self.atomic, bool):
             self._refuse("atomic", "True or False", "write one of these")
         durable_only = (self.retries, self.backoff, self.concurrency, self.every)
@@ -64,25 +81,6 @@ class ConsumerOptions:
     def interval(self) -> Interval | None:
         """Return ``every`` as an Interval."""
         return None if self.every is None else parse_interval(self.every, self.channel)
-
-    def _number(self, name: str, least: int) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        if not isinstance(value, int) or isinstance(value, bool):
-            self._refuse(name, "a whole number", f"write one, such as {name}=5")
-        if not least <= value <= MOST:
-            self._refuse(name, f"from {least} to {MOST}", "write one of these")
-
-    def _seconds(self, name: str) -> None:
-        value = getattr(self, name)
-        if value is None:
-            return
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or value != value:  # NaN
-            wanted = "seconds" + (", or a function that returns them" if name == "backoff" else "")
-            self._refuse(name, wanted, f"write a number, such as {name}=60")
-        if not 0 <= value <= LONGEST_DELAY:
-            self._refuse(name, "from 0 to ten years", "write that many seconds")
 
     def _refuse(self, name: str, wanted: str, instead: str) -> None:
         value = getattr(self, name)
