@@ -15,7 +15,7 @@ from dbchannels.server import connection_limits
 from dbchannels.server.budget import HubTime
 from dbchannels.server.config import ServerConfig
 from dbchannels.server.connection_limits import ConnectionLimits
-from dbchannels.server.http import body as spool
+from dbchannels.server.http import body as body_module
 from dbchannels.server.http import exchange, reader
 from dbchannels.server.http.messages import Refused
 from tests.server import test_server
@@ -338,7 +338,7 @@ def test_no_connection_gets_a_descriptor_that_is_kept(new_site):
 
 def test_a_body_takes_none_of_the_descriptors_that_are_kept(new_site, monkeypatch):
     site = new_site()
-    monkeypatch.setattr(spool, "first_kept", lambda: 3)
+    monkeypatch.setattr(body_module, "first_kept", lambda: 3)
     assert site.client().ask("POST", "/a", b"x" * 1_000_000).status == 503
 
 
@@ -375,7 +375,7 @@ def chunks_of(site, message):
     return found
 
 
-@pytest.fixture(params=[CHUNK + 100_000, CHUNK + spool.IN_MEMORY + 100_000])
+@pytest.fixture(params=[CHUNK + 100_000, CHUNK + body_module.IN_MEMORY + 100_000])
 def upload(request, new_site):
     """A request whose body does not fit its message, and that nobody answers: (site, client, message, body)."""
     site = new_site(max_body=10_000_000).silent("http.request")
@@ -426,7 +426,7 @@ def test_a_disk_that_is_full_is_a_503(new_site, told, monkeypatch):
     def fail(**_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(spool.tempfile, "TemporaryFile", fail)
+    monkeypatch.setattr(body_module.tempfile, "TemporaryFile", fail)
     site = new_site(max_body=10_000_000)
     client = site.client()
     client.send_request("POST", "/", b"x" * 1_000_000, {"Content-Length": 1_000_000})

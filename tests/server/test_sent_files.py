@@ -11,7 +11,7 @@ from http.client import IncompleteRead
 import gevent
 import pytest
 
-from dbchannels.server.http import response_buffer as sent_files
+from dbchannels.server.http import response_buffer
 from dbchannels.server.http.response_buffer import ResponseBudget, SentFiles
 from tests.server import test_server
 from tests.server.test_server import until
@@ -119,7 +119,7 @@ def test_a_response_that_does_not_begin_with_it_closes_it(site, reply):
 
 def test_descriptors_are_kept_for_the_site(site, monkeypatch, told):
     kept = [1_000_000 + site.server.connection_limits.total, site.server.connection_limits.total]
-    monkeypatch.setattr(sent_files, "first_kept", lambda: kept[0])
+    monkeypatch.setattr(response_buffer, "first_kept", lambda: kept[0])
     assert site.get().content == CONTENT
     del kept[0]
     assert [site.get().status for _ in range(2)] == [503] * 2

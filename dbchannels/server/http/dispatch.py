@@ -23,7 +23,7 @@ from dbchannels.server.relay import Relay
 
 log = logging.getLogger("dbchannels.server")
 
-#: Seconds. A worker that had a request in its batch behind a slow one has put it back by then.
+# Seconds until a request is withdrawn again: a worker that had it in a batch behind a slow one has put it back by then.
 WITHDRAW_AGAIN = 0.25
 
 CROWDED = "Too many large responses are on their way to slow clients now: try again soon."
@@ -87,7 +87,7 @@ class Requests:
         """
         if request.is_outside:
             raise Refused(404, OUTSIDE)
-        away = reader.unread and not self.direct and self._relay.refuses  # looked at before the body comes
+        away = reader.unread and not self.direct and self._relay.refuses  # do not read a body in vain
         if away or self.in_flight.given_up:
             raise Refused(503, SENTENCES[503])
         body: BodyBuffer | None = None
@@ -129,12 +129,12 @@ class Requests:
             self.in_flight[reader] = exchange.give_up
             first = exchange.request(self._message(request, exchange, body), self._options.http_timeout)
             head, checked = checked_response(first, request)
-            # What is answered by its head alone is made no further. A file is sent as a whole, without a worker.
+            # A response without a body need not be made to its end. A file needs no worker any more.
             if checked.get(MORE_CONTENT) and (head.has_body or FROM_DESCRIPTOR in checked):
                 if self._begin(exchange, buffer, checked, head):
                     stream = Stream(exchange, checked, head, self._options.http_timeout, ended)
                     reader.answered()
-                    if head.length is None:  # it may go on for ever
+                    if head.length is None:  # the response may have no end
                         reader.need_client()
                     return head, stream
                 head, checked = checked_response(status_reply(503, CROWDED), request)

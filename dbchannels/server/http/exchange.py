@@ -137,7 +137,7 @@ class Exchange:
         #: Called when the view has raised ResponseLater.
         self.on_later: Callable[[], None] = lambda: None
         self.upload: BodyUpload | None = None
-        self.is_made = False  # no worker makes more of the response
+        self.is_made = False  # the response needs no worker any more
         self._path: str | None = None  # of the request, once it was sent
         self._answered = False  # by a worker, if only in part
         self._later = False  # the view has raised ResponseLater
@@ -165,7 +165,7 @@ class Exchange:
         try:
             first = self._next(timeout)
         except Empty:
-            self._in_groups = True  # whatever its worker does in the end
+            self._in_groups = True  # its worker may still add it to some
             return status_reply(503 if self._relay.unavailable else 504)
         status = failure_status(first)
         return first if status is None else status_reply(status)
@@ -239,7 +239,7 @@ class Exchange:
 
     def give_up(self) -> None:
         """End the wait for the next message: the server stops, and its client is answered 503."""
-        self._in_groups = True  # whatever its worker does in the end
+        self._in_groups = True  # its worker may still add it to some
         self.buffer.put(lost(SERVER_STOPS))
 
     @property

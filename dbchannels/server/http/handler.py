@@ -65,7 +65,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         try:
             head = self.reader.read_head()
         except Refused as refused:
-            # The end of this request is unknown, so the connection cannot go on.
+            # Where a malformed request ends is unknown, so nothing can follow it.
             self._started = time.monotonic()
             self._write_refusal(refused, "")
             self._log(self.reader.request_line)
@@ -152,10 +152,10 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             raise Refused(500, SENTENCES[500]) from None
         connection.deflate = deflate
         self._write_at_once(101, head)
-        self._log()  # now: the socket may be closed, and that be logged, before this returns
+        self._log()  # before the WebSocket can end, which is logged too
         released = partial(self.server.release, self._address, self._client)
         self._client = None
-        # The duplicate is a plain socket: watchers read and write it in the hub, where nothing may block.
+        # A plain socket: watchers read and write it in the hub, where nothing may block.
         plain = CountedSocket(os.dup(self.socket.fileno()), released)
         plain.setblocking(False)
         self.handed_over = True
