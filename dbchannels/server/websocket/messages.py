@@ -55,10 +55,7 @@ def outgoing(message: dict[str, Any]) -> Outgoing:
         raise ValueError(f"A WebSocket cannot be closed with {close!a:.40}: use 1000, or 3000 to 4999.")
     headers = _typed(message, "headers", (list, tuple), "a list of [name, value] pairs") or ()
     try:
-        pairs = [
-            tuple(one if isinstance(one, str) else str(one, "latin-1") for one in (name, value))
-            for name, value in headers
-        ]
+        pairs = [(_text(name), _text(value)) for name, value in headers]
     except (TypeError, ValueError):
         raise ValueError("The reply's 'headers' is a list of [name, value] pairs of str or bytes.") from None
     return Outgoing(
@@ -67,7 +64,7 @@ def outgoing(message: dict[str, Any]) -> Outgoing:
         close,
         _typed(message, "reason", str, "a str") or "",
         _typed(message, "subprotocol", str, "a str that the client offered"),
-        pairs,  # type: ignore[arg-type]
+        pairs,
     )
 
 
@@ -125,3 +122,7 @@ def _typed(message: dict[str, Any], key: str, kind: type | tuple[type, ...], wan
     if value is not None and not isinstance(value, kind):
         raise ValueError(f"The reply's {key!r} is of type {type(value).__name__}: make it {wanted}.")
     return value
+
+
+def _text(value: str | bytes) -> str:
+    return value if isinstance(value, str) else str(value, "latin-1")
