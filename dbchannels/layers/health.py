@@ -30,13 +30,13 @@ _FINAL = re.compile(
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether a database that refuses a connection may take it later: it cannot be reached, or is starting up."""
+    """Whether a database that refuses a connection may accept one later: it is unreachable, or is starting up."""
     return not _FINAL.search(str(error))
 
 
 def await_layer(layer: BaseLayer, seconds: float) -> None:
-    """Check a layer, and wait so long for a database that may be there soon. Raises DBChannelsError."""
-    started, delays, told = time.monotonic(), Backoff(0.1, 2.0), False
+    """Check a layer, and wait up to so many seconds for its database. Raises DBChannelsError."""
+    started, delays, waited = time.monotonic(), Backoff(0.1, 2.0), False
     while True:
         try:
             layer.check()
@@ -44,21 +44,21 @@ def await_layer(layer: BaseLayer, seconds: float) -> None:
             left = seconds - (time.monotonic() - started)
             if not error.may_pass or left <= 0:
                 raise
-            if not told:
+            if not waited:
                 log.warning("%s Waiting for it for up to %g s.", error, seconds)
-                told = True
+                waited = True
             time.sleep(min(left, delays.delay()))
         else:
             break
-    if told:
+    if waited:
         log.warning("The database can be used, after %.1f s.", time.monotonic() - started)
 
 
 def is_unavailable(error: BaseException) -> bool:
-    """Whether an error of Django's says that the database cannot be used, and not that a statement is wrong.
+    """Whether one of Django's errors means that the database cannot be used, rather than that a statement is wrong.
 
-    Of a server that closed in the middle of a statement psycopg2 says no more than DatabaseError, the base of them
-    all; Django's own, of a row that was not there to be saved, has no cause.
+    When a server closes in the middle of a statement, psycopg2 raises a bare DatabaseError. Django's own, for a missing
+    row at a save, has no cause.
     """
     if type(error) is DatabaseError:
         return error.__cause__ is not None

@@ -128,11 +128,11 @@ class Link:
         """Renew the lease; False if the process was declared dead and must register again."""
         return True
 
-    def tell_work(self, name: str, work: str) -> None:
+    def record_work(self, name: str, work: str) -> None:
         """Record what a worker takes and runs, as ``Worker`` writes it."""
 
     def workers(self) -> dict[str, str]:
-        """Return the work of all workers on record, by name, as ``tell_work`` has recorded it."""
+        """Return the work of all workers on record, by name, as ``record_work`` has recorded it."""
         return {}
 
     def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:

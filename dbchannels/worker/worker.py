@@ -280,7 +280,7 @@ class Worker:
         runs = running.channel if running else ""
         work = json.dumps({"takes": self.channels, "runs": runs, "since": since})
         if work != self._work_on_record:
-            self.link.tell_work(self.name, work)
+            self.link.record_work(self.name, work)
             self._work_on_record = work
 
 

@@ -90,7 +90,7 @@ def everything(layer, link):
     link.renew("w")
     link.workers()
     link.count_live("http.request")
-    link.tell_work("w", "work")
+    link.record_work("w", "work")
     link.heads(["own", "http.request"])
     link.apply([Disconnect("reply.s!1")])
     link.clean_up()

@@ -769,7 +769,7 @@ def test_what_waits_since_all_workers_are_busy_is_told_of(new_relay, new_link, m
     relay = new_relay(lease=0.3)
     link = new_link(relay.layer)
     link.register("w1", Process.WORKER)
-    link.tell_work("w1", '{"takes": ["own"], "runs": "exports", "since": "2026-11-28 14:03:02"}')
+    link.record_work("w1", '{"takes": ["own"], "runs": "exports", "since": "2026-11-28 14:03:02"}')
     relay.layer.send("own", {})
     until(lambda: "w1 runs exports since 2026-11-28 14:03:02" in caplog.text)
     assert caplog.text.count("Messages on own have waited") == 1

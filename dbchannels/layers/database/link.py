@@ -195,7 +195,7 @@ class DatabaseLink(Link):
         with unavailable():
             return bool(self.layer.rows(Process).filter(name=name).update(lease_until=self._lease_end()))
 
-    def tell_work(self, name: str, work: str) -> None:
+    def record_work(self, name: str, work: str) -> None:
         with unavailable():
             self.layer.rows(Process).filter(name=name).update(work=work)
 

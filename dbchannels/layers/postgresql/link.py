@@ -236,7 +236,7 @@ class PostgreSQLLink(Link):
         if granted:  # else a sweeper has it for a moment: the next renewal asks again
             self._locked = (name, self.session.generation)
 
-    def tell_work(self, name: str, work: str) -> None:
+    def record_work(self, name: str, work: str) -> None:
         self.session.execute([(sql_processes.TELL_WORK, {"name": name, "work": work})])
 
     def workers(self) -> dict[str, str]:

@@ -121,9 +121,8 @@ class StoreLink(Link):
             layer.report_lost(layer.table("in_flight").pop(name, ()), WORKER_DIED)
             claims = list(rows(layer.table("claims", name)))
             layer.table("claims", name).clear()
-            for row in (
-                claims
-            ):  # claimed singly from now on: of a batch nobody knows which message killed the worker
+            # Claimed singly from now on: any message of the batch may have killed the worker.
+            for row in claims:
                 counted = row.attempt if row.alone or len(claims) == 1 else row.attempt - 1
                 layer.put_back(row._replace(attempt=counted, alone=True))
             kind, queue, _ = process

@@ -45,7 +45,7 @@ class ConnectionContract(LayerCase):
             Record("reply.k!b", "", "-", b""),
         ]
         assert layer.connections(login=["+7"]) == layer.connections(reply_channel=["reply.k!a"])
-        layer.keep("reply.k!a", login="-")  # somebody was slower than the one who found the login
+        layer.keep("reply.k!a", login="-")  # a slower look that found no login
         link.apply([Connect("reply.k!a", "server", "/", "key-of-a")])  # written again after an outage
         assert layer.connections(login=["+7"])[0].session == b"\x00\xff"
         link.apply([Disconnect("reply.k!a"), Disconnect("reply.k!b")])
@@ -63,8 +63,8 @@ class ConnectionContract(LayerCase):
             layer.keep(channel, session=b"kept", login="+7")
             self.link(layer).clean_up_after(server)
             (disconnect,) = drain(layer, "websocket.disconnect")
-            told = {"session_key": "key-of-a", "login": "+7", "session": b"kept"}
-            assert codec.decode(disconnect.pop("session")) == told
+            record = {"session_key": "key-of-a", "login": "+7", "session": b"kept"}
+            assert codec.decode(disconnect.pop("session")) == record
             assert disconnect == {
                 "reply_channel": channel,
                 "path": "/",

@@ -183,7 +183,7 @@ class DeliveryContract(LayerCase):
         else:
             assert waiting(layer, "http.request") == 5
 
-    def test_a_link_is_told_which_sends_found_no_room(self) -> None:
+    def test_a_link_returns_the_sends_to_full_channels(self) -> None:
         layer = self.layer(capacity=1)
         layer.send("http.full", {})
         link = self.link(layer)

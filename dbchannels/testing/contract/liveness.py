@@ -12,7 +12,7 @@ from dbchannels.testing.contract.durable import claim, numbers
 class LivenessContract(LayerCase):
     """Dead workers and servers, and connections that have ended."""
 
-    def test_the_clients_of_a_dead_worker_are_told(self) -> None:
+    def test_the_clients_of_a_dead_worker_get_a_reply(self) -> None:
         layer = self.layer()
         link = self.link(layer)
         if layer.shared:
@@ -24,9 +24,9 @@ class LivenessContract(LayerCase):
             finished, *in_flight = link.receive_many(["http.request"], 4, worker)
             link.finish(worker, BatchResult(in_flight=in_flight))
             self.link(layer).clean_up_after(worker)
-            told = [layer.receive(["reply.s!"]) for _ in range(3)]
+            replies = [layer.receive(["reply.s!"]) for _ in range(3)]
             notice = lost(WORKER_DIED, "http.request")
-            assert told == [("reply.s!b", notice), ("reply.s!c", notice), (None, None)]
+            assert replies == [("reply.s!b", notice), ("reply.s!c", notice), (None, None)]
             assert finished.reply_channel == "reply.s!a"
 
     def test_the_claims_of_a_dead_worker_return_one_by_one(self) -> None:
@@ -58,7 +58,7 @@ class LivenessContract(LayerCase):
             link.register(reader, "worker", queue)
             assert link.count_live(queue) == (1, servers + 1)
             assert {worker, reader} <= set(link.workers())
-            link.tell_work(reader, "work")
+            link.record_work(reader, "work")
             assert link.workers()[reader] in (
                 "work",
                 "",
@@ -99,7 +99,7 @@ class LivenessContract(LayerCase):
                 "order": -1,
             }
 
-    def test_a_connection_whose_end_its_server_told_of_before_it_died_has_no_second_end(self) -> None:
+    def test_a_disconnect_that_a_server_sent_before_it_died_is_the_only_one(self) -> None:
         layer = self.layer()
         link = self.link(layer)
         if layer.shared:
