@@ -231,7 +231,7 @@ def at_once(monkeypatch):
 
 
 @pytest.fixture
-def told(caplog):
+def logged(caplog):
     """The lines that were logged."""
     caplog.set_level(logging.DEBUG)
     return lambda: [record.getMessage() for record in caplog.records]
@@ -387,7 +387,7 @@ def test_a_connection_that_the_outbox_refused_leaves_nothing(line):
 @pytest.mark.parametrize(
     "late", [{"finished": 0}, {"accept": True, "finished": 0}, {"text": "x", "finished": 0}]
 )
-def test_a_consumer_that_accepts_what_was_abandoned_is_told(line, late):
+def test_an_abandoned_connection_that_is_accepted_later_is_disconnected(line, late):
     line.connect()
     line.connection.abandon()
     assert line.codes() == []
@@ -397,7 +397,7 @@ def test_a_consumer_that_accepts_what_was_abandoned_is_told(line, late):
     assert line.is_over()
 
 
-def test_a_consumer_that_accepted_before_it_was_abandoned_is_told(line):
+def test_a_connection_that_is_abandoned_after_its_acceptance_is_disconnected(line):
     line.connect().reply(accept=True, finished=0)
     line.connection.abandon()
     assert line.codes() == [1006]
@@ -405,7 +405,7 @@ def test_a_consumer_that_accepted_before_it_was_abandoned_is_told(line):
     assert line.is_over() and line.codes() == [1006]
 
 
-def test_a_consumer_that_refuses_what_was_abandoned_is_not_told(line):
+def test_an_abandoned_connection_that_is_refused_later_has_no_disconnect(line):
     line.connect()
     line.connection.abandon()
     line.reply(accept=False, finished=0)
@@ -631,7 +631,7 @@ def test_a_disconnect_whose_worker_died_is_the_end(line):
 @pytest.mark.parametrize(
     ("sent", "code"), [(close_frame(1000), 1000), (close_frame(4321), 4321), (frame(CLOSE), 1005)]
 )
-def test_the_clients_close_is_answered_and_told(line, sent, code):
+def test_the_clients_close_is_answered_and_reported(line, sent, code):
     line.open(sent)
     assert line.received() == [(CLOSE, sent[6:])]
     assert line.connection.closed
@@ -640,7 +640,7 @@ def test_the_clients_close_is_answered_and_told(line, sent, code):
     assert line.is_over()
 
 
-def test_a_client_that_vanishes_is_told_as_1006(line):
+def test_a_client_that_vanishes_is_reported_as_1006(line):
     line.open()
     line.client.close()
     until(line.codes)
@@ -772,12 +772,12 @@ def test_replies_are_frames_in_order(line):
         {"headers": 5},
     ],
 )
-def test_a_malformed_reply_is_left_out_with_one_line_in_the_log(line, told, message):
+def test_a_malformed_reply_is_left_out_with_one_line_in_the_log(line, logged, message):
     line.open()
     line.reply(**message)
     line.reply(text="good")
     assert line.received() == [(TEXT, b"good")]
-    (said,) = told()
+    (said,) = logged()
     assert said.startswith("A message for reply.s1!c1 on /chat/tea/ was left out: ") and "\n" not in said
 
 
@@ -790,23 +790,23 @@ def test_a_malformed_reply_still_says_that_the_frame_is_finished(line):
     assert line.texts() == ["a", "b"]
 
 
-def test_data_under_two_keys_is_left_out_with_one_line_in_the_log(line, told):
+def test_data_under_two_keys_is_left_out_with_one_line_in_the_log(line, logged):
     line.open()
     line.reply(text="a", bytes=b"b")
     line.reply(text="c")
     assert line.received() == [(TEXT, b"c")]
-    assert told() == [
+    assert logged() == [
         "A message for reply.s1!c1 on /chat/tea/ was not understood: It has 'text' and 'bytes', so neither was "
         "sent: send a message for each."
     ]
 
 
-def test_a_last_reply_that_says_nothing_is_told_too(line, told):
+def test_a_last_reply_without_a_known_key_is_logged_too(line, logged):
     line.open()
     line.say("a")
     until(line.texts)
     line.reply(txt="hi", finished=1)
-    (said,) = told()
+    (said,) = logged()
     assert said.endswith("It has no key that a WebSocket knows (['txt']): write 'text'.")
 
 

@@ -102,7 +102,7 @@ def test_a_reply_that_makes_no_sense_says_so_in_one_sentence(message, word):
         ({"binary": True}, "sends nothing, accepts nothing and closes nothing"),
     ],
 )
-def test_what_was_meant_otherwise_is_told(message, sentence):
+def test_a_likely_mistake_is_reported(message, sentence):
     assert sentence in oversight(message)
 
 
@@ -119,7 +119,7 @@ def test_what_was_meant_otherwise_is_told(message, sentence):
         {"text": "a", "id": 7},
     ],
 )
-def test_of_what_is_right_nothing_is_told(message):
+def test_a_correct_reply_has_no_mistake(message):
     outgoing(message)
     assert oversight(message) == ""
 

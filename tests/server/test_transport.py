@@ -232,7 +232,7 @@ def test_of_one_flood_no_more_is_read_than_may_be(new_peer):
 
 
 def failed(new_peer):
-    """A peer that was told that its flood is too much, and has not read that."""
+    """A peer whose flood of pings has failed the connection, and who has not read the Close."""
     peer = new_peer(max_pings=100)
     peer.send(client_frame(PING, b"") * 101)
     assert len(peer.events) == 1
@@ -384,7 +384,7 @@ def test_all_that_do_not_read_hold_no_more_than_the_total(new_peer):
 
 
 def test_one_that_does_not_read_costs_the_others_nothing(new_peer):
-    """99 members have every frame of a broadcast while one is stuck, which is dropped and told about once."""
+    """99 members get every frame of a broadcast; the one that is stuck is dropped and reported once."""
     stuck, members = blocked(new_peer()), [new_peer() for _ in range(99)]
     frame = HELLO._replace(frame=encode_frame(TEXT, b"x" * 20_000))
     for _ in range(100):

@@ -334,7 +334,7 @@ def test_half_a_character_does_not_leak_into_the_next_message():
 
 
 @pytest.mark.parametrize("code", [*range(1000, 1004), *range(1007, 1015), 3000, 3999, 4000, 4401, 4999])
-def test_a_valid_code_is_told_and_echoed(code):
+def test_a_valid_code_is_reported_and_echoed(code):
     payload = close_payload(code)
     assert_conversation(client(CLOSE, payload), [Closed(code, "")], [(CLOSE, payload)])
 
@@ -355,7 +355,7 @@ def test_a_close_with_half_a_code_fails():
 
 
 @pytest.mark.parametrize("reason", ["", "bye", "κόσμε 😀", "x" * 123, "\x00"], ids=ascii)
-def test_a_reason_is_told_and_echoed(reason):
+def test_a_reason_is_reported_and_echoed(reason):
     payload = close_payload(1000, reason.encode())
     assert_conversation(client(CLOSE, payload), [Closed(1000, reason)], [(CLOSE, payload)])
 
