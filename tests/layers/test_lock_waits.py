@@ -227,7 +227,7 @@ def test_of_many_that_are_blocked_a_few_are_tried_in_turn(layer, link, monkeypat
         assert tries == channels
         link._lock_waits.retry()  # not before it is time
         assert len(tries) == 20
-    wait_until(lambda: link._lock_waits.retry(now=True) or not link._lock_waits)
+    wait_until(lambda: link._lock_waits.retry(now=True) or not link._lock_waits.busy)
     assert sorted(told(layer)) == sorted(channels)
 
 
@@ -290,5 +290,5 @@ def test_a_moments_lock_is_waited_for(layer, link, monkeypatch):
         thread = in_thread(layer, lambda: link.finish("w1", done))
         wait_until(lambda: query(layer, waits))
     thread.join(DEADLINE)
-    assert not link._lock_waits
+    assert not link._lock_waits.busy
     assert told(layer) == [MEMBER]

@@ -52,6 +52,7 @@ class PostgreSQLLink(Link):
         self._cleaner = Cleaner(layer, session)
         self._lock_waits = LockWaits(self._finish)
         self._hints = ScanHints()
+        self._poll_interval = layer.poll_interval()
         self._waiter = 0  # the thread that waits
         #: The registered name, and the session's generation of its lock.
         self._locked: tuple[str, int] = ("", 0)
@@ -75,10 +76,13 @@ class PostgreSQLLink(Link):
 
     def _pop_protocol(self, queues: Sequence[str], limit: int, worker: str) -> list[Delivery]:
         statement = sql.RECEIVE_IN_FLIGHT if worker else sql.RECEIVE
-        floors = self._hints.begin(queues, self.session.generation)
+        hints, started = self._hints, time.monotonic()
+        floors = hints.floors(queues, self.session.generation) if hints.active else [0] * len(queues)
         values = {"queues": list(queues), "limit": limit, "worker": worker, "floors": floors}
         rows = self.session.execute([(statement, values)], takes=POP)
-        self._hints.learn((row[0], row[4]) for row in rows)
+        took = time.monotonic() - started
+        if hints.active or took >= hints.COSTLY:
+            hints.learn(((row[0], row[4]) for row in rows), took)
         found = []
         for channel, payload, recipients, reply_channel, _ in rows:
             if recipients is None:
@@ -118,7 +122,7 @@ class PostgreSQLLink(Link):
         return max(0.0, min(moments)) if moments else None
 
     def wait(self, timeout: float, *others: int) -> set[str]:
-        timeout = min(timeout, self.layer.poll_interval())
+        timeout = min(timeout, self._poll_interval)
         if not self.session.listens:
             return self.session.wait(timeout, *others)
         self._waiter = threading.get_ident()
@@ -144,13 +148,10 @@ class PostgreSQLLink(Link):
         return refused
 
     def finish(self, worker: str, done: BatchResult) -> list[Send]:
-        if self._lock_waits or any(type(one) in MAY_WAIT for one in done.operations):
+        if self._lock_waits.busy or any(type(one) in MAY_WAIT for one in done.operations):
             return self._lock_waits.finish(worker, done)
-        return self._finish(
-            worker,
-            done,
-            [(sql.SET_IN_FLIGHT, {"worker": worker, "messages": in_flight_lines(done.in_flight)})],
-        )
+        messages = in_flight_lines(done.in_flight) if done.in_flight else ""
+        return self._finish(worker, done, [(sql.SET_IN_FLIGHT, {"worker": worker, "messages": messages})])
 
     def _finish(self, worker: str, done: BatchResult, before: Sequence[Statement]) -> list[Send]:
         todo = list(before)
@@ -233,7 +234,7 @@ class PostgreSQLLink(Link):
 
     def _lock(self, name: str, row_id: int) -> None:
         ((granted,),) = self.session.execute([(sql_processes.LOCK, {"id": row_id})])
-        if granted:  # else a sweeper has it for a moment: the next renewal asks again
+        if granted:  # else a clean-up has it for a moment: the next renewal tries again
             self._locked = (name, self.session.generation)
 
     def record_work(self, name: str, work: str) -> None:

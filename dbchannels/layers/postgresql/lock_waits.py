@@ -54,18 +54,17 @@ class LockWaits:
         self._worker = ""
         #: The results that are blocked, each of one message.
         self.blocked: list[BatchResult] = []
+        #: Whether something is blocked, interrupted or unreported, so that the next batch has to go through ``finish``.
+        self.busy = False
         self._batch: BatchResult | None = None  # one that is written in parts; an outage may interrupt it
         self._left: deque[BatchResult] = deque()  # its parts that are not written yet
         self._dropped: list[Send] = []  # sends that found no room, since the last report
         self._retry_at = 0.0  # time.monotonic() of the next round
 
-    def __bool__(self) -> bool:
-        return bool(self.blocked or self._dropped) or self._batch is not None
-
     def finish(self, worker: str, batch: BatchResult) -> list[Send]:
         """Write what can be written; return the sends that found a channel full, with those of retried results."""
         with self._lock:
-            self._worker = worker
+            self._worker, self.busy = worker, True
             first = not self.blocked and self._batch is None
             if not first or not self._is_written(
                 batch, LOCK_TIMEOUT_MS, self._set_in_flight(batch.in_flight)
@@ -80,7 +79,7 @@ class LockWaits:
                     if together and self._is_written(merged(self._left), SINGLE_TIMEOUT_MS, in_flight):
                         self._left.clear()
                 self._write_singly(batch.in_flight)
-            dropped, self._dropped = self._dropped, []
+            dropped, self._dropped, self.busy = self._dropped, [], bool(self.blocked)
             return dropped
 
     def _write_singly(self, in_flight: Sequence[Delivery]) -> None:
@@ -121,6 +120,7 @@ class LockWaits:
                         (stuck if _meets(part, stuck) else rest).append(part)
                 self.blocked = rest + stuck
                 self._retry_at = time.monotonic() + (RETRY_EVERY if failed else 0.0)
+                self.busy = bool(self.blocked or self._dropped) or self._batch is not None
 
     def _is_written(self, part: BatchResult, milliseconds: int, in_flight: Statement) -> bool:
         timeout = sql.LOCK_TIMEOUT, {"milliseconds": milliseconds}
@@ -137,7 +137,7 @@ class LockWaits:
     def clear(self) -> None:
         """Forget everything: the worker ends, or was declared dead and cleaned up after."""
         with self._lock:
-            self.blocked, self._batch = [], None
+            self.blocked, self._batch, self.busy = [], None, bool(self._dropped)
             self._left.clear()
 
     # The record of what is in flight.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("dbchannels.layer")
 
 PROBE = "probe."  # how a probe's payload begins
-EVERY = 30.0  # seconds between two probes while they arrive; at each sweep while they do not
+EVERY = 30.0  # seconds between two probes while they arrive; at each clean-up while they do not
 WITHIN = 2.0  # seconds in which one must have arrived: NOTIFY takes 0.3 ms
 WARN_ABOVE = 0.1  # of the queue of notifications; NOTIFY is skipped above a half
 QUEUE_FILLS = (
@@ -42,7 +42,7 @@ class WakeupCheck:
         self._listener = 0  # the listening session's generation; 0: nobody waits here
         #: Its payload, the listener's generation, and time.monotonic() of its sending.
         self._probe: tuple[str, int, float] | None = None
-        self._waiting_since: float | None = None  # time.monotonic(), while somebody waits
+        self._waiting_since: float | None = None  # time.monotonic(), while a thread waits
         self._waited_from = 0.0  # when the last wait that ended had begun
         self._looked_at = -EVERY
         self._queue_fills = RateLimitedLog(log, QUEUE_FILLS, every=60.0)

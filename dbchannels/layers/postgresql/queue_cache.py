@@ -109,43 +109,45 @@ class ScanHints:
     A claim has no hint: it goes by priority first, and messages that were retried or delayed have old ids.
     """
 
-    COSTLY = 0.002  # seconds: while a look at the whole takes less, every look is at the whole
+    COSTLY = 0.002  # seconds: while a look at the whole takes less, there are no hints
     LAG = 1.0  # seconds that a sender's transaction may last for its message to be found at once
     WHOLE_EVERY = 1.0  # seconds, at least, between two looks at the whole ...
     SHARE = 20  # ... which take one part in so many of the time, however many dead entries there are
 
     def __init__(self) -> None:
+        #: Whether the last look at the whole was costly.
+        self.active = False
         self._floors: dict[str, int] = {}
         #: By queue the highest id that was taken, since the last turn and between the last two; a turn takes LAG.
         self._taken: dict[str, int] = {}
         self._before: dict[str, int] = {}
         self._turned_at = self._whole_at = 0.0  # time.monotonic(); of the next look at the whole
         self._whole = True  # the current look is one
-        self._took = 0.0  # seconds, the last of them
-        self._began_at = 0.0
         self._generation = 0
 
-    def begin(self, queues: Sequence[str], generation: int) -> list[int]:
+    def floors(self, queues: Sequence[str], generation: int) -> list[int]:
         """Return each queue's floor for a look that begins now; 0 for all of it.
 
         Another ``generation`` of the session starts anew: after a crash of the database ids start at 1 again.
         """
-        self._began_at = now = time.monotonic()
+        now = time.monotonic()
         if generation != self._generation:
             self._generation, self._whole_at = generation, 0.0
-            self._forget(list({**self._floors, **self._before, **self._taken}))
+            self._forget([*self._floors, *self._before, *self._taken])
         if now - self._turned_at >= self.LAG:
             self._floors.update(self._before)
             self._before, self._taken, self._turned_at = self._taken, {}, now
-        self._whole = self._took < self.COSTLY or now >= self._whole_at
+        self._whole = now >= self._whole_at
         return [0 if self._whole else self._floors.get(queue, 0) for queue in queues]
 
-    def learn(self, found: Iterable[tuple[str, int]]) -> None:
-        """Note what the look has taken, as (queue, id) in the order of the ids."""
-        now = time.monotonic()
+    def learn(self, found: Iterable[tuple[str, int]], took: float) -> None:
+        """Note what a look has taken, as (queue, id) in the order of the ids, and how many seconds it took."""
         if self._whole:
-            self._took = now - self._began_at
-            self._whole_at = now + max(self.WHOLE_EVERY, self._took * self.SHARE)
+            self.active = took >= self.COSTLY
+            self._whole_at = time.monotonic() + max(self.WHOLE_EVERY, took * self.SHARE)
+            if not self.active:
+                self._forget([*self._floors, *self._before, *self._taken])
+                return
         for queue, number in found:
             if number <= self._floors.get(
                 queue, 0

@@ -353,7 +353,7 @@ def execute_in_django(connection: Any, text: str, values: Any, fetch: bool = Fal
     """Execute a statement on Django's connection, in its transaction; return its rows if ``fetch``.
 
     Django's cursor wraps psycopg2's twice, to log and to show queries: 15 us of the 50 that a send takes in Python.
-    So it is used only where somebody looks at queries, or with another driver. Raises Django's errors.
+    So it is used only if queries are logged or wrapped, or with another driver. Raises Django's errors.
     """
     wrapped = connection.queries_logged or connection.execute_wrappers or connection.connection is None
     if not is_psycopg3 and not wrapped:  # what connection.cursor() does besides
