@@ -92,6 +92,13 @@ class Channel:
         return hash((self.name, self._layer))
 
 
+def received_channel(name: str, layer: str) -> Channel:
+    """Return the channel of a received message, whose name was checked when the message was sent."""
+    channel = Channel.__new__(Channel)
+    channel.name, channel._delivery, channel._immediately, channel._layer = name, {}, False, layer
+    return channel
+
+
 class Group:
     """A named set of channels. A message sent to a group goes to each channel that is in it at that moment.
 

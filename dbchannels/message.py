@@ -9,7 +9,7 @@ from asgiref.sync import sync_to_async
 
 from dbchannels import foreign
 from dbchannels.auth.client import ClientContext
-from dbchannels.channel import Channel
+from dbchannels.channel import received_channel
 
 if TYPE_CHECKING:
     from django.contrib.sessions.backends.base import SessionBase
@@ -27,13 +27,13 @@ class Message:
     def __init__(
         self, channel: str, content: dict[str, Any], *, attempt: int = 0, layer: str = "default"
     ) -> None:
-        self.channel = Channel(channel, layer=layer)
+        self.channel = received_channel(channel, layer)
         self.content = content
         self.attempt = attempt
         self._layer = layer
         self._client: ClientContext | None = None
         reply_channel = content.get("reply_channel")
-        self.reply_channel = Channel(reply_channel, layer=layer) if reply_channel else None
+        self.reply_channel = received_channel(reply_channel, layer) if reply_channel else None
 
     @property
     def layer(self) -> str:
