@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import queue
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -123,32 +124,26 @@ class DirectExchange:
     # In the thread.
 
     def _run(self, message: Message) -> None:
-        parts = self._direct.views(message)
+        """Put the messages of the response, the head with the first content: a view that raises before gets a 500."""
+        head: Message = {}
         try:
-            self._pass_on(parts)
+            with closing(self._direct.views(message)) as parts:
+                for part in parts:
+                    if part.get(MORE_CONTENT) and not part.get("content"):
+                        head |= part
+                        continue
+                    for piece in _cut(head | part):
+                        self._put(piece)
+                        self._window.sent += len(piece.get("content", b""))
+                        if piece.get(MORE_CONTENT) and not self._may_go_on():
+                            return
+                    head = {}
         except BaseException:  # SystemExit too: the client waits for a response
             log.exception("The site's application raised an error.")
             self._put({ERROR: CONSUMER_RAISED})
         finally:
             assert self._turn is not None
             self._direct.call_in_hub(self._turn.leave)
-
-    def _pass_on(self, parts: Generator[Message, None, None]) -> None:
-        """Put the messages of the response, the head with the first content: a view that raises before gets a 500."""
-        head: Message = {}
-        try:
-            for part in parts:
-                if part.get(MORE_CONTENT) and not part.get("content"):
-                    head |= part
-                    continue
-                for piece in _cut(head | part):
-                    self._put(piece)
-                    self._window.sent += len(piece.get("content", b""))
-                    if piece.get(MORE_CONTENT) and not self._may_go_on():
-                        return
-                head = {}
-        finally:
-            parts.close()
 
     def _put(self, part: Message) -> None:
         self._direct.call_in_hub(partial(self._buffer.put, part))
