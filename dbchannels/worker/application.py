@@ -182,7 +182,7 @@ def site_application() -> Application:
     loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
     enabled = [one for one in loggers if not one.disabled]
     try:
-        return get_internal_wsgi_application()  # type: ignore[no-any-return]
+        return get_internal_wsgi_application()
     except ImproperlyConfigured as error:
         raise InvalidConfiguration(
             f"WSGI_APPLICATION names {settings.WSGI_APPLICATION!r}, which cannot be imported "

@@ -97,7 +97,9 @@ class Executor:
                 answers = self._run(delivery, worker)
                 if left := database_connections.end_transactions(blocks):
                     raise TransactionLeftOpen(left)
-                return Result(_merged(buffer.pending(), answers), None, not self._options.atomic)
+                sent = buffer.pending()
+                atomic = self._route is not None and self._route.options.atomic
+                return Result(_merged(sent, answers) if answers else sent, None, not atomic)
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 database_connections.end_transactions(blocks)
                 return self._raised(delivery, error)
@@ -321,8 +323,6 @@ _LOGIN_ENDED = status_reply(400, "The session of this request has ended meanwhil
 
 def _merged(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
     """Return both in one list; the consumer's last reply also says that its message is finished: a row less."""
-    if not answers:
-        return sent
     answer, last = answers[0], sent[-1] if sent else None
     if getattr(answer, "payload", b"") == _TAKEN and any(one[:1] == answer[:1] for one in sent):
         return sent  # the request has its answer

@@ -6,6 +6,7 @@ others find the row moved. After a time without workers one message is sent, not
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -27,18 +28,19 @@ class Timetable:
     def __init__(self, entries: Sequence[Entry], link: Link) -> None:
         self._entries = entries
         self._link = link
-        self._look_at = self._keep_at = 0.0  # time.monotonic()
+        #: By time.monotonic(): before these times ``send_due`` and ``keep`` have nothing to do.
+        self.send_at, self.keep_at = 0.0 if entries else math.inf, 0.0
         #: By the layer's clock: the last time that ``keep`` kept, and since when it has done so without a break.
         self._kept_at: datetime | None = None
         self._kept_since = datetime.min.replace(tzinfo=UTC)
 
     def seconds_left(self) -> float:
         """Return for how long a worker may sleep."""
-        return max(0.0, self._look_at - time.monotonic()) if self._entries else LOOK_EVERY
+        return max(0.0, self.send_at - time.monotonic())
 
     def send_due(self) -> None:
         """Send what is due, unless another worker does. Raises LayerUnavailable; then call it again."""
-        if not self._entries or time.monotonic() < self._look_at:
+        if time.monotonic() < self.send_at:
             return
         sleep = LOOK_EVERY
         for channel, interval in self._entries:
@@ -52,7 +54,7 @@ class Timetable:
                     sends = [Send(channel, payload, "", 0.0, unique=f"every {interval}"[:100])]
                 self._link.move_time(channel, str(interval), due, following, sends)
             sleep = min(sleep, (following - now).total_seconds())
-        self._look_at = time.monotonic() + sleep
+        self.send_at = time.monotonic() + sleep
 
     def keep(self, drop: bool) -> None:
         """Note once a minute that a live worker has these entries; may be called while a consumer runs.
@@ -60,10 +62,10 @@ class Timetable:
         With ``drop``, entries that no live worker has had for ABSENT_FOR are deleted. A worker counts that time only
         while it runs itself: after a downtime, an outage or a pause the others have as long to come back.
         """
-        if time.monotonic() < self._keep_at:
+        if time.monotonic() < self.keep_at:
             return
         now = self._link.keep_times([(entry.channel, str(entry.interval)) for entry in self._entries])
-        self._keep_at = time.monotonic() + LOOK_EVERY
+        self.keep_at = time.monotonic() + LOOK_EVERY
         if self._kept_at is None or now - self._kept_at > timedelta(seconds=2 * LOOK_EVERY):
             self._kept_since = now
         self._kept_at = now

@@ -157,9 +157,9 @@ class Worker:
     def run_once(self) -> bool:
         """Take a batch, run one consumer for each message, write what they did. False: nothing waited."""
         self._keep_alive()
-        self._timetable.send_due()
-        limit = self._batch.sizer.limit()
-        deliveries = self._take(limit)
+        if time.monotonic() >= self._timetable.send_at:
+            self._timetable.send_due()
+        deliveries = self._take()
         if not deliveries:
             return False
         self._batch.fill(deliveries)
@@ -168,7 +168,7 @@ class Worker:
             if not self.stopping.wait(OUTDATED):  # the parent has not seen the change
                 self._replace()
             return False
-        if len(deliveries) == limit:
+        if len(deliveries) == self._batch.sizer.limit():
             self._wake_others()
         while not self.stopping.is_set() and (delivery := self._batch.start_next()):
             channels = self._durable if delivery.channel in self._durable else self._protocol
@@ -182,10 +182,11 @@ class Worker:
         self._write(hand_back=True)
         return True
 
-    def _take(self, limit: int) -> list[Delivery]:
+    def _take(self) -> list[Delivery]:
         """Take protocol messages, because somebody waits for them; then claim durable ones."""
         for wakeup in self._wakeups:
             wakeup.drain()
+        limit = self._batch.sizer.limit()
         taken = self.link.receive_many(self._protocol, limit, self.name) if self._protocol else []
         if not self._durable or len(taken) == limit:
             return taken
@@ -264,7 +265,8 @@ class Worker:
         if not self._wakeups and now - self._cleaned_at > every:
             self._cleaned_at = now
             self.link.clean_up()
-        self._timetable.keep(drop=self._has_all_entries)
+        if now >= self._timetable.keep_at:
+            self._timetable.keep(drop=self._has_all_entries)
 
     def _register(self) -> None:
         self._renewed_at = time.monotonic()
