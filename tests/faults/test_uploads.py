@@ -73,7 +73,7 @@ def test_a_client_that_still_sends_notices_nothing(site, server):
 
 def test_an_outage_that_lasts_is_a_503(site, server):
     served = site.serve("--workers", "1", "--max-body", LARGE, "--http-timeout", "1")
-    assert served.get("/").text == "hello"
+    until(lambda: served.get("/").text == "hello", "a worker is ready")
     raw = begin(served, "/hash", len(DATA) // 2)
     until(lambda: spools(served) == 1, "the server has a part of it")
     with server.outage():

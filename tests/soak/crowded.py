@@ -34,6 +34,7 @@ class Crowded(NamedTuple):
 def crowded(site: LiveSite, server: EmbeddedPostgres, taken: int, requests: int) -> Crowded:
     """Take so many connections, end the site's, and leave it what is left; then leave."""
     served = site.serve("--workers", "2", "--http-timeout", "1.5")
+    until(lambda: served.get("/").status == 200, "a worker is ready")
     socket = served.socket("/echo/")
     assert (served.get("/visits").text, socket.ask("before")) == ("1", "before")
     before = [served.process.pid, *sorted(served.workers(2))]

@@ -56,6 +56,7 @@ Fill = Callable[[LiveSite], "Callable[[], Any]"]
 def full_disk(site: LiveSite, fill: Fill) -> Full:
     """Fill the disk, let all that sends run into it, and free it."""
     served = site.serve("--workers", "2", "--http-timeout", "2")
+    until(lambda: served.get("/").status == 200, "a worker is ready")
     socket = served.socket("/echo/")
     assert (served.get("/").text, socket.ask("before")) == ("hello", "before")
     before = [served.process.pid, *sorted(served.workers(2))]

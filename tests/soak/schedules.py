@@ -11,7 +11,8 @@ from zoneinfo import ZoneInfo
 
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Send
-from dbchannels.routing.interval import Entry
+from dbchannels.routing import interval
+from dbchannels.routing.interval import Entry, parse_interval
 from dbchannels.worker import schedule
 from dbchannels.worker.schedule import Timetable
 from tests.soak.row import Row, Seen
@@ -93,7 +94,7 @@ class Wrong(NamedTuple):
 def differences(hours: int, step: timedelta = MINUTE) -> Iterator[Wrong | None]:
     """Yield for each step of so many hours around each change, and each line, what is wrong with the next run."""
     for zone, changes in CHANGES.items():
-        with mock.patch.object(schedule.timezone, "get_default_timezone", lambda zone=zone: ZoneInfo(zone)):
+        with mock.patch.object(interval.timezone, "get_default_timezone", lambda zone=zone: ZoneInfo(zone)):
             for change in changes:
                 for line in LINES:
                     yield from _around(change, line, zone, timedelta(hours=hours), step)
@@ -102,13 +103,13 @@ def differences(hours: int, step: timedelta = MINUTE) -> Iterator[Wrong | None]:
 def _around(
     change: datetime, line: str, zone: str, around: timedelta, step: timedelta
 ) -> Iterator[Wrong | None]:
-    interval = schedule.parse_interval(line, "own")
+    period = parse_interval(line, "own")
     wanted = runs(line, zone, change - around, change + around + AHEAD)
     for number in range(int(2 * around / step)):
         now = change - around + number * step
         while wanted[0] <= now:
             del wanted[0]
-        found = interval.following(now, now)
+        found = period.following(now, now)
         yield None if found == wanted[0] else Wrong(line, zone, now, found, wanted[0])
 
 
@@ -157,7 +158,7 @@ class History:
         self.lost = self.stale = 0
 
     def _start(self, has_line: bool) -> None:
-        entries = [Entry("own", schedule.parse_interval("0 * * * *", "own"))] if has_line else []
+        entries = [Entry("own", parse_interval("0 * * * *", "own"))] if has_line else []
         self._workers.append((Timetable(entries, self._times), has_line))
 
     def run(self, minutes: int) -> None:
@@ -208,7 +209,7 @@ def histories(number: int) -> tuple[int, int]:
     lost = stale = 0
     for seed in range(number):
         history = History(seed)
-        with mock.patch.object(schedule.timezone, "get_default_timezone", return_value=UTC):
+        with mock.patch.object(interval.timezone, "get_default_timezone", return_value=UTC):
             history.run(600)
         lost, stale = lost + history.lost, stale + history.stale
     return lost, stale
