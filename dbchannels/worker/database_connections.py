@@ -30,6 +30,7 @@ def keep() -> None:
 
 def end_message() -> None:
     """Leave the calling thread's connections for the next message."""
+    connection: Any
     for connection in connections.all(initialized_only=True):
         connection.queries_log.clear()
         if not _kept or connection.connection is None:
@@ -39,8 +40,13 @@ def end_message() -> None:
         elif connection.vendor != "postgresql":
             connection.close_if_unusable_or_obsolete()
         elif _is_pooled(connection):
-            _give_back(connection)
-        elif _can_be_kept(connection):
+            raw = connection.connection
+            if _is_like_new(connection, raw) and _discard_all(raw):
+                connection._configure_connection(raw)  # as the pool has opened it
+            else:
+                raw.close()
+            connection.close()  # the pool has it back
+        elif _is_young(connection) and _is_like_new(connection, connection.connection):
             _set_aside(connection)
         else:
             connection.close()
@@ -90,24 +96,14 @@ def _is_pooled(connection: Any) -> bool:
     return bool(connection.settings_dict["OPTIONS"].get("pool"))
 
 
-def _give_back(connection: Any) -> None:
-    """Return the connection to the pool, as clean as the pool has opened it."""
-    raw = connection.connection
-    if _is_like_new(connection, raw) and _discard_all(raw):
-        connection._configure_connection(raw)
-    else:
-        raw.close()
-    connection.close()
-
-
-def _can_be_kept(connection: Any) -> bool:
-    """Whether Django would keep the connection, or CONN_MAX_AGE is 0, and DISCARD ALL makes it as clean as new."""
+def _is_young(connection: Any) -> bool:
+    """Whether Django would keep the connection, or CONN_MAX_AGE is 0."""
     max_age, close_at = connection.settings_dict["CONN_MAX_AGE"], connection.close_at
-    lives = max_age == 0 or close_at is None or time.monotonic() < close_at
-    return lives and _is_like_new(connection, connection.connection)
+    return max_age == 0 or close_at is None or time.monotonic() < close_at
 
 
 def _is_like_new(connection: Any, raw: Any) -> bool:
+    """Whether nothing is left that DISCARD ALL does not undo."""
     options = connection.settings_dict["OPTIONS"]
     if raw.closed or not raw.autocommit or raw.info.transaction_status != _IDLE:
         return False

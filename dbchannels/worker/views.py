@@ -154,7 +154,8 @@ def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
         "wsgi.input": BytesIO(body),
         "wsgi.errors": sys.stderr,
         "wsgi.run_once": False,
-        "wsgi.file_wrapper": _file_in_chunks,
+        # Chunks as large as one message holds, even if smaller blocks are asked for.
+        "wsgi.file_wrapper": lambda file, block_size=CHUNK: FileWrapper(file, CHUNK),
     }
     size = fields.get("body_size", len(body))
     # As from any WSGI server: "0" where the client said so, and no key without a body. The length of chunks is known.
@@ -168,8 +169,3 @@ def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
             joiner, text = "; " if key == "HTTP_COOKIE" else ",", value.decode("latin-1")
             environ[key] = f"{environ[key]}{joiner}{text}" if key in environ else text
     return environ
-
-
-def _file_in_chunks(file: Any, block_size: int = CHUNK) -> FileWrapper:
-    """Read a file in chunks as large as one message holds, even if smaller blocks are asked for."""
-    return FileWrapper(file, CHUNK)

@@ -84,17 +84,14 @@ class Worker:
         # The channel that was served longest ago comes first.
         self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
-        self._concurrency = routing.concurrency()
         self.link = layer.link("worker", listen=not wakeups)
         self.link.local_wakeups = local_wakeups or {}
         entries = [entry for entry in routing.timetable() if entry.channel in self.channels]
         self._timetable = Timetable(entries, self.link)
-        self._has_all_entries = not only and not exclude
+        self._concurrency, self._has_all_entries = routing.concurrency(), not only and not exclude
         self._executor = Executor(layer, routing, self.link, views)
         self._batch, self._health = Batch(), LayerHealth(log, self.name)
-        self._watchdog = Watchdog(
-            self._batch, self._executor, self._hand_back, self._keep_alive_beside, replace
-        )
+        self._watchdog = Watchdog(self._batch, self._executor, self._hand_back, self._look_after, replace)
         self._on_ready, self._is_outdated, self._replace = on_ready, is_outdated, replace
         self._wakeups, self._wake = wakeups, WakeupPipe.new()
         self._dropped = RateLimitedLog(log, DROPPED, None, every=60.0)
@@ -102,11 +99,9 @@ class Worker:
         self.stopping, self.consumed = threading.Event(), 0
         self._writing = threading.Lock()  # a result is taken and written before another one is
         self._written_at = self._renewed_at = 0.0
-        self._cleaned_at = time.monotonic()
         # time.monotonic() until which protocol messages go before a claim; None: it is set when the next of them come.
         self._claim_by: float | None = 0.0
-        self._patience = CLAIM_WITHIN
-        self._work_on_record = ""
+        self._patience, self._work_on_record, self._cleaned_at = CLAIM_WITHIN, "", time.monotonic()
 
     # The life of a worker.
 
@@ -242,7 +237,7 @@ class Worker:
         self._write(hand_back=True)
         self._wake_others()
 
-    def _keep_alive_beside(self) -> None:
+    def _look_after(self) -> None:
         with suppress(LayerUnavailable):  # the main thread logs it
             self._keep_alive()
 
