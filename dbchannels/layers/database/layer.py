@@ -145,13 +145,13 @@ class DatabaseLayer(DjangoLayer):
     def anything(self, queues: Sequence[str]) -> bool:
         """Whether a pop or a claim would find something."""
         waiting = self.rows(ProtocolMessage).filter(channel__in=queues, expires_at__gt=timezone.now())
-        return bool(waiting.exists() or self._due(queues).exists())
+        return bool(waiting.exists() or self.due(queues).exists())
 
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[ops.Delivery]:
         limits, rows = at_most or {}, list[Any]()
-        due = set(self._due(channels).order_by().values_list("channel", flat=True).distinct())
+        due = set(self.due(channels).order_by().values_list("channel", flat=True).distinct())
         for channel in [channel for channel in channels if channel in due]:
             if len(rows) < limit:
                 most = limits.get(channel)
@@ -198,7 +198,8 @@ class DatabaseLayer(DjangoLayer):
         self._claimed(worker, delivery).update(claimed_by=None, attempts=F("attempts") - 1)
         self.wake({DURABLE})
 
-    def _due(self, channels: Iterable[str]) -> Any:
+    def due(self, channels: Iterable[str]) -> Any:
+        """Return a query set of the durable messages that wait and are due, by priority."""
         now = timezone.now()
         due = Q(due_at__isnull=True) | Q(due_at__lte=now)
         return (
@@ -208,8 +209,8 @@ class DatabaseLayer(DjangoLayer):
     def _ready(self, channels: Iterable[str]) -> Any:
         """Return a query set of what is due; of messages with one unique key the first alone."""
         key = {"channel": OuterRef("channel"), "unique_key": OuterRef("unique_key")}
-        earlier = self._due(channels).order_by().filter(id__lt=OuterRef("id"), **key)
-        return self._due(channels).filter(Q(unique_key="") | ~Exists(earlier))
+        earlier = self.due(channels).order_by().filter(id__lt=OuterRef("id"), **key)
+        return self.due(channels).filter(Q(unique_key="") | ~Exists(earlier))
 
     def _first(self, rows: list[Any]) -> list[Any]:
         """Return the rows, and delete what waits with their unique keys: it was sent before they run."""

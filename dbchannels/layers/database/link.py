@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from django.conf import settings
 from django.db import Error, connections
-from django.db.models import Case, F, Min, Q, When
+from django.db.models import Case, F, Min, When
 from django.utils import timezone
 
 from dbchannels import names
@@ -212,8 +212,7 @@ class DatabaseLink(Link):
                     waiting = rows.filter(channel=channel, expires_at__gt=timezone.now()).order_by("id")
                 else:
                     rows = self.layer.rows(DurableMessage)
-                    due = rows.filter(Q(due_at=None) | Q(due_at__lte=timezone.now()))
-                    waiting = due.filter(channel=channel, claimed_by=None).order_by("-priority", "id")
+                    waiting = self.layer.due([channel]).order_by("-priority", "id")
                 if head := waiting.first():
                     found[channel] = (head.pk, rows.latest("id").pk)
         return found
