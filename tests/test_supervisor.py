@@ -466,17 +466,16 @@ def command(monkeypatch):
     return use
 
 
-def test_a_worker_is_runworker_with_its_name_bells_and_arguments(command, capfd):
+def test_a_worker_is_runworker_with_its_name_pipes_and_arguments(command, capfd):
     command("import sys; print(*sys.argv[1:])")
     wakeups = {"h": WakeupPipe.new(), "d": WakeupPipe.new()}
     worker = start_worker("worker-1-x", Task(("--only", "http.*"), wakeups))
     assert worker.process.wait() == 0
     worker.close()
     words = capfd.readouterr().out.split()
-    assert words.pop(4).isdecimal()
-    given = f"--wakeup-fd {wakeups['h']} --wakeup-fd {wakeups['d']}"
-    expected = f"runworker --child worker-1-x --ready {given} --only http.*"
-    assert " ".join(words) == expected
+    assert words.pop(2).removeprefix("--ready=").isdecimal()
+    given = f"--wakeup-fd={wakeups['h']} --wakeup-fd={wakeups['d']}"
+    assert " ".join(words) == f"runworker --child=worker-1-x {given} --only http.*"
     for wakeup in wakeups.values():
         for descriptor in wakeup:
             os.close(descriptor)
@@ -496,21 +495,21 @@ def test_a_worker_with_threads_has_a_name_for_each_and_all_are_told_of(shell, su
 
 
 def test_threads_and_the_time_of_the_start_are_told_where_they_matter(command, capfd):
-    command("import sys; print(*sys.argv[5:])")
+    command("import sys; print(*sys.argv[4:])")
     before = time.time()
     for task in (Task((), {}), Task((), {}, threads=8, reloads=True)):
         worker = start_worker("worker-1-x", task)
         worker.process.wait()
         worker.close()
     plain, line = capfd.readouterr().out.splitlines()
-    assert plain.split()[1:] == []
-    threads, since = line.split()[1:]
+    assert plain.split() == []
+    threads, since = line.split()
     assert threads == "--threads=8"
     assert before <= float(since.removeprefix("--since=")) <= time.time()
 
 
-def test_a_worker_can_ring_its_bells(command):
-    command("import os, sys; os.write(int(sys.argv[7].split(',')[1]), b'!')")
+def test_a_worker_can_write_to_its_wakeup_pipes(command):
+    command("import os, sys; os.write(int(sys.argv[4].removeprefix('--wakeup-fd=').split(',')[1]), b'!')")
     wakeup = WakeupPipe.new()
     worker = start_worker("worker-1-x", Task((), {"h": wakeup}))
     assert worker.process.wait() == 0
@@ -520,8 +519,10 @@ def test_a_worker_can_ring_its_bells(command):
         os.close(descriptor)
 
 
-def test_a_worker_can_ring_the_doors_of_others(command):
-    command("import os, sys; os.write(int(sys.argv[7].removeprefix('reply.a!=').split(',')[1]), b'!')")
+def test_a_worker_can_wake_readers(command):
+    command(
+        "import os, sys; os.write(int(sys.argv[4].removeprefix('--local-wakeup=reply.a!=').split(',')[1]), b'!')"
+    )
     wakeup = WakeupPipe.new()
     worker = start_worker("worker-1-x", Task((), {}, (("reply.a!", wakeup),)))
     assert worker.process.wait() == 0
@@ -532,7 +533,7 @@ def test_a_worker_can_ring_the_doors_of_others(command):
 
 
 def test_a_worker_can_say_that_it_is_ready(command):
-    command("import os, sys; os.write(int(sys.argv[5]), b'!'); sys.stdin.read()")
+    command("import os, sys; os.write(int(sys.argv[3].removeprefix('--ready=')), b'!'); sys.stdin.read()")
     worker = start_worker("worker-1-x", Task((), {}))
     assert worker.is_ready(20) and worker.is_ready()
     worker.process.stdin.close()

@@ -207,12 +207,21 @@ class CodeWatch:
     def _listen(self, since: float) -> int:
         """Start a child, pass on its reports, and return its exit status."""
         reader, writer = os.pipe()
+        command = [*manage_command(), "watchcode", "--report", str(writer), "--since", repr(since)]
         with open(reader) as lines:
             try:
-                process = self._start(writer, since)
+                with self._lock:
+                    if self._stopping.is_set():
+                        return 0
+                    process = self._process = subprocess.Popen(
+                        [*command, *self._arguments],
+                        stdin=subprocess.PIPE,  # its end tells the child that this process has died
+                        pass_fds=[writer],
+                        start_new_session=True,  # Ctrl-C in the terminal reaches only this process
+                    )
             finally:
                 os.close(writer)
-            for line in lines if process else ():
+            for line in lines:
                 word, _, path = line.rstrip("\n").partition(" ")
                 if self._stopping.is_set():
                     continue
@@ -222,25 +231,10 @@ class CodeWatch:
                     self._observer.ready()
                 elif word == "broken":
                     self._observer.broken()
-        if process is None:
-            return 0
         status = process.wait()
         if process.stdin:
             process.stdin.close()
         return status
-
-    def _start(self, writer: int, since: float) -> subprocess.Popen[bytes] | None:
-        command = [*manage_command(), "watchcode", "--report", str(writer), "--since", repr(since)]
-        with self._lock:
-            if self._stopping.is_set():
-                return None
-            self._process = subprocess.Popen(
-                [*command, *self._arguments],
-                stdin=subprocess.PIPE,  # its end tells the child that this process has died
-                pass_fds=[writer],
-                start_new_session=True,  # Ctrl-C in the terminal reaches only this process
-            )
-            return self._process
 
     def _await_change(self, since: float) -> None:
         """Watch the files that this process has imported, because the child could not begin."""

@@ -35,13 +35,11 @@ class Task(NamedTuple):
     """What one worker is to do."""
 
     arguments: tuple[str, ...]  # of runworker
-    wakeups: Mapping[
-        str, WakeupPipe
-    ]  # by what it takes: ``h`` for http.*, ``w`` for websocket.*, ``d`` for the rest
-    local_wakeups: tuple[tuple[str, WakeupPipe], ...] = ()  # of readers that it wakes itself, by their queue
-    files: tuple[str, int] | None = None  # the queue of a reader, and the socket it takes files from
-    threads: int = 1  # each takes messages by itself, under a name of its own
-    reloads: bool = False  # it takes no message once the code that it runs was changed
+    wakeups: Mapping[str, WakeupPipe]  # that wake it, by the KINDS of ``protocol``
+    local_wakeups: tuple[tuple[str, WakeupPipe], ...] = ()  # (queue, pipe) of readers that it wakes itself
+    files: tuple[str, int] | None = None  # the queue of a reader, and the socket on which that takes files
+    threads: int = 1  # each takes messages under a name of its own
+    reloads: bool = False  # whether it takes no more messages once its code has changed
 
 
 class WorkerProcess:
@@ -155,13 +153,14 @@ class Supervisor:
         delays = Backoff(0.1, 10.0)
         while slot.worker is not None or not self.stopping.is_set():
             try:
-                worker = slot.worker or self._start(slot)
+                with self._lock:
+                    if slot.worker is None and self.stopping.is_set():
+                        return
+                    worker = slot.worker = slot.worker or self._launch(slot)
             except OSError as error:  # no memory, or too many processes: this may pass
                 log.error("Worker %d cannot be started (%s); trying again.", slot.number, error)
                 self.stopping.wait(delays.delay())
                 continue
-            if worker is None:
-                return
             status = worker.process.wait()
             was_ready = worker.is_ready()
             steady = was_ready and time.monotonic() - worker.started_at > STEADY
@@ -180,14 +179,6 @@ class Supervisor:
             if not self.stopping.is_set():
                 log.warning("Worker %d %s; starting another in %.1f s.", slot.number, _ending(status), delay)
             self.stopping.wait(delay)
-
-    def _start(self, slot: Slot) -> WorkerProcess | None:
-        """Start a worker for a slot; return None when the supervisor stops."""
-        with self._lock:
-            if self.stopping.is_set():
-                return None
-            slot.worker = slot.worker or self._launch(slot)
-            return slot.worker
 
     def _launch(self, slot: Slot) -> WorkerProcess:
         worker = start_worker(f"worker-{slot.number}-{names.random_part()}", slot.task)
@@ -263,38 +254,26 @@ class Supervisor:
 
 def start_worker(name: str, task: Task) -> WorkerProcess:
     """Start ``runworker``. Its standard input is a pipe, which closes when this process dies in any way."""
-    wakeups = [text for wakeup in task.wakeups.values() for text in ("--wakeup-fd", str(wakeup))]
-    local_wakeups = [
-        text for queue, wakeup in task.local_wakeups for text in ("--local-wakeup", f"{queue}={wakeup}")
-    ]
+    pipes, local_pipes = task.wakeups.values(), dict(task.local_wakeups)
     reader, writer = os.pipe()
     command = [
         *manage_command(),
         "runworker",
-        "--child",
-        name,
-        "--ready",
-        str(writer),
-        *wakeups,
-        *local_wakeups,
-        *(["--files", f"{task.files[0]}={task.files[1]}"] if task.files else []),
+        f"--child={name}",
+        f"--ready={writer}",
+        *(f"--wakeup-fd={pipe}" for pipe in pipes),
+        *(f"--local-wakeup={queue}={pipe}" for queue, pipe in local_pipes.items()),
+        *([f"--files={task.files[0]}={task.files[1]}"] if task.files else []),
         *([f"--threads={task.threads}"] if task.threads > 1 else []),
         *([f"--since={time.time()!r}"] if task.reloads else []),
         *task.arguments,
     ]
+    inherited = [end for pipe in (*pipes, *local_pipes.values()) for end in pipe]
     try:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
-            pass_fds=[
-                writer,
-                *(task.files[1:] if task.files else ()),
-                *(
-                    end
-                    for wakeup in [*task.wakeups.values(), *dict(task.local_wakeups).values()]
-                    for end in wakeup
-                ),
-            ],
+            pass_fds=[writer, *inherited, *(task.files[1:] if task.files else ())],
             # A session of its own: Ctrl-C in the terminal reaches only this process, which then ends the workers.
             start_new_session=True,
         )

@@ -324,18 +324,14 @@ def read_fields(cls: type, given: Given, prefix: str = "") -> dict[str, Any]:
     return values
 
 
-def _flags() -> dict[str, dict[str, Any]]:
-    flags: dict[str, dict[str, Any]] = {}
-    for cls, prefix in ((LaunchConfig, ""), (ServerConfig, ""), (WebSocketLimits, "ws_")):
-        for one in fields(cls):
-            flags |= one.metadata.get("flags", {})
-            if "keywords" in one.metadata:
-                flags[prefix + one.name] = one.metadata["keywords"]
-    return flags
-
-
 #: The options of ``runchannels``, with their arguments for argparse.
-FLAGS = _flags()
+FLAGS: dict[str, dict[str, Any]] = {
+    name: keywords
+    for cls, prefix in ((LaunchConfig, ""), (ServerConfig, ""), (WebSocketLimits, "ws_"))
+    for one in fields(cls)
+    for name, keywords in one.metadata.get("flags", {prefix + one.name: one.metadata.get("keywords")}).items()
+    if keywords
+}
 DEFAULTS = {name: keywords.get("default", False) for name, keywords in FLAGS.items()}
 
 

@@ -95,23 +95,17 @@ def _client(items: Sequence[bytes], trusted: Trusted) -> tuple[str, int] | None:
     """Go from the right: each proxy adds its peer, so an address is true if a trusted proxy added it."""
     found = None
     for item in reversed(items):
-        host, port = _split(item.decode("latin-1"))
-        address = read_address(host)
+        # 192.0.2.1, 192.0.2.1:80, 2001:db8::1 or [2001:db8::1]:80
+        text = item.decode("latin-1")
+        match = _WITH_PORT.match(text)
+        address = read_address(match["six"] or match["four"] if match else text)
         if address is None:  # "unknown", or forged: what is left of it is no better
             break
-        found = (str(address), port)
+        port = int(match["port"] or 0) if match else 0
+        found = str(address), port if port <= 65_535 else 0
         if not trusted.contains(address):
             break
     return found
-
-
-def _split(text: str) -> tuple[str, int]:
-    """Return (address, port) of ``192.0.2.1``, ``192.0.2.1:80``, ``2001:db8::1`` or ``[2001:db8::1]:80``."""
-    match = _WITH_PORT.match(text)
-    if match is None:
-        return text, 0
-    port = int(match["port"] or 0)
-    return match["six"] or match["four"], port if port <= 65_535 else 0
 
 
 def read_address(host: str) -> Address | None:

@@ -1,4 +1,4 @@
-"""Probes: what they say, and that they say it whatever the rest of the server does."""
+"""Health checks: what they answer, and that they answer whatever the rest of the server does."""
 
 from __future__ import annotations
 

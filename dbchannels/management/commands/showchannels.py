@@ -52,7 +52,12 @@ class Command(BaseCommand):
             routing = load_routing(layer_settings(options["layer"]).routing)
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
-        rows = [row for row in rows_of(routing) if _is_wanted(row, options["patterns"])]
+        patterns = options["patterns"] or ["*"]
+        rows = [
+            row
+            for row in rows_of(routing)
+            if any(fnmatchcase(row[key], one) for key in ("channel", "consumer", "name") for one in patterns)
+        ]
         if not rows:
             raise CommandError("No channel, consumer or name matches: leave out PATTERN to list all.")
         self.stdout.write(json.dumps(rows, indent=2) if options["json"] else "\n".join(table(rows)))
@@ -88,11 +93,6 @@ def _options(options: ConsumerOptions) -> Row:
         key: f"{value.__module__}.{value.__qualname__}" if callable(value) else value
         for key, value in found.items()
     }
-
-
-def _is_wanted(row: Row, patterns: list[str]) -> bool:
-    texts = (row["channel"], row["consumer"], row["name"])
-    return not patterns or any(fnmatchcase(text, pattern) for text in texts for pattern in patterns)
 
 
 def table(rows: list[Row]) -> list[str]:
