@@ -17,7 +17,7 @@ MAX_USER_ID = 255
 MAX_LOGIN = MAX_USER_ID + 1  # a sign goes in front, see layers/operations.py
 #: The channels of a WebSocket's life, in order.
 WEBSOCKET = ("websocket.connect", "websocket.receive", "websocket.disconnect")
-#: The key, in a WSGI environ, of what the layer and Django's handler tell each other; see handler.RequestContext.
+#: The key, in a WSGI environ, of what the layer and Django's handler tell each other; see worker.views.RequestContext.
 REQUEST_CONTEXT = "dbchannels.request"
 RANDOM_LENGTH = 22  # characters of what random_part gives
 MOST_KNOWN = 10_000  # checked names that are remembered
