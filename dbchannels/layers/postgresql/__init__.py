@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 from django.db import Error, connections, transaction
@@ -164,41 +164,30 @@ class PostgreSQLLayer(DjangoLayer):
             raise LayerUnavailable(one_line(error)) from error
 
     def check(self) -> None:
-        session = self.session(session_name("check"))
         try:
-            ((present,),) = session.execute([(sql.TABLES_PRESENT, {})])
-            if self._shares_backends(session):
-                log.warning(POOLER, self.alias, self.poll_interval())
+            with closing(self.session(session_name("check"))) as session:
+                ((present,),) = session.execute([(sql.TABLES_PRESENT, {})])
+                if session.pooled:
+                    # It is in transaction mode if it gives two open sessions the same backend.
+                    with closing(self.session(session_name("check"))) as other:
+                        backends = [
+                            [one.execute([(sql.BACKEND, {})]) for one in (session, other)] for _ in range(10)
+                        ]
+                    if any(own == others for own, others in backends):
+                        log.warning(POOLER, self.alias, self.poll_interval())
         except LayerUnavailable as error:
-            away = LayerUnavailable(
+            unavailable = LayerUnavailable(
                 f"The database {self.database!r} cannot be used ({error}): start it, or correct DATABASES."
             )
-            away.may_pass = may_pass(error)
-            raise away from error
-        finally:
-            session.close()
+            unavailable.may_pass = may_pass(error)
+            raise unavailable from error
         if not present:
             raise LayerUnavailable(
                 f"The database {self.database!r} has no tables for the channels yet: run 'manage.py migrate'."
             )
 
-    def _shares_backends(self, session: Session) -> bool:
-        """Whether a pooler gives two open sessions the same backend, which it lends for each transaction."""
-        if not session.pooled:
-            return False
-        other = self.session(session_name("check"))
-        try:
-            return any(
-                session.execute([(sql.BACKEND, {})]) == other.execute([(sql.BACKEND, {})]) for _ in range(10)
-            )
-        finally:
-            other.close()
-
     def describe(self) -> str:
-        session = self.session(session_name("check"))
-        try:
+        with closing(self.session(session_name("check"))) as session:
             ((version, name),) = session.execute([(sql.SERVER, {})])
-        finally:
-            session.close()
         wake = "LISTEN/NOTIFY" if self.wakeups else "polling"
         return f"PostgreSQL {version.split()[0]}, database {name}; wakeups by {wake}"

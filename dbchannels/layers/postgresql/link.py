@@ -19,7 +19,6 @@ from dbchannels.layers.operations import (
     BatchResult,
     Delivery,
     Disconnect,
-    Failure,
     Operation,
     Send,
     SendGroup,
@@ -157,12 +156,20 @@ class PostgreSQLLink(Link):
         todo = list(before)
         if done.acknowledged:
             todo.append((sql_durable.ACKNOWLEDGE, {"worker": worker, **_tokens(done.acknowledged)}))
-        todo += _failed(worker, done.failures)
+        if again := [failure for failure in done.failures if failure.retry_in is not None]:
+            tokens = _tokens([failure.delivery for failure in again])
+            seconds = [failure.retry_in for failure in again]
+            todo.append((sql_durable.RETRY, {"worker": worker, "seconds": seconds, **tokens}))
+        if given_up := [failure for failure in done.failures if failure.retry_in is None]:
+            tokens = _tokens([failure.delivery for failure in given_up])
+            errors = [failure.stored_error() for failure in given_up]
+            tries = [failure.attempts for failure in given_up]
+            todo.append((sql_durable.GIVE_UP, {"worker": worker, "errors": errors, "tries": tries, **tokens}))
         if claims := [delivery for delivery in done.returned if delivery.durable]:
             todo.append((sql_durable.RELEASE, {"worker": worker, **_tokens(claims)}))
         popped = [delivery for delivery in done.returned if not delivery.durable]
-        again = resends(popped, self.layer.options["expiry"]) if popped else []
-        return self._write(todo, [*done.operations, *again])
+        sends = resends(popped, self.layer.options["expiry"]) if popped else []
+        return self._write(todo, [*done.operations, *sends])
 
     def _write(self, before: Sequence[Statement], operations: Sequence[Operation]) -> list[Send]:
         """Run the statements and write the operations, together; return the last sends that found no room."""
@@ -269,9 +276,9 @@ class PostgreSQLLink(Link):
                 lambda statement, values: self.session.execute([(statement, values)])
             )
         elif self.layer.wakeups and threading.get_ident() == self._waiter:
-            # On Django's connection, which no other thread may open too.
+            # On Django's connection, which only this thread may use.
             self.layer.wakeup_check.look(self.layer.query_for_check)
-        # A restart of the database frees every lock: for one lease after an own reconnect nobody is dead.
+        # A restart of the database frees every lock, so no process counts as dead for one lease after our reconnect.
         if time.monotonic() - self.session.connected_at >= self.layer.options["lease"]:
             self._cleaner.clean_up_expired()
 
@@ -281,19 +288,3 @@ class PostgreSQLLink(Link):
 
 def _tokens(deliveries: Sequence[Delivery]) -> dict[str, list[int | None]]:
     return {"ids": [one.id for one in deliveries], "attempts": [one.attempt for one in deliveries]}
-
-
-def _failed(worker: str, failures: Sequence[Failure]) -> list[Statement]:
-    done: list[Statement] = []
-    if again := [failure for failure in failures if failure.retry_in is not None]:
-        tokens = _tokens([failure.delivery for failure in again])
-        seconds = [failure.retry_in for failure in again]
-        done.append((sql_durable.RETRY, {"worker": worker, "seconds": seconds, **tokens}))
-    if given_up := [failure for failure in failures if failure.retry_in is None]:
-        tokens = _tokens([failure.delivery for failure in given_up])
-        letters = {
-            "errors": [failure.stored_error() for failure in given_up],
-            "tries": [failure.attempts for failure in given_up],
-        }
-        done.append((sql_durable.GIVE_UP, {"worker": worker, **letters, **tokens}))
-    return done
