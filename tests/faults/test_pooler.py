@@ -13,7 +13,7 @@ from tests.pooler import PROGRAM, pooled
 pytestmark = [pytest.mark.postgresql, pytest.mark.pooler]
 
 SAID = "A pooler in transaction mode stands between this process and the database"
-ADVICE = "Give the layer a direct way, DBCHANNELS['default']['OPTIONS']['direct']"
+ADVICE = "Connect the layer directly: DBCHANNELS['default']['OPTIONS']['direct']"
 
 
 @pytest.fixture
