@@ -320,7 +320,8 @@ def read_fields(cls: type, given: Given, prefix: str = "") -> dict[str, Any]:
             values[one.name] = one.metadata["read"](given)
         elif one.metadata:
             name = prefix + one.name
-            values[one.name] = check_number(name, given[name], one.metadata["least"])
+            value: Any = one.default if given[name] is None else given[name]
+            values[one.name] = check_number(name, value, one.metadata["least"])
     return values
 
 

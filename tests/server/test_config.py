@@ -84,7 +84,7 @@ def test_a_number_below_its_range_is_one_sentence(name):
 def test_what_is_given_is_taken_and_the_rest_is_as_by_default():
     assert config(max_body=5, head_timeout=1.5, other=1) == replace(config(), max_body=5, head_timeout=1.5)
     assert config(http_timeout=5.0).handshake_timeout == 5.0
-    assert config(**DEFAULTS) == config()
+    assert config(**DEFAULTS) == config(**dict.fromkeys(NUMBERS)) == config()
 
 
 def test_one_body_must_have_room_where_all_have():
