@@ -115,13 +115,12 @@ class Package:
         sizes = {file: self.lines[file] for file in code}
         largest = max(sizes, key=sizes.__getitem__)
         once = list(self.used_once())
-        long = list(self.long())
         yield f"modules with code          {len(code)}"
         yield f"lines                      {sum(self.lines.values()):,}"
         yield f"median module              {statistics.median(sizes.values()):g} lines"
         yield f"largest module             {sizes[largest]} lines, {largest}"
         yield f"modules over {MODULE} lines     {sum(size > MODULE for size in sizes.values())}"
-        yield f"functions over {FUNCTION} lines    {len(long)}, the longest has {max(place.lines for place in long)}"
+        yield f"functions over {FUNCTION} lines    {len(list(self.long()))}"
         yield f"files at the top           {sum('/' not in file for file in code)}"
         yield (
             f"private functions used once {len(once)} of {len(self.functions)} functions, "
