@@ -14,8 +14,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.message import Message
 from dbchannels.server import wsgi_gateway
 from dbchannels.server.http import messages
-from dbchannels.server.hub import ThreadHub
-from dbchannels.server.wsgi_gateway import Gateway, read_body, read_request
+from dbchannels.server.wsgi_gateway import Gateway, ThreadHub, read_body, read_request
 from dbchannels.testing.contract.case import raises
 from dbchannels.worker.views import make_environ
 

@@ -74,10 +74,16 @@ def forwarded(request: Request, trusted: Trusted) -> Request:
     headers = request.headers
     if not trusted.believes(request.client[0]):
         return request._replace(headers=[pair for pair in headers if pair[0] not in (FOR, PROTO, HOST)])
+    host = _last(headers, HOST) if trusted.host else b""
+    match = match_host(host.decode("latin-1"))
+    if match is None or len(match[1]) > LONGEST_HOST or match[2] == "":
+        believed = [pair for pair in headers if pair[0] != HOST]
+    else:
+        believed = [(b"host", host), *(pair for pair in headers if pair[0] != b"host")]
     return request._replace(
         client=_client(split_list(values(headers, FOR)), trusted) or request.client,
         scheme=forwarded_scheme(headers) or request.scheme,
-        headers=_with_host(headers, _last(headers, HOST) if trusted.host else b""),
+        headers=believed,
     )
 
 
@@ -115,11 +121,3 @@ def read_address(host: str) -> Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
-
-
-def _with_host(headers: RawHeaders, host: bytes) -> RawHeaders:
-    """Return the headers with this host as Host; without X-Forwarded-Host if the host is malformed."""
-    match = match_host(host.decode("latin-1"))
-    if match is None or len(match[1]) > LONGEST_HOST or match[2] == "":
-        return [pair for pair in headers if pair[0] != HOST]
-    return [(b"host", host), *(pair for pair in headers if pair[0] != b"host")]

@@ -1,9 +1,14 @@
-"""The hub's side of the relay: what the hub sends to the layer, and who receives the replies."""
+"""The hub's side of the relay: what the hub sends to the layer, and who receives the replies.
+
+The hub of the interface server, gevent's, is in server.py, and the one for threads in wsgi_gateway.py: a WSGI server
+that uses the relay never imports gevent.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -24,7 +29,6 @@ from dbchannels.protocol import (
     flow_channel,
     lost,
 )
-from dbchannels.server.hub import Hub
 from dbchannels.server.relay_threads import RelayThreads
 from dbchannels.server.websocket.messages import Outgoing, outgoing, oversight
 from dbchannels.wakeup import WakeupPipe
@@ -66,6 +70,34 @@ class Reply:
         else:
             if sentence := oversight(self.message):
                 log.warning("A message for %s on %s was not understood: %s", reply_channel, path, sentence)
+
+
+class Hub:
+    """Runs the functions that other threads add, one after another, in their order."""
+
+    #: Makes a queue to wait at in the hub; its ``get`` raises the standard library's Empty.
+    queue: Callable[[], Any]
+    #: Runs all functions that were added, soon; from any thread.
+    wake: Callable[[], None]
+
+    def __init__(self) -> None:
+        self._calls: deque[Callable[[], None]] = deque()
+
+    def start(self) -> None:
+        """Get ready to be woken."""
+
+    def call(self, function: Callable[[], None]) -> None:
+        """Run a function soon, after all that were added before; from any thread."""
+        self._calls.append(function)
+        self.wake()
+
+    def run_all(self) -> None:
+        """Run all functions that were added."""
+        while self._calls:
+            try:
+                self._calls.popleft()()
+            except Exception:
+                log.exception("One reply could not be delivered and was left out.")
 
 
 class Receiver(Protocol):
@@ -133,24 +165,17 @@ class Relay(RelayThreads):
         self.hub.call(lose_past)
 
     def _deliver(self, reply: Reply, reply_channels: Iterable[str]) -> None:
+        """Deliver a reply to its receivers, and tell its sender of those that are gone."""
         for reply_channel in reply_channels:
             receiver = self._receivers.get(reply_channel)
             if receiver is not None:
                 receiver.deliver(reply)
-            else:
-                self._end(reply_channel, reply.message)
-
-    def _end(self, reply_channel: str, message: dict[str, Any]) -> None:
-        """Tell the sender of a reply that its receiver is gone.
-
-        It may come from a group to which the connection was added too late; or from a view that reads a body or
-        streams a response, and would otherwise wait for a minute.
-        """
-        if TAKEN in message:  # a consumer's notice that it has the request
-            return
-        local = names.split(reply_channel)[1]
-        self._outbox.put([Disconnect(reply_channel)])
-        if message.get(MORE_CONTENT) and FROM_DESCRIPTOR not in message:
-            self._outbox.put([self.make_send(flow_channel(local), {CLOSED: True})])
-        if isinstance(message.get(BODY), dict):
-            self._outbox.put([self.make_send(body_channel(local), body_ends())])
+            elif TAKEN not in reply.message:  # a consumer's notice that it has the request
+                # The connection may have been added to a group too late.
+                self._outbox.put([Disconnect(reply_channel)])
+                # A view that streams a response, or reads a body, would otherwise wait for a minute.
+                local = names.split(reply_channel)[1]
+                if reply.message.get(MORE_CONTENT) and FROM_DESCRIPTOR not in reply.message:
+                    self._outbox.put([self.make_send(flow_channel(local), {CLOSED: True})])
+                if isinstance(reply.message.get(BODY), dict):
+                    self._outbox.put([self.make_send(body_channel(local), body_ends())])

@@ -31,10 +31,9 @@ from dbchannels.server.http.dispatch import OUTSIDE, Requests
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.http.messages import Request
 from dbchannels.server.http.reader import RequestReader
-from dbchannels.server.hub import Hub
 from dbchannels.server.listeners import AddressInUse, Listener, listen_all
 from dbchannels.server.proxy_headers import forwarded_scheme
-from dbchannels.server.relay import Relay
+from dbchannels.server.relay import Hub, Relay
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import Connection
 from dbchannels.server.websocket.handshake import Accepted, Denied

@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from queue import SimpleQueue
 from typing import Any
 from urllib.parse import quote_from_bytes
 
@@ -23,8 +24,7 @@ from dbchannels.layers import make_layer
 from dbchannels.protocol import MORE_CONTENT, status_reply
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import Exchange, Stream
-from dbchannels.server.hub import ThreadHub
-from dbchannels.server.relay import Relay
+from dbchannels.server.relay import Hub, Relay
 from dbchannels.wakeup import check_timeout
 
 log = logging.getLogger("dbchannels.server")
@@ -35,6 +35,21 @@ PART = 65_536  # bytes read at once
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
+
+
+class ThreadHub(Hub):
+    """Runs the functions in the thread that wakes it, one thread at a time; other threads wait for the replies."""
+
+    queue = SimpleQueue
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.RLock()
+        self.wake = self._run_now
+
+    def _run_now(self) -> None:
+        with self._lock:
+            self.run_all()
 
 
 class Gateway:
@@ -89,33 +104,31 @@ class Gateway:
 
     def _relay(self) -> Relay:
         """Return the relay, started. Raises LayerUnavailable."""
-        if self._started is None:
-            with self._starting:
-                if self._started is None:
-                    self._started = self._start()
-        return self._started
-
-    def _start(self) -> Relay:
-        # Otherwise requests would wait in line, to fail one after another.
-        if time.monotonic() - self._failed_at < START_AGAIN:
-            raise LayerUnavailable("The layer could not be used a moment ago.")
-        if self._new is None:
-            self._new = Relay(make_layer(self._settings), {}, ThreadHub())
-        relay = self._new
-        try:
-            relay.start()
-        except DBChannelsError as error:
-            self._failed_at = time.monotonic()
-            if not self._logged:
-                self._logged = True
-                log.error("server-%d: Requests cannot be passed on to workers: %s", os.getpid(), error)
-            raise
-        if self._logged:
-            self._logged = False
-            log.warning("server-%d: Requests can be passed on to workers again.", os.getpid())
-        pid = os.getpid()
-        atexit.register(lambda: relay.stop() if os.getpid() == pid else None)  # not in a child that it forks
-        return relay
+        if self._started is not None:
+            return self._started
+        with self._starting:
+            if self._started is not None:  # by another thread
+                return self._started
+            # Otherwise requests would wait in line, to fail one after another.
+            if time.monotonic() - self._failed_at < START_AGAIN:
+                raise LayerUnavailable("The layer could not be used a moment ago.")
+            if self._new is None:
+                self._new = Relay(make_layer(self._settings), {}, ThreadHub())
+            relay, pid = self._new, os.getpid()
+            try:
+                relay.start()
+            except DBChannelsError as error:
+                self._failed_at = time.monotonic()
+                if not self._logged:
+                    self._logged = True
+                    log.error("server-%d: Requests cannot be passed on to workers: %s", pid, error)
+                raise
+            if self._logged:
+                self._logged = False
+                log.warning("server-%d: Requests can be passed on to workers again.", pid)
+            atexit.register(lambda: relay.stop() if os.getpid() == pid else None)  # not in a forked child
+            self._started = relay
+            return relay
 
     def _forget(self) -> None:
         """Drop the parent's relay in a forked child, but keep its connections: closing them would end its sessions."""

@@ -258,8 +258,13 @@ class StoredResponseBuffer(ResponseBuffer):
                     self._took.clear()
                     self._took.wait(TELL_EVERY)
                     self.tell(TELL_EVERY)
-                else:
-                    self._break_off()
+                else:  # end the response in its middle, for its client and for whoever makes it
+                    self._budget.refused.count(BROKEN_OFF)
+                    self.close()
+                    self._messages.append((0, {ERROR: BROKEN_OFF}))
+                    self._came.set()
+                    if self.report is not None:
+                        self.report({CLOSED: True})
         finally:
             self._storer = None
 
@@ -310,15 +315,6 @@ class StoredResponseBuffer(ResponseBuffer):
         else:
             self.free(len(data))
         self._came.set()
-
-    def _break_off(self) -> None:
-        """End the response in its middle, for its client and for whoever makes it."""
-        self._budget.refused.count(BROKEN_OFF)
-        self.close()
-        self._messages.append((0, {ERROR: BROKEN_OFF}))
-        self._came.set()
-        if self.report is not None:
-            self.report({CLOSED: True})
 
     def _begin_to_wait(self) -> bool:
         """Keep the worker waiting for this client. Return False when as many wait as may."""
