@@ -27,7 +27,7 @@ from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain
 from dbchannels.worker.worker import Worker
 from tests import kinds
-from tests.test_routing import duplicates
+from tests.routing.test_table import duplicates
 from tests.visitors import Visitor
 
 ROOM = r"^/(?P<room>[^/]+)/$"

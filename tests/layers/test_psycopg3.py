@@ -46,7 +46,7 @@ def test_the_contract_holds_on_connections_of_psycopg_3(environment, binding):
     environment["DBCHANNELS_TEST_BINDING"] = binding
     chosen = f"({CHOICE}) and not sqlite and not polling"
     assert passed(environment, "-k", chosen, *CONTRACT) > 60
-    assert passed(environment, "tests/test_database_connections.py") > 30
+    assert passed(environment, "tests/worker/test_database_connections.py") > 30
 
 
 def passed(environment, *arguments):

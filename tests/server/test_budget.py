@@ -27,7 +27,7 @@ from dbchannels.server.websocket.connection import INBOX, Connection
 from dbchannels.server.websocket.deflate import negotiate
 from dbchannels.server.websocket.protocol import STEP
 from dbchannels.server.websocket.transport import STALLED_DEADLINE
-from tests.server.test_connections import (
+from tests.server.test_connection import (
     BINARY,
     REQUEST,
     TEXT,
@@ -36,7 +36,7 @@ from tests.server.test_connections import (
     pushed,
     until,
 )
-from tests.server.test_websocket import client
+from tests.server.test_protocol import client
 
 KIB, MIB = 1024, 1_048_576
 TOTAL = 64 * MIB

@@ -25,7 +25,7 @@ from dbchannels.server.websocket.protocol import (
     encode_frame,
 )
 from dbchannels.server.websocket.transport import Transport
-from tests.server.test_websocket import client, events_of, frames_at_random, new_socket, plausible
+from tests.server.test_protocol import client, events_of, frames_at_random, new_socket, plausible
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 RSV1, RSV2, RSV3 = 0x40, 0x20, 0x10

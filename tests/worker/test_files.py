@@ -21,10 +21,10 @@ from whitenoise import WhiteNoise
 from dbchannels.protocol import CHUNK
 from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.response_stream import FileSender, regular_file
-from tests import test_handler
+from tests.worker import test_views
 
 CONTENT = bytes(range(256)) * 1_024  # 256 KiB
-layer = test_handler.layer
+layer = test_views.layer
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def respond(layer, pair, stored, settings):
 
     def respond(application, address, **fields):
         views = ApplicationViews(application, files=pair[1])
-        messages = test_handler.respond(test_handler.Client(layer), address, views, **fields)
+        messages = test_views.respond(test_views.Client(layer), address, views, **fields)
         return messages, len(finished)
 
     request_finished.connect(lambda **_: finished.append(1), weak=False, dispatch_uid="counting")
@@ -217,17 +217,17 @@ def test_white_noise_does_as_well_with_whole_files(respond, pair, stored):
     (head,), _ = respond(around(stored), "/files/a.bin")
     assert (head["status"], head["from_descriptor"]) == (200, [0, len(CONTENT)])
     assert received(pair[0]) == ("reply.s1!c1", CONTENT)
-    headers = [*test_handler.FIELDS["headers"], [b"range", b"bytes=10-199999"]]
+    headers = [*test_views.FIELDS["headers"], [b"range", b"bytes=10-199999"]]
     head, *chunks = respond(around(stored), "/files/a.bin", headers=headers)[0]
-    assert head["status"] == 206 and test_handler.content(chunks) == CONTENT[10:200_000]
+    assert head["status"] == 206 and test_views.content(chunks) == CONTENT[10:200_000]
     assert received(pair[0]) is None
 
 
 def test_what_a_middleware_changes_is_sent_in_chunks(respond, pair, settings):
     settings.MIDDLEWARE = ["django.middleware.gzip.GZipMiddleware"]
-    headers = [*test_handler.FIELDS["headers"], [b"accept-encoding", b"gzip"]]
+    headers = [*test_views.FIELDS["headers"], [b"accept-encoding", b"gzip"]]
     messages, finished = respond(WSGIHandler(), "/", headers=headers)
-    assert gzip.decompress(test_handler.content(messages)) == CONTENT
+    assert gzip.decompress(test_views.content(messages)) == CONTENT
     assert (received(pair[0]), finished) == (None, 1)
 
 
@@ -237,5 +237,5 @@ def test_what_an_old_application_has_written_goes_first(respond, pair, stored):
         return environ["wsgi.file_wrapper"](open(stored, "rb"))
 
     messages, _ = respond(application, "/")
-    assert test_handler.content(messages) == b"written" + CONTENT
+    assert test_views.content(messages) == b"written" + CONTENT
     assert received(pair[0]) is None

@@ -149,7 +149,7 @@ def test_a_name_that_nothing_has(routes):
         NoReverseMatch, match=r"'chat' not found\. It is neither the name of a route nor a consumer"
     ):
         reverse("chat")
-    with pytest.raises(NoReverseMatch, match=r"test_reversing\.say' not found"):
+    with pytest.raises(NoReverseMatch, match=r"test_reverse\.say' not found"):
         reverse(say)
 
 

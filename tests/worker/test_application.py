@@ -197,7 +197,7 @@ def test_files_are_read_in_large_blocks():
 
 
 def test_the_site_s_own_application(settings):
-    settings.WSGI_APPLICATION = "tests.test_application.returning"
+    settings.WSGI_APPLICATION = "tests.worker.test_application.returning"
     assert site_application().__name__ == "returning"
     settings.WSGI_APPLICATION = "tests.nowhere.application"
     with raises(InvalidConfiguration) as error:
