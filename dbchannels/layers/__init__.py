@@ -23,43 +23,37 @@ if TYPE_CHECKING:
 __all__ = ["ChannelLayers", "channel_layers"]
 
 
-class ChannelLayers:
+class ChannelLayers(dict[str, "BaseLayer"]):
     """The configured layers by alias. Each is made at its first use, and shared by all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
-        self._layers: dict[str, BaseLayer] = {}
 
-    def __getitem__(self, alias: str) -> BaseLayer:
+    def __missing__(self, alias: str) -> BaseLayer:
         if not isinstance(alias, str):
             raise InvalidConfiguration(
                 f"The alias of a layer is {safe_repr(alias)}: write a key of DBCHANNELS, as 'default'."
             )
         with self._lock:
-            if alias not in self._layers:
-                self._layers[alias] = make_layer(conf.layer_settings(alias))
-            return self._layers[alias]
-
-    def __setitem__(self, alias: str, layer: BaseLayer) -> None:
-        with self._lock:
-            self._layers[alias] = layer
+            if alias not in self:
+                self[alias] = make_layer(conf.layer_settings(alias))
+            return self[alias]
 
     @contextmanager
     def swapped(self, layers: Mapping[str, BaseLayer]) -> Iterator[None]:
         """Replace layers of the site during the block."""
-        with self._lock:
-            before = dict(self._layers)
-            self._layers.update(layers)
+        before = self.copy()
+        self.update(layers)
         try:
             yield
         finally:
-            with self._lock:
-                self._layers = before
+            self.update(before)
+            for alias in self.keys() - before.keys():
+                del self[alias]
 
     def reset(self) -> None:
         """Forget every layer: they are made anew, from the settings of that moment."""
-        with self._lock:
-            self._layers.clear()
+        self.clear()
 
 
 def make_layer(settings: conf.LayerSettings) -> BaseLayer:

@@ -1,4 +1,4 @@
-"""The contract of a channel layer, and what all layers share: checks, buffering, capacity.
+"""The contract of a channel layer, and what all layers share: checks, the buffer of a consumer, capacity.
 
 A layer has two sides. The **layer** object is shared by all threads, and its sends are part of the caller's
 transaction. A **link** (``layer.link()``) belongs to one reader, a worker or an interface server: it receives, claims,
@@ -19,9 +19,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from django.db import connections
+from django.db import connections, transaction
 
 from dbchannels import codec, exceptions, foreign, names
 from dbchannels.conf import LayerSettings
@@ -41,11 +42,35 @@ from dbchannels.layers.operations import (
     SendGroup,
     reply,
 )
-from dbchannels.layers.transactions import Buffer, after_commit, rollback_probe
 
 Fields = dict[str, Any]
 
 log = logging.getLogger("dbchannels.layer")
+
+
+class Buffer:
+    """What a consumer has sent, added and discarded and is not yet written, in order.
+
+    A write inside ``atomic()`` takes along what was buffered before it, so that nothing overtakes. If that transaction
+    or savepoint is rolled back, what had been buffered outside it is pending again; what was sent inside is gone.
+    """
+
+    def __init__(self) -> None:
+        self._operations: list[Operation] = []
+        self._written: list[tuple[int, Callable[[], bool]]] = []
+
+    def append(self, operations: Sequence[Operation]) -> None:
+        """Add operations."""
+        self._operations += operations
+
+    def written(self, rolled_back: Callable[[], bool]) -> None:
+        """Note that everything so far was written in a transaction; ``rolled_back()`` tells whether it was undone."""
+        self._written.append((len(self._operations), rolled_back))
+
+    def pending(self) -> list[Operation]:
+        """Return the operations that are still to be written."""
+        done = max((count for count, rolled_back in self._written if not rolled_back()), default=0)
+        return self._operations[done:]
 
 
 class BaseLayer:
@@ -261,8 +286,18 @@ class BaseLayer:
         return self.transactional and bool(connections[self.database].in_atomic_block)
 
     def rollback_probe(self) -> Callable[[], bool]:
-        """Return a function that tells later whether what was just written in a transaction was rolled back."""
-        return rollback_probe(self.database)
+        """Return a function that tells whether the caller's innermost transaction or savepoint was rolled back since.
+
+        Django keeps what is given to ``on_commit`` until the commit runs it, and drops it at a rollback.
+        """
+        connection = connections[self.database]
+        committed: list[bool] = []
+
+        def commit() -> None:
+            committed.append(True)
+
+        transaction.on_commit(commit, using=self.database)
+        return lambda: not committed and all(entry[1] is not commit for entry in connection.run_on_commit)
 
     def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
         """Write operations in order, in the caller's transaction, all or none. May raise ChannelFull.
@@ -353,3 +388,20 @@ class BaseLayer:
     def describe(self) -> str:
         """Return what the start-up banner says of the layer: where it is, and how readers are woken."""
         return f"{type(self).__name__}, readers look every {self.poll_interval():g} s"
+
+
+def after_commit(aliases: Sequence[str], write: Callable[[], None]) -> None:
+    """Call ``write`` once, when the last of these transactions has committed; never, if one is rolled back.
+
+    Writes keep their order, because Django runs hooks in the order in which they were registered. What ``write`` raises
+    leaves the ``atomic()`` block, as from any ``on_commit``: the transaction is committed by then.
+    """
+    left = set(aliases)
+
+    def committed(alias: str) -> None:
+        left.discard(alias)
+        if not left:
+            write()
+
+    for alias in aliases:
+        transaction.on_commit(partial(committed, alias), using=alias)

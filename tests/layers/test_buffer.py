@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dbchannels.layers.base import Buffer
 from dbchannels.layers.operations import GroupAdd
-from dbchannels.layers.transactions import Buffer
 
 
 def operation(name):

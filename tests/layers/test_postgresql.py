@@ -18,9 +18,8 @@ from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import postgresql
 from dbchannels.layers.operations import BatchResult
 from dbchannels.layers.postgresql import prepared, sql, sql_durable, sql_processes
-from dbchannels.layers.postgresql.queue_cache import CapacityCache, ScanHints
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
-from dbchannels.layers.postgresql.statements import single, sql_pattern
+from dbchannels.layers.postgresql.statements import CapacityCache, ScanHints, single, sql_pattern
 from dbchannels.testing.contract.case import DEADLINE, in_thread, raises, wait_until
 from dbchannels.testing.contract.operating import make_dead_letters
 from tests import kinds

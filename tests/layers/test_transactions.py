@@ -9,8 +9,8 @@ import pytest
 from django.db import transaction
 
 from dbchannels.exceptions import InvalidMessage
+from dbchannels.layers.base import after_commit
 from dbchannels.layers.operations import Connect
-from dbchannels.layers.transactions import after_commit
 from dbchannels.testing.contract.case import drain, waiting
 from dbchannels.testing.contract.operating import make_dead_letters
 from tests import kinds

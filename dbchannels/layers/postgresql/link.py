@@ -1,15 +1,16 @@
-"""The reader's side of the PostgreSQL layer, on a session of its own."""
+"""The reader's side of the PostgreSQL layer, on a session of its own, and the check whether its wakeups arrive."""
 
 from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
 
@@ -28,11 +29,22 @@ from dbchannels.layers.operations import (
 from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
 from dbchannels.layers.postgresql.cleanup import Cleaner
 from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
-from dbchannels.layers.postgresql.queue_cache import ScanHints
 from dbchannels.layers.postgresql.session import Session, Statement
-from dbchannels.layers.postgresql.statements import statements, without_room
+from dbchannels.layers.postgresql.statements import ScanHints, statements, without_room
+from dbchannels.redaction import RateLimitedLog
 
 log = logging.getLogger("dbchannels")
+layer_log = logging.getLogger("dbchannels.layer")
+
+PROBE = "probe."  # how a probe's payload begins
+PROBE_EVERY = 30.0  # seconds between two probes while they arrive; at each clean-up while they do not
+PROBE_WITHIN = 2.0  # seconds in which one must have arrived: NOTIFY takes 0.3 ms
+WARN_ABOVE = 0.1  # of the queue of notifications; NOTIFY is skipped above a half
+QUEUE_FILLS = (
+    "The database's queue of notifications is %.0f %% full: a session that LISTENs sits in a transaction. End it "
+    "(pg_stat_activity, state 'idle in transaction'); above 50 %% nobody is woken, and the poll finds the messages "
+    "every %g s."
+)
 
 POP, CLAIM = "pop", "claim"  # what a statement takes, see Session.execute
 
@@ -64,30 +76,26 @@ class PostgreSQLLink(Link):
         if worker and time.monotonic() < self.session.in_doubt_until[POP]:
             with self.session.transaction():
                 self._cleaner.report_lost(worker)  # the worker has finished everything that it knows of
-        protocol = [queue for queue in queues if self.layer.routes[queue].protocol]
-        found = self._pop_protocol(protocol, limit, worker) if protocol else []
+        found = []
+        if protocol := [queue for queue in queues if self.layer.routes[queue].protocol]:
+            hints, started = self._hints, time.monotonic()
+            floors = hints.floors(protocol, self.session.generation) if hints.active else [0] * len(protocol)
+            values = {"queues": protocol, "limit": limit, "worker": worker, "floors": floors}
+            statement = sql.RECEIVE_IN_FLIGHT if worker else sql.RECEIVE
+            rows = self.session.execute([(statement, values)], takes=POP)
+            took = time.monotonic() - started
+            if hints.active or took >= hints.COSTLY:
+                hints.learn(((row[0], row[4]) for row in rows), took)
+            for channel, payload, recipients, reply_channel, _ in rows:
+                if recipients is None:
+                    log.warning("A broadcast was left out: its audience has been deleted.")
+                else:
+                    found.append(Delivery(channel, bytes(payload), tuple(recipients.split()), reply_channel))
         durable = [queue for queue in queues if not self.layer.routes[queue].protocol]
         if durable and len(found) < limit:
             values = {"queues": durable, "limit": limit - len(found)}
             rows = self.session.execute([(sql_durable.PROMOTE, {}), (sql_durable.RECEIVE_DURABLE, values)])
             found += [Delivery(row[0], bytes(row[1])) for row in rows]
-        return found
-
-    def _pop_protocol(self, queues: Sequence[str], limit: int, worker: str) -> list[Delivery]:
-        statement = sql.RECEIVE_IN_FLIGHT if worker else sql.RECEIVE
-        hints, started = self._hints, time.monotonic()
-        floors = hints.floors(queues, self.session.generation) if hints.active else [0] * len(queues)
-        values = {"queues": list(queues), "limit": limit, "worker": worker, "floors": floors}
-        rows = self.session.execute([(statement, values)], takes=POP)
-        took = time.monotonic() - started
-        if hints.active or took >= hints.COSTLY:
-            hints.learn(((row[0], row[4]) for row in rows), took)
-        found = []
-        for channel, payload, recipients, reply_channel, _ in rows:
-            if recipients is None:
-                log.warning("A broadcast was left out: its audience has been deleted.")
-            else:
-                found.append(Delivery(channel, bytes(payload), tuple(recipients.split()), reply_channel))
         return found
 
     def claim(
@@ -172,28 +180,22 @@ class PostgreSQLLink(Link):
         return self._write(todo, [*done.operations, *sends])
 
     def _write(self, before: Sequence[Statement], operations: Sequence[Operation]) -> list[Send]:
-        """Run the statements and write the operations, together; return the last sends that found no room."""
+        """Run the statements and write the operations, together; return the last sends that found no room.
+
+        Then wake those readers of this process tree for whom something was written. A NOTIFY takes a lock of the whole
+        database at commit, and wakes one more process, which would write to the same pipe. If this process dies before
+        it does, the poll finds the message, as with a NOTIFY that is lost.
+        """
         plan = list(statements(self.layer, operations, self.local_wakeups))
         rows = self.session.execute([*before, *((text, values) for text, values, _ in plan)])
         if self.local_wakeups:
-            self._wake_near(operations)
+            wakes = {self.layer.routes[one.channel].wake for one in operations if isinstance(one, Send)}
+            everybody = any(isinstance(one, SendGroup) for one in operations)
+            for wake, pipe in self.local_wakeups.items():
+                if everybody or wake in wakes:
+                    pipe.notify()
         sends = plan[-1][2] if plan else []
         return without_room(self.layer, sends, rows) if sends else []
-
-    def _wake_near(self, operations: Sequence[Operation]) -> None:
-        """Wake those readers of this process tree for whom something was written.
-
-        A NOTIFY takes a lock of the whole database at commit, and wakes one more process, which would write to the same
-        pipe. If this process dies before it does, the poll finds the message, as with a NOTIFY that is lost.
-        """
-        wakes: set[str] = set()
-        for one in operations:
-            if isinstance(one, Send):
-                wakes.add(self.layer.routes[one.channel].wake)
-            elif isinstance(one, SendGroup):
-                wakes.update(self.local_wakeups)
-        for wake in wakes & self.local_wakeups.keys():
-            self.local_wakeups[wake].notify()
 
     # Periodic messages.
 
@@ -288,3 +290,92 @@ class PostgreSQLLink(Link):
 
 def _tokens(deliveries: Sequence[Delivery]) -> dict[str, list[int | None]]:
     return {"ids": [one.id for one in deliveries], "attempts": [one.attempt for one in deliveries]}
+
+
+class WakeupCheck:
+    """Whether notifications arrive: the process that LISTENs has another session NOTIFY it. One for each process.
+
+    They do not arrive when a pooler gives each transaction another session, when somebody has replaced ``pg_notify``,
+    or when the queue of notifications is full. The poll still finds the messages, and nobody would know why everything
+    takes a second. So the log says it once, and once more when notifications arrive again.
+
+    One thread waits; the heartbeat calls ``look``.
+    """
+
+    def __init__(self, poll_interval: Callable[[], float]) -> None:
+        self._poll_interval = poll_interval
+        self._lock = threading.Lock()
+        self._listener = 0  # the listening session's generation; 0: nobody waits here
+        #: Its payload, the listener's generation, and time.monotonic() of its sending.
+        self._probe: tuple[str, int, float] | None = None
+        self._waiting_since: float | None = None  # time.monotonic(), while a thread waits
+        self._waited_from = 0.0  # when the last wait that ended had begun
+        self._looked_at = -PROBE_EVERY
+        self._queue_fills = RateLimitedLog(layer_log, QUEUE_FILLS, every=60.0)
+        self.arrive = True
+
+    def wait(self, session: Session, timeout: float, *others: int) -> set[str]:
+        """Wait as ``session.wait`` does; note that notifications are read meanwhile, and take out the probes.
+
+        A process that is busy reads none, which proves nothing.
+        """
+        self._waiting_since = began = time.monotonic()
+        try:
+            payloads = session.wait(timeout, *others)
+            self._listener = session.generation
+            probes = {payload for payload in payloads if payload.startswith(PROBE)}
+            if probes:
+                with self._lock:
+                    arrived = self._probe is not None and self._probe[0] in probes
+                    self._probe = None if arrived else self._probe
+                if arrived:
+                    self._conclude(True)
+            self._waited_from = began
+        finally:
+            self._waiting_since = None
+        return payloads - probes
+
+    def look(self, query: Callable[[str, dict[str, Any]], Sequence[tuple[Any, ...]]]) -> None:
+        """Judge the last probe, send the next, and warn of a queue that fills; to be called every few seconds.
+
+        ``query`` runs a statement on another session than the listening one: through a pooler, a session's own NOTIFY
+        would arrive.
+        """
+        now = time.monotonic()
+        with self._lock:
+            probe, listener, since = self._probe, self._listener, self._waiting_since
+            # A wait began when the probe was already due, or has lasted for longer than a probe takes.
+            overdue = probe is not None and (
+                self._waited_from > probe[2] + PROBE_WITHIN
+                or (since is not None and now - max(since, probe[2]) > PROBE_WITHIN)
+            )
+            if overdue:
+                self._probe = None
+        if overdue and probe is not None and probe[1] == listener:
+            self._conclude(False)
+        due = listener and (not self.arrive or now - self._looked_at >= PROBE_EVERY) and self._probe is None
+        token = PROBE + secrets.token_hex(4)
+        if due:
+            self._looked_at = now
+            with self._lock:  # before it is sent: it may be heard at once
+                self._probe = (token, listener, now)
+        ((usage, sent, _),) = query(sql.PROBE if due else sql.QUEUE_USAGE, {"wake": token})
+        if due and not sent:
+            with self._lock:
+                self._probe = None
+        if usage > WARN_ABOVE:
+            self._queue_fills.count(None, usage * 100, self._poll_interval())
+
+    def _conclude(self, arrive: bool) -> None:
+        if arrive == self.arrive:
+            return
+        self.arrive = arrive
+        if arrive:
+            layer_log.warning("Wakeups arrive again.")
+        else:
+            layer_log.warning(
+                "Wakeups do not arrive: the poll finds the messages every %g s. See that no pooler in transaction mode "
+                "stands between this process and the database (OPTIONS['direct'] goes round it), and that nothing "
+                "replaces pg_notify.",
+                self._poll_interval(),
+            )

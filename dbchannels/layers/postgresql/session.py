@@ -1,7 +1,7 @@
 """The layer's own connection to PostgreSQL: psycopg2, in autocommit mode.
 
 Django's connection belongs to the site's code and its transactions, may be psycopg 3's, and must not LISTEN. Only what
-the site's code sends runs there, by ``execute_in_django``.
+the site's code sends runs there.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import psycopg2
 import psycopg2.errors
-from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 
 from dbchannels.exceptions import LayerUnavailable
@@ -347,27 +346,6 @@ class Session:
             self.generation += 1
             with suppress(psycopg2.Error):
                 connection.close()
-
-
-def execute_in_django(connection: Any, text: str, values: Any, fetch: bool = False) -> list[tuple[Any, ...]]:
-    """Execute a statement on Django's connection, in its transaction; return its rows if ``fetch``.
-
-    Django's cursor wraps psycopg2's twice, to log and to show queries: 15 us of the 50 that a send takes in Python.
-    So it is used only if queries are logged or wrapped, or with another driver. Raises Django's errors.
-    """
-    wrapped = connection.queries_logged or connection.execute_wrappers or connection.connection is None
-    if not is_psycopg3 and not wrapped:  # what connection.cursor() does besides
-        connection.validate_thread_sharing()
-        connection.close_if_health_check_failed()
-        if connection.connection is None:
-            connection.connect()
-        connection.validate_no_broken_transaction()
-        with connection.wrap_database_errors, connection.connection.cursor() as cursor:
-            cursor.execute(text, values)
-            return cursor.fetchall() if fetch else []
-    with connection.cursor() as cursor:
-        cursor.execute(text, values)
-        return cursor.fetchall() if fetch else []
 
 
 def _in_ascii(values: Any) -> Any:

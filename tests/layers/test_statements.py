@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
-from dbchannels.layers.postgresql import queue_cache
-from dbchannels.layers.postgresql.queue_cache import ScanHints
+from dbchannels.layers.postgresql.statements import ScanHints
 
 LAG, SHARE, WHOLE_EVERY = ScanHints.LAG, ScanHints.SHARE, ScanHints.WHOLE_EVERY
 
@@ -21,9 +22,9 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch):
-    monkeypatch.setattr(queue_cache, "time", Clock())
+    monkeypatch.setattr(sys.modules[ScanHints.__module__], "time", clock := Clock())
     monkeypatch.setattr(ScanHints, "COSTLY", 0.0)
-    return queue_cache.time
+    return clock
 
 
 @pytest.fixture
