@@ -23,9 +23,8 @@ from dbchannels.layers.operations import Operation, reply
 from dbchannels.message import Message
 from dbchannels.protocol import CHUNK, LATER, Fields, chunk
 from dbchannels.routing.table import Routing, load_routing
-from dbchannels.worker.request_body import open_body
 from dbchannels.worker.response_stream import ChunkWriter, FileSender
-from dbchannels.worker.views import RequestContext, make_environ, teach_django
+from dbchannels.worker.views import RequestContext, make_environ, open_body, teach_django
 
 Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -119,7 +118,14 @@ class Response:
         environ[names.REQUEST_CONTEXT] = context
         self.result = application(environ, self._start)
         try:
-            self.content = self._read(context.whole)
+            if context.whole or isinstance(self.result, (list, tuple)):
+                self.content = b"".join([*self.written, *self.result])
+            else:
+                pieces = iter(self.result)
+                # A generator gives its status with its first piece; a response of Django's has given it.
+                first = list(islice(pieces, 0 if self.head else 1))
+                self._begun = True
+                self.content = chain(self.written, first, pieces)
         except BaseException:
             self.close()
             raise
@@ -135,15 +141,6 @@ class Response:
         pairs = [[name.encode("latin-1"), value.strip(" \t").encode("latin-1")] for name, value in headers]
         self.head = {"status": int(code), "reason": reason, "headers": pairs}
         return self.written.append
-
-    def _read(self, whole: bool) -> bytes | Iterable[bytes]:
-        if whole or isinstance(self.result, (list, tuple)):
-            return b"".join([*self.written, *self.result])
-        pieces = iter(self.result)
-        # A generator gives its status with its first piece; a response of Django's has given it.
-        first = list(islice(pieces, 0 if self.head else 1))
-        self._begun = True
-        return chain(self.written, first, pieces)
 
     def close(self) -> None:
         """End the response; Django sends its signal request_finished then."""

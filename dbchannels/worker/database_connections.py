@@ -46,10 +46,14 @@ def end_message() -> None:
             else:
                 raw.close()
             connection.close()  # the pool has it back
-        elif _is_young(connection) and _is_like_new(connection, connection.connection):
-            _set_aside(connection)
         else:
-            connection.close()
+            # As long as Django would keep the connection, or CONN_MAX_AGE is 0.
+            max_age, close_at = connection.settings_dict["CONN_MAX_AGE"], connection.close_at
+            is_young = max_age == 0 or close_at is None or time.monotonic() < close_at
+            if is_young and _is_like_new(connection, connection.connection):
+                _set_aside(connection)
+            else:
+                connection.close()
 
 
 def open_blocks() -> dict[str, int]:
@@ -94,12 +98,6 @@ _IDLE, _OPEN = 0, (2, 3)
 
 def _is_pooled(connection: Any) -> bool:
     return bool(connection.settings_dict["OPTIONS"].get("pool"))
-
-
-def _is_young(connection: Any) -> bool:
-    """Whether Django would keep the connection, or CONN_MAX_AGE is 0."""
-    max_age, close_at = connection.settings_dict["CONN_MAX_AGE"], connection.close_at
-    return max_age == 0 or close_at is None or time.monotonic() < close_at
 
 
 def _is_like_new(connection: Any, raw: Any) -> bool:

@@ -99,7 +99,9 @@ class Executor:
                     raise TransactionLeftOpen(left)
                 sent = buffer.pending()
                 atomic = self._route is not None and self._route.options.atomic
-                return Result(_merged(sent, answers) if answers else sent, None, not atomic)
+                return Result(
+                    _merged(sent, answers) if sent and answers else sent or answers, None, not atomic
+                )
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 database_connections.end_transactions(blocks)
                 return self._raised(delivery, error)
@@ -323,11 +325,11 @@ _LOGIN_ENDED = status_reply(400, "The session of this request has ended meanwhil
 
 def _merged(sent: list[Operation], answers: list[Operation]) -> list[Operation]:
     """Return both in one list; the consumer's last reply also says that its message is finished: a row less."""
-    answer, last = answers[0], sent[-1] if sent else None
+    answer, last = answers[0], sent[-1]
     if getattr(answer, "payload", b"") == _TAKEN and any(one[:1] == answer[:1] for one in sent):
         return sent  # the request has its answer
     if isinstance(last, Keep):  # in front, so that the reply is the last
-        return [last, *_merged(sent[:-1], answers)]
+        return [last, *(_merged(sent[:-1], answers) if sent[:-1] else answers)]
     if len(answers) == 1 and isinstance(answer, Send) and isinstance(last, Send) and last[:1] == answer[:1]:
         content = codec.decode(answer.payload)
         if list(content) == [FINISHED] and (

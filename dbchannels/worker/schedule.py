@@ -34,10 +34,6 @@ class Timetable:
         self._kept_at: datetime | None = None
         self._kept_since = datetime.min.replace(tzinfo=UTC)
 
-    def seconds_left(self) -> float:
-        """Return for how long a worker may sleep."""
-        return max(0.0, self.send_at - time.monotonic())
-
     def send_due(self) -> None:
         """Send what is due, unless another worker does. Raises LayerUnavailable; then call it again."""
         if time.monotonic() < self.send_at:

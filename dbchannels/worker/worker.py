@@ -210,8 +210,8 @@ class Worker:
 
     def _wait(self) -> None:
         """Wait for a wakeup, for the next delayed message to be due, for the poll, or to renew the lease."""
-        lease = self.layer.options["lease"]
-        timeout = min(self.layer.poll_interval(), lease / 3, self._timetable.seconds_left())
+        until_sends = max(0.0, self._timetable.send_at - time.monotonic())
+        timeout = min(self.layer.poll_interval(), self.layer.options["lease"] / 3, until_sends)
         if self._durable and (due := self.link.next_due()) is not None:
             timeout = min(timeout, due)
         if self._wakeups:

@@ -11,8 +11,8 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery
 from dbchannels.protocol import WINDOW
-from dbchannels.worker import request_body
-from dbchannels.worker.request_body import BodyRest, open_body
+from dbchannels.worker import views
+from dbchannels.worker.views import BodyRest, open_body
 
 CHUNK = 100_000
 BODY = b"".join(b"%07d\n" % number for number in range(400_000))  # 3.2 MB
@@ -56,7 +56,7 @@ class Server:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    monkeypatch.setattr(request_body, "ASK_AGAIN", 0.01)
+    monkeypatch.setattr(views, "ASK_AGAIN", 0.01)
 
 
 def test_it_is_read_whole_and_no_more_than_a_window_waits():
@@ -102,7 +102,7 @@ def test_a_client_that_went_away_is_an_error():
 
 
 def test_a_server_that_is_gone_is_an_error_in_the_end(monkeypatch):
-    monkeypatch.setattr(request_body, "STALLED", 0.05)
+    monkeypatch.setattr(views, "STALLED", 0.05)
     stream = Server(loses=range(1_000)).stream()
     with pytest.raises(OSError, match="the server that has it is gone"):
         stream.read()

@@ -13,7 +13,6 @@ from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.names import is_protocol
 from dbchannels.routing.options import ConsumerOptions
-from dbchannels.routing.routes import BoundRoute
 from dbchannels.routing.table import Routing, load_routing
 from dbchannels.server.config import add_options
 
@@ -65,21 +64,22 @@ class Command(BaseCommand):
 
 def rows_of(routing: Routing) -> list[Row]:
     """Return each route as JSON takes it, in order; the site's views come last, as they are tried last."""
+    rows: list[Row] = []
     shadowed = routing.shadowed()
-    return [*(_row(one, shadowed.get(number)) for number, one in enumerate(routing.bound_routes())), VIEWS]
-
-
-def _row(bound: BoundRoute, behind: BoundRoute | None) -> Row:
-    route = bound.route
-    return {
-        "channel": route.channel,
-        "durable": not is_protocol(route.channel),
-        "filters": bound.shown_filters(),
-        "consumer": route.name,
-        "name": bound.url_name,
-        "options": _options(route.options),
-        "behind": behind and behind.route.name,  # it takes every message before this one
-    }
+    for number, bound in enumerate(routing.bound_routes()):
+        route, behind = bound.route, shadowed.get(number)
+        rows.append(
+            {
+                "channel": route.channel,
+                "durable": not is_protocol(route.channel),
+                "filters": bound.shown_filters(),
+                "consumer": route.name,
+                "name": bound.url_name,
+                "options": _options(route.options),
+                "behind": behind and behind.route.name,  # it takes every message before this one
+            }
+        )
+    return [*rows, VIEWS]
 
 
 def _options(options: ConsumerOptions) -> Row:
@@ -97,17 +97,14 @@ def _options(options: ConsumerOptions) -> Row:
 
 def table(rows: list[Row]) -> list[str]:
     """Return the lines of the table, aligned."""
-    lines = [HEADINGS, *(_cells(row) for row in rows)]
+    lines = [HEADINGS]
+    for row in rows:
+        named = {"name": row["name"]} if row["name"] else {}
+        given = {**named, **row["options"]}
+        options = [key if value is True else f"{key}={value}" for key, value in given.items()]
+        if row["behind"]:
+            options.append(f"NEVER REACHED: behind {row['behind']}")
+        filters = " ".join(f"{key}={text}" for key, text in row["filters"].items())
+        lines.append((row["channel"], filters or "-", row["consumer"], " ".join(options)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
     return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-
-
-def _cells(row: Row) -> tuple[str, ...]:
-    named = {"name": row["name"]} if row["name"] else {}
-    options = [
-        key if value is True else f"{key}={value}" for key, value in {**named, **row["options"]}.items()
-    ]
-    if row["behind"]:
-        options.append(f"NEVER REACHED: behind {row['behind']}")
-    filters = " ".join(f"{key}={text}" for key, text in row["filters"].items())
-    return row["channel"], filters or "-", row["consumer"], " ".join(options)
