@@ -153,6 +153,6 @@ def test_each_name_above_is_of_a_module():
 
 def test_the_reader_of_imports_sees_them():
     assert "message" in GRAPH["routing.table"]
-    assert "layers.operations" in GRAPH["layers.database.layer"]
+    assert "layers.operations" in GRAPH["layers.database"]
     assert "layers.base" not in GRAPH["layers.link"]
     assert "django.db" in reached("channel")

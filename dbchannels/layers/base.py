@@ -26,7 +26,6 @@ from django.db import connections, transaction
 
 from dbchannels import codec, exceptions, foreign, names
 from dbchannels.conf import LayerSettings
-from dbchannels.layers.delivery import delivery_options
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
     Delivery,
@@ -40,6 +39,7 @@ from dbchannels.layers.operations import (
     Record,
     Send,
     SendGroup,
+    delivery_options,
     reply,
 )
 
@@ -112,7 +112,7 @@ class BaseLayer:
         """Send one message to a channel, without waiting for a reader.
 
         ``delivery`` is for durable channels: ``delay``, ``deliver_at``, ``priority``, ``unique``, see
-        ``delivery.delivery_options``. A consumer's sends are written when it returns; ``immediately=True`` writes
+        ``operations.delivery_options``. A consumer's sends are written when it returns; ``immediately=True`` writes
         this one at once. Raises InvalidName, InvalidMessage, MessageTooLarge or ChannelFull; nothing was sent then.
         """
         self._submit([self.make_send(channel, message, **delivery)], immediately)

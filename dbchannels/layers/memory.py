@@ -9,8 +9,7 @@ from typing import Any
 
 from dbchannels.conf import LayerSettings
 from dbchannels.layers.operations import Delivery
-from dbchannels.layers.store.layer import StoreLayer
-from dbchannels.layers.store.link import StoreLink
+from dbchannels.layers.store import StoreLayer, StoreLink
 from dbchannels.protocol import KINDS
 
 __all__ = ["MemoryLayer"]

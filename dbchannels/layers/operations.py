@@ -1,14 +1,25 @@
-"""What a layer can write, as values, so that a consumer's writes can wait in order until it returns."""
+"""What a layer can write, as values, so that a consumer's writes can wait in order until it returns.
+
+Here is also what makes these values: the options of a send, and the messages that dbchannels sends itself.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from itertools import chain
 from typing import Any, NamedTuple
 
-from dbchannels import codec
+from django.utils import timezone as site_timezone
+
+from dbchannels import codec, names
+from dbchannels.conf import TEN_YEARS
+from dbchannels.exceptions import InvalidMessage, safe_repr
+from dbchannels.protocol import VANISHED, lost
+
+PRIORITIES = range(-32_768, 32_768)  # PostgreSQL's smallint
+UNFINISHED = " (unfinished)"  # after the name of a dead server some of whose rows were locked
 
 
 class Send(NamedTuple):
@@ -242,3 +253,131 @@ def resends(deliveries: Sequence[Delivery], expiry: float) -> list[Send]:
 def in_flight_lines(deliveries: Sequence[Delivery]) -> str:
     """Return the text of an ``InFlight`` row: a line ``CHANNEL REPLY_CHANNEL`` for each protocol message."""
     return "\n".join(f"{one.channel} {one.reply_channel}" for one in deliveries if not one.durable)
+
+
+def lost_messages(messages: Iterable[tuple[str, str]], why: str, expiry: float) -> list[Send]:
+    """Return the replies to messages that nobody will answer: a (channel, reply channel) pair for each.
+
+    ``why`` is WORKER_DIED or EXPIRED of ``protocol``.
+    """
+    return [
+        reply(reply_channel, lost(why, channel), expiry)
+        for channel, reply_channel in messages
+        if reply_channel
+    ]
+
+
+def disconnect_send(record: Record, path: str, expiry: float) -> Send:
+    """Return the ``websocket.disconnect`` of a connection whose server died, with what was on record of it."""
+    message = {
+        "reply_channel": record.reply_channel,
+        "path": path,
+        "code": VANISHED,
+        "reason": "",
+        "order": -1,
+    }
+    payload = codec.encode_trusted({**message, **record.kept()})
+    return Send("websocket.disconnect", payload, record.reply_channel, expiry, certain=True)
+
+
+# The options of a message on a durable channel.
+
+
+def delivery_options(
+    channel: str,
+    delay: float | timedelta = 0,
+    deliver_at: datetime | None = None,
+    priority: int = 0,
+    unique: str = "",
+) -> dict[str, Any]:
+    """Check the options of a send, and return them as fields of ``operations.Send``.
+
+    * ``delay``: a timedelta or a number of seconds, up to ten years
+    * ``deliver_at``: the moment, in place of a delay
+    * ``priority``: messages with the highest one are taken first; 0 is the default
+    * ``unique``: a key. While a message with this key waits on the channel, no second one is queued; the key is free
+      again as soon as the message starts to run.
+
+    Raises InvalidMessage.
+    """
+    options = {
+        "delay": _delay_seconds(delay),
+        "due_at": _moment(deliver_at),
+        "priority": _priority(priority),
+        "unique": _unique(unique),
+    }
+    if (any(options.values()) or deliver_at is not None) and names.is_protocol(channel):
+        raise InvalidMessage(
+            f"Messages on {channel} have no delay, priority or unique key: send to a channel of your own, whose "
+            "consumer sends the message on."
+        )
+    if options["delay"] and deliver_at is not None:
+        raise InvalidMessage("A message has a delay or a moment, not both: leave out delay or deliver_at.")
+    return options
+
+
+def _delay_seconds(delay: object) -> float:
+    """Return a delay in seconds; a database would refuse NaN or 1e300 only when a worker writes a whole batch."""
+    if isinstance(delay, timedelta):
+        delay = delay.total_seconds()
+    if not isinstance(delay, (int, float)) or delay != delay:  # NaN
+        raise InvalidMessage(
+            f"A delay must be a timedelta or a number of seconds, not {safe_repr(delay, 40)}: write delay=5 or "
+            "delay=timedelta(...)."
+        )
+    if delay < 0:
+        raise InvalidMessage(
+            f"A delay must not be negative, unlike {safe_repr(delay, 40)}: leave it out to send the message now."
+        )
+    if delay > TEN_YEARS:
+        raise InvalidMessage(
+            f"A delay must be at most ten years, not {safe_repr(delay, 40)} s: send the message later."
+        )
+    return float(delay)
+
+
+def _moment(deliver_at: object) -> datetime | None:
+    """Return the moment; None for a past one, so that no date of another age reaches a database."""
+    if deliver_at is None:
+        return None
+    if not isinstance(deliver_at, datetime):
+        raise InvalidMessage(
+            f"deliver_at must be a datetime, not {safe_repr(deliver_at, 40)}: write deliver_at=datetime(...)."
+        )
+    moment = deliver_at
+    if site_timezone.is_naive(deliver_at):  # as in a model's field, it is the site's local time
+        moment = site_timezone.make_aware(deliver_at, site_timezone.get_default_timezone())
+    # Not site_timezone.now(), which is naive with USE_TZ = False.
+    seconds = (moment - datetime.now(timezone.utc)).total_seconds()
+    if seconds > TEN_YEARS:
+        raise InvalidMessage(
+            f"deliver_at must be within ten years, not {deliver_at!s:.40}: send the message later."
+        )
+    return moment if seconds > 0 else None
+
+
+def _priority(priority: object) -> int:
+    if not isinstance(priority, int) or isinstance(priority, bool):
+        raise InvalidMessage(
+            f"A priority must be a whole number, not {safe_repr(priority, 40)}: write priority=5, for example."
+        )
+    if priority not in PRIORITIES:
+        raise InvalidMessage(
+            f"A priority must be from {PRIORITIES[0]} to {PRIORITIES[-1]}, not {safe_repr(priority, 40)}."
+        )
+    return priority
+
+
+def _unique(unique: object) -> str:
+    if not isinstance(unique, str):
+        raise InvalidMessage(f"A unique key must be a str, not {safe_repr(unique)}: write unique=str(...).")
+    if len(unique) > names.MAX_LENGTH:
+        raise InvalidMessage(
+            f"A unique key must have at most {names.MAX_LENGTH} characters, not {len(unique)}: use a shorter one, such "
+            "as a hash."
+        )
+    if not unique.isprintable():
+        raise InvalidMessage(
+            f"A unique key must consist of printable characters, unlike {safe_repr(unique)}: remove the others."
+        )
+    return unique

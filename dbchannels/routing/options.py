@@ -8,8 +8,8 @@ from datetime import timedelta
 from typing import Any
 
 from dbchannels import names
+from dbchannels.conf import TEN_YEARS
 from dbchannels.exceptions import InvalidConfiguration, safe_repr
-from dbchannels.layers.delivery import LONGEST_DELAY
 from dbchannels.routing.interval import Interval, parse_interval
 
 Backoff = float | Callable[[int], float]
@@ -21,12 +21,12 @@ _WHOLE, _SECONDS = "a whole number", "seconds"
 _NUMBERS: dict[str, tuple[Any, int, float, str, str]] = {
     "retries": (int, 0, MOST, _WHOLE, f"from 0 to {MOST}"),
     "concurrency": (int, 1, MOST, _WHOLE, f"from 1 to {MOST}"),
-    "soft_timeout": ((int, float), 0, LONGEST_DELAY, _SECONDS, "from 0 to ten years"),
-    "hard_timeout": ((int, float), 0, LONGEST_DELAY, _SECONDS, "from 0 to ten years"),
+    "soft_timeout": ((int, float), 0, TEN_YEARS, _SECONDS, "from 0 to ten years"),
+    "hard_timeout": ((int, float), 0, TEN_YEARS, _SECONDS, "from 0 to ten years"),
     "backoff": (
         (int, float),
         0,
-        LONGEST_DELAY,
+        TEN_YEARS,
         "seconds, or a function that returns them",
         "from 0 to ten years",
     ),

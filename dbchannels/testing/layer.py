@@ -10,8 +10,7 @@ from typing import Any, TypeVar
 
 from dbchannels.conf import LayerSettings
 from dbchannels.layers.operations import Operation, Send, SendGroup
-from dbchannels.layers.store.layer import StoreLayer
-from dbchannels.layers.store.link import StoreLink
+from dbchannels.layers.store import StoreLayer, StoreLink
 from dbchannels.layers.store.rows import Row, rows
 from dbchannels.testing import transactions
 from dbchannels.testing.sent import Record, SentMessage

@@ -20,6 +20,7 @@ from django.db import transaction
 from django.http.response import HttpResponseBase
 
 from dbchannels import codec, names, signals
+from dbchannels.conf import TEN_YEARS
 from dbchannels.exceptions import (
     ConsumeLater,
     DenyConnection,
@@ -34,9 +35,17 @@ from dbchannels.exceptions import (
     safe_repr,
 )
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.delivery import LONGEST_DELAY
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Delivery, Disconnect, Failure, Keep, Operation, Result, Send, reply
+from dbchannels.layers.operations import (
+    Delivery,
+    Disconnect,
+    Failure,
+    Keep,
+    Operation,
+    Result,
+    Send,
+    reply,
+)
 from dbchannels.message import Message
 from dbchannels.protocol import (
     AGAIN,
@@ -256,7 +265,7 @@ class Executor:
             name = self._route.name if self._route else ""
             log.exception("The backoff of %s raised; the usual one is taken.", name)
             return backoff(attempt)
-        return seconds if 0 <= seconds <= LONGEST_DELAY else backoff(attempt)
+        return seconds if 0 <= seconds <= TEN_YEARS else backoff(attempt)
 
     # The options of the message that runs.
 

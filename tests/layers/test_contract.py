@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dbchannels.layers.database.layer import DatabaseLayer
+from dbchannels.layers.database import DatabaseLayer
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.postgresql import PostgreSQLLayer
 from dbchannels.testing.layers import LayerContract

@@ -9,7 +9,7 @@ import pytest
 from dbchannels import Channel, Group, channel_layers
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import ChannelLayers
-from dbchannels.layers.database.layer import DatabaseLayer
+from dbchannels.layers.database import DatabaseLayer
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.postgresql import PostgreSQLLayer
 from dbchannels.testing.contract.case import raises

@@ -21,7 +21,7 @@ from dbchannels import Channel, DenyConnection, Group, ResponseLater, channel_la
 from dbchannels import wakeup as wakeup_module
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers.operations import Send
-from dbchannels.layers.store.layer import StoreLayer
+from dbchannels.layers.store import StoreLayer
 from dbchannels.models import DeadLetter, DurableMessage, InFlight, Process
 from dbchannels.protocol import CHUNK
 from dbchannels.routing.table import Routing

@@ -17,18 +17,20 @@ from django.utils import timezone
 
 from dbchannels import names
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
-from dbchannels.layers.cleanup import UNFINISHED, disconnect_send, lost_messages
 from dbchannels.layers.database.wakeups import WakeupSocket
 from dbchannels.layers.database.writer import record_of
 from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
+    UNFINISHED,
     BatchResult,
     Delivery,
     Disconnect,
     Operation,
     Send,
+    disconnect_send,
     in_flight_lines,
+    lost_messages,
 )
 from dbchannels.models import (
     Connection,
@@ -42,7 +44,7 @@ from dbchannels.models import (
 from dbchannels.protocol import DURABLE, EXPIRED, KINDS, WORKER_DIED
 
 if TYPE_CHECKING:
-    from dbchannels.layers.database.layer import DatabaseLayer
+    from dbchannels.layers.database import DatabaseLayer
 
 LEAVES = "websocket.disconnect"
 utc = datetime_timezone.utc

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,12 +16,11 @@ from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.cleanup import ClosedConnections
 from dbchannels.models import Connection, DurableMessage, Membership, Process, ProtocolMessage
 from dbchannels.protocol import DURABLE
 
 if TYPE_CHECKING:
-    from dbchannels.layers.database.layer import DatabaseLayer
+    from dbchannels.layers.database import DatabaseLayer
 
 #: Python's encodings by PostgreSQL's names; all others, and SQL_ASCII, take what UTF-8 does.
 PYTHON_ENCODINGS = {
@@ -36,6 +36,34 @@ PYTHON_ENCODINGS = {
     "EUC_KR": "euc_kr",
     "EUC_CN": "gb2312",
 }
+
+
+class ClosedConnections:
+    """Connections that may have left rows behind; shared by the link that writes their end and the one that cleans up.
+
+    A transaction of the site may have locked a connection's record (``identify``) or a membership (``group_add``,
+    ``group_discard``). Closing the connection does not wait for it: locked rows are skipped, and each clean-up looks
+    for them.
+    """
+
+    #: Reply channels. Rows of further ones go when a message comes for them, or with their server.
+    MOST = 100_000
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reply_channels: set[str] = set()
+
+    def add(self, reply_channels: Iterable[str]) -> None:
+        """Add connections."""
+        with self._lock:
+            if len(self._reply_channels) < self.MOST:
+                self._reply_channels.update(reply_channels)
+
+    def take(self) -> set[str]:
+        """Remove and return all of them."""
+        with self._lock:
+            taken, self._reply_channels = self._reply_channels, set()
+            return taken
 
 
 class DjangoLayer(BaseLayer):

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dbchannels.layers.cleanup import UNFINISHED, disconnect_send, lost_messages
-from dbchannels.layers.operations import Record, Send
+from dbchannels.layers.operations import UNFINISHED, Record, Send, disconnect_send, lost_messages
 from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
