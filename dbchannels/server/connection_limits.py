@@ -115,8 +115,8 @@ class FairQueue:
         if address is None:
             limit = inf if self._is_proxy(client) else limit_of(client, self._per_address, REQUESTS)
             address = self._addresses[key] = _Address(key, limit)
-        turn = Turn(self, address, start)
-        address.waiting[turn] = None
+        turn = Turn(self, address)
+        address.waiting[turn] = start
         self._start(address)
         return turn
 
@@ -144,12 +144,12 @@ class FairQueue:
         self._line_up(changed)
         while self.room > 0 and self._next:
             _, address = self._next.popitem(last=False)
-            turn, _ = address.waiting.popitem(last=False)
+            turn, start = address.waiting.popitem(last=False)
             turn.started = True
             address.started += 1
             self.room -= 1
             self._line_up(address)
-            turn.start()
+            start()
 
     def _line_up(self, address: _Address) -> None:
         if address.waiting and address.started < address.limit:
@@ -157,11 +157,13 @@ class FairQueue:
 
 
 class Turn:
-    """The turn of one request; ``leave`` it as soon as a worker has answered, or the client has left."""
+    """The turn of one request; ``leave`` it as soon as a worker has answered, or the client has left.
 
-    def __init__(self, queue: FairQueue, address: _Address, start: Callable[[], None]) -> None:
+    A turn that has started holds nothing of its request: a timer may still know it for a minute.
+    """
+
+    def __init__(self, queue: FairQueue, address: _Address) -> None:
         self.address = address
-        self.start = start
         self.started = False
         self._queue: FairQueue | None = queue
 
@@ -176,7 +178,7 @@ class _Address:
     def __init__(self, key: str, limit: float) -> None:
         self.key, self.limit = key, limit
         self.started = 0
-        self.waiting: OrderedDict[Turn, None] = OrderedDict()
+        self.waiting: OrderedDict[Turn, Callable[[], None]] = OrderedDict()  # with what starts each
 
 
 def limit_of(address: str, per_address: int | None, default: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 
 import pytest
 
@@ -38,6 +39,20 @@ def test_an_address_has_so_many_at_once_and_the_next_ones_in_order():
     turns[3].leave()  # it did not start yet, and never does
     turns[0].leave()
     assert bench.started[3:] == [(HERE, 4)] and bench.turns.waiting(HERE) == 0
+
+
+def test_a_turn_that_has_started_holds_nothing_of_its_request():
+    """A timer may know it for a minute, and a flood of handshakes that are reset must not stay for so long."""
+
+    class Request:
+        def start(self):
+            pass
+
+    request = Request()
+    known = weakref.ref(request)
+    turn = FairQueue(None, lambda address: False).enter(HERE, request.start)
+    del request
+    assert turn.started and known() is None
 
 
 @pytest.mark.parametrize(
