@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import time
 
 import pytest
 from django.conf import settings
@@ -20,6 +22,9 @@ from tests.proxy import proxied
 pytestmark = [kinds.only("postgresql"), pytest.mark.usefixtures("layer")]
 
 
+NAME = "dbchannels test silence"
+
+
 @pytest.fixture
 def impatient(monkeypatch):
     """Sessions that wait for an answer for a moment."""
@@ -32,12 +37,12 @@ def proxy_and_session(impatient):
     """A session through a proxy."""
     entry = {**settings.DATABASES["default"], "NAME": connection.settings_dict["NAME"]}
     with proxied(entry) as (proxy, through):
-        session = Session(through, "dbchannels test silence", listen=False)
+        session = Session(through, NAME, listen=False)
         yield proxy, session
         session.close()
 
 
-def backends(name="dbchannels test silence"):
+def backends(name=NAME):
     """Return the process ids of a session's other ends."""
     with connection.cursor() as cursor:
         cursor.execute("SELECT pid FROM pg_stat_activity WHERE application_name = %s", [name])
@@ -100,10 +105,38 @@ def test_each_session_is_watched_and_none_that_was_closed(proxy_and_session):
     _, session = proxy_and_session
     for _ in range(3):
         session.execute([("SELECT 1", {})])
-        assert session_module._deadlines.sessions == {session}
+        assert list(session_module._deadlines.sessions) == [session]
         session.close()
-        assert session_module._deadlines.sessions == set()
+        assert list(session_module._deadlines.sessions) == []
     assert sum(thread.name == "deadlines" for thread in threading.enumerate()) >= 1
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_session_that_is_forgotten_ends(impatient):
+    session = Session(
+        {**settings.DATABASES["default"], "NAME": connection.settings_dict["NAME"]}, NAME, False
+    )
+    assert value_of(session, "1") == 1
+    assert len(backends()) == 1
+    time.sleep(0.1)  # the thread of the deadlines has looked at it
+    del session
+    gc.collect()
+    wait_until(lambda: not backends())
+
+
+def test_two_threads_may_close_a_session_at_once(proxy_and_session, monkeypatch):
+    _, session = proxy_and_session
+    value_of(session, "1")
+    drop = session_module._deadlines.drop
+
+    def close_meanwhile(one):
+        monkeypatch.setattr(session_module._deadlines, "drop", drop)
+        one.close()
+        drop(one)
+
+    monkeypatch.setattr(session_module._deadlines, "drop", close_meanwhile)
+    session.close()
+    assert value_of(session, "2") == 2
 
 
 def test_a_transaction_of_a_silent_client_ends_by_itself(proxy_and_session):

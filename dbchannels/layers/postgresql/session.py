@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
+from weakref import WeakSet
 
 import psycopg2
 import psycopg2.errors
@@ -89,7 +90,8 @@ class _Deadlines:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.sessions: set[Session] = set()
+        #: Those with a connection. A session that nobody uses any more ends, closed or not.
+        self.sessions: WeakSet[Session] = WeakSet()
         self._thread: threading.Thread | None = None
 
     def add(self, session: Session) -> None:
@@ -106,9 +108,12 @@ class _Deadlines:
     def _run(self) -> None:
         while True:
             time.sleep(ANSWER_WITHIN / 10)
-            with self._lock:
-                for session in self.sessions:
-                    session.shut_when_overdue()
+            self._look()
+
+    def _look(self) -> None:
+        with self._lock:
+            for session in self.sessions:
+                session.shut_when_overdue()
 
 
 _deadlines = _Deadlines()
@@ -325,10 +330,11 @@ class Session:
 
     def shut_when_overdue(self) -> None:
         """Shut the socket when an answer is overdue; called by the thread of the deadlines."""
-        if self._socket is not None and 0 < self._answer_due < time.monotonic():
+        own = self._socket
+        if own is not None and 0 < self._answer_due < time.monotonic():
             self._overdue = True
             with suppress(OSError):  # the other end has closed it just now
-                self._socket.shutdown(socket.SHUT_RDWR)
+                own.shutdown(socket.SHUT_RDWR)
 
     def _lost(self, error: Exception) -> LayerUnavailable:
         """Close the connection that an error has broken; return the error to raise."""
@@ -336,12 +342,12 @@ class Session:
         return LayerUnavailable(f"no answer within {ANSWER_WITHIN:g} s" if self._overdue else one_line(error))
 
     def close(self) -> None:
-        """Close the connection; the next statement opens another."""
+        """Close the connection; the next statement opens another. Two threads may do so at once."""
         connection, self._connection = self._connection, None
-        if self._socket is not None:
+        own, self._socket = self._socket, None
+        if own is not None:
             _deadlines.drop(self)
-            self._socket.close()
-            self._socket = None
+            own.close()
         if connection is not None:
             self.generation += 1
             with suppress(psycopg2.Error):
