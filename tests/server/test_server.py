@@ -398,6 +398,15 @@ def test_http_1_0_gets_a_stream_without_chunks_and_then_the_end(site):
     assert client.is_closed()
 
 
+def test_http_1_0_is_kept_alive_by_a_response_that_has_no_content(site):
+    site.responding(*streamed(b"one", b"two"))
+    client = site.client()
+    for _ in range(2):
+        response = client.ask("HEAD", "/", version="1.0", Connection="keep-alive")
+        assert response.header("Connection") == "keep-alive"
+        assert not {"content-length", "transfer-encoding"} & set(response.names)
+
+
 def test_each_request_is_a_line_in_the_log(site, told):
     site.get("/a%20b?c=d&token=e", Referer="http://a.example/", User_Agent='q"\x80')
     (line,) = until(lambda: told(logging.INFO))

@@ -178,7 +178,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             if version == "1.1":
                 headers.append(("Transfer-Encoding", "chunked"))
                 in_chunks = head.has_body
-            else:  # only the end of the connection ends the response
+            elif head.has_body:  # only the end of the connection ends the response
                 self.close_connection = True
         self.close_connection = self.close_connection or self.server.closed
         if self.close_connection:
