@@ -46,7 +46,6 @@ NEVER = {
             "websocket.protocol",
             "websocket.messages",
             "websocket.handshake",
-            "websocket.deflate",
             "proxy_headers",
             "config",
             "access_log",

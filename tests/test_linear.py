@@ -23,8 +23,7 @@ from dbchannels.server import proxy_headers
 from dbchannels.server.access_log import access_line
 from dbchannels.server.http.messages import Refused, Request
 from dbchannels.server.http.parser import HeadLimits, HeadReader
-from dbchannels.server.websocket.deflate import negotiate
-from dbchannels.server.websocket.handshake import read_handshake
+from dbchannels.server.websocket.handshake import negotiate, read_handshake
 
 try:
     from re import _parser as parser
@@ -244,7 +243,7 @@ def test_the_patterns_were_found():
     names = {name for name, _, _ in FOUND}
     for name in (
         "dbchannels.server.http.parser._HOST.match",
-        "dbchannels.server.websocket.deflate._EXTENSION.fullmatch",
+        "dbchannels.server.websocket.handshake._EXTENSION.fullmatch",
         "dbchannels.redaction._SEPARATOR.split",
         "dbchannels.processes.development._COMBINED.fullmatch",
     ):

@@ -209,7 +209,7 @@ class Supervisor:
         return True
 
     def _replace(self, slot: Slot) -> bool:
-        """Start another worker for a slot; once it takes messages, end the old one."""
+        """Start another worker for a slot; once it takes messages, end the old one. Otherwise end the new one."""
         try:
             with self._lock:
                 if self.stopping.is_set():
@@ -218,10 +218,19 @@ class Supervisor:
         except OSError as error:
             log.error("A new worker cannot be started (%s), so the old ones go on.", error)
             return False
-        if not new.is_ready(READY_WITHIN) or not self._take_over(slot, new):
-            self._discard(slot, new)
-            return False
-        return True
+        if new.is_ready(READY_WITHIN) and self._take_over(slot, new):
+            return True
+        ended: int | None = None
+        try:
+            ended = new.process.wait(1.0)  # its pipe closes a moment before it ends
+        except subprocess.TimeoutExpired:
+            new.process.kill()
+            new.process.wait()
+        self._end(slot, new)
+        if not self.stopping.is_set():
+            why = f"did not get ready within {READY_WITHIN:.0f} s" if ended is None else _ending(ended)
+            log.error("The new worker %d %s, so the old ones go on: correct the code.", slot.number, why)
+        return False
 
     def _take_over(self, slot: Slot, new: WorkerProcess) -> bool:
         """Put a worker into a slot and end the old one; return False when the supervisor stops."""
@@ -237,19 +246,6 @@ class Supervisor:
             except subprocess.TimeoutExpired:
                 old.process.kill()
         return True
-
-    def _discard(self, slot: Slot, new: WorkerProcess) -> None:
-        """End a new worker that did not get ready, and log why; or that is no longer needed."""
-        ended: int | None = None
-        try:
-            ended = new.process.wait(1.0)  # its pipe closes a moment before it ends
-        except subprocess.TimeoutExpired:
-            new.process.kill()
-            new.process.wait()
-        self._end(slot, new)
-        if not self.stopping.is_set():
-            why = f"did not get ready within {READY_WITHIN:.0f} s" if ended is None else _ending(ended)
-            log.error("The new worker %d %s, so the old ones go on: correct the code.", slot.number, why)
 
 
 def start_worker(name: str, task: Task) -> WorkerProcess:

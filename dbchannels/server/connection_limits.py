@@ -47,7 +47,7 @@ class ConnectionLimits:
     """
 
     def __init__(
-        self, total: int, per_address: int | None, is_proxy: Callable[[str], bool] = lambda address: False
+        self, total: int, per_address: int | None, is_proxy: Callable[[str], bool] | None = None
     ) -> None:
         self.total = total
         self.open = 0
@@ -65,7 +65,8 @@ class ConnectionLimits:
         if self.open >= self.total or descriptor >= self.kept_from:
             self._rejected.count(FULL, self.total)
             return FULL
-        if not self._is_proxy(address) and (answer := self.enter(address)):
+        is_proxy = self._is_proxy is not None and self._is_proxy(address)
+        if not is_proxy and (answer := self.enter(address)):
             return answer
         self.open += 1
         return None
@@ -73,7 +74,7 @@ class ConnectionLimits:
     def release(self, address: str) -> None:
         """Take off a connection that was admitted, and has ended."""
         self.open -= 1
-        if not self._is_proxy(address):
+        if self._is_proxy is None or not self._is_proxy(address):
             self.leave(address)
 
     def enter(self, address: str) -> bytes | None:
@@ -100,7 +101,7 @@ class FairQueue:
     number too.
     """
 
-    def __init__(self, per_address: int | None, is_proxy: Callable[[str], bool]) -> None:
+    def __init__(self, per_address: int | None, is_proxy: Callable[[str], bool] | None = None) -> None:
         self._per_address = per_address
         self._is_proxy = is_proxy
         self.room = TOGETHER * (per_address or REQUESTS)  # for so many more
@@ -113,7 +114,8 @@ class FairQueue:
         key = address_key(client)
         address = self._addresses.get(key)
         if address is None:
-            limit = inf if self._is_proxy(client) else limit_of(client, self._per_address, REQUESTS)
+            is_proxy = self._is_proxy is not None and self._is_proxy(client)
+            limit = inf if is_proxy else limit_of(client, self._per_address, REQUESTS)
             address = self._addresses[key] = _Address(key, limit)
         turn = Turn(self, address)
         address.waiting[turn] = start

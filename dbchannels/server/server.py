@@ -103,7 +103,7 @@ class InterfaceServer:
     def __init__(self, layer: BaseLayer, wakeups: dict[str, WakeupPipe], options: ServerConfig) -> None:
         self.options = options
         self.relay = Relay(layer, wakeups, GeventHub())
-        is_proxy = options.proxies.believes if options.proxies else lambda address: False
+        is_proxy = options.proxies.believes if options.proxies else None
         # Two queues: a worker is kept free for WebSockets, so their handshakes need not wait for requests.
         self.requests = Requests(self.relay, options, FairQueue(options.max_waiting_per_address, is_proxy))
         self._handshakes = FairQueue(options.max_waiting_per_address, is_proxy)

@@ -24,7 +24,7 @@ from dbchannels.server.budget import (
 from dbchannels.server.config import WebSocketLimits
 from dbchannels.server.relay_threads import next_batch
 from dbchannels.server.websocket.connection import INBOX, Connection
-from dbchannels.server.websocket.deflate import negotiate
+from dbchannels.server.websocket.handshake import negotiate
 from dbchannels.server.websocket.protocol import STEP
 from dbchannels.server.websocket.transport import STALLED_DEADLINE
 from tests.server.test_connection import (

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from dbchannels.server.budget import MemoryBudget, Share
 from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.websocket import deflate as deflate_module
 from dbchannels.server.websocket import protocol as protocol_module
-from dbchannels.server.websocket.deflate import LEAST, negotiate
+from dbchannels.server.websocket.handshake import negotiate
 from dbchannels.server.websocket.messages import Outgoing
 from dbchannels.server.websocket.protocol import (
+    LEAST,
     Closed,
     PartialMessage,
     ProtocolError,
@@ -261,7 +261,7 @@ def new_peer():
 def test_a_broadcast_is_compressed_once_for_all_members_of_the_same_parameters(new_peer, monkeypatch):
     calls = []
     make = zlib.compressobj
-    monkeypatch.setattr(deflate_module.zlib, "compressobj", lambda *given: calls.append(1) or make(*given))
+    monkeypatch.setattr(protocol_module.zlib, "compressobj", lambda *given: calls.append(1) or make(*given))
     offers = ["permessage-deflate", "permessage-deflate; server_max_window_bits=10"]
     peers = [new_peer(agreed(offer)) for offer in offers for _ in range(50)]
     plain = new_peer(None)

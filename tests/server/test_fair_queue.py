@@ -50,7 +50,7 @@ def test_a_turn_that_has_started_holds_nothing_of_its_request():
 
     request = Request()
     known = weakref.ref(request)
-    turn = FairQueue(None, lambda address: False).enter(HERE, request.start)
+    turn = FairQueue(None).enter(HERE, request.start)
     del request
     assert turn.started and known() is None
 

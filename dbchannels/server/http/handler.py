@@ -27,7 +27,6 @@ from dbchannels.server.http.parser import RequestHead
 from dbchannels.server.http.reader import ClientDisconnected, RequestReader
 from dbchannels.server.proxy_headers import forwarded
 from dbchannels.server.websocket import handshake
-from dbchannels.server.websocket.deflate import negotiate
 
 log = logging.getLogger("dbchannels.server")
 
@@ -141,7 +140,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.close_connection = True
         shaken = handshake.read_handshake(request.method, request.http_version, request.headers)
         interface.check_origin(shaken, request)
-        deflate = negotiate(request.headers) if interface.options.ws_compression else None
+        deflate = handshake.negotiate(request.headers) if interface.options.ws_compression else None
         connection, accepted = interface.connect(request, self.reader)
         try:
             extensions = "" if deflate is None else deflate.header

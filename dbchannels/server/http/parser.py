@@ -279,8 +279,12 @@ class BodyReader:
         line = bytes(self._buffer[position : end - 1])
         if self._state == "size":
             self._read_size(line)
-        else:
-            self._read_trailer(line)
+        elif not line:
+            self._state = "ended"
+        else:  # a trailer is checked and dropped, as RFC 9112 section 7.1.2 allows
+            self._count_extra(len(line))
+            if read_field(line)[0] in _NO_TRAILERS:
+                raise Refused(400, "A trailer must not say where the body ends.")
         return end + 1 - position
 
     def _read_size(self, line: bytes) -> None:
@@ -293,15 +297,6 @@ class BodyReader:
         if self._room < 0:
             raise self._too_large()
         self._state = "content" if self._left else "trailers"
-
-    def _read_trailer(self, line: bytes) -> None:
-        """Check a trailer and drop it, as RFC 9112 section 7.1.2 allows."""
-        if not line:
-            self._state = "ended"
-            return
-        self._count_extra(len(line))
-        if read_field(line)[0] in _NO_TRAILERS:
-            raise Refused(400, "A trailer must not say where the body ends.")
 
     def _count_extra(self, size: int) -> None:
         self._extras += size

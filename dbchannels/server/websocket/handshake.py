@@ -11,6 +11,7 @@ import hashlib
 import logging
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from http import HTTPStatus
 from typing import NamedTuple
 
@@ -19,6 +20,7 @@ from django.utils.http import is_same_domain
 from dbchannels.protocol import SENTENCES
 from dbchannels.server.http.headers import (
     HOST,
+    TOKEN,
     Headers,
     RawHeaders,
     is_token,
@@ -29,6 +31,7 @@ from dbchannels.server.http.headers import (
     words,
 )
 from dbchannels.server.http.messages import Refused, encode_head, refuse_response
+from dbchannels.server.websocket.protocol import DEFLATE, NARROWEST, WIDEST, Deflate
 
 log = logging.getLogger("dbchannels.server")
 
@@ -41,6 +44,9 @@ _KEY = re.compile(rb"[A-Za-z0-9+/]{22}==\Z")
 _HANDSHAKE = re.compile(r"(?i)upgrade|connection|sec-websocket-.*|content-length|transfer-encoding")
 _ORIGIN = re.compile(rf"(https?)://{HOST}\Z", re.IGNORECASE | re.ASCII)
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+_PARAMETER = rf'[ \t]*;[ \t]*{TOKEN}(?:[ \t]*=[ \t]*(?:{TOKEN}|"{TOKEN}"))?'
+_EXTENSION = re.compile(rf"({TOKEN})((?:{_PARAMETER})*)")
+_BITS = re.compile(r"(?:[89]|1[0-5])\Z")
 _LOOPBACK = re.compile(r"(?:[a-z0-9._-]*\.)?localhost\Z|127(?:\.[0-9]{1,3}){3}\Z|\[::1\]\Z")
 
 
@@ -203,3 +209,39 @@ def denied(status: object, headers: Sequence[tuple[str, str]] = ()) -> Denied:
         log.error("A connect consumer's refusal cannot be sent as it is: %s", error)
         return Denied(500, SENTENCES[500])
     return Denied(status, SENTENCES.get(status, SENTENCES[403]), list(headers))
+
+
+def negotiate(headers: RawHeaders) -> Deflate | None:
+    """Return the first offer of permessage-deflate that can be met (RFC 7692 section 5.1), or None.
+
+    Raises Refused, with a 400, for a Sec-WebSocket-Extensions header that is not a list of extensions.
+    """
+    # A quoted value is a token too (RFC 6455 section 9.1), so it contains no comma.
+    for item in filter(None, items(headers, b"sec-websocket-extensions")):
+        found = _EXTENSION.fullmatch(item.decode("latin-1"))
+        if found is None:
+            raise Refused(400, "The Sec-WebSocket-Extensions header is not a list of extensions.")
+        pairs = [part.partition("=") for part in found[2].split(";")[1:]]
+        parameters = [(name.strip(" \t"), value.strip(' \t"') or None) for name, _, value in pairs]
+        if found[1] == DEFLATE and (agreed := _agree(parameters)) is not None:
+            return agreed
+    return None
+
+
+def _agree(parameters: list[tuple[str, str | None]]) -> Deflate | None:
+    """Return what to agree on, or None for an offer that must be declined (RFC 7692 section 7)."""
+    bits = None
+    for name, value in parameters:
+        has_bits = value is not None and _BITS.match(value) is not None
+        if name == "server_max_window_bits" and has_bits:
+            bits = int(value or 0)
+        elif name == "client_max_window_bits" and (value is None or has_bits):
+            continue  # the server reads messages with the widest window, whatever the client's
+        elif name not in ("server_no_context_takeover", "client_no_context_takeover") or value is not None:
+            return None
+    if len({name for name, _ in parameters}) < len(parameters) or (bits or WIDEST) < NARROWEST:
+        return None
+    return _deflate(bits)
+
+
+_deflate = lru_cache(Deflate)

@@ -22,12 +22,12 @@ import gevent
 from dbchannels.protocol import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
 from dbchannels.server.budget import LEAST_ROOM, Share
 from dbchannels.server.config import LINGERING, WebSocketLimits
-from dbchannels.server.websocket.deflate import Deflate
 from dbchannels.server.websocket.messages import Outgoing
 from dbchannels.server.websocket.protocol import (
     STEP,
     TEXT,
     Closed,
+    Deflate,
     Event,
     WebSocket,
     encode_frame,
