@@ -17,7 +17,7 @@ from django.db import OperationalError, connections, transaction
 
 from dbchannels import JsonWebsocketConsumer, WebsocketConsumer, conf, consumer, include, route, route_class
 from dbchannels import checks as our_checks
-from dbchannels.checks import databases, modules
+from dbchannels.checks import modules, site
 from dbchannels.checks.routes import FIELDS
 from dbchannels.routing import table
 
@@ -45,7 +45,7 @@ def decorated(monkeypatch):
 def migrated(monkeypatch):
     """Look into no database: most tests ask for none; return a function that says which tables are missing."""
     missing = {}
-    monkeypatch.setattr(databases, "_missing_tables", lambda alias: missing.get(alias, []))
+    monkeypatch.setattr(site, "_missing_tables", lambda alias: missing.get(alias, []))
     return missing.update
 
 
@@ -632,11 +632,11 @@ def test_w010_says_that_tables_are_missing(configured, migrated, monkeypatch):
 def test_w010_looks_at_the_tables(tables, monkeypatch, settings):
     monkeypatch.undo()
     settings.DBCHANNELS = {"default": {"DATABASE": "sqlite"}}
-    assert databases._missing_tables("sqlite") == []
+    assert site._missing_tables("sqlite") == []
     with connections["sqlite"].cursor() as cursor:
         cursor.execute("ALTER TABLE dbchannels_inflight RENAME TO dbchannels_elsewhere")
         try:
-            assert databases._missing_tables("sqlite") == ["dbchannels_inflight"]
+            assert site._missing_tables("sqlite") == ["dbchannels_inflight"]
         finally:
             cursor.execute("ALTER TABLE dbchannels_elsewhere RENAME TO dbchannels_inflight")
 
@@ -649,8 +649,8 @@ def test_w010_leaves_a_database_that_is_away_to_others(monkeypatch):
         def introspection(self):
             raise OperationalError("as asked for")
 
-    monkeypatch.setattr(databases, "connections", {"default": Away()})
-    assert databases._missing_tables("default") == []
+    monkeypatch.setattr(site, "connections", {"default": Away()})
+    assert site._missing_tables("default") == []
 
 
 # W011: sessions.

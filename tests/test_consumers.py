@@ -21,7 +21,7 @@ from dbchannels import (
     route_class,
 )
 from dbchannels.checks import routes
-from dbchannels.checks.signatures import mismatch
+from dbchannels.checks.routes import mismatch
 from dbchannels.consumers.websocket import RESERVED
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain

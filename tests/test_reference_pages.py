@@ -19,7 +19,7 @@ from django.db.models.signals import post_save
 from dbchannels import Binding, Group, Message, reverse, signals
 from dbchannels.layers.operations import Connect, Disconnect
 from dbchannels.routing import table
-from dbchannels.routing.options import ConsumerOptions
+from dbchannels.routing.routes import ConsumerOptions
 from dbchannels.routing.table import Routing, load_routing
 from tests import kinds
 from tests.blog import models

@@ -14,7 +14,10 @@ at commit, and never after a rollback.
 
 from __future__ import annotations
 
+import difflib
+import inspect
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
@@ -24,15 +27,17 @@ from django.contrib.auth import get_user_model
 from django.core.exceptions import ValidationError
 from django.core.serializers.json import DjangoJSONEncoder
 from django.db import connections, router
-from django.db.models import Model, QuerySet
+from django.db.models import Field, Model, QuerySet
 from django.utils.crypto import salted_hmac
+from django.utils.encoding import is_protected_type
 
 from dbchannels.bindings.receivers import CREATE, DELETE, UPDATE, Audience, Following
-from dbchannels.bindings.serializers import Serializer, make_serializer
 from dbchannels.channel import Channel, Group
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage
 
 __all__ = ["CREATE", "DELETE", "UPDATE", "Binding"]
+
+Serializer = Callable[[Any], Any]
 
 _pending: list[type[Binding]] = []
 
@@ -300,3 +305,53 @@ def users_group(group: str, key: str) -> str:
     """
     digest = salted_hmac("dbchannels.binding_users", f"{group} {key}", algorithm="sha256")
     return f"binding.{digest.hexdigest()}"
+
+
+def make_serializer(binding: type, model: type[Model]) -> Serializer:
+    """Return a function that makes the data of an instance; raises InvalidConfiguration."""
+    given = [name for name in ("fields", "exclude", "serializer") if getattr(binding, name) is not None]
+    if len(given) != 1:
+        raise InvalidConfiguration(
+            f"{binding.__name__} has {' and '.join(given) or 'none'} of fields, exclude and serializer: give exactly "
+            "one, so that nothing is sent by mistake; fields = '__all__' sends all fields."
+        )
+    if given == ["serializer"]:
+        own = inspect.getattr_static(binding, "serializer")
+        own = own.__func__ if isinstance(own, staticmethod) else own
+        # A plain function is a method only if its first parameter is ``self``.
+        if inspect.isfunction(own) and next(iter(inspect.signature(own).parameters), "") == "self":
+            own = getattr(binding(), "serializer")  # noqa: B009
+        return lambda instance: getattr(made := own(instance), "data", made)
+    key, names = given[0], getattr(binding, given[0])
+    fields: dict[str, Any] = {
+        field.name: field for field in (*model._meta.concrete_fields, *model._meta.many_to_many)
+    }
+    if isinstance(names, str) and names != "__all__":
+        raise InvalidConfiguration(
+            f"{binding.__name__}.{key} must be a list of names, not a str: write [{names!r}]."
+        )
+    for name in names if names != "__all__" else ():
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            raise InvalidConfiguration(
+                f"{binding.__name__}.{key} names {name!r}, which is no field of {model._meta.label}: "
+                + (f"write {near[0]!r}." if near else f"it has {', '.join(fields)}.")
+            )
+    if key == "exclude":
+        chosen = [field for name, field in fields.items() if name not in names]
+    else:
+        chosen = [fields[name] for name in (fields if names == "__all__" else names)]
+    return lambda instance: {field.name: field_value(field, instance) for field in chosen}
+
+
+def field_value(field: Field[Any, Any], instance: Any) -> Any:
+    """Return a field's value for JSON, as Django's serializers make it; lists and dicts stay as they are."""
+    if field.many_to_many:
+        related = getattr(instance, field.name).order_by("pk")
+        return list(related.values_list("pk", flat=True))
+    value = field.value_from_object(instance)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no infinity and no NaN
+    if is_protected_type(value) or isinstance(value, (str, list, tuple, dict)):
+        return value
+    return field.value_to_string(instance)

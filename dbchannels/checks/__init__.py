@@ -4,10 +4,19 @@
 default``.
 """
 
-from dbchannels.checks.databases import check_other_database, check_pooler, check_sqlite, check_tables
 from dbchannels.checks.modules import check_modules
 from dbchannels.checks.routes import check_routing
-from dbchannels.checks.site import check_hosts, check_leftovers, check_order, check_sessions, check_settings
+from dbchannels.checks.site import (
+    check_hosts,
+    check_leftovers,
+    check_order,
+    check_other_database,
+    check_pooler,
+    check_sessions,
+    check_settings,
+    check_sqlite,
+    check_tables,
+)
 
 __all__ = [
     "check_hosts",

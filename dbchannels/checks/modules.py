@@ -30,7 +30,29 @@ def check_modules(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
         autodiscover_modules("consumers")
     except Exception:  # any error of a module of the site: check_routing reports it
         return []
-    return [message for config in apps.get_app_configs() for message in _unread(config)]
+    found: list[checks.CheckMessage] = []
+    for config in filter(is_of_the_site, apps.get_app_configs()):
+        root = Path(config.path)
+        for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
+            module = ".".join([config.name, *path.relative_to(root).with_suffix("").parts])
+            its_own = apps.get_containing_app_config(module) is config  # not that of a nested app
+            if not its_own or module in sys.modules or _is_elsewhere(path.relative_to(root)):
+                continue
+            text = _source(path)
+            if _CONSUMER.search(text):
+                what, hint = (
+                    "consumers, and nothing imports it, so no worker runs them",
+                    f"Import it in {config.name}.consumers, or list its consumers in the routing module.",
+                )
+            elif _BINDING.search(text):
+                what, hint = (
+                    "bindings, and nothing imports it, so they send nothing",
+                    f"Import it in the ready() of {config.name}'s AppConfig, as with signals.",
+                )
+            else:
+                continue
+            found.append(checks.Warning(f"{module} has {what}.", hint=hint, id="dbchannels.W009"))
+    return found
 
 
 def unnamed_modules() -> Iterator[checks.CheckMessage]:
@@ -63,29 +85,6 @@ def is_of_the_site(config: AppConfig, module: str = "") -> bool:
     inside = Path(*module.removeprefix(config.name).strip(".").split("."), "")
     own = config.name != "dbchannels" and _NOT_ITS_OWN.isdisjoint(Path(config.path).parts)
     return own and not (module and _is_elsewhere(inside))
-
-
-def _unread(config: AppConfig) -> Iterator[checks.CheckMessage]:
-    root = Path(config.path)
-    if not is_of_the_site(config):
-        return
-    for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
-        module = ".".join([config.name, *path.relative_to(root).with_suffix("").parts])
-        its_own = apps.get_containing_app_config(module) is config  # not that of a nested app
-        if its_own and module not in sys.modules and not _is_elsewhere(path.relative_to(root)):
-            text = _source(path)
-            if _CONSUMER.search(text):
-                yield checks.Warning(
-                    f"{module} has consumers, and nothing imports it, so no worker runs them.",
-                    hint=f"Import it in {config.name}.consumers, or list its consumers in the routing module.",
-                    id="dbchannels.W009",
-                )
-            elif _BINDING.search(text):
-                yield checks.Warning(
-                    f"{module} has bindings, and nothing imports it, so they send nothing.",
-                    hint=f"Import it in the ready() of {config.name}'s AppConfig, as with signals.",
-                    id="dbchannels.W009",
-                )
 
 
 def _is_elsewhere(path: Path) -> bool:

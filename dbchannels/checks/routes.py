@@ -5,18 +5,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from asgiref.sync import AsyncToSync, iscoroutinefunction
 from django.apps import apps
 from django.core import checks
 
-from dbchannels import conf
+from dbchannels import conf, foreign
 from dbchannels.checks.modules import is_of_the_site, unnamed_modules
-from dbchannels.checks.signatures import mismatch
-from dbchannels.consumers.json import Demultiplexer
-from dbchannels.consumers.websocket import WebsocketConsumer
+from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
+from dbchannels.consumers.websocket import RESERVED, WebsocketConsumer, takes, wrong_receive
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.routing.patterns import misses_the_slash, stray_capture
 from dbchannels.routing.routes import BoundRoute
@@ -34,6 +33,8 @@ FIELDS = {
     "websocket.receive": ("reply_channel", "path", "text", "order"),
     "websocket.disconnect": ("reply_channel", "path", "code", "order"),
 }
+_OURS = {*Demultiplexer.__mro__, *JsonWebsocketConsumer.__mro__}
+_RUN = ("connect", "receive", "receive_json", "disconnect", "groups")
 _NAME = re.compile(r"(?<=<)(?:\w+(?=>)|(?<=<)(\w+:)\w+(?=>))")
 
 
@@ -183,7 +184,7 @@ def check_patterns(table: Routing) -> Messages:
 
 def check_paths(table: Routing) -> Messages:
     """W008: the path for frames, or for the end, of a WebSocket is almost that of a handshake."""
-    routes = [(bound, bound.route.channel, _path(bound)) for bound in table.bound_routes()]
+    routes = [(bound, bound.route.channel, shown_path(bound)) for bound in table.bound_routes()]
     opened = {path: bound for bound, channel, path in routes if channel == "websocket.connect" and path}
     known = {(channel, path) for _, channel, path in routes}
     for bound, channel, path in routes:
@@ -201,7 +202,7 @@ def check_paths(table: Routing) -> Messages:
                 )
 
 
-def _path(bound: BoundRoute) -> str:
+def shown_path(bound: BoundRoute) -> str:
     """Return the path of a route, without the names of its captures; "" if it has none."""
     return _NAME.sub(lambda found: found[1] or "", bound.shown_filters().get("path", ""))
 
@@ -248,6 +249,71 @@ def _leaves(of: type) -> Iterator[type]:
             yield from _leaves(one)
         else:
             yield one
+
+
+# E004: whether the methods of a consumer class accept the captures of its route.
+
+
+def mismatch(consumer: Callable[..., Any], channel: str, captures: Sequence[str]) -> str:
+    """Return what is wrong with the methods of a class for this channel; "" if nothing is, and for a function."""
+    of = getattr(consumer, "consumer_class", None)
+    if of is None:
+        return ""
+    if isinstance(of.groups, str):
+        return f"its groups are a str; write groups = [{of.groups!r}]"
+    if taken := sorted(RESERVED.intersection(captures)):
+        return f"{taken[0]!r} is another parameter of its methods; rename the capture"
+    return _misspelled(of) or _mismatch(of, channel.rpartition(".")[2], captures)
+
+
+def _misspelled(of: type[WebsocketConsumer]) -> str:
+    """Return a method that is never run, and what to write instead."""
+    for name in (one for base in of.__mro__ if base not in _OURS for one in vars(base)):
+        if told := foreign.advice("class", name):
+            return f"{of.__qualname__}.{name} means nothing in dbchannels; {told}"
+        if name == "receive_json" and not issubclass(of, JsonWebsocketConsumer):
+            return f"{of.__qualname__}.receive_json is never run; subclass JsonWebsocketConsumer"
+        near = difflib.get_close_matches(name, _RUN, n=1, cutoff=0.85)
+        if near and name not in _RUN:
+            return f"{of.__qualname__}.{name} is never run; write {near[0]}"
+    return ""
+
+
+def _mismatch(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -> str:
+    if kind == "receive":
+        wrong = ""
+        if not issubclass(of, JsonWebsocketConsumer):
+            wrong = wrong_receive(of, tuple(captures))  # type: ignore[arg-type]
+        elif of.receive not in (JsonWebsocketConsumer.receive, Demultiplexer.receive) and not (
+            {"text", "bytes"} & inspect.signature(of.receive).parameters.keys()
+        ):
+            told = "overrides the one that calls receive_json: write receive_json(self, content)"
+            wrong = f"{of.__qualname__}.receive {told}"
+        if wrong:
+            return wrong
+    for method, positional, keywords in _calls(of, kind):
+        function, named = getattr(of, method), dict.fromkeys([*keywords, *captures])
+        if is_generator(function) and method != "groups":
+            return f"{of.__qualname__}.{method} is a generator, so calling it runs nothing; remove the yield"
+        try:
+            signature = inspect.signature(function)
+            signature.bind(None, *positional, **named)
+        except TypeError:
+            wanted = ", ".join(["self", *positional, *named])
+            return f"{of.__qualname__}.{method} takes {signature}; write {method}({wanted})"
+    inner = of.consumers.values() if issubclass(of, Demultiplexer) else ()
+    return next(filter(None, (_mismatch(one, kind, captures) for one in inner)), "")
+
+
+def _calls(of: type[WebsocketConsumer], kind: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
+    """Return the methods called for a kind of message, each with its positional and its keyword arguments."""
+    if kind == "connect":
+        return [*([("groups", (), ())] if callable(of.groups) else []), (kind, ("message",), ())]
+    if kind == "disconnect":
+        return [(kind, ("code",), ())]
+    if issubclass(of, JsonWebsocketConsumer):
+        return [("receive_json", ("content",), ())]
+    return [("receive", (), (one,)) for one in ("text", "bytes") if takes(of.receive, one)]
 
 
 TABLE_CHECKS = (

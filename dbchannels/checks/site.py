@@ -1,17 +1,21 @@
-"""Checks of the site's settings."""
+"""Checks of the site's settings, and of the layers' databases."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from django.apps import apps
 from django.conf import settings
 from django.core import checks
+from django.db import DatabaseError, connections
 
 from dbchannels import conf
 
 #: Caches that processes do not share, or that store nothing.
 OWN_CACHES = ("django.core.cache.backends.locmem.LocMemCache", "django.core.cache.backends.dummy.DummyCache")
+POOLER_PORT = "6432"  # pgbouncer's default
 CACHED_SESSIONS = ("django.contrib.sessions.backends.cache", "django.contrib.sessions.backends.cached_db")
 
 
@@ -88,4 +92,103 @@ def check_hosts(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
             hint="List the site's hosts, such as ALLOWED_HOSTS = ['example.com'].",
             id="dbchannels.W013",
         )
+    ]
+
+
+# The layers' databases.
+
+
+def _layers() -> Iterator[conf.LayerSettings]:
+    """Yield the settings of each layer on a database; nothing if the setting is invalid (E001)."""
+    if conf.problems():
+        return
+    for alias in conf.layer_aliases():
+        layer = conf.layer_settings(alias)
+        if layer.backend != conf.SHORT_BACKENDS["memory"]:
+            yield layer
+
+
+@checks.register("dbchannels", checks.Tags.database)
+def check_sqlite(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W001: on SQLite, transactions that read and then write fail at once unless they begin IMMEDIATE."""
+    if conf.problems():
+        return []
+    alias = conf.layer_settings().database
+    connection = connections[alias]
+    if connection.vendor != "sqlite" or alias not in (databases or []):
+        return []
+    if connection.settings_dict["OPTIONS"].get("transaction_mode") == "IMMEDIATE":
+        return []
+    return [
+        checks.Warning(
+            f"The layer is on the SQLite database {alias!r}, whose transactions do not begin IMMEDIATE.",
+            hint="Set 'transaction_mode': 'IMMEDIATE' in its OPTIONS, or some sends fail with 'database is locked'.",
+            id="dbchannels.W001",
+        )
+    ]
+
+
+@checks.register("dbchannels")
+def check_other_database(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W002: a layer is not on ``default``, so saves and sends are not one transaction."""
+    if connections["default"].settings_dict["ENGINE"] == "django.db.backends.dummy":
+        return []
+    return [
+        checks.Warning(
+            f"The layer {one.alias!r} is on the database {one.database!r}: messages sent in a transaction on 'default' "
+            "are written after its commit, and lost if the process dies between the two.",
+            hint="Put the layer on the database of your models, by DBCHANNELS[...]['DATABASE'], or silence "
+            "dbchannels.W002 if such a loss is acceptable; atomic=True covers the layer's database alone.",
+            id="dbchannels.W002",
+        )
+        for one in _layers()
+        if one.database != "default"
+    ]
+
+
+@checks.register("dbchannels", checks.Tags.database)
+def check_tables(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W010: the database of a layer is not migrated."""
+    if "migrate" in sys.argv[1:2]:  # it runs these checks before it creates the tables
+        return []
+    wanted = {one.database for one in _layers()} & set(databases or [])
+    return [
+        checks.Warning(
+            f"The database {alias!r} has no table {missing[0]!r}, so no message can be sent.",
+            hint=f"Run 'manage.py migrate --database {alias}'.",
+            id="dbchannels.W010",
+        )
+        for alias in sorted(wanted)
+        if (missing := _missing_tables(alias))
+    ]
+
+
+def _missing_tables(alias: str) -> list[str]:
+    try:
+        present = set(connections[alias].introspection.table_names())
+    except DatabaseError:  # others report that they cannot connect
+        return []
+    wanted = [model._meta.db_table for model in apps.get_app_config("dbchannels").get_models()]
+    return [table for table in wanted if table not in present]
+
+
+@checks.register("dbchannels")
+def check_pooler(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W012: a layer seems to connect through a transaction pooler."""
+    return [
+        checks.Warning(
+            f"The database {one.database!r} seems to be behind a transaction pooler, where no NOTIFY arrives: messages "
+            "wait for the next poll.",
+            hint=f"Let the layer bypass it by DBCHANNELS[{one.alias!r}]['OPTIONS']['direct'] = {{'PORT': 5432}}, or "
+            "silence dbchannels.W012.",
+            id="dbchannels.W012",
+        )
+        for one in _layers()
+        if connections[one.database].vendor == "postgresql"
+        and (
+            connections[one.database].settings_dict.get("DISABLE_SERVER_SIDE_CURSORS")
+            or str(connections[one.database].settings_dict.get("PORT")) == POOLER_PORT
+        )
+        and one.options["wakeups"]
+        and not one.options["direct"]
     ]

@@ -30,19 +30,16 @@ def reverse(to: str | Consumer, kwargs: Mapping[str, Any] | None = None, *, laye
         reverse("room", kwargs={"room": "tea"})  # "/chat/tea/"
     """
     given = dict(kwargs or {})
-    found = [one for one in site_routing(layer).bound_routes() if _is_called(one, to)]
+    bound = site_routing(layer).bound_routes()
+    if isinstance(to, str):
+        found = [one for one in bound if to in (one.url_name, one.route.name)]
+    else:
+        found = [one for one in bound if inspect.unwrap(one.route.consumer) == inspect.unwrap(to)]
     for one in found:
         path = _path(one.patterns().get("path", []), given)
         if path is not None:
             return escape_leading_slashes(quote(path, safe=RFC3986_SUBDELIMS + "/~:@"))
     raise NoReverseMatch(_sentence(to, given, found))
-
-
-def _is_called(bound: BoundRoute, to: str | Consumer) -> bool:
-    if isinstance(to, str):
-        return to in (bound.url_name, bound.route.name)
-    own = bound.route.consumer
-    return bool(own == to) or inspect.unwrap(own) is inspect.unwrap(to)
 
 
 def _path(chain: Sequence[Pattern], given: dict[str, Any]) -> str | None:

@@ -23,8 +23,16 @@ from dbchannels import conf, foreign, names
 from dbchannels.exceptions import InvalidConfiguration, safe_repr
 from dbchannels.message import Message
 from dbchannels.routing.interval import Entry
-from dbchannels.routing.options import ConsumerOptions
-from dbchannels.routing.routes import BoundRoute, Captures, Consumer, Include, Route, Texts, check_entries
+from dbchannels.routing.routes import (
+    BoundRoute,
+    Captures,
+    Consumer,
+    ConsumerOptions,
+    Include,
+    Route,
+    Texts,
+    check_entries,
+)
 
 log = logging.getLogger("dbchannels.routing")
 

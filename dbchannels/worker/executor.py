@@ -60,8 +60,7 @@ from dbchannels.protocol import (
     status_reply,
 )
 from dbchannels.redaction import Lines
-from dbchannels.routing.options import ConsumerOptions
-from dbchannels.routing.routes import Route
+from dbchannels.routing.routes import ConsumerOptions, Route
 from dbchannels.routing.table import Routing
 from dbchannels.worker import database_connections
 from dbchannels.worker.application import ApplicationViews

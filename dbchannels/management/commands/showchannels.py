@@ -12,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.names import is_protocol
-from dbchannels.routing.options import ConsumerOptions
+from dbchannels.routing.routes import ConsumerOptions
 from dbchannels.routing.table import Routing, load_routing
 from dbchannels.server.config import add_options
 
