@@ -758,8 +758,8 @@ class LiveModelsInTests(ChannelTestCase):
     [
         ({"fields": None}, "has none of fields, exclude and serializer: give exactly one"),
         ({"fields": ["id"], "exclude": ["id"]}, "has fields and exclude of fields, exclude and serializer"),
-        ({"fields": ["titel"]}, "names 'titel', which is no field of blog.Post: write 'title'."),
-        ({"exclude": ["zzz"]}, "names 'zzz', which is no field of blog.Post: it has id, title, blog, "),
+        ({"fields": ["titel"]}, "names 'titel', which is not a field of blog.Post: write 'title'."),
+        ({"exclude": ["zzz"]}, "names 'zzz', which is not a field of blog.Post: it has id, title, blog, "),
         ({"fields": "title"}, "must be a list of names, not a str: write ['title']."),
     ],
 )

@@ -188,7 +188,7 @@ channel_routing = NOTHING_NAMED_ROUTES
 )
 @pytest.mark.parametrize("put", [Routing, table.include], ids=["routing", "include"])
 def test_what_is_no_route_is_told_what_to_write(put, entry, told):
-    with pytest.raises(InvalidConfiguration, match=f"which is no route: {told}\\.$"):
+    with pytest.raises(InvalidConfiguration, match=f"which is not a route: {told}\\.$"):
         put([entry])
 
 
@@ -227,10 +227,10 @@ async def streams(message):
         (
             "websocket.connect",
             lambda message: False,
-            "returned False, which refuses nobody: raise DenyConnection()",
+            "returned False, which does not refuse the connection: raise DenyConnection()",
         ),
-        ("http.request", lambda message: HttpResponse(), "returned a response, which is sent to nobody"),
-        ("websocket.receive", lambda message: {"text": "hi"}, "returned a dict, which is sent to nobody"),
+        ("http.request", lambda message: HttpResponse(), "returned a response, which is not sent"),
+        ("websocket.receive", lambda message: {"text": "hi"}, "returned a dict, which is not sent"),
     ],
 )
 def test_what_would_mean_nothing_fails(layer, caplog, channel, consume, told):
@@ -290,7 +290,7 @@ def test_with_debug_the_log_says_once_which_channel_has_no_consumer(layer, caplo
         worker.link.close()
         assert len(caplog.messages) == told
     assert caplog.messages == [
-        "A message was sent to invoces, which has no consumer, so it waits for ever: write 'invoices'.",
-        "A message was sent to quite.other, which has no consumer, so it waits for ever: write "
+        "A message was sent to invoces, which has no consumer, so it waits forever: write 'invoices'.",
+        "A message was sent to quite.other, which has no consumer, so it waits forever: write "
         "@consumer('quite.other') above one.",
     ]

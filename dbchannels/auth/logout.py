@@ -83,7 +83,7 @@ def on_logged_out(request: Any, **kwargs: Any) -> None:
 
 
 def on_logged_in(request: Any, **kwargs: Any) -> None:
-    """Close the WebSockets of the user whom this browser was logged in as before; anonymous ones stay open."""
+    """Close the WebSockets of the user that this browser was logged in as before; anonymous ones stay open."""
     before = getattr(request, "COOKIES", {}).get(settings.SESSION_COOKIE_NAME, "")
     if before != getattr(getattr(request, "session", None), "session_key", None):
         _end_session(before, strangers=False)
@@ -110,7 +110,7 @@ def _end_session(key: str, strangers: bool = True) -> None:
 def on_user_saved(
     instance: Any, created: bool, raw: bool, update_fields: Any, using: str, **kwargs: Any
 ) -> None:
-    """Check the user's WebSockets after the commit, unless the date of the last login alone has changed."""
+    """Check the user's WebSockets after the commit, unless only the date of the last login has changed."""
     if not (created or raw or (update_fields and set(update_fields) <= {"last_login"})):
         on_user_deleted(instance, using)
 

@@ -334,7 +334,7 @@ def make_serializer(binding: type, model: type[Model]) -> Serializer:
         if name not in fields:
             near = difflib.get_close_matches(name, fields, n=1)
             raise InvalidConfiguration(
-                f"{binding.__name__}.{key} names {name!r}, which is no field of {model._meta.label}: "
+                f"{binding.__name__}.{key} names {name!r}, which is not a field of {model._meta.label}: "
                 + (f"write {near[0]!r}." if near else f"it has {', '.join(fields)}.")
             )
     if key == "exclude":

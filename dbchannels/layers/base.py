@@ -160,7 +160,7 @@ class BaseLayer:
         near = difflib.get_close_matches(channel, sorted(consumed), n=1)
         advice = f"write {near[0]!r}" if near else f"write @consumer({channel!r}) above one"
         log.warning(
-            "A message was sent to %s, which has no consumer, so it waits for ever: %s.", channel, advice
+            "A message was sent to %s, which has no consumer, so it waits forever: %s.", channel, advice
         )
         consumed.add(channel)
 

@@ -1,4 +1,4 @@
-"""Whether the layer can be used: which errors say that it cannot, how to wait for it, what the log says of it."""
+"""Whether the layer can be used: the errors that mean it cannot, the wait for it, and the log lines."""
 
 from __future__ import annotations
 

@@ -203,13 +203,13 @@ def _keywords_taken(consumer: Consumer) -> Callable[[str], bool] | None:
 
 
 def check_entries(entries: Any, where: str) -> Any:
-    """Return a list of routes; raises InvalidConfiguration if an item is no route."""
+    """Return a list of routes; raises InvalidConfiguration if an item is not a route."""
     if not isinstance(entries, (list, tuple)):
         raise InvalidConfiguration(f"{where} must be a list, [route(...), ...], not {safe_repr(entries)}.")
     for entry in entries:
         if not isinstance(entry, (Route, Include)):
             raise InvalidConfiguration(
-                f"{where} contains {safe_repr(entry)}, which is no route: {_write_instead(entry)}."
+                f"{where} contains {safe_repr(entry)}, which is not a route: {_write_instead(entry)}."
             )
     return entries
 

@@ -252,7 +252,7 @@ def load_routes(dotted: str) -> Sequence[Route | Include]:
 def _check_dotted(dotted: str) -> None:
     if not all(part.isidentifier() for part in dotted.split(".")):
         raise InvalidConfiguration(
-            f"The routing names {safe_repr(dotted)}, which is no dotted name: write one, such as 'chat.routing'."
+            f"The routing names {safe_repr(dotted)}, which is not a dotted name: write one, such as 'chat.routing'."
         )
 
 

@@ -96,8 +96,8 @@ class Channels:
             if count >= limit and (left := self.waiting(delayed)):
                 last = ", ".join(channel for runner in self._runners for channel in runner.ran)
                 raise AssertionError(
-                    f"{limit} messages ran and more wait on {', '.join(left)}: mend the consumer that sends to its own "
-                    f"channel, or give drain() a higher limit. The last ones: {last}."
+                    f"{limit} messages ran and more wait on {', '.join(left)}: correct the consumer that sends to its "
+                    f"own channel, or give drain() a higher limit. The last ones: {last}."
                 )
 
     def waiting(self, delayed: bool = False) -> list[str]:

@@ -188,7 +188,7 @@ def databases() -> dict[str, str]:
         if connection.vendor == "sqlite" and connection.is_in_memory_db():
             raise InvalidConfiguration(
                 f"The test database {alias!r} is in this process's memory, where the live server does not see "
-                f"it: set DATABASES[{alias!r}]['TEST'] = {{'NAME': BASE_DIR / 'test.sqlite3'}}, or take PostgreSQL."
+                f"it: set DATABASES[{alias!r}]['TEST'] = {{'NAME': BASE_DIR / 'test.sqlite3'}}, or use PostgreSQL."
             )
         names[alias] = str(connection.settings_dict["NAME"])
     return names
@@ -207,8 +207,8 @@ def overridden_settings() -> dict[str, Any]:
             json.dumps(value, default=_plain)
             continue
         raise InvalidConfiguration(
-            f"The setting {name} was overridden with what no JSON can say, and the live server's processes need it: "
-            "put it into the settings module."
+            f"The setting {name} was overridden with a value that JSON does not have, but the processes of the live "
+            "server need it: put it into the settings module."
         )
     return json.loads(json.dumps(found, default=_plain))  # type: ignore[no-any-return]
 

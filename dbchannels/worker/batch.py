@@ -68,7 +68,7 @@ class Batch:
             self._end(result)
 
     def time_out(self, delivery: Delivery, result: Result) -> bool:
-        """Note the end of a consumer that hangs, after which no other starts; False if it has ended by itself."""
+        """Note the end of a consumer that hangs, after which no other starts; False if it has ended before."""
         with self._lock:
             if self._running is not delivery:
                 return False

@@ -262,7 +262,7 @@ class Executor:
             seconds = float(own(attempt) if callable(own) else own)
         except Exception:
             name = self._route.name if self._route else ""
-            log.exception("The backoff of %s raised; the usual one is taken.", name)
+            log.exception("The backoff of %s raised; the default is used.", name)
             return backoff(attempt)
         return seconds if 0 <= seconds <= TEN_YEARS else backoff(attempt)
 
@@ -315,11 +315,11 @@ def is_generator(consumer: Any) -> bool:
 def _check_result(route: Route, channel: str, result: Any) -> None:
     """Refuse a result that its author meant to have an effect."""
     if channel == "websocket.connect" and result is False:
-        told = "False, which refuses nobody: raise DenyConnection() in its place"
+        told = "False, which does not refuse the connection: raise DenyConnection() instead"
     elif channel == "http.request" and isinstance(result, HttpResponseBase):
-        told = "a response, which is sent to nobody: write message.reply_channel.send(response)"
+        told = "a response, which is not sent: write message.reply_channel.send(response)"
     elif isinstance(result, dict) and names.is_protocol(channel):
-        told = "a dict, which is sent to nobody: write message.reply_channel.send({...})"
+        told = "a dict, which is not sent: write message.reply_channel.send({...})"
     else:
         return
     raise InvalidConfiguration(f"{route.name} returned {told}.")

@@ -198,7 +198,7 @@ class FileSender:
 def regular_file(content: object) -> tuple[int, int, int] | None:
     """Return the descriptor, the position and the bytes left of a file that a response consists of.
 
-    None unless these bytes are what would be read: a class of somebody's own, or gzip's, may read something else.
+    None unless these bytes are what would be read: a subclass, or gzip's file, may read something else.
     """
     if type(content) is not FileWrapper:
         return None

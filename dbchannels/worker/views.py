@@ -111,7 +111,7 @@ def catching_later(view: Any) -> Any:
 def _later(request: Any, error: ResponseLater) -> HttpResponse:
     context = _context(request)
     if context is None or context.reply_channel is None:
-        raise ResponseLater("Nobody can answer this request later: let a worker run its view.") from error
+        raise ResponseLater("This request cannot be answered later: let a worker run its view.") from error
     context.answered_later = True
     return HttpResponse()
 

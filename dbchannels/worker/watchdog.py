@@ -1,4 +1,4 @@
-"""What has to happen while a consumer runs, however long it does, in a thread beside the worker's main thread.
+"""What has to happen while a consumer runs, in a thread beside the worker's main thread.
 
 After 50 ms the messages that wait behind the consumer go to another worker, the results of those before it are
 written, and the lease is renewed. After the soft time-out the log shows where the consumer stands. After the hard one

@@ -43,7 +43,9 @@ REQUESTS = "http.request"
 PROTOCOL_CHANNELS = (*names.WEBSOCKET, REQUESTS, "http.disconnect")
 # Seconds for which protocol messages may delay a claim, after one that found nothing; ten times as long as a slow one.
 CLAIM_WITHIN = 0.02
-OUTDATED = 5.0  # seconds that a worker with old code waits for its parent to end it, until it ends by itself
+OUTDATED = (
+    5.0  # seconds that a worker with old code waits for its parent to end it, before it ends on its own
+)
 WRITE_AFTER = 0.002  # seconds: quick consumers' results are written together, a slower one's at once
 DROPPED = (
     "%d message(s) of consumers were dropped, the last for %s: their channel was full. Its reader is too slow, or "
@@ -143,7 +145,7 @@ class Worker:
     def abandon(self) -> None:
         """Give back what this worker holds, as if it had not run: its process ends now, even if a consumer runs.
 
-        Clients that wait for an answer are told that none comes. Raises LayerUnavailable.
+        Clients that wait for an answer get an error. Raises LayerUnavailable.
         """
         with self._writing:
             self.link.finish(self.name, self._batch.abandon())
@@ -178,7 +180,7 @@ class Worker:
         return True
 
     def _take(self) -> list[Delivery]:
-        """Take protocol messages, because somebody waits for them; then claim durable ones."""
+        """Take protocol messages first, because clients wait for them; then claim durable ones."""
         for wakeup in self._wakeups:
             wakeup.drain()
         limit = self._batch.sizer.limit()

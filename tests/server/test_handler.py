@@ -223,7 +223,10 @@ def test_one_that_accepts_badly_is_a_500_and_is_told_of_the_end(site, told, repl
     until(lambda: site.relay.waiting() == 0)
     assert [message["code"] for message in site.messages("websocket.disconnect")] == [1006]
     (said,) = told()
-    assert said.startswith("The connect consumer of /x\\n\\x1b[2J accepted badly: ") and said.isprintable()
+    assert (
+        said.startswith("The connect consumer of /x\\n\\x1b[2J accepted with a reply that cannot be sent: ")
+        and said.isprintable()
+    )
 
 
 def test_no_decision_in_time_is_a_503_and_a_late_consumer_is_told(new_site):

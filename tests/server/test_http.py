@@ -213,7 +213,7 @@ def test_headers_are_a_list_of_pairs_of_bytes(headers):
     ],
 )
 def test_a_key_that_says_nothing_is_refused(key, told):
-    assert refused(**{key: b"x"}).endswith(f"The key {key!r} of a response says nothing: {told}.")
+    assert refused(**{key: b"x"}).endswith(f"The key {key!r} of a response means nothing: {told}.")
 
 
 def test_another_key_is_left_alone():

@@ -538,7 +538,7 @@ def test_a_stream_that_a_group_fills_faster_than_its_client_reads_is_broken_off(
         site.reply(message, content=b"x" * 500_000, more_content=True)
         return told()
 
-    assert until(told_of) == ["A response was broken off: its client takes less than is sent to it."]
+    assert until(told_of) == ["A response was broken off: its client reads more slowly than the site sends."]
     with pytest.raises(Exception, match="IncompleteRead"):
         response.read()
     until(site.is_quiet)

@@ -192,7 +192,7 @@ def test_one_too_many_is_broken_off_and_told(new, budget, caplog):
     assert first._waits and second.reports[-1] == {"closed": True}
     assert second.get(1.0) == {"error": "broken off"}
     assert second._on_disk == 0 and DISK - budget.disk == 10_000
-    assert "Answered 0 large responses 503 and broke 1 off" in caplog.text
+    assert "Answered 0 large responses with 503 and broke off 1" in caplog.text
 
 
 def test_without_room_a_large_one_begins_only_where_a_worker_may_wait(new, budget):

@@ -124,7 +124,7 @@ def test_descriptors_are_kept_for_the_site(site, monkeypatch, told):
     del kept[0]
     assert [site.get().status for _ in range(2)] == [503] * 2
     (line,) = told(logging.WARNING)
-    assert line.startswith("Files are answered 503, because this process has too many open files")
+    assert line.startswith("Files are answered with 503, because this process has too many open files")
 
 
 def test_one_that_becomes_shorter_is_broken_off(site, stored, told):

@@ -273,7 +273,7 @@ class Draining(ChannelTestCase):
     def test_an_endless_consumer_is_stopped_with_its_name(self):
         Channel("loop").send({})
         with pytest.raises(
-            AssertionError, match=r"^20 messages ran and more wait on loop: mend the consumer"
+            AssertionError, match=r"^20 messages ran and more wait on loop: correct the consumer"
         ):
             self.drain(limit=20)
 

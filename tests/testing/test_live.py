@@ -94,7 +94,7 @@ def test_a_database_in_memory_is_refused_with_what_to_do():
     with (
         mock.patch("dbchannels.testing.live.connections", {"default": connection}),
         pytest.raises(
-            InvalidConfiguration, match=r"set DATABASES\['default'\]\['TEST'\] = .*, or take PostgreSQL"
+            InvalidConfiguration, match=r"set DATABASES\['default'\]\['TEST'\] = .*, or use PostgreSQL"
         ),
     ):
         databases()

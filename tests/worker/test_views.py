@@ -475,7 +475,7 @@ def test_every_status_comes_through(client, address, status):
 
 def test_an_answer_that_nobody_could_give_later_says_so():
     with pytest.raises(
-        ResponseLater, match="Nobody can answer this request later: let a worker run its view"
+        ResponseLater, match="This request cannot be answered later: let a worker run its view"
     ):
         catching_later(anything_later)(RequestFactory().get("/"))  # as under --http direct
 

@@ -39,7 +39,7 @@ __all__ = ["PostgreSQLLayer"]
 
 log = logging.getLogger("dbchannels.layer")
 
-NOTIFY_ROOM = 1.0  # seconds for which a sender goes by what it was told of the queue of notifications
+NOTIFY_ROOM = 1.0  # seconds for which a sender relies on the last answer about the queue of notifications
 
 POOLER = (
     "A pooler in transaction mode stands between this process and the database: wakeups and session locks do not work "

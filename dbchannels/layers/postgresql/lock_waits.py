@@ -4,8 +4,8 @@ What a consumer writes to a membership or a connection waits while an open trans
 A worker writes the results of a whole batch at once, so one locked row would hold up all of them, and all that come
 after. Therefore no write waits longer than a few milliseconds. What is blocked, a message's operations with its
 acknowledgement, is set apart and retried from time to time; what later messages of the same connection did stays behind
-it, in order. Until its result is written, a message counts as in flight: when its worker dies, the client is told, or
-the message is claimed again.
+it, in order. Until its result is written, a message counts as in flight: when its worker dies, its client gets an
+error, or the message is claimed again.
 """
 
 from __future__ import annotations

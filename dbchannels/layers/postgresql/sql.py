@@ -9,7 +9,7 @@ durable channels, or the queue of a process-specific channel. PostgreSQL merges 
 """
 
 LISTEN = "LISTEN dbchannels"
-# If it is not the one that libpq was told when it connected, a pooler stands between.
+# A pooler stands between if this is not the backend that libpq learned of when it connected.
 BACKEND = "SELECT pg_catalog.pg_backend_pid()"
 
 # How our own session begins. FIND looks for our tables by the site's search_path, and uses no operator: any role that

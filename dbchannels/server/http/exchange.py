@@ -64,7 +64,7 @@ class ResponseBuffer:
         self._queue = queue
         self.received = self.freed = 0
         self.ended = False  # the last message has come
-        self.report: Callable[[Message], None] | None = None  # tells whoever makes the response, see `begin`
+        self.report: Callable[[Message], None] | None = None  # to the worker or thread, see `begin`
         self._in_hand = 0  # bytes of the message that `get` has returned last
         self._reported, self._reported_at = 0, time.monotonic()
 
@@ -193,7 +193,7 @@ class Exchange:
             self.buffer.put(message)
             if self.buffer.waiting > WAITING:
                 self._broken = True
-                log.warning("A response was broken off: its client takes less than is sent to it.")
+                log.warning("A response was broken off: its client reads more slowly than the site sends.")
 
     def next_chunk(self, timeout: float) -> Message:
         """Return the next message of the response. Raises BrokenOff when there is none."""
@@ -272,7 +272,7 @@ class Exchange:
 class Stream:
     """The content of a response in chunks, checked.
 
-    It must be closed, as PEP 3333 asks of whoever iterates; the exchange ends then, also if nothing was iterated.
+    It must be closed, as PEP 3333 requires; that ends the exchange, even if nothing was iterated.
     """
 
     def __init__(

@@ -147,7 +147,11 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             head = handshake.accept_response(shaken, accepted.subprotocol, accepted.headers, extensions)
         except ValueError as error:
             connection.abandon()
-            log.error("The connect consumer of %s accepted badly: %s", request.path, error)
+            log.error(
+                "The connect consumer of %s accepted with a reply that cannot be sent: %s",
+                request.path,
+                error,
+            )
             raise Refused(500, SENTENCES[500]) from None
         connection.deflate = deflate
         self._write_at_once(101, head)

@@ -178,7 +178,7 @@ def response_head(message: dict[str, Any], method: str) -> ResponseHead:
     for key in message.keys() - RESPONSE_KEYS:
         near = difflib.get_close_matches(key, RESPONSE_KEYS, n=1, cutoff=0.75)
         if told := foreign.advice("response", key) or (f"write {near[0]!r}" if near else ""):
-            raise ValueError(f"The key {safe_repr(key)} of a response says nothing: {told}.")
+            raise ValueError(f"The key {safe_repr(key)} of a response means nothing: {told}.")
     status, reason = message.get("status"), message.get("reason")
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")

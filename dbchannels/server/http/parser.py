@@ -29,7 +29,7 @@ _NAME = TOKEN.encode()
 _QUOTED = rb'"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t \x21-\x7e\x80-\xff])*"'
 _VALUE = rb"(?:[ \t]*=[ \t]*(?:" + _NAME + rb"|" + _QUOTED + rb"))?"
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})((?:[ \t]*;[ \t]*" + _NAME + _VALUE + rb")*)\Z")
-# A trailer must not say where the body ends, or whom the request is for (RFC 9110 section 6.5.1).
+# A trailer must not say where the body ends, or for which host the request is (RFC 9110 section 6.5.1).
 _NO_TRAILERS = frozenset({b"content-length", b"transfer-encoding", b"host"})
 
 
@@ -162,7 +162,7 @@ class HeadReader:
         headers = self._headers
         if self._authority is not None:  # whatever the Host header says (RFC 9112 section 3.2.2)
             if not self._authority or not _HOST.match(self._authority):
-                raise Refused(400, "The address names no proper host.")
+                raise Refused(400, "The host in the address is not valid.")
             headers = [(b"host", self._authority), *(pair for pair in headers if pair[0] != b"host")]
         length = _body_length(fields, version)
         connection = _words(fields, b"connection")

@@ -1,7 +1,7 @@
 """A response on its way from the site to its client: in memory, and beyond that in unnamed files.
 
-Whoever makes the response is told how much was taken or stored, and so waits only while there is no room. What a client
-takes as fast as it comes never goes to the disk.
+The worker or thread that makes the response learns how much was taken or stored, so it waits only while there is no
+room. What a client takes as fast as it comes never goes to the disk.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ResponseBudget(BodyBudget):
         self.waiting = 0  # responses that keep their worker waiting
         self.refused = RateLimitedLog(
             log,
-            "Answered %d large responses 503 and broke %d off: clients take less than is made for them, and "
+            "Answered %d large responses with 503 and broke off %d: clients read too slowly, and "
             f"--max-response-spool ({disk}), or an address's half of it, is full.",
             REFUSED,
             BROKEN_OFF,
@@ -258,7 +258,7 @@ class StoredResponseBuffer(ResponseBuffer):
                     self._took.clear()
                     self._took.wait(TELL_EVERY)
                     self.tell(TELL_EVERY)
-                else:  # end the response in its middle, for its client and for whoever makes it
+                else:  # end the response in its middle, for its client and for the worker or thread that makes it
                     self._budget.refused.count(BROKEN_OFF)
                     self.close()
                     self._messages.append((0, {ERROR: BROKEN_OFF}))
@@ -373,7 +373,7 @@ class SentFiles:
         self._socket.setblocking(False)
         self._refused = RateLimitedLog(
             log,
-            "Files are answered 503, because this process has too many open files: "
+            "Files are answered with 503, because this process has too many open files: "
             "raise the limit (ulimit -n, or LimitNOFILE= in systemd).",
         )
         self._watcher: Any = gevent.get_hub().loop.io(self._socket.fileno(), 1)
