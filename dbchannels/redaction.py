@@ -134,6 +134,13 @@ def escaped(text: str, most: int = 1_000) -> str:
     return shown if len(shown) <= most else f"{shown[: most - 3]}..."
 
 
+def log_field(text: str, most: int) -> str:
+    """Return what a client sent, in latin-1, as a quoted field of a log line: masked, escaped and cut, in ASCII."""
+    # What is cut off here costs nothing; what masking leaves out may bring more of the rest into the line.
+    masked = mask_query(text[: 2 * most]).replace("\\", "\\\\").replace('"', "\\x22")
+    return escaped(masked.encode("ascii", "backslashreplace").decode("ascii"), most)
+
+
 def escaped_lines(text: str) -> str:
     """Return the lines of a text, escaped, and indented from the second on."""
     return "\n    ".join(escaped(line) for line in text.rstrip("\n").split("\n"))

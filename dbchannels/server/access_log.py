@@ -11,7 +11,7 @@ import logging
 import time
 from functools import lru_cache
 
-from dbchannels.redaction import escaped, mask_query
+from dbchannels.redaction import log_field
 from dbchannels.server.http.messages import Request
 
 log = logging.getLogger("dbchannels.access")
@@ -32,8 +32,8 @@ def access_line(
     referer, agent = (headers.get(name, b"-").decode("latin-1") for name in (b"referer", b"user-agent"))
     date = _date_at(int(time.time()))
     return (
-        f'{_field(client, FIELD) or "-"} - - [{date}] "{_field(line, LINE)}" {status} {size} '
-        f'"{_field(referer, FIELD)}" "{_field(agent, FIELD)}" {seconds * 1000:.0f} ms'
+        f'{log_field(client, FIELD) or "-"} - - [{date}] "{log_field(line, LINE)}" {status} {size} '
+        f'"{log_field(referer, FIELD)}" "{log_field(agent, FIELD)}" {seconds * 1000:.0f} ms'
     )
 
 
@@ -57,15 +57,6 @@ def log_websocket(event: str, request: Request, status: object, seconds: float) 
 def _write(line: str) -> None:
     """Hand a line to the log, without the search for the place that it comes from: there is one."""
     log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None))
-
-
-def _field(text: str, most: int) -> str:
-    """Return what a stranger sent, latin-1, as a field: masked, cut, in ASCII without quotes and backslashes."""
-    if text == "-":
-        return text
-    # What is cut off here costs nothing; what masking leaves out may bring more of the rest into the line.
-    masked = mask_query(text[: 2 * most]).replace("\\", "\\\\").replace('"', "\\x22")
-    return escaped(masked.encode("ascii", "backslashreplace").decode("ascii"), most)
 
 
 @lru_cache(2)

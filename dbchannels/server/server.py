@@ -27,7 +27,7 @@ from dbchannels.server.connection_limits import (
 )
 from dbchannels.server.health import HealthServer
 from dbchannels.server.http import messages
-from dbchannels.server.http.dispatch import OUTSIDE, Requests
+from dbchannels.server.http.dispatch import Requests
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.http.messages import Request
 from dbchannels.server.http.reader import RequestReader
@@ -208,8 +208,6 @@ class InterfaceServer:
     def check_origin(self, shaken: handshake.Handshake, request: Request) -> None:
         """Raise Refused for a page of another site, and for a host that is not the site's (DNS rebinding)."""
         allowed = self.options.allowed_hosts
-        if request.is_outside:
-            raise messages.Refused(404, OUTSIDE)
         if not handshake.host_allowed(request.host(), allowed):
             raise messages.Refused(
                 400, "This Host is not one of the site's: add it to ALLOWED_HOSTS if it is yours."

@@ -21,14 +21,12 @@ class BatchSizer:
 
     def __init__(self) -> None:
         self._mean = self.SPAN  # seconds for one message; the first ones are taken singly
-
-    def limit(self) -> int:
-        """Return how many to take now."""
-        return max(1, min(self.MOST, int(self.SPAN / max(self._mean, 1e-6))))
+        self.limit = 1  # how many to take now
 
     def ran(self, seconds: float) -> None:
         """Learn from one message; the last ten or so count."""
         self._mean += (seconds - self._mean) * 0.1
+        self.limit = max(1, min(self.MOST, int(self.SPAN / max(self._mean, 1e-6))))
 
 
 class Batch:

@@ -282,18 +282,19 @@ def open_body(message: Message, link: Link, expiry: float) -> IO[bytes]:
     A link that shares its connection with the site's transactions could not read while one is open, and on SQLite
     the server could not write: there the whole body is fetched before the view runs.
     """
-    first, channel = message.get("body", b""), message.get("body_channel")
+    fields = message.content
+    first, channel = fields.get("body", b""), fields.get("body_channel")
     if not channel or message.reply_channel is None:
         return io.BytesIO(first)
     reply_channel = message.reply_channel.name
 
-    def ask(fields: Fields) -> None:
-        link.apply([Send(reply_channel, codec.encode_trusted(fields), "", expiry)])
+    def ask(wanted: Fields) -> None:
+        link.apply([Send(reply_channel, codec.encode_trusted(wanted), "", expiry)])
 
     def receive() -> list[Fields]:
         return [codec.decode(one.payload) for one in link.receive_many([channel], 100)]
 
-    rest = BodyRest(first, message["body_size"], receive, ask)
+    rest = BodyRest(first, fields["body_size"], receive, ask)
     if not link.apart:
         rest.fetch()
     return io.BufferedReader(rest, CHUNK)

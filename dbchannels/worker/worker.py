@@ -165,7 +165,7 @@ class Worker:
             if not self.stopping.wait(OUTDATED):  # the parent has not seen the change
                 self._replace()
             return False
-        if len(deliveries) == self._batch.sizer.limit():
+        if len(deliveries) == self._batch.sizer.limit:
             self._wake_others()
         while not self.stopping.is_set() and (delivery := self._batch.start_next()):
             channels = self._durable if delivery.channel in self._durable else self._protocol
@@ -183,7 +183,7 @@ class Worker:
         """Take protocol messages first, because clients wait for them; then claim durable ones."""
         for wakeup in self._wakeups:
             wakeup.drain()
-        limit = self._batch.sizer.limit()
+        limit = self._batch.sizer.limit
         taken = self.link.receive_many(self._protocol, limit, self.name) if self._protocol else []
         if not self._durable or len(taken) == limit:
             return taken

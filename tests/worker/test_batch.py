@@ -157,20 +157,20 @@ def pace_of(*seconds):
 
 
 def test_the_first_message_is_taken_by_itself():
-    assert pace_of().limit() == 1
+    assert pace_of().limit == 1
 
 
 @pytest.mark.parametrize(
     ("seconds", "limit"), [(0.0, 20), (0.0005, 20), (0.003, 6), (0.009, 2), (0.03, 1), (10.0, 1)]
 )
 def test_a_batch_is_20_ms_of_work_and_20_messages_at_most(seconds, limit):
-    assert pace_of(*[seconds] * 100).limit() == limit
+    assert pace_of(*[seconds] * 100).limit == limit
 
 
 def test_a_long_one_slows_it_down_at_once_and_quick_ones_speed_it_up_again():
     quick = [0.0] * 100
-    assert pace_of(*quick, 1.0).limit() == 1
-    assert pace_of(*quick, 1.0, *quick).limit() == 20
+    assert pace_of(*quick, 1.0).limit == 1
+    assert pace_of(*quick, 1.0, *quick).limit == 20
 
 
 # A consumer that hangs.

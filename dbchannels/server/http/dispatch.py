@@ -27,7 +27,6 @@ log = logging.getLogger("dbchannels.server")
 WITHDRAW_AGAIN = 0.25
 
 CROWDED = "Too many large responses are on their way to slow clients now: try again soon."
-OUTSIDE = "This server's site is not at this path: see its --root-path."
 
 #: Answers a request in a native thread: a whole response as a message, or None for the site's views.
 StaticFiles = Callable[[Request], "Message | None"]
@@ -85,8 +84,6 @@ class Requests:
 
         Raises Refused, after which the connection ends, and ConnectionError when the client leaves.
         """
-        if request.is_outside:
-            raise Refused(404, OUTSIDE)
         away = reader.unread and not self.direct and self._relay.refuses  # reading the body would be wasted
         if away or self.in_flight.given_up:
             raise Refused(503, SENTENCES[503])

@@ -31,6 +31,7 @@ from dbchannels.server.websocket import handshake
 log = logging.getLogger("dbchannels.server")
 
 PIECE = 65_536  # bytes of a response that the client must take within the write timeout
+OUTSIDE = "This server's site is not at this path: see its --root-path."
 CLIENT_LEFT = 499  # logged for a request whose client did not wait for the response, as nginx does
 
 
@@ -102,6 +103,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
                     self._write_at_once(429, too_many)
                     return
                 self._client = address
+            if request.is_outside:
+                raise Refused(404, OUTSIDE)
             self.interface.requests.in_flight[self.reader] = None
             if is_upgrade:
                 self._upgrade(request)
