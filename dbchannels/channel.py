@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from django.http.response import HttpResponseBase
 
 from dbchannels import foreign, names
-from dbchannels.exceptions import InvalidMessage
+from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, safe_repr
 from dbchannels.layers import channel_layers
 
 Fields = dict[str, Any]
@@ -49,7 +49,7 @@ class Channel:
         changed = given != _DEFAULTS
         self._delivery = {key: one for key, one in given.items() if one != _DEFAULTS[key]} if changed else {}
         self._immediately = immediately
-        self._layer = layer
+        self._layer = _alias(layer)
 
     def send(self, message: Fields | HttpResponseBase | None = None, /, **fields: Any) -> None:
         """Send one message: ``send({"text": "hi"})``, or its fields as keywords, ``send(content="hi")``.
@@ -114,7 +114,7 @@ class Group:
             foreign.refuse_keywords("send", "Group.__init__", others)
         self.name = names.check_group_name(name)
         self._immediately = immediately
-        self._layer = layer
+        self._layer = _alias(layer)
 
     def add(self, channel: Channel | str) -> None:
         """Add a channel. Adding it again renews its expiry; it is never added twice."""
@@ -162,6 +162,15 @@ class Group:
 
     def __repr__(self) -> str:
         return f"Group({self.name!r})"
+
+
+def _alias(layer: object) -> str:
+    """Return the alias of a layer: text, as a key of DBCHANNELS must be."""
+    if not isinstance(layer, str):
+        raise InvalidConfiguration(
+            f"The alias of a layer is {safe_repr(layer)}: write a key of DBCHANNELS, as 'default'."
+        )
+    return layer
 
 
 def _name(channel: Channel | str) -> str:

@@ -125,6 +125,21 @@ def test_a_good_setting_is_good(configured):
             {"other": {"DATABASE": "nowhere"}},
             "DBCHANNELS['other']['DATABASE'] is 'nowhere': write an alias of DATABASES.",
         ),
+        (
+            {"default": {"BACKEND": "nowhere.Layer"}},
+            "DBCHANNELS['default']['BACKEND'] names 'nowhere.Layer', which cannot be imported (No module named "
+            "'nowhere'): use one of postgresql, database, memory, or the dotted name of a layer class.",
+        ),
+        (
+            {"default": {"BACKEND": "django.urls.path"}},
+            "DBCHANNELS['default']['BACKEND'] names 'django.urls.path', which is no layer class: use one of "
+            "postgresql, database, memory, or the dotted name of a layer class.",
+        ),
+        (
+            {"default": {"BACKEND": "postgresql", "DATABASE": "sqlite"}},
+            "DBCHANNELS['default']['BACKEND'] is for PostgreSQL, and the database 'sqlite' is not (its vendor is "
+            "'sqlite'): leave BACKEND out, or name a PostgreSQL database in DATABASE.",
+        ),
     ],
 )
 def test_e001_says_what_cannot_be_meant(configured, setting, sentence):

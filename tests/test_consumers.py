@@ -23,6 +23,7 @@ from dbchannels import (
 from dbchannels.checks import routes
 from dbchannels.checks.routes import mismatch
 from dbchannels.consumers.websocket import RESERVED
+from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain
 from dbchannels.worker.worker import Worker
@@ -272,6 +273,26 @@ def test_as_a_decorator_it_puts_the_class_on_the_sites_table(monkeypatch):
     monkeypatch.setattr("dbchannels.routing.table._decorated", found)
     assert route_class(path=ROOM)(Careful) is Careful
     assert consumers_of(Routing(found)) == [(one, NAME, {"path": ROOM}, True) for one in CHANNELS]
+
+
+class Forgetful:
+    """A class whose base has been forgotten."""
+
+
+@pytest.mark.parametrize("made", [route_class, route_class(path="/x/")])
+def test_a_class_without_its_base_is_one_sentence(made):
+    with pytest.raises(InvalidConfiguration) as refused:
+        made(Forgetful)
+    assert str(refused.value) == (
+        f"route_class takes a WebsocketConsumer, and {__name__}.Forgetful is none: write class "
+        "Forgetful(WebsocketConsumer)."
+    )
+
+
+@pytest.mark.parametrize("made", [route_class, route_class(path="/x/")])
+def test_a_function_has_no_three_channels(made):
+    with pytest.raises(InvalidConfiguration, match=r"write route\(channel, \.\.\.\) or @consumer"):
+        made(lambda message: None)
 
 
 def test_one_channel_alone_may_be_routed_to_it(monkeypatch):

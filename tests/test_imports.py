@@ -61,7 +61,6 @@ LATE = {
     ("bindings.binding", "django.contrib.auth.models"),
     ("apps", "auth.logout"),
     ("auth.users", "django.contrib.auth.models"),
-    ("layers", "django.db"),
     ("wsgi", "server.wsgi_gateway"),
 }
 

@@ -71,6 +71,7 @@ def calls(settings, value):
     yield "include(namespace=)", partial(include, [], namespace=value)
     for option in DELIVERY:
         yield f"Channel({option}=)", partial(on_channel, **{option: value})
+    yield "Group(layer=)", lambda: Group("room", layer=value).send({})
     yield "Channel.send", lambda: Channel("own").send(value)
     yield "Group.add", lambda: Group("room").add(value)
     yield "Group.send", lambda: Group("room").send(value)

@@ -12,6 +12,8 @@ from django.core import checks
 from django.db import DatabaseError, connections
 
 from dbchannels import conf
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.layers import layer_class
 
 #: Caches that processes do not share, or that store nothing.
 OWN_CACHES = ("django.core.cache.backends.locmem.LocMemCache", "django.core.cache.backends.dummy.DummyCache")
@@ -22,7 +24,13 @@ CACHED_SESSIONS = ("django.contrib.sessions.backends.cache", "django.contrib.ses
 @checks.register("dbchannels")
 def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """E001: the DBCHANNELS setting is invalid."""
-    return [checks.Error(sentence, id="dbchannels.E001") for sentence in conf.problems()]
+    sentences = conf.problems()
+    for alias in [] if sentences else conf.layer_aliases():
+        try:
+            layer_class(conf.layer_settings(alias))
+        except InvalidConfiguration as error:
+            sentences.append(str(error))
+    return [checks.Error(sentence, id="dbchannels.E001") for sentence in sentences]
 
 
 @checks.register("dbchannels")

@@ -234,16 +234,26 @@ def route_class(
     The options and filters are those of ``route``, and override the class's own ``options``.
     """
     if consumer_class is not None:
-        if not (isinstance(consumer_class, type) and issubclass(consumer_class, WebsocketConsumer)):
-            raise InvalidConfiguration(
-                f"route_class takes a WebsocketConsumer, not {safe_repr(consumer_class)}: write route(channel, ...) "
-                "for a function."
-            )
+        _require_class(consumer_class)
         return include(consumer_class.as_routes(**options_and_filters))
 
     def register(decorated: AnyClass) -> AnyClass:
+        _require_class(decorated)
         for channel in decorated.CHANNELS:
             consumer(channel, **{**decorated.options, **options_and_filters})(decorated)
         return decorated
 
     return register
+
+
+def _require_class(given: object) -> None:
+    if not isinstance(given, type):
+        raise InvalidConfiguration(
+            f"route_class takes a WebsocketConsumer, not {safe_repr(given)}: write route(channel, ...) or "
+            "@consumer(channel, ...) for a function."
+        )
+    if not issubclass(given, WebsocketConsumer):
+        raise InvalidConfiguration(
+            f"route_class takes a WebsocketConsumer, and {given.__module__}.{given.__qualname__} is none: write "
+            f"class {given.__name__}(WebsocketConsumer)."
+        )

@@ -10,30 +10,24 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
+from django.db import connections
 from django.utils.module_loading import import_string
 
 from dbchannels import conf, foreign
-from dbchannels.exceptions import InvalidConfiguration, safe_repr
-
-if TYPE_CHECKING:
-    from dbchannels.layers.base import BaseLayer
+from dbchannels.exceptions import InvalidConfiguration
+from dbchannels.layers.base import BaseLayer
 
 __all__ = ["ChannelLayers", "channel_layers"]
 
 
-class ChannelLayers(dict[str, "BaseLayer"]):
+class ChannelLayers(dict[str, BaseLayer]):
     """The configured layers by alias. Each is made at its first use, and shared by all threads."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
 
     def __missing__(self, alias: str) -> BaseLayer:
-        if not isinstance(alias, str):
-            raise InvalidConfiguration(
-                f"The alias of a layer is {safe_repr(alias)}: write a key of DBCHANNELS, as 'default'."
-            )
         with self._lock:
             if alias not in self:
                 self[alias] = make_layer(conf.layer_settings(alias))
@@ -56,20 +50,31 @@ class ChannelLayers(dict[str, "BaseLayer"]):
         self.clear()
 
 
-def make_layer(settings: conf.LayerSettings) -> BaseLayer:
-    """Make a layer from its settings; without a BACKEND the database's vendor decides."""
-    from django.db import connections
-
-    vendor = "postgresql" if connections[settings.database].vendor == "postgresql" else "database"
-    backend = settings.backend or conf.SHORT_BACKENDS[vendor]
+def layer_class(settings: conf.LayerSettings) -> type[BaseLayer]:
+    """Return the class that BACKEND names, or else the one for the database; raises InvalidConfiguration."""
+    vendor = connections[settings.database].vendor
+    backend = settings.backend or conf.SHORT_BACKENDS["postgresql" if vendor == "postgresql" else "database"]
+    where = f"DBCHANNELS[{settings.alias!r}]['BACKEND']"
+    choices = f"use one of {', '.join(conf.SHORT_BACKENDS)}, or the dotted name of a layer class"
     try:
-        layer_class = import_string(backend)
+        found = import_string(backend)
     except ImportError as error:
         raise InvalidConfiguration(
-            f"DBCHANNELS[{settings.alias!r}]['BACKEND'] names {backend!r}, which cannot be imported ({error}): "
-            f"use one of {', '.join(conf.SHORT_BACKENDS)}, or the dotted name of a layer class."
+            f"{where} names {backend!r}, which cannot be imported ({error}): {choices}."
         ) from error
-    return layer_class(settings)  # type: ignore[no-any-return]
+    if not (isinstance(found, type) and issubclass(found, BaseLayer)):
+        raise InvalidConfiguration(f"{where} names {backend!r}, which is no layer class: {choices}.")
+    if backend == conf.SHORT_BACKENDS["postgresql"] and vendor != "postgresql":
+        raise InvalidConfiguration(
+            f"{where} is for PostgreSQL, and the database {settings.database!r} is not (its vendor is {vendor!r}): "
+            "leave BACKEND out, or name a PostgreSQL database in DATABASE."
+        )
+    return found
+
+
+def make_layer(settings: conf.LayerSettings) -> BaseLayer:
+    """Make a layer from its settings."""
+    return layer_class(settings)(settings)
 
 
 channel_layers = ChannelLayers()

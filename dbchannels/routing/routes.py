@@ -152,7 +152,8 @@ class Route:
         self.options = options or ConsumerOptions(channel)
         if not callable(consumer):
             raise InvalidConfiguration(
-                f"The consumer of a route on {channel} is not callable: {safe_repr(consumer)}."
+                f"The consumer of a route on {channel} is not callable: {safe_repr(consumer)}; name a function or "
+                "a class."
             )
         as_consumer = getattr(consumer, "as_consumer", None)  # of a WebsocketConsumer
         self.consumer: Consumer = as_consumer() if as_consumer else consumer

@@ -131,7 +131,8 @@ def consumer(
     """
     if callable(channel):
         raise InvalidConfiguration(
-            f'@consumer on {channel!r} has no channel: name it, as in @consumer("websocket.receive").'
+            f"@consumer on {getattr(channel, '__qualname__', safe_repr(channel))} has no channel: name it, as in "
+            '@consumer("websocket.receive").'
         )
 
     def register(function: F) -> F:

@@ -306,7 +306,15 @@ def test_a_wrong_channel_is_refused():
 def test_a_consumer_is_callable():
     with raises(InvalidConfiguration) as refused:
         route("own", 7)
-    assert "not callable: 7" in refused.sentence
+    assert "not callable: 7; name a function or a class." in refused.sentence
+
+
+def test_a_decorator_without_a_channel_names_the_function():
+    with raises(InvalidConfiguration) as refused:
+        consumer(one)
+    assert refused.sentence == (
+        '@consumer on one has no channel: name it, as in @consumer("websocket.receive").'
+    )
 
 
 # The table of a site.
