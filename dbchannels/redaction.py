@@ -115,11 +115,10 @@ class RateLimitedLog:
 
     def flush(self) -> None:
         """Log the events that were not logged yet."""
-        if self._counts:
-            numbers = [self._counts[kind] for kind in self._kinds]
-            self._log.warning(self._sentence, *numbers, *self._values)
+        counts, self._counts = self._counts, Counter()  # at once: another thread may flush too
+        if counts:
             self._logged_at = time.monotonic()
-            self._counts.clear()
+            self._log.warning(self._sentence, *(counts[kind] for kind in self._kinds), *self._values)
 
 
 class Lines(str):

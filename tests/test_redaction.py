@@ -200,6 +200,18 @@ def limited():
     )
 
 
+def test_events_are_logged_once_by_two_threads_that_flush_at_once(limited, caplog):
+    class Other(logging.Handler):
+        def emit(self, record):  # while the one logs, as a worker's watchdog may while its main thread does
+            limited.flush()
+
+    other, log = Other(), logging.getLogger("tests")
+    log.addHandler(other)
+    limited.count("full", "a")
+    log.removeHandler(other)
+    assert caplog.messages == ["1 full, 0 empty, the last a."]
+
+
 def test_the_first_event_is_logged_at_once_and_later_ones_together(clock, limited, caplog):
     limited.count("full", "a")
     assert caplog.messages == ["1 full, 0 empty, the last a."]
