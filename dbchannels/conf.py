@@ -167,42 +167,42 @@ def problems() -> list[str]:
     configured = _configured()
     if not isinstance(configured, dict) or not all(isinstance(one, dict) for one in configured.values()):
         return ["DBCHANNELS must be a dict of dicts, as CACHES is: {'default': {...}}."]
-    return [problem for alias, entry in configured.items() for problem in _entry_problems(alias, entry)]
+    found: list[str] = []
+    for alias, entry in configured.items():
+        where = f"DBCHANNELS[{alias!r}]"
+        found += _unknown(entry, _KEYS, where)
+        backend, database = entry.get("BACKEND"), entry.get("DATABASE", "default")
+        if not (
+            backend is None or (isinstance(backend, str) and (backend in SHORT_BACKENDS or "." in backend))
+        ):
+            found.append(
+                f"{where}['BACKEND'] is {safe_repr(backend)}: write one of {', '.join(SHORT_BACKENDS)}, or the dotted "
+                "name of a layer class."
+            )
+            backend = None
+        routing = entry.get("ROUTING")
+        if not (routing is None or isinstance(routing, (str, list, tuple))):
+            found.append(
+                f"{where}['ROUTING'] is {safe_repr(routing)}: write the dotted name of a module with a list called "
+                "'routes', or the list itself."
+            )
+        options = entry.get("OPTIONS", {})
+        if isinstance(options, dict):
+            # A layer of the site's own may have other options too.
+            if backend is None or backend in SHORT_BACKENDS:
+                found += _unknown(options, OPTIONS, f"{where}['OPTIONS']")
+            given = [name for name in options if name in RULES]
+            wrong = (value_problem(name, options[name], f"{where}['OPTIONS']") for name in given)
+            found += filter(None, wrong)
+        else:
+            found.append(f"{where}['OPTIONS'] must be a dict, such as {{'capacity': 1000}}.")
+        if not isinstance(database, str) or database not in settings.DATABASES:
+            found.append(f"{where}['DATABASE'] is {safe_repr(database)}: write an alias of DATABASES.")
+    return found
 
 
 def _configured() -> Any:
     return getattr(settings, "DBCHANNELS", {})
-
-
-def _entry_problems(alias: str, entry: dict[str, Any]) -> list[str]:
-    where = f"DBCHANNELS[{alias!r}]"
-    found = _unknown(entry, _KEYS, where)
-    backend, database = entry.get("BACKEND"), entry.get("DATABASE", "default")
-    if not (backend is None or (isinstance(backend, str) and (backend in SHORT_BACKENDS or "." in backend))):
-        found.append(
-            f"{where}['BACKEND'] is {safe_repr(backend)}: write one of {', '.join(SHORT_BACKENDS)}, or the dotted "
-            "name of a layer class."
-        )
-        backend = None
-    routing = entry.get("ROUTING")
-    if not (routing is None or isinstance(routing, (str, list, tuple))):
-        found.append(
-            f"{where}['ROUTING'] is {safe_repr(routing)}: write the dotted name of a module with a list called "
-            "'routes', or the list itself."
-        )
-    options = entry.get("OPTIONS", {})
-    if isinstance(options, dict):
-        if (
-            backend is None or backend in SHORT_BACKENDS
-        ):  # a layer of the site's own may have other options too
-            found += _unknown(options, OPTIONS, f"{where}['OPTIONS']")
-        given = [(name, value) for name, value in options.items() if name in RULES]
-        found += filter(None, (value_problem(name, value, f"{where}['OPTIONS']") for name, value in given))
-    else:
-        found.append(f"{where}['OPTIONS'] must be a dict, such as {{'capacity': 1000}}.")
-    if not isinstance(database, str) or database not in settings.DATABASES:
-        found.append(f"{where}['DATABASE'] is {safe_repr(database)}: write an alias of DATABASES.")
-    return found
 
 
 def value_problem(name: str, value: object, where: str) -> str:

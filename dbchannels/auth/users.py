@@ -47,7 +47,15 @@ def session_users(sessions: Sequence[Mapping[str, Any]]) -> list[Any]:
     for path, key in claims:
         if key is not None:
             wanted.setdefault(path, set()).add(key)
-    found = {path: _load(load_backend(path), of_backend) for path, of_backend in wanted.items()}
+    found: dict[str, dict[Any, Any]] = {}
+    for path, keys in wanted.items():
+        backend: Any = load_backend(path)
+        # By its name, as its module cannot be imported before the models are loaded.
+        if type(backend).get_user.__qualname__ == "ModelBackend.get_user" and len(keys) > 1:
+            stored = get_user_model()._default_manager.in_bulk(keys)
+            found[path] = {key: one for key, one in stored.items() if backend.user_can_authenticate(one)}
+        else:
+            found[path] = {key: backend.get_user(key) for key in keys}
     users = []
     for session, (path, key) in zip(sessions, claims, strict=True):
         user: Any = found.get(path, {}).get(key)
@@ -60,14 +68,6 @@ def session_users(sessions: Sequence[Mapping[str, Any]]) -> list[Any]:
                 user = None
         users.append(user)
     return users
-
-
-def _load(backend: Any, keys: set[Any]) -> dict[Any, Any]:
-    # By its name, as its module cannot be imported before the models are loaded.
-    if type(backend).get_user.__qualname__ != "ModelBackend.get_user" or len(keys) == 1:
-        return {key: backend.get_user(key) for key in keys}
-    users = get_user_model()._default_manager.in_bulk(keys)
-    return {key: user for key, user in users.items() if backend.user_can_authenticate(user)}
 
 
 def _claim(session: Mapping[str, Any]) -> tuple[str, Any]:

@@ -143,8 +143,14 @@ class BaseLayer:
     def make_send(self, channel: str, message: Fields, **delivery: Any) -> Send:
         """Check and encode a message; later changes of the dict have no effect."""
         names.check_channel_name(channel)
-        if self.consumed_channels is not None and channel not in self.consumed_channels:
-            self._warn_unconsumed(channel, self.consumed_channels)
+        consumed = self.consumed_channels
+        if consumed is not None and channel not in consumed and not names.is_protocol(channel):
+            near = difflib.get_close_matches(channel, sorted(consumed), n=1)
+            advice = f"write {near[0]!r}" if near else f"write @consumer({channel!r}) above one"
+            log.warning(
+                "A message was sent to %s, which has no consumer, so it waits forever: %s.", channel, advice
+            )
+            consumed.add(channel)
         options = delivery_options(channel, **delivery) if delivery else None
         if options:
             self.check_text("unique key", options["unique"])
@@ -153,16 +159,6 @@ class BaseLayer:
         reply_channel = names.check_channel_name(reply_channel) if reply_channel is not None else ""
         send = Send(channel, payload, reply_channel, self.options["expiry"])
         return send._replace(**options) if options else send
-
-    def _warn_unconsumed(self, channel: str, consumed: set[str]) -> None:
-        if names.is_protocol(channel):
-            return
-        near = difflib.get_close_matches(channel, sorted(consumed), n=1)
-        advice = f"write {near[0]!r}" if near else f"write @consumer({channel!r}) above one"
-        log.warning(
-            "A message was sent to %s, which has no consumer, so it waits forever: %s.", channel, advice
-        )
-        consumed.add(channel)
 
     @contextmanager
     def buffered(self) -> Iterator[Buffer]:

@@ -300,63 +300,57 @@ def delivery_options(
 
     Raises InvalidMessage.
     """
-    options = {
-        "delay": _delay_seconds(delay),
-        "due_at": _moment(deliver_at),
-        "priority": _priority(priority),
-        "unique": _unique(unique),
-    }
-    if (any(options.values()) or deliver_at is not None) and names.is_protocol(channel):
+    _check_order(priority, unique)
+    seconds, moment = _due(delay, deliver_at)
+    given = seconds or deliver_at is not None or priority or unique
+    if given and names.is_protocol(channel):
         raise InvalidMessage(
             f"Messages on {channel} have no delay, priority or unique key: send to a channel of your own, whose "
             "consumer sends the message on."
         )
-    if options["delay"] and deliver_at is not None:
-        raise InvalidMessage("A message has a delay or a moment, not both: leave out delay or deliver_at.")
-    return options
+    return {"delay": seconds, "due_at": moment, "priority": priority, "unique": unique}
 
 
-def _delay_seconds(delay: object) -> float:
-    """Return a delay in seconds; a database would refuse NaN or 1e300 only when a worker writes a whole batch."""
-    if isinstance(delay, timedelta):
-        delay = delay.total_seconds()
-    if not isinstance(delay, (int, float)) or delay != delay:  # NaN
+def _due(delay: object, deliver_at: object) -> tuple[float, datetime | None]:
+    """Return a delay in seconds, and a moment; None for a past one, so that no date of another age reaches a database.
+
+    A database would refuse NaN or 1e300 only when a worker writes a whole batch.
+    """
+    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+    if not isinstance(seconds, (int, float)) or seconds != seconds:  # NaN
         raise InvalidMessage(
-            f"A delay must be a timedelta or a number of seconds, not {safe_repr(delay, 40)}: write delay=5 or "
+            f"A delay must be a timedelta or a number of seconds, not {safe_repr(seconds, 40)}: write delay=5 or "
             "delay=timedelta(...)."
         )
-    if delay < 0:
+    if seconds < 0:
         raise InvalidMessage(
-            f"A delay must not be negative, unlike {safe_repr(delay, 40)}: leave it out to send the message now."
+            f"A delay must not be negative, unlike {safe_repr(seconds, 40)}: leave it out to send the message now."
         )
-    if delay > TEN_YEARS:
+    if seconds > TEN_YEARS:
         raise InvalidMessage(
-            f"A delay must be at most ten years, not {safe_repr(delay, 40)} s: send the message later."
+            f"A delay must be at most ten years, not {safe_repr(seconds, 40)} s: send the message later."
         )
-    return float(delay)
-
-
-def _moment(deliver_at: object) -> datetime | None:
-    """Return the moment; None for a past one, so that no date of another age reaches a database."""
     if deliver_at is None:
-        return None
+        return float(seconds), None
+    if seconds:
+        raise InvalidMessage("A message has a delay or a moment, not both: leave out delay or deliver_at.")
     if not isinstance(deliver_at, datetime):
         raise InvalidMessage(
             f"deliver_at must be a datetime, not {safe_repr(deliver_at, 40)}: write deliver_at=datetime(...)."
         )
     moment = deliver_at
-    if site_timezone.is_naive(deliver_at):  # as in a model's field, it is the site's local time
-        moment = site_timezone.make_aware(deliver_at, site_timezone.get_default_timezone())
-    # Not site_timezone.now(), which is naive with USE_TZ = False.
-    seconds = (moment - datetime.now(timezone.utc)).total_seconds()
-    if seconds > TEN_YEARS:
+    if site_timezone.is_naive(moment):  # as in a model's field, it is the site's local time
+        moment = site_timezone.make_aware(moment, site_timezone.get_default_timezone())
+    # Not Django's now(), which is naive with USE_TZ = False.
+    left = (moment - datetime.now(timezone.utc)).total_seconds()
+    if left > TEN_YEARS:
         raise InvalidMessage(
             f"deliver_at must be within ten years, not {deliver_at!s:.40}: send the message later."
         )
-    return moment if seconds > 0 else None
+    return 0.0, moment if left > 0 else None
 
 
-def _priority(priority: object) -> int:
+def _check_order(priority: object, unique: object) -> None:
     if not isinstance(priority, int) or isinstance(priority, bool):
         raise InvalidMessage(
             f"A priority must be a whole number, not {safe_repr(priority, 40)}: write priority=5, for example."
@@ -365,10 +359,6 @@ def _priority(priority: object) -> int:
         raise InvalidMessage(
             f"A priority must be from {PRIORITIES[0]} to {PRIORITIES[-1]}, not {safe_repr(priority, 40)}."
         )
-    return priority
-
-
-def _unique(unique: object) -> str:
     if not isinstance(unique, str):
         raise InvalidMessage(f"A unique key must be a str, not {safe_repr(unique)}: write unique=str(...).")
     if len(unique) > names.MAX_LENGTH:
@@ -380,4 +370,3 @@ def _unique(unique: object) -> str:
         raise InvalidMessage(
             f"A unique key must consist of printable characters, unlike {safe_repr(unique)}: remove the others."
         )
-    return unique

@@ -65,8 +65,14 @@ class Pattern(NamedTuple):
         if later.is_path and later.whole and not later.converters:
             found = self.regex.match(later.text)
             return found is not None and convert(found.groupdict(), self.converters)
-        return (
-            self.is_path and later.is_path and self.whole and later.whole and _is_wider(self.text, later.text)
+        if not (self.is_path and later.is_path and self.whole and later.whole):
+            return False
+        # They differ only in their captures, and each of ours matches all texts of the later one.
+        if _CAPTURE.sub("<>", self.text) != _CAPTURE.sub("<>", later.text):
+            return False
+        kinds = zip(_CAPTURE.findall(self.text), _CAPTURE.findall(later.text), strict=True)
+        return all(
+            (wide or "str") in WIDER.get(narrow or "str", (narrow,)) for (wide, _), (narrow, _) in kinds
         )
 
 
@@ -160,11 +166,3 @@ def joined(patterns: Sequence[Pattern]) -> Pattern | None:
     if sum(len(one.converters) for one in patterns) != len(converters):
         return None
     return Pattern(text, re.compile(regex), converters, True, patterns[-1].whole)
-
-
-def _is_wider(earlier: str, later: str) -> bool:
-    """Whether two paths differ only in their captures, and each earlier capture matches all texts of the later one."""
-    if _CAPTURE.sub("<>", earlier) != _CAPTURE.sub("<>", later):
-        return False
-    kinds = zip(_CAPTURE.findall(earlier), _CAPTURE.findall(later), strict=True)
-    return all((wide or "str") in WIDER.get(narrow or "str", (narrow,)) for (wide, _), (narrow, _) in kinds)

@@ -14,11 +14,10 @@ a database only inside its tests, so that fixtures can open it (``@pytest.mark.u
 from __future__ import annotations
 
 from dbchannels.testing.contract.case import LayerCase, raises, wait_until
-from dbchannels.testing.contract.connections import ConnectionContract
 from dbchannels.testing.contract.delivery import DeliveryContract
 from dbchannels.testing.contract.durable import DurableContract, UniqueContract
 from dbchannels.testing.contract.groups import GroupContract
-from dbchannels.testing.contract.liveness import LivenessContract
+from dbchannels.testing.contract.liveness import ConnectionContract, LivenessContract
 from dbchannels.testing.contract.messages import MessageContract
 from dbchannels.testing.contract.operating import OperatingContract
 

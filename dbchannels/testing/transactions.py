@@ -76,14 +76,12 @@ class Block:
             can_tell = self._in_test or self._thread == threading.get_ident()
             if can_tell and all(entry[1] != self._committed for entry in self._connection.run_on_commit):
                 self._final = State.UNDONE
-            elif self._in_test and not self._is_open():
+            elif self._in_test and self._savepoint is None:
+                is_open = any(block is self._block for block in self._connection.atomic_blocks)
+                self._final = None if is_open else State.KEPT
+            elif self._in_test and self._savepoint not in self._connection.savepoint_ids:
                 self._final = State.KEPT
         return self._final or State.OPEN
-
-    def _is_open(self) -> bool:
-        if self._savepoint is not None:
-            return self._savepoint in self._connection.savepoint_ids
-        return any(block is self._block for block in self._connection.atomic_blocks)
 
 
 class Table(MutableMapping[str, Any]):

@@ -269,7 +269,15 @@ class DatabaseLink(Link):
             now = timezone.now()
             # A look costs SQLite no lock.
             if self.layer.rows(ProtocolMessage).filter(expires_at__lt=now).exists():
-                self._expire(now)
+                with self.layer.atomic():
+                    expired = list(self.layer.rows(ProtocolMessage).filter(expires_at__lt=now))
+                    self.layer.rows(ProtocolMessage).filter(id__in=[row.id for row in expired]).delete()
+                    self._report_lost([(row.channel, row.reply_channel) for row in expired], EXPIRED)
+                    for row in expired:
+                        if row.channel.endswith("!"):
+                            members = self.layer.rows(Membership).filter(channel=row.channel)
+                            silent = members.filter(recipient__in=row.recipients.split())
+                            silent.filter(expires_at__isnull=False).delete()
             if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
                 self.layer.rows(Membership).filter(expires_at__lt=now).delete()
             if closed := self.layer.closed_connections.take():
@@ -291,16 +299,6 @@ class DatabaseLink(Link):
             self.layer.write([Disconnect(one) for one in sorted(closed)])
         finally:
             self.layer.closed_connections.add(closed)
-
-    def _expire(self, now: datetime) -> None:
-        with self.layer.atomic():
-            expired = list(self.layer.rows(ProtocolMessage).filter(expires_at__lt=now))
-            self.layer.rows(ProtocolMessage).filter(id__in=[row.id for row in expired]).delete()
-            self._report_lost([(row.channel, row.reply_channel) for row in expired], EXPIRED)
-            for row in expired:
-                if row.channel.endswith("!"):
-                    members = self.layer.rows(Membership).filter(channel=row.channel)
-                    members.filter(recipient__in=row.recipients.split(), expires_at__isnull=False).delete()
 
     def close(self) -> None:
         self._stop_listening()

@@ -90,24 +90,21 @@ class Cleaner:
 
     def expire(self) -> None:
         """Delete what has expired, and merge the tally."""
-        while self._expire_messages() == BATCH:
-            pass
+        more = True
+        while more:
+            expired = self._session.execute([(sql_processes.EXPIRE_MESSAGES, {"limit": BATCH})])
+            self._report([(row[0], row[2]) for row in expired], EXPIRED)
+            silent = [
+                (row[0], recipient) for row in expired if row[0].endswith("!") for recipient in row[1].split()
+            ]
+            if silent:
+                channels, recipients = zip(*silent, strict=True)
+                values = {"channels": list(channels), "recipients": list(recipients)}
+                self._session.execute([(sql_processes.DROP_MEMBERS, values)])
+            more = len(expired) == BATCH
         self._session.execute([(sql_processes.EXPIRE_MEMBERSHIPS, {}), (sql_processes.EXPIRE_AUDIENCES, {})])
         while self._session.execute([(sql_processes.MERGE_TALLY, {"limit": BATCH})])[0][0] == BATCH:
             pass
-
-    def _expire_messages(self) -> int:
-        """Delete some expired messages and report them to those who wait for an answer; return how many."""
-        expired = self._session.execute([(sql_processes.EXPIRE_MESSAGES, {"limit": BATCH})])
-        self._report([(row[0], row[2]) for row in expired], EXPIRED)
-        silent = [
-            (row[0], recipient) for row in expired if row[0].endswith("!") for recipient in row[1].split()
-        ]
-        if silent:
-            channels, recipients = zip(*silent, strict=True)
-            values = {"channels": list(channels), "recipients": list(recipients)}
-            self._session.execute([(sql_processes.DROP_MEMBERS, values)])
-        return len(expired)
 
     def _report(self, messages: Sequence[tuple[str, str]], why: str) -> None:
         self._write(lost_messages(messages, why, self._layer.options["expiry"]))

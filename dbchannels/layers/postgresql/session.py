@@ -189,7 +189,11 @@ class Session:
         self._answer_due = started + ANSWER_WITHIN
         try:
             with self._connection.cursor() as cursor:
-                parts = [cursor.mogrify(self._qualify(text), values) for text, values in statements]
+                parts = []
+                for text, values in statements:
+                    if text not in self._qualified:  # the search_path has no schema that others may write to
+                        self._qualified[text] = _TABLE.sub(lambda found: self._schema + found[0], text)
+                    parts.append(cursor.mogrify(self._qualified[text], values))
                 if self.pooled and self._schema and self._connection.get_transaction_status() == IDLE:
                     parts.insert(0, sql.IN_EACH_TRANSACTION.encode())
                 cursor.execute(b";".join(parts))
@@ -203,13 +207,6 @@ class Session:
             raise self._lost(error) from error
         finally:
             self._answer_due = 0.0
-
-    def _qualify(self, text: str) -> str:
-        """Put the schema before the names of our tables: the search_path has none that others may write to."""
-        qualified = self._qualified.get(text)
-        if qualified is None:
-            qualified = self._qualified[text] = _TABLE.sub(lambda found: self._schema + found[0], text)
-        return qualified
 
     def _planned(self, statements: Sequence[Statement], known: set[str]) -> list[Statement]:
         """Replace hot statements by the EXECUTE of what this connection has prepared, once; see prepared.py."""

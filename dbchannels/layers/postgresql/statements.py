@@ -350,17 +350,16 @@ def sql_capacities(options: dict[str, Any]) -> tuple[list[str], list[int | None]
 
 def sql_pattern(pattern: str) -> str:
     """Turn a pattern as fnmatch reads it into a regular expression of PostgreSQL's; Python's own has more syntax."""
-    parts = re.findall(r"\[!?\]?[^]]*\]|.", pattern, re.DOTALL)
-    return "^" + "".join(_sql_part(part) for part in parts) + "$"
-
-
-def _sql_part(part: str) -> str:
-    if part in "*?":
-        return ".*" if part == "*" else "."
-    if len(part) == 1:
-        return re.escape(part)
-    inside = part[1:-1].replace("\\", r"\\")
-    return "[^" + inside[1:] + "]" if inside[0] == "!" else "[" + inside.replace("^", r"\^") + "]"
+    translated = ""
+    for part in re.findall(r"\[!?\]?[^]]*\]|.", pattern, re.DOTALL):
+        inside = part[1:-1].replace("\\", r"\\")
+        if not inside:
+            translated += {"*": ".*", "?": "."}.get(part) or re.escape(part)
+        elif inside[0] == "!":
+            translated += f"[^{inside[1:]}]"
+        else:
+            translated += "[" + inside.replace("^", r"\^") + "]"
+    return f"^{translated}$"
 
 
 def of_connections(reply_channels: Sequence[str]) -> Values:
