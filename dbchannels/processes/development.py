@@ -36,7 +36,7 @@ from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.routing.table import load_routing
 from dbchannels.server.config import LaunchConfig
 from dbchannels.wakeup import WakeupPipe
-from dbchannels.worker.application import ApplicationViews
+from dbchannels.worker.views import ApplicationViews
 from dbchannels.worker.worker import Worker
 
 GRACE = 1.0  # seconds that requests and consumers have to finish at a reload, and at the end

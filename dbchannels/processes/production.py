@@ -30,7 +30,8 @@ from dbchannels.server.http.response_buffer import SentFiles
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.static import DevelopmentFiles
 from dbchannels.wakeup import WakeupPipe
-from dbchannels.worker.application import ApplicationViews, site_application
+from dbchannels.worker.application import site_application
+from dbchannels.worker.views import ApplicationViews
 
 log = logging.getLogger("dbchannels.server")
 

@@ -63,7 +63,7 @@ from dbchannels.redaction import Lines
 from dbchannels.routing.routes import ConsumerOptions, Route
 from dbchannels.routing.table import Routing
 from dbchannels.worker import database_connections
-from dbchannels.worker.application import ApplicationViews
+from dbchannels.worker.views import ApplicationViews
 
 log = logging.getLogger("dbchannels.worker")
 

@@ -31,10 +31,10 @@ from dbchannels.models import Process
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.table import Routing
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_for_one
-from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.batch import Batch
 from dbchannels.worker.executor import Executor
 from dbchannels.worker.schedule import Timetable
+from dbchannels.worker.views import ApplicationViews
 from dbchannels.worker.watchdog import Watchdog
 
 log = logging.getLogger("dbchannels.worker")

@@ -19,8 +19,8 @@ from django.urls import path
 from whitenoise import WhiteNoise
 
 from dbchannels.protocol import CHUNK
-from dbchannels.worker.application import ApplicationViews
 from dbchannels.worker.response_stream import FileSender, regular_file
+from dbchannels.worker.views import ApplicationViews
 from tests.worker import test_views
 
 CONTENT = bytes(range(256)) * 1_024  # 256 KiB

@@ -29,8 +29,7 @@ from dbchannels.protocol import CHUNK, WINDOW
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain
 from dbchannels.worker import response_stream, worker
-from dbchannels.worker.application import ApplicationViews
-from dbchannels.worker.views import catching_later, is_outage, make_environ
+from dbchannels.worker.views import ApplicationViews, catching_later, is_outage, make_environ
 
 CLIENT = "reply.s1!c1"
 FLOW = "http.flow?c1"

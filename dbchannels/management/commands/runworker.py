@@ -30,8 +30,9 @@ from dbchannels.routing.table import Routing
 from dbchannels.server.config import add_options
 from dbchannels.wakeup import LONGEST_TIMEOUT, WakeupPipe, check_timeout, wait_readable
 from dbchannels.worker import database_connections
-from dbchannels.worker.application import ApplicationViews, load_site
+from dbchannels.worker.application import load_site
 from dbchannels.worker.response_stream import FileSender
+from dbchannels.worker.views import ApplicationViews
 from dbchannels.worker.worker import Worker
 
 log = logging.getLogger("dbchannels.worker")
