@@ -100,10 +100,10 @@ class WebSocketLimits:
     )
     # 1001.
     idle_timeout: float = number(0.0, "S", "seconds without a message until a socket is closed; 0: never", 0)
-    lifetime: float = number(0.0, "S", "seconds that a socket may be open; 0: any time", 0)
+    lifetime: float = number(0.0, "S", "seconds that a socket may be open; 0: forever", 0)
     # 1013. See budget.py for max_memory.
     max_memory: int = number(
-        2_097_152, "BYTES", "of what it sent and no consumer has taken, twice --ws-max-size at least"
+        2_097_152, "BYTES", "of what a client sent and no consumer has taken; at least twice --ws-max-size"
     )
     send_timeout: float = number(20.0, "S", "seconds in which a client that reads slowly must take something")
     waiting_frames: int = number(64, "N", "frames that may wait for a client that reads slowly")
@@ -135,14 +135,18 @@ class ServerConfig:
             "action": "append",
             "default": [],
             "metavar": "ADDRESS",
-            "help": "where to listen, as often as you like: [ADDR:]PORT or unix:/run/site.sock",
+            "help": "where to listen: [ADDR:]PORT or unix:/run/site.sock; can be given more than once",
         },
     )
     socket_permissions: SocketPermissions = parsed(
         SocketPermissions(),
         lambda given: SocketPermissions.parse(given["socket_mode"], given["socket_owner"]),
         socket_mode={"default": "660", "metavar": "MODE", "help": "permissions of a Unix socket (660)"},
-        socket_owner={"default": "", "metavar": "USER[:GROUP]", "help": "its owner (this process's)"},
+        socket_owner={
+            "default": "",
+            "metavar": "USER[:GROUP]",
+            "help": "owner of a Unix socket (of this process)",
+        },
     )
     allowed_hosts: tuple[str, ...] = parsed((), read_hosts)
     origins: Origins = parsed(
@@ -153,23 +157,27 @@ class ServerConfig:
         read_proxies,
         proxy_headers={
             "action": "store_true",
-            "help": "take client and scheme from the X-Forwarded-For and -Proto of a trusted proxy",
+            "help": "take client and scheme from X-Forwarded-For and X-Forwarded-Proto of trusted proxies",
         },
         forwarded_host={
             "action": "store_true",
-            "help": "take the host from its X-Forwarded-Host too; only for a proxy that always sets it",
+            "help": "with --proxy-headers: the host too, from X-Forwarded-Host; only if the proxy always sets it",
         },
         trusted_proxies={
             "action": "append",
             "default": [],
             "metavar": "LIST",
-            "help": f"addresses, networks, and the word unix for peers of Unix sockets ({','.join(LOOPBACK)})",
+            "help": f"with --proxy-headers: addresses, networks, and unix for Unix sockets ({','.join(LOOPBACK)})",
         },
     )
     root_path: str = parsed(
         "",
         read_root_path,
-        root_path={"default": "", "metavar": "PATH", "help": "the site is below this path, as /site"},
+        root_path={
+            "default": "",
+            "metavar": "PATH",
+            "help": "the path below which the site is, such as /site",
+        },
     )
     health_address: Address | None = parsed(
         None,
@@ -177,22 +185,22 @@ class ServerConfig:
         probe_port={
             "default": "",
             "metavar": "[ADDR:]PORT",
-            "help": "answer /healthz and /readyz here (not at all)",
+            "help": "where to answer /healthz and /readyz (nowhere)",
         },
     )
 
     # Connections. There are never more than the limit of open files allows.
     max_connections: int = number(16_000, "N", "connections at once, WebSockets among them")
     max_per_address: int | None = number(
-        None, "N", "connections of one address, an IPv6 /64 network (1,000, and any number from this machine)"
+        None, "N", "connections of one address, or IPv6 /64 network (1,000; from this machine any number)"
     )
     max_waiting_per_address: int | None = number(
-        None, "N", "unanswered requests of one address in the layer (32, and any number from this machine)"
+        None, "N", "unanswered requests of one address in the layer (32; from this machine any number)"
     )
-    max_requests: int = number(0, "N", "requests on one connection, 0: any number", 0)
+    max_requests: int = number(0, "N", "requests on one connection; 0: any number", 0)
 
     # One request.
-    max_line: int = number(8_192, "BYTES", "of a request's first line, which has the address")
+    max_line: int = number(8_192, "BYTES", "of a request's first line, which contains the URL")
     max_head: int = number(32_768, "BYTES", "of a request's headers")
     max_headers: int = number(100, "N", "headers of a request")
     max_body: int = number(104_857_600, "BYTES", "of a request's body", 0)
@@ -209,18 +217,20 @@ class ServerConfig:
         67_108_864, "BYTES", "of memory for what all WebSockets sent, and as much for what waits for them"
     )
 
-    head_timeout: float = number(15.0, "S", "seconds for a request's first line and headers", 0)
+    head_timeout: float = number(15.0, "S", "seconds for a request's first line and headers")
     body_timeout: float = number(
-        30.0, "S", "seconds without a byte of a request's body; in all so many, and one for each KiB", 0
+        30.0, "S", "seconds without a byte of a request's body; in all as many, and one for each KiB"
     )
     keep_alive_timeout: float = number(60.0, "S", "seconds between two requests on one connection", 0)
-    write_timeout: float = number(60.0, "S", "seconds until the client has taken 64 KiB of its response", 0)
-    http_timeout: float = number(60.0, "S", "seconds for a worker's response, and between two parts of it", 0)
+    write_timeout: float = number(60.0, "S", "seconds until the client has taken 64 KiB of its response")
+    http_timeout: float = number(60.0, "S", "seconds for a worker's response, and between two parts of it")
     later_timeout: float = number(
-        600.0, "S", "seconds for the response, once a view has raised ResponseLater", 0
+        600.0, "S", "seconds for the response, once a view has raised ResponseLater"
     )
     handshake_timeout: float = 15.0  # until the connect consumer has decided
-    graceful_timeout: float = number(10.0, "S", "seconds for requests and consumers to finish at the end", 0)
+    graceful_timeout: float = number(
+        10.0, "S", "seconds for requests and consumers to finish when the server stops", 0
+    )
 
     ws_compression: bool = parsed(
         False,
@@ -257,12 +267,12 @@ class LaunchConfig:
     server: ServerConfig = parsed(ServerConfig(), ServerConfig.from_options)
     #: Processes; with a layer in memory, threads. Four at least, so that some are always free.
     workers: int = number(
-        None, "N", "worker processes (the number of cores, at least 4; 0: the server alone)", 0
+        None, "N", "worker processes (the number of cores, but at least 4); 0: the server alone", 0
     )
     layer: str = parsed(
         "default",
         lambda given: given["layer"],
-        layer={"default": "default", "help": "the alias in DBCHANNELS (default)"},
+        layer={"default": "default", "metavar": "ALIAS", "help": "the alias in DBCHANNELS (default)"},
     )
     wait_for_database: float = number(
         60.0, "S", "seconds to wait at the start for a database that cannot be reached; 0: not at all", 0
@@ -296,7 +306,7 @@ class LaunchConfig:
         access_log={
             "action": BooleanOptionalAction,
             "default": True,
-            "help": "write a line for each request and WebSocket",
+            "help": "write a line for each request and WebSocket (yes)",
         },
     )
     passed_on: tuple[str, ...] = ()  # options of manage.py itself that child processes need too

@@ -75,6 +75,12 @@ def test_the_reference_has_each_option_with_its_default():
 NUMBERS = [one.name for one in fields(ServerConfig) if "keywords" in one.metadata]
 
 
+@pytest.mark.parametrize("name", ["head", "body", "write", "http", "later"])
+def test_0_is_no_time_for_a_request(name):
+    with pytest.raises(InvalidConfiguration, match=f"^--{name}-timeout takes a number above 0\\.$"):
+        config(**{f"{name}_timeout": 0.0})
+
+
 @pytest.mark.parametrize("name", NUMBERS)
 def test_a_number_below_its_range_is_one_sentence(name):
     with pytest.raises(InvalidConfiguration, match=f"^--{name.replace('_', '-')} takes [^\n]*$"):
