@@ -132,7 +132,7 @@ def test_a_good_setting_is_good(configured):
         ),
         (
             {"default": {"BACKEND": "django.urls.path"}},
-            "DBCHANNELS['default']['BACKEND'] names 'django.urls.path', which is no layer class: use one of "
+            "DBCHANNELS['default']['BACKEND'] names 'django.urls.path', which is not a layer class: use one of "
             "postgresql, database, memory, or the dotted name of a layer class.",
         ),
         (

@@ -284,7 +284,7 @@ def test_a_class_without_its_base_is_one_sentence(made):
     with pytest.raises(InvalidConfiguration) as refused:
         made(Forgetful)
     assert str(refused.value) == (
-        f"route_class takes a WebsocketConsumer, and {__name__}.Forgetful is none: write class "
+        f"route_class takes a WebsocketConsumer, and {__name__}.Forgetful is not one: write class "
         "Forgetful(WebsocketConsumer)."
     )
 

@@ -254,6 +254,6 @@ def _require_class(given: object) -> None:
         )
     if not issubclass(given, WebsocketConsumer):
         raise InvalidConfiguration(
-            f"route_class takes a WebsocketConsumer, and {given.__module__}.{given.__qualname__} is none: write "
+            f"route_class takes a WebsocketConsumer, and {given.__module__}.{given.__qualname__} is not one: write "
             f"class {given.__name__}(WebsocketConsumer)."
         )

@@ -63,7 +63,7 @@ def layer_class(settings: conf.LayerSettings) -> type[BaseLayer]:
             f"{where} names {backend!r}, which cannot be imported ({error}): {choices}."
         ) from error
     if not (isinstance(found, type) and issubclass(found, BaseLayer)):
-        raise InvalidConfiguration(f"{where} names {backend!r}, which is no layer class: {choices}.")
+        raise InvalidConfiguration(f"{where} names {backend!r}, which is not a layer class: {choices}.")
     if backend == conf.SHORT_BACKENDS["postgresql"] and vendor != "postgresql":
         raise InvalidConfiguration(
             f"{where} is for PostgreSQL, and the database {settings.database!r} is not (its vendor is {vendor!r}): "

@@ -114,7 +114,7 @@ def _compile_path(key: str, text: str) -> tuple[str, dict[str, Any]]:
         if not name.isidentifier() or name in converters:
             raise InvalidConfiguration(
                 f"The filter {key}={safe_repr(text)} of a route captures {safe_repr(name)}, which is "
-                f"{'used twice' if name in converters else 'no name'}: give each capture its own name."
+                f"{'used twice' if name in converters else 'not a name'}: give each capture its own name."
             )
         if kind not in known:
             raise InvalidConfiguration(
