@@ -1,4 +1,12 @@
-"""The hub's side of the relay: what the hub sends to the layer, and who receives the replies.
+"""The relay between the server's hub and the layer: its side in the hub, and three threads.
+
+The hub sends operations to the layer and receives the replies, but never touches the database. The *publisher* writes
+what the hub has put into the outbox: all that has piled up during the last statement, as one statement. The *reader*
+takes the replies; it is the only thread of its process tree that LISTENs, and wakes the workers. The *housekeeper*
+renews the server's lease and cleans up after dead processes.
+
+While all registered workers belong to this process tree, the publisher wakes them itself, without a NOTIFY, and they
+wake the reader in the same way.
 
 The hub of the interface server, gevent's, is in server.py, and the one for threads in wsgi_gateway.py: a WSGI server
 that uses the relay never imports gevent.
@@ -7,20 +15,32 @@ that uses the relay never imports gevent.
 from __future__ import annotations
 
 import logging
+import math
+import os
+import queue
+import random
+import threading
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Protocol
 
 from dbchannels import codec, names
-from dbchannels.exceptions import UnreadableMessage
+from dbchannels.exceptions import DeclaredDead, LayerUnavailable, UnreadableMessage
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.operations import Delivery, Disconnect, Operation
+from dbchannels.layers.health import UNREGISTER_TRIES, LayerHealth
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Connect, Disconnect, Operation, Send, Withdraw
+from dbchannels.models import Process
 from dbchannels.protocol import (
     BODY,
     CLOSED,
     DECLARED_DEAD,
+    DURABLE,
     FROM_DESCRIPTOR,
+    FULL,
     MORE_CONTENT,
     TAKEN,
     WORKER_DIED,
@@ -29,13 +49,26 @@ from dbchannels.protocol import (
     flow_channel,
     lost,
 )
-from dbchannels.server.relay_threads import RelayThreads
+from dbchannels.server.overload import Overload
 from dbchannels.server.websocket.messages import Outgoing, outgoing, oversight
-from dbchannels.wakeup import WakeupPipe
+from dbchannels.wakeup import Backoff, WakeupPipe
 
 log = logging.getLogger("dbchannels.server")
 
 OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
+BATCH = 500  # rows in one statement
+BATCH_BYTES = 1_048_576  # of payloads, after which a batch takes no more: a statement needs more memory
+REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts as gone
+REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handshakes are answered 503 at once
+STOP_TRIES = 5  # of a write, once the server stops
+LAST_CHORE = 0.5  # seconds at the end for what a killed worker held
+LAST_WRITES = 1.5  # seconds at the end for a layer that cannot be used
+CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see auth/logout.py
+
+_ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each consumer runs once
+
+Outbox = queue.SimpleQueue[Sequence[Operation] | None]
+Chore = Callable[[Link], Any]
 
 
 class OutboxFull(Exception):
@@ -107,18 +140,68 @@ class Receiver(Protocol):
         """Take one message. Called in the hub, so it must not block."""
 
 
-class Relay(RelayThreads):
-    """``open`` a reply channel for a receiver, ``send`` operations, ``close`` the channel."""
+class Relay:
+    """``open`` a reply channel for a receiver, ``send`` operations, ``close`` the channel.
+
+    The threads run from ``start`` to ``stop``.
+    """
 
     def __init__(self, layer: BaseLayer, wakeups: dict[str, WakeupPipe], hub: Hub) -> None:
-        super().__init__(layer, wakeups)
-        self.hub = hub
-        self._receivers: dict[str, Receiver]
+        self.layer, self.hub = layer, hub
+        self.name = names.random_part()
+        self.queue = f"reply.{self.name}!"
+        self._receivers: dict[str, Receiver] = {}  # by reply channel
+        self._past_queues: set[str] = set()  # of the names under which this server was declared dead
+        self._wakeups = wakeups
+        #: Workers of this process tree wake the reader with it when they have written replies, without a NOTIFY.
+        self.reply_wakeup = WakeupPipe.new()
+        #: Returns the names of the workers of this process tree that take every protocol message.
+        self.own_workers: Callable[[], set[str]] = set
+        self._local_wakeups: dict[str, WakeupPipe] = {}  # of the workers that the publisher wakes itself
+        #: Workers on the database that take requests, and servers whose requests they answer.
+        self.http_workers, self.servers = 0, 1
+        self.has_sessions = False  # whether a WebSocket has brought a session's cookie
+        self._health = LayerHealth(log, f"server-{os.getpid()}")
+        self._overload = Overload()
+        #: What the hub sends, in order; each item is written in one batch or not at all. None ends the publisher.
+        self._outbox: Outbox = queue.SimpleQueue()
+        self._chores: queue.SimpleQueue[Chore | None] = queue.SimpleQueue()
+        self._stopping = threading.Event()
+        self._wake = WakeupPipe.new()  # ends the reader's wait
+        self._renewed_at = self._checked_at = time.monotonic()
+        self._read_at = 0.0  # when the layer last answered the reader
+        self._threads = [
+            threading.Thread(target=target, name=name, daemon=True)
+            for name, target in (
+                ("publisher", self._publish),
+                ("reader", self._read),
+                ("housekeeper", self._keep_house),
+            )
+        ]
 
     def start(self) -> None:
-        """Register this server, and begin to send and deliver. Raises LayerUnavailable."""
+        """Register this server, then start the threads. Raises LayerUnavailable."""
         self.hub.start()
-        super().start()
+        self._house_link = self.layer.link("housekeeper", listen=False)
+        self._house_link.register(self.name, Process.SERVER, self.queue)
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self, within: float = 10.0) -> None:
+        """Write what is left, unregister this server, and end the threads. Call it in a native thread.
+
+        A thread that has not ended after so many seconds is left alone: its database does not answer.
+        """
+        ends_at = time.monotonic() + (min(within, LAST_WRITES) if self.unavailable else within)
+        self._outbox.put(None)
+        self._threads[0].join((ends_at - time.monotonic()) / 2)
+        self._stopping.set()
+        self._wake.notify()
+        self._chores.put(None)
+        for thread in self._threads:
+            thread.join(max(0.0, ends_at - time.monotonic()))
+
+    # In the hub.
 
     def open(self, receiver: Receiver) -> str:
         """Return a new reply channel whose messages go to the receiver."""
@@ -144,14 +227,47 @@ class Relay(RelayThreads):
             raise OutboxFull
         self._outbox.put(operations)
 
-    # What the threads call.
+    # From any thread.
 
-    def received(self, queue: str, deliveries: Sequence[Delivery]) -> None:
-        for one in deliveries:
-            reply_channels = [queue + local for local in one.recipients]
-            self.hub.call(partial(self._deliver, Reply.read(one.payload), reply_channels))
+    @property
+    def unavailable(self) -> bool:
+        """Whether the layer cannot be used at the moment, in one direction at least."""
+        return bool(self._health.failing)
+
+    @property
+    def refuses(self) -> bool:
+        """Whether the layer has been away for so long that a new request is not worth its wait."""
+        return bool(self._health.failing) and self._health.lasted("publisher", "reader") > REFUSE_AFTER
+
+    def is_reachable(self) -> bool:
+        """Whether the layer has answered the reader in time."""
+        return time.monotonic() - self._read_at < 2 * self.layer.poll_interval() + REACHABLE
+
+    def make_send(self, channel: str, message: dict[str, Any]) -> Send:
+        """Return the sending of a message that this server made itself."""
+        payload = codec.encode_trusted(message)
+        return Send(channel, payload, message.get("reply_channel") or "", self.layer.options["expiry"])
+
+    def clean_up_after(self, worker: str) -> None:
+        """Clean up after a worker that died."""
+        self._chores.put(lambda link: link.clean_up_after(worker))
+        if self._stopping.is_set() and not self.unavailable:  # the housekeeper has ended
+
+            def clean_up_last() -> None:
+                with (
+                    closing(self.layer.link("housekeeper", listen=False)) as link,
+                    suppress(LayerUnavailable),
+                ):
+                    link.clean_up_after(worker)
+
+            last = threading.Thread(target=clean_up_last, daemon=True)
+            last.start()
+            last.join(LAST_CHORE)
+
+    # From the threads to the hub.
 
     def lose(self, reply_channel: str, why: str, channel: str) -> None:
+        """Deliver the notice that no answer comes to a message of ``channel``."""
         if reply_channel:
             self.hub.call(partial(self._deliver, Reply(lost(why, channel)), [reply_channel]))
 
@@ -179,3 +295,204 @@ class Relay(RelayThreads):
                     self._outbox.put([self.make_send(flow_channel(local), {CLOSED: True})])
                 if isinstance(reply.message.get(BODY), dict):
                     self._outbox.put([self.make_send(body_channel(local), body_ends())])
+
+    # The publisher.
+
+    def _publish(self) -> None:
+        with closing(self.layer.link("publisher", listen=False)) as link:
+            ended = False
+            while not ended:
+                operations, ended = next_batch(self._outbox)
+                try:
+                    self._write(link, operations)
+                except Exception:
+                    self._write_singly(link, operations)
+
+    def _write(self, link: Link, operations: Sequence[Operation]) -> None:
+        full = self._health.retry(lambda: self._apply(link, operations), self._stopping, STOP_TRIES)
+        for send in full or []:
+            self.lose(send.reply_channel, FULL, send.channel)
+
+    def _write_singly(self, link: Link, operations: Sequence[Operation]) -> None:
+        """Write a batch that cannot be written, without the operations that are to blame."""
+        left_out = 0
+        for operation in operations:
+            try:
+                self._write(link, [operation])
+            except Exception:
+                if not left_out:
+                    log.exception(
+                        "The layer cannot take this (%s); it was left out.", type(operation).__name__
+                    )
+                left_out += 1
+                if isinstance(operation, Send):
+                    self.lose(operation.reply_channel, WORKER_DIED, operation.channel)
+        if left_out > 1:
+            log.error("%d operations of a batch of %d were left out.", left_out, len(operations))
+
+    def _apply(self, link: Link, operations: Sequence[Operation]) -> list[Send]:
+        """Write operations, without those that an outage has made obsolete; return the sends that found no room.
+
+        A server that may have been declared dead begins and ends no connection. Only the database knows: the clock
+        stands still together with the machine.
+        """
+        self._await_renewal(link)
+        link.local_wakeups = self._local_wakeups
+        name, rest = self.name, [one for one in operations if not self._is_obsolete(one)]
+        if not rest:
+            link.renew(name)  # or nothing would tell whether the layer can be used again
+            return []
+        if not any(isinstance(one, Connect) or getattr(one, "channel", "") in _ENDS for one in rest):
+            return link.apply(rest)
+        try:
+            return link.apply_as(name, rest)
+        except DeclaredDead:
+            if self._stopping.is_set():
+                return []
+            self._renewed_at = -math.inf
+            self._chores.put(self._look_after)
+            return self._apply(link, rest)
+
+    def _await_renewal(self, link: Link) -> None:
+        """Wait for a lease that may have ended: a server that stood still must know first whether it is dead."""
+        lease, delays = self.layer.options["lease"], None
+        while time.monotonic() - self._renewed_at > lease and not self._stopping.is_set():
+            asked_at = time.monotonic()
+            try:
+                alive = link.renew(self.name)  # the housekeeper may be busy with a long chore
+            except Exception:
+                alive = False  # the housekeeper logs it
+            if alive:
+                self._renewed_at = asked_at
+            else:
+                delays = delays or Backoff()
+                self._stopping.wait(delays.delay())
+
+    def _is_obsolete(self, operation: Operation) -> bool:
+        """Whether an operation is of a name that was given up, whose connections other processes have ended.
+
+        Or it is a request whose client has left, or was answered 503 while it waited here and may have sent it again.
+        """
+        if isinstance(operation, Withdraw):
+            return False
+        reply_channel = getattr(operation, "reply_channel", "")
+        if self._past_queues and names.split(reply_channel)[0] in self._past_queues:
+            return True
+        is_request = getattr(operation, "channel", "") == "http.request"
+        return bool(reply_channel) and is_request and reply_channel not in self._receivers
+
+    # The reader.
+
+    def _read(self) -> None:
+        link = self.layer.link("receiver")
+        delays, failing, deaf = Backoff(), False, False
+        while not self._stopping.is_set():
+            try:
+                self._read_all(link)
+                self._read_at = time.monotonic()
+                if delays.tries:  # if only the wait fails, the session was ended, and not the database
+                    self._health.worked()
+                    delays.reset()
+                if deaf:  # nobody has heard the wakeups in between: the workers look for messages themselves
+                    self._wake_workers(self._wakeups)
+                    deaf = False
+                self._wait(link)
+                failing = False
+            except Exception as error:
+                deaf = True
+                self._health.failed(error)
+                if not isinstance(error, LayerUnavailable) and not failing:
+                    log.exception("The replies could not be read; trying again.")
+                    failing = True
+                self._stopping.wait(delays.delay())
+        link.close()
+
+    def _read_all(self, link: Link) -> None:
+        queue, more = self.queue, True
+        while more:
+            deliveries = link.receive_many([queue], BATCH)
+            for one in deliveries:
+                reply_channels = [queue + local for local in one.recipients]
+                self.hub.call(partial(self._deliver, Reply.read(one.payload), reply_channels))
+            more = len(deliveries) == BATCH
+
+    def _wait(self, link: Link) -> None:
+        """Wait until there may be replies, and pass on the wakeups of the workers."""
+        deadline = time.monotonic() + self.layer.poll_interval()
+        while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+            kinds = link.wait(left, self._wake.reader, self.reply_wakeup.reader)
+            self._wake_workers(kinds)
+            if self.reply_wakeup.drain() or self.queue in kinds:
+                return
+
+    def _wake_workers(self, kinds: Container[str]) -> None:
+        for kind, wakeup in self._wakeups.items():
+            if kind in kinds:
+                wakeup.notify()
+
+    # The housekeeper.
+
+    def _keep_house(self) -> None:
+        link, lease, started_at = self._house_link, self.layer.options["lease"], time.monotonic()
+        chore: Chore | None = self._look_after
+        while chore is not None:
+            try:
+                self._health.retry(partial(chore, link), self._stopping, STOP_TRIES)
+            except Exception:
+                log.exception("A chore of this server failed and was left out.")
+            # More often in the first seconds, in which the workers get ready and register.
+            pause = lease / 3 if time.monotonic() - started_at > lease else min(1.0, lease / 3)
+            try:
+                chore = self._chores.get(timeout=pause * random.uniform(0.8, 1.0))
+            except queue.Empty:
+                chore = self._look_after
+        try:
+            self._health.retry(lambda: link.unregister(self.name), self._stopping, UNREGISTER_TRIES)
+        finally:
+            link.close()
+
+    def _look_after(self, link: Link) -> None:
+        """Renew the lease, look at the workers, and clean up after dead processes."""
+        asked_at = time.monotonic()
+        if not link.renew(self.name):
+            log.warning(
+                "This server was declared dead while it stood still; it closes its sockets and goes on."
+            )
+            self._past_queues.add(self.queue)
+            self.name = names.random_part()
+            self.queue = f"reply.{self.name}!"
+            link.register(self.name, Process.SERVER, self.queue)
+            self.declared_dead()
+        self._renewed_at = asked_at
+        workers = link.workers()
+        own = self.own_workers()
+        # The pipes reach only our own workers: as soon as there are others, all of them need the NOTIFY.
+        alone = bool(own) and own.issuperset(workers)
+        self._local_wakeups = {
+            kind: self._wakeups[kind] for kind in self._wakeups if alone and kind != DURABLE
+        }
+        self._overload.look(link, workers)
+        if self.has_sessions and asked_at - self._checked_at > CHECK_LOGINS:
+            self._checked_at = asked_at
+            link.apply([self.make_send("websocket.logins", {"server": self.name})])
+        link.clean_up()
+        self.http_workers, self.servers = link.count_live("http.request")
+
+
+def next_batch(outbox: Outbox) -> tuple[list[Operation], bool]:
+    """Wait for operations; return all that are there, up to a batch, and whether they are the last.
+
+    Operations of one kind stand together, so that each kind is one statement, and sends stand last. For one connection
+    this keeps the order: first its record, then its messages. Its record is deleted only after its last message was
+    consumed, and what is withdrawn was in an earlier batch, or was left out.
+    """
+    batch, size, ended = list[Operation](), 0, False
+    while not batch or (len(batch) < BATCH and size < BATCH_BYTES and not outbox.empty()):
+        operations = outbox.get()
+        if operations is None:
+            ended = True
+            break
+        batch += operations
+        size += sum(len(one.payload) for one in operations if isinstance(one, Send))
+    rank = {Connect: 0, Disconnect: 1, Withdraw: 2, Send: 3}
+    return sorted(batch, key=lambda operation: rank[type(operation)]), ended

@@ -1,6 +1,6 @@
 """From a WSGI server to the layer and back: what the interface server does, for a server with threads.
 
-The first request of a process starts the threads of a relay, see relay_threads.py. So each child process of a server
+The first request of a process starts the threads of a relay, see relay.py. So each child process of a server
 has its own relay, whether it was forked before or after the import.
 """
 

@@ -22,7 +22,7 @@ from dbchannels.server.budget import (
     UnsentFrames,
 )
 from dbchannels.server.config import WebSocketLimits
-from dbchannels.server.relay_threads import next_batch
+from dbchannels.server.relay import next_batch
 from dbchannels.server.websocket.connection import INBOX, Connection
 from dbchannels.server.websocket.handshake import negotiate
 from dbchannels.server.websocket.protocol import STEP

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from dbchannels.server import relay_threads
-from dbchannels.server.relay_threads import Overload
+from dbchannels.server import overload
+from dbchannels.server.overload import Overload
 from tests import kinds
 
 SINCE = "2026-11-28 14:03:02"
@@ -35,7 +35,7 @@ class Heads:
 def look(monkeypatch, caplog):
     """Look after so many seconds: ``look(5, {"w1": work(...)}, own=[1, 2])``; returns the lines that are new."""
     clock, link, one = [0.0], Heads(), Overload()
-    monkeypatch.setattr(relay_threads.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(overload.time, "monotonic", lambda: clock[0])
 
     def look(seconds, workers, **waiting):
         clock[0] += seconds

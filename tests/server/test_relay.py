@@ -20,8 +20,8 @@ from dbchannels.layers.operations import Connect, Disconnect, Send, Withdraw
 from dbchannels.models import Connection, Process
 from dbchannels.protocol import DECLARED_DEAD
 from dbchannels.server import relay as relay_module
-from dbchannels.server.relay import OutboxFull, Relay
-from dbchannels.server.relay_threads import Overload, next_batch
+from dbchannels.server.overload import Overload
+from dbchannels.server.relay import OutboxFull, Relay, next_batch
 from dbchannels.server.server import GeventHub
 from dbchannels.testing.contract.case import drain
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
@@ -644,7 +644,7 @@ def test_one_whose_clock_stood_still_begins_and_ends_no_connection_under_the_nam
 
 
 def test_a_record_and_its_message_are_one_batch_however_little_fits_into_one(relay, monkeypatch):
-    monkeypatch.setattr("dbchannels.server.relay_threads.BATCH", 1)
+    monkeypatch.setattr("dbchannels.server.relay.BATCH", 1)
     relay.harness.gate.clear()
     for _ in range(3):
         begin(relay)

@@ -20,7 +20,7 @@ from dbchannels import conf
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.protocol import REPORT_EVERY, SENTENCES
-from dbchannels.server import relay_threads
+from dbchannels.server import relay
 from dbchannels.server.config import ServerConfig
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import BrokenOff, Exchange, Stream
@@ -534,7 +534,7 @@ def test_in_an_outage_new_requests_are_refused_at_once_and_those_that_wait_go_on
         return write(*given, **how)
 
     monkeypatch.setattr(site.layer, "write", away)
-    monkeypatch.setattr(relay_threads, "REFUSE_AFTER", 0.0)
+    monkeypatch.setattr(relay, "REFUSE_AFTER", 0.0)
     down.set()
     waits = site.client()
     waits.send_request("GET", "/waits")
