@@ -173,9 +173,8 @@ class ClientContext:
         recorded = self._record.login
         if not recorded.startswith(users.LOGGED_IN) or users.login_label(user) == recorded:
             return user
-        if (
-            self._channel == "websocket.disconnect"
-        ):  # a logout has closed the connection: its user is the one who left
+        # A logout has closed the connection: its user is the one who left.
+        if self._channel == "websocket.disconnect":
             return users.login_user(recorded)
         raise LoginEnded
 

@@ -59,9 +59,8 @@ def session_users(sessions: Sequence[Mapping[str, Any]]) -> list[Any]:
     users = []
     for session, (path, key) in zip(sessions, claims, strict=True):
         user: Any = found.get(path, {}).get(key)
-        if hasattr(
-            user, "get_session_auth_hash"
-        ):  # the session must have been made with the user's present secret
+        # The session must have been made with the user's present secret.
+        if hasattr(user, "get_session_auth_hash"):
             given = session.get(HASH_SESSION_KEY) or ""
             hashes = [user.get_session_auth_hash(), *user.get_session_auth_fallback_hash()]
             if not (given and any(constant_time_compare(given, one) for one in hashes)):
@@ -77,9 +76,8 @@ def _claim(session: Mapping[str, Any]) -> tuple[str, Any]:
         return "", None
     try:
         return path, get_user_model()._meta.pk.to_python(session[SESSION_KEY])
-    except (
-        ValidationError
-    ):  # as after a change of AUTH_USER_MODEL; the other sessions are looked up all the same
+    except ValidationError:
+        # As after a change of AUTH_USER_MODEL; the other sessions are looked up all the same.
         return "", None
 
 

@@ -264,6 +264,20 @@ class BaseLayer:
                 return capacity  # type: ignore[no-any-return]
         return self.options["capacity"] if names.is_protocol(channel) else None
 
+    def global_statistics(self) -> dict[str, float]:
+        """Return the present numbers of all channels together.
+
+        ``messages_pending``: messages that wait to be taken, delayed ones included. ``messages_max_age``: seconds since
+        the oldest message that could be taken now was sent, 0 for none. Both are the public draft's.
+        ``messages_held`` is an addition: messages that a worker has taken and not finished. What the draft counts since
+        a server's start (``messages_count``, ``channel_full_count``, their rates) would cost a write for each message.
+        """
+        return self.statistics(None)
+
+    def channel_statistics(self, channel: str) -> dict[str, float]:
+        """Return the same for one channel; of a process-specific channel give the part up to and with the ``!``."""
+        return self.statistics(names.check_channel_name(channel))
+
     def poll_interval(self) -> float:
         """Return after how many seconds a reader that was not woken looks."""
         return self.options["poll_interval"] or (1.0 if self.wakeups else 0.05)
@@ -364,18 +378,8 @@ class BaseLayer:
         """
         raise NotImplementedError
 
-    def global_statistics(self) -> dict[str, float]:
-        """Return the present numbers of all channels together.
-
-        ``messages_pending``: messages that wait to be taken, delayed ones included. ``messages_max_age``: seconds since
-        the oldest message that could be taken now was sent, 0 for none. Both are the public draft's.
-        ``messages_held`` is an addition: messages that a worker has taken and not finished. What the draft counts since
-        a server's start (``messages_count``, ``channel_full_count``, their rates) would cost a write for each message.
-        """
-        raise NotImplementedError
-
-    def channel_statistics(self, channel: str) -> dict[str, float]:
-        """Return the same for one channel; of a process-specific channel give the part up to and with the ``!``."""
+    def statistics(self, channel: str | None) -> dict[str, float]:
+        """Return the numbers of ``global_statistics`` for one channel, or for all channels together."""
         raise NotImplementedError
 
     def check(self) -> None:

@@ -203,9 +203,8 @@ class BatchResult(NamedTuple):
     failures: Sequence[Failure] = ()  # durable messages whose consumers raised
     returned: Sequence[Delivery] = ()  # taken and not started: they go back, and no attempt counts
     in_flight: Sequence[Delivery] = ()  # taken and not finished
-    boundaries: Sequence[
-        tuple[Delivery, int]
-    ] = ()  # each message that ran, and the number of operations by then
+    # Each message that ran, and the number of operations by then.
+    boundaries: Sequence[tuple[Delivery, int]] = ()
 
 
 def parts(done: BatchResult) -> Iterator[BatchResult]:

@@ -274,9 +274,8 @@ class BoundRoute(NamedTuple):
             for key, pattern in filters.patterns.items():
                 found.setdefault(key, []).append(pattern)
         for pattern in found.get("path", [])[:1]:
-            if (
-                pattern.is_path and (pattern.text or pattern.whole) and pattern.text[:1] != "/"
-            ):  # may be omitted
+            # The slash may be omitted.
+            if pattern.is_path and (pattern.text or pattern.whole) and pattern.text[:1] != "/":
                 found["path"][0] = pattern._replace(text="/" + pattern.text)
         return found
 

@@ -113,9 +113,8 @@ class Server:
         self._link = layer.link()
         self._link.register(self.name, Process.SERVER, self.queue)
         self._receivers: dict[str, Receiver] = {}
-        self._calls: list[
-            tuple[float, Callable[[], None]]
-        ] = []  # what is to be called, and when by the clock
+        # What is to be called, and when by the clock.
+        self._calls: list[tuple[float, Callable[[], None]]] = []
 
     # What a connection asks of a relay.
 

@@ -251,14 +251,8 @@ class DatabaseLayer(DjangoLayer):
         self.wake(writer.kinds)
         return moved
 
-    def global_statistics(self) -> dict[str, float]:
-        return self._statistics({})
-
-    def channel_statistics(self, channel: str) -> dict[str, float]:
-        return self._statistics({"channel": names.check_channel_name(channel)})
-
-    def _statistics(self, only: dict[str, str]) -> dict[str, float]:
-        now = timezone.now()
+    def statistics(self, channel: str | None) -> dict[str, float]:
+        now, only = timezone.now(), {"channel": channel} if channel else {}
         protocol = self.rows(ProtocolMessage).filter(expires_at__gt=now, **only)
         durable = self.rows(DurableMessage).filter(claimed_by=None, **only)
         due = durable.filter(Q(due_at__isnull=True) | Q(due_at__lte=now))

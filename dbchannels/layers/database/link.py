@@ -104,9 +104,8 @@ class DatabaseLink(Link):
         kinds: set[str] | None = None
         if self._socket is None:
             try:
-                self._socket = (
-                    folder.listen()
-                )  # earlier messages sent no wakeup, so the caller looks for all kinds
+                # Earlier messages sent no wakeup, so the caller looks for all kinds.
+                self._socket = folder.listen()
             except OSError as error:
                 folder.problem = error.strerror or str(error)  # from now on the link looks every 50 ms
         else:

@@ -113,9 +113,8 @@ class WakeupFolder:
                         with suppress(BlockingIOError, FileNotFoundError):
                             try:
                                 sender.sendto(payload, path)
-                            except (
-                                ConnectionRefusedError
-                            ):  # its reader was killed; names are never used again
+                            except ConnectionRefusedError:
+                                # The reader was killed; names are never used again.
                                 os.unlink(path)
             except PermissionError:
                 if not self._has_warned:

@@ -140,13 +140,7 @@ class PostgreSQLLayer(DjangoLayer):
         self._received.clear()
         self.capacities.clear()
 
-    def global_statistics(self) -> dict[str, float]:
-        return self._statistics(None)
-
-    def channel_statistics(self, channel: str) -> dict[str, float]:
-        return self._statistics(names.check_channel_name(channel))
-
-    def _statistics(self, channel: str | None) -> dict[str, float]:
+    def statistics(self, channel: str | None) -> dict[str, float]:
         ((waiting, in_flight, age),) = self._query(sql.STATISTICS, {"channel": channel})
         return {"messages_pending": waiting, "messages_held": in_flight, "messages_max_age": age}
 

@@ -177,9 +177,8 @@ class Session:
                 if takes:
                     self.in_doubt_until[takes] = time.monotonic() + IN_DOUBT
                 raise
-            except (
-                psycopg2.errors.UntranslatableCharacter
-            ):  # in a path or a traceback, from clients and consumers
+            except psycopg2.errors.UntranslatableCharacter:
+                # It is in a path or a traceback, from clients and consumers.
                 if self._within:
                     raise
                 return self._execute([(text, _in_ascii(values)) for text, values in statements])

@@ -189,9 +189,8 @@ class ScanHints:
                 self._forget([*self._floors, *self._before, *self._taken])
                 return
         for queue, number in found:
-            if number <= self._floors.get(
-                queue, 0
-            ):  # it was committed late, and others may have been with it
+            # It was committed late, and others may have been with it.
+            if number <= self._floors.get(queue, 0):
                 self._forget([queue])
             self._taken[queue] = number
 

@@ -297,13 +297,7 @@ class StoreLayer(BaseLayer):
                 for channel in [one for one, end in members.items() if end <= self.clock()]:
                     del members[channel]
 
-    def global_statistics(self) -> dict[str, float]:
-        return self._statistics(None)
-
-    def channel_statistics(self, channel: str) -> dict[str, float]:
-        return self._statistics(names.check_channel_name(channel))
-
-    def _statistics(self, channel: str | None) -> dict[str, float]:
+    def statistics(self, channel: str | None) -> dict[str, float]:
         with self.locked():
             queues = self.table_names("waiting") if channel is None else [channel]
             waiting = [row for queue in queues for row in rows(self._unexpired(queue))]

@@ -215,8 +215,7 @@ def await_end(workers: Sequence[Worker], graceful_timeout: float, signals: int, 
     timer.daemon = True
     timer.start()
     for worker in workers:
-        with suppress(
-            Exception
-        ):  # without a database the lease ends, and other processes give the messages back
+        # Without a database the lease ends, and other processes give the messages back.
+        with suppress(Exception):
             worker.abandon()
     os._exit(1)

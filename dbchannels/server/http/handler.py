@@ -230,9 +230,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             self.socket.settimeout(self.interface.options.write_timeout)
             for start in range(0, len(view), PIECE):
                 piece = view[start : start + PIECE]
-                sent = self.socket.send(
-                    piece
-                )  # nearly always all of it, without sendall's look at the buffer
+                # Nearly always all of it, without sendall's look at the buffer.
+                sent = self.socket.send(piece)
                 if sent < len(piece):
                     self.socket.sendall(piece[sent:])
         except OSError:

@@ -116,9 +116,8 @@ class RequestReader:
             for start in range(0, len(data), PIECE):
                 if content := reader.feed(data[start : start + PIECE]):
                     take(content)
-                if (
-                    self._hub_time.is_over()
-                ):  # else a client that sends faster than this reads has the hub alone
+                # Otherwise a client that sends faster than this reads has the hub alone.
+                if self._hub_time.is_over():
                     self._hub_time.wait()
             if reader.ended:
                 self._ahead, self.unread = reader.rest, False

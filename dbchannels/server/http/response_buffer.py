@@ -112,9 +112,8 @@ class StoredResponseBuffer(ResponseBuffer):
     def __init__(self, budget: ResponseBudget, address: str) -> None:
         super().__init__(None)
         self._budget, self._address = budget, address
-        self._messages: deque[tuple[int, Message]] = (
-            deque()
-        )  # with their bytes; younger than what is in files
+        # Each with its bytes; younger than what is in files.
+        self._messages: deque[tuple[int, Message]] = deque()
         self._segments: deque[Segment] = deque()
         self._file: FileIO | None = None  # sent by a worker; the head says what of it to read
         self._came, self._took = Event(), Event()
