@@ -629,11 +629,26 @@ def test_no_command_runs_the_checks_in_its_own_process():
     assert runchannels.Command.requires_system_checks == runworker.Command.requires_system_checks == []
 
 
-def test_a_body_is_of_any_size_while_one_develops_and_100_mebibytes_else():
+def development_config(port="8000"):
+    """Return what runserver starts at this port."""
     command = runserver.Command()
-    command.addr, command.port, command.use_ipv6 = "127.0.0.1", "8000", False
-    options = vars(command.create_parser("manage.py", "runserver").parse_args([]))
-    server = command.config(options).server
+    command.addr, command.port, command.use_ipv6 = "127.0.0.1", port, False
+    return command.config(vars(command.create_parser("manage.py", "runserver").parse_args([])))
+
+
+def test_runserver_refuses_a_port_beyond_65535():
+    with pytest.raises(InvalidConfiguration, match=r"^'127\.0\.0\.1:99999' is not an address: give a port, "):
+        development_config("99999")
+
+
+def test_the_help_of_runserver_has_its_own_number_of_workers():
+    help_text = " ".join(runserver.Command().create_parser("manage.py", "runserver").format_help().split())
+    workers = development_config().workers
+    assert f"worker processes ({workers}); with a layer in memory, threads (8)" in help_text
+
+
+def test_a_body_is_of_any_size_while_one_develops_and_100_mebibytes_else():
+    server = development_config().server
     assert (
         min(server.max_body, server.max_spool) > 2**50
         and server.max_body_memory == ServerConfig().max_body_memory

@@ -38,7 +38,13 @@ class Command(HintingCommand, runserver.Command):
         parser.add_argument(
             "--insecure", action="store_true", help="serve static files even if DEBUG is False"
         )
-        add_options(parser, "workers", "layer", "nostatic")
+        parser.add_argument(
+            "--workers",
+            type=int,
+            metavar="N",
+            help=f"worker processes ({development.WORKERS}); with a layer in memory, threads ({development.THREADS})",
+        )
+        add_options(parser, "layer", "nostatic")
 
     def run(self, **options: Any) -> None:
         """Serve. Django calls this with the address in ``self.addr`` and ``self.port``."""
@@ -91,7 +97,7 @@ class Command(HintingCommand, runserver.Command):
             workers = development.WORKERS if shared else development.THREADS
         defaults = {"graceful_timeout": development.GRACE, "max_body": sys.maxsize, "max_spool": sys.maxsize}
         config = LaunchConfig.from_options({**options, **defaults, "workers": workers})
-        server = replace(config.server, addresses=(Address(self.host(), int(self.port)),))
+        server = replace(config.server, addresses=(Address.parse(str(Address(self.host(), int(self.port)))),))
         insecure = options["insecure"] and not options["nostatic"]
         static = apps.is_installed("django.contrib.staticfiles") if insecure else config.static
         return replace(config, server=server, static=static)

@@ -71,7 +71,11 @@ class Command(HintingCommand):
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument(
-            "--only", action="append", default=[], metavar="PATTERN", help="read only these channels"
+            "--only",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help="read only these channels, such as 'http.*'",
         )
         parser.add_argument(
             "--exclude", action="append", default=[], metavar="PATTERN", help="read all channels but these"
@@ -81,7 +85,7 @@ class Command(HintingCommand):
             type=float,
             default=30.0,
             metavar="S",
-            help="seconds for consumers to finish at the end (30)",
+            help="seconds for a consumer to finish after SIGTERM (30)",
         )
         add_options(parser, "layer", "wait_for_database")
         for name, keywords in CHILD_OPTIONS.items():
