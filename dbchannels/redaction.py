@@ -92,7 +92,7 @@ def mask_query(text: str, nested: int = NESTED) -> str:
 
 
 class RateLimitedLog:
-    """One warning for many events: the first event is logged at once, later ones together, ``every`` so many seconds.
+    """One warning for many events: the first event is logged at once, later ones together, once in ``every`` seconds.
 
     The sentence takes the number of events of each of the ``kinds``, then the values that came with the last event.
     """

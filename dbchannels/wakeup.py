@@ -16,7 +16,7 @@ LONGEST_TIMEOUT = 86_400.0  # seconds: a day
 
 
 class WakeupPipe(NamedTuple):
-    """Both ends of a pipe that wakes one of those that wait for it: a thread, a signal handler's, another process.
+    """Both ends of a pipe that wakes one waiter: a thread, the code that a signal interrupts, or another process.
 
     The one process that LISTENs to the database wakes its workers through such pipes: 50 listeners would slow every
     commit to a tenth of its speed. A byte is one wakeup. The idle process that drains the pipe looks for messages,

@@ -35,7 +35,7 @@ def may_pass(error: BaseException) -> bool:
 
 
 def await_layer(layer: BaseLayer, seconds: float) -> None:
-    """Check a layer, and wait up to so many seconds for its database. Raises DBChannelsError."""
+    """Check a layer, and wait up to ``seconds`` for its database. Raises DBChannelsError."""
     started, delays, waited = time.monotonic(), Backoff(0.1, 2.0), False
     while True:
         try:

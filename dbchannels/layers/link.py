@@ -106,7 +106,7 @@ class Link:
     def move_time(
         self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
     ) -> bool:
-        """Set that moment and send, in one transaction; False, and nothing is done, if it is not ``due`` any more."""
+        """Set that moment and send, in one transaction; False, and nothing is done, if it is no longer ``due``."""
         raise NotImplementedError
 
     def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:

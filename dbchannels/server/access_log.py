@@ -40,7 +40,7 @@ def access_line(
 def log_request(
     client: str, line: str, status: int, size: int, seconds: float, request: Request | None
 ) -> None:
-    """Log the response to a request or a handshake; ``client`` and ``line`` are those of what is no request."""
+    """Log the response to a request or a handshake; ``client`` and ``line`` serve where there is no Request."""
     if log.isEnabledFor(logging.INFO):
         if request is not None:
             client, line = request.client[0], f"{request.method} {request.target} HTTP/{request.http_version}"

@@ -85,7 +85,7 @@ class Share:
         self.held = 0  # bytes
 
     def hold(self, size: int) -> None:
-        """Count so many more bytes, or fewer if negative."""
+        """Count more bytes, or fewer if the number is negative."""
         self.held += size
         self.budget.used += size
         if size < 0:

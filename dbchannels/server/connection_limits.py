@@ -72,7 +72,7 @@ class ConnectionLimits:
         return None
 
     def release(self, address: str) -> None:
-        """Take off a connection that was admitted, and has ended."""
+        """Stop counting a connection that has ended."""
         self.open -= 1
         if self._is_proxy is None or not self._is_proxy(address):
             self.leave(address)
@@ -87,7 +87,7 @@ class ConnectionLimits:
         return None
 
     def leave(self, address: str) -> None:
-        """Take off what has entered."""
+        """Stop counting what ``enter`` has counted."""
         key = address_key(address)
         self._by_address[key] -= 1
         if self._by_address[key] <= 0:

@@ -82,7 +82,7 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
             reject(sock, answer)
 
     def release(self, address: str, client: str | None) -> None:
-        """Count a WebSocket no more; ``client`` is the address of its client behind a proxy."""
+        """Stop counting a WebSocket; ``client`` is the address of its client behind a proxy."""
         self.connection_limits.release(address)
         if client is not None:
             self.connection_limits.leave(client)

@@ -48,7 +48,7 @@ class Batch:
         self._boundaries: list[tuple[Delivery, int]] = []
 
     def fill(self, deliveries: Sequence[Delivery]) -> None:
-        """Add what was taken."""
+        """Add messages that were taken."""
         with self._lock:
             self.waiting.extend(deliveries)
 

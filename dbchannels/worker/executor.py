@@ -1,4 +1,4 @@
-"""One message: which consumer it is for, what running that gives, and what is answered when it raises."""
+"""Run the consumer of a message, and answer its client when the consumer raises."""
 
 from __future__ import annotations
 

@@ -207,7 +207,7 @@ class DatabaseLayer(DjangoLayer):
         )
 
     def _ready(self, channels: Iterable[str]) -> Any:
-        """Return a query set of what is due; of messages with one unique key the first alone."""
+        """Return a query set of the due messages, with only the first of each unique key."""
         key = {"channel": OuterRef("channel"), "unique_key": OuterRef("unique_key")}
         earlier = self.due(channels).order_by().filter(id__lt=OuterRef("id"), **key)
         return self.due(channels).filter(Q(unique_key="") | ~Exists(earlier))

@@ -287,7 +287,7 @@ class DatabaseLink(Link):
             self.clean_up_after(name)
 
     def _clean_up_after_connections(self, closed: set[str]) -> None:
-        """Delete what was locked when these connections were closed, as far as it is not locked any more."""
+        """Delete rows that were locked when these connections were closed, unless they are still locked."""
         try:
             parts = [names.split(one) for one in closed]
             queues, recipients = {queue for queue, _ in parts}, {recipient for _, recipient in parts}

@@ -148,7 +148,7 @@ class WakeupSocket:
         return os.path.exists(self.path)
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         self.socket.close()
         with suppress(OSError):
             os.unlink(self.path)
@@ -168,7 +168,7 @@ class WakeOnCommit:
 
 
 def wakeup_folder(database: str) -> WakeupFolder | None:
-    """Return the folder for an alias of DATABASES; None for what is no SQLite file."""
+    """Return the folder for an alias of DATABASES; None if that is not a SQLite file."""
     connection: Any = connections[database]
     name = str(connection.settings_dict["NAME"])  # in a test another one than in settings.DATABASES
     if connection.vendor != "sqlite" or name.startswith("file:") or name in (":memory:", ""):

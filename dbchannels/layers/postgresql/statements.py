@@ -112,7 +112,7 @@ class CapacityCache:
         self._left: dict[str, tuple[int, float]] = {}  # by queue: messages, until when by time.monotonic()
 
     def reserve(self, counts: Mapping[str, int]) -> bool:
-        """Take so many messages off what the queues have left; False, and nothing is taken, if one has too few."""
+        """Reserve room for messages in the queues; return False, and reserve none, if one queue has too little."""
         now = time.monotonic()
         with self._lock:
             left = {queue: self._left.get(queue, (0, 0.0)) for queue in counts}

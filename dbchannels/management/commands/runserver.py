@@ -1,4 +1,4 @@
-"""``manage.py runserver``, when ``dbchannels`` stands above ``django.contrib.staticfiles`` in INSTALLED_APPS."""
+"""``manage.py runserver``, when ``dbchannels`` is listed above ``django.contrib.staticfiles`` in INSTALLED_APPS."""
 
 from __future__ import annotations
 

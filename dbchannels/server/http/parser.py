@@ -243,7 +243,7 @@ class BodyReader:
         return bytes(self._buffer)
 
     def feed(self, data: bytes) -> bytes:
-        """Return the content in what came. Raises Refused, after which the connection ends."""
+        """Return the content in the data. Raises Refused, after which the connection ends."""
         self._buffer += data
         content = bytearray()
         position = 0
@@ -253,7 +253,7 @@ class BodyReader:
         return bytes(content)
 
     def _step(self, position: int, content: bytearray) -> int | None:
-        """Use what is at a position. Return how many bytes that was, None when more must come."""
+        """Read on at a position. Return how many bytes were read, None when more must come."""
         if self._state in ("content", "whole"):
             size = min(self._left, len(self._buffer) - position)
             content += memoryview(self._buffer)[position : position + size]

@@ -146,7 +146,7 @@ class RequestReader:
             self._reading.throw(_stopping())
 
     def _receive(self, deadline: float) -> bytes:
-        """Return what comes, b"" at the end. Raises TimeoutError, and ClientDisconnected."""
+        """Return received bytes, b"" at the end of the stream. Raises TimeoutError, and ClientDisconnected."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError

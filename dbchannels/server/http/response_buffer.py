@@ -379,7 +379,7 @@ class SentFiles:
         self._watcher.start(self.receive)
 
     def receive(self) -> None:
-        """Hand what has come to the requests. Close a file that no request waits for."""
+        """Hand received files to their requests. Close a file that no request waits for."""
         while True:
             try:
                 channel, descriptors, _, _ = socket.recv_fds(self._socket, MAX_LENGTH, 1)
