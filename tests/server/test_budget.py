@@ -305,9 +305,20 @@ def test_taking_apart_stops_at_the_inbox_and_goes_on_from_there(new_lines):
     assert budget.used == 0
 
 
-def test_a_message_that_is_not_finished_in_time_closes_1008(new_lines):
+@pytest.mark.parametrize(
+    "data",
+    [
+        unfinished(3000),
+        client(TEXT, b"", fin=False),
+        client(BINARY, b"", fin=False) + client(0, b"", fin=False),
+        frame(TEXT, b"x" * 100)[:1],
+        frame(TEXT, b"x" * 100)[:-100],
+    ],
+    ids=["fragments", "an empty fragment", "empty fragments", "half a header", "a header"],
+)
+def test_a_message_that_is_not_finished_in_time_closes_1008(new_lines, data):
     _, (line,) = new_lines(1, ping_interval=50)
-    line.open(unfinished(3000))
+    line.open(data)
     line.connection.tick(line.connection.opened_at + 29)
     assert not line.received()
     line.connection.tick(line.connection.opened_at + 32)

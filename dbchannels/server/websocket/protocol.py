@@ -46,6 +46,7 @@ WIDEST, NARROWEST = 15, 9  # bits of a window; the RFC allows 8 too, zlib does n
 STEP = 65_536  # bytes that are inflated at once
 DEFLATE_END = b"\x00\x00\xff\xff"  # what a sender leaves out at the end of a message (RFC 7692 section 7.2.1)
 _FINAL_BLOCK = b"\x03\x00"  # an empty last block: zlib reports its end only if all before it was complete
+OBJECTS = 512  # bytes of memory that a message takes besides its content while it is incomplete
 _MAX_PADDING = 16  # bytes that may follow a last block: the empty block of RFC 7692 section 7.2.3.4 has one
 
 _Utf8Decoder = codecs.getincrementaldecoder("utf-8")
@@ -162,19 +163,19 @@ class FrameReader:
         self.max_compressed = 0  # bytes of the first frame of a compressed message; 0: no compression
         self.buffer = bytearray()  # what came from the client and is not yet part of a frame
         self._in_message = False  # the last data frame had no FIN, so a continuation must follow
-        self._key = b""  # of the frame whose payload is awaited; empty while a header is awaited
-        # Valid while _key is not empty.
+        self.key = b""  # of the frame whose payload is awaited; empty while a header is awaited
+        # Valid while key is not empty.
         self._opcode, self._fin, self._compressed, self._length = 0, False, False, 0
 
     def next_frame(self) -> Frame | None:
         """Return the next frame, or None if not all of it has come."""
         # Nothing is read twice, and a bytearray cuts its front without moving the rest: bytes that trickle in one at
         # a time cost the same each, however long the frame.
-        if not (self._key or self._read_header()) or len(self.buffer) < self._length:
+        if not (self.key or self._read_header()) or len(self.buffer) < self._length:
             return None
-        payload = unmask(self._key, self.buffer[: self._length])
+        payload = unmask(self.key, self.buffer[: self._length])
         del self.buffer[: self._length]
-        self._key = b""
+        self.key = b""
         if self._opcode in _DATA:
             self._in_message = not self._fin
         return Frame(self._opcode, self._fin, payload, self._compressed)
@@ -214,7 +215,7 @@ class FrameReader:
         if len(buffer) < 6 + size:
             return False
         self._opcode, self._fin, self._compressed, self._length = opcode, fin, bool(reserved), length
-        self._key = bytes(buffer[2 + size : 6 + size])
+        self.key = bytes(buffer[2 + size : 6 + size])
         del buffer[: 6 + size]
         return True
 
@@ -238,8 +239,8 @@ class PartialMessage:
         self.fragments = 0
 
     def __len__(self) -> int:
-        """Return the bytes of memory that the message takes."""
-        return self.content.__alloc__() + len(self._tail)
+        """Return the bytes of memory that the message takes, which are never 0: its frames may be empty."""
+        return OBJECTS + self.content.__alloc__() + len(self._tail)
 
     def add(self, payload: bytes, fin: bool) -> Iterator[None]:
         """Add the payload of the next frame; yield after each step of inflating.
@@ -384,15 +385,16 @@ class WebSocket:
 
     @property
     def held(self) -> int:
-        """Return the bytes of memory that incomplete frames and messages take."""
+        """Return the bytes of memory that incomplete frames and messages take; 0: there is none."""
         buffer = self._reader.buffer
-        held = buffer.__alloc__() if buffer else 0
+        held = len(self._reader.key) + (buffer.__alloc__() if buffer else 0)
         return held if self.partial is None else held + len(self.partial)
 
     def _forget(self, state: str) -> None:
         self.state, self.partial = state, None
         if state == "closed":
             self._reader.buffer.clear()
+            self._reader.key = b""
 
     def _receive_fragment(
         self, opcode: int, fin: bool, payload: bytes, compressed: bool
