@@ -214,13 +214,13 @@ class DeadLetterAdmin(MessageAdmin):
 @admin.register(models.Membership)
 class MembershipAdmin(ReadOnlyAdmin):
     deletable: ClassVar[dict[str, Any]] = {}
-    list_display = ("group", "member", "added", "ends")
+    list_display = ("group", "member", "added", "expires")
     fields = ("group", "member", "added_at", "expires_at")
     list_filter = (ByGroup,)
     search_fields = ("group", "channel", "recipient")
     ordering = ("group", "channel", "recipient")  # as the unique index has them
     added = relative_time("added_at", "added")
-    ends = relative_time("expires_at", "ends")
+    expires = relative_time("expires_at", "expires")
 
     def member(self, row: Any) -> str:
         return row.channel + row.recipient

@@ -35,7 +35,9 @@ class ProtocolMessage(PayloadMixin, models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="up to and including the '!'")
+    channel = models.CharField(
+        "channel", max_length=MAX_LENGTH, help_text="of a reply channel, the part up to and including the '!'"
+    )
     recipients = models.TextField(
         "recipients",
         default="",
@@ -106,10 +108,13 @@ class DurableMessage(PayloadMixin, models.Model):
     )
     unique_key = models.CharField("unique key", max_length=MAX_LENGTH, default="", db_default="", blank=True)
     claimed_by = models.CharField(
-        "claimed by", max_length=MAX_LENGTH, null=True, blank=True, help_text="the worker's name"
+        "claimed by", max_length=MAX_LENGTH, null=True, blank=True, help_text="the name of the worker"
     )
     alone = models.BooleanField(
-        "claimed alone", default=False, db_default=False, help_text="because a worker died with it"
+        "claimed alone",
+        default=False,
+        db_default=False,
+        help_text="yes after a worker has died while it ran the message",
     )
 
     class Meta:
@@ -166,7 +171,7 @@ class Schedule(models.Model):
     channel = models.CharField("channel", max_length=MAX_LENGTH)
     every = models.CharField("every", max_length=255)
     next_at = models.DateTimeField("next")
-    seen_at = models.DateTimeField("seen", help_text="when a live worker last had it in its routing")
+    seen_at = models.DateTimeField("seen", help_text="when a running worker last had it in its routing")
 
     class Meta:
         verbose_name = "schedule"
@@ -181,7 +186,9 @@ class Membership(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     group = models.CharField("group", max_length=MAX_LENGTH)
-    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="up to and including the '!'")
+    channel = models.CharField(
+        "channel", max_length=MAX_LENGTH, help_text="of a reply channel, the part up to and including the '!'"
+    )
     recipient = models.CharField("recipient", max_length=MAX_LENGTH, default="", blank=True)
     added_at = models.DateTimeField("added", db_default=Now())
     expires_at = models.DateTimeField("expires", null=True, blank=True)
@@ -215,7 +222,9 @@ class Tally(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     group = models.CharField("group", max_length=MAX_LENGTH)
-    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text="up to and including the '!'")
+    channel = models.CharField(
+        "channel", max_length=MAX_LENGTH, help_text="of a reply channel, the part up to and including the '!'"
+    )
     members = models.BigIntegerField("members")
     expiring = models.BigIntegerField("members that expire")
     digest = models.DecimalField("digest", max_digits=60, decimal_places=0)
@@ -246,7 +255,7 @@ class Process(models.Model):
         max_length=MAX_LENGTH,
         default="",
         blank=True,
-        help_text="of a server, such as reply.NAME!",
+        help_text="where replies to a server wait, such as reply.NAME!",
     )
     host = models.CharField("host", max_length=255)
     pid = models.IntegerField("process id")
@@ -302,7 +311,12 @@ class Connection(models.Model):
     server = models.CharField("server", max_length=MAX_LENGTH, db_index=True)
     path = models.TextField("path")
     user_id = models.CharField(
-        "user", max_length=MAX_USER_ID, default="", db_default="", blank=True, help_text="the primary key"
+        "user",
+        max_length=MAX_USER_ID,
+        default="",
+        db_default="",
+        blank=True,
+        help_text="the user's primary key",
     )
     connected_at = models.DateTimeField("connected", db_default=Now())
     # The key is the session cookie's value, and is never shown. The digest is short enough for an index.
