@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from django.core.management.base import BaseCommand
 
 from dbchannels import foreign
+from dbchannels.server.access_log import TerminalFormatter
 
 
 class HintingCommand(BaseCommand):
@@ -43,17 +44,9 @@ def log_to_terminal(verbosity: int) -> None:
     if log.handlers or logging.getLogger().handlers:
         return
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(Lines("[%(asctime)s] %(message)s", "%d/%b/%Y %H:%M:%S"))
+    handler.setFormatter(TerminalFormatter("[%(asctime)s] %(message)s", "%d/%b/%Y %H:%M:%S"))
     log.addHandler(handler)
     log.setLevel(logging.WARNING if verbosity == 0 else logging.INFO)
-
-
-class Lines(logging.Formatter):
-    """Adds the date to each line, except to those of the access log, which have one in the form that programs read."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return one line."""
-        return record.getMessage() if record.name == "dbchannels.access" else super().format(record)
 
 
 def run_again(number: int) -> str:

@@ -62,3 +62,11 @@ def _write(line: str) -> None:
 @lru_cache(2)
 def _date_at(second: int) -> str:
     return time.strftime("%d/%b/%Y:%H:%M:%S %z", time.localtime(second))
+
+
+class TerminalFormatter(logging.Formatter):
+    """Adds the date to each line of the log on the terminal, except to those of the access log, which have one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return one line."""
+        return record.getMessage() if record.name == "dbchannels.access" else super().format(record)

@@ -103,9 +103,9 @@ class Executor:
         with self.layer.buffered() as buffer:
             try:
                 answers = self._run(delivery, worker)
+                sent = buffer.pending()
                 if left := database_connections.end_transactions(blocks):
                     raise TransactionLeftOpen(left)
-                sent = buffer.pending()
                 atomic = self._route is not None and self._route.options.atomic
                 return Result(
                     _merged(sent, answers) if sent and answers else sent or answers, None, not atomic

@@ -258,7 +258,8 @@ class Exchange:
         self.buffer.close()
         if self._turn is not None:
             self._turn.leave()
-        self.withdraw()
+        if not self._answered:
+            self.withdraw()
         if self.upload is not None:
             self.upload.close()
         if self._in_groups or self._left:

@@ -103,7 +103,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
                     self._write_at_once(429, too_many)
                     return
                 self._client = address
-            if request.is_outside:
+            root = request.root_path
+            if root and not f"{request.path}/".startswith(f"{root}/"):
                 raise Refused(404, OUTSIDE)
             self.interface.requests.in_flight[self.reader] = None
             if is_upgrade:

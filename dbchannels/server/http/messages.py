@@ -82,11 +82,6 @@ class Request(NamedTuple):
         return self.path_bytes.decode("utf-8", "replace").replace("\0", "\ufffd")
 
     @property
-    def is_outside(self) -> bool:
-        """Whether the path is not below the site's root."""
-        return bool(self.root_path) and not f"{self.path}/".startswith(f"{self.root_path}/")
-
-    @property
     def query_string(self) -> bytes:
         """What follows the question mark, undecoded."""
         return self.target.partition("?")[2].encode("latin-1")

@@ -73,13 +73,15 @@ class RequestReader:
 
         Return None when the client has sent nothing in time, at its beginning or between two requests, or has left.
         """
-        reader = self._head_reader = HeadReader(self._head_limits)
+        reader = self._head_reader = None
         idle = self._options.head_timeout if self._is_first else self._options.keep_alive_timeout
         self._is_first = False
         deadline = _deadline(idle)
         data, self._ahead = self._ahead, b""
         while True:
             if data:
+                if reader is None:
+                    reader = self._head_reader = HeadReader(self._head_limits)
                 has_begun = reader.begun
                 head = reader.feed(data)
                 if head is not None:
@@ -92,7 +94,7 @@ class RequestReader:
             try:
                 data = self._receive(deadline)
             except TimeoutError:
-                if not reader.begun:
+                if reader is None or not reader.begun:
                     return None
                 raise Refused(408, _SLOW_HEAD) from None
             if not data:
