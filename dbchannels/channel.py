@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 from django.http.response import HttpResponseBase
 
@@ -17,7 +17,7 @@ _OPTIONS = frozenset({"delay", "deliver_at", "priority", "unique", "immediately"
 _DEFAULTS: Fields = {"delay": 0, "deliver_at": None, "priority": 0, "unique": ""}
 
 
-class Channel:
+class Channel(foreign.ForeignNames):
     """A named channel. Sending is an INSERT in the caller's transaction: it is seen at commit, never after a rollback.
 
     Options for messages on the site's own channels:
@@ -29,6 +29,8 @@ class Channel:
     By default a consumer's sends are written when it returns. ``immediately=True`` writes them at once. Raises
     InvalidName; ``send`` raises InvalidMessage for an option that cannot be used.
     """
+
+    _place = "channel"
 
     def __init__(
         self,
@@ -74,11 +76,6 @@ class Channel:
         key = getattr(user, "pk", user)
         channel_layers[self._layer].identify(self.name, "" if key is None else str(key))
 
-    if not TYPE_CHECKING:  # or no type checker would find a name that is not there
-
-        def __getattr__(self, name: str) -> Any:
-            return foreign.missing_attribute("channel", self, name)
-
     def __str__(self) -> str:
         return self.name
 
@@ -99,13 +96,15 @@ def received_channel(name: str, layer: str) -> Channel:
     return channel
 
 
-class Group:
+class Group(foreign.ForeignNames):
     """A named set of channels. A message sent to a group goes to each channel that is in it at that moment.
 
     A connection's channel leaves all its groups when the connection ends. By default a consumer's sends and group
     changes are written when it returns. ``immediately=True`` writes them at once, for example to report progress, or to
     join the group before reading the initial state. Raises InvalidName.
     """
+
+    _place = "group"
 
     def __init__(
         self, name: str, *, immediately: bool = False, layer: str = "default", **others: NoReturn
@@ -151,11 +150,6 @@ class Group:
         ``message.reply_channel.identify(user)``.
         """
         return channel_layers[self._layer].group_users(self.name)
-
-    if not TYPE_CHECKING:  # or no type checker would find a name that is not there
-
-        def __getattr__(self, name: str) -> Any:
-            return foreign.missing_attribute("group", self, name)
 
     def __str__(self) -> str:
         return self.name

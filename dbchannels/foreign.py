@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 _CHANNEL_OPTIONS = {
     "countdown": "write Channel(name, delay=seconds).send({...})",
@@ -226,13 +226,21 @@ def advice(place: str, name: object) -> str:
     return NAMES[place].get(name, "") if isinstance(name, str) else ""
 
 
-def missing_attribute(place: str, instance: object, name: str) -> Any:
-    """Raise AttributeError, as ``__getattr__`` does, with advice where there is any."""
-    if hasattr(type(instance), name):  # a property raised an AttributeError: let it raise the same one again
-        return object.__getattribute__(instance, name)
-    told = advice(place, name)
-    text = f"{type(instance).__qualname__!r} object has no attribute {name!r}"
-    raise AttributeError(f"{text}: {told}." if told else text, name=name, obj=instance)
+class ForeignNames:
+    """Gives advice when a missing attribute of an instance has a name of another framework."""
+
+    _place: ClassVar[str]  # a key of NAMES
+
+    if not TYPE_CHECKING:  # or no type checker would report a name that does not exist
+
+        def __getattr__(self, name: str) -> Any:
+            if hasattr(
+                type(self), name
+            ):  # a property raised an AttributeError: let it raise the same one again
+                return object.__getattribute__(self, name)
+            told = advice(self._place, name)
+            text = f"{type(self).__qualname__!r} object has no attribute {name!r}"
+            raise AttributeError(f"{text}: {told}." if told else text, name=name, obj=self)
 
 
 def refuse_keywords(place: str, function: str, keywords: dict[str, Any]) -> NoReturn:

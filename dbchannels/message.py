@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.sessions.backends.base import SessionBase
@@ -22,12 +22,14 @@ from dbchannels.protocol import GOING_AWAY
 WITH_HEADERS = ("http.request", "websocket.connect")
 
 
-class Message:
+class Message(foreign.ForeignNames):
     """One message: its fields by key, its ``channel``, and its ``reply_channel``, or None.
 
     ``http_session``, ``channel_session`` and ``user`` belong to the client that sent it. ``attempt`` counts from 1 for
     messages on the site's own channels, and is 0 for protocol messages.
     """
+
+    _place = "message"
 
     def __init__(
         self, channel: str, content: dict[str, Any], *, attempt: int = 0, layer: str = "default"
@@ -43,11 +45,6 @@ class Message:
     def layer(self) -> str:
         """The alias of the message's layer."""
         return self._layer
-
-    if not TYPE_CHECKING:  # or no type checker would find a name that is not there
-
-        def __getattr__(self, name: str) -> Any:
-            return foreign.missing_attribute("message", self, name)
 
     def __getitem__(self, key: str) -> Any:
         return self.content[key]

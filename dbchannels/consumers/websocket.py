@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar, overload
+from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
 from dbchannels import foreign, names
 from dbchannels.channel import Channel, Group
@@ -26,12 +26,14 @@ from dbchannels.worker.executor import completed
 RESERVED = frozenset({"self", "message", "text", "bytes", "content", "code"})
 
 
-class WebsocketConsumer:
+class WebsocketConsumer(foreign.ForeignNames):
     """Subclass it and write ``connect``, ``receive`` and ``disconnect``, each plain or ``async def``.
 
     An instance lives for one message. Keep state between messages in ``self.channel_session``. The route's captures
     are passed as keywords, and are also in ``self.captures``.
     """
+
+    _place = "consumer"
 
     CHANNELS: ClassVar[tuple[str, ...]] = names.WEBSOCKET
     #: The names of the groups that a connected client is in; or a method that takes the captures and returns the names.
@@ -61,11 +63,6 @@ class WebsocketConsumer:
             consume.__module__, consume.__qualname__ = cls.__module__, cls.__qualname__
             cls._consumer = staticmethod(consume)  # type: ignore[attr-defined]
         return cls.__dict__["_consumer"].__func__  # type: ignore[no-any-return]
-
-    if not TYPE_CHECKING:  # with it, a type checker would accept any name
-
-        def __getattr__(self, name: str) -> Any:
-            return foreign.missing_attribute("consumer", self, name)
 
     # For subclasses to write. Type checkers accept any signature in their place.
 

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from django.db import connections, transaction
 
@@ -73,8 +73,10 @@ class Buffer:
         return self._operations[done:]
 
 
-class BaseLayer:
+class BaseLayer(foreign.ForeignNames):
     """What every layer can do. Positional arguments are those of the public channel-layer draft."""
+
+    _place = "layer"
 
     #: Other processes receive what is sent here.
     shared = True
@@ -100,11 +102,6 @@ class BaseLayer:
         self._receiving = threading.Lock()
         #: With DEBUG, in a worker: the channels that have a consumer. A send to any other is logged once.
         self.consumed_channels: set[str] | None = None
-
-    if not TYPE_CHECKING:  # or no type checker would report a name that does not exist
-
-        def __getattr__(self, name: str) -> Any:
-            return foreign.missing_attribute("layer", self, name)
 
     # Sending: into the caller's transaction, or the consumer's buffer.
 

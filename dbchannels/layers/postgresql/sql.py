@@ -72,7 +72,7 @@ QUIET = "pg_notification_queue_usage() < 0.5::float"
 # serves while the queue is known to have room, see PostgreSQLLayer. The payload is the last parameter.
 WAKE_ONE = f" RETURNING CASE WHEN {QUIET} THEN pg_catalog.pg_notify('dbchannels', %s) END"
 WAKE_ONE_UNASKED = "; NOTIFY dbchannels, %s"
-# How full the queue is, from 0 to 1, and whether a probe was sent, see notify.py.
+# How full the queue is, from 0 to 1, and whether a probe was sent, see link.WakeupCheck.
 QUEUE_USAGE = "SELECT pg_notification_queue_usage(), false, NULL"
 PROBE = f"""
 SELECT pg_notification_queue_usage(), {QUIET},
