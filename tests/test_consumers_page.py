@@ -32,7 +32,7 @@ def play(layer, new_link, monkeypatch):
     monkeypatch.setattr("dbchannels.routing.table._decorated", found)
 
     def start(page, caption, path, *keys):
-        names = {"__name__": "site.consumers"}
+        names = {"__name__": "portal.consumers"}
         exec(textwrap.dedent(CODE[page, caption]), names)
         one = Worker(layer, Routing(found))
         one._register()
@@ -83,7 +83,7 @@ def test_the_votes(play):
 
 
 def test_the_streams(play):
-    step, names = play("consumers", "site/consumers.py", "/socket/")
+    step, names = play("consumers", "portal/consumers.py", "/socket/")
     assert step(0, "opens") == []
     Group("news").send(names["News"].frame({"title": "..."}, stream="news"))
     told = step(0, "says", '{"stream": "search", "payload": {"start": "te"}}')

@@ -106,7 +106,7 @@ def test_its_routing_module_can_be_written_so(monkeypatch):
     made = {}
     monkeypatch.setattr("dbchannels.include", lambda routes, **filters: made.setdefault(routes, filters))
     monkeypatch.setattr("dbchannels.route", lambda channel, to, **filters: made.setdefault(to, filters))
-    exec(block("site/routing.py"), {})
+    exec(block("mysite/routing.py"), {})
     assert made == {"chat.routing": {"path": r"^/chat"}, "news.consumers.read": {"path": r"^/news/$"}}
 
 

@@ -69,7 +69,7 @@ def site(module, settings):
     module("photos.consumers", "def forget(message, upload): return upload")
     module("chat.consumers", code["chat/consumers.py"])
     module("news.routing", code["news/routing.py"])
-    module("example.routing", code["site/routing.py"])
+    module("example.routing", code["mysite/routing.py"])
     settings.DBCHANNELS = {"default": {"ROUTING": "example.routing"}}
     return load_routing("example.routing")
 

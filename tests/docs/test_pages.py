@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def options(command: str) -> dict[str, str]:
 def test_the_code_of_a_page_is_python(name: str) -> None:
     for block in pages.blocks(name, "python"):
         ast.parse(block.code, f"{name}.rst, {block.caption}")
+
+
+@pytest.mark.parametrize("name", [*pages.names(), "README"])
+def test_no_package_of_a_page_is_one_of_pythons_own(name: str) -> None:
+    text = README if name == "README" else ALL_PAGES[name]
+    folders = set(re.findall(r":caption: (\w+)/[\w/]+\.py", text))
+    assert not folders & sys.stdlib_module_names
 
 
 @pytest.mark.parametrize("name", pages.names())
