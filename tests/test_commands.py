@@ -242,7 +242,7 @@ def test_static_files_are_not_served_without_their_app(settings):
 
 
 def tasks(**options):
-    """Return (arguments, the kinds of its doorbells) of each worker."""
+    """Return (arguments, the kinds of its wakeups) of each worker."""
     wakeups = {kind: kind.upper() for kind in "hwd"}
     return [(task.arguments, "".join(task.wakeups)) for task in production.tasks(config(**options), wakeups)]
 
@@ -472,7 +472,7 @@ def test_a_worker_without_a_channel_is_refused(layer, workers, arguments):
 
 
 @kinds.only("sqlite")
-def test_a_child_has_its_name_bells_and_life_from_its_parent(layer, workers, monkeypatch):
+def test_a_child_has_its_name_wakeups_and_life_from_its_parent(layer, workers, monkeypatch):
     reader, writer = os.pipe()
     wakeup = WakeupPipe.new()
     monkeypatch.setattr(sys, "stdin", os.fdopen(reader))

@@ -186,7 +186,7 @@ def test_the_end_leaves_nothing_on_record(any_site):
     assert served.get("/").text == "hello"
     until(lambda: any_site.count("process", "kind = 'server'") >= 1, "a process is on record")
     assert served.terminate() == 0
-    # A sweep may have had a row of it just then, and comes back for the rest; the lease lasts for 15 s.
+    # A clean-up may have had a row of it just then, and comes back for the rest; the lease lasts for 15 s.
     until(lambda: any_site.count("process", "kind = 'server'") == 0, "nothing is on record", 10)
 
 

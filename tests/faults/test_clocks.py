@@ -48,7 +48,7 @@ def test_nobody_is_declared_dead_and_nothing_expires_by_a_hosts_clock(site):
     shell(site, -HOUR, "from dbchannels import Channel; Channel('parked?early').send({})")
     shell(site, HOUR, "from dbchannels import Channel, Group; Group('g').add('parked?late')")
     until(lambda: len(leases(site)) == 4, "all are on record")
-    assert len(renewed(site, 3)) == 4  # every process sweeps at each renewal
+    assert len(renewed(site, 3)) == 4  # every process cleans up at each renewal
     assert "declared dead" not in served.output()
     assert site.rows(
         "SELECT round(extract(epoch FROM expires_at - sent_at)) FROM dbchannels_protocolmessage "

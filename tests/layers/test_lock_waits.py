@@ -128,7 +128,7 @@ def test_a_durable_message_ends_with_what_its_consumer_did(layer, link, at_once)
     assert not DurableMessage.objects.exists()
 
 
-def test_what_is_blocked_is_held_until_it_is_written(layer, link, at_once):
+def test_what_is_blocked_is_in_flight_until_it_is_written(layer, link, at_once):
     taken = take(layer, link, MEMBER, OTHER)
     with open_transaction(layer, lambda: layer.identify(MEMBER, "7")):
         link.finish("w1", batch(layer, taken, [Identify(MEMBER, "12")], []))

@@ -92,7 +92,7 @@ def test_nobody_is_rung_for_what_was_not_written(writer, wakeup):
     assert not wakeup.drain()
 
 
-def test_what_is_for_others_alone_rings_nothing(writer, listener, wakeup):
+def test_what_is_for_others_alone_wakes_nobody(writer, listener, wakeup):
     writer.apply([one("http.request")])
     assert not wakeup.drain()
     assert heard(listener) == {"h"}

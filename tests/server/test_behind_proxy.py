@@ -84,66 +84,66 @@ def from_client(address):
 
 
 @pytest.fixture
-def capped(new_site):
+def limited(new_site):
     """A server behind a proxy on this machine; each client may have two at once."""
     return new_site(proxies=Trusted.of(LOOPBACK), max_per_address=2)
 
 
-def test_a_proxy_may_have_any_number_of_connections(capped):
-    clients = [capped.client() for _ in range(10)]
+def test_a_proxy_may_have_any_number_of_connections(limited):
+    clients = [limited.client() for _ in range(10)]
     assert [client.ask("GET", "/").status for client in clients] == [200] * 10
-    assert capped.server.connection_limits.open == 10
+    assert limited.server.connection_limits.open == 10
 
 
-def test_requests_under_way_count_by_their_client(capped):
-    capped.silent("http.request")
-    waiting = [capped.client() for _ in range(2)]
+def test_requests_in_flight_count_by_their_client(limited):
+    limited.silent("http.request")
+    waiting = [limited.client() for _ in range(2)]
     for client in waiting:
         client.send_request("GET", "/", headers={"X-Forwarded-For": "192.0.2.9"})
-    messages = until(lambda: len(found := capped.messages("http.request")) == 2 and found)
-    refused = capped.get("/", **from_client("192.0.2.9"))
+    messages = until(lambda: len(found := limited.messages("http.request")) == 2 and found)
+    refused = limited.get("/", **from_client("192.0.2.9"))
     assert (refused.status, refused.header("Connection")) == (429, "close")
-    assert capped.get("/", **from_client("192.0.2.9, 192.0.2.9")).status == 429
-    capped.responding({"status": 200, "content": b"another's"})
-    assert capped.get("/", **from_client("192.0.2.8")).content == b"another's"
-    assert capped.get("/").content == b"another's"  # the proxy's own
+    assert limited.get("/", **from_client("192.0.2.9, 192.0.2.9")).status == 429
+    limited.responding({"status": 200, "content": b"another's"})
+    assert limited.get("/", **from_client("192.0.2.8")).content == b"another's"
+    assert limited.get("/").content == b"another's"  # the proxy's own
     for message in messages:
-        capped.reply(message, status=200, content=b"done")
+        limited.reply(message, status=200, content=b"done")
     assert [client.response().content for client in waiting] == [b"done"] * 2
     assert [waiting[0].ask("GET", "/", **from_client("192.0.2.9")).status for _ in range(5)] == [200] * 5
-    assert not capped.server.connection_limits._by_address
+    assert not limited.server.connection_limits._by_address
 
 
-def test_a_body_that_is_refused_so_is_not_read(capped):
-    capped.silent("http.request")
+def test_a_body_that_is_refused_so_is_not_read(limited):
+    limited.silent("http.request")
     for _ in range(2):
-        capped.client().send_request("GET", "/", headers={"X-Forwarded-For": "192.0.2.9"})
-    until(lambda: len(capped.messages("http.request")) == 2)
-    client = capped.client()
+        limited.client().send_request("GET", "/", headers={"X-Forwarded-For": "192.0.2.9"})
+    until(lambda: len(limited.messages("http.request")) == 2)
+    client = limited.client()
     headers = {"X-Forwarded-For": "192.0.2.9", "Content-Length": "1000000"}
     client.send_request("POST", "/", b"x" * 100_000, headers)
     assert client.response("POST").status == 429
-    assert len(capped.messages("http.request")) == 2
+    assert len(limited.messages("http.request")) == 2
 
 
-def test_websockets_count_by_their_client_until_they_are_closed(capped):
-    open_ones = [capped.socket(**from_client("192.0.2.9")) for _ in range(2)]
+def test_websockets_count_by_their_client_until_they_are_closed(limited):
+    open_ones = [limited.socket(**from_client("192.0.2.9")) for _ in range(2)]
     assert [client.status for client in open_ones] == [101, 101]
-    assert capped.socket(**from_client("192.0.2.9")).status == 429
-    assert capped.get("/", **from_client("192.0.2.9")).status == 429
-    assert capped.socket(**from_client("192.0.2.8")).status == 101
+    assert limited.socket(**from_client("192.0.2.9")).status == 429
+    assert limited.get("/", **from_client("192.0.2.9")).status == 429
+    assert limited.socket(**from_client("192.0.2.8")).status == 101
     open_ones[0].sock.close()
-    until(lambda: capped.server.connection_limits._by_address["192.0.2.9"] == 1)
-    assert capped.socket(**from_client("192.0.2.9")).status == 101
+    until(lambda: limited.server.connection_limits._by_address["192.0.2.9"] == 1)
+    assert limited.socket(**from_client("192.0.2.9")).status == 101
 
 
 @pytest.mark.parametrize("refusal", ["websocket.connect", "origin"])
-def test_a_handshake_that_is_refused_does_not_count(capped, refusal):
-    capped.on("websocket.connect", lambda message, reply: reply(accept=False, finished=0))
+def test_a_handshake_that_is_refused_does_not_count(limited, refusal):
+    limited.on("websocket.connect", lambda message, reply: reply(accept=False, finished=0))
     origin = {"Origin": "https://evil.example"} if refusal == "origin" else {}
     for _ in range(5):
-        assert capped.socket(**from_client("192.0.2.9"), **origin).status == 403
-    assert not capped.server.connection_limits._by_address
+        assert limited.socket(**from_client("192.0.2.9"), **origin).status == 403
+    assert not limited.server.connection_limits._by_address
 
 
 def test_a_stranger_who_says_so_counts_by_its_own_address(new_site):

@@ -1,4 +1,4 @@
-"""What comes in on real sockets: hostile requests, deadlines, caps, and bodies that are asked for in chunks."""
+"""Real sockets: hostile requests, deadlines, limits of connections, and bodies that are asked for in chunks."""
 
 from __future__ import annotations
 
@@ -248,7 +248,7 @@ def test_no_100_for_a_body_that_is_refused(new_site):
     assert everything(client).startswith(b"HTTP/1.1 413 ")
 
 
-# --- caps
+# --- limits of connections
 
 
 def test_one_connection_too_many_is_a_503(new_site, told):
@@ -342,7 +342,7 @@ def test_a_body_takes_none_of_the_descriptors_that_are_kept(new_site, monkeypatc
     assert site.client().ask("POST", "/a", b"x" * 1_000_000).status == 503
 
 
-def test_many_who_are_turned_away_are_one_line(told):
+def test_many_that_are_rejected_are_one_line(told):
     counted = ConnectionLimits(0, None)
     for _ in range(100):
         counted.admit("192.0.2.1")

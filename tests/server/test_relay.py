@@ -701,7 +701,7 @@ def test_a_server_that_stops_leaves_no_connection_and_tells_its_consumers(relay)
     ("channel", "kind"),
     [("http.request", "h"), ("websocket.receive", "w"), ("thumbnails", "d"), ("asgi.delay", "d")],
 )
-def test_a_message_rings_for_its_kind_of_worker_alone(new_relay, channel, kind):
+def test_a_message_wakes_its_kind_of_worker_alone(new_relay, channel, kind):
     wakeups = {kind: WakeupPipe.new() for kind in "hwd"}
     relay = new_relay(wakeups, poll_interval=None)
     until(lambda: "wait" in relay.harness.asked)
@@ -711,7 +711,7 @@ def test_a_message_rings_for_its_kind_of_worker_alone(new_relay, channel, kind):
 
 
 @on_postgresql
-def test_a_reply_rings_for_no_worker(new_relay):
+def test_a_reply_wakes_no_worker(new_relay):
     wakeups = {kind: WakeupPipe.new() for kind in "hwd"}
     relay = new_relay(wakeups, poll_interval=None)
     receiver = Receiver(relay)

@@ -80,7 +80,7 @@ def _run(site: LiveSite, seconds: int, given: dict[str, float], code: str) -> st
 
 
 def _lives(site: LiveSite, given: dict[str, float]) -> list[float]:
-    """Send what nobody reads; return the seconds from each send until a sweep has taken it."""
+    """Send what nobody reads; return the seconds from each send until a clean-up has taken it."""
     sent = {
         f"parked?{host}": _sent(site, host, given, f"Channel('parked?{host}').send({{}})") for host in HOSTS
     }
@@ -119,7 +119,7 @@ def _rescue(site: LiveSite, given: dict[str, float]) -> Rescue:
 
 
 def _seen(found: Clocks, expiry: float) -> Seen:
-    """Nothing is early, but for the moments between two looks; what a sweep or a poll does may be seconds late."""
+    """Nothing is early, but for the moments between two looks; what a clean-up or a poll does may be seconds late."""
     late, lives = (", ".join(f"{seconds:.1f}" for seconds in times) for times in (found.late, found.lives))
     text = (
         f"{found.tally}; {found.declared_dead} declared dead; delayed by {DELAY:g} s: {late} s late; "

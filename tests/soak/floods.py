@@ -90,7 +90,7 @@ class Flood(NamedTuple):
 
 
 def flood(served: Served, number: int) -> Flood:
-    """Hold so many half requests until each was turned away or given up, beside a good client."""
+    """Hold so many half requests until each was rejected or given up, beside a good client."""
     with served.connection() as kept:
         assert ask(kept, "GET", "/").text == "hello"
         # A process of their own: what they cost is not to slow down the good client.

@@ -103,7 +103,7 @@ def answers(site: LiveSite, number: int) -> Answers:
 
 
 def idle(site: LiveSite, served: Served) -> None:
-    """Wait until at least one worker is alive and on record: a killed one may not have been buried yet."""
+    """Wait until at least one worker is alive and on record: a killed one may not have been cleaned up after yet."""
 
     def alive() -> bool:
         pids = {pid for (pid,) in site.rows("SELECT pid FROM dbchannels_process WHERE kind = 'worker'")}

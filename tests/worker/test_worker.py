@@ -951,7 +951,7 @@ def test_the_lease_is_renewed_while_nothing_comes_however_rare_the_poll(new_laye
     wait_until(lambda: len(renewals) >= 3)
 
 
-def test_a_batch_that_is_full_rings_for_another_worker(layer, new_worker, batches_of):
+def test_a_batch_that_is_full_wakes_another_worker(layer, new_worker, batches_of):
     wakeup = WakeupPipe.new()
     batches_of(2)
     layer.send_many([("own", {})] * 3)
@@ -966,7 +966,7 @@ def test_a_batch_that_is_full_rings_for_another_worker(layer, new_worker, batche
         os.close(descriptor)
 
 
-def test_who_comes_too_late_for_a_ring_goes_on_waiting(layer, new_worker, monkeypatch):
+def test_who_comes_too_late_for_a_wakeup_goes_on_waiting(layer, new_worker, monkeypatch):
     wakeup, looks = WakeupPipe.new(), []
     one = new_worker(route("own", quiet), wakeups=[wakeup])
 
@@ -1169,7 +1169,9 @@ def test_one_that_was_declared_dead_goes_on_as_a_new_one(layer, new_worker, new_
 
 
 @kinds.on_databases
-def test_what_it_held_when_it_was_declared_dead_is_not_its_own(layer, new_worker, new_link, batches_of):
+def test_what_it_had_in_flight_when_it_was_declared_dead_is_not_its_own(
+    layer, new_worker, new_link, batches_of
+):
     seen = []
 
     def consume(message):
