@@ -120,7 +120,17 @@ def listen(address: Address, permissions: SocketPermissions) -> Listener:
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)  # gevent accepts from it
-            listener = _bind_unix(sock, address, permissions) if address.path else _bind_tcp(sock, address)
+            if address.path:
+                listener = _bind_unix(sock, address, permissions)
+            else:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                # Accepted sockets inherit it. Without, a keep-alive response waits 44 ms for the client's delayed ACK.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if family == socket.AF_INET6:
+                    # [::] takes IPv6 alone, whatever the machine's default, so that 0.0.0.0 can have the same port.
+                    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+                sock.bind((address.host, address.port))
+                listener = Listener(sock, address._replace(port=sock.getsockname()[1]))
             sock.listen(BACKLOG)
         except OSError:
             sock.close()
@@ -132,17 +142,6 @@ def listen(address: Address, permissions: SocketPermissions) -> Listener:
             advice = "there is no such host; name an address of this machine, as 127.0.0.1 or 0.0.0.0"
         raise AddressInUse(f"{address} cannot be used ({reason}): {advice}.") from None
     return listener
-
-
-def _bind_tcp(sock: socket.socket, address: Address) -> Listener:
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # Accepted sockets inherit it. Without, a keep-alive response waits 44 ms for the client's delayed ACK.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    if sock.family == socket.AF_INET6:
-        # [::] takes IPv6 alone, whatever the machine's default, so that 0.0.0.0 can have the same port.
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-    sock.bind((address.host, address.port))
-    return Listener(sock, address._replace(port=sock.getsockname()[1]))
 
 
 def _bind_unix(sock: socket.socket, address: Address, permissions: SocketPermissions) -> Listener:

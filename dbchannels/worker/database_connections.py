@@ -17,6 +17,9 @@ from typing import Any
 from django.core import signals
 from django.db import Error, close_old_connections, connections
 
+# PQTRANS_IDLE, PQTRANS_INTRANS and PQTRANS_INERROR of libpq, in psycopg 2 and 3.
+_IDLE, _OPEN = 0, (2, 3)
+
 _kept = False  # in a worker's process
 
 
@@ -66,34 +69,29 @@ def end_transactions(before: Mapping[str, int]) -> list[str]:
     """Roll back the transactions that a message has left open, and close their connections; return the aliases."""
     left = []
     for connection in connections.all(initialized_only=True):
-        depth = before.get(connection.alias, 0)
-        if len(connection.atomic_blocks) <= depth if depth else not _in_transaction(connection):
+        depth, raw = before.get(connection.alias, 0), connection.connection
+        if depth:
+            is_open = len(connection.atomic_blocks) > depth
+        elif connection.in_atomic_block or raw is None or not connection.settings_dict["AUTOCOMMIT"]:
+            is_open = connection.in_atomic_block
+        elif connection.vendor == "postgresql":
+            is_open = not raw.closed and raw.info.transaction_status in _OPEN
+        else:
+            is_open = getattr(raw, "in_transaction", False)  # SQLite's
+        if not is_open:
             continue
         left.append(connection.alias)
         if depth:
             while len(connection.atomic_blocks) > depth:
                 connection.atomic_blocks[-1].__exit__(Error, Error(), None)
             continue
-        if _is_pooled(connection) and connection.connection is not None:
-            connection.connection.close()  # or the pool gives it to the next message
+        if _is_pooled(connection) and raw is not None:
+            raw.close()  # or the pool gives it to the next message
         connection.in_atomic_block = False  # or Django waits for the end of the block, which does not come
         connection.close()
         if connection.closed_in_transaction:  # it had been closed already, inside of the block
             connection.connection = None
     return left
-
-
-def _in_transaction(connection: Any) -> bool:
-    raw = connection.connection
-    if connection.in_atomic_block or raw is None or not connection.settings_dict["AUTOCOMMIT"]:
-        return bool(connection.in_atomic_block)
-    if connection.vendor == "postgresql":
-        return not raw.closed and raw.info.transaction_status in _OPEN
-    return bool(getattr(raw, "in_transaction", False))  # SQLite's
-
-
-# PQTRANS_IDLE, PQTRANS_INTRANS and PQTRANS_INERROR of libpq, in psycopg 2 and 3.
-_IDLE, _OPEN = 0, (2, 3)
 
 
 def _is_pooled(connection: Any) -> bool:

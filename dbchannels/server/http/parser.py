@@ -90,36 +90,31 @@ class HeadReader:
     def feed(self, data: bytes) -> RequestHead | None:
         """Return the head, or None while more must come. Raises Refused, after which the connection ends."""
         self._buffer += data
-        while (size := self._find_line()) is not None:
-            line = bytes(self._buffer[: size - 2])
+        while True:
+            room = self._limits.line if self._line is None else self._room
+            end = self._buffer.find(b"\n", self._searched, room)
+            if end < 0:
+                self._searched = min(len(self._buffer), room)
+                if len(self._buffer) < room:
+                    return None
+                if self._line is not None:
+                    raise self._too_large()
+                raise Refused(414, f"The address is too long: the first line may have {room} bytes.")
+            if end == 0 or self._buffer[end - 1] != 13:
+                raise Refused(400, "End each line of the head with CR and LF.")
+            line = bytes(self._buffer[: end - 1])
             if self._line is None:
                 self._read_request_line(line)  # while the line is in the buffer, for the log
             elif not line:
-                del self._buffer[:size]
+                del self._buffer[: end + 1]
                 return self._head(*self._line)
             else:
-                self._room -= size
+                self._room -= end + 1
                 if len(self._headers) == self._limits.lines:
                     raise self._too_large()
                 self._headers.append(read_field(line))
-            del self._buffer[:size]
+            del self._buffer[: end + 1]
             self._searched = 0
-        return None
-
-    def _find_line(self) -> int | None:
-        """Return the size of the next line with its end, or None while it has not come."""
-        room = self._limits.line if self._line is None else self._room
-        end = self._buffer.find(b"\n", self._searched, room)
-        if end < 0:
-            self._searched = min(len(self._buffer), room)
-            if len(self._buffer) < room:
-                return None
-            if self._line is not None:
-                raise self._too_large()
-            raise Refused(414, f"The address is too long: the first line may have {room} bytes.")
-        if end == 0 or self._buffer[end - 1] != 13:
-            raise Refused(400, "End each line of the head with CR and LF.")
-        return end + 1
 
     def _read_request_line(self, line: bytes) -> None:
         if not line:
