@@ -99,7 +99,7 @@ MEMBERS = '("group", channel) >= (to_group, queue.channel) AND ("group", channel
 LAST_ID = 2**63 - 1
 SEND_GROUP = f"""
 CREATE OR REPLACE FUNCTION our.dbchannels_send_group(
-    to_group text, body bytea, expiry float, patterns text[], capacities int[], wakes boolean, near text[]
+    to_group text, body bytea, expiry float, patterns text[], capacities int[], wakes boolean, local_wakeups text[]
 ) RETURNS void LANGUAGE plpgsql SET enable_seqscan = off {SAFE} AS $function$
 DECLARE
     queue record;
@@ -181,7 +181,7 @@ BEGIN
     END LOOP;
     IF wakes AND wakeups <> '{{}}' AND pg_notification_queue_usage() < 0.5 THEN
         FOREACH wakeup IN ARRAY wakeups LOOP  -- an expression: a PERFORM would be planned and run as a query
-            CONTINUE WHEN wakeup = ANY (near) OR pg_notify('dbchannels', wakeup) IS NULL;
+            CONTINUE WHEN wakeup = ANY (local_wakeups) OR pg_notify('dbchannels', wakeup) IS NULL;
         END LOOP;
     END IF;
 END

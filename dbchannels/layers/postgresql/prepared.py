@@ -78,7 +78,7 @@ _SEND = Prepared("dbchannels_send", sql.SEND)
 _SEND_ALIKE = Prepared("dbchannels_send_alike", sql.SEND_ALIKE)
 _WAKE = Prepared("dbchannels_wake", sql.WAKE)
 _OTHERS = [
-    Prepared("dbchannels_send_one_near", sql.SEND_ONE, _OF_ONE),
+    Prepared("dbchannels_send_one_silent", sql.SEND_ONE, _OF_ONE),
     Prepared("dbchannels_send_one", sql.SEND_ONE + sql.WAKE_ONE, (*_OF_ONE, "text")),
     Prepared("dbchannels_send_if_room", sql.SEND_IF_ROOM),
     Prepared("dbchannels_promote", sql_durable.PROMOTE),

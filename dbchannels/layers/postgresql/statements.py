@@ -201,11 +201,11 @@ class ScanHints:
 
 
 def statements(
-    layer: PostgreSQLLayer, operations: Sequence[Operation], near: Collection[str] = ()
+    layer: PostgreSQLLayer, operations: Sequence[Operation], local_wakeups: Collection[str] = ()
 ) -> Iterator[Planned]:
     """Yield the statements that write the operations, in order; 100 sends in a row are one INSERT.
 
-    ``near`` has the wakeups that the caller gives itself after the commit; all others are by NOTIFY.
+    ``local_wakeups`` has the wakeups that the caller gives itself after the commit; all others are by NOTIFY.
     """
 
     def kind_of(operation: Operation) -> tuple[type, Any]:
@@ -218,9 +218,9 @@ def statements(
     for (kind, _), group in groupby(operations, key=kind_of):
         several: Any = list(group)
         if kind is Send:
-            yield _sends(layer, several, near)
+            yield _sends(layer, several, local_wakeups)
         elif kind is SendGroup:
-            yield from ((*broadcast(layer, send, near), []) for send in several)
+            yield from ((*broadcast(layer, send, local_wakeups), []) for send in several)
         elif kind is Connect:
             records = [{"reply_channel": one.reply_channel, **one.fields()} for one in several]
             yield sql.CONNECT, {f"{name}s": [one[name] for one in records] for name in records[0]}, []
@@ -240,7 +240,7 @@ def statements(
 
 
 def single(
-    layer: PostgreSQLLayer, send: Send, near: Collection[str] = (), asks: bool = True
+    layer: PostgreSQLLayer, send: Send, local_wakeups: Collection[str] = (), asks: bool = True
 ) -> tuple[str, tuple[Any, ...]] | None:
     """Return the short statement for one usual message, with its values; None when it cannot be had.
 
@@ -251,7 +251,7 @@ def single(
     queue, recipient, protocol, limited, wake = layer.routes[send.channel]
     if limited and not send.certain and not layer.capacities.reserve({queue: 1}):
         return None
-    notifies = layer.wakeups and wake not in near
+    notifies = layer.wakeups and wake not in local_wakeups
     texts = _SILENT if not notifies else _ASKING if asks else _UNASKED
     payloads = (wake,) if notifies else ()
     if not protocol:
@@ -259,9 +259,9 @@ def single(
     return texts[0], (queue, recipient, send.reply_channel, send.payload, f"{send.expiry} s", *payloads)
 
 
-def _sends(layer: PostgreSQLLayer, sends: list[Send], near: Collection[str]) -> Planned:
+def _sends(layer: PostgreSQLLayer, sends: list[Send], local_wakeups: Collection[str]) -> Planned:
     """Return the statement for several messages; the one that counts first where a queue may be full."""
-    if len(sends) == 1 and (statement := single(layer, sends[0], near)):
+    if len(sends) == 1 and (statement := single(layer, sends[0], local_wakeups)):
         return (*statement, [])
     routes = [layer.routes[send.channel] for send in sends]
     limited = Counter(route.queue for route in routes if route.limited)
@@ -272,7 +272,7 @@ def _sends(layer: PostgreSQLLayer, sends: list[Send], near: Collection[str]) -> 
     if not has_room:
         values["queues"] = list({route.queue for route in routes})
         values["capacities"] = [layer.capacity(queue) for queue in values["queues"]]
-    if wakes := {route.wake for route in routes}.difference(near) if layer.wakeups else ():
+    if wakes := {route.wake for route in routes}.difference(local_wakeups) if layer.wakeups else ():
         # In front, in the same string: what the last statement gives is what is looked at.
         text, values["wake"] = f"{sql.WAKE};{text}", sorted(wakes)
     return text, values, [] if has_room else sends
@@ -332,12 +332,20 @@ def without_room(
 
 
 def broadcast(
-    layer: PostgreSQLLayer, send: SendGroup, near: Collection[str] = ()
+    layer: PostgreSQLLayer, send: SendGroup, local_wakeups: Collection[str] = ()
 ) -> tuple[str, tuple[Any, ...]]:
     """Return the statement that sends to a group, with its values."""
     patterns, capacities = layer.sql_capacities
     expiry, wakes = layer.options["expiry"], layer.wakeups
-    return sql.SEND_GROUP, (send.group, send.payload, expiry, patterns, capacities, wakes, list(near))
+    return sql.SEND_GROUP, (
+        send.group,
+        send.payload,
+        expiry,
+        patterns,
+        capacities,
+        wakes,
+        list(local_wakeups),
+    )
 
 
 def sql_capacities(options: dict[str, Any]) -> tuple[list[str], list[int | None]]:
