@@ -72,6 +72,10 @@ class ClientSocket:
 
     def send(self, data: str | bytes) -> None:
         """Send a text or a binary frame, and run its consumer. Raises what the consumer raises."""
+        if not isinstance(data, (str, bytes)):
+            raise TypeError(
+                f"A frame is a str or bytes, not {safe_repr(data)}: write send_json(...) for JSON."
+            )
         transport = self._opened().transport
         self._run()
         if transport.closed:
@@ -127,7 +131,7 @@ class ClientSocket:
         arrived = self.receive_all()
         if arrived:
             frames = "\n".join(f"  {safe_repr(data, 200)}" for data in arrived)
-            raise AssertionError(f"On the WebSocket {self.path} arrived:\n{frames}")
+            raise AssertionError(f"The WebSocket {self.path} has received:\n{frames}")
 
     def _opened(self) -> TestedConnection:
         if self._connection is None:

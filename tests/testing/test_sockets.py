@@ -86,6 +86,10 @@ class Sockets(ChannelTestCase):
         assert ann.receive_all() == ben.receive_all() == ["hello", b"\0\1"]
         other.assertNothingReceived()
 
+    def test_a_frame_of_another_type_is_refused_before_a_consumer_runs(self):
+        with pytest.raises(TypeError, match=r"A frame is a str or bytes, not {'a': 1}: write send_json"):
+            self.ws().send({"a": 1})
+
     def test_json(self):
         socket = self.ws()
         socket.send_json({"a": [1, None]})
@@ -143,7 +147,7 @@ class Sockets(ChannelTestCase):
             Group("room-a").send({"text": "later"})
             with pytest.raises(AssertionError, match=r"An atomic\(\) block is open"):
                 socket.receive()
-        with pytest.raises(AssertionError, match="On the WebSocket /room/a/ arrived:\n  'later'"):
+        with pytest.raises(AssertionError, match="The WebSocket /room/a/ has received:\n  'later'"):
             socket.assertNothingReceived()
 
     def test_a_frame_that_is_put_off_comes_when_time_passes_and_none_overtakes_it(self):
