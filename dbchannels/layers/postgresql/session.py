@@ -90,7 +90,7 @@ class _Deadlines:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        #: Those with a connection. A session that nobody uses any more ends, closed or not.
+        #: Those with a connection; weak, so that a session that is dropped without ``close`` ends.
         self.sessions: WeakSet[Session] = WeakSet()
         self._thread: threading.Thread | None = None
 
