@@ -116,10 +116,11 @@ class DirectExchange:
         """End the wait for a thread, or for the view: the server stops."""
         self._buffer.put(lost(SERVER_STOPS))
 
-    def close(self) -> None:
-        """Wait for nothing more, and tell a thread that still makes the response."""
+    def close(self) -> bool:
+        """Wait for nothing more, and tell a thread that still makes the response. Nothing is left to be withdrawn."""
         self.report({CLOSED: True})
         self._buffer.close()
+        return False
 
     # In the thread.
 

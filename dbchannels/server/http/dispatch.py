@@ -177,8 +177,7 @@ class Requests:
     ) -> None:
         self.in_flight[reader] = None
         reader.unwatch()
-        exchange.close()
-        if isinstance(exchange, Exchange) and exchange.is_unanswered:
+        if exchange.close() and isinstance(exchange, Exchange):
             gevent.spawn_later(WITHDRAW_AGAIN, exchange.withdraw)
         if body is not None:
             body.close()

@@ -242,28 +242,27 @@ class Exchange:
         self._in_groups = True  # its worker may still add it to some
         self.buffer.put(lost(SERVER_STOPS))
 
-    @property
-    def is_unanswered(self) -> bool:
-        """Whether the request has gone to the layer, and no worker has answered, if only in part."""
-        return self._path is not None and not self._answered
-
     def withdraw(self) -> None:
         """Take the request back, unless a worker has it."""
-        if self.is_unanswered:
-            self._send(Withdraw("http.request", self.reply_channel))
+        self._send(Withdraw("http.request", self.reply_channel))
 
-    def close(self) -> None:
-        """Wait for nothing more, and leave all groups. A request that no worker has taken is withdrawn."""
+    def close(self) -> bool:
+        """Wait for nothing more, and leave all groups.
+
+        A request that no worker has answered, if only in part, is withdrawn; then return True.
+        """
         self._relay.close(self.reply_channel)  # first: the publisher then leaves out what it has not written
         self.buffer.close()
         if self._turn is not None:
             self._turn.leave()
-        if not self._answered:
+        is_unanswered = self._path is not None and not self._answered
+        if is_unanswered:
             self.withdraw()
         if self.upload is not None:
             self.upload.close()
         if self._in_groups or self._left:
             self._send(Disconnect(self.reply_channel))
+        return is_unanswered
 
     def _send(self, operation: Operation) -> None:
         with suppress(OutboxFull):
@@ -282,7 +281,7 @@ class Stream:
         first: Message,
         head: messages.ResponseHead,
         timeout: float,
-        ended: Callable[[], None],
+        ended: Callable[[], object],
     ) -> None:
         self._exchange, self._timeout, self._ended = exchange, timeout, ended
         self._finished = False
