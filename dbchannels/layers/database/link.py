@@ -340,6 +340,6 @@ def unavailable() -> Iterator[None]:
         for connection in connections.all(initialized_only=True):
             connection.close_if_unusable_or_obsolete()
         sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
-        away = LayerUnavailable(f"The layer's database cannot be used now ({sentence}).")
-        away.may_pass = may_pass(error)
-        raise away from error
+        unreachable = LayerUnavailable(f"The layer's database cannot be used now ({sentence}).")
+        unreachable.may_pass = may_pass(error)
+        raise unreachable from error

@@ -247,7 +247,7 @@ class PostgreSQLLink(Link):
             self._locked = (name, self.session.generation)
 
     def record_work(self, name: str, work: str) -> None:
-        self.session.execute([(sql_processes.TELL_WORK, {"name": name, "work": work})])
+        self.session.execute([(sql_processes.RECORD_WORK, {"name": name, "work": work})])
 
     def workers(self) -> dict[str, str]:
         return dict(self.session.execute([(sql_processes.WORKERS, {})]))

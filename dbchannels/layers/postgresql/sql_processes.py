@@ -22,7 +22,7 @@ UPDATE dbchannels_process SET lease_until = statement_timestamp() + %(lease)s * 
 WHERE name = %(name)s RETURNING id
 """
 
-TELL_WORK = "UPDATE dbchannels_process SET work = %(work)s WHERE name = %(name)s"
+RECORD_WORK = "UPDATE dbchannels_process SET work = %(work)s WHERE name = %(name)s"
 WORKERS = "SELECT name, work FROM dbchannels_process WHERE kind = 'worker'"
 # A row for each channel with messages that wait: the id of the next one, and the greatest id of its table.
 HEADS = """

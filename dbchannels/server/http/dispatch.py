@@ -84,8 +84,10 @@ class Requests:
 
         Raises Refused, after which the connection ends, and ConnectionError when the client leaves.
         """
-        away = reader.unread and not self.direct and self._relay.refuses  # reading the body would be wasted
-        if away or self.in_flight.given_up:
+        unavailable = (
+            reader.unread and not self.direct and self._relay.refuses
+        )  # reading the body would be wasted
+        if unavailable or self.in_flight.given_up:
             raise Refused(503, SENTENCES[503])
         body: BodyBuffer | None = None
         try:
