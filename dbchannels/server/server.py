@@ -65,8 +65,6 @@ class GeventHub(Hub):
 class SiteServer(WSGIServer):  # type: ignore[misc]
     """pywsgi's server at one address of an `InterfaceServer`."""
 
-    handler_class = Handler
-
     def __init__(self, interface: InterfaceServer, listener: Listener) -> None:
         super().__init__(listener.socket, log=None, error_log=None)
         self.interface = interface
