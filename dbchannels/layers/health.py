@@ -77,7 +77,7 @@ class LayerHealth:
         #: By thread that cannot use the layer: its failures, and the time of the first. Mostly empty.
         self.failing: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
-        self._logged = False
+        self._logged = self._gave_up = False
         self._first_at = 0.0
 
     def lasted(self, *threads: str) -> float:
@@ -114,7 +114,11 @@ class LayerHealth:
             except LayerUnavailable as error:
                 delays = delays or Backoff()
                 if stopping.is_set() and delays.tries > tries:
-                    self._log.error("%s gives up on the layer while stopping (%s).", self.process, error)
+                    if (
+                        not self._gave_up
+                    ):  # else each thread, and each thing that it still tries, would say it
+                        self._log.error("%s gives up on the layer while stopping (%s).", self.process, error)
+                    self._gave_up = True
                     return None
                 self.failed(error)
                 time.sleep(delays.delay())

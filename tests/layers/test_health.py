@@ -203,3 +203,20 @@ def test_how_long_it_has_lasted_is_known_for_each_thread(reported, monkeypatch):
     assert reported.lasted("publisher", "reader") == 2
     works(reported, "reader")
     assert reported.lasted("publisher", "reader") == 0 and reported.failing
+
+
+def test_a_process_that_stops_tries_a_few_times_and_says_once_that_it_gives_up(reported, told, monkeypatch):
+    monkeypatch.setattr("dbchannels.layers.health.time.sleep", lambda seconds: None)
+    stopping, tried = threading.Event(), []
+
+    def attempt():
+        tried.append(1)
+        if len(tried) == 20:
+            stopping.set()
+        raise LayerUnavailable("It is down.")
+
+    assert reported.retry(attempt, stopping, 3) is None
+    assert len(tried) == 20  # it had tried often enough before
+    assert reported.retry(attempt, stopping, 3) is None
+    assert len(tried) == 25
+    assert told() == [BEGUN, "worker-1 gives up on the layer while stopping (It is down.)."]
