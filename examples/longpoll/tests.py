@@ -15,7 +15,8 @@ class LongPoll(ChannelTestCase):
         self.assertIn([b"Content-Type", b"application/json"], answer["headers"])
 
     def test_an_empty_headline_is_none(self):
-        self.client.post("/longpoll/add/", {"text": "  "})
+        for text in ("", "  ", "\0"):
+            self.client.post("/longpoll/add/", {"text": text})
         self.assertNotSent(Group("longpoll"))
         self.assertFalse(Headline.objects.exists())
 

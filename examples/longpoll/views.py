@@ -42,7 +42,8 @@ def next_headline(request):
 @require_POST
 def add(request):
     """Store a headline, and answer all waiting requests."""
-    if text := request.POST.get("text", "").strip()[:200]:
+    # PostgreSQL stores no NUL.
+    if text := request.POST.get("text", "").replace("\0", "").strip()[:200]:
         headline = Headline.objects.create(text=text)
         WAITING.send(JsonResponse(headline.as_json()))
     return redirect("longpoll:page")
