@@ -384,7 +384,8 @@ class BaseLayer(foreign.ForeignNames):
 
     def describe(self) -> str:
         """Return what the start-up banner says of the layer: where it is, and how readers are woken."""
-        return f"{type(self).__name__}, readers look every {self.poll_interval():g} s"
+        how = "readers are woken" if self.wakeups else f"readers look every {self.poll_interval():g} s"
+        return f"{type(self).__name__}; {how}"
 
 
 def after_commit(aliases: Sequence[str], write: Callable[[], None]) -> None:

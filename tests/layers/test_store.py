@@ -123,3 +123,9 @@ def test_nothing_is_kept_of_what_has_gone(layer, link):
     assert kept(layer) == {("claims", "w1")}
     layer.flush()
     assert kept(layer) == set()
+
+
+def test_the_banner_says_how_its_readers_find_messages(layer, monkeypatch):
+    assert layer.describe() == "MemoryLayer; readers are woken"
+    monkeypatch.setattr(layer, "wakeups", False)
+    assert layer.describe().startswith("MemoryLayer; readers look every ")
