@@ -114,9 +114,8 @@ class LayerHealth:
             except LayerUnavailable as error:
                 delays = delays or Backoff()
                 if stopping.is_set() and delays.tries > tries:
-                    if (
-                        not self._gave_up
-                    ):  # else each thread, and each thing that it still tries, would say it
+                    # Once: each thread gives up on each thing that it still tries.
+                    if not self._gave_up:
                         self._log.error("%s gives up on the layer while stopping (%s).", self.process, error)
                     self._gave_up = True
                     return None

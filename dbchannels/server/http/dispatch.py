@@ -84,9 +84,7 @@ class Requests:
 
         Raises Refused, after which the connection ends, and ConnectionError when the client leaves.
         """
-        unavailable = (
-            reader.unread and not self.direct and self._relay.refuses
-        )  # reading the body would be wasted
+        unavailable = reader.unread and not self.direct and self._relay.refuses  # do not read the body then
         if unavailable or self.in_flight.given_up:
             raise Refused(503, SENTENCES[503])
         body: BodyBuffer | None = None
