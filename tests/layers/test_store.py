@@ -126,6 +126,6 @@ def test_nothing_is_kept_of_what_has_gone(layer, link):
 
 
 def test_the_banner_says_how_its_readers_find_messages(layer, monkeypatch):
-    assert layer.describe() == "MemoryLayer; readers are woken"
+    assert layer.describe() == "Clocked; readers are woken"
     monkeypatch.setattr(layer, "wakeups", False)
-    assert layer.describe().startswith("MemoryLayer; readers look every ")
+    assert layer.describe().startswith("Clocked; readers look every ")
