@@ -78,9 +78,9 @@ class ConsumerOptions:
             if value is None or (name == "backoff" and callable(value)):
                 continue
             if not isinstance(value, types) or isinstance(value, bool) or value != value:  # NaN
-                self._refuse(name, kind, f"write a number, such as {name}=60")
+                self._refuse(name, kind, f"write a number, such as {name}={3 if types is int else 60}")
             if not least <= value <= most:
-                self._refuse(name, limits, "write one of these")
+                self._refuse(name, limits, "write a number in that range")
         if not isinstance(self.atomic, bool):
             self._refuse("atomic", "True or False", "write one of these")
         durable_only = (self.retries, self.backoff, self.concurrency, self.every)

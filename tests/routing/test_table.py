@@ -442,3 +442,14 @@ def test_protocol_messages_are_not_tried_again():
     with raises(InvalidConfiguration) as refused:
         route("websocket.receive", one, retries=2)
     assert "at most once" in refused.sentence
+
+
+def test_an_option_of_another_type_or_range_is_told_what_fits():
+    for given, advice in [
+        ({"retries": "3"}, "write a number, such as retries=3."),
+        ({"hard_timeout": "3"}, "write a number, such as hard_timeout=60."),
+        ({"retries": -1}, "must be from 0 to 32000, not -1: write a number in that range."),
+    ]:
+        with raises(InvalidConfiguration) as refused:
+            route("own", one, **given)
+        assert refused.sentence.endswith(advice)
