@@ -43,7 +43,7 @@ NEVER = {
             "http.headers",
             "http.messages",
             "http.parser",
-            "websocket.protocol",
+            "websocket.framing",
             "websocket.messages",
             "websocket.handshake",
             "proxy_headers",

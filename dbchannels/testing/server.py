@@ -17,9 +17,9 @@ from dbchannels.server.relay import Receiver, Relay, Reply
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import Connection
+from dbchannels.server.websocket.framing import TEXT, Closed, Event, cut_reason, decode_frame
 from dbchannels.server.websocket.handshake import Accepted, Denied
 from dbchannels.server.websocket.messages import Outgoing
-from dbchannels.server.websocket.protocol import TEXT, Closed, Event, cut_reason, decode_frame
 from dbchannels.testing.layer import RecordingLayer
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
-import random
 import re
 import traceback
 from collections.abc import Awaitable
@@ -20,7 +19,6 @@ from django.db import transaction
 from django.http.response import HttpResponseBase
 
 from dbchannels import codec, names, signals
-from dbchannels.conf import TEN_YEARS
 from dbchannels.exceptions import (
     ConsumeLater,
     DenyConnection,
@@ -63,6 +61,7 @@ from dbchannels.redaction import Lines
 from dbchannels.routing.routes import ConsumerOptions, Route
 from dbchannels.routing.table import Routing
 from dbchannels.worker import database_connections
+from dbchannels.worker.retries import retry_delay
 from dbchannels.worker.views import ApplicationViews
 
 log = logging.getLogger("dbchannels.worker")
@@ -236,7 +235,8 @@ class Executor:
         if delivery.durable:
             retry_in = None
             if delivery.attempt <= self._option("retries"):
-                retry_in = self._retry_in(delivery.attempt)
+                name = self._route.name if self._route else ""
+                retry_in = retry_delay(delivery.attempt, self._options.backoff, name)
             return Result([], Failure(delivery, text, retry_in), False)
         answers: list[Operation] = []
         if delivery.channel == "http.request" and delivery.reply_channel:
@@ -252,19 +252,6 @@ class Executor:
                 connect = delivery.channel == "websocket.connect"
                 answers = self._finished(delivery, content, decision if connect else None)
         return Result(answers, None, False)
-
-    def _retry_in(self, attempt: int) -> float:
-        """Return the seconds until the next attempt: by the consumer's own ``backoff``, if it gives a usable one."""
-        own = self._options.backoff
-        if own is None:
-            return backoff(attempt)
-        try:
-            seconds = float(own(attempt) if callable(own) else own)
-        except Exception:
-            name = self._route.name if self._route else ""
-            log.exception("The backoff of %s raised; the default is used.", name)
-            return backoff(attempt)
-        return seconds if 0 <= seconds <= TEN_YEARS else backoff(attempt)
 
     # The options of the message that runs.
 
@@ -356,8 +343,3 @@ def no_route_sentence(routing: Routing, path: object) -> str:
     near = [text for one in close for text in paths if fixed[text] == one][:3]
     told = f"the nearest are {', '.join(near)}" if near else f"there are {', '.join(paths) or 'none'}"
     return f"No route takes a WebSocket on {safe_repr(path, 200)}: {told}."
-
-
-def backoff(attempt: int) -> float:
-    """Return the seconds before a failed message runs again: 1, 5, 25, 125 ..., an hour at most, with a jitter."""
-    return min(3600.0, 5.0 ** min(attempt - 1, 6)) * random.uniform(0.75, 1.25)

@@ -1,6 +1,6 @@
 """RFC 6455 through the whole way, in the groups of the Autobahn test suite: what comes back, and the exact close code.
 
-The cases of a socket's protocol by itself, some hundreds, are in ``tests/server/test_protocol.py``.
+The cases of a socket's protocol by itself, some hundreds, are in ``tests/server/test_framing.py``.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from dbchannels.server.budget import (
 from dbchannels.server.config import WebSocketLimits
 from dbchannels.server.relay import next_batch
 from dbchannels.server.websocket.connection import INBOX, Connection
+from dbchannels.server.websocket.framing import STEP
 from dbchannels.server.websocket.handshake import negotiate
-from dbchannels.server.websocket.protocol import STEP
 from dbchannels.server.websocket.transport import STALLED_DEADLINE
 from tests.server.test_connection import (
     BINARY,
@@ -36,7 +36,7 @@ from tests.server.test_connection import (
     pushed,
     until,
 )
-from tests.server.test_protocol import client
+from tests.server.test_framing import client
 
 KIB, MIB = 1024, 1_048_576
 TOTAL = 64 * MIB

@@ -13,10 +13,8 @@ from hypothesis import strategies as st
 from dbchannels.server.budget import MemoryBudget, Share
 from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.websocket import protocol as protocol_module
-from dbchannels.server.websocket.handshake import negotiate
-from dbchannels.server.websocket.messages import Outgoing
-from dbchannels.server.websocket.protocol import (
+from dbchannels.server.websocket import framing as protocol_module
+from dbchannels.server.websocket.framing import (
     LEAST,
     Closed,
     PartialMessage,
@@ -24,8 +22,10 @@ from dbchannels.server.websocket.protocol import (
     decode_frame,
     encode_frame,
 )
+from dbchannels.server.websocket.handshake import negotiate
+from dbchannels.server.websocket.messages import Outgoing
 from dbchannels.server.websocket.transport import Transport
-from tests.server.test_protocol import client, events_of, frames_at_random, new_socket, plausible
+from tests.server.test_framing import client, events_of, frames_at_random, new_socket, plausible
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
 RSV1, RSV2, RSV3 = 0x40, 0x20, 0x10

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbchannels.server.websocket.protocol import (
+from dbchannels.server.websocket.framing import (
     BINARY,
     CLOSE,
     CONTINUATION,

@@ -13,6 +13,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.models import DeadLetter, DurableMessage
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
+from dbchannels.worker.batch import BatchSizer
 from dbchannels.worker.response_stream import last_progress
 from dbchannels.worker.worker import Worker
 from tests import kinds
@@ -88,7 +89,9 @@ def test_one_that_hangs_at_its_last_attempt_is_a_dead_letter_that_says_where(lay
 
 @kinds.on_databases
 def test_those_behind_it_go_to_another_worker(layer, site, monkeypatch):
-    monkeypatch.setattr("dbchannels.worker.batch.BatchSizer.limit", lambda self: 10)
+    monkeypatch.setattr(
+        BatchSizer, "limit", property(lambda self: 10, lambda self, learned: None), raising=False
+    )
     layer.send_many([("own", {"number": number}) for number in range(3)])
     site.start(route("own", site.hang, hard_timeout=0.2, retries=0))
     assert site.replaced.wait(10)
@@ -97,7 +100,9 @@ def test_those_behind_it_go_to_another_worker(layer, site, monkeypatch):
 
 @kinds.on_databases
 def test_results_are_written_though_the_last_of_the_batch_hangs(layer, site, monkeypatch):
-    monkeypatch.setattr("dbchannels.worker.batch.BatchSizer.limit", lambda self: 10)
+    monkeypatch.setattr(
+        BatchSizer, "limit", property(lambda self: 10, lambda self, learned: None), raising=False
+    )
     monkeypatch.setattr("dbchannels.worker.worker.WRITE_AFTER", float("inf"))
     layer.send_many([("quick", {}), ("own", {})])
     site.start(

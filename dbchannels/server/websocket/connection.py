@@ -37,9 +37,9 @@ from dbchannels.server.budget import MemoryBudget, Share
 from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Request, connect_message
 from dbchannels.server.relay import OutboxFull, Relay, Reply
+from dbchannels.server.websocket.framing import Closed, Deflate, Event
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied
 from dbchannels.server.websocket.messages import Outgoing
-from dbchannels.server.websocket.protocol import Closed, Deflate, Event
 from dbchannels.server.websocket.transport import Transport
 from dbchannels.wakeup import Backoff
 

@@ -31,7 +31,7 @@ from dbchannels.server.http.headers import (
     words,
 )
 from dbchannels.server.http.messages import Refused, encode_head, refuse_response
-from dbchannels.server.websocket.protocol import DEFLATE, NARROWEST, WIDEST, Deflate
+from dbchannels.server.websocket.framing import DEFLATE, NARROWEST, WIDEST, Deflate
 
 log = logging.getLogger("dbchannels.server")
 

@@ -22,16 +22,8 @@ import gevent
 from dbchannels.protocol import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
 from dbchannels.server.budget import LEAST_ROOM, Share
 from dbchannels.server.config import LINGERING, WebSocketLimits
+from dbchannels.server.websocket.framing import STEP, TEXT, Closed, Deflate, Event, WebSocket, encode_frame
 from dbchannels.server.websocket.messages import Outgoing
-from dbchannels.server.websocket.protocol import (
-    STEP,
-    TEXT,
-    Closed,
-    Deflate,
-    Event,
-    WebSocket,
-    encode_frame,
-)
 
 READ = 65_536  # bytes read at once
 STALLED_DEADLINE = 20.0  # seconds for which a socket may wait for memory; 1013
