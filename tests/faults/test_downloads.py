@@ -65,7 +65,7 @@ def test_one_address_leaves_room_for_the_others(site):
         "--workers", "2", "--proxy-headers", "--max-response-spool", str(64 * MEBIBYTE), "--http-timeout", "5"
     )
     slow = [begin(served, "/download/48", "192.0.2.1") for _ in range(4)]
-    until(lambda: "large responses 503 and broke" in served.output(), "one too many of its own", 10)
+    until(lambda: "large responses with 503 and broke" in served.output(), "one too many of its own", 10)
     other = begin(served, "/download/12", "192.0.2.2")
     assert status(other) == 200
     assert [served.get("/").text for _ in range(5)] == ["hello"] * 5
