@@ -42,8 +42,7 @@ from dbchannels.exceptions import (
 from dbchannels.foreign import module_names
 from dbchannels.layers import channel_layers
 from dbchannels.message import Message
-from dbchannels.routing.reverse import reverse
-from dbchannels.routing.table import consumer, include, route
+from dbchannels.routing.table import consumer, include, reverse, route
 
 __all__ = [
     "Binding",

@@ -22,8 +22,8 @@ from dbchannels.management import output
 from dbchannels.management.commands import runchannels, runserver, runworker
 from dbchannels.processes import production
 from dbchannels.routing import table
-from dbchannels.server.config import LaunchConfig, ServerConfig
 from dbchannels.server.listeners import Address, SocketPermissions
+from dbchannels.server.options import LaunchConfig, ServerConfig
 from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from dbchannels.server.server import InterfaceServer
 from dbchannels.testing.contract.case import raises

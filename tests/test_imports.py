@@ -37,6 +37,9 @@ NEVER = {
     "server": ("routing", "consumers", "worker", "admin", "checks"),
     "worker": ("gevent", "geventwebsocket", "server"),
     "wsgi": ("gevent", "geventwebsocket", "routing", "consumers", "worker"),
+    "layers.postgresql": ("layers.database", "layers.store"),
+    "layers.database": ("layers.postgresql", "layers.store"),
+    "layers.store": ("layers.postgresql", "layers.database", "layers.orm"),
     **{
         f"server.{name}": PURE
         for name in (
@@ -47,7 +50,7 @@ NEVER = {
             "websocket.messages",
             "websocket.handshake",
             "proxy_headers",
-            "config",
+            "options",
             "access_log",
         )
     },

@@ -36,7 +36,7 @@ DIGEST = "(hashtextextended(recipient, 0)::numeric * 18446744073709551616 + hash
 # snapshot, and two statements that change one group at once do not wait for each other. The digest adds up hashes of 128
 # bits, so that equal tallies mean equal members.
 # Rows of the tally that are loaded from a dump of the data are skipped, since the memberships of the dump make it anew.
-# The only rows that are inserted outside a trigger are the sums of a merge (MERGE_TALLY in sql_processes.py).
+# The only rows that are inserted outside a trigger are the sums of a merge (MERGE_TALLY in sql.py).
 UPDATE_TALLY = f"""
 CREATE OR REPLACE FUNCTION our.dbchannels_update_tally() RETURNS trigger LANGUAGE plpgsql {SAFE} AS $function$
 BEGIN

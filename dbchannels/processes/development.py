@@ -34,7 +34,7 @@ from dbchannels.processes.reloader import CHANGED, CodeWatch, release
 from dbchannels.processes.supervisor import Supervisor
 from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.routing.table import load_routing
-from dbchannels.server.config import LaunchConfig
+from dbchannels.server.options import LaunchConfig
 from dbchannels.wakeup import WakeupPipe
 from dbchannels.worker.views import ApplicationViews
 from dbchannels.worker.worker import Worker

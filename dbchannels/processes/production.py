@@ -24,14 +24,13 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
 from dbchannels.processes.supervisor import Supervisor, Task, manage_command
 from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
-from dbchannels.server.config import LaunchConfig
 from dbchannels.server.http.direct import DirectViews
+from dbchannels.server.http.dispatch import DevelopmentFiles
 from dbchannels.server.http.response_buffer import SentFiles
+from dbchannels.server.options import LaunchConfig
 from dbchannels.server.server import InterfaceServer
-from dbchannels.server.static import DevelopmentFiles
 from dbchannels.wakeup import WakeupPipe
-from dbchannels.worker.application import site_application
-from dbchannels.worker.views import ApplicationViews
+from dbchannels.worker.views import ApplicationViews, site_application
 
 log = logging.getLogger("dbchannels.server")
 

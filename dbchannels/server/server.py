@@ -12,11 +12,11 @@ from gevent.pywsgi import WSGIServer
 from gevent.queue import SimpleQueue
 
 from dbchannels.layers.base import BaseLayer
-from dbchannels.protocol import GOING_AWAY, SENTENCES, SERVICE_RESTART
+from dbchannels.protocol import GOING_AWAY, SERVICE_RESTART
+from dbchannels.protocol.failures import SENTENCES
 from dbchannels.redaction import escaped
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import SLICE, MemoryBudget
-from dbchannels.server.config import ServerConfig
 from dbchannels.server.connection_limits import (
     ConnectionLimits,
     FairQueue,
@@ -32,6 +32,7 @@ from dbchannels.server.http.handler import Handler
 from dbchannels.server.http.messages import Request
 from dbchannels.server.http.reader import RequestReader
 from dbchannels.server.listeners import AddressInUse, Listener, listen_all
+from dbchannels.server.options import ServerConfig
 from dbchannels.server.proxy_headers import forwarded_scheme
 from dbchannels.server.relay import Hub, Relay
 from dbchannels.server.websocket import handshake

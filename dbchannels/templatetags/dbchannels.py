@@ -6,7 +6,7 @@ from typing import Any
 
 from django import template
 
-from dbchannels.routing.reverse import reverse
+from dbchannels.routing.table import reverse
 
 register = template.Library()
 

@@ -24,8 +24,8 @@ from typing import Any, ClassVar
 import django
 from django.apps import apps
 from django.conf import UserSettingsHolder, settings
-from django.core.management import execute_from_command_line
-from django.db import connections, transaction
+from django.core.management import CommandError, execute_from_command_line
+from django.db import OperationalError, connections, transaction
 from django.test import TransactionTestCase
 
 from dbchannels import Channel, conf
@@ -37,6 +37,7 @@ READY_WITHIN = 60.0  # seconds
 END_WITHIN = 30.0  # seconds, after which the server is killed
 QUIET_WITHIN = 5.0  # seconds after a test, for its sockets to close and its consumers to end
 PAUSE = 0.02  # seconds between two looks
+ATTEMPTS = 5  # to empty the tables
 ADDRESS = re.compile(r"Serving http://(\S+)/ and WebSockets")
 SERVE = "livechannels"  # the command of the server; all others are Django's
 CHANGES = (
@@ -67,11 +68,20 @@ class ChannelLiveServerTestCase(TransactionTestCase):
         cls.live_server_ws_url = cls.live_server.ws_url
 
     def _fixture_teardown(self) -> None:
+        """Empty the tables; once more, when a process of the server wrote meanwhile and PostgreSQL saw a deadlock."""
+        database = conf.layer_settings().database
+        self._quieten(database)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._empty_tables(database)
+            except CommandError as error:  # of Django's flush
+                if attempt == ATTEMPTS or not isinstance(error.__cause__, OperationalError):
+                    raise
+
+    def _empty_tables(self, database: str) -> None:
         """Empty the tables in one transaction that leaves the records of the server's processes."""
         from dbchannels.models import Process
 
-        database = conf.layer_settings().database
-        self._quieten(database)
         with transaction.atomic(using=database):
             processes = Process.objects.using(database)
             # Written first: on SQLite a transaction that reads, and writes later, fails when others wrote meanwhile.
@@ -252,7 +262,7 @@ def serve(arguments: list[str]) -> None:
     django.setup()
     from dbchannels.management.commands.runchannels import Command
     from dbchannels.processes import production
-    from dbchannels.server.config import LaunchConfig
+    from dbchannels.server.options import LaunchConfig
 
     options = vars(Command().create_parser("manage.py", "runchannels").parse_args(arguments))
     logging.getLogger("dbchannels.access").disabled = True

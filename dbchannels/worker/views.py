@@ -1,12 +1,13 @@
 """Run the site's views for requests of the layer: the WSGI environment and body, Django's handler, and the response.
 
-The environment (PEP 3333) goes to the site's own WSGI application, see ``application``. So middleware, sessions,
+The environment (PEP 3333) goes to the site's own WSGI application, see ``site_application``. So middleware, sessions,
 uploads, and what wraps or patches Django's handler, work as behind any WSGI server.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import sys
 import tempfile
 import time
@@ -19,13 +20,19 @@ from wsgiref.util import FileWrapper
 from asgiref.sync import iscoroutinefunction
 from django.conf import settings
 from django.core import signals
+from django.core.exceptions import ImproperlyConfigured
 from django.core.handlers.base import BaseHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.core.servers.basehttp import get_internal_wsgi_application
 from django.http import HttpResponse
 from django.http.response import HttpResponseBase
+from django.template import engines
+from django.urls import URLResolver, get_resolver
 
 from dbchannels import codec, names
 from dbchannels.channel import Channel
-from dbchannels.exceptions import LayerUnavailable, ResponseLater
+from dbchannels.conf import layer_settings
+from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable, ResponseLater
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import is_unavailable
 from dbchannels.layers.link import Link
@@ -44,8 +51,10 @@ from dbchannels.protocol import (
     Fields,
     chunk,
 )
-from dbchannels.worker.application import Application, site_application
+from dbchannels.routing.table import Routing, load_routing
 from dbchannels.worker.response_stream import ChunkWriter, FileSender
+
+Application = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
 ASK_AGAIN = 1.0  # seconds without a chunk of a body until it is asked for again
 
@@ -433,3 +442,45 @@ def open_body(message: Message, link: Link, expiry: float) -> IO[bytes]:
     if not link.apart:
         rest.fetch()
     return io.BufferedReader(rest, CHUNK)
+
+
+def load_site(layer: str) -> Routing:
+    """Import the consumers, the whole URLconf with its error handlers, and the libraries of template tags.
+
+    Otherwise the first message would import them, when the files may be those of the next deploy.
+    """
+    routing = load_routing(layer_settings(layer).routing)
+    if hasattr(settings, "ROOT_URLCONF"):
+        resolver = get_resolver()
+        load_urls(resolver)
+        for status in (400, 403, 404, 500):
+            resolver.resolve_error_handler(status)
+    engines.all()
+    return routing
+
+
+def load_urls(resolver: URLResolver) -> None:
+    """Import an URLconf and what it includes."""
+    for pattern in resolver.url_patterns:
+        if isinstance(pattern, URLResolver):
+            load_urls(pattern)
+
+
+def site_application() -> Application:
+    """Import the application that settings.WSGI_APPLICATION names, or Django's own; raises InvalidConfiguration."""
+    if settings.WSGI_APPLICATION is None:
+        return WSGIHandler()
+    # The site's wsgi.py sets Django up once more, and with it the logs: unless LOGGING says otherwise, that disables
+    # every logger that exists already.
+    loggers = [one for one in logging.root.manager.loggerDict.values() if isinstance(one, logging.Logger)]
+    enabled = [one for one in loggers if not one.disabled]
+    try:
+        return get_internal_wsgi_application()
+    except ImproperlyConfigured as error:
+        raise InvalidConfiguration(
+            f"WSGI_APPLICATION names {settings.WSGI_APPLICATION!r}, which cannot be imported "
+            f"({error.__cause__ or error}): correct it, or leave it out for Django's own."
+        ) from None
+    finally:
+        for one in enabled:
+            one.disabled = False

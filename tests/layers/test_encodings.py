@@ -6,7 +6,7 @@ import pytest
 from django.db import connection, connections
 
 from dbchannels.exceptions import InvalidMessage
-from dbchannels.layers.database import writer as records
+from dbchannels.layers import orm
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.models import DurableMessage
 from dbchannels.testing.contract.case import raises
@@ -41,7 +41,7 @@ def test_what_the_database_cannot_keep_is_written_out_by_sessions_of_ours(layer,
 @both
 @pytest.mark.parametrize("encoding", ["LATIN1", "WIN1251", "ISO_8859_5", "KOI8R", "EUC_KR"])
 def test_a_key_that_the_database_cannot_keep_is_one_sentence_at_the_send(layer, monkeypatch, encoding):
-    monkeypatch.setattr(records, "encoding_of", lambda database: encoding)
+    monkeypatch.setattr(orm, "encoding_of", lambda database: encoding)
     bad = "\U0001f600"
     with connections[layer.database].execute_wrapper(never):
         for call in (
@@ -62,6 +62,6 @@ def never(*arguments):
 @both
 @pytest.mark.parametrize("encoding", ["UTF8", "SQL_ASCII"])
 def test_where_it_can_it_is_kept(layer, monkeypatch, encoding):
-    monkeypatch.setattr(records, "encoding_of", lambda database: encoding)
+    monkeypatch.setattr(orm, "encoding_of", lambda database: encoding)
     layer.send("own", {}, unique="\u20ac")
     assert DurableMessage.objects.get().unique_key == "\u20ac"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 from django.db import connection
 
-from dbchannels.layers.postgresql import sql_processes
+from dbchannels.layers.postgresql import sql
 from dbchannels.models import Process
 from dbchannels.testing.contract.case import wait_until
 from tests import kinds
@@ -66,7 +66,7 @@ def test_a_worker_that_renews_before_the_cleaner_comes_lives(long, new_link, mon
     run = cleaner.session.execute
 
     def wake_first(statements):
-        if statements[0][0] == sql_processes.UNREGISTER_EXPIRED:
+        if statements[0][0] == sql.UNREGISTER_EXPIRED:
             assert worker.renew("w1")
         return run(statements)
 

@@ -17,7 +17,7 @@ from dbchannels import channel_layers, codec
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import postgresql
 from dbchannels.layers.operations import BatchResult
-from dbchannels.layers.postgresql import prepared, sql, sql_durable, sql_processes
+from dbchannels.layers.postgresql import prepared, sql, sql_durable
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import CapacityCache, ScanHints, single, sql_pattern
 from dbchannels.testing.contract.case import DEADLINE, in_thread, raises, wait_until
@@ -713,9 +713,9 @@ HOT = [
     (sql_durable.GIVE_UP, {**TOKEN, "errors": ["", "", ""], "tries": [1, 1, 1]}, CLAIMED),
     (sql_durable.UNCLAIM, {"name": "w3"}, "dbchannels_durable_claims"),
     (sql_durable.RELEASE_ALL, {"worker": "w3"}, "dbchannels_durable_claims"),
-    (sql_processes.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),
-    (sql_processes.REPLIES_OF, {"queue": "http.7"}, "dbchannels_protocol_queue"),
-    (sql_processes.REQUESTS_OF, {"queue": "reply.a!"}, "dbchannels_protocol_queue"),
+    (sql.EXPIRE_MESSAGES, {"limit": 5000}, "dbchannels_protocolmessage_pkey"),
+    (sql.REPLIES_OF, {"queue": "http.7"}, "dbchannels_protocol_queue"),
+    (sql.REQUESTS_OF, {"queue": "reply.a!"}, "dbchannels_protocol_queue"),
     (sql.STATISTICS, {"channel": "own7"}, "dbchannels_durable_queue"),
     (sql.WITHDRAW, {"channel": "http.7", "reply_channels": ["a!b", "a!c"]}, "dbchannels_protocol_queue"),
 ]

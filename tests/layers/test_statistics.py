@@ -8,7 +8,7 @@ import pytest
 from django.db import connection
 
 from dbchannels.layers.operations import Connect, GroupAdd
-from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
+from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.statements import of_connections
 from dbchannels.models import Process
 from tests import kinds
@@ -82,8 +82,8 @@ HOT = {
     "channels": (sql.GROUP_CHANNELS, MEMBER),
     "users": (sql.GROUP_USERS, MEMBER),
     "disconnect": (sql.DISCONNECT, CLOSED),
-    "left behind": (sql_processes.LEFT_BEHIND, CLOSED),
-    "drop members": (sql_processes.DROP_MEMBERS, CLOSED),
+    "left behind": (sql.LEFT_BEHIND, CLOSED),
+    "drop members": (sql.DROP_MEMBERS, CLOSED),
     "identify": (sql.IDENTIFY, {"reply_channel": "reply.new!7", "user_id": "1"}),
     "keep": (sql.KEEP, {"reply_channel": "reply.new!7", "session": b"", "login": "-"}),
 }
@@ -107,5 +107,5 @@ def test_what_is_read_does_not_depend_on_statistics(grown):
 
 
 def test_what_waits_is_compared_once_with_the_connections_of_a_dead_server(grown):
-    _, plan = pages_of(grown.session, sql_processes.CONNECTIONS_OF, {"name": "new"})
+    _, plan = pages_of(grown.session, sql.CONNECTIONS_OF, {"name": "new"})
     assert "SetOp Except" in plan and "<> ALL" not in plan, plan

@@ -21,7 +21,7 @@ from dbchannels.server.budget import (
     Share,
     UnsentFrames,
 )
-from dbchannels.server.config import WebSocketLimits
+from dbchannels.server.options import WebSocketLimits
 from dbchannels.server.relay import next_batch
 from dbchannels.server.websocket.connection import INBOX, Connection
 from dbchannels.server.websocket.framing import STEP

@@ -15,8 +15,8 @@ from dbchannels import codec
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.protocol import DECLARED_DEAD
 from dbchannels.server import budget
-from dbchannels.server.config import WebSocketLimits
 from dbchannels.server.http.messages import Request
+from dbchannels.server.options import WebSocketLimits
 from dbchannels.server.relay import OutboxFull, Reply
 from dbchannels.server.websocket import connection
 from dbchannels.server.websocket.connection import INBOX, Connection

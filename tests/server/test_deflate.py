@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dbchannels.server.budget import MemoryBudget, Share
-from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Refused
+from dbchannels.server.options import ServerConfig, WebSocketLimits
 from dbchannels.server.websocket import framing as protocol_module
 from dbchannels.server.websocket.framing import (
     LEAST,

@@ -12,10 +12,10 @@ import pytest
 
 from dbchannels import conf
 from dbchannels.layers.memory import MemoryLayer
-from dbchannels.server.config import ServerConfig
 from dbchannels.server.http import direct
 from dbchannels.server.http.direct import DirectViews
 from dbchannels.server.listeners import Address
+from dbchannels.server.options import ServerConfig
 from dbchannels.server.server import InterfaceServer
 from tests.server.test_server import Client, until
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dbchannels.server.config import ServerConfig
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import BodyReader, HeadLimits, HeadReader, read_field
+from dbchannels.server.options import ServerConfig
 from tests.server.hostile import BODIES, HEADS
 
 LIMITS = HeadLimits()

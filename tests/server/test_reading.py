@@ -13,11 +13,11 @@ from dbchannels.layers.operations import Disconnect
 from dbchannels.protocol import CHUNK
 from dbchannels.server import connection_limits
 from dbchannels.server.budget import HubTime
-from dbchannels.server.config import ServerConfig
 from dbchannels.server.connection_limits import ConnectionLimits
 from dbchannels.server.http import body as body_module
 from dbchannels.server.http import exchange, reader
 from dbchannels.server.http.messages import Refused
+from dbchannels.server.options import ServerConfig
 from tests.server import test_server
 from tests.server.hostile import BODIES, HEADS
 from tests.server.test_server import until

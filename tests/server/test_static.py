@@ -8,8 +8,8 @@ import pytest
 from django.contrib.staticfiles import finders
 from django.test import override_settings
 
+from dbchannels.server.http.dispatch import DevelopmentFiles
 from dbchannels.server.http.messages import Request, response_head
-from dbchannels.server.static import DevelopmentFiles
 
 
 @pytest.fixture

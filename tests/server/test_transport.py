@@ -11,7 +11,7 @@ import pytest
 
 from dbchannels.server import budget
 from dbchannels.server.budget import FRAME_OVERHEAD, SOCKET_OVERHEAD, MemoryBudget, Share, UnsentFrames
-from dbchannels.server.config import ServerConfig, WebSocketLimits
+from dbchannels.server.options import ServerConfig, WebSocketLimits
 from dbchannels.server.websocket.framing import Closed, encode_frame
 from dbchannels.server.websocket.messages import Outgoing
 from dbchannels.server.websocket.transport import PINGS_WITHIN, Transport

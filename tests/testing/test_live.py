@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from unittest import mock
 from urllib.request import urlopen
 
 import pytest
 from django.contrib.auth.models import Group as Model
-from django.db import connections
+from django.db import connection, connections, transaction
 from django.test import override_settings
 
 from dbchannels import Group
@@ -74,6 +77,32 @@ class Live(ChannelLiveServerTestCase):
         assert socket.receive() == "row"
         self._fixture_teardown()
         assert socket.closed() == 1001
+        assert Process.objects.count() == 1 + self.workers
+
+    @pytest.mark.postgresql
+    def test_a_deadlock_with_a_process_of_the_server_does_not_fail_the_test(self):
+        locked = threading.Event()
+
+        def lock_tables():
+            with closing(connection), transaction.atomic(), connection.cursor() as cursor:
+                cursor.execute("SET LOCAL deadlock_timeout = '1min'")  # so the other one is told
+                cursor.execute("LOCK TABLE auth_group")
+                locked.set()
+                waits = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'auth_group'::regclass"
+                until(lambda: cursor.execute(waits) or cursor.rowcount, "the clean-up waits for the table")
+                cursor.execute("LOCK TABLE dbchannels_process")
+
+        with (
+            ThreadPoolExecutor(1) as pool,
+            mock.patch.object(
+                Live, "_empty_tables", autospec=True, side_effect=Live._empty_tables
+            ) as attempts,
+        ):
+            other = pool.submit(lock_tables)
+            locked.wait(10)
+            self._fixture_teardown()
+            other.result()
+        assert attempts.call_count == 2
         assert Process.objects.count() == 1 + self.workers
 
     def test_a_consumer_may_print_as_much_as_it_likes(self):

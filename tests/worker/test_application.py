@@ -14,8 +14,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.protocol import CHUNK
 from dbchannels.server.http import messages
 from dbchannels.testing.contract.case import raises
-from dbchannels.worker.application import load_site, site_application
-from dbchannels.worker.views import ApplicationViews
+from dbchannels.worker.views import ApplicationViews, load_site, site_application
 
 HEADERS = [("X-A", "caf\xe9")]
 FIELDS = {"status": 200, "reason": "Quite OK", "headers": [[b"X-A", b"caf\xe9"]]}

@@ -24,7 +24,8 @@ from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
 from dbchannels.layers.database.link import DatabaseLink, unavailable
 from dbchannels.layers.database.wakeups import WakeupFolder, wake_on_commit, wakeup_folder
-from dbchannels.layers.database.writer import DjangoLayer, Writer
+from dbchannels.layers.database.writer import Writer
+from dbchannels.layers.orm import DjangoLayer
 from dbchannels.models import (
     Connection,
     DeadLetter,

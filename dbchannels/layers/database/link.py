@@ -18,7 +18,6 @@ from django.utils import timezone
 from dbchannels import names
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
 from dbchannels.layers.database.wakeups import WakeupSocket
-from dbchannels.layers.database.writer import record_of
 from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
@@ -32,6 +31,7 @@ from dbchannels.layers.operations import (
     in_flight_lines,
     lost_messages,
 )
+from dbchannels.layers.orm import record_of
 from dbchannels.models import (
     Connection,
     DurableMessage,

@@ -19,9 +19,9 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from dbchannels import names
 from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
-from dbchannels.layers.database.writer import DjangoLayer
 from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.operations import Delivery, Operation, Send, SendGroup
+from dbchannels.layers.orm import DjangoLayer
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.link import PostgreSQLLink, WakeupCheck
 from dbchannels.layers.postgresql.session import Session, one_line, session_name

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dbchannels.layers.operations import UNFINISHED, Record, Send, disconnect_send, lost_messages
-from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
+from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
 from dbchannels.models import InFlight, Process, parse_in_flight
@@ -30,16 +30,16 @@ class Cleaner:
     def clean_up_expired(self) -> None:
         """Clean up after processes whose lease is over and whose lock is free, or held without a sign for too long."""
         values = {"lease": self._layer.options["lease"]}
-        for row_id, name, silent in self._session.execute([(sql_processes.EXPIRED_LEASES, values)]):
+        for row_id, name, silent in self._session.execute([(sql.EXPIRED_LEASES, values)]):
             with self._session.transaction():
-                ((free,),) = self._session.execute([(sql_processes.TRY_LOCK, {"id": row_id})])
+                ((free,),) = self._session.execute([(sql.TRY_LOCK, {"id": row_id})])
                 if free or silent:
-                    self._clean_up_within(name, sql_processes.UNREGISTER_EXPIRED)
+                    self._clean_up_within(name, sql.UNREGISTER_EXPIRED)
 
     def clean_up_after(self, name: str) -> None:
         """Clean up after a process that is known to be dead, or is about to end."""
         with self._session.transaction():
-            self._clean_up_within(name, sql_processes.UNREGISTER)
+            self._clean_up_within(name, sql.UNREGISTER)
 
     def _clean_up_within(self, name: str, unregister: str) -> None:
         """Clean up in an open transaction. A second cleaner waits for it, and finds nothing."""
@@ -53,11 +53,11 @@ class Cleaner:
         if kind != Process.SERVER:
             return
         name = name.removesuffix(UNFINISHED)
-        of_queue = [sql_processes.MEMBERSHIPS_OF, sql_processes.REPLIES_OF, sql_processes.REQUESTS_OF]
+        of_queue = [sql.MEMBERSHIPS_OF, sql.REPLIES_OF, sql.REQUESTS_OF]
         self._session.execute([(statement, {"queue": queue}) for statement in of_queue])
-        connections = self._session.execute([(sql_processes.CONNECTIONS_OF, {"name": name})])
+        connections = self._session.execute([(sql.CONNECTIONS_OF, {"name": name})])
         values = {"name": name, "queue": queue, "unfinished": name + UNFINISHED}
-        self._session.execute([(sql_processes.UNFINISHED_OF, values)])
+        self._session.execute([(sql.UNFINISHED_OF, values)])
         expiry = self._layer.options["expiry"]
         self._write(
             [
@@ -68,7 +68,7 @@ class Cleaner:
 
     def report_lost(self, worker: str) -> None:
         """Tell the clients of the messages that a worker has in flight that these are lost."""
-        for (messages,) in self._session.execute([(sql_processes.TAKE_IN_FLIGHT, {"name": worker})]):
+        for (messages,) in self._session.execute([(sql.TAKE_IN_FLIGHT, {"name": worker})]):
             self._report(parse_in_flight(messages), WORKER_DIED)
 
     # Connections.
@@ -79,7 +79,7 @@ class Cleaner:
         if not closed:
             return
         try:
-            rows = self._session.execute([(sql_processes.LEFT_BEHIND, of_connections(sorted(closed)))])
+            rows = self._session.execute([(sql.LEFT_BEHIND, of_connections(sorted(closed)))])
             closed = {reply_channel for (reply_channel,) in rows}
             if closed:
                 self._session.execute([(sql.DISCONNECT, of_connections(sorted(closed)))])
@@ -92,7 +92,7 @@ class Cleaner:
         """Delete what has expired, and merge the tally."""
         more = True
         while more:
-            expired = self._session.execute([(sql_processes.EXPIRE_MESSAGES, {"limit": BATCH})])
+            expired = self._session.execute([(sql.EXPIRE_MESSAGES, {"limit": BATCH})])
             self._report([(row[0], row[2]) for row in expired], EXPIRED)
             silent = [
                 (row[0], recipient) for row in expired if row[0].endswith("!") for recipient in row[1].split()
@@ -100,10 +100,10 @@ class Cleaner:
             if silent:
                 channels, recipients = zip(*silent, strict=True)
                 values = {"channels": list(channels), "recipients": list(recipients)}
-                self._session.execute([(sql_processes.DROP_MEMBERS, values)])
+                self._session.execute([(sql.DROP_MEMBERS, values)])
             more = len(expired) == BATCH
-        self._session.execute([(sql_processes.EXPIRE_MEMBERSHIPS, {}), (sql_processes.EXPIRE_AUDIENCES, {})])
-        while self._session.execute([(sql_processes.MERGE_TALLY, {"limit": BATCH})])[0][0] == BATCH:
+        self._session.execute([(sql.EXPIRE_MEMBERSHIPS, {}), (sql.EXPIRE_AUDIENCES, {})])
+        while self._session.execute([(sql.MERGE_TALLY, {"limit": BATCH})])[0][0] == BATCH:
             pass
 
     def _report(self, messages: Sequence[tuple[str, str]], why: str) -> None:

@@ -26,7 +26,7 @@ from dbchannels.layers.operations import (
     in_flight_lines,
     resends,
 )
-from dbchannels.layers.postgresql import sql, sql_durable, sql_processes
+from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.cleanup import Cleaner
 from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
 from dbchannels.layers.postgresql.session import Session, Statement
@@ -142,7 +142,7 @@ class PostgreSQLLink(Link):
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
         try:
-            return self._apply(operations, [(sql_processes.ON_RECORD, {"name": name})])
+            return self._apply(operations, [(sql.ON_RECORD, {"name": name})])
         except psycopg2.errors.DivisionByZero:
             raise DeclaredDead(name) from None
 
@@ -228,13 +228,11 @@ class PostgreSQLLink(Link):
     def register(self, name: str, kind: str, queue: str = "") -> None:
         values = {"name": name, "kind": kind, "queue": queue, "lease": self.layer.options["lease"]}
         values |= {"host": socket.gethostname(), "pid": os.getpid()}
-        ((row_id,),) = self.session.execute([(sql_processes.REGISTER, values)])
+        ((row_id,),) = self.session.execute([(sql.REGISTER, values)])
         self._lock(name, row_id)
 
     def renew(self, name: str) -> bool:
-        rows = self.session.execute(
-            [(sql_processes.RENEW, {"name": name, "lease": self.layer.options["lease"]})]
-        )
+        rows = self.session.execute([(sql.RENEW, {"name": name, "lease": self.layer.options["lease"]})])
         if rows and self._locked != (name, self.session.generation):
             self._lock(name, rows[0][0])
         if not rows:  # others have cleaned up after it
@@ -242,24 +240,22 @@ class PostgreSQLLink(Link):
         return bool(rows)
 
     def _lock(self, name: str, row_id: int) -> None:
-        ((granted,),) = self.session.execute([(sql_processes.LOCK, {"id": row_id})])
+        ((granted,),) = self.session.execute([(sql.LOCK, {"id": row_id})])
         if granted:  # else a clean-up has it for a moment: the next renewal tries again
             self._locked = (name, self.session.generation)
 
     def record_work(self, name: str, work: str) -> None:
-        self.session.execute([(sql_processes.RECORD_WORK, {"name": name, "work": work})])
+        self.session.execute([(sql.RECORD_WORK, {"name": name, "work": work})])
 
     def workers(self) -> dict[str, str]:
-        return dict(self.session.execute([(sql_processes.WORKERS, {})]))
+        return dict(self.session.execute([(sql.WORKERS, {})]))
 
     def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
-        rows = self.session.execute(
-            [(sql_durable.PROMOTE, {}), (sql_processes.HEADS, {"queues": list(channels)})]
-        )
+        rows = self.session.execute([(sql_durable.PROMOTE, {}), (sql.HEADS, {"queues": list(channels)})])
         return {channel: (head, last) for channel, head, last in rows}
 
     def count_live(self, queue: str) -> tuple[int, int]:
-        ((workers, servers),) = self.session.execute([(sql_processes.COUNT_LIVE, {"queue": queue})])
+        ((workers, servers),) = self.session.execute([(sql.COUNT_LIVE, {"queue": queue})])
         return int(workers), int(servers)
 
     def unregister(self, name: str) -> None:

@@ -28,7 +28,7 @@ from dbchannels.layers.operations import (
     merged,
     parts,
 )
-from dbchannels.layers.postgresql import sql, sql_processes
+from dbchannels.layers.postgresql import sql
 from dbchannels.layers.postgresql.session import Locked, Statement
 from dbchannels.models import InFlight
 
@@ -152,7 +152,7 @@ class LockWaits:
     def _set_blocked(self, blocked: Iterable[BatchResult]) -> Statement:
         name, messages = self._worker + InFlight.BLOCKED, in_flight_lines(_deliveries(blocked))
         if not messages:
-            return sql_processes.TAKE_IN_FLIGHT, {"name": name}
+            return sql.TAKE_IN_FLIGHT, {"name": name}
         return sql.SET_BLOCKED, {"worker": name, "messages": messages}
 
 

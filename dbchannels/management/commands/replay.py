@@ -9,7 +9,7 @@ from django.core.management.base import BaseCommand, CommandError
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.management.output import run_again
-from dbchannels.server.config import add_options
+from dbchannels.server.options import add_options
 
 
 class Command(BaseCommand):

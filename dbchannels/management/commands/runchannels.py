@@ -10,7 +10,7 @@ from django.core.management.base import CommandError
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.processes import production
-from dbchannels.server.config import LaunchConfig, add_options
+from dbchannels.server.options import LaunchConfig, add_options
 
 
 class Command(HintingCommand):

@@ -24,8 +24,8 @@ from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.processes import development, reloader
-from dbchannels.server.config import LaunchConfig, add_options
 from dbchannels.server.listeners import Address
+from dbchannels.server.options import LaunchConfig, add_options
 
 
 class Command(HintingCommand, runserver.Command):

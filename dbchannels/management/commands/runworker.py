@@ -27,12 +27,11 @@ from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.names import worker_names
 from dbchannels.processes.reloader import CodeChanges
 from dbchannels.routing.table import Routing
-from dbchannels.server.config import add_options
+from dbchannels.server.options import add_options
 from dbchannels.wakeup import LONGEST_TIMEOUT, WakeupPipe, check_timeout, wait_readable
 from dbchannels.worker import database_connections
-from dbchannels.worker.application import load_site
 from dbchannels.worker.response_stream import FileSender
-from dbchannels.worker.views import ApplicationViews
+from dbchannels.worker.views import ApplicationViews, load_site
 from dbchannels.worker.worker import Worker
 
 log = logging.getLogger("dbchannels.worker")

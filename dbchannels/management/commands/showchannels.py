@@ -14,7 +14,7 @@ from dbchannels.exceptions import DBChannelsError
 from dbchannels.names import is_protocol
 from dbchannels.routing.routes import ConsumerOptions
 from dbchannels.routing.table import Routing, load_routing
-from dbchannels.server.config import add_options
+from dbchannels.server.options import add_options
 
 Row = dict[str, Any]
 

@@ -13,8 +13,8 @@ from django.db import connections
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.processes import reloader
-from dbchannels.server.config import add_options
-from dbchannels.worker.application import load_site, site_application
+from dbchannels.server.options import add_options
+from dbchannels.worker.views import load_site, site_application
 
 
 class Command(BaseCommand):

@@ -27,10 +27,10 @@ from dbchannels.protocol import (
     WINDOW,
     Window,
     chunk,
-    failure_status,
+    is_failure,
     lost,
-    status_reply,
 )
+from dbchannels.protocol.failures import failure_reply, status_reply
 from dbchannels.server.connection_limits import FairQueue, Turn
 from dbchannels.server.http.exchange import BrokenOff, ResponseBuffer
 
@@ -88,8 +88,7 @@ class DirectExchange:
                 first = self._buffer.get()
                 if self._left:
                     raise BrokenOff
-                status = failure_status(first)
-                return first if status is None else status_reply(status)
+                return failure_reply(first) if is_failure(first) else first
         finally:
             if not turn.started:
                 turn.leave()
@@ -98,7 +97,7 @@ class DirectExchange:
     def next_chunk(self, timeout: float) -> Message:
         """Return the next message, however long the view takes. Raises BrokenOff when there is none."""
         part = self._buffer.get() if not self._left else {}
-        if self._left or failure_status(part) is not None:
+        if self._left or is_failure(part):
             raise BrokenOff
         return part
 

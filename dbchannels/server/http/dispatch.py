@@ -7,11 +7,17 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
+from urllib.parse import urlsplit
 
 import gevent
+from django.conf import settings
+from django.contrib.staticfiles import finders
+from django.core.exceptions import SuspiciousOperation
+from django.http import Http404, HttpRequest
+from django.views.static import serve
 
-from dbchannels.protocol import CLOSED, FROM_DESCRIPTOR, MORE_CONTENT, SENTENCES, status_reply
-from dbchannels.server.config import ServerConfig
+from dbchannels.protocol import CLOSED, FROM_DESCRIPTOR, MORE_CONTENT
+from dbchannels.protocol.failures import SENTENCES, status_reply
 from dbchannels.server.connection_limits import FairQueue, address_key, is_local
 from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile, BodyStorageError, BodyUpload
 from dbchannels.server.http.direct import DirectExchange, DirectViews
@@ -19,6 +25,7 @@ from dbchannels.server.http.exchange import Exchange, Message, Stream
 from dbchannels.server.http.messages import Refused, Request, ResponseHead, checked_response, request_message
 from dbchannels.server.http.reader import RequestReader
 from dbchannels.server.http.response_buffer import ResponseBudget, SentFiles, StoredResponseBuffer
+from dbchannels.server.options import ServerConfig
 from dbchannels.server.relay import Relay
 
 log = logging.getLogger("dbchannels.server")
@@ -187,3 +194,44 @@ def _share_of(request: Request) -> str:
     """Return whose share of the budgets a request counts in: an address, or "" for this machine, which has no share."""
     address = request.client[0]
     return "" if is_local(address) else address_key(address)
+
+
+class DevelopmentFiles:
+    """Answers requests below STATIC_URL, as ``runserver`` does; all others are for the site's views."""
+
+    def __init__(self) -> None:
+        self._prefix = urlsplit(settings.STATIC_URL).path
+
+    def __call__(self, request: Request) -> dict[str, Any] | None:
+        """Return a whole response as a message, or None when the path is not below STATIC_URL."""
+        if not request.path.startswith(self._prefix):
+            return None
+        answer: dict[str, Any] = gevent.get_hub().threadpool.apply(self._read, (request,))
+        return answer
+
+    def _read(self, request: Request) -> dict[str, Any]:
+        name = request.path[len(self._prefix) :]
+        asked: Any = HttpRequest()  # what Django's view looks at
+        asked.method = request.method
+        since = request.header(b"if-modified-since")
+        if since is not None:
+            asked.META["HTTP_IF_MODIFIED_SINCE"] = since.decode("latin-1")
+        try:
+            found = finders.find(name) if name else None
+            if not found or not isinstance(found, str):
+                raise Http404
+            response: Any = serve(asked, found.lstrip("/"), document_root="/")
+        except (
+            Http404,
+            SuspiciousOperation,
+            OSError,
+            ValueError,
+        ):  # also for ../, which leads out of the folder
+            return status_reply(404, "There is no such static file.")
+        if response.streaming:
+            content = b"".join(response)
+            response.file_to_stream.close()  # not response.close(), whose signal would run the site's code here
+        else:
+            content = response.content
+        headers = [[name.encode("latin-1"), value.encode("latin-1")] for name, value in response.items()]
+        return {"status": response.status_code, "headers": headers, "content": content}

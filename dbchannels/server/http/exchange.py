@@ -26,11 +26,11 @@ from dbchannels.protocol import (
     SERVER_STOPS,
     TAKEN,
     body_channel,
-    failure_status,
     flow_channel,
+    is_failure,
     lost,
-    status_reply,
 )
+from dbchannels.protocol.failures import failure_reply, status_reply
 from dbchannels.server.connection_limits import FairQueue, Turn
 from dbchannels.server.http import messages
 from dbchannels.server.relay import OutboxFull, Relay, Reply
@@ -167,8 +167,7 @@ class Exchange:
         except Empty:
             self._in_groups = True  # its worker may still add it to some
             return status_reply(503 if self._relay.unavailable else 504)
-        status = failure_status(first)
-        return first if status is None else status_reply(status)
+        return failure_reply(first) if is_failure(first) else first
 
     def _send_request(self, message: Message, timeout: float) -> None:
         try:
@@ -202,7 +201,7 @@ class Exchange:
             chunk = self._next(timeout)
         except Empty:
             raise BrokenOff from None
-        if failure_status(chunk) is not None:
+        if is_failure(chunk):
             raise BrokenOff
         return chunk
 

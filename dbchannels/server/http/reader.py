@@ -12,9 +12,9 @@ from typing import Any
 import gevent
 
 from dbchannels.server.budget import HubTime
-from dbchannels.server.config import LINGERING, ServerConfig
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import BodyReader, HeadReader, RequestHead
+from dbchannels.server.options import LINGERING, ServerConfig
 
 READ = 65_536  # bytes read at once
 PIECE = 2_048  # bytes of a body that are parsed at once: they may be hundreds of chunks

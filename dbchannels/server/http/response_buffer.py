@@ -21,7 +21,7 @@ import gevent
 from gevent.event import Event
 
 from dbchannels.names import MAX_LENGTH
-from dbchannels.protocol import BROKEN_OFF, CHUNK, CLOSED, ERROR, MORE_CONTENT, WINDOW, chunk, failure_status
+from dbchannels.protocol import BROKEN_OFF, CHUNK, CLOSED, ERROR, MORE_CONTENT, WINDOW, chunk, is_failure
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.connection_limits import ConnectionLimits, first_kept
 from dbchannels.server.http.body import BodyBudget, BodyStorageError, in_thread, new_file
@@ -357,7 +357,7 @@ class StoredResponseBuffer(ResponseBuffer):
 
 def _is_plain(size: int, message: Message) -> bool:
     """Whether a message is nothing but content with more to come."""
-    return bool(size and message.get(MORE_CONTENT)) and failure_status(message) is None
+    return bool(size and message.get(MORE_CONTENT)) and not is_failure(message)
 
 
 class SentFiles:

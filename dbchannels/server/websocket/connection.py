@@ -34,8 +34,8 @@ from dbchannels.protocol import (
 )
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
-from dbchannels.server.config import ServerConfig, WebSocketLimits
 from dbchannels.server.http.messages import Request, connect_message
+from dbchannels.server.options import ServerConfig, WebSocketLimits
 from dbchannels.server.relay import OutboxFull, Relay, Reply
 from dbchannels.server.websocket.framing import Closed, Deflate, Event
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied

@@ -21,7 +21,7 @@ import gevent
 
 from dbchannels.protocol import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
 from dbchannels.server.budget import LEAST_ROOM, Share
-from dbchannels.server.config import LINGERING, WebSocketLimits
+from dbchannels.server.options import LINGERING, WebSocketLimits
 from dbchannels.server.websocket.framing import STEP, TEXT, Closed, Deflate, Event, WebSocket, encode_frame
 from dbchannels.server.websocket.messages import Outgoing
 

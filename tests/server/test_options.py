@@ -10,7 +10,14 @@ from pathlib import Path
 import pytest
 
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.server.config import DEFAULTS, FLAGS, LaunchConfig, ServerConfig, WebSocketLimits, add_options
+from dbchannels.server.options import (
+    DEFAULTS,
+    FLAGS,
+    LaunchConfig,
+    ServerConfig,
+    WebSocketLimits,
+    add_options,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "server.rst"
 

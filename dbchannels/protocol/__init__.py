@@ -1,7 +1,7 @@
 """What servers and workers tell each other: the words, codes and sizes that both sides must agree on.
 
 The messages themselves are described in docs/messages.rst. This module names every key and reason that dbchannels
-writes into them on its own account, and builds the replies that no consumer has written.
+writes into them on its own account; ``failures`` has the responses that no consumer has written.
 """
 
 from __future__ import annotations
@@ -49,16 +49,6 @@ REPORT_EVERY = 262_144  # bytes between two reports to the worker that streams a
 REPORT_AFTER = 5.0  # seconds after which fewer bytes are reported too
 FULL_PAUSE = 0.05  # seconds until a chunk that found its channel full is sent again
 
-#: What a client reads when dbchannels answers it by a status; other statuses are answered by their standard phrase.
-SENTENCES = {
-    403: "The site refused this connection.",
-    404: "There is no WebSocket at this address.",
-    500: "The site could not answer: its code raised an error, which is in the log.",
-    502: "The worker that held this request died; it was not tried again.",
-    503: "This request could not be taken now: try again soon.",
-    504: "No worker answered this request in time.",
-}
-
 
 class Window:
     """Flow control of a transfer: no more than a window of bytes is on the way."""
@@ -90,22 +80,9 @@ def reason_phrase(status: int) -> str:
         return "Unknown Status Code"
 
 
-def status_reply(status: int, sentence: str = "", retry_after: int = 5) -> Fields:
-    """Return a whole response with one sentence in plain text."""
-    headers = [[b"Content-Type", b"text/plain; charset=utf-8"]]
-    if status in (503, 504):
-        headers.append([b"Retry-After", str(retry_after).encode()])
-    text = sentence or SENTENCES.get(status, reason_phrase(status) + ".")
-    return {"status": status, "headers": headers, "content": f"{text}\n".encode()}
-
-
-def failure_status(message: Fields) -> int | None:
-    """Return the status that answers a request when its reply says that no response comes; else None."""
-    if ERROR in message:
-        return 500
-    if LOST in message:
-        return {WORKER_DIED: 502, EXPIRED: 504}.get(message[LOST], 503)
-    return None
+def is_failure(message: Fields) -> bool:
+    """Whether a reply says that no response comes, or no more of it."""
+    return ERROR in message or LOST in message
 
 
 def lost(why: str, channel: str | None = None) -> Fields:
