@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from decimal import Decimal
 
 import pytest
@@ -197,7 +197,7 @@ def test_without_moves_no_row_is_read_before_its_change(site, bind):
 def test_values_that_json_does_not_have_are_written_out(site, bind):
     bind(fields="__all__")
     tag = site.save(Tag, name="x")
-    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    moment = datetime(2026, 1, 2, 3, 4, 5, tzinfo=timezone.utc)
     post = Post(
         title="ü",
         price="1.5",
