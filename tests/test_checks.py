@@ -59,13 +59,13 @@ def configured(settings):
     return use
 
 
-def found(databases=None, besides=("dbchannels.W002",)):
+def found(databases=(), besides=("dbchannels.W002",)):
     """Return what the checks of dbchannels say, as Django runs them; without those of these numbers."""
     said = checks.run_checks(tags=["dbchannels"], databases=databases)
     return [message for message in said if message.id not in besides]
 
 
-def only(databases=None):
+def only(databases=()):
     """Return (id, sentence, hint) of the only finding."""
     (message,) = found(databases)
     assert message.msg.endswith(".") and "\n" not in message.msg
