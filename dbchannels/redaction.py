@@ -187,23 +187,33 @@ def _masked(value: object) -> object:
     return Note(f"(masked, {len(data)} bytes)" if isinstance(data, bytes) else "(masked)")
 
 
-def _address(value: object, prefix: str = "") -> object:
+def _address(value: object, prefix: str = "", levels: int = codec.MAX_DEPTH) -> object:
     """Return the value of a header, or a query string (prefix ``?``), with the secrets of addresses masked."""
     if not isinstance(value, (bytes, str)):
-        return readable(value)
+        return readable(value, levels=levels)
     text = value if isinstance(value, str) else value.decode("latin-1")
     shown = mask_query(prefix + text).removeprefix(prefix)
     return shown if isinstance(value, str) else shown.encode("latin-1")
 
 
-def readable(value: Any, http: bool = False) -> Any:
-    """Return a copy of a message with secret values and HTTP bodies masked."""
+def readable(value: Any, http: bool = False, levels: int = codec.MAX_DEPTH) -> Any:
+    """Return a copy of a message with secret values and HTTP bodies masked.
+
+    Raises ValueError for a message that is nested deeper than the encoder allows: how deep Python itself goes differs
+    between its versions, and each level is another indent on each line.
+    """
+    if isinstance(value, (list, dict)):
+        if levels == 0:
+            raise ValueError(f"It is nested deeper than {codec.MAX_DEPTH} levels.")
+        levels -= 1
     if isinstance(value, list):
         if not value or not isinstance(value[0], (str, bytes)):
-            return [readable(item) for item in value]
+            return [readable(item, levels=levels) for item in value]
         # A header, or a list that looks like one, anywhere in the message.
         name = value[0] if isinstance(value[0], str) else value[0].decode("latin-1")
-        return [value[0], *map(_masked if is_secret(name) else _address, value[1:])]
+        if is_secret(name):
+            return [value[0], *map(_masked, value[1:])]
+        return [value[0], *(_address(item, levels=levels) for item in value[1:])]
     if not isinstance(value, dict):
         return value
     bodies = BODY if http or not HTTP.isdisjoint(value) else frozenset()
@@ -211,7 +221,7 @@ def readable(value: Any, http: bool = False) -> Any:
     for key, item in value.items():
         # Numbers are no secrets, except PINs.
         secret = key in bodies or (is_secret(key) and (key == "pin" or not isinstance(item, (int, float))))
-        shown[key] = _masked(item) if secret and item is not None else readable(item)
+        shown[key] = _masked(item) if secret and item is not None else readable(item, levels=levels)
     if "query_string" in value:
         shown["query_string"] = _address(value["query_string"], "?")
     return shown

@@ -12,7 +12,7 @@ import pytest
 
 import dbchannels
 from dbchannels import codec, redaction
-from dbchannels.redaction import SECRET_WORDS, Lines, escaped, is_secret, mask_query, message_text
+from dbchannels.redaction import SECRET_WORDS, UNREADABLE, Lines, escaped, is_secret, mask_query, message_text
 
 ROOT = Path(dbchannels.__file__).parent
 TREES = {path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
@@ -93,6 +93,18 @@ def test_messages_and_dead_letters_are_masked(message):
 def test_what_a_message_counts_is_shown():
     message = {"code": 4001, "order": 7, "key": 12, "token": None, "passenger": "Ada", "words": ["code"]}
     assert message_text("websocket.disconnect", codec.encode(message)) == repr(message)
+
+
+@pytest.mark.parametrize("head", [b"\x91", b"\x92\xa1a", b"\x92\xa5token"])
+def test_a_message_is_shown_as_deep_as_it_can_be_encoded(head):
+    """Whatever the version of Python: its own limit is another one in each."""
+
+    def shown(levels):
+        return message_text("own", b"\x81\xa1a" + head * levels + b"\x01", pretty=False)
+
+    secret = b"token" in head
+    assert (UNREADABLE in shown(codec.MAX_DEPTH - 1)) is False
+    assert (UNREADABLE in shown(codec.MAX_DEPTH)) is (not secret)  # what is masked is not looked into
 
 
 # Logs.
