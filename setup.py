@@ -1,4 +1,4 @@
-"""How dbchannels is installed; pyproject.toml holds the tools' settings only."""
+"""How dbchannels is built and installed; pyproject.toml holds the settings of the tools."""
 
 import re
 from pathlib import Path
@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 VERSION = re.search(
-    r'^__version__ = "(.+)"$', (HERE / "dbchannels" / "__init__.py").read_text(), re.MULTILINE
+    r'^__version__ = "(.+)"$', (HERE / "dbchannels" / "__init__.py").read_text("utf-8"), re.MULTILINE
 )[1]
 
 # The security releases of November 2026. Before them responses could be cached for the wrong user (until 5.2.16 and
@@ -34,6 +34,7 @@ TESTS = [
     "pytest-django>=4.9",
     "pyuwsgi>=2.0.30",  # another WSGI server, ready built
     "ruff>=0.9",
+    "setuptools>=77",  # builds the sdist and the wheel, whose contents are tested; venvs have it until Python 3.11
     "sentry-sdk>=2.20",  # what patches Django's handler, and wraps a site's WSGI application, as in production
     "types-psycopg2",
     "websocket-client>=1.8",  # two clients that real programs use: one compresses, one does not
@@ -46,10 +47,11 @@ setup(
     name="dbchannels",
     version=VERSION,
     description="WebSockets, long poll and background consumers for Django on nothing but the site's own database",
-    long_description=(HERE / "README.rst").read_text(),
+    long_description=(HERE / "README.rst").read_text("utf-8"),
     long_description_content_type="text/x-rst",
     author="The dbchannels developers",
-    license="BSD-3-Clause",
+    license_expression="BSD-3-Clause",
+    license_files=["LICENSE"],
     packages=find_packages(include=["dbchannels", "dbchannels.*"]),
     package_data={"dbchannels": ["py.typed", "templates/admin/dbchannels/*.html", "static/dbchannels/*.js"]},
     entry_points={"pytest11": ["dbchannels = dbchannels.testing.plugin"]},
@@ -78,9 +80,21 @@ setup(
         "Development Status :: 4 - Beta",
         "Environment :: Web Environment",
         "Framework :: Django",
+        # Those that noxfile.py tests.
+        "Framework :: Django :: 5.2",
+        "Framework :: Django :: 6.0",
+        "Framework :: Django :: 6.1",
         "Intended Audience :: Developers",
         "Operating System :: POSIX",
-        "Programming Language :: Python :: 3",
-        "Topic :: Internet :: WWW/HTTP",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Programming Language :: Python :: 3.14",
+        "Programming Language :: Python :: Implementation :: CPython",
+        "Topic :: Internet :: WWW/HTTP :: Dynamic Content",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
     ],
 )

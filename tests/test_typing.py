@@ -7,12 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import dbchannels
 
 ROOT = Path(__file__).parents[1]
-PACKAGE = Path(dbchannels.__file__).parent
 SAMPLE = ROOT / "tests" / "typing" / "sample.py"
 
 
@@ -49,24 +46,3 @@ def test_each_public_name_is_in_a_module_that_is_checked_strictly():
         path = module.replace(".", "/")
         folders = {f"{'/'.join(path.split('/')[:depth])}" for depth in range(1, path.count("/") + 2)}
         assert {f"{path}.py", *folders} & checked, module
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    """The package as it is put into a wheel."""
-    folder = tmp_path_factory.mktemp("built")
-    build = ["build", "--build-base", folder / "base", "--build-lib", folder / "lib"]
-    command = [sys.executable, "setup.py", "-q", *build]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True, timeout=120)
-    return folder / "lib" / "dbchannels"
-
-
-def test_the_wheel_says_that_there_are_types(built):
-    assert (built / "py.typed").exists()
-
-
-def test_the_wheel_has_every_file_of_the_package(built):
-    def files(folder):
-        return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
-
-    assert {name for name in files(PACKAGE) if "__pycache__" not in name} <= files(built)
