@@ -10,6 +10,7 @@ import textwrap
 import types
 from pathlib import Path
 
+import django
 import pytest
 from django.apps import apps
 from django.contrib.auth.models import User
@@ -214,7 +215,7 @@ def test_the_page_imports_its_bindings_in_ready(module):
 
 
 def test_the_receivers_of_the_page_are_called(settings, caplog):
-    settings.ADMINS = [("Ann", "ann@example.com")]
+    settings.ADMINS = ["ann@example.com"] if django.VERSION >= (6, 0) else [("Ann", "ann@example.com")]
     made = {}
     exec(blocks("signals")["shop/signals.py"], made)
     message = Message("own", {})
