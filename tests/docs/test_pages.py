@@ -90,13 +90,13 @@ def test_each_tool_for_tests_is_on_its_page() -> None:
 
 
 def test_each_page_is_in_the_table_of_contents() -> None:
-    listed = re.findall(r"^   ([a-z-]+)$", ALL_PAGES["index"], re.MULTILINE)
+    listed = re.findall(r"^   ([a-z0-9-]+)$", ALL_PAGES["index"], re.MULTILINE)
     assert sorted(listed) == sorted(set(pages.names()) - {"index"})
 
 
 @pytest.mark.parametrize("name", pages.names())
 def test_the_pages_that_a_page_names_are_there(name: str) -> None:
-    for other in re.findall(r":doc:`([a-z-]+)`", ALL_PAGES[name]):
+    for other in re.findall(r":doc:`([a-z0-9-]+)`", ALL_PAGES[name]):
         assert other in ALL_PAGES, f"{name} names {other}"
 
 
