@@ -1,0 +1,128 @@
+"""The code of docs/channels4.rst, docs/channels1.rst and docs/celery.rst is one project each, which does what they say.
+
+What each project must do is in ``tests/docs/coming``: these files are copied into it and run by its ``manage.py test``.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dbchannels.conf import OPTIONS
+from dbchannels.server.config import ServerConfig
+from tests.docs import pages
+from tests.docs.project import Project
+from tests.harness import close_all, until
+
+HERE = Path(__file__).parent
+PAGES = ("channels4", "channels1", "celery")
+
+
+class Port(Project):
+    """The project of a page. Each block of Python is a part of the file that its caption names, in the page's order."""
+
+    def follow(self, page: str) -> None:
+        self.run("django-admin startproject mysite")
+        written = set()
+        for block in pages.blocks(page, "python"):
+            path = self.manage_py.parent / block.caption.partition(":")[0]
+            if not path.parent.exists():
+                self.run(f"python manage.py startapp {path.parent.name}")
+            goes_on = path in written or path.name == "settings.py"
+            path.write_text(f"{path.read_text() if goes_on else ''}\n{block.code}")
+            written.add(path)
+
+
+@pytest.fixture
+def follow(tmp_path: Path) -> Iterator[Callable[[str], Port]]:
+    """Make the project of a page, with its tables."""
+    made = Port(tmp_path)
+
+    def follow(page: str) -> Port:
+        made.follow(page)
+        apps = {Path(block.caption).parent.name for block in pages.blocks(page, "python")} - {"mysite"}
+        made.run(f"python manage.py makemigrations {' '.join(sorted(apps))} --verbosity 0")
+        made.run("python manage.py migrate --verbosity 0")
+        return made
+
+    yield follow
+    close_all()
+    made.end()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_project_of_a_page_does_what_the_page_says(follow: Callable[[str], Port], page: str) -> None:
+    project = follow(page)
+    assert "no issues" in project.run("python manage.py check --database default")
+    app = "shop" if page == "celery" else "chat"
+    shutil.copy(HERE / "coming" / f"{page}.py", project.manage_py.parent / app / "test_page.py")
+    done = project.manage("test", "--verbosity", "2")
+    assert done.returncode == 0, done.stderr
+    # Those of the page itself, and ours.
+    assert f"{app}.tests." in done.stderr
+    assert f"{app}.test_page." in done.stderr
+
+
+def test_the_ported_chat_runs(follow: Callable[[str], Port]) -> None:
+    served = follow("channels4").develop("--noreload")
+    origin = f"http://127.0.0.1:{served.port}"
+    ann, ben, cat = (
+        served.socket(f"/ws/chat/{room}/", Origin=origin) for room in ("lobby", "lobby", "garden")
+    )
+    assert [one.status for one in (ann, ben, cat)] == [101] * 3
+    ann.send('{"message": "hello"}')
+    assert [json.loads(str(one.receive())) for one in (ann, ben)] == [{"message": "hello"}] * 2
+    cat.send('{"message": "alone"}')
+    assert json.loads(str(cat.receive())) == {"message": "alone"}
+
+
+def test_the_ported_task_runs(follow: Callable[[str], Port]) -> None:
+    served = follow("celery").develop("--noreload")
+    pk = json.loads(served.get("/exports/start/").text)["export"]
+
+    def answer() -> dict[str, object]:
+        found: dict[str, object] = json.loads(served.get(f"/exports/{pk}/").text)
+        return found
+
+    until(lambda: answer()["state"] == "done", lambda: str(answer()))
+    assert answer() == {"state": "done", "lines": 3, "result": "row 1\nrow 2\nrow 3"}
+    assert json.loads(served.get("/preview/?text=tea").text) == {"preview": "TEA"}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_each_block_names_its_file(page: str) -> None:
+    captions = [block.caption for block in pages.blocks(page, "python")]
+    assert captions
+    assert [one for one in captions if not re.match(r"\w+/\w+\.py(:|$)", one)] == []
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        ("channels4", "redis group_send channel_layer self.scope database_sync_to_async AuthMiddlewareStack"),
+        ("channels1", "redis enforce_ordering channel_session WebsocketBinding rundelay daphne"),
+        ("celery", "redis celery cancel retry revoke AsyncResult beat chord flower"),
+    ],
+)
+def test_a_search_finds_the_words_that_people_come_with(page: str, words: str) -> None:
+    text = pages.text(page).lower()
+    assert [word for word in words.split() if word.lower() not in text] == []
+
+
+def test_the_defaults_are_as_said() -> None:
+    assert f"{OPTIONS['capacity']:,} messages" in pages.text("channels4")
+    assert f"{OPTIONS['capacity']:,} messages" in pages.text("channels1")
+    assert f"expires after {OPTIONS['expiry']:g} s" in pages.text("channels4")
+    celery = re.sub(r"\s+", " ", pages.text("celery"))
+    assert OPTIONS["retries"] == 5
+    assert "five times by default" in celery
+    assert f"The default is {OPTIONS['hard_timeout']:g} seconds; 0 means never" in celery
+    assert f"The default is {OPTIONS['soft_timeout']:g} seconds." in celery
+    assert f"({ServerConfig.graceful_timeout:g} seconds with ``runchannels``" in celery
+    assert ServerConfig.later_timeout == 600
+    assert "``--later-timeout`` of ``runchannels``, ten minutes by default" in celery
