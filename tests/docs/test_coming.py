@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from django.core.management import load_command_class
 
 from dbchannels.conf import OPTIONS
-from dbchannels.server.config import ServerConfig
 from tests.docs import pages
 from tests.docs.project import Project
 from tests.harness import close_all, until
@@ -123,6 +123,11 @@ def test_the_defaults_are_as_said() -> None:
     assert "five times by default" in celery
     assert f"The default is {OPTIONS['hard_timeout']:g} seconds; 0 means never" in celery
     assert f"The default is {OPTIONS['soft_timeout']:g} seconds." in celery
-    assert f"({ServerConfig.graceful_timeout:g} seconds with ``runchannels``" in celery
-    assert ServerConfig.later_timeout == 600
+    runchannels, runworker = (
+        load_command_class("dbchannels", name).create_parser("manage.py", name)
+        for name in ("runchannels", "runworker")
+    )
+    graceful = [one.get_default("graceful_timeout") for one in (runchannels, runworker)]
+    assert "({:g} seconds with ``runchannels``, {:g} with ``runworker``)".format(*graceful) in celery
+    assert runchannels.get_default("later_timeout") == 600
     assert "``--later-timeout`` of ``runchannels``, ten minutes by default" in celery
