@@ -141,7 +141,7 @@ class PageTest(ChannelTestCase):
         page = self.client.ws(f"/exports/{pk}/live/")
         self.assertEqual(page.receive(), "waiting")
         self.drain()
-        self.assertEqual(page.receive_all(), ["progress"] * 3 + ["done"])
+        self.assertEqual(page.receive_all(), ["running", *["progress"] * 3, "done"])
 
     def test_an_export_that_fails_for_good_says_why(self):
         pk = self.client.get("/exports/start/").json()["export"]
@@ -150,7 +150,7 @@ class PageTest(ChannelTestCase):
         def change(export, **fields):
             if "lines" in fields:
                 raise OSError("The disk is full.")
-            real(export, **fields)
+            return real(export, **fields)
 
         with mock.patch.object(consumers, "change", change), self.assertLogs("dbchannels.worker"):
             self.drain(delayed=True, raise_exception=False)
@@ -169,9 +169,9 @@ class PageTest(ChannelTestCase):
         real = consumers.change
 
         def change(export, **fields):
-            real(export, **fields)
-            if fields.get("lines") == 2:
+            if fields.get("lines") == 3:
                 self.client.get(f"/exports/{pk}/cancel/")
+            return real(export, **fields)
 
         with mock.patch.object(consumers, "change", change):
             self.drain()
