@@ -107,7 +107,8 @@ class PageTest(ChannelTestCase):
         self.assertEqual(self.ask(ann, action="create"), ["invalid_data"])
         self.assertEqual(self.ask(ann, action="update", pk=10**30, data=milk), ["not_found"])
         self.assertEqual(self.ask(ann, action="delete", pk="1"), ["not_found"])
-        self.assertEqual(self.ask(ann, action="drop", pk=post.pk), ["invalid_action"])
+        for action in ("drop", ["create"], None):
+            self.assertEqual(self.ask(ann, action=action, pk=post.pk), ["invalid_action"])
         (deleted,) = self.ask(ann, action="delete", pk=post.pk)
         self.assertEqual(deleted["action"], "delete")
         self.assertEqual(json.dumps(list(Post.objects.values())), "[]")

@@ -46,8 +46,9 @@ class PageTest(ChannelTestCase):
         self.assertEqual(ann.receive(), "first")
         ann.send_json({"topic": "news", "follow": False})
         Group("topic-news").send({"text": "second"})
-        ann.send_json({"topic": "secret", "follow": True})
-        self.assertEqual(ann.receive_json()["error"]["code"], "unknown_topic")
+        for topic in ("secret", ["news"], None):
+            ann.send_json({"topic": topic, "follow": True})
+            self.assertEqual(ann.receive_json()["error"]["code"], "unknown_topic")
         self.assertEqual(Group("topic-secret").count(), 0)
 
     def test_the_scope_is_in_the_message(self):
