@@ -27,27 +27,28 @@ class Port(Project):
     """The project of a page. Each block of Python is a part of the file that its caption names, in the page's order."""
 
     def follow(self, page: str) -> None:
+        blocks = pages.blocks(page, "python")
+        apps = sorted({block.caption.partition("/")[0] for block in blocks} - {"mysite"})
         self.run("django-admin startproject mysite")
+        for app in apps:
+            self.run(f"python manage.py startapp {app}")
         written = set()
-        for block in pages.blocks(page, "python"):
+        for block in blocks:
             path = self.manage_py.parent / block.caption.partition(":")[0]
-            if not path.parent.exists():
-                self.run(f"python manage.py startapp {path.parent.name}")
             goes_on = path in written or path.name == "settings.py"
             path.write_text(f"{path.read_text() if goes_on else ''}\n{block.code}")
             written.add(path)
+        self.run(f"python manage.py makemigrations {' '.join(apps)} --verbosity 0")
+        self.run("python manage.py migrate --verbosity 0")
 
 
 @pytest.fixture
 def follow(tmp_path: Path) -> Iterator[Callable[[str], Port]]:
-    """Make the project of a page, with its tables."""
+    """Make the project of a page."""
     made = Port(tmp_path)
 
     def follow(page: str) -> Port:
         made.follow(page)
-        apps = {Path(block.caption).parent.name for block in pages.blocks(page, "python")} - {"mysite"}
-        made.run(f"python manage.py makemigrations {' '.join(sorted(apps))} --verbosity 0")
-        made.run("python manage.py migrate --verbosity 0")
         return made
 
     yield follow
