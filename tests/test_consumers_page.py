@@ -1,4 +1,4 @@
-"""docs/consumers.rst and docs/sessions.rst: their code runs, and does what they say."""
+"""docs/consumers.rst, docs/sessions.rst and the consumers of docs/javascript.rst run, and do what the pages say."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests import kinds
 from tests.visitors import Visitor, new_session
 
 DOCS = Path(__file__).parents[1] / "docs"
-PAGES = {name: (DOCS / f"{name}.rst").read_text() for name in ("consumers", "sessions")}
+PAGES = {name: (DOCS / f"{name}.rst").read_text() for name in ("consumers", "javascript", "sessions")}
 BLOCK = re.compile(r"\.\. code-block:: python\n   :caption: (.*)\n\n((?:   .*\n|\n)+)")
 CODE = {(page, caption): code for page, text in PAGES.items() for caption, code in BLOCK.findall(text)}
 
@@ -60,6 +60,25 @@ def test_the_chat_as_functions(play):
     assert step(0, "says", "hi") == ["hi"]
 
 
+def test_the_form_of_the_post_of_2015(play):
+    step, _ = play("consumers", "echo/consumers.py", "/echo/")
+    step(0, "opens")
+    assert step(0, "says", "hi") == [{"content": "hi"}]
+
+
+def test_an_async_consumer_knows_its_user(play, anna):
+    step, _ = play("consumers", "names/consumers.py", "/name/", new_session(anna).session_key, "")
+    for number, name in enumerate(("anna", "somebody")):
+        step(number, "opens")
+        assert step(number, "says", "who am I?") == [name]
+
+
+def test_strangers_are_kept_away_by_a_code_of_the_sites_own(play, anna):
+    step, _ = play("javascript", "clubs/consumers.py", "/club/", new_session(anna).session_key, "")
+    assert step(0, "opens") == []
+    assert step(1, "opens") == [{"accept": True, "close": 4400, "reason": "Members only."}]
+
+
 def test_the_chat_as_a_class(play, anna):
     step, _ = play(
         "consumers", "chat/consumers.py, as a class", "/chat/tea/", new_session(anna).session_key, ""
@@ -98,7 +117,7 @@ def test_the_chat_of_those_who_are_logged_in(play, anna):
     assert step(1, "opens") == [{"accept": False, "status": 403}]
     assert step(0, "opens") == []
     assert step(0, "says", "hi") == ["anna: hi"]
-    assert step(0, "leaves") == ["anna leaves, and has said 1 things."]
+    assert step(0, "leaves") == ["anna leaves after 1 messages."]
 
 
 def test_the_error_codes_are_all_there(layer):

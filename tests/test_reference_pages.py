@@ -1,4 +1,7 @@
-"""The code of docs/routing.rst, docs/live-models.rst and docs/signals.rst runs, and does what they say."""
+"""The code of docs/routing.rst, docs/live-models.rst, docs/signals.rst and the storage of docs/javascript.rst runs.
+
+The tables of docs/messages.rst name the fields that the server makes and reads.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,16 @@ from django.apps import apps
 from django.contrib.auth.models import User
 from django.core import mail
 from django.db.models.signals import post_save
+from django.template import engines
 
-from dbchannels import Binding, Group, Message, reverse, signals
-from dbchannels.layers.operations import Connect, Disconnect
+from dbchannels import Binding, Channel, Group, Message, reverse, signals
+from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.routing import table
 from dbchannels.routing.routes import ConsumerOptions
 from dbchannels.routing.table import Routing, load_routing
+from dbchannels.server.http.messages import RESPONSE_KEYS, Request, connect_message, request_message
+from dbchannels.server.websocket.connection import Connection
+from dbchannels.server.websocket.messages import KEYS
 from tests import kinds
 from tests.blog import models
 from tests.blog.models import Post
@@ -106,6 +113,11 @@ def test_the_page_reverses_them(site):
         assert eval(f"reverse({arguments})", {"reverse": reverse}) == eval(path)
 
 
+def test_the_page_reverses_them_in_a_template(site):
+    (code,) = re.findall(r":caption: a template\n\n   (.*)\n", (DOCS / "routing.rst").read_text())
+    assert engines["django"].from_string(code).render() == "/chat/tea/"
+
+
 def test_the_page_names_every_option():
     page = (DOCS / "routing.rst").read_text()
     options = page[page.index("Each keyword that is no option (") : page.index("is a filter on the field")]
@@ -175,19 +187,16 @@ def test_bulk_operations_are_told_of(layer, blog):
 
 
 @on_default
-def test_permissions_of_the_page(layer, blog, new_link):
+def test_permissions_of_the_page(module, layer, blog, new_link):
     code, made = blog
     link, users = new_link(layer), [User.objects.create(username=name) for name in ("ann", "bob")]
-    for caption in ("to the author alone", "to those who may"):
+    for caption in ("to the author only", "to permitted users"):
         exec(code[f"blog/bindings.py: {caption}"], vars(made))
+    consumers = module("blog.consumers", code["blog/consumers.py: the moderators' page"])
     for user in users:
         channel = f"reply.b!{user.username}"
         link.apply([Connect(channel, "server", "/")])
-        message = Message("websocket.connect", {"reply_channel": channel})
-        exec(
-            code["in a consumer of websocket.connect, with the user whom you have found"],
-            {**vars(made), "message": message, "user": user},
-        )
+        consumers.moderate(types.SimpleNamespace(reply_channel=Channel(channel), user=user))
     Group(f"author-{users[1].pk}").add("reply.b!own")
     Post.objects.create(title="a", public=False, author=users[0])
     assert len(frames(layer)) == 1
@@ -197,11 +206,13 @@ def test_permissions_of_the_page(layer, blog, new_link):
 
 
 @on_default
-def test_by_hand_it_is_a_receiver_of_post_save(module, layer, blog):
-    module("blog.signals", blog[0]["blog/signals.py"])
-    Group("liveblog").add("reply.b!1")
-    post = Post.objects.create(title="Tea")
-    assert frames(layer) == [{"id": post.pk, "title": "Tea"}]
+def test_a_binding_is_silenced_for_a_while(layer, blog):
+    code, made = blog
+    Group("blog-tea").add("reply.b!1")
+    exec(code["in a test, or before a large import"], vars(made))
+    assert frames(layer) == []
+    Post.objects.create(title="Sent")
+    assert [frame["data"]["title"] for frame in frames(layer)] == ["Sent"]
 
 
 def test_the_page_imports_its_bindings_in_ready(module):
@@ -209,6 +220,68 @@ def test_the_page_imports_its_bindings_in_ready(module):
     module("blog.bindings")
     assert config.ready(types.SimpleNamespace()) is None
     assert apps.get_app_config("blog").label == "blog"
+
+
+# docs/messages.rst.
+
+
+def fields_below(heading):
+    """Return the fields of the first table below a heading of docs/messages.rst."""
+    below = (DOCS / "messages.rst").read_text().partition(f"\n{heading}\n")[2]
+    rows = re.search(r"    field +\w+\n    =+ +=+\n((?:    .*\n)+?)    =+ +=+\n", below)[1]
+    return set(re.findall(r"^    ``(\w+)``", rows, re.MULTILINE))
+
+
+def test_the_page_has_every_field_of_a_request():
+    request = Request("GET", "/%ff", "1.1", [], "http", ("::1", 1), ("::1", 2))
+    assert fields_below("``http.request``") == set(request_message(request, "reply.a!b", b"", "http.flow?b"))
+    assert fields_below("``websocket.connect``") == set(connect_message(request, "reply.a!b"))
+
+
+def test_the_page_has_every_field_of_a_frame():
+    class Server:
+        name, has_sessions, sent = "a", False, []
+
+        open = staticmethod(lambda connection: "reply.a!b")
+        send = staticmethod(lambda *operations: Server.sent.extend(operations))
+        make_send = staticmethod(
+            lambda channel, fields: Server.sent.append(fields) or Send(channel, b"", "", 60)
+        )
+
+    request = Request("GET", "/", "1.1", [], "http", ("::1", 1), ("::1", 2))
+    connection = Connection(Server, request)
+    for data in ("text", b"bytes"):
+        connection._send_frame(data)
+    connection._send("websocket.disconnect", {"code": 1000, "reason": ""})
+    text, binary, end = (one for one in Server.sent if isinstance(one, dict))
+    assert fields_below("``websocket.receive``") == {*text, *binary}
+    assert fields_below("``websocket.disconnect``") == {*end, "session"}
+
+
+def test_the_page_has_every_key_of_a_reply():
+    assert fields_below("Response") == RESPONSE_KEYS
+    assert fields_below("Replies") == KEYS
+
+
+# docs/javascript.rst.
+
+
+def test_the_storage_of_the_page_rewrites_imports(tmp_path, settings):
+    settings.DEBUG = False
+    made = {}
+    exec(blocks("javascript")["mysite/storage.py, named by STORAGES"], made)
+    page = (DOCS / "javascript.rst").read_text()
+    (line,) = re.findall(r"``(import \{ Socket \} from\s\"\S+\")``", page)
+    for name, text in (("dbchannels/dbchannels.js", "export const Socket = 1;"), ("own/own.js", f"{line};")):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(text)
+    storage = made["StaticFilesStorage"](location=str(tmp_path), base_url="/static/")
+    done = list(
+        storage.post_process({path: (storage, path) for path in ("dbchannels/dbchannels.js", "own/own.js")})
+    )
+    assert all(processed is True for _, _, processed in done)
+    written = (tmp_path / storage.stored_name("own/own.js")).read_text()
+    assert storage.stored_name("dbchannels/dbchannels.js").rpartition("/")[2] in written
 
 
 # docs/signals.rst.

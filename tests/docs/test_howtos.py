@@ -5,22 +5,27 @@ from __future__ import annotations
 import json
 import logging.config
 import re
+import sys
 from collections.abc import Callable
-from typing import Any
+from datetime import datetime, timezone
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
-from django.contrib.auth.models import User
+from django.contrib.auth.models import AnonymousUser, User
 from django.db.models.signals import post_save
 from django.test import RequestFactory
 
-from dbchannels import Channel, Group, Message
+from dbchannels import Channel, DenyConnection, Group, Message, codec
 from dbchannels.conf import OPTIONS
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.operations import Connect
-from dbchannels.routing.routes import Route
+from dbchannels.layers.operations import Connect, Send
+from dbchannels.routing.interval import Entry
+from dbchannels.routing.routes import ConsumerOptions, Route
 from dbchannels.routing.table import Routing
+from dbchannels.worker.schedule import Timetable
 from tests import kinds
-from tests.blog.models import Post
+from tests.blog.models import Post, Tag
 from tests.docs import pages
 
 Run = Callable[..., dict[str, Any]]
@@ -36,10 +41,12 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Route]:
 
 @pytest.fixture
 def run(found: list[Route]) -> Run:
-    """Run the block of a page whose caption begins so, with names that its surroundings have."""
+    """Run the block of a page with this caption, or one that begins so, with names that its surroundings have."""
 
     def block(page: str, caption: str, **names: Any) -> dict[str, Any]:
-        (code,) = (one.code for one in pages.blocks(page, "python") if one.caption.startswith(caption))
+        blocks = pages.blocks(page, "python")
+        exact = [one.code for one in blocks if one.caption == caption]
+        (code,) = exact or (one.code for one in blocks if one.caption.startswith(caption))
         namespace = {"__name__": "shop.consumers", **names}
         exec(code, namespace)
         return namespace
@@ -93,18 +100,56 @@ def test_a_consumer_has_these_options(run: Run, found: list[Route]) -> None:
     options = [one.options for one in found]
     assert (options[0].retries, options[0].backoff) == (3, 60)
     assert (options[1].concurrency, options[1].hard_timeout) == (1, 3600)
-    assert options[2].interval() is not None
+
+
+def test_the_page_explains_every_option_of_a_consumer() -> None:
+    listed = re.findall(r"^``(\w+)``$", pages.text("background"), re.MULTILINE)
+    assert set(ConsumerOptions.__dataclass_fields__) - {"channel"} <= set(listed)
 
 
 def test_the_defaults_of_a_consumer_are_as_said() -> None:
     page = re.sub(r"\s+", " ", pages.text("background"))
-    assert f"tried again; {OPTIONS['retries']}." in page
-    assert f"replaced; {OPTIONS['soft_timeout']:g} and {OPTIONS['hard_timeout']:g}." in page
+    assert f"tried again; {OPTIONS['retries']} by default." in page
+    assert f"where the consumer is; {OPTIONS['soft_timeout']:g} by default." in page
+    assert f"its worker is replaced; {OPTIONS['hard_timeout']:g} by default." in page
+
+
+def test_a_periodic_message_says_when_it_was_due(
+    run: Run, found: list[Route], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("background", "shop/consumers.py: periodic messages")
+    cleanup, newsletter = (one.options.interval() for one in found)
+    assert cleanup is not None and str(newsletter) == "0 7 * * 1"
+    due, sent = datetime(2026, 11, 28, 12, tzinfo=timezone.utc), list[Send]()
+    link: Any = SimpleNamespace(
+        next_time=lambda channel, every: (due, due), move_time=lambda *moved: sent.extend(moved[-1])
+    )
+    Timetable([Entry("cleanup", cleanup)], link).send_due()
+    consume(Routing(found), "cleanup", **codec.decode(sent[0].payload))
+    assert capsys.readouterr().out == "due at 2026-11-28T12:00:00+00:00\n"
+
+
+def test_a_consumer_skips_a_cancelled_order(
+    run: Run, found: list[Route], capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Order:
+        wanted: ClassVar[set[int]] = {7}
+
+        class objects:
+            @staticmethod
+            def filter(pk: int, cancelled: bool) -> Any:
+                order = SimpleNamespace(pk=pk) if (pk in Order.wanted) is not cancelled else None
+                return SimpleNamespace(first=lambda: order)
+
+    run("background", "shop/consumers.py: only if", Order=Order)
+    for order in (7, 8):
+        consume(Routing(found), "reminders", order=order)
+    assert capsys.readouterr().out == "please pay order 7\n"
 
 
 @on_layers
 def test_an_atomic_consumer_sends_what_it_sends(layer: BaseLayer, run: Run, found: list[Route]) -> None:
-    run("background", "in a transaction")
+    run("background", "shop/consumers.py: exactly once")
     assert found[0].options.atomic
     consume(Routing(found), "payments", payment=3)
     assert layer.receive(["receipts"]) == ("receipts", {"payment": 3})
@@ -140,29 +185,61 @@ def test_a_view_shows_who_is_here(layer: BaseLayer, run: Run, monkeypatch: pytes
 
 
 @on_layers
-def test_a_person_is_reached_wherever_she_is(layer: BaseLayer, run: Run) -> None:
-    ann = User(pk=7, username="ann")
-    names = {"Group": Group, "user": ann}
-    run("groups", "in a consumer, and", **names, message=Message("own", {"reply_channel": "reply.a!b"}))
-    assert layer.receive(["reply.a!"]) == ("reply.a!b", {"text": "Your export is ready."})
+def test_a_user_is_reached_in_every_window(layer: BaseLayer, run: Run, found: list[Route]) -> None:
+    ann, _ = User.objects.get_or_create(username="ann")
+    join = run("groups", "notes/consumers.py")["join"]
+    for name in ("a", "b"):
+        join(SimpleNamespace(user=ann, reply_channel=Channel(f"reply.a!{name}")))
+    with pytest.raises(DenyConnection):
+        join(SimpleNamespace(user=AnonymousUser(), reply_channel=Channel("reply.a!c")))
+    run("groups", "anywhere", user=ann)
+    told = [layer.receive(["reply.a!"]) for _ in range(2)]
+    assert sorted(told) == [(f"reply.a!{name}", {"text": "Your export is ready."}) for name in ("a", "b")]
+    assert layer.receive(["reply.a!"]) == (None, None)
 
 
 @on_layers
-def test_whoever_saves_a_post_tells_its_readers(
+def test_a_saved_post_is_sent_to_its_readers(
     layer: BaseLayer, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(post_save, "receivers", [])
     monkeypatch.setattr(post_save, "sender_receivers_cache", type(post_save.sender_receivers_cache)())
-    receiver = run("groups", "receivers.py")["tell"]  # connected weakly
+    monkeypatch.setitem(sys.modules, "blog", sys.modules["tests.blog"])
+    monkeypatch.setitem(sys.modules, "blog.models", sys.modules["tests.blog.models"])
+    receiver = run("groups", "blog/receivers.py")["send_post"]  # connected weakly
     Group("blog").add("reply.a!b")
     post = Post.objects.create(title="Kick-off")
-    User(username="ann").set_password("x")
+    Tag.objects.create(name="no post").delete()
     _, message = layer.receive(["reply.a!"])
     assert message is not None
     assert json.loads(message["text"]) == {"id": post.pk, "title": "Kick-off"}
     assert layer.receive(["reply.a!"]) == (None, None)
     assert receiver is not None
     post.delete()
+
+
+@on_layers
+def test_progress_is_sent_before_the_consumer_returns(layer: BaseLayer, run: Run, found: list[Route]) -> None:
+    Group("export-7").add("reply.a!b")
+    run("groups", "exports/consumers.py")
+    with layer.buffered() as buffer:
+        consume(Routing(found), "exports", export=7)
+        assert buffer.pending() == []
+        told = [layer.receive(["reply.a!"])[1] for _ in range(4)]
+    assert told == [{"text": f"{percent} %"} for percent in (25, 50, 75, 100)]
+
+
+@on_layers
+def test_a_channel_of_ones_own_in_a_group_is_consumed(
+    layer: BaseLayer, run: Run, found: list[Route], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run("groups", "archive/consumers.py")
+    run("groups", "once, in the shell")
+    Group("room-garden").send({"text": "hello"})
+    channel, fields = layer.receive(["archive"])
+    assert channel == "archive" and fields is not None
+    consume(Routing(found), channel, **fields)
+    assert capsys.readouterr().out == "to be kept: hello\n"
 
 
 @on_layers
@@ -173,7 +250,7 @@ def test_who_joins_first_and_then_reads_is_in_the_group_before(layer: BaseLayer,
             def filter(room: str) -> list[str]:
                 return Group(f"room-{room}").channels()
 
-    join = run("groups", "a consumer that joins", Line=Line)["join"]
+    join = run("groups", "in a consumer, before it reads", Line=Line)["join"]
     with layer.buffered() as buffer:
         join(Message("websocket.connect", {"reply_channel": "reply.a!b"}), "garden")
         assert Group("room-garden").channels() == ["reply.a!b"]
