@@ -18,7 +18,9 @@ _DEFAULTS: Fields = {"delay": 0, "deliver_at": None, "priority": 0, "unique": ""
 
 
 class Channel(foreign.ForeignNames):
-    """A named channel. Sending is an INSERT in the caller's transaction: it is seen at commit, never after a rollback.
+    """A named channel. A send is an INSERT in the caller's transaction: after a rollback it was never sent::
+
+        Channel("invoices", delay=timedelta(minutes=5)).send({"order": 7})
 
     Options for messages on the site's own channels:
 
@@ -97,7 +99,10 @@ def received_channel(name: str, layer: str) -> Channel:
 
 
 class Group(foreign.ForeignNames):
-    """A named set of channels. A message sent to a group goes to each channel that is in it at that moment.
+    """A named set of channels. A message to the group goes to each channel that is in it at that moment::
+
+        Group("room-garden").add(message.reply_channel)
+        Group("room-garden").send({"text": "hi"})
 
     A connection's channel leaves all its groups when the connection ends. By default a consumer's sends and group
     changes are written when it returns. ``immediately=True`` writes them at once, for example to report progress, or to

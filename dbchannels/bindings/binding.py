@@ -43,10 +43,11 @@ _pending: list[type[Binding]] = []
 
 
 class Binding:
-    """Subclass it in a module that the ``ready()`` of the app's AppConfig imports, as with signals.
+    """Sends the changes of a model's instances to groups.
 
-    Give exactly one of ``fields``, ``exclude`` and ``serializer``. An m2m field is sent as the list of related keys.
-    Raises InvalidConfiguration, at the latest when the apps are ready.
+    Subclass it in a module that the ``ready()`` of the app's AppConfig imports, as with signals. Give exactly one of
+    ``fields``, ``exclude`` and ``serializer``. An m2m field is sent as the list of related keys. Raises
+    InvalidConfiguration, at the latest when the apps are ready.
     """
 
     #: The model, or "app.Model". Instances of its proxies and child models are sent too.

@@ -17,7 +17,7 @@ _NAMES = {dict: "an object", list: "an array", str: "a string", bool: "true or f
 
 
 class JsonWebsocketConsumer(WebsocketConsumer):
-    """Write ``receive_json`` instead of ``receive``; send with ``send_json``.
+    """A WebsocketConsumer whose frames are JSON: write ``receive_json`` instead of ``receive``; use ``send_json``.
 
     An invalid frame does not reach ``receive_json``. It is answered by ``{"error": {"code": ..., "message": ...}}``,
     and the connection stays open. The codes are ``invalid_json`` and ``invalid_content``.
@@ -104,15 +104,15 @@ def _refuse(constant: str) -> None:
 
 
 class Demultiplexer(JsonWebsocketConsumer):
-    """Several consumers over one WebSocket. A frame ``{"stream": "chat", "payload": ...}`` goes to one of them::
+    """Lets several consumers share one WebSocket. A frame ``{"stream": "chat", "payload": ...}`` goes to one of them::
 
         class Site(Demultiplexer):
             consumers = {"chat": ChatConsumer, "news": NewsConsumer}
 
-    All consumers are connected and disconnected with the socket, in this order, with the captures of its route. If one
-    refuses, the socket is refused; if the ``disconnect`` of one raises, the others still run. Their ``send_json`` adds
-    the name of the stream. Further error codes are ``invalid_frame`` and ``unknown_stream``. Other keys of a frame are
-    ignored.
+    The payload is the consumer's ``content``, and its ``send_json`` adds the name of the stream. Other keys of a frame
+    are ignored. All consumers are connected and disconnected with the socket, in this order, with the captures of its
+    route. If one refuses, the socket is refused; if the ``disconnect`` of one raises, the others still run. Further
+    error codes are ``invalid_frame`` and ``unknown_stream``.
     """
 
     #: By the name of the stream.

@@ -27,7 +27,7 @@ RESERVED = frozenset({"self", "message", "text", "bytes", "content", "code"})
 
 
 class WebsocketConsumer(foreign.ForeignNames):
-    """Subclass it and write ``connect``, ``receive`` and ``disconnect``, each plain or ``async def``.
+    """A consumer of WebSockets as a class: write ``connect``, ``receive`` and ``disconnect``, plain or ``async def``.
 
     An instance lives for one message. Keep state between messages in ``self.channel_session``. The route's captures
     are passed as keywords, and are also in ``self.captures``.

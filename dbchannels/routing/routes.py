@@ -133,7 +133,7 @@ class Filters:
         return [name for one in self.patterns.values() for name in one.regex.groupindex]
 
     def key(self) -> tuple[tuple[str, str], ...]:
-        """Return a key that equal ones share."""
+        """Return a key that is the same for equal filters."""
         return tuple(sorted((key, one.text) for key, one in self.patterns.items()))
 
 
@@ -264,7 +264,7 @@ class BoundRoute(NamedTuple):
     url_name: str  # "namespace:name"; "" where the route has no name
 
     def key(self) -> tuple[Any, ...]:
-        """Return a key that equal ones share."""
+        """Return a key that is the same for equal routes."""
         return (self.route.channel, id(self.route.consumer), *(one.key() for one in self.filters))
 
     def patterns(self) -> dict[str, list[Pattern]]:

@@ -56,9 +56,9 @@ def route(
 ) -> Route:
     """Route a channel's messages to ``consumer`` (a callable, or its dotted name), in a routing module.
 
-    Filters are patterns for fields: a path with converters, or a regular expression (``dbchannels.routing.patterns``).
-    Their captures become arguments of the consumer. ``filters`` is a dict of them, for fields with the name of an
-    option. ``name`` is for ``reverse``. The options are those of ``consumer``::
+    The options are those of ``consumer``. Every other keyword is a filter: a pattern for the field with its name. A
+    pattern is a path with converters, or a regular expression; its captures become arguments of the consumer. For a
+    field with the name of an option, put the pattern into the dict ``filters``. ``name`` is for ``reverse``::
 
         routes = [route("websocket.connect", join, path="/chat/<slug:room>/", name="room")]
     """
@@ -131,9 +131,20 @@ def consumer(
         @consumer("websocket.receive", path="/chat/<slug:room>/")
         def say(message, room): ...
 
-    The options are explained in ``ConsumerOptions``: ``atomic``, ``soft_timeout`` and ``hard_timeout`` for all
-    channels; ``retries``, ``backoff``, ``concurrency`` and ``every`` for the site's own channels. Every other keyword
-    is a filter, as in ``route``.
+    Options for all channels:
+
+    * ``atomic``: commit what the consumer writes, what it sends, and the end of its message in one transaction;
+    * ``soft_timeout``: seconds after which the log shows where the consumer is; 0: never;
+    * ``hard_timeout``: seconds after which the message fails and its worker is replaced; 0: never.
+
+    Options for the site's own channels:
+
+    * ``retries``: how often a failed message is tried again;
+    * ``backoff``: seconds until the next attempt, or a function that takes the number of the failed attempt;
+    * ``concurrency``: how many messages of the channel run at a time, in all workers together;
+    * ``every``: send a message this often, a timedelta or a crontab line.
+
+    Every other keyword is a filter, as in ``route``.
     """
     if callable(channel):
         raise InvalidConfiguration(
