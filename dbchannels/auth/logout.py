@@ -51,8 +51,8 @@ def connect_signals() -> None:
 def on_logged_out(request: Any, **kwargs: Any) -> None:
     """Close the session's WebSockets in the transaction of the logout, and after its commit those opened meanwhile.
 
-    Django sends the signal before it deletes the session, when a page that reconnects at once would still be let in. So
-    the WebSockets are closed by the session's ``flush``, as soon as the session is gone.
+    Django sends the signal before it deletes the session. A page that reconnected then would still be let in, so the
+    WebSockets are closed by the session's ``flush``, as soon as the session is gone.
     """
     session: Any = getattr(request, "session", None)
     key = getattr(session, "session_key", None) or ""
