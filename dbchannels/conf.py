@@ -42,11 +42,12 @@ CONNECTION_KEYS = ("NAME", "USER", "PASSWORD", "HOST", "PORT", "OPTIONS")
 
 
 class Rule(NamedTuple):
-    """An option's default, a test for its values, and what to write instead of a value that fails the test."""
+    """An option's default, a test for its values, what to write instead of a value that fails it, and its meaning."""
 
     default: Any
     fits: Callable[[Any], bool]
     write: str
+    meaning: str
 
 
 def _whole(least: int, most: int) -> Callable[[Any], bool]:
@@ -80,55 +81,82 @@ def _is_connection(value: Any) -> bool:
 
 
 RULES = {
-    # An unread protocol message is dropped after this time.
     "expiry": Rule(
-        60.0, _seconds(0.001, TEN_YEARS), "seconds, more than 0 and at most ten years, such as 60"
+        60.0,
+        _seconds(0.001, TEN_YEARS),
+        "seconds, more than 0 and at most ten years, such as 60",
+        "How long an unread protocol message is kept.",
     ),
-    # A membership without a live server ends this long after the last add.
     "group_expiry": Rule(
-        86_400.0, _seconds(0.001, TEN_YEARS), "seconds, more than 0 and at most ten years, such as 86400"
+        86_400.0,
+        _seconds(0.001, TEN_YEARS),
+        "seconds, more than 0 and at most ten years, such as 86400",
+        "How long a membership lasts after the last ``add``, if its channel belongs to no live server.",
     ),
-    # How many unread messages a protocol channel may hold.
     "capacity": Rule(
         10_000,
         _or_none(_whole(1, MAX_MESSAGES)),
         f"a whole number from 1 to {MAX_MESSAGES}, such as 10000, or None for no limit",
+        "How many unread messages a protocol channel may hold.",
     ),
-    # The same by name or pattern, {"http.request": 200, "reports.*": 1000}; the first match wins.
     "channel_capacity": Rule(
         {},
         _is_capacities,
         "a dict of names or patterns with whole numbers from 0 on, or None for no limit, such as {'http.request': 200}",
+        "The same for single channels, your own among them. The first name or pattern that matches counts; 0 closes a "
+        "channel.",
     ),
-    # Of one encoded message.
     "max_message_size": Rule(
-        1_048_576, _whole(1, MAX_BYTES), f"bytes, a whole number from 1 to {MAX_BYTES}, such as 1048576"
+        1_048_576,
+        _whole(1, MAX_BYTES),
+        f"bytes, a whole number from 1 to {MAX_BYTES}, such as 1048576",
+        "The largest ``text``, ``bytes`` or ``content`` of a message. The whole message, encoded, may be 64 KiB "
+        "larger.",
     ),
-    # How often a reader looks for messages unasked; None: 1 s with wakeups, 0.05 s without.
     "poll_interval": Rule(
         None,
         _or_none(_seconds(0.001, 86_400)),
         "seconds, more than 0 and at most a day, such as 0.5, or None",
+        "How often a reader looks for messages without being woken. None: every second where readers are woken, else "
+        "every 0.05 seconds.",
     ),
-    # Wake the readers by NOTIFY, or on SQLite by a datagram; False: by polling alone.
-    "wakeups": Rule(True, lambda value: isinstance(value, bool), "True or False"),
-    # PostgreSQL: where the layer's own connections go, to bypass a pooler.
+    "wakeups": Rule(
+        True,
+        lambda value: isinstance(value, bool),
+        "True or False",
+        "Whether readers are woken: on PostgreSQL by NOTIFY, on SQLite by a datagram. Otherwise they only poll.",
+    ),
     "direct": Rule(
         {},
         _is_connection,
         f"a dict with some of {', '.join(CONNECTION_KEYS)}, as in DATABASES, such as {{'PORT': 5432}}",
+        "PostgreSQL only: where the layer's own connections go, to bypass a pooler.",
     ),
-    # A process that has not renewed its lease for this time, and holds no lock, is dead.
-    "lease": Rule(15.0, _seconds(0.5, 86_400), "seconds, from 0.5 to a day, such as 15"),
-    # Attempts of a durable message after the first, before it becomes a dead letter.
-    "retries": Rule(5, _whole(0, MAX_RETRIES), f"a whole number from 0 to {MAX_RETRIES}, such as 5"),
-    # A worker logs where a consumer stands after this time.
+    "lease": Rule(
+        15.0,
+        _seconds(0.5, 86_400),
+        "seconds, from 0.5 to a day, such as 15",
+        "A process that has not renewed its lease for this time, and holds no lock, is dead.",
+    ),
+    "retries": Rule(
+        5,
+        _whole(0, MAX_RETRIES),
+        f"a whole number from 0 to {MAX_RETRIES}, such as 5",
+        "How many more attempts a durable message has after the first, before it becomes a dead letter.",
+    ),
     "soft_timeout": Rule(
-        30.0, _seconds(0, TEN_YEARS), "seconds, such as 30, at most ten years, or 0 for never"
+        30.0,
+        _seconds(0, TEN_YEARS),
+        "seconds, such as 30, at most ten years, or 0 for never",
+        "How long a consumer runs before its worker logs where it stands. Progress of a streamed response starts the "
+        "time again.",
     ),
-    # A consumer's message fails after this time, and its worker is replaced.
     "hard_timeout": Rule(
-        600.0, _seconds(0, TEN_YEARS), "seconds, such as 600, at most ten years, or 0 for never"
+        600.0,
+        _seconds(0, TEN_YEARS),
+        "seconds, such as 600, at most ten years, or 0 for never",
+        "How long a consumer runs before its message fails and its worker is replaced. Progress of a streamed response "
+        "starts the time again.",
     ),
 }
 #: The options of a layer and their defaults.

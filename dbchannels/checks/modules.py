@@ -25,7 +25,9 @@ _LARGEST = 1_000_000  # bytes; larger files have no consumers
 
 @checks.register("dbchannels")
 def check_modules(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W009: a module of an app has a consumer or a binding, and nothing imports it."""
+    """W009: A module of an app has a consumer or a binding, and nothing imports it. Import it in the app's
+    ``consumers.py``, or a binding's in ``AppConfig.ready()``.
+    """
     try:
         autodiscover_modules("consumers")
     except Exception:  # any error of a module of the site: check_routing reports it
@@ -56,7 +58,9 @@ def check_modules(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
 
 
 def unnamed_modules() -> Iterator[checks.CheckMessage]:
-    """W018: a routing module, or consumers beside the settings, that nothing imports."""
+    """W018: A ``routing.py``, or a ``consumers.py`` beside the settings, has routes, and nothing imports it. Name it
+    in ``DBCHANNELS["default"]["ROUTING"]``, or import it in your routing module.
+    """
     if apps.is_installed("channels"):  # the modules may belong to Channels
         return
     places = {config.name: Path(config.path) for config in apps.get_app_configs() if is_of_the_site(config)}

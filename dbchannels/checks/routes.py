@@ -40,7 +40,11 @@ _NAME = re.compile(r"(?<=<)(?:\w+(?=>)|(?<=<)(\w+:)\w+(?=>))")
 
 @checks.register("dbchannels")
 def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """E002: the routing is invalid. If it is valid, its routes: E003 to E005, W004 to W008, W014, W016, W018, W019."""
+    """E002: The routing is invalid: a name cannot be imported, or a filter or an option cannot be used. Correct what
+    the message names.
+
+    If it is valid, TABLE_CHECKS and W018 follow.
+    """
     found: list[checks.CheckMessage] = []
     is_broken = False
     for alias in conf.layer_aliases() if not conf.problems() else ():
@@ -57,7 +61,11 @@ def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
 
 
 def check_reach(table: Routing) -> Messages:
-    """E003: the same route is listed twice. W004: an earlier route matches all messages of a later one."""
+    """E003: The same route is listed twice. Remove one of the two.
+
+    W004: A route is never reached, because an earlier one matches all its messages. Put the route with the narrower
+    filters first.
+    """
     routes = table.bound_routes()
     for index, earlier in table.shadowed().items():
         later = routes[index]
@@ -82,7 +90,11 @@ def _filters(bound: BoundRoute) -> str:
 
 
 def check_classes(table: Routing) -> Messages:
-    """E004: the methods of a class do not take the captures of its routes; each mistake is reported once."""
+    """E004: The methods of a consumer class do not take the captures of its routes, or are never called. Write them as
+    the message says.
+
+    Each mistake is reported once.
+    """
     told = set()
     for bound in table.bound_routes():
         route = bound.route
@@ -96,7 +108,9 @@ def check_classes(table: Routing) -> Messages:
 
 
 def check_functions(table: Routing) -> Messages:
-    """E004: a function does not take the captures of its route, or requires other arguments."""
+    """E004: A consumer does not take the captures of its route, or requires other arguments. Give it these
+    parameters, or change the captures.
+    """
     for bound in table.bound_routes():
         captures, route = bound.captures(), bound.route
         if hasattr(route.consumer, "consumer_class") or not route.takes_message:
@@ -119,7 +133,9 @@ def check_functions(table: Routing) -> Messages:
 
 
 def check_generators(table: Routing) -> Messages:
-    """E005: a consumer is a generator, whose code does not run when it is called."""
+    """E005: A consumer is a generator, whose code does not run when it is called. Send the values instead of yielding
+    them.
+    """
     for bound in table.bound_routes():
         if is_generator(bound.route.consumer):
             yield checks.Error(
@@ -131,7 +147,9 @@ def check_generators(table: Routing) -> Messages:
 
 
 def check_channels(table: Routing) -> Messages:
-    """W005: a channel's name is almost that of a protocol channel."""
+    """W005: A channel's name is almost that of a protocol channel, such as ``websocket.recieve``. Correct the
+    spelling.
+    """
     for bound in table.bound_routes():
         name = bound.route.channel
         if name in PROTOCOL_CHANNELS or "!" in name or "?" in name:
@@ -145,7 +163,9 @@ def check_channels(table: Routing) -> Messages:
 
 
 def check_fields(table: Routing) -> Messages:
-    """W006: a filter is on a field that the messages of its channel do not have as text."""
+    """W006: A filter is on a field that the messages of its channel do not have as text, such as ``method`` on
+    ``websocket.receive``. Filter on one of the fields that the message lists.
+    """
     for bound in table.bound_routes():
         known = FIELDS.get(bound.route.channel)
         for key in bound.patterns() if known else ():
@@ -160,7 +180,11 @@ def check_fields(table: Routing) -> Messages:
 
 
 def check_patterns(table: Routing) -> Messages:
-    """W007: a regular expression contains a path's capture. W016: one for the path does not begin with a slash."""
+    """W007: A regular expression contains a capture such as ``<slug:room>``, which captures nothing there. Remove ``^``
+    and ``$``, or capture by ``(?P<room>...)``.
+
+    W016: A regular expression for the path does not begin with a slash, so it matches no path. Begin it with one.
+    """
     for bound in table.bound_routes():
         patterns = bound.patterns()
         for key, pattern in ((key, one) for key, chain in patterns.items() for one in chain):
@@ -183,7 +207,9 @@ def check_patterns(table: Routing) -> Messages:
 
 
 def check_paths(table: Routing) -> Messages:
-    """W008: the path for frames, or for the end, of a WebSocket is almost that of a handshake."""
+    """W008: The path of a ``websocket.receive`` or ``websocket.disconnect`` route is almost that of a
+    ``websocket.connect`` route. Give them the same path.
+    """
     routes = [(bound, bound.route.channel, shown_path(bound)) for bound in table.bound_routes()]
     opened = {path: bound for bound, channel, path in routes if channel == "websocket.connect" and path}
     known = {(channel, path) for _, channel, path in routes}
@@ -208,7 +234,9 @@ def shown_path(bound: BoundRoute) -> str:
 
 
 def check_coroutines(table: Routing) -> Messages:
-    """W014: an ``async def`` has a decorator for plain functions, whose code ends before the coroutine begins."""
+    """W014: An ``async def`` has a decorator for plain functions, such as ``@transaction.atomic``, which ends before
+    the coroutine begins. Write ``@consumer(..., atomic=True)`` instead.
+    """
     for bound in table.bound_routes():
         consumer = bound.route.consumer
         if iscoroutinefunction(consumer) or not callable(consumer):
@@ -224,7 +252,9 @@ def check_coroutines(table: Routing) -> Messages:
 
 
 def check_unrouted(table: Routing) -> Messages:
-    """W019: a consumer class in an app of the site has no route."""
+    """W019: A consumer class in an app of the site has no route. Put ``@route_class(path="/...")`` above it, or
+    ``route_class(...)`` into the routing module.
+    """
     used: set[type] = set()
     todo = [of for one in table.bound_routes() if (of := getattr(one.route.consumer, "consumer_class", None))]
     while todo:

@@ -23,7 +23,9 @@ CACHED_SESSIONS = ("django.contrib.sessions.backends.cache", "django.contrib.ses
 
 @checks.register("dbchannels")
 def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """E001: the DBCHANNELS setting is invalid."""
+    """E001: The DBCHANNELS setting has an unknown key, a value of the wrong type or range, or a layer that cannot be
+    used. Write what the message says.
+    """
     sentences = conf.problems()
     for alias in [] if sentences else conf.layer_aliases():
         try:
@@ -35,7 +37,7 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
 
 @checks.register("dbchannels")
 def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W017: a setting of Channels is left over."""
+    """W017: ``CHANNEL_LAYERS``, a setting of Channels, is left over. Remove it: dbchannels does not read it."""
     if not hasattr(settings, "CHANNEL_LAYERS") or apps.is_installed("channels"):
         return []
     return [
@@ -49,7 +51,9 @@ def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage
 
 @checks.register("dbchannels", checks.Tags.staticfiles)
 def check_order(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W003: staticfiles is listed above dbchannels, so its ``runserver`` command is used."""
+    """W003: ``dbchannels`` is listed below ``django.contrib.staticfiles`` in INSTALLED_APPS, so ``runserver`` is
+    Django's, which opens no WebSocket. Move it up.
+    """
     names = [config.name for config in apps.get_app_configs()]
     static = "django.contrib.staticfiles"
     if static not in names or names.index("dbchannels") < names.index(static):
@@ -66,7 +70,9 @@ def check_order(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
 
 @checks.register("dbchannels")
 def check_sessions(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W011: sessions are in a cache that workers do not share."""
+    """W011: Sessions are in a cache that workers do not share, so a login is unknown to the next worker. Store
+    sessions in the database, or use a shared cache.
+    """
     backend = settings.CACHES.get(settings.SESSION_CACHE_ALIAS, {}).get("BACKEND")
     if settings.SESSION_ENGINE not in CACHED_SESSIONS or backend not in OWN_CACHES:
         return []
@@ -82,7 +88,12 @@ def check_sessions(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
 
 @checks.register("dbchannels")
 def check_hosts(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W013: ALLOWED_HOSTS is empty with DEBUG off. W020: it contains ``*``."""
+    """W013: ``DEBUG`` is False and ``ALLOWED_HOSTS`` is empty, so every request and every WebSocket is refused. List
+    the site's hosts.
+
+    W020: ``DEBUG`` is False and ``ALLOWED_HOSTS`` contains ``"*"``, so pages of any host name that points to this
+    server may open WebSockets. List the site's hosts.
+    """
     if settings.DEBUG or (settings.ALLOWED_HOSTS and "*" not in settings.ALLOWED_HOSTS):
         return []
     if settings.ALLOWED_HOSTS:
@@ -118,7 +129,9 @@ def _layers() -> Iterator[conf.LayerSettings]:
 
 @checks.register("dbchannels", checks.Tags.database)
 def check_sqlite(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W001: on SQLite, transactions that read and then write fail at once unless they begin IMMEDIATE."""
+    """W001: The layer is on SQLite, and transactions do not begin IMMEDIATE, so some sends fail with "database is
+    locked". Set ``"transaction_mode": "IMMEDIATE"`` in the database's ``OPTIONS``.
+    """
     if conf.problems():
         return []
     alias = conf.layer_settings().database
@@ -138,7 +151,9 @@ def check_sqlite(app_configs: Any, databases: Any = None, **kwargs: Any) -> list
 
 @checks.register("dbchannels")
 def check_other_database(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W002: a layer is not on ``default``, so saves and sends are not one transaction."""
+    """W002: A layer is on another database than ``default``, so a send may be lost between the two commits. Put it on
+    the database of your models.
+    """
     if connections["default"].settings_dict["ENGINE"] == "django.db.backends.dummy":
         return []
     return [
@@ -156,7 +171,7 @@ def check_other_database(app_configs: Any, **kwargs: Any) -> list[checks.CheckMe
 
 @checks.register("dbchannels", checks.Tags.database)
 def check_tables(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W010: the database of a layer is not migrated."""
+    """W010: The database of a layer has no tables for it yet. Run ``manage.py migrate``."""
     if "migrate" in sys.argv[1:2]:  # it runs these checks before it creates the tables
         return []
     wanted = {one.database for one in _layers()} & set(databases or [])
@@ -182,7 +197,9 @@ def _missing_tables(alias: str) -> list[str]:
 
 @checks.register("dbchannels")
 def check_pooler(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W012: a layer seems to connect through a transaction pooler."""
+    """W012: A layer seems to connect through a transaction pooler, where no NOTIFY arrives. Bypass the pooler with
+    ``OPTIONS["direct"]``.
+    """
     return [
         checks.Warning(
             f"The database {one.database!r} seems to be behind a transaction pooler, where no NOTIFY arrives: messages "
