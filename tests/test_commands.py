@@ -644,7 +644,7 @@ def test_runserver_refuses_a_port_beyond_65535():
 def test_the_help_of_runserver_has_its_own_number_of_workers():
     help_text = " ".join(runserver.Command().create_parser("manage.py", "runserver").format_help().split())
     workers = development_config().workers
-    assert f"worker processes ({workers}); with a layer in memory, threads (8)" in help_text
+    assert f"worker processes, or threads if the layer is in memory ({workers}, or 8)" in help_text
 
 
 def test_a_body_is_of_any_size_while_one_develops_and_100_mebibytes_else():

@@ -88,26 +88,34 @@ class WebSocketLimits:
     """What one WebSocket may take; beyond a limit it is closed. The options begin with ``--ws-``."""
 
     # 1009. An empty frame costs its sender no more than 6 bytes.
-    max_size: int = number(1_048_576, "BYTES", "of one message, all its fragments together")
-    max_fragments: int = number(4096, "N", "frames of one message")
+    max_size: int = number(1_048_576, "BYTES", "of one message, all its fragments together, else 1009")
+    max_fragments: int = number(4096, "N", "frames of one message, else 1009")
     # 1008.
-    message_timeout: float = number(30.0, "S", "seconds for one message, from its first byte to its last")
-    max_pings: int = number(1000, "N", "pings of a client in ten seconds")
+    message_timeout: float = number(
+        30.0, "S", "seconds for one message, from its first byte to its last, else 1008"
+    )
+    max_pings: int = number(1000, "N", "pings of a client in ten seconds, else 1008")
     # 1006. The pings are spread by a tenth.
     ping_interval: float = number(20.0, "S", "seconds between two pings of the server")
     silence: float = number(
-        60.0, "S", "seconds without a byte from a client, pongs included, until it counts as gone"
+        60.0, "S", "seconds without a byte from a client, pongs included, until it counts as gone: 1006"
     )
     # 1001.
-    idle_timeout: float = number(0.0, "S", "seconds without a message until a socket is closed; 0: never", 0)
-    lifetime: float = number(0.0, "S", "seconds that a socket may be open; 0: forever", 0)
+    idle_timeout: float = number(
+        0.0, "S", "seconds without a message until a socket is closed with 1001; 0: never", 0
+    )
+    lifetime: float = number(0.0, "S", "seconds until a socket is closed with 1001; 0: never", 0)
     # 1013. See budget.py for max_memory.
     max_memory: int = number(
-        2_097_152, "BYTES", "of what a client sent and no consumer has taken; at least twice --ws-max-size"
+        2_097_152,
+        "BYTES",
+        "of what a client sent and no consumer has taken, then it is not read; at least twice --ws-max-size",
     )
-    send_timeout: float = number(20.0, "S", "seconds in which a client that reads slowly must take something")
-    waiting_frames: int = number(64, "N", "frames that may wait for a client that reads slowly")
-    waiting_bytes: int = number(1_048_576, "BYTES", "of these frames")
+    send_timeout: float = number(
+        20.0, "S", "seconds in which a client that reads slowly must take something, else 1013"
+    )
+    waiting_frames: int = number(64, "N", "frames that may wait for a client that reads slowly, else 1013")
+    waiting_bytes: int = number(1_048_576, "BYTES", "of these frames, else 1013")
 
     @classmethod
     def from_options(cls, given: Given) -> WebSocketLimits:
@@ -135,7 +143,7 @@ class ServerConfig:
             "action": "append",
             "default": [],
             "metavar": "ADDRESS",
-            "help": "where to listen: [ADDR:]PORT or unix:/run/site.sock; can be given more than once",
+            "help": "where to listen: [ADDR:]PORT, or unix:PATH for a Unix socket; can be given more than once",
         },
     )
     socket_permissions: SocketPermissions = parsed(
@@ -145,7 +153,7 @@ class ServerConfig:
         socket_owner={
             "default": "",
             "metavar": "USER[:GROUP]",
-            "help": "owner of a Unix socket (of this process)",
+            "help": "owner of a Unix socket (that of this process)",
         },
     )
     allowed_hosts: tuple[str, ...] = parsed((), read_hosts)
@@ -157,7 +165,7 @@ class ServerConfig:
         read_proxies,
         proxy_headers={
             "action": "store_true",
-            "help": "take client and scheme from X-Forwarded-For and X-Forwarded-Proto of trusted proxies",
+            "help": "take the client and the scheme from X-Forwarded-For and X-Forwarded-Proto of trusted proxies",
         },
         forwarded_host={
             "action": "store_true",
@@ -185,31 +193,38 @@ class ServerConfig:
         probe_port={
             "default": "",
             "metavar": "[ADDR:]PORT",
-            "help": "where to answer /healthz and /readyz (nowhere)",
+            "help": "where to answer /healthz and /readyz, on 127.0.0.1 unless an address is given (nowhere)",
         },
     )
 
     # Connections. There are never more than the limit of open files allows.
-    max_connections: int = number(16_000, "N", "connections at once, WebSockets among them")
+    max_connections: int = number(16_000, "N", "connections at once, WebSockets among them, else 503")
     max_per_address: int | None = number(
-        None, "N", "connections of one address, or IPv6 /64 network (1,000; from this machine any number)"
+        None,
+        "N",
+        "connections of one address, or IPv6 /64 network, else 429 (1,000; from this machine any number)",
     )
     max_waiting_per_address: int | None = number(
-        None, "N", "unanswered requests of one address in the layer (32; from this machine any number)"
+        None,
+        "N",
+        "unanswered requests of one address in the layer; others wait (32; from this machine any number)",
     )
-    max_requests: int = number(0, "N", "requests on one connection; 0: any number", 0)
+    max_requests: int = number(0, "N", "requests on one connection before it is closed; 0: any number", 0)
 
     # One request.
-    max_line: int = number(8_192, "BYTES", "of a request's first line, which contains the URL")
-    max_head: int = number(32_768, "BYTES", "of a request's headers")
-    max_headers: int = number(100, "N", "headers of a request")
-    max_body: int = number(104_857_600, "BYTES", "of a request's body", 0)
+    max_line: int = number(8_192, "BYTES", "of a request's first line, which contains the URL, else 414")
+    max_head: int = number(32_768, "BYTES", "of a request's headers, else 431")
+    max_headers: int = number(100, "N", "headers of a request, else 431")
+    max_body: int = number(104_857_600, "BYTES", "of a request's body, else 413", 0)
 
     # The bodies of all requests together, and of all responses. With less memory no body could begin.
     max_body_memory: int = number(
-        268_435_456, "BYTES", "of memory for the bodies of all requests, and as much for responses", 1_048_576
+        268_435_456,
+        "BYTES",
+        "of memory for the bodies of all requests, else 503, and as much for responses",
+        1_048_576,
     )
-    max_spool: int = number(1_073_741_824, "BYTES", "of the disk for the bodies of all requests")
+    max_spool: int = number(1_073_741_824, "BYTES", "of the disk for the bodies of all requests, else 503")
     max_response_spool: int = number(
         1_073_741_824, "BYTES", "of the disk for responses to clients that read slowly", 1_048_576
     )
@@ -217,15 +232,23 @@ class ServerConfig:
         67_108_864, "BYTES", "of memory for what all WebSockets sent, and as much for what waits for them"
     )
 
-    head_timeout: float = number(15.0, "S", "seconds for a request's first line and headers")
+    head_timeout: float = number(15.0, "S", "seconds for a request's first line and headers, else 408")
     body_timeout: float = number(
-        30.0, "S", "seconds without a byte of a request's body; in all as many, and one for each KiB"
+        30.0,
+        "S",
+        "seconds without a byte of a request's body, else 408; in all as many, and one for each KiB",
     )
-    keep_alive_timeout: float = number(60.0, "S", "seconds between two requests on one connection", 0)
-    write_timeout: float = number(60.0, "S", "seconds until the client has taken 64 KiB of its response")
-    http_timeout: float = number(60.0, "S", "seconds for a worker's response, and between two parts of it")
+    keep_alive_timeout: float = number(
+        60.0, "S", "seconds between two requests on one connection before it is closed", 0
+    )
+    write_timeout: float = number(
+        60.0, "S", "seconds in which a client must take 64 KiB of its response, else its connection is closed"
+    )
+    http_timeout: float = number(
+        60.0, "S", "seconds for a worker's response, and between two parts of it, else 504"
+    )
     later_timeout: float = number(
-        600.0, "S", "seconds for the response, once a view has raised ResponseLater"
+        600.0, "S", "seconds for the response, once a view has raised ResponseLater, else 504"
     )
     handshake_timeout: float = 15.0  # until the connect consumer has decided
     graceful_timeout: float = number(
@@ -237,7 +260,7 @@ class ServerConfig:
         lambda given: given["ws_compression"],
         ws_compression={
             "action": "store_true",
-            "help": "compress messages of WebSockets, with clients that offer it (no)",
+            "help": "compress messages of WebSockets, with clients that offer it (off)",
         },
     )
     websocket: WebSocketLimits = parsed(WebSocketLimits(), WebSocketLimits.from_options)
@@ -267,7 +290,7 @@ class LaunchConfig:
     server: ServerConfig = parsed(ServerConfig(), ServerConfig.from_options)
     #: Processes; with a layer in memory, threads. Four at least, so that some are always free.
     workers: int = number(
-        None, "N", "worker processes (the number of cores, but at least 4); 0: the server alone", 0
+        None, "N", "worker processes; 0: the server alone (the number of cores, but at least 4)", 0
     )
     layer: str = parsed(
         "default",
@@ -297,7 +320,7 @@ class LaunchConfig:
             "type": int,
             "default": 16,
             "metavar": "N",
-            "help": "threads for views, with --http direct (16)",
+            "help": "threads for views, with --http=direct (16)",
         },
     )
     access_log: bool = parsed(
@@ -306,7 +329,7 @@ class LaunchConfig:
         access_log={
             "action": BooleanOptionalAction,
             "default": True,
-            "help": "write a line for each request and WebSocket (yes)",
+            "help": "write a line for each request and WebSocket (on)",
         },
     )
     passed_on: tuple[str, ...] = ()  # options of manage.py itself that child processes need too

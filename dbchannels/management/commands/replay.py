@@ -16,10 +16,16 @@ class Command(BaseCommand):
     help = "Moves dead letters back to their channels, where they run from the first attempt."
 
     def add_arguments(self, parser: Any) -> None:
-        parser.add_argument("channels", nargs="*", metavar="CHANNEL", help="of these channels (default: all)")
+        parser.add_argument(
+            "channels", nargs="*", metavar="CHANNEL", help="run the dead letters of these channels (all)"
+        )
         add_options(parser, "layer")
         parser.add_argument(
-            "--id", type=int, action="append", metavar="N", help="only this one, by its number in the admin"
+            "--id",
+            type=int,
+            action="append",
+            metavar="N",
+            help="only this dead letter, by its number in the admin; can be given more than once",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:

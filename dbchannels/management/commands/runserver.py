@@ -42,7 +42,8 @@ class Command(HintingCommand, runserver.Command):
             "--workers",
             type=int,
             metavar="N",
-            help=f"worker processes ({development.WORKERS}); with a layer in memory, threads ({development.THREADS})",
+            help="worker processes, or threads if the layer is in memory "
+            f"({development.WORKERS}, or {development.THREADS})",
         )
         add_options(parser, "layer", "nostatic")
 

@@ -74,10 +74,14 @@ class Command(HintingCommand):
             action="append",
             default=[],
             metavar="PATTERN",
-            help="read only these channels, such as 'http.*'",
+            help="read only these channels, such as 'http.*'; can be given more than once (all)",
         )
         parser.add_argument(
-            "--exclude", action="append", default=[], metavar="PATTERN", help="read all channels but these"
+            "--exclude",
+            action="append",
+            default=[],
+            metavar="PATTERN",
+            help="read all channels but these; can be given more than once",
         )
         parser.add_argument(
             "--graceful-timeout",

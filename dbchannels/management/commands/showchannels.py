@@ -43,7 +43,7 @@ class Command(BaseCommand):
             metavar="PATTERN",
             help="show only channels, consumers and names that match, such as 'websocket.*' (all)",
         )
-        parser.add_argument("--json", action="store_true", help="for programs: a list of objects")
+        parser.add_argument("--json", action="store_true", help="write a list of objects, for programs")
         add_options(parser, "layer")
 
     def handle(self, *args: Any, **options: Any) -> None:
