@@ -31,7 +31,7 @@ copyright = author
 version = release = dbchannels.__version__
 html_theme = "furo"
 html_title = "dbchannels"
-extensions = ["sphinx.ext.autodoc"]
+extensions = ["sphinx.ext.autodoc", "docs.tables"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
 autodoc_class_signature = "mixed"

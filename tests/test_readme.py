@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from dbchannels import Group, Message
-from dbchannels.conf import OPTIONS, SHORT_BACKENDS
 from dbchannels.routing.table import Routing
 from tests import kinds
 
@@ -139,9 +138,3 @@ def test_the_options_that_it_shows_exist(command):
 def test_the_documents_that_it_names_are_there():
     for path in re.findall(r"``((?:docs|examples)/[\w./-]+)``", README):
         assert (ROOT / path).exists(), path
-
-
-def test_the_settings_page_has_every_option_and_backend():
-    page = (ROOT / "docs" / "settings.rst").read_text()
-    assert set(re.findall(r"^    ``(\w+)`` ", page, re.MULTILINE)) == set(OPTIONS)
-    assert all(f'``"{name}"``' in page for name in SHORT_BACKENDS)

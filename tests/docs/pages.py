@@ -7,11 +7,14 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
+from docs import tables
+
 DOCS = Path(__file__).parents[2] / "docs"
 
 _BLOCK = re.compile(
     r"^( *)\.\. code-block:: (\w+)\n(?:\1   :caption: (.+)\n)?\n((?:\1   .*\n|[ ]*\n)+)", re.MULTILINE
 )
+_TABLE = re.compile(r"^\.\. (options|settings|checks)::(.*(?:\n   .+)*)$", re.MULTILINE)
 
 
 class Block(NamedTuple):
@@ -28,8 +31,15 @@ def names() -> list[str]:
 
 
 def text(page: str) -> str:
-    """Return a page as it is written."""
-    return (DOCS / f"{page}.rst").read_text()
+    """Return a page as it is written, with the tables that are made from the code."""
+    written = (DOCS / f"{page}.rst").read_text()
+    return _TABLE.sub(lambda found: tables.table(found[1], *found[2].split()), written)
+
+
+def generated(page: str) -> list[list[str]]:
+    """Return the directives of these tables, each as its words."""
+    written = (DOCS / f"{page}.rst").read_text()
+    return [[kind, *arguments.split()] for kind, arguments in _TABLE.findall(written)]
 
 
 def blocks(page: str, language: str = "") -> list[Block]:

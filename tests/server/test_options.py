@@ -1,11 +1,9 @@
-"""The options of the server: their ranges, and what the documents say of them."""
+"""The options of the server, and their ranges."""
 
 from __future__ import annotations
 
 import argparse
-import re
-from dataclasses import asdict, fields, replace
-from pathlib import Path
+from dataclasses import fields, replace
 
 import pytest
 
@@ -18,8 +16,6 @@ from dbchannels.server.options import (
     WebSocketLimits,
     add_options,
 )
-
-PAGE = Path(__file__).parents[2] / "docs" / "server.rst"
 
 
 def config(**given):
@@ -67,13 +63,6 @@ def test_what_cannot_be_meant_is_one_sentence(arguments, words):
     with pytest.raises(InvalidConfiguration, match=words) as caught:
         limits(*arguments)
     assert "\n" not in str(caught.value)
-
-
-def test_the_reference_has_each_option_with_its_default():
-    rows = re.findall(r"^ *``--ws-([a-z-]+)`` +([0-9,]+) ", PAGE.read_text(), re.MULTILINE)
-    assert {name.replace("-", "_"): float(default.replace(",", "")) for name, default in rows} == asdict(
-        WebSocketLimits()
-    )
 
 
 # Of the server.

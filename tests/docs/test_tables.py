@@ -1,0 +1,61 @@
+"""The tables that the reference makes from the code have all of it, each once."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from django.core.management import load_command_class
+
+from dbchannels import conf
+from docs import tables
+from tests.docs import pages
+
+DIRECTIVES = [words for page in pages.names() for words in pages.generated(page)]
+#: The options of Django's own command.
+DJANGO = {"runserver": ["addrport", "--ipv6", "--nothreading", "--noreload", "--insecure", "--nostatic"]}
+
+
+@pytest.mark.parametrize("command", ["runchannels", "runserver", "runworker", "replay", "showchannels"])
+def test_each_option_is_in_one_table(command):
+    shown = Counter(
+        row for kind, *words in DIRECTIVES if words[:1] == [command] for row in tables.options(*words)[1:]
+    )
+    all_of_them = tables.options(command, "*")[1:]
+    hidden = [row for row in all_of_them if row[2].startswith("Set by runchannels")]
+    hidden += [row for row in all_of_them if row[0].strip("`") in DJANGO.get(command, [])]
+    assert len(all_of_them) > len(hidden)
+    assert shown == Counter(row for row in all_of_them if row not in hidden)
+
+
+def test_the_default_of_an_option_is_the_one_that_its_help_names():
+    parser = load_command_class("dbchannels", "runchannels").create_parser("manage.py", "runchannels")
+    rows = {row[0].strip("`").split()[0]: row[1] for row in tables.options("runchannels", "*")[1:]}
+    numbers = [
+        one for one in parser._actions if type(one.default) in (int, float) and one.dest != "verbosity"
+    ]
+    assert len(numbers) > 30
+    for action in numbers:
+        assert float(rows[action.option_strings[0]].replace(",", "")) == action.default, action.dest
+
+
+def test_an_option_is_shown_as_code_wherever_it_is_named():
+    (row,) = tables.options("runchannels", "--threads")[1:]
+    assert row == ("``--threads N``", "16", "Threads for views, with ``--http=direct``.")
+    (row,) = tables.options("runworker", "--only")[1:]
+    assert row[1:] == ("all", "Read only these channels, such as ``http.*``; can be given more than once.")
+
+
+def test_the_settings_page_has_each_option_and_backend():
+    assert ["settings"] in pages.generated("settings")
+    assert [row[0].strip("`") for row in tables.settings()[1:]] == list(conf.OPTIONS)
+    assert all(f'``"{name}"``' in pages.text("settings") for name in conf.SHORT_BACKENDS)
+
+
+def test_the_page_of_the_checks_has_their_table():
+    assert ["checks"] in pages.generated("checks")
+    assert "``E001``" in pages.text("checks")
+
+
+def test_a_page_is_read_with_its_tables():
+    assert "``--max-body BYTES``" in pages.text("server")
