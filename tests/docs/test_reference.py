@@ -1,0 +1,92 @@
+"""The blocks of the reference pages on settings, commands, checks, the server and WSGI are what the code takes."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import re
+import shlex
+from typing import Any
+
+import pytest
+from django.core.management import load_command_class
+
+from dbchannels import conf
+from dbchannels.server.access_log import access_line
+from dbchannels.server.config import LaunchConfig
+from tests.docs import pages
+
+PAGES = ["settings", "commands", "checks", "server", "wsgi"]
+OURS = ["runchannels", "runserver", "runworker", "showchannels", "replay"]
+
+
+def settings_of(page: str) -> list[dict[str, Any]]:
+    """Return the settings that each Python block of a page makes."""
+    made = []
+    for block in pages.blocks(page, "python"):
+        exec(block.code, names := {})
+        made.append({name: value for name, value in names.items() if name.isupper()})
+    return made
+
+
+@pytest.mark.parametrize(
+    "command",
+    [one for page in PAGES for one in pages.commands(page) if one.split()[2:3] and one.split()[2] in OURS],
+)
+def test_a_command_is_understood_as_it_is_shown(command: str) -> None:
+    python, manage, name, *arguments = shlex.split(command)
+    assert (python, manage) == ("python", "manage.py")
+    given = vars(load_command_class("dbchannels", name).create_parser(manage, name).parse_args(arguments))
+    if name == "runchannels":
+        LaunchConfig.from_options(given)
+
+
+def test_the_settings_are_valid(settings: Any) -> None:
+    default, example = settings_of("settings")
+    settings.DBCHANNELS = default["DBCHANNELS"]
+    assert conf.problems() == []
+    assert conf.layer_settings() == ("default", None, "default", None, conf.OPTIONS)
+    settings.DBCHANNELS = example["DBCHANNELS"]
+    assert conf.problems() == []
+    assert conf.layer_settings().options["retries"] == 10
+
+
+def test_a_check_is_silenced_by_its_whole_name() -> None:
+    (made,) = settings_of("checks")
+    assert all(re.fullmatch(r"dbchannels\.[EW]\d{3}", one) for one in made["SILENCED_SYSTEM_CHECKS"])
+    assert all(
+        f"``{one.partition('.')[2]}``" in pages.text("checks") for one in made["SILENCED_SYSTEM_CHECKS"]
+    )
+
+
+def test_the_access_log_goes_to_a_file(tmp_path: Any) -> None:
+    (made,) = settings_of("server")
+    handler = made["LOGGING"]["handlers"]["access"]
+    assert made["LOGGING"]["loggers"]["dbchannels.access"]["handlers"] == ["access"]
+    handler["filename"] = str(tmp_path / "access.log")
+    configured = logging.config.DictConfigurator(made["LOGGING"]).configure_handler(handler)
+    assert isinstance(configured, logging.Handler)
+    configured.close()
+
+
+def test_the_lines_of_the_access_log_have_its_format() -> None:
+    shown = next(one.code for one in pages.blocks("server", "text") if "WSCONNECT" in one.code).splitlines()
+    pattern = r'(\S+) - - \[.+?\] "(.+?)" (\S+) (\S+) "(.*?)" "(.*?)" (\d+) ms'
+    assert len(shown) == 4
+    for line in shown:
+        found = re.fullmatch(pattern, line)
+        assert found is not None
+        made = access_line(found[1], found[2], found[3], found[4], int(found[7]) / 1000)
+        dated = re.sub(r"\[.+?\]", "[]", line)
+        assert re.sub(r"\[.+?\]", "[]", made) == dated.replace(f'"{found[6]}"', '"-"')
+
+
+def test_each_logger_is_on_the_page() -> None:
+    package = pages.DOCS.parent / "dbchannels"
+    found = {
+        name
+        for path in package.rglob("*.py")
+        for name in re.findall(r'getLogger\("(dbchannels\.\w+)"\)', path.read_text())
+    }
+    assert len(found) > 5
+    assert {name for name in found if f"``{name}``" not in pages.text("server")} == set()
