@@ -13,7 +13,7 @@ from django.core.management import load_command_class
 
 from dbchannels import conf
 from dbchannels.server.access_log import access_line
-from dbchannels.server.config import LaunchConfig
+from dbchannels.server.options import LaunchConfig
 from tests.docs import pages
 
 PAGES = ["settings", "commands", "checks", "server", "wsgi"]
