@@ -78,7 +78,7 @@ def checks() -> list[Row]:
 
 def table(kind: str, *arguments: str) -> str:
     """Return a table as reStructuredText."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: auto", ""]
     for first, *others in {"options": options, "settings": settings, "checks": checks}[kind](*arguments):
         lines += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
     return "\n".join(lines)
