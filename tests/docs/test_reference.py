@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import logging
 import logging.config
 import re
 import shlex
+from pathlib import Path
 from typing import Any
+from wsgiref.util import setup_testing_defaults
 
 import pytest
 from django.core.management import load_command_class
@@ -14,6 +18,8 @@ from django.core.management import load_command_class
 from dbchannels import conf
 from dbchannels.server.access_log import access_line
 from dbchannels.server.options import LaunchConfig
+from dbchannels.server.wsgi_gateway import Gateway
+from dbchannels.wsgi import get_wsgi_application
 from tests.docs import pages
 
 PAGES = ["settings", "commands", "checks", "server", "wsgi"]
@@ -59,7 +65,7 @@ def test_a_check_is_silenced_by_its_whole_name() -> None:
     )
 
 
-def test_the_access_log_goes_to_a_file(tmp_path: Any) -> None:
+def test_the_access_log_goes_to_a_file(tmp_path: Path) -> None:
     (made,) = settings_of("server")
     handler = made["LOGGING"]["handlers"]["access"]
     assert made["LOGGING"]["loggers"]["dbchannels.access"]["handlers"] == ["access"]
@@ -90,3 +96,41 @@ def test_each_logger_is_on_the_page() -> None:
     }
     assert len(found) > 5
     assert {name for name in found if f"``{name}``" not in pages.text("server")} == set()
+
+
+# Other ways to serve the views.
+
+
+def test_the_site_has_a_wsgi_application_for_a_wsgi_server() -> None:
+    (code,) = (one.code for one in pages.blocks("wsgi", "python") if one.caption == "mysite/wsgi.py")
+    exec(code, names := {})
+    assert isinstance(names["application"], Gateway)
+
+
+def test_its_arguments_have_the_defaults_that_the_page_names() -> None:
+    shown = dict(re.findall(r"^``(\w+)=(\S+)``$", pages.text("wsgi"), re.MULTILINE))
+    parameters = inspect.signature(get_wsgi_application).parameters
+    assert {name: ast.literal_eval(value) for name, value in shown.items()} == {
+        name: parameter.default for name, parameter in parameters.items()
+    }
+
+
+def test_the_application_of_a_worker_may_be_whitenoises(tmp_path: Path) -> None:
+    pytest.importorskip("whitenoise")
+    (code,) = (one.code for one in pages.blocks("wsgi", "python") if "with WhiteNoise" in one.caption)
+    exec(code.replace("/srv/mysite/static", str(tmp_path)), names := {})
+    told: list[str] = []
+    environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/a.txt"}
+    setup_testing_defaults(environ)
+    (tmp_path / "a.txt").write_text("of the site")
+    names["application"].autorefresh = True
+    answer = names["application"](environ, lambda status, headers: told.append(status))
+    assert (told, b"".join(answer)) == (["200 OK"], b"of the site")
+    answer.close()
+
+
+def test_gunicorn_takes_the_arguments_that_are_shown() -> None:
+    config = pytest.importorskip("gunicorn.config").Config()
+    (command,) = (one for one in pages.commands("wsgi") if one.startswith("gunicorn"))
+    given = config.parser().parse_args(command.split()[1:])
+    assert (given.args, given.worker_class, given.threads) == (["mysite.wsgi"], "gthread", 32)
