@@ -118,12 +118,11 @@ def test_its_arguments_have_the_defaults_that_the_page_names() -> None:
 def test_the_application_of_a_worker_may_be_whitenoises(tmp_path: Path) -> None:
     pytest.importorskip("whitenoise")
     (code,) = (one.code for one in pages.blocks("wsgi", "python") if "with WhiteNoise" in one.caption)
+    (tmp_path / "a.txt").write_text("of the site")
     exec(code.replace("/srv/mysite/static", str(tmp_path)), names := {})
     told: list[str] = []
     environ = {"REQUEST_METHOD": "GET", "PATH_INFO": "/a.txt"}
     setup_testing_defaults(environ)
-    (tmp_path / "a.txt").write_text("of the site")
-    names["application"].autorefresh = True
     answer = names["application"](environ, lambda status, headers: told.append(status))
     assert (told, b"".join(answer)) == (["200 OK"], b"of the site")
     answer.close()
