@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from dbchannels import conf
 from dbchannels.conf import OPTIONS, LayerSettings
 
 PAGE = Path(__file__).parents[1] / "docs" / "layers.rst"
-CODE = re.findall(r"\.\. code-block:: python\n   :caption: .*\n\n((?:   .*\n|\n)+)", PAGE.read_text())
+SETTINGS, *CODE = re.findall(
+    r"\.\. code-block:: python\n   :caption: .*\n\n((?:   .*\n|\n)+)", PAGE.read_text()
+)
 
 for block in CODE:
     exec(textwrap.dedent(block), globals())  # TestFileLayer, among others
@@ -32,6 +35,15 @@ def test_the_page_has_a_layer_and_its_tests():
 
 def test_the_layer_has_about_a_hundred_lines_at_most():
     assert len(CODE[0].splitlines()) <= 120
+
+
+def test_the_setting_names_it(settings):
+    exec(textwrap.dedent(SETTINGS), made := {})
+    settings.DBCHANNELS = made["DBCHANNELS"]
+    assert conf.problems() == []
+    layer = conf.layer_settings()
+    assert layer.backend == f"shop.layers.{globals()['FileLayer'].__name__}"
+    assert globals()["FileLayer"](layer).path == Path("/var/lib/shop/channels")
 
 
 def test_two_layers_on_one_file_are_one_layer(new_layer):

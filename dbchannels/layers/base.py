@@ -4,8 +4,8 @@ A layer has two sides. The **layer** object is shared by all threads, and its se
 transaction. A **link** (``layer.link()``) belongs to one reader, a worker or an interface server: it receives, claims,
 acknowledges and waits outside any transaction of the site's code.
 
-A layer of your own implements the methods under "For layers to implement", or subclasses ``StoreLayer``, which does
-that for anything that keeps tables; ``memory`` is the shortest example.
+A layer of your own implements the methods under "For layers to implement", or subclasses ``StoreLayer``, which
+implements them for anything that keeps tables; ``memory`` is the shortest example.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ log = logging.getLogger("dbchannels.layer")
 
 
 class Buffer:
-    """What a consumer has sent, added and discarded and is not yet written, in order.
+    """The sends, adds and discards of a consumer that are not yet written, in order.
 
-    A write inside ``atomic()`` takes along what was buffered before it, so that nothing overtakes. If that transaction
-    or savepoint is rolled back, what had been buffered outside it is pending again; what was sent inside is gone.
+    A write inside ``atomic()`` also writes what was buffered before it, so that the order is kept. If that transaction
+    or savepoint is rolled back, what was buffered outside it is pending again; what was sent inside it is gone.
     """
 
     def __init__(self) -> None:
@@ -74,17 +74,17 @@ class Buffer:
 
 
 class BaseLayer(foreign.ForeignNames):
-    """What every layer can do. Positional arguments are those of the public channel-layer draft."""
+    """The contract of a layer. The positional arguments are those of the ASGI draft of Channels 1."""
 
     _place = "layer"
 
-    #: Other processes receive what is sent here.
+    #: Other processes receive what is sent here, and outlive one that dies.
     shared = True
     #: Sends are part of the caller's database transaction: visible after the commit, and never after a rollback.
     transactional = True
-    #: Readers are woken; without it they look every ``poll_interval`` seconds.
+    #: Readers are woken when a message arrives. Otherwise they look every ``poll_interval`` seconds.
     wakeups = False
-    #: The draft's names for what is offered beyond ``send`` and ``receive``.
+    #: What the layer offers beyond ``send`` and ``receive``, by the draft's names.
     extensions = ("groups", "flush", "statistics")
 
     ChannelFull = exceptions.ChannelFull
@@ -108,9 +108,9 @@ class BaseLayer(foreign.ForeignNames):
     def send(self, channel: str, message: Fields, *, immediately: bool = False, **delivery: Any) -> None:
         """Send one message to a channel, without waiting for a reader.
 
-        ``delivery`` is for durable channels: ``delay``, ``deliver_at``, ``priority``, ``unique``, see
-        ``operations.delivery_options``. A consumer's sends are written when it returns; ``immediately=True`` writes
-        this one at once. Raises InvalidName, InvalidMessage, MessageTooLarge or ChannelFull; nothing was sent then.
+        ``delivery`` is for durable channels: ``delay``, ``deliver_at``, ``priority`` and ``unique``, as in ``Channel``.
+        A consumer's sends are written when it returns; ``immediately=True`` writes this one at once. Raises
+        InvalidName, InvalidMessage, MessageTooLarge or ChannelFull; then nothing was sent.
         """
         self._submit([self.make_send(channel, message, **delivery)], immediately)
 
@@ -124,7 +124,7 @@ class BaseLayer(foreign.ForeignNames):
         self._submit([add], immediately)
 
     def group_discard(self, group: str, channel: str, *, immediately: bool = False) -> None:
-        """Remove a channel from a group; no error when it is not a member."""
+        """Remove a channel from a group. It is no error if it is not a member."""
         discard = GroupDiscard(names.check_group_name(group), names.check_channel_name(channel))
         self._submit([discard], immediately)
 
@@ -133,7 +133,7 @@ class BaseLayer(foreign.ForeignNames):
         self._submit([GroupClear(names.check_group_name(group))])
 
     def send_group(self, group: str, message: Fields, *, immediately: bool = False) -> None:
-        """Send one message to each channel of a group. Full channels do not get it, and no error is raised."""
+        """Send one message to each channel of a group. Channels that are full are skipped without an error."""
         payload = codec.encode(message, self.options["max_message_size"])
         self._submit([SendGroup(names.check_group_name(group), payload)], immediately)
 
@@ -191,7 +191,10 @@ class BaseLayer(foreign.ForeignNames):
     # WebSockets. Their records are the interface server's, which makes and deletes them.
 
     def identify(self, channel: str, user_id: str) -> None:
-        """Record whose WebSocket has this reply channel; "" for an unknown user. A closed one is no error."""
+        """Record which user the WebSocket with this reply channel belongs to; "" for none.
+
+        It is no error if the WebSocket is closed.
+        """
         self.check_text("user's id", names.check_user_id(user_id))
         self._submit([Identify(names.check_channel_name(channel), user_id)])
 
@@ -200,7 +203,7 @@ class BaseLayer(foreign.ForeignNames):
         self._submit([Keep(names.check_channel_name(channel), session, login)])
 
     def close_connections(self, channels: Iterable[str], code: int) -> None:
-        """Close the WebSockets with these reply channels; those that are closed already are ignored."""
+        """Close the WebSockets with these reply channels. Those that are already closed are ignored."""
         if closing := [reply(channel, {"close": code}, self.options["expiry"]) for channel in channels]:
             self._submit(closing)
 
@@ -213,8 +216,8 @@ class BaseLayer(foreign.ForeignNames):
     def receive(self, channels: Sequence[str], block: bool = False) -> tuple[str | None, Fields | None]:
         """Receive one message from one of the channels, at most once: (channel, message), or (None, None).
 
-        With ``block`` it waits for one, up to a second. Of process-specific channels give the part up to and
-        with the ``!``; the full name is returned. Raises InvalidName for a name that cannot be read.
+        With ``block`` it waits up to a second for one. Give a process-specific channel up to and including its ``!``,
+        such as ``reply.A!``; the full name is returned. Raises InvalidName for a name that cannot be read.
         """
         queues = [names.check_receivable(channel) for channel in channels]
         random.shuffle(queues)  # so that no channel, however busy, is always the first
@@ -245,7 +248,7 @@ class BaseLayer(foreign.ForeignNames):
         return None
 
     def close(self) -> None:
-        """Close what ``receive`` has opened for the calling thread; its next call opens it again."""
+        """Close what ``receive`` has opened for the calling thread. The next ``receive`` opens it again."""
         link, self._threads.link = getattr(self._threads, "link", None), None
         if link is not None:
             link.close()
@@ -253,8 +256,8 @@ class BaseLayer(foreign.ForeignNames):
     def capacity(self, channel: str) -> int | None:
         """Return how many unread messages a channel may hold; None for no limit.
 
-        The first match of OPTIONS["channel_capacity"] counts, names and patterns in their order. Durable channels have
-        no other limit.
+        The first name or pattern in OPTIONS["channel_capacity"] that matches counts. Durable channels have no other
+        limit.
         """
         for pattern, capacity in self.options["channel_capacity"].items():
             if fnmatchcase(channel, pattern):
@@ -262,30 +265,32 @@ class BaseLayer(foreign.ForeignNames):
         return self.options["capacity"] if names.is_protocol(channel) else None
 
     def global_statistics(self) -> dict[str, float]:
-        """Return the present numbers of all channels together.
+        """Return the numbers of all channels together, at this moment:
 
-        ``messages_pending``: messages that wait to be taken, delayed ones included. ``messages_max_age``: seconds since
-        the oldest message that could be taken now was sent, 0 for none. Both are the public draft's.
-        ``messages_held`` is an addition: messages that a worker has taken and not finished. What the draft counts since
-        a server's start (``messages_count``, ``channel_full_count``, their rates) would cost a write for each message.
+        * ``messages_pending``: messages that wait to be taken, delayed ones included;
+        * ``messages_max_age``: seconds since the oldest message that can be taken now was sent, 0 if there is none;
+        * ``messages_held``: messages that a worker has taken and not finished.
+
+        The last is not in the draft. The draft's counters since the start of a server (``messages_count``,
+        ``channel_full_count`` and their rates) are left out: they would cost a write for each message.
         """
         return self.statistics(None)
 
     def channel_statistics(self, channel: str) -> dict[str, float]:
-        """Return the same for one channel; of a process-specific channel give the part up to and with the ``!``."""
+        """Return the same for one channel. Give a process-specific channel up to and including its ``!``."""
         return self.statistics(names.check_channel_name(channel))
 
     def poll_interval(self) -> float:
-        """Return after how many seconds a reader that was not woken looks."""
+        """Return after how many seconds a reader looks for messages without being woken."""
         return self.options["poll_interval"] or (1.0 if self.wakeups else 0.05)
 
     # For layers to implement.
 
     def check_text(self, what: str, text: str) -> None:
-        """Raise InvalidMessage for a text that the layer cannot store; NUL and the like are refused before."""
+        """Raise InvalidMessage for a text that the layer cannot store. Control characters were refused before."""
 
     def link(self, name: str = "", listen: bool = True) -> Link:
-        """Return a new link; ``name`` is shown in the database's list of sessions."""
+        """Return a new link. ``name`` is for the database's list of sessions, where it has one."""
         return Link(self)
 
     def in_transaction(self) -> bool:
@@ -318,14 +323,14 @@ class BaseLayer(foreign.ForeignNames):
     ) -> list[Record]:
         """Return the records of the WebSockets whose fields each have one of the given values.
 
-        The fields are ``reply_channel``, ``server``, ``session_digest`` and ``login``. The records are sorted by reply
-        channel and begin after ``after``; there are ``limit`` at most. With ``watched``, those without a login are left
-        out. A layer that keeps no records knows no sessions of WebSockets.
+        The fields are ``reply_channel``, ``server``, ``session_digest`` and ``login``. There are at most ``limit``
+        records, sorted by reply channel, from the first one after ``after``. With ``watched``, records without a login
+        are left out. A layer that keeps no records returns none; then WebSockets have no sessions.
         """
         return []
 
     def group_channels(self, group: str) -> list[str]:
-        """Return the full names of a group's channels. Raises InvalidName, as all that take a name do."""
+        """Return the full names of a group's channels. Raises InvalidName, as all methods that take a name."""
         raise NotImplementedError
 
     def group_count(self, group: str) -> int:
@@ -347,31 +352,31 @@ class BaseLayer(foreign.ForeignNames):
         raise NotImplementedError
 
     def acknowledge(self, worker: str, delivery: Delivery) -> bool:
-        """End a claim in the caller's transaction; False when the claim was lost, so that the caller can roll back."""
+        """End a claim in the caller's transaction. Return False if the claim was lost: the caller then rolls back."""
         raise NotImplementedError
 
     def fail(self, worker: str, failure: Failure) -> None:
-        """End a claim without success: the message is due again, or a dead letter. A lost claim changes nothing."""
+        """End a claim after a failure: the message is due again, or a dead letter. A lost claim changes nothing."""
         raise NotImplementedError
 
     def release(self, worker: str, delivery: Delivery) -> None:
-        """Give back a claim that did not start: the attempt does not count. A lost claim changes nothing."""
+        """Give back a claim whose consumer did not start: the attempt does not count. A lost claim changes nothing."""
         raise NotImplementedError
 
     def flush(self) -> None:
-        """Delete all messages, also those in flight, groups, dead letters and schedules."""
+        """Delete all messages, those in flight among them, and all groups, dead letters and schedules."""
         raise NotImplementedError
 
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
-        """Return the ids of the dead letters of these channels, or of all, oldest first."""
+        """Return the ids of the dead letters of these channels, or of all channels, oldest first."""
         raise NotImplementedError
 
     def replay(self, ids: Iterable[int]) -> int:
         """Move dead letters back to their channels, to run again from the first attempt; return how many were moved.
 
-        They are due now, without priority and unique key, and capacities do not count. All are moved in the caller's
-        transaction on the layer's database, or in one of their own. Ids of no dead letter, or of one that somebody
-        else is moving at this moment, are ignored, so each runs again once.
+        They are due now, without priority and unique key, and whatever the capacity. All are moved in the caller's
+        transaction on the layer's database, or in one of their own. An id is ignored if there is no such dead letter,
+        or if another process is moving it at this moment, so each runs again once.
         """
         raise NotImplementedError
 
@@ -380,10 +385,10 @@ class BaseLayer(foreign.ForeignNames):
         raise NotImplementedError
 
     def check(self) -> None:
-        """Raise LayerUnavailable, with a sentence for the operator, when the layer cannot be used now."""
+        """Raise LayerUnavailable, with a sentence for the operator, if the layer cannot be used now."""
 
     def describe(self) -> str:
-        """Return what the start-up banner says of the layer: where it is, and how readers are woken."""
+        """Return the layer's line in the start-up banner: where it is, and how readers are woken."""
         how = "readers are woken" if self.wakeups else f"readers look every {self.poll_interval():g} s"
         return f"{type(self).__name__}; {how}"
 

@@ -17,17 +17,17 @@ if TYPE_CHECKING:
 class Link:
     """Receive, claim, finish and wait. Every method may raise LayerUnavailable; call it again after a while.
 
-    This class calls the layer for everything, which is right for layers in memory; layers on a database bring a link
+    This class calls the layer for everything, which is right for layers in memory. Layers on a database have a link
     with a connection of its own.
     """
 
-    #: Whether the link's transactions are apart from those that Django has open in the calling thread.
+    #: Whether the link's transactions are separate from those that Django has open in the calling thread.
     apart = True
 
     def __init__(self, layer: BaseLayer) -> None:
         self.layer = layer
-        #: Pipes of readers in this process tree, by the kinds of messages that wake them, see ``wait``. A layer that
-        #: wakes these readers itself need not do it in another way.
+        #: Pipes of readers in this process tree, by the kinds of messages that wake them, see ``wait``. Readers that
+        #: the layer wakes by these pipes need no other wakeup.
         self.local_wakeups: Mapping[str, WakeupPipe] = {}
 
     # Taking.
@@ -44,19 +44,19 @@ class Link:
     ) -> list[Delivery]:
         """Claim up to ``limit`` due messages of durable channels, in the order of the channels; count the attempt.
 
-        ``at_most`` limits the workers on a channel: none are claimed when so many others hold messages of it.
+        ``at_most`` limits the workers on a channel: nothing is claimed of it if that many other workers hold messages.
         """
         return self.layer.claim(channels, limit, worker, at_most)
 
     def next_due(self) -> float | None:
-        """Return in how many seconds the next delayed message is due; None when no reader has to wake for one."""
+        """Return in how many seconds the next delayed message is due; None if no reader has to wake for one."""
         return None
 
     def wait(self, timeout: float, *others: int) -> set[str]:
-        """Wait until something may have come, one of the descriptors can be read, or ``timeout`` seconds are over.
+        """Wait until a message may have come, one of the descriptors can be read, or ``timeout`` seconds are over.
 
-        Return the kinds of messages that have come, where the layer knows them: the queue of a reply channel, ``h`` and
-        ``w`` for workers that take ``http.*`` and ``websocket.*``, ``d`` for those that take durable messages.
+        Return the kinds of messages that have come, if the layer knows them: the queue of a reply channel, ``h`` for
+        ``http.*``, ``w`` for ``websocket.*`` and ``d`` for durable messages.
         """
         wait_readable(others, min(timeout, self.layer.poll_interval()))
         return set()
@@ -66,15 +66,15 @@ class Link:
     def apply(self, operations: Sequence[Operation]) -> list[Send]:
         """Write operations in order, in a transaction of their own; return the sends to full channels.
 
-        Only those of the last unbroken run of sends, all to protocol channels or all to durable ones, must be returned;
-        others are dropped silently.
+        Only those of the last unbroken run of sends, all to protocol channels or all to durable ones, must be
+        returned. Others may be dropped silently.
         """
         return self.layer.write(operations, drop=True)
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
-        """Write operations as ``apply`` does, if the process with this name is on record at the commit.
+        """Write operations as ``apply`` does, if the process with this name is registered at the commit.
 
-        Raises DeclaredDead otherwise. So the clean-up after the process finds all that was written in this way.
+        Raises DeclaredDead otherwise. So the clean-up after the process finds everything that was written this way.
         """
         return self.apply(operations)
 
@@ -82,10 +82,10 @@ class Link:
         """Write what consumers did, and the ends of their messages, in one transaction.
 
         Return the sends to full channels, as ``apply`` does. A lost claim changes nothing and is no error: another
-        worker has the message now. Returned claims are received again before what was sent later; returned protocol
-        messages go back like new sends.
+        worker has the message now. Claims that are given back are received before messages that were sent later;
+        protocol messages that are given back are sent anew.
 
-        This implementation makes one call of the layer after the other, which is right where no call can fail.
+        This implementation calls the layer's methods one after another, which is right where no call can fail.
         """
         for delivery in done.acknowledged:
             self.layer.acknowledge(worker, delivery)
@@ -100,17 +100,17 @@ class Link:
     # Periodic messages.
 
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
-        """Return when a periodic message is due next, None when it is not on record, and the layer's own time."""
+        """Return when a periodic message is due next, None if it is not recorded, and the layer's own time."""
         raise NotImplementedError
 
     def move_time(
         self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
     ) -> bool:
-        """Set that moment and send, in one transaction; False, and nothing is done, if it is no longer ``due``."""
+        """Set that moment and send, in one transaction. Return False, and do nothing, if it is no longer ``due``."""
         raise NotImplementedError
 
     def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
-        """Record that a live worker has these periodic messages, (channel, every); return the layer's own time.
+        """Record that a live worker has these periodic messages, (channel, every). Return the layer's own time.
 
         This method and the next are for layers that record when periodic messages are due.
         """
@@ -125,25 +125,25 @@ class Link:
         """Record this process as alive; ``queue`` is a server's reply queue, or what a worker reads."""
 
     def renew(self, name: str) -> bool:
-        """Renew the lease; False if the process was declared dead and must register again."""
+        """Renew the lease. Return False if the process was declared dead and must register again."""
         return True
 
     def record_work(self, name: str, work: str) -> None:
         """Record what a worker takes and runs, as ``Worker`` writes it."""
 
     def workers(self) -> dict[str, str]:
-        """Return the work of all workers on record, by name, as ``record_work`` has recorded it."""
+        """Return the work of all registered workers, by name, as ``record_work`` has recorded it."""
         return {}
 
     def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
         """Return, for channels with due messages, the id of the next one and the greatest id of the channel's table.
 
-        Ids grow with time: a next id that is no greater than an earlier greatest id has waited since then.
+        Ids grow with time: if the next id is no greater than an earlier greatest id, that message has waited since.
         """
         return {}
 
     def unregister(self, name: str) -> None:
-        """Take this process off the record, and clean up after it."""
+        """Remove the record of this process, and clean up after it."""
         self.clean_up_after(name)
 
     def clean_up_after(self, name: str) -> None:

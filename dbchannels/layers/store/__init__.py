@@ -1,9 +1,9 @@
 """A layer in anything that keeps tables: the rules of the contract, on a lock and mappings.
 
-Capacity, expiry, priority, unique keys, claims, dead letters, groups, presence and statistics are in
-``StoreLayer``, liveness is in ``StoreLink``. A subclass brings the tables, by the methods under "For layers to
-implement"; ``memory`` is one. Each look at a queue goes through all its messages: a store that finds the next message
-by itself overrides ``pop`` and ``claim``.
+``StoreLayer`` has capacity, expiry, priority, unique keys, claims, dead letters, groups, presence and statistics, and
+``StoreLink`` has liveness. A subclass brings the tables, by the methods under "For layers to implement"; ``memory`` is
+one. Each look at a queue goes through all its messages, so a store that can find the next message itself overrides
+``pop`` and ``claim``.
 """
 
 from __future__ import annotations
@@ -37,37 +37,38 @@ SERVER, WORKER = "server", "worker"  # the kinds of processes, as the model Proc
 
 
 class StoreLayer(BaseLayer):
-    """See BaseLayer for what the methods take and give."""
+    """The rules of a layer on plain tables. A subclass brings the tables; the methods are those of BaseLayer."""
 
     transactional = False
 
     # For layers to implement.
 
     def locked(self) -> AbstractContextManager[Any]:
-        """Return a context in which nobody else reads or writes the tables. It can be entered again within itself.
+        """Return a context manager that locks the tables against all other readers and writers.
 
-        What the block has written is kept when it ends: all of it or, if the process dies before, nothing. The rules
-        raise nothing once they have begun to write.
+        The calling thread may enter it again inside the block. At the end of the block everything that it wrote is
+        kept; if the process dies before, nothing is. The rules raise no exception once they have begun to write.
         """
         raise NotImplementedError
 
     def table(self, kind: str, name: str = "") -> MutableMapping[str, Any]:
-        """Return a table, inside ``locked()``; it is empty until something is put there.
+        """Return a table, inside ``locked()``. It is empty until something is put there.
 
-        It yields its keys in the order in which they were put. Values are what ``codec`` encodes: bytes, str, int,
-        float with infinity, bool, and tuples of these, which may come back as lists. They are replaced, never changed.
+        It must yield its keys in the order in which they were put. Values are what ``codec`` encodes: bytes, str, int,
+        float (infinity too), bool, and tuples of these, which may come back as lists. A value is replaced, never
+        changed in place.
         """
         raise NotImplementedError
 
     def table_names(self, kind: str) -> list[str]:
-        """Return the names of the tables of a kind that are not empty, inside ``locked()``."""
+        """Return the names of the non-empty tables of a kind, inside ``locked()``."""
         raise NotImplementedError
 
     def changed(self) -> None:
-        """Wake waiting readers, inside ``locked()``; with ``wakeups`` False they poll."""
+        """Wake waiting readers, inside ``locked()``. It may do nothing if ``wakeups`` is False: then readers poll."""
 
     def clock(self) -> float:
-        """Return the time in seconds, from a moment that stays the same for as long as the tables are kept."""
+        """Return the time in seconds. It must not start anew for as long as the tables are kept."""
         return time.time()
 
     def link(self, name: str = "", listen: bool = True) -> StoreLink:
@@ -313,7 +314,7 @@ class StoreLayer(BaseLayer):
 
 
 class StoreLink(Link):
-    """See Link for what the methods take and give. Each call holds the lock once; leases alone tell who is alive."""
+    """The link of a StoreLayer. Each call holds the lock once. A process is alive as long as it renews its lease."""
 
     layer: StoreLayer
 
