@@ -15,7 +15,8 @@ DATABASE should be the alias of the site's own models: a send is then part of th
 another alias, sends and group changes made while transactions are open on other databases, and none on the layer's,
 are written in order after all those transactions have committed, and dropped if one rolls back. They are lost if the
 process dies, or the layer cannot be written to, between the commit and the write; check W002 warns of this. A group's
-members are those at the time of the write. ChannelFull comes at the end of the ``atomic()`` block, after the commit.
+members are those at the time of the write. ChannelFull is raised at the end of the ``atomic()`` block, after the
+commit.
 """
 
 from __future__ import annotations

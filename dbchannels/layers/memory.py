@@ -16,7 +16,7 @@ __all__ = ["MemoryLayer"]
 
 
 class MemoryLayer(StoreLayer):
-    """See StoreLayer and BaseLayer for the methods. Nothing outlives the process, or leaves it."""
+    """A layer whose messages end with the process. The methods are those of StoreLayer and BaseLayer."""
 
     shared = False
     wakeups = True

@@ -1,4 +1,4 @@
-"""What commands have in common: the log on the terminal, and the number of a replay."""
+"""What several commands share: options of other frameworks, the log on the terminal, and the result of a replay."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dbchannels.server.access_log import TerminalFormatter
 
 
 class HintingCommand(BaseCommand):
-    """A command that answers the options of another framework's command with the name that they have here."""
+    """A command that answers an option of another framework's command with its name here."""
 
     def create_parser(self, *arguments: Any, **keywords: Any) -> Any:
         parser = super().create_parser(*arguments, **keywords)

@@ -101,7 +101,7 @@ class Channels:
                 )
 
     def waiting(self, delayed: bool = False) -> list[str]:
-        """Return the channels that have consumers and due messages; with ``delayed``, or delayed ones."""
+        """Return the channels that have consumers and messages that are due, or, with ``delayed``, any messages."""
         return [channel for runner in self._runners for channel in runner.waiting(delayed)]
 
     def advance(self, time: timedelta | float) -> None:
@@ -172,8 +172,8 @@ class Runner:
     def run_next(self, raise_exception: bool, only: Collection[str] = ()) -> bool:
         """Run the consumer of the oldest message, on the ``only`` channels or on all; False when none waits.
 
-        Of its channel the message with the highest priority is taken. What the consumer raises is raised here, after
-        the message has met the same end as in a worker.
+        The message with the highest priority on that channel is taken. What the consumer raises is raised here, after
+        the message was scheduled for a retry or became a dead letter, as in a worker.
         """
         channel = next((one for one in self.waiting() if not only or one in only), None)
         if channel is None:

@@ -20,7 +20,7 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class RecordingLayer(StoreLayer):
-    """See BaseLayer for what the methods take and give. Its clock, in seconds, stands still until ``advance``."""
+    """A layer in memory whose clock stands still until ``advance``. The methods are those of BaseLayer."""
 
     shared = False
     transactional = True
@@ -63,7 +63,7 @@ class RecordingLayer(StoreLayer):
 
     @contextmanager
     def apart(self) -> Iterator[None]:
-        """Read and write outside the caller's transactions, as a connection of its own does."""
+        """Read and write outside the caller's transactions, as if on another connection."""
         with self._lock:
             before, self._is_apart = self._is_apart, True
             try:
@@ -104,12 +104,12 @@ class RecordingLayer(StoreLayer):
     # What waits, for ``drain``.
 
     def waiting(self, delayed: bool = False) -> list[str]:
-        """Return the channels whose messages are due, or wait for their time: that with the oldest first."""
+        """Return the channels with messages that are due, or, with ``delayed``, any; the oldest message comes first."""
         now = self.clock()
         return list(dict.fromkeys(row.queue for row in self._visible() if delayed or row.due <= now))
 
     def next_due(self) -> float | None:
-        """Return in how many seconds the next message that waits for its time is due."""
+        """Return in how many seconds the next delayed message is due; None if there is none."""
         now = self.clock()
         return min((row.due - now for row in self._visible() if row.due > now), default=None)
 
@@ -130,7 +130,7 @@ def _apart(method: Method) -> Method:
 
 
 class RecordingLink(StoreLink):
-    """A link's reads and writes are in no transaction of the caller's."""
+    """A link that reads and writes outside the caller's transactions."""
 
     layer: RecordingLayer
 

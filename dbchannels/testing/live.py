@@ -48,7 +48,7 @@ CHANGES = (
 class ChannelLiveServerTestCase(TransactionTestCase):
     """``runchannels`` with its workers for the tests of a class, with static files, at ``live_server_url``.
 
-    What a test saves is there for the server at once, as in any TransactionTestCase. After each test its sockets are
+    The server sees at once what a test saves, as in any TransactionTestCase. After each test its sockets are
     closed (1001) and all tables emptied. The processes end with the class, or with the test's own process.
     """
 

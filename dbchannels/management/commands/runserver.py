@@ -68,7 +68,7 @@ class Command(HintingCommand, runserver.Command):
             raise CommandError(str(error)) from None
 
     def run_in_process(self, options: dict[str, Any]) -> None:
-        """Serve with a layer in memory: without reload, in the child of Django's reloader, or as its parent."""
+        """Serve with a layer in memory, in the child of Django's reloader or without one; or be its parent."""
         if options["use_reloader"] and os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) == "true":
             with suppress(KeyboardInterrupt):
                 reloader.watch(lambda: self.inner_run(**options), time.time(), lambda line: None)
@@ -104,7 +104,7 @@ class Command(HintingCommand, runserver.Command):
         return replace(config, server=server, static=static)
 
     def host(self) -> str:
-        """Return the address to bind; of a name with ``--ipv6`` the one that it has there."""
+        """Return the address to bind. With ``--ipv6``, that is the IPv6 address of a host name."""
         if not self.use_ipv6 or ":" in self.addr:
             return "0.0.0.0" if self.addr == "0" else self.addr
         try:
@@ -113,7 +113,7 @@ class Command(HintingCommand, runserver.Command):
             raise CommandError(f"{self.addr} has no IPv6 address ({error.strerror}).") from None
 
     def announce(self, port: int, layer: BaseLayer) -> None:
-        """Say where the site is to be seen."""
+        """Print the addresses of the site."""
         host = f"[{self.addr}]" if ":" in self.addr else self.host()
         self.stdout.write(
             f"{datetime.now():%B %d, %Y - %X}\n"

@@ -63,7 +63,7 @@ class Command(BaseCommand):
 
 
 def rows_of(routing: Routing) -> list[Row]:
-    """Return each route as JSON takes it, in order; the site's views come last, as they are tried last."""
+    """Return each route, in order, as values for JSON. The site's views come last, because they are tried last."""
     rows: list[Row] = []
     shadowed = routing.shadowed()
     for number, bound in enumerate(routing.bound_routes()):

@@ -1,1 +1,1 @@
-"""What every channel layer has to do, as test cases; see ``dbchannels.testing.layers``."""
+"""The tests that every channel layer must pass; see ``dbchannels.testing.layers``."""

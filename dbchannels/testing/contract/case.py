@@ -1,4 +1,4 @@
-"""What the parts of the layer contract share: layers and links that are closed again, and waiting."""
+"""What the parts of the layer contract share: layers and links that are closed after a test, and waiting."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class LayerCase:
 
 
 def in_thread(layer: BaseLayer, call: Callable[[], Any]) -> threading.Thread:
-    """Start a thread that does this, and closes its connections of Django's."""
+    """Call the function in a thread, which then closes its database connections."""
 
     def run() -> None:
         try:
@@ -69,7 +69,7 @@ def in_thread(layer: BaseLayer, call: Callable[[], Any]) -> threading.Thread:
 
 
 def process_name(kind: str) -> str:
-    """Return a name that no process has: the layer's ``flush`` leaves the records of processes alone."""
+    """Return a new name for a process, because the layer's ``flush`` does not delete the records of processes."""
     return f"{kind}-{random_part()}"
 
 

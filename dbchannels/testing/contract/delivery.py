@@ -1,4 +1,4 @@
-"""The layer contract, second part: who receives what, in which order, for how long, and how much may wait."""
+"""The layer contract, second part: who receives a message, in which order and until when, and how many may wait."""
 
 from __future__ import annotations
 

@@ -316,7 +316,7 @@ class DurableContract(LayerCase):
 
 
 class UniqueContract(LayerCase):
-    """What is queued once, and what goes along with it."""
+    """Unique keys: which messages are queued, and which are taken together."""
 
     def test_a_unique_message_is_not_queued_twice(self) -> None:
         layer = self.layer()
@@ -345,7 +345,7 @@ class UniqueContract(LayerCase):
         link.finish("w1", BatchResult(acknowledged=running))
 
     def test_of_several_with_one_key_the_first_takes_the_others_along(self) -> None:
-        """Those were sent before it runs, so that it does their work: they met when the first was handed back."""
+        """The first does their work, as they were sent before it runs: they came together when it was given back."""
         layer = self.layer()
         link = self.link(layer)
         layer.send("own", {"number": 0}, unique="a")

@@ -8,7 +8,7 @@ from dbchannels.testing.contract.case import SOON, LayerCase, drain, raises, wai
 
 
 class GroupContract(LayerCase):
-    """Who is in a group, for how long, and what members receive."""
+    """The members of a group, for how long they stay, and what they receive."""
 
     def test_every_member_receives_a_message_once(self) -> None:
         layer = self.layer()

@@ -1,4 +1,4 @@
-"""The layer contract, sixth part: what becomes of the work of a process that died, and the records of WebSockets."""
+"""The layer contract, sixth part: the clean-up after a process that died, and the records of WebSockets."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class LivenessContract(LayerCase):
 
 
 class ConnectionContract(LayerCase):
-    """What ``message.user`` and the sessions of a WebSocket are found by."""
+    """The records by which ``message.user`` and the sessions of a WebSocket are found."""
 
     def test_a_connection_is_found_by_each_of_its_fields(self) -> None:
         layer = self.layer()

@@ -1,4 +1,4 @@
-"""The layer contract, first part: which names and which messages a layer takes, and which it refuses."""
+"""The layer contract, first part: the names and the messages that a layer accepts and refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The layer contract, fifth part: what operators look at and do, statistics and dead letters that run again."""
+"""The layer contract, fifth part: statistics, and dead letters that run again."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def statistics(layer: BaseLayer, channel: str) -> tuple[float, float]:
 
 
 def make_dead_letters(link: Link, number: int, channel: str = "own") -> None:
-    """Send so many messages and let each fail for good."""
+    """Send this many messages, and let each fail for good."""
     layer = link.layer
     layer.send_many([(channel, {"number": one}) for one in range(number)])
     failed = [Failure(one, "traceback", None) for one in link.claim([channel], number, "w1")]
