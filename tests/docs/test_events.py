@@ -58,7 +58,7 @@ def site(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setitem(sys.modules, "news.models", models)
     views: dict[str, dict[str, Any]] = {}
     for caption in ("news/views.py", "news/views.py: with stored headlines", "news/events.py"):
-        exec(code(caption), views.setdefault(caption, {}))
+        exec(code(caption), views.setdefault(caption, {"__name__": "news.views"}))
     for caption in ("news/consumers.py", "news/consumers.py: who leaves"):
         exec(code(caption), {"__name__": "news.consumers"})
     urls = ModuleType("news.urls")
