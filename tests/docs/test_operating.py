@@ -1,0 +1,591 @@
+"""The pages on operating, troubleshooting and security: their commands print what they show, and their code runs."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import re
+import shlex
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib import admin
+from django.contrib.auth.models import User
+from django.db import connection
+from django.test import override_settings
+
+from dbchannels import Channel, Message, conf, protocol, redaction
+from dbchannels.exceptions import ChannelFull, DenyConnection, LayerUnavailable
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.health import LayerHealth
+from dbchannels.models import DeadLetter
+from dbchannels.routing.routes import Route
+from dbchannels.routing.table import Routing
+from dbchannels.server import connection_limits
+from dbchannels.server.http import dispatch
+from dbchannels.server.overload import Overload
+from dbchannels.testing import use_channels
+from dbchannels.worker import executor, retries
+from tests import kinds
+from tests.docs import pages
+from tests.docs.project import Project
+from tests.harness import Served, Socket, close_all, until
+
+PAGES = ("operating", "troubleshooting", "security")
+BLOCKS = {(page, one.caption): one.code for page in PAGES for one in pages.blocks(page)}
+CONSOLE = [(page, one.code) for page in PAGES for one in pages.blocks(page, "console")]
+SOURCE = Path(__file__).parents[2] / "dbchannels"
+#: What differs from one run to the next, and the word that stands for it on both sides of a comparison.
+VOLATILE = [
+    (r"127\.0\.0\.1:\d+", "ADDRESS"),
+    (r"\d\d/\w{3}/\d{4}:[\d:]{8} [+-]\d{4}", "DATE"),
+    (r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", "TIME"),
+    (r"(worker|server)-\d+(-[\w-]{22})?", "PROCESS"),
+    (r"(?m)^\(\d+, '", "(PID, '"),
+    (r"'messages_max_age': [\d.]+", "AGE"),
+    (r"curl/[\d.]+", "CURL"),
+    (r"(\" \d{3}) \d+ \"", r"\1 SIZE "),
+    (r"\d+ ms", "MS"),
+    (r"(for|after) [\d.]+ s\b", r"\1 SECONDS"),
+    (r"line \d+", "LINE"),
+]
+
+
+def pattern(shown: str) -> re.Pattern[str]:
+    """Return a pattern for a text as a page shows it: three dots are any text."""
+    return re.compile(re.escape(constant(shown).strip()).replace(r"\.\.\.", ".*?"), re.DOTALL)
+
+
+def constant(text: str) -> str:
+    """Return a text without what differs from run to run, and without the carriage returns of HTTP."""
+    text = re.sub(r"[ \t]+$", "", text.replace("\r", ""), flags=re.MULTILINE)
+    for volatile, word in VOLATILE:
+        text = re.sub(volatile, word, text)
+    return text
+
+
+def transcript(code: str) -> list[tuple[str, str]]:
+    """Return the commands of a console block, each with what it prints."""
+    steps = re.split(r"^\$ (.*\n(?:    .*\n)*)", code, flags=re.MULTILINE)[1:]  # a command may go on, indented
+    commands = [re.sub(r"\s*\\?\n\s*", " ", step).strip() for step in steps[::2]]
+    return list(zip(commands, steps[1::2], strict=True))
+
+
+# The site of docs/operating.rst.
+
+
+class Shop(Project):
+    """A project with the files of the page, served by two workers."""
+
+    served: Served
+    probes: int
+
+    def make(self) -> None:
+        """Write it as a reader does."""
+        self.run("django-admin startproject mysite")
+        self.run("python manage.py startapp shop")
+        settings = (
+            "INSTALLED_APPS = ['dbchannels', 'shop', *INSTALLED_APPS]\n"
+            "METRICS_TOKEN = 'change-me'\n"
+            "DBCHANNELS = {'default': {'OPTIONS': {'lease': 2.0}}}\n"  # work is recorded every third of it
+        )
+        sqlite = BLOCKS["troubleshooting", "settings.py: SQLite for several processes"]
+        self.add("mysite/settings.py", f"{settings}{sqlite}")
+        self.add("mysite/plain.py", "from mysite.settings import *\nDATABASES['default']['OPTIONS'] = {}\n")
+        for block in pages.blocks("operating", "python"):
+            path = block.caption.partition(":")[0]
+            if path in ("shop/models.py", "shop/apps.py"):  # startapp has made them
+                (self.manage_py.parent / path).unlink()
+            if "/" in path:
+                self.add(path, block.code)
+        self.run("python manage.py makemigrations --verbosity 0 shop")
+        self.run("python manage.py migrate --verbosity 0")
+
+    def add(self, path: str, code: str) -> None:
+        """Add code at the end of a file."""
+        with (self.manage_py.parent / path).open("a") as file:
+            file.write(f"\n{code}")
+
+    def start(self) -> None:
+        """Serve it."""
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.probes = free.getsockname()[1]
+        self.served = self.serve("--workers", "2", "--probe-port", str(self.probes))
+        until(lambda: self.type("curl http://127.0.0.1:8001/readyz") == "Ready.\n", "it is ready")
+
+    def type(self, command: str, **environment: str) -> str:
+        """Run a command as a page shows it; return what it prints."""
+        command = command.replace("127.0.0.1:8000", f"127.0.0.1:{self.served.port}")
+        words = shlex.split(command.replace("127.0.0.1:8001", f"127.0.0.1:{self.probes}"))
+        if words[0] == "curl":
+            words[1:1] = ["--silent", "--show-error", "--max-time", "20"]
+        done = subprocess.run(
+            [{"python": sys.executable}.get(words[0], words[0]), *words[1:]],
+            cwd=self.manage_py.parent,
+            env={**self.environment(), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=60,
+        )
+        return done.stdout
+
+    def logs(self, page: str, caption: str) -> None:
+        """Wait until the server's log has what the page shows."""
+        wanted = pattern(BLOCKS[page, caption])
+        until(
+            lambda: wanted.search(constant(self.served.output())),
+            lambda: f"{wanted} in {self.served.output()}",
+        )
+
+    def orders(self) -> Socket:
+        """Open a WebSocket."""
+        opened = self.served.socket("/orders/")
+        assert opened.status == 101
+        return opened
+
+    def fail(self) -> None:
+        """Make one dead letter."""
+        self.rows("DELETE FROM dbchannels_deadletter")
+        self.send("invoices", {"order": "seven"})
+        until(lambda: self.count("deadletter") == 1, lambda: f"a dead letter in {self.served.output()}")
+
+    def wait(self, number: int, channel: str = "elsewhere", **options: Any) -> None:
+        """Put messages on a channel that nobody takes, or not yet."""
+        self.shell(
+            f"from dbchannels import Channel\nfor n in range({number}): "
+            f"Channel({channel!r}, **{options!r}).send({{'order': n}})"
+        )
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
+    made = Shop(tmp_path_factory.mktemp("shop"))
+    made.make()
+    made.start()
+    yield made
+    close_all()
+    made.end()
+
+
+@pytest.fixture(autouse=True)
+def no_messages(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Leave the shop without messages."""
+    yield
+    if "shop" in request.fixturenames:
+        made = request.getfixturevalue("shop")
+        for table in ("durablemessage", "deadletter"):
+            made.rows(f"DELETE FROM dbchannels_{table} WHERE true")
+        close_all()
+
+
+# Commands.
+
+
+def statistics(shop: Shop) -> None:
+    shop.wait(4)
+    shop.rows(
+        "UPDATE dbchannels_durablemessage SET claimed_by = 'worker' "
+        "WHERE id = (SELECT min(id) FROM dbchannels_durablemessage)"
+    )
+
+
+def an_export_runs(shop: Shop) -> None:
+    shop.send("exports", {"seconds": 8})
+    until(
+        lambda: shop.rows("""SELECT 1 FROM dbchannels_process WHERE work LIKE '%"runs": "exports"%'"""),
+        "the export is on record",
+    )
+
+
+def a_consumer_elsewhere(shop: Shop) -> None:
+    shop.add(
+        "shop/tasks.py",
+        "from dbchannels import consumer\n\n@consumer('thumbnails')\ndef make_thumbnail(message): ...\n",
+    )
+
+
+def a_failure_is_counted(shop: Shop) -> None:
+    shop.rows("DELETE FROM shop_consumercount")
+    shop.fail()
+    until(lambda: shop.rows("SELECT 1 FROM shop_consumercount"), "the worker has written its counts")
+
+
+#: What must be there before the command of a console block that contains these words.
+BEFORE: dict[str, Callable[[Shop], Any]] = {
+    "manage.py replay": Shop.fail,
+    "global_statistics": statistics,
+    "one.work": an_export_runs,
+    "/metrics/": a_failure_is_counted,
+    "claimed_by=None": lambda shop: shop.wait(3, "invoices", delay=3600),
+    "channel_statistics('invoice')": lambda shop: shop.wait(1, "invoice"),
+    "manage.py check\n": a_consumer_elsewhere,
+    "Group('order": Shop.orders,
+}
+
+
+@pytest.mark.parametrize(
+    ("page", "code"), CONSOLE, ids=[f"{page}-{number}" for number, (page, _) in enumerate(CONSOLE)]
+)
+def test_a_command_prints_what_the_page_shows(shop: Shop, page: str, code: str) -> None:
+    kept = [prepare(shop) for words, prepare in BEFORE.items() if words in code]
+    plain = {"DJANGO_SETTINGS_MODULE": "mysite.plain"} if "--database default" in code else {}
+    try:
+        for command, shown in transcript(code):
+            assert shown.strip(), f"The page shows nothing of {command}"
+            printed = run_worker(shop, command) if " runworker " in command else shop.type(command, **plain)
+            assert pattern(shown).fullmatch(constant(printed).strip()), f"{command}\n{printed}"
+    finally:
+        (shop.manage_py.parent / "shop" / "tasks.py").unlink(missing_ok=True)
+        kept.clear()
+
+
+def run_worker(shop: Shop, command: str) -> str:
+    """Run a worker until it reads; return what it printed."""
+    worker = shop.work(*shlex.split(command)[3:])
+    printed = worker.output()
+    assert worker.terminate() == 0
+    return printed
+
+
+def test_each_preparation_is_for_a_command() -> None:
+    assert all(any(words in code for _, code in CONSOLE) for words in BEFORE)
+
+
+# Logs.
+
+
+def test_the_log_of_a_dead_letter(shop: Shop) -> None:
+    shop.fail()
+    shop.logs("operating", "the log of a dead letter")
+
+
+def test_the_log_of_a_slow_consumer(shop: Shop) -> None:
+    shop.send("exports", {"seconds": 2})
+    shop.logs("operating", "the log of a slow consumer")
+
+
+def test_the_log_of_a_refused_handshake(shop: Shop) -> None:
+    (code,) = (code for _, code in CONSOLE if "HTTP/1.1 404" in code)
+    shop.type(transcript(code)[0][0])
+    shop.logs("troubleshooting", "the access log of a refused handshake")
+
+
+def test_the_log_of_a_handshake_that_a_proxy_has_dropped(shop: Shop) -> None:
+    shop.type("curl --http1.0 http://127.0.0.1:8000/orders/")
+    shop.logs("troubleshooting", "the access log behind a proxy that drops the handshake")
+
+
+def test_the_log_of_a_reload_that_failed(shop: Shop) -> None:
+    path = shop.manage_py.parent / "mysite" / "urls.py"
+    before = path.read_text()
+    try:
+        path.write_text(f"import stripe\n{before}")
+        shop.served.process.send_signal(1)
+        shop.logs("troubleshooting", "the log of a reload that failed")
+    finally:
+        path.write_text(before)
+    shop.served.process.send_signal(1)
+    shop.served.wait_for_line("The workers run the new code.", 60)
+
+
+def test_the_log_of_busy_workers(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Link:
+        def heads(self, channels: list[str]) -> dict[str, tuple[int, int]]:
+            return dict.fromkeys(channels, (1, 1))
+
+    work = '{"takes": ["invoices"], "runs": "exports", "since": "2026-11-28 21:14:02"}'
+    overload, link = Overload(), Link()
+    overload.look(link, {"worker-2-Tn0Wq0qMrpSvHlL3VPrMEw": work})  # type: ignore[arg-type]
+    monkeypatch.setattr(Overload, "PATIENCE", 0.0)
+    overload.look(link, {"worker-2-Tn0Wq0qMrpSvHlL3VPrMEw": work})  # type: ignore[arg-type]
+    (line,) = caplog.messages
+    assert pattern(BLOCKS["operating", "the log of busy workers"]).fullmatch(constant(line))
+
+
+def test_the_log_of_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    health = LayerHealth(logging.getLogger("dbchannels.server"), "server-4306")
+    for _ in range(2):
+        health.failed(LayerUnavailable("connection refused"))
+    health.worked()
+    assert pattern(BLOCKS["operating", "the log of an outage"]).fullmatch(
+        constant("\n".join(caplog.messages))
+    )
+
+
+def test_the_loop_in_a_test() -> None:
+    def again(message: Message) -> None:
+        Channel("invoices").send({})
+
+    with use_channels() as channels, pytest.MonkeyPatch.context() as patched:
+        routing = Routing([Route("invoices", again)])
+        patched.setattr("dbchannels.testing.channels.site_routing", lambda alias: routing)
+        Channel("invoices").send({})
+        with pytest.raises(AssertionError) as raised:
+            channels.drain()
+    assert pattern(BLOCKS["troubleshooting", "a loop in a test"]).fullmatch(str(raised.value))
+
+
+# Settings.
+
+
+@pytest.mark.parametrize("caption", ["settings.py: a closed channel", "settings.py: past PgBouncer"])
+def test_a_setting_is_valid(caption: str) -> None:
+    names: dict[str, Any] = {}
+    exec(next(code for (_, one), code in BLOCKS.items() if one == caption), names)
+    with override_settings(DBCHANNELS=names["DBCHANNELS"]):
+        assert conf.problems() == []
+
+
+@kinds.only("memory")
+def test_a_closed_channel_raises_as_shown(new_layer: Callable[..., BaseLayer]) -> None:
+    names: dict[str, Any] = {}
+    exec(BLOCKS["operating", "settings.py: a closed channel"], names)
+    new_layer(**names["DBCHANNELS"]["default"]["OPTIONS"])
+    with pytest.raises(ChannelFull):
+        Channel("invoices").send({})
+    shown = BLOCKS["troubleshooting", "the exception"].strip()
+    assert shown == f"{ChannelFull.__module__}.ChannelFull: {ChannelFull('http.request')}"
+
+
+def test_the_logging_of_the_page_writes_all_lines(tmp_path: Path) -> None:
+    code = BLOCKS["operating", "settings.py"].replace("/var/log/site", str(tmp_path))
+    program = (
+        f"{code}\nimport logging, logging.config\nlogging.config.dictConfig(LOGGING)\n"
+        "logging.getLogger('dbchannels.access').info('GET /')\n"
+        "logging.getLogger('dbchannels.server').warning('refused')\n"
+        "print([one.handlers for one in map(logging.getLogger, ['dbchannels.worker', 'dbchannels.server'])])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert (tmp_path / "access.log").read_text() == "GET /\n"
+    assert done.stderr.endswith("WARNING dbchannels.server: refused\n")
+    assert done.stdout.startswith("[[<AdminEmailHandler (ERROR)>], []]")  # the server never mails
+
+
+# Queries.
+
+
+@pytest.mark.postgresql
+@pytest.mark.django_db
+@pytest.mark.parametrize("caption", [one.caption for page in PAGES for one in pages.blocks(page, "sql")])
+def test_a_query_has_rows(caption: str) -> None:
+    code = next(code for (_, one), code in BLOCKS.items() if one == caption)
+    with connection.cursor() as cursor:
+        cursor.execute(code)
+        assert cursor.fetchall()
+
+
+@kinds.on_databases
+def test_a_message_can_be_cancelled(layer: BaseLayer) -> None:
+    code = BLOCKS["troubleshooting", "cancel a reminder"]
+    sent, deleted = code.rsplit("\n", 2)[0], code
+    exec(sent, {})
+    assert layer.channel_statistics("reminders")["messages_pending"] == 1
+    exec(deleted.replace("DurableMessage.objects", f"DurableMessage.objects.using({layer.database!r})"), {})
+    assert layer.channel_statistics("reminders")["messages_pending"] == 0
+
+
+# The code of a site.
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> list[Route]:
+    """What the decorators of a page's code register."""
+    routes: list[Route] = []
+    monkeypatch.setattr("dbchannels.routing.table._decorated", routes)
+    return routes
+
+
+def consume(routes: list[Route], channel: str, **fields: Any) -> None:
+    """Run the consumer of a message."""
+    message = Message(channel, {"reply_channel": "reply.a!b", **fields})
+    matched = Routing(routes).match(message)
+    assert matched is not None
+    route, captures = matched
+    route.run(message, captures)
+
+
+@kinds.only("sqlite", "postgresql")
+def test_old_dead_letters_are_deleted(layer: BaseLayer, found: list[Route]) -> None:
+    names: dict[str, Any] = {"__name__": "shop.consumers"}
+    exec(BLOCKS["operating", "shop/consumers.py"], names)
+    exec(BLOCKS["operating", "shop/consumers.py: delete dead letters after 30 days"], names)
+    now = names["timezone"].now()
+    for days in (29, 31):
+        DeadLetter.objects.create(
+            channel="invoices",
+            payload=b"\x80",
+            attempts=6,
+            error="",
+            sent_at=now,
+            failed_at=now - names["timedelta"](days=days),
+        )
+    consume(found, "old-dead-letters")
+    assert DeadLetter.objects.count() == 1
+    DeadLetter.objects.all().delete()
+
+
+@kinds.only("memory")
+def test_a_stranger_may_not_join_a_room(
+    layer: BaseLayer, found: list[Route], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    exec(BLOCKS["security", "chat/consumers.py"], {"__name__": "chat.consumers"})
+    exec(BLOCKS["security", "chat/consumers.py, the frames"], {"__name__": "chat.consumers"})
+    user = User(is_active=True)
+    monkeypatch.setattr(user, "has_perm", lambda name: False)
+    monkeypatch.setattr(Message, "user", user)
+    with pytest.raises(DenyConnection):
+        consume(found, "websocket.connect", path="/rooms/staff/")
+    monkeypatch.setattr(user, "has_perm", lambda name: name == "chat.view_room")
+    consume(found, "websocket.connect", path="/rooms/staff/")
+    consume(found, "websocket.receive", path="/rooms/staff/", text='{"text": "hi", "room": "others"}')
+    assert layer.receive(["reply.a!"]) == ("reply.a!b", {"text": '{"text": "hi"}'})
+
+
+@kinds.only("memory")
+def test_the_connect_consumer_says_who_connects(
+    layer: BaseLayer, found: list[Route], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = BLOCKS["troubleshooting", "shop/consumers.py: who connects?"]
+    exec(f"from dbchannels import consumer\n{code}", {"__name__": "shop.consumers"})
+    monkeypatch.setattr(Message, "user", "AnonymousUser")
+    consume(found, "websocket.connect", path="/orders/", headers=[[b"origin", b""], [b"host", b""]])
+    assert caplog.messages == ["['host', 'origin'], AnonymousUser"]
+
+
+def test_what_the_admin_shows_of_secrets() -> None:
+    imports, examples = BLOCKS["security", "what the admin shows"].split("\n\n")
+    names: dict[str, Any] = {}
+    exec(imports, names)
+    lines = examples.strip().splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        code, shown = line.split("  # ")
+        assert eval(code, names) == eval(shown)
+
+
+def test_what_is_said_not_to_be_masked_is_not() -> None:
+    names: dict[str, Any] = {}
+    exec(BLOCKS["security", "what the admin shows"], names)
+    encode, text = names["codec"].encode, names["message_text"]
+    assert "s3cret" in text("websocket.receive", encode({"text": '{"password": "s3cret"}'}))
+    assert "DE02" in text("invoices", encode({"iban": "DE02"}))
+
+
+def test_words_can_be_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redaction, "SECRET_WORDS", redaction.SECRET_WORDS)
+    names: dict[str, Any] = {}
+    exec(BLOCKS["security", "shop/apps.py"], names)
+    names["ShopConfig"].ready(None)
+    assert redaction.is_secret("customerIban")
+    assert redaction.is_secret("token")
+
+
+# What the pages say of the code.
+
+
+def words(page: str) -> str:
+    """Return a page with single spaces, so that the ends of its lines do not matter."""
+    return re.sub(r"\s+", " ", pages.text(page))
+
+
+def rows(page: str, heading: str) -> list[list[str]]:
+    """Return the cells of the table below a heading of its first column, each with its lines joined."""
+    lines = pages.text(page).splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(heading)) - 1
+    spans = [found.span() for found in re.finditer("=+", lines[start])]
+    cells: list[list[str]] = []
+    for line in lines[start + 3 :]:
+        if line.startswith("="):
+            break
+        parts = [line[begin : end if end < spans[-1][1] else None].strip() for begin, end in spans]
+        if parts[0]:
+            cells.append(parts)
+        else:
+            cells[-1] = [f"{one} {more}".strip() for one, more in zip(cells[-1], parts, strict=True)]
+    return cells
+
+
+def test_the_lists_of_the_admin_are_those_that_there_are() -> None:
+    shown = {name: do for name, _, do in rows("operating", "list  ")}
+    there = {
+        str(model._meta.verbose_name_plural).capitalize(): one
+        for model, one in admin.site._registry.items()
+        if model._meta.app_label == "dbchannels"
+    }
+    assert shown.keys() == there.keys()
+    for name, do in shown.items():
+        assert ("delete" in do) == (there[name].deletable is not None), name  # type: ignore[attr-defined]
+        assert ("run again" in do) == ("replay" in (there[name].actions or ())), name
+    assert "claimed" in shown["Durable messages"]
+
+
+def test_each_logger_is_listed() -> None:
+    source = "".join(path.read_text() for path in SOURCE.rglob("*.py"))
+    used = set(re.findall(r'[gG]etLogger\("(dbchannels\.\w+)"\)', source))
+    assert {name.strip("`") for name, _ in rows("operating", "logger  ")} == used
+
+
+def test_the_pauses_between_attempts_are_as_said() -> None:
+    pauses = [retries.FIRST * retries.FACTOR**number for number in range(conf.OPTIONS["retries"])]
+    *others, last = [f"{one:g}" for one in pauses]
+    assert (
+        f"after about {', '.join(others)} and {last} seconds, and is a dead letter after the sixth"
+        in words("operating")
+    )
+    assert len(pauses) == 5
+
+
+def test_the_defaults_are_as_said() -> None:
+    page = words("operating")
+    assert f"``soft_timeout`` ({conf.OPTIONS['soft_timeout']:g} seconds by default)" in page
+    assert f"``hard_timeout`` ({conf.OPTIONS['hard_timeout']:g} seconds by default)" in page
+    assert f'"lease expired" after {conf.OPTIONS["lease"]:g} seconds' in page
+    assert f"holds {conf.OPTIONS['capacity']:,} messages (``capacity``" in page
+    assert f"at most {conf.OPTIONS['capacity']:,} unread messages" in words("troubleshooting")
+
+
+def test_the_answers_are_those_of_the_server() -> None:
+    answers = {text: int(status) for status, text, _ in rows("troubleshooting", "status  ")}
+    for text, status in answers.items():
+        if status == 429:
+            assert text.encode() in connection_limits.TOO_MANY
+        elif text not in (dispatch.CROWDED, protocol.SENTENCES[status]):
+            assert text.encode() in connection_limits.FULL + executor._NOT_YET["content"]
+    said = set(answers.values())
+    assert said == {429, 500, 502, 503, 504}
+    assert protocol.SENTENCES[403] in words("troubleshooting")
+    assert set(protocol.SENTENCES) - said == {403, 404}
+
+
+def test_the_close_codes_are_all_there() -> None:
+    listed = {int(code) for code, _ in rows("troubleshooting", "code  ") if code.isdigit()}
+    constants = {value for value in vars(protocol).values() if isinstance(value, int)}
+    sent = {one for one in constants if protocol.is_close_code(one)}
+    assert sent <= listed
+    assert all(map(protocol.is_close_code, listed))
+
+
+def test_the_secret_words_are_listed() -> None:
+    assert set(BLOCKS["security", "secret words"].split()) == redaction.SECRET_WORDS
+
+
+def test_every_text_is_compared_with_a_real_one() -> None:
+    tests = Path(__file__).read_text()
+    captions = [one.caption for page in PAGES for one in pages.blocks(page, "text")]
+    assert [one for one in captions if f'"{one}"' not in tests] == []
+
+
+def test_all_code_is_run() -> None:
+    tests = Path(__file__).read_text()
+    site = {
+        one.caption for one in pages.blocks("operating", "python") if "/" in one.caption.partition(":")[0]
+    }
+    captions = [one.caption for page in PAGES for one in pages.blocks(page, "python")]
+    assert all(captions)
+    assert [one for one in captions if one not in site and f'"{one}"' not in tests] == []
