@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import logging.config
 import re
 import shlex
 import socket
@@ -19,7 +18,7 @@ from django.contrib.auth.models import User
 from django.db import connection
 from django.test import override_settings
 
-from dbchannels import Channel, Message, conf, protocol, redaction
+from dbchannels import Channel, Message, conf, protocol, redaction, route
 from dbchannels.exceptions import ChannelFull, DenyConnection, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import LayerHealth
@@ -71,7 +70,9 @@ def constant(text: str) -> str:
 
 def transcript(code: str) -> list[tuple[str, str]]:
     """Return the commands of a console block, each with what it prints."""
-    steps = re.split(r"^\$ (.*\n(?:    .*\n)*)", code, flags=re.MULTILINE)[1:]  # a command may go on, indented
+    steps = re.split(r"^\$ (.*\n(?:    .*\n)*)", code, flags=re.MULTILINE)[
+        1:
+    ]  # a command may go on, indented
     commands = [re.sub(r"\s*\\?\n\s*", " ", step).strip() for step in steps[::2]]
     return list(zip(commands, steps[1::2], strict=True))
 
@@ -220,7 +221,7 @@ def a_failure_is_counted(shop: Shop) -> None:
 BEFORE: dict[str, Callable[[Shop], Any]] = {
     "manage.py replay": Shop.fail,
     "global_statistics": statistics,
-    "one.work": an_export_runs,
+    "'pid', 'work'": an_export_runs,
     "/metrics/": a_failure_is_counted,
     "claimed_by=None": lambda shop: shop.wait(3, "invoices", delay=3600),
     "channel_statistics('invoice')": lambda shop: shop.wait(1, "invoice"),
@@ -323,7 +324,7 @@ def test_the_loop_in_a_test() -> None:
         Channel("invoices").send({})
 
     with use_channels() as channels, pytest.MonkeyPatch.context() as patched:
-        routing = Routing([Route("invoices", again)])
+        routing = Routing([route("invoices", again)])
         patched.setattr("dbchannels.testing.channels.site_routing", lambda alias: routing)
         Channel("invoices").send({})
         with pytest.raises(AssertionError) as raised:
@@ -356,7 +357,8 @@ def test_a_closed_channel_raises_as_shown(new_layer: Callable[..., BaseLayer]) -
 def test_the_logging_of_the_page_writes_all_lines(tmp_path: Path) -> None:
     code = BLOCKS["operating", "settings.py"].replace("/var/log/site", str(tmp_path))
     program = (
-        f"{code}\nimport logging, logging.config\nlogging.config.dictConfig(LOGGING)\n"
+        f"{code}\nimport logging, logging.config\n"
+        "from django.conf import settings\nsettings.configure()\nlogging.config.dictConfig(LOGGING)\n"
         "logging.getLogger('dbchannels.access').info('GET /')\n"
         "logging.getLogger('dbchannels.server').warning('refused')\n"
         "print([one.handlers for one in map(logging.getLogger, ['dbchannels.worker', 'dbchannels.server'])])"
