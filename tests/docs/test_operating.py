@@ -14,11 +14,10 @@ from typing import Any
 
 import pytest
 from django.contrib import admin
-from django.contrib.auth.models import User
 from django.db import connection
 from django.test import override_settings
 
-from dbchannels import Channel, Message, conf, protocol, redaction, route
+from dbchannels import Channel, Group, Message, conf, protocol, redaction, route
 from dbchannels.exceptions import ChannelFull, DenyConnection, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import LayerHealth
@@ -436,16 +435,15 @@ def test_old_dead_letters_are_deleted(layer: BaseLayer, found: list[Route]) -> N
 def test_a_stranger_may_not_join_a_room(
     layer: BaseLayer, found: list[Route], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    exec(BLOCKS["security", "chat/consumers.py"], {"__name__": "chat.consumers"})
-    exec(BLOCKS["security", "chat/consumers.py, the frames"], {"__name__": "chat.consumers"})
-    user = User(is_active=True)
-    monkeypatch.setattr(user, "has_perm", lambda name: False)
-    monkeypatch.setattr(Message, "user", user)
+    names: dict[str, Any] = {"__name__": "chat.consumers"}
+    exec(BLOCKS["security", "chat/consumers.py"], names)
+    monkeypatch.setattr(Message, "user", "ann")
+    names["may_enter"] = lambda user, room: (user, room) == ("ann", "garden")
     with pytest.raises(DenyConnection):
         consume(found, "websocket.connect", path="/rooms/staff/")
-    monkeypatch.setattr(user, "has_perm", lambda name: name == "chat.view_room")
-    consume(found, "websocket.connect", path="/rooms/staff/")
-    consume(found, "websocket.receive", path="/rooms/staff/", text='{"text": "hi", "room": "others"}')
+    consume(found, "websocket.connect", path="/rooms/garden/")
+    assert Group("room-garden").channels() == ["reply.a!b"]
+    consume(found, "websocket.receive", path="/rooms/garden/", text='{"text": "hi", "room": "staff"}')
     assert layer.receive(["reply.a!"]) == ("reply.a!b", {"text": '{"text": "hi"}'})
 
 
