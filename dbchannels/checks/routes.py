@@ -293,11 +293,6 @@ def mismatch(consumer: Callable[..., Any], channel: str, captures: Sequence[str]
         return f"its groups are a str; write groups = [{of.groups!r}]"
     if taken := sorted(RESERVED.intersection(captures)):
         return f"{taken[0]!r} is another parameter of its methods; rename the capture"
-    return _misspelled(of) or _mismatch(of, channel.rpartition(".")[2], captures)
-
-
-def _misspelled(of: type[WebsocketConsumer]) -> str:
-    """Return a method that is never run, and what to write instead."""
     for name in (one for base in of.__mro__ if base not in _OURS for one in vars(base)):
         if told := foreign.advice("class", name):
             return f"{of.__qualname__}.{name} means nothing in dbchannels; {told}"
@@ -306,7 +301,7 @@ def _misspelled(of: type[WebsocketConsumer]) -> str:
         near = difflib.get_close_matches(name, _RUN, n=1, cutoff=0.85)
         if near and name not in _RUN:
             return f"{of.__qualname__}.{name} is never run; write {near[0]}"
-    return ""
+    return _mismatch(of, channel.rpartition(".")[2], captures)
 
 
 def _mismatch(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -> str:

@@ -202,7 +202,13 @@ class CodeWatch:
                     self._observer.broken()
                 if self._once:
                     return
-                self._await_change(since)
+                # Watch the files that this process has imported, because the child could not begin.
+                while not self._stopping.wait(LOOK_EVERY):
+                    files = [*autoreload.iter_all_python_module_files(), *app_files()]
+                    if found := changed_since(since, files):
+                        autoreload.logger.info("%s changed, reloading.", found[0])
+                        self._observer.changed(str(found[0]))
+                        break
 
     def _listen(self, since: float) -> int:
         """Start a child, pass on its reports, and return its exit status."""
@@ -235,15 +241,6 @@ class CodeWatch:
         if process.stdin:
             process.stdin.close()
         return status
-
-    def _await_change(self, since: float) -> None:
-        """Watch the files that this process has imported, because the child could not begin."""
-        while not self._stopping.wait(LOOK_EVERY):
-            files = [*autoreload.iter_all_python_module_files(), *app_files()]
-            if found := changed_since(since, files):
-                autoreload.logger.info("%s changed, reloading.", found[0])
-                self._observer.changed(str(found[0]))
-                return
 
 
 def release(handed_over: str) -> None:

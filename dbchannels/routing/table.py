@@ -65,25 +65,10 @@ def route(
     _check_types(f"a route on {safe_repr(channel)}", filters, name=name)
     function = _imported(consumer) if isinstance(consumer, str) else consumer
     options = ConsumerOptions.take_from(channel, options_and_filters)
-    _check_keywords(channel, options_and_filters)
-    return Route(channel, function, {**options_and_filters, **(filters or {})}, options, name)
-
-
-def _check_types(where: str, filters: object, **names_: object) -> None:
-    for option, given in names_.items():
-        if not isinstance(given, str):
-            raise InvalidConfiguration(f"The {option} of {where} must be a str, not {safe_repr(given)}.")
-    if filters is not None and not (
-        isinstance(filters, dict) and all(isinstance(key, str) for key in filters)
-    ):
-        raise InvalidConfiguration(
-            f"The filters of {where} must be a dict, {{field: pattern}}, not {safe_repr(filters)}."
-        )
-
-
-def _check_keywords(channel: str, keywords: dict[str, Any]) -> None:
-    """Refuse misspelled options: any other keyword is a filter, and a filter is text."""
-    for key, value in keywords.items():
+    for (
+        key,
+        value,
+    ) in options_and_filters.items():  # any keyword that is no option is a filter, and a filter is text
         is_text = isinstance(value, (str, re.Pattern))
         if not is_text and (told := foreign.advice("option", key)):
             raise InvalidConfiguration(f"A route on {channel} takes no {key!r}: {told}.")
@@ -98,6 +83,19 @@ def _check_keywords(channel: str, keywords: dict[str, Any]) -> None:
                 f"A route on {channel} takes no {key}={safe_repr(value)}: there is no such option, and a filter is "
                 f"text; remove it, or write {key}='...'."
             )
+    return Route(channel, function, {**options_and_filters, **(filters or {})}, options, name)
+
+
+def _check_types(where: str, filters: object, **names_: object) -> None:
+    for option, given in names_.items():
+        if not isinstance(given, str):
+            raise InvalidConfiguration(f"The {option} of {where} must be a str, not {safe_repr(given)}.")
+    if filters is not None and not (
+        isinstance(filters, dict) and all(isinstance(key, str) for key in filters)
+    ):
+        raise InvalidConfiguration(
+            f"The filters of {where} must be a dict, {{field: pattern}}, not {safe_repr(filters)}."
+        )
 
 
 def include(

@@ -388,7 +388,13 @@ class Relay:
         delays, failing, deaf = Backoff(), False, False
         while not self._stopping.is_set():
             try:
-                self._read_all(link)
+                more = True
+                while more:
+                    deliveries = link.receive_many([self.queue], BATCH)
+                    for one in deliveries:
+                        reply_channels = [self.queue + local for local in one.recipients]
+                        self.hub.call(partial(self._deliver, Reply.read(one.payload), reply_channels))
+                    more = len(deliveries) == BATCH
                 self._read_at = time.monotonic()
                 if delays.tries:  # if only the wait fails, the session was ended, and not the database
                     self._health.worked()
@@ -396,7 +402,11 @@ class Relay:
                 if deaf:  # nobody has heard the wakeups in between: the workers look for messages themselves
                     self._wake_workers(self._wakeups)
                     deaf = False
-                self._wait(link)
+                deadline, woken = time.monotonic() + self.layer.poll_interval(), False
+                while not woken and not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+                    kinds = link.wait(left, self._wake.reader, self.reply_wakeup.reader)
+                    self._wake_workers(kinds)
+                    woken = self.reply_wakeup.drain() or self.queue in kinds
                 failing = False
             except Exception as error:
                 deaf = True
@@ -406,24 +416,6 @@ class Relay:
                     failing = True
                 self._stopping.wait(delays.delay())
         link.close()
-
-    def _read_all(self, link: Link) -> None:
-        queue, more = self.queue, True
-        while more:
-            deliveries = link.receive_many([queue], BATCH)
-            for one in deliveries:
-                reply_channels = [queue + local for local in one.recipients]
-                self.hub.call(partial(self._deliver, Reply.read(one.payload), reply_channels))
-            more = len(deliveries) == BATCH
-
-    def _wait(self, link: Link) -> None:
-        """Wait until there may be replies, and pass on the wakeups of the workers."""
-        deadline = time.monotonic() + self.layer.poll_interval()
-        while not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-            kinds = link.wait(left, self._wake.reader, self.reply_wakeup.reader)
-            self._wake_workers(kinds)
-            if self.reply_wakeup.drain() or self.queue in kinds:
-                return
 
     def _wake_workers(self, kinds: Container[str]) -> None:
         for kind, wakeup in self._wakeups.items():

@@ -68,9 +68,22 @@ class ChannelLiveServerTestCase(TransactionTestCase):
         cls.live_server_ws_url = cls.live_server.ws_url
 
     def _fixture_teardown(self) -> None:
-        """Empty the tables; once more, when a process of the server wrote meanwhile and PostgreSQL saw a deadlock."""
+        """Close the sockets, wait for their consumers, and empty the tables.
+
+        Empty them again if a process of the server wrote meanwhile, and PostgreSQL found a deadlock.
+        """
+        from dbchannels.models import Connection, InFlight
+
         database = conf.layer_settings().database
-        self._quieten(database)
+        connections, in_flight = Connection.objects.using(database), InFlight.objects.using(database)
+        opened = list(connections.values_list("reply_channel", flat=True))
+        for channel in opened:
+            Channel(channel).send({"close": GOING_AWAY})
+        ends_at = time.monotonic() + QUIET_WITHIN
+        while time.monotonic() < ends_at and (
+            connections.filter(reply_channel__in=opened).exists() or in_flight.exclude(messages="").exists()
+        ):
+            time.sleep(PAUSE)
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 return self._empty_tables(database)
@@ -90,20 +103,6 @@ class ChannelLiveServerTestCase(TransactionTestCase):
             super()._fixture_teardown()  # type: ignore[misc]
             processes.bulk_create(Process(**row) for row in rows)
 
-    def _quieten(self, database: str) -> None:
-        """Close the sockets, and wait for their consumers."""
-        from dbchannels.models import Connection, InFlight
-
-        connections, in_flight = Connection.objects.using(database), InFlight.objects.using(database)
-        opened = list(connections.values_list("reply_channel", flat=True))
-        for channel in opened:
-            Channel(channel).send({"close": GOING_AWAY})
-        ends_at = time.monotonic() + QUIET_WITHIN
-        while time.monotonic() < ends_at and (
-            connections.filter(reply_channel__in=opened).exists() or in_flight.exclude(messages="").exists()
-        ):
-            time.sleep(PAUSE)
-
 
 class LiveServer:
     """A server with its workers, started at once. It ends with ``stop``, or with this process, however that ends."""
@@ -120,7 +119,18 @@ class LiveServer:
         )
         self._passing = threading.Thread(target=self._pass_on, name="live server's output", daemon=True)
         try:
-            self.address = self._read_address()
+            assert self._process.stdout is not None
+            output, ends_at, said = self._process.stdout.fileno(), time.monotonic() + READY_WITHIN, ""
+            data = b" "
+            while data and not ADDRESS.search(said) and wait_readable([output], ends_at - time.monotonic()):
+                data = os.read(output, 65_536)
+                said += data.decode(errors="replace")
+            found = ADDRESS.search(said)
+            if found is None:
+                raise InvalidConfiguration(
+                    f"The live server did not start. It said:\n{said.strip() or 'nothing'}"
+                )
+            self.address = found[1]
             self._passing.start()
         except BaseException:
             self.stop()
@@ -135,19 +145,6 @@ class LiveServer:
     def ws_url(self) -> str:
         """The address for WebSockets."""
         return f"ws://{self.address}"
-
-    def _read_address(self) -> str:
-        """Return the host and port that the server prints."""
-        assert self._process.stdout is not None
-        output, ends_at, said = self._process.stdout.fileno(), time.monotonic() + READY_WITHIN, ""
-        while wait_readable([output], max(0.0, ends_at - time.monotonic())):
-            data = os.read(output, 65_536)
-            said += data.decode(errors="replace")
-            if found := ADDRESS.search(said):
-                return found[1]
-            if not data:
-                break
-        raise InvalidConfiguration(f"The live server did not start. It said:\n{said.strip() or 'nothing'}")
 
     def _pass_on(self) -> None:
         """Print what consumers and views print, until all processes have ended; a full pipe would stop them."""

@@ -2,6 +2,7 @@
 
 A *private function used once* has a name that begins with one underscore, and that name stands once in the package
 outside of the function itself, in a call: a function that is handed on as a callback cannot be folded into its caller.
+Nor can one that calls itself, or one with a decorator, such as a cache.
 A *hand-over* is a function whose whole body is one call of another function of the package, with nothing but names and
 constants as arguments. ``--once`` lists both, folder by folder, and the functions that are too long.
 """
@@ -62,14 +63,14 @@ class Package:
         defined = Counter(function.name for _, function in self.functions)
         for file, function in self.functions:
             name = function.name
-            if not name.startswith("_") or name.startswith("__"):
+            if not name.startswith("_") or name.startswith("__") or function.decorator_list:
                 continue
             # A name that several modules have is looked for in its own alone.
             tree = self.trees[file]
             alone = defined[name] == 1
-            used = (uses if alone else Counter(_names(tree)))[name] - Counter(_names(function))[name]
+            used = (uses if alone else Counter(_names(tree)))[name]
             called = (calls if alone else Counter(_names(tree, calls=True)))[name]
-            if used == 1 and called:
+            if used == called == 1 and not Counter(_names(function))[name]:
                 yield _place(file, function)
 
     def long(self) -> Iterator[Place]:

@@ -9,6 +9,7 @@ import gevent
 import pytest
 from gevent import socket
 
+from dbchannels.layers.store import StoreLink
 from dbchannels.server import health
 from dbchannels.server.health import check_health
 from dbchannels.server.listeners import Address
@@ -127,7 +128,7 @@ def test_without_a_worker_it_is_not_ready(site):
 
 def test_a_layer_that_does_not_answer_is_not_ready_but_alive(site, monkeypatch):
     until(lambda: readiness(site)[0] == 200)
-    monkeypatch.setattr(site.relay, "_read_all", lambda link: time.sleep(0.01) or 1 / 0)
+    before_reading(site, monkeypatch, lambda: time.sleep(0.01) or 1 / 0)
     until(lambda: readiness(site) == (503, b"Not ready: the layer cannot be used.\n"))
     assert asked(site, "/healthz").status == 200
     monkeypatch.undo()
@@ -137,11 +138,23 @@ def test_a_layer_that_does_not_answer_is_not_ready_but_alive(site, monkeypatch):
 def test_a_layer_that_hangs_holds_up_no_probe(site, monkeypatch):
     until(lambda: readiness(site)[0] == 200)
     hanging = []
-    monkeypatch.setattr(site.relay, "_read_all", lambda link: hanging.append(1) or until_released(hanging))
+    before_reading(site, monkeypatch, lambda: hanging.append(1) or until_released(hanging))
     until(lambda: hanging)
     until(lambda: readiness(site)[0] == 503)
     assert asked(site, "/healthz").status == 200
     hanging.append("released")
+
+
+def before_reading(site, monkeypatch, act):
+    """Have the server act before each time that it reads its replies."""
+    receive_many = StoreLink.receive_many
+
+    def receive(link, queues, *given):
+        if queues == [site.relay.queue]:  # the site's worker reads others
+            act()
+        return receive_many(link, queues, *given)
+
+    monkeypatch.setattr(StoreLink, "receive_many", receive)
 
 
 def until_released(hanging):

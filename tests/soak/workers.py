@@ -19,11 +19,12 @@ WORK = 0.002  # seconds that each message of the stream is under way
 #: The lease decides nothing: who is dead was seen to die.
 LONG_LEASE = options(lease=600)
 
-# Who has messages of a site's own channels under way, the one with most of them first.
+# Which workers have messages of a site's own channels in flight, those with most of them first. A message that was in
+# flight at a kill already is spared: after a few kills it would rightly be a dead letter.
 BUSY = """
 SELECT process.name, process.pid FROM dbchannels_process AS process
 JOIN dbchannels_durablemessage AS message ON message.claimed_by = process.name
-GROUP BY 1, 2 ORDER BY count(*) DESC
+GROUP BY 1, 2 HAVING max(message.attempts) = 1 ORDER BY count(*) DESC
 """
 CLAIMED_BY = "SELECT id FROM dbchannels_durablemessage WHERE claimed_by = '{}'"
 # Of some messages those that nobody has taken again yet.
@@ -138,7 +139,10 @@ def cycles(site: LiveSite, number: int, messages: int) -> Cycles:
 def _kills(scale: float) -> Seen:
     with on_postgresql() as (site, _):
         found = kills(site, scaled(1000, scale, 5), scaled(100_000, scale, 500), 8)
-    text = f"{found.tally} of {found.in_flight:,} in flight; back in {found.slowest:.2f} s at most"
+    text = (
+        f"{found.tally} of {found.in_flight:,} in flight, {found.dead_letters} dead letters; "
+        f"back in {found.slowest:.2f} s at most"
+    )
     right = found.tally.lost == 0 and found.tally.duplicated <= found.in_flight and not found.dead_letters
     return Seen(text, right and found.slowest < 2)
 

@@ -238,27 +238,28 @@ class DatabaseLink(Link):
             attempts = Case(When(alone=True, then=F("attempts")), default=uncounted)
             if claims.update(attempts=attempts, claimed_by=None, alone=True):
                 self.layer.wake({DURABLE})
-            if process.kind == Process.SERVER:
-                self._clean_up_after_server(process.name.removesuffix(UNFINISHED), process.queue)
-
-    def _clean_up_after_server(self, name: str, queue: str) -> None:
-        messages, expiry = self.layer.rows(ProtocolMessage), self.layer.options["expiry"]
-        members = self.layer.rows(Membership).filter(channel=queue)
-        records = self.layer.rows(Connection).filter(server=name)
-        messages.filter(channel=queue).delete()
-        # Requests that no worker has taken: their clients went with the server.
-        self.layer.delete_unlocked(messages.filter(channel="http.request", reply_channel__startswith=queue))
-        self.layer.delete_unlocked(members)
-        # Connections whose disconnect consumer runs by a message of the server's own are left.
-        in_flight = [line for row in self.layer.rows(InFlight) for line in row.lines()]
-        leaving = {reply_channel for channel, reply_channel in in_flight if channel == LEAVES}
-        leaving.update(messages.filter(channel=LEAVES).values_list("reply_channel", flat=True))
-        lost = self.layer.delete_unlocked(records.exclude(reply_channel__in=leaving))
-        if records.exists() or members.exists():  # the next clean-up comes back for the rest
-            self.register(name + UNFINISHED, Process.SERVER, queue)
-            over = _stored(datetime.now(utc))
-            self.layer.rows(Process).filter(name=name + UNFINISHED).update(lease_until=over)
-        self.layer.write([disconnect_send(record_of(one), one.path, expiry) for one in lost], drop=True)
+            if process.kind != Process.SERVER:
+                return
+            name, queue = process.name.removesuffix(UNFINISHED), process.queue
+            messages, expiry = self.layer.rows(ProtocolMessage), self.layer.options["expiry"]
+            members = self.layer.rows(Membership).filter(channel=queue)
+            records = self.layer.rows(Connection).filter(server=name)
+            messages.filter(channel=queue).delete()
+            # Requests that no worker has taken: their clients went with the server.
+            self.layer.delete_unlocked(
+                messages.filter(channel="http.request", reply_channel__startswith=queue)
+            )
+            self.layer.delete_unlocked(members)
+            # Connections whose disconnect consumer runs by a message of the server's own are left.
+            in_flight = [line for row in self.layer.rows(InFlight) for line in row.lines()]
+            leaving = {reply_channel for channel, reply_channel in in_flight if channel == LEAVES}
+            leaving.update(messages.filter(channel=LEAVES).values_list("reply_channel", flat=True))
+            lost = self.layer.delete_unlocked(records.exclude(reply_channel__in=leaving))
+            if records.exists() or members.exists():  # the next clean-up comes back for the rest
+                self.register(name + UNFINISHED, Process.SERVER, queue)
+                over = _stored(datetime.now(utc))
+                self.layer.rows(Process).filter(name=name + UNFINISHED).update(lease_until=over)
+            self.layer.write([disconnect_send(record_of(one), one.path, expiry) for one in lost], drop=True)
 
     def _report_lost(self, messages: Sequence[tuple[str, str]], why: str) -> None:
         self.layer.write(lost_messages(messages, why, self.layer.options["expiry"]), drop=True)
@@ -280,24 +281,25 @@ class DatabaseLink(Link):
             if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
                 self.layer.rows(Membership).filter(expires_at__lt=now).delete()
             if closed := self.layer.closed_connections.take():
-                self._clean_up_after_connections(closed)
+                # Delete rows that were locked when these connections were closed, unless they are still locked.
+                try:
+                    parts = [names.split(one) for one in closed]
+                    queues, recipients = {queue for queue, _ in parts}, {recipient for _, recipient in parts}
+                    members = self.layer.rows(Membership).filter(channel__in=queues, recipient__in=recipients)
+                    left = {
+                        queue + recipient for queue, recipient in members.values_list("channel", "recipient")
+                    }
+                    left.update(
+                        self.layer.rows(Connection).filter(pk__in=closed).values_list("pk", flat=True)
+                    )
+                    closed = closed & left
+                    self.layer.write([Disconnect(one) for one in sorted(closed)])
+                finally:
+                    self.layer.closed_connections.add(closed)
             leases = self.layer.rows(Process).values_list("name", "lease_until")
             dead = [name for name, end in leases if not _is_to_come(end)]
         for name in dead:
             self.clean_up_after(name)
-
-    def _clean_up_after_connections(self, closed: set[str]) -> None:
-        """Delete rows that were locked when these connections were closed, unless they are still locked."""
-        try:
-            parts = [names.split(one) for one in closed]
-            queues, recipients = {queue for queue, _ in parts}, {recipient for _, recipient in parts}
-            members = self.layer.rows(Membership).filter(channel__in=queues, recipient__in=recipients)
-            left = {queue + recipient for queue, recipient in members.values_list("channel", "recipient")}
-            left.update(self.layer.rows(Connection).filter(pk__in=closed).values_list("pk", flat=True))
-            closed = closed & left
-            self.layer.write([Disconnect(one) for one in sorted(closed)])
-        finally:
-            self.layer.closed_connections.add(closed)
 
     def close(self) -> None:
         self._stop_listening()

@@ -78,21 +78,17 @@ class LockWaits:
                     in_flight = self._set_in_flight(self._all(batch.in_flight))
                     if together and self._is_written(merged(self._left), SINGLE_TIMEOUT_MS, in_flight):
                         self._left.clear()
-                self._write_singly(batch.in_flight)
+                while self._left:
+                    part, record = self._left[0], self._set_in_flight(self._all(batch.in_flight))
+                    if _meets(part, self.blocked) or not self._is_written(part, SINGLE_TIMEOUT_MS, record):
+                        self.blocked.append(part)
+                    self._left.popleft()
+                # Blocked parts are recorded as such in the statement that takes the batch off the record.
+                records = [self._set_in_flight(batch.in_flight), self._set_blocked(self.blocked)]
+                self._write(self._worker, BatchResult(), records)
+                self._batch = None
             dropped, self._dropped, self.busy = self._dropped, [], bool(self.blocked)
             return dropped
-
-    def _write_singly(self, in_flight: Sequence[Delivery]) -> None:
-        """Write the parts; blocked ones are recorded as such in the statement that takes the batch off the record."""
-        while self._left:
-            part = self._left[0]
-            record = self._set_in_flight(self._all(in_flight))
-            if _meets(part, self.blocked) or not self._is_written(part, SINGLE_TIMEOUT_MS, record):
-                self.blocked.append(part)
-            self._left.popleft()
-        records = [self._set_in_flight(in_flight), self._set_blocked(self.blocked)]
-        self._write(self._worker, BatchResult(), records)
-        self._batch = None
 
     def retry(self, now: bool = False) -> None:
         """Write results that are no longer blocked, once in ``RETRY_EVERY``; with ``now`` in any case."""

@@ -108,12 +108,9 @@ class _Deadlines:
     def _run(self) -> None:
         while True:
             time.sleep(ANSWER_WITHIN / 10)
-            self._look()
-
-    def _look(self) -> None:
-        with self._lock:
-            for session in self.sessions:
-                session.shut_when_overdue()
+            with self._lock:
+                for session in self.sessions:
+                    session.shut_when_overdue()
 
 
 _deadlines = _Deadlines()

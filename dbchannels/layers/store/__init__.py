@@ -418,32 +418,29 @@ class StoreLink(Link):
                 layer.put_back(row._replace(attempt=counted, alone=True))
             kind, queue, _ = process
             if kind == SERVER:  # a worker's queue is what it reads
-                self._clean_up_after_server(name.removesuffix(ops.UNFINISHED), queue)
+                name = name.removesuffix(ops.UNFINISHED)
+                for group in layer.table_names("members"):
+                    members = layer.table("members", group)
+                    for channel in [one for one in members if names.split(one)[0] == queue]:
+                        del members[channel]
+                layer.table("waiting", queue).clear()
+                requests = layer.table("waiting", "http.request")
+                for row in [one for one in rows(requests) if names.split(one.reply_channel)[0] == queue]:
+                    del requests[str(row.id)]  # its client went with the server
+                # Connections whose disconnect consumer runs by a message of the server's own are left.
+                leaving = {row.reply_channel for row in rows(layer.table("waiting", LEAVES))}
+                for messages in layer.table("in_flight").values():
+                    leaving.update(reply_channel for channel, reply_channel in messages if channel == LEAVES)
+                connections = layer.table("connections")
+                left = [row for row in connection_rows(connections) if row.server == name]
+                lost = [row for row in left if row.reply_channel not in leaving]
+                for lost_row in lost:
+                    del connections[lost_row.reply_channel]
+                if len(lost) < len(left):
+                    layer.table("processes")[name + ops.UNFINISHED] = (SERVER, queue, layer.clock())
+                expiry = layer.options["expiry"]
+                layer.write([ops.disconnect_send(row.record(), row.path, expiry) for row in lost], drop=True)
             layer.changed()
-
-    def _clean_up_after_server(self, name: str, queue: str) -> None:
-        layer = self.layer
-        for group in layer.table_names("members"):
-            members = layer.table("members", group)
-            for channel in [one for one in members if names.split(one)[0] == queue]:
-                del members[channel]
-        layer.table("waiting", queue).clear()
-        requests = layer.table("waiting", "http.request")
-        for row in [one for one in rows(requests) if names.split(one.reply_channel)[0] == queue]:
-            del requests[str(row.id)]  # its client went with the server
-        # Connections whose disconnect consumer runs by a message of the server's own are left.
-        leaving = {row.reply_channel for row in rows(layer.table("waiting", LEAVES))}
-        for messages in layer.table("in_flight").values():
-            leaving.update(reply_channel for channel, reply_channel in messages if channel == LEAVES)
-        connections = layer.table("connections")
-        left = [row for row in connection_rows(connections) if row.server == name]
-        lost = [row for row in left if row.reply_channel not in leaving]
-        for lost_row in lost:
-            del connections[lost_row.reply_channel]
-        if len(lost) < len(left):
-            layer.table("processes")[name + ops.UNFINISHED] = (SERVER, queue, layer.clock())
-        expiry = layer.options["expiry"]
-        layer.write([ops.disconnect_send(row.record(), row.path, expiry) for row in lost], drop=True)
 
     def clean_up(self) -> None:
         with self.layer.locked():

@@ -68,6 +68,9 @@ def rows_of(routing: Routing) -> list[Row]:
     shadowed = routing.shadowed()
     for number, bound in enumerate(routing.bound_routes()):
         route, behind = bound.route, shadowed.get(number)
+        options = {field.name: getattr(route.options, field.name) for field in fields(route.options)}
+        options["every"] = options["every"] and str(route.options.interval())
+        defaults = ConsumerOptions(route.channel)
         rows.append(
             {
                 "channel": route.channel,
@@ -75,24 +78,15 @@ def rows_of(routing: Routing) -> list[Row]:
                 "filters": bound.shown_filters(),
                 "consumer": route.name,
                 "name": bound.url_name,
-                "options": _options(route.options),
+                "options": {
+                    key: f"{value.__module__}.{value.__qualname__}" if callable(value) else value
+                    for key, value in options.items()
+                    if value != getattr(defaults, key)
+                },
                 "behind": behind and behind.route.name,  # it takes every message before this one
             }
         )
     return [*rows, VIEWS]
-
-
-def _options(options: ConsumerOptions) -> Row:
-    """Return the options that are not the default."""
-    defaults = ConsumerOptions(options.channel)
-    given = {field.name: getattr(options, field.name) for field in fields(options)}
-    found = {key: value for key, value in given.items() if value != getattr(defaults, key)}
-    if "every" in found:
-        found["every"] = str(options.interval())
-    return {
-        key: f"{value.__module__}.{value.__qualname__}" if callable(value) else value
-        for key, value in found.items()
-    }
 
 
 def table(rows: list[Row]) -> list[str]:

@@ -79,9 +79,9 @@ class ResponseBuffer:
         return True
 
     def put(self, message: Message) -> None:
-        self._queue.put((self._count(message), message))
+        self._queue.put((self.count_message(message), message))
 
-    def _count(self, message: Message) -> int:
+    def count_message(self, message: Message) -> int:
         """Count what a message brings. Return the bytes of its content."""
         content = message.get("content")
         size = len(content) if isinstance(content, bytes) else 0

@@ -180,7 +180,15 @@ def response_head(message: dict[str, Any], method: str) -> ResponseHead:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")
     if reason is not None and (not isinstance(reason, str) or not is_value(reason)):
         raise ValueError(f"The reason {reason!a:.60} cannot be sent: it is one line of latin-1 text.")
-    headers = _response_headers(message)
+    headers = message.get("headers", [])
+    if not isinstance(headers, (list, tuple)):
+        raise ValueError(f"The headers of a response are a list, not {type(headers).__name__}.")
+    for pair in headers:
+        if not isinstance(pair, (list, tuple)) or [type(part) for part in pair] != [bytes, bytes]:
+            raise ValueError(f"A header of a response is a pair of bytes, not {pair!a:.60}.")
+        if not is_token_bytes(pair[0]) or not is_value_bytes(pair[1]):
+            raise ValueError(f"The header {pair[0]!r:.60} cannot be sent: it holds a control character.")
+    headers = [(name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP]
     content, whole, bodiless = checked_content(message), not message.get(MORE_CONTENT), status in (204, 304)
     lengths = [value for name, value in headers if name.lower() == b"content-length"]
     if bodiless or whole or len(lengths) > 1:
@@ -202,15 +210,3 @@ def checked_content(message: dict[str, Any]) -> bytes:
             f"The content of a response is bytes, not {type(content).__name__}: encode it first."
         )
     return content
-
-
-def _response_headers(message: dict[str, Any]) -> list[tuple[bytes, bytes]]:
-    headers = message.get("headers", [])
-    if not isinstance(headers, (list, tuple)):
-        raise ValueError(f"The headers of a response are a list, not {type(headers).__name__}.")
-    for pair in headers:
-        if not isinstance(pair, (list, tuple)) or [type(part) for part in pair] != [bytes, bytes]:
-            raise ValueError(f"A header of a response is a pair of bytes, not {pair!a:.60}.")
-        if not is_token_bytes(pair[0]) or not is_value_bytes(pair[1]):
-            raise ValueError(f"The header {pair[0]!r:.60} cannot be sent: it holds a control character.")
-    return [(name, value) for name, value in headers if name.lower() not in _HOP_BY_HOP]

@@ -173,7 +173,7 @@ class StoredResponseBuffer(ResponseBuffer):
     def put(self, message: Message) -> None:
         if self._is_closed:
             return
-        size = self._count(message)
+        size = self.count_message(message)
         self._budget.take(self._address, memory=size)
         self._messages.append((size, message))
         self._came.set()
@@ -197,7 +197,12 @@ class StoredResponseBuffer(ResponseBuffer):
             self._free_taken()
         deadline = None if timeout is None else time.monotonic() + timeout
         while True:
-            if segment := self._next_segment():
+            while self._segments and self._segments[0].taken == self._segments[0].size:
+                if self._is_writing and len(self._segments) == 1:
+                    break
+                self._drop(self._segments.popleft())
+                self._took.set()
+            if self._segments and (segment := self._segments[0]).taken < segment.size:
                 try:
                     content = in_thread(segment.read, self._budget.read_size)
                 except BodyStorageError as error:
@@ -211,15 +216,6 @@ class StoredResponseBuffer(ResponseBuffer):
             self._came.clear()
             if not self._came.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
                 raise Empty
-
-    def _next_segment(self) -> Segment | None:
-        """Return the file with what comes next. Drop files that are taken, unless one is being written to."""
-        while self._segments and self._segments[0].taken == self._segments[0].size:
-            if self._is_writing and len(self._segments) == 1:
-                return None
-            self._drop(self._segments.popleft())
-            self._took.set()
-        return self._segments[0] if self._segments else None
 
     def free(self, size: int) -> None:
         """Count bytes that have left the memory, for the client or for a file."""

@@ -196,25 +196,22 @@ class Connection:
             self._transport.send(out)
             if out.close is not None:
                 self._drop_waiting()
-        elif not self.disconnected:
-            self._answer_handshake(out, message)
+        elif not self.disconnected:  # before the 101
+            # ``accept``, or a close without data, decides at once; data waits for the decision.
+            bare_close = out.accept is None and out.close is not None and not (out.frame or self._early)
+            if isinstance(self._decided, Accepted):
+                self._keep(out)
+            elif out.accept is False or bare_close:
+                self._decide(denied(message.get("status"), out.headers))
+            else:
+                if out.frame or out.close is not None:
+                    self._keep(out)
+                if out.accept or message.get(FINISHED) == 0:  # the connect message's order
+                    self._decide(Accepted(out.subprotocol, out.headers))
         if FINISHED in message:
             self._finished(message[FINISHED])
         elif AGAIN in message:
             self._consume_again(message[AGAIN])
-
-    def _answer_handshake(self, out: Outgoing, message: dict[str, Any]) -> None:
-        """Before the 101: ``accept``, or a close without data, decides at once; data waits for the decision."""
-        bare_close = out.accept is None and out.close is not None and not (out.frame or self._early)
-        if isinstance(self._decided, Accepted):
-            self._keep(out)
-        elif out.accept is False or bare_close:
-            self._decide(denied(message.get("status"), out.headers))
-        else:
-            if out.frame or out.close is not None:
-                self._keep(out)
-            if out.accept or message.get(FINISHED) == 0:  # the connect message's order
-                self._decide(Accepted(out.subprotocol, out.headers))
 
     def _keep(self, out: Outgoing) -> None:
         """Keep data until the 101 is written, as much as may wait for a client that does not read."""
