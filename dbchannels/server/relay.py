@@ -175,7 +175,7 @@ class Relay:
             for name, target in (
                 ("publisher", self._publish),
                 ("reader", self._read),
-                ("housekeeper", self._keep_house),
+                ("housekeeper", self._run_chores),
             )
         ]
 
@@ -424,7 +424,7 @@ class Relay:
 
     # The housekeeper.
 
-    def _keep_house(self) -> None:
+    def _run_chores(self) -> None:
         link, lease, started_at = self._house_link, self.layer.options["lease"], time.monotonic()
         chore: Chore | None = self._look_after
         while chore is not None:

@@ -497,7 +497,7 @@ def test_a_message_that_a_sender_relies_on_is_not_taken_along_nor_waited_for(lay
     assert len(link.claim(["own"], 10, "w1")) == 1
 
 
-# Floors.
+# Scan hints.
 
 
 def received(link, limit=20):
@@ -510,7 +510,7 @@ def sent(number):
 
 @pytest.fixture
 def at_once(monkeypatch):
-    """Let a floor rise with the next look but one, and no look at the whole come by itself."""
+    """Let a hint rise with the next look but one, and no look at the whole come by itself."""
     monkeypatch.setattr(ScanHints, "COSTLY", 0.0)
     monkeypatch.setattr(ScanHints, "LAG", 0.0)
     monkeypatch.setattr(ScanHints, "WHOLE_EVERY", 3600.0)
@@ -523,7 +523,7 @@ def late(layer, link):
         layer.send("http.x", {"number": 0})
         in_thread(layer, lambda: layer.send("http.x", {"number": 1})).join(10)
         assert received(link) == sent(2)[1:]
-        assert [received(link), received(link)] == [[], []]  # from here on the floor is above it
+        assert [received(link), received(link)] == [[], []]  # from here on the hint is above it
     return received(link), received(link)
 
 
@@ -578,7 +578,7 @@ def test_dead_rows_do_not_lead_a_look_away_from_the_queues_index(layer, new_link
     link = new_link(layer)
     assert received(link) == []
     (one,) = prepared.BY_TEXT[sql.RECEIVE]
-    values = {"queues": ["http." + "x" * 90], "limit": 20, "floors": [0]}
+    values = {"queues": ["http." + "x" * 90], "limit": 20, "scan_from": [0]}
     rows = link.session.execute([("EXPLAIN (COSTS OFF) " + one.execute, values)])
     plan = "\n".join(row[0] for row in rows)
     assert "dbchannels_protocol_queue" in plan, plan
@@ -686,7 +686,7 @@ def reading(number):
     """Return the statements that read so many channels, with their values and the index that they go by."""
     own = {"queues": [f"own{one}" for one in range(number)], "limit": 20, "worker": "w"}
     http = {"queues": [f"http.{one}" for one in range(number)], "limit": 20, "worker": "w"}
-    http["floors"] = [0] * number
+    http["scan_from"] = [0] * number
     limited = {**own, "at_most": [2] * number}
     return [
         (sql.RECEIVE, http, "dbchannels_protocol_queue"),

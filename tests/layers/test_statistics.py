@@ -58,7 +58,7 @@ def run(text):
 
 OWN = {"queues": ["own"], "limit": 5, "worker": "w"}
 TOKEN = {"worker": "w3", "ids": [10, 20, 30], "attempts": [1, 1, 1]}
-POP = {"queues": ["reply.new!"], "limit": 5, "floors": [0], "worker": "w"}
+POP = {"queues": ["reply.new!"], "limit": 5, "scan_from": [0], "worker": "w"}
 CLOSED = of_connections(["reply.new!7", "reply.new!8"])
 MEMBER = {"group": "small", "channel": "reply.new!", "recipient": "3", "expiry": 9.0}
 ONE = {"channels": ["own"], "payloads": [b""], "priorities": [0], "delays": [0.0], "due_ats": [None]}

@@ -79,8 +79,10 @@ class PostgreSQLLink(Link):
         found = []
         if protocol := [queue for queue in queues if self.layer.routes[queue].protocol]:
             hints, started = self._hints, time.monotonic()
-            floors = hints.floors(protocol, self.session.generation) if hints.active else [0] * len(protocol)
-            values = {"queues": protocol, "limit": limit, "worker": worker, "floors": floors}
+            scan_from = (
+                hints.scan_from(protocol, self.session.generation) if hints.active else [0] * len(protocol)
+            )
+            values = {"queues": protocol, "limit": limit, "worker": worker, "scan_from": scan_from}
             statement = sql.RECEIVE_IN_FLIGHT if worker else sql.RECEIVE
             rows = self.session.execute([(statement, values)], takes=POP)
             took = time.monotonic() - started

@@ -36,7 +36,7 @@ _TYPES = {
     "channel": "text",
     "channels": "text[]",
     "expiry": "float",
-    "floors": "bigint[]",
+    "scan_from": "bigint[]",
     "ids": "bigint[]",
     "limit": "bigint",
     "messages": "text",

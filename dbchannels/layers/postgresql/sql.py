@@ -198,17 +198,17 @@ DELETE FROM dbchannels_protocolmessage WHERE id = ANY(ARRAY(
 ))
 """
 # The pop. LATERAL gives each queue an index scan of its own; `channel IN (...) ORDER BY id` may walk the primary key
-# through the rows of all queues instead. ANY(ARRAY(...)) measured 1.1 to 2 times as fast as IN (...). Floors are hints,
-# and often 0, see ScanHints. With `channel = ... ORDER BY id`, statistics of a time when all rows were dead make the
-# primary key look as cheap, which has the rows of all queues; (channel, id) is the order of one index only.
+# through the rows of all queues instead. ANY(ARRAY(...)) measured 1.1 to 2 times as fast as IN (...). ``scan_from`` is
+# a hint, and often 0, see ScanHints. With `channel = ... ORDER BY id`, statistics of a time when all rows were dead
+# make the primary key look as cheap, which has the rows of all queues; (channel, id) is the order of one index only.
 _POPPED = """
 popped AS (
     DELETE FROM dbchannels_protocolmessage
     WHERE id = ANY(ARRAY(
-        SELECT oldest.id FROM unnest(%(queues)s::text[], %(floors)s::bigint[]) AS queue(name, floor)
+        SELECT oldest.id FROM unnest(%(queues)s::text[], %(scan_from)s::bigint[]) AS queue(name, scan_from)
         CROSS JOIN LATERAL (
             SELECT id FROM dbchannels_protocolmessage
-            WHERE (channel, id) > (queue.name, queue.floor) AND channel <= queue.name
+            WHERE (channel, id) > (queue.name, queue.scan_from) AND channel <= queue.name
                   AND expires_at > statement_timestamp()
             ORDER BY channel, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         ) AS oldest LIMIT %(limit)s

@@ -157,7 +157,7 @@ class ScanHints:
     def __init__(self) -> None:
         #: Whether the last look at the whole was costly.
         self.active = False
-        self._floors: dict[str, int] = {}
+        self._scan_from: dict[str, int] = {}
         #: By queue the highest id that was taken, since the last turn and between the last two; a turn takes LAG.
         self._taken: dict[str, int] = {}
         self._before: dict[str, int] = {}
@@ -165,20 +165,20 @@ class ScanHints:
         self._whole = True  # the current look is one
         self._generation = 0
 
-    def floors(self, queues: Sequence[str], generation: int) -> list[int]:
-        """Return each queue's floor for a look that begins now; 0 for all of it.
+    def scan_from(self, queues: Sequence[str], generation: int) -> list[int]:
+        """Return the id after which a look that begins now searches each queue; 0 for all of it.
 
         Another ``generation`` of the session starts anew: after a crash of the database ids start at 1 again.
         """
         now = time.monotonic()
         if generation != self._generation:
             self._generation, self._whole_at = generation, 0.0
-            self._forget([*self._floors, *self._before, *self._taken])
+            self._forget([*self._scan_from, *self._before, *self._taken])
         if now - self._turned_at >= self.LAG:
-            self._floors.update(self._before)
+            self._scan_from.update(self._before)
             self._before, self._taken, self._turned_at = self._taken, {}, now
         self._whole = now >= self._whole_at
-        return [0 if self._whole else self._floors.get(queue, 0) for queue in queues]
+        return [0 if self._whole else self._scan_from.get(queue, 0) for queue in queues]
 
     def learn(self, found: Iterable[tuple[str, int]], took: float) -> None:
         """Note what a look has taken, as (queue, id) in the order of the ids, and how many seconds it took."""
@@ -186,17 +186,17 @@ class ScanHints:
             self.active = took >= self.COSTLY
             self._whole_at = time.monotonic() + max(self.WHOLE_EVERY, took * self.SHARE)
             if not self.active:
-                self._forget([*self._floors, *self._before, *self._taken])
+                self._forget([*self._scan_from, *self._before, *self._taken])
                 return
         for queue, number in found:
             # It was committed late, and others may have been with it.
-            if number <= self._floors.get(queue, 0):
+            if number <= self._scan_from.get(queue, 0):
                 self._forget([queue])
             self._taken[queue] = number
 
     def _forget(self, queues: Sequence[str]) -> None:
         for queue in queues:
-            for ids in (self._floors, self._before, self._taken):
+            for ids in (self._scan_from, self._before, self._taken):
                 ids.pop(queue, None)
 
 
