@@ -108,9 +108,12 @@ class _Deadlines:
     def _run(self) -> None:
         while True:
             time.sleep(ANSWER_WITHIN / 10)
-            with self._lock:
-                for session in self.sessions:
-                    session.shut_when_overdue()
+            self._look()  # in a frame of its own, which would otherwise keep the last session alive
+
+    def _look(self) -> None:
+        with self._lock:
+            for session in self.sessions:
+                session.shut_when_overdue()
 
 
 _deadlines = _Deadlines()
