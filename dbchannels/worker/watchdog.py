@@ -15,6 +15,8 @@ import time
 import traceback
 from collections.abc import Callable
 
+from django.db import connections
+
 from dbchannels.layers.operations import Delivery
 from dbchannels.redaction import Lines
 from dbchannels.worker.batch import Batch
@@ -56,6 +58,12 @@ class Watchdog:
         self._thread.join()
 
     def _run(self) -> None:
+        try:
+            self._watch()
+        finally:
+            connections.close_all()  # this thread's: a layer on any database uses Django's
+
+    def _watch(self) -> None:
         while not self._stopping.wait(HAND_BACK_AFTER / 2):
             if self._batch.running()[1] < HAND_BACK_AFTER:
                 continue
