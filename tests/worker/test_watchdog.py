@@ -13,6 +13,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.models import DeadLetter, DurableMessage
 from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
+from dbchannels.worker import watchdog
 from dbchannels.worker.batch import BatchSizer
 from dbchannels.worker.response_stream import last_progress
 from dbchannels.worker.worker import Worker
@@ -192,3 +193,16 @@ def test_a_worker_takes_no_more_of_a_limited_channel_than_may_run(layer, site, n
     layer.send("free", {})
     assert [one.channel for one in other._take()] == ["free"]
     other.link.close()
+
+
+@kinds.only("postgresql")
+def test_its_thread_closes_its_connections(layer, site, monkeypatch):
+    closed, close_all = [], watchdog.connections.close_all
+    monkeypatch.setattr(
+        watchdog.connections,
+        "close_all",
+        lambda: (closed.append(threading.current_thread().name), close_all()),
+    )
+    site.start(route("own", site.hang))
+    site.end()
+    assert "watchdog" in closed
