@@ -129,14 +129,11 @@ def consumer(
         @consumer("websocket.receive", path="/chat/<slug:room>/")
         def say(message, room): ...
 
-    Options for all channels:
+    Options, the last four for the site's own channels:
 
     * ``atomic``: commit what the consumer writes, what it sends, and the end of its message in one transaction;
     * ``soft_timeout``: seconds after which the log shows where the consumer is; 0: never;
-    * ``hard_timeout``: seconds after which the message fails and its worker is replaced; 0: never.
-
-    Options for the site's own channels:
-
+    * ``hard_timeout``: seconds after which the message fails and its worker is replaced; 0: never;
     * ``retries``: how often a failed message is tried again;
     * ``backoff``: seconds until the next attempt, or a function that takes the number of the failed attempt;
     * ``concurrency``: how many messages of the channel run at a time, in all workers together;
@@ -145,9 +142,9 @@ def consumer(
     Every other keyword is a filter, as in ``route``.
     """
     if callable(channel):
+        given = getattr(channel, "__qualname__", safe_repr(channel))
         raise InvalidConfiguration(
-            f"@consumer on {getattr(channel, '__qualname__', safe_repr(channel))} has no channel: name it, as in "
-            '@consumer("websocket.receive").'
+            f'@consumer on {given} has no channel: write @consumer("websocket.receive").'
         )
 
     def register(function: F) -> F:
@@ -157,12 +154,11 @@ def consumer(
         if not names.is_protocol(channel):
             foreign.refuse_calls(function, channel)
         if _loaded:
-            log.warning(
+            text = (
                 "%s, a consumer of %s, was imported after the routing was loaded, so no worker runs it: import its "
-                "module in the app's consumers.py.",
-                made.name,
-                channel,
+                "module in the app's consumers.py."
             )
+            log.warning(text, made.name, channel)
         return function
 
     return register

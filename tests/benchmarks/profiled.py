@@ -16,6 +16,8 @@ from types import FrameType
 FOLDER = Path(os.environ["LIVESITE_FOLDER"])
 ROOT = Path(os.environ["PYTHONPATH"])
 PACKAGE = f"{ROOT / 'dbchannels'}/"
+#: Python 3.12 runs most of them in the frame of their function (PEP 709), which a reader sees them in anyway.
+COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")
 
 
 def main() -> None:
@@ -26,7 +28,7 @@ def main() -> None:
     def note(frame: FrameType, event: str, argument: object) -> None:
         if event == "call" and on[0]:
             code = frame.f_code
-            if code.co_filename.startswith(PACKAGE):
+            if code.co_filename.startswith(PACKAGE) and code.co_name not in COMPREHENSIONS:
                 file = code.co_filename.removeprefix(PACKAGE)
                 os.write(log, f"{os.getpid()} {threading.get_ident()} {file} {code.co_name}\n".encode())
 

@@ -7,8 +7,8 @@ which the client or the sender begins until SETTLE seconds after the end.
 
 The *files* of a trip are those that more than half of the rounds pass. Its *changes* are how often a call lies in
 another file than the call before it in the same thread; each further thread that takes part counts as one change. The
-median of the rounds is printed. Returns are not counted, nor is what the threads call again and again while nothing is
-sent.
+median of the rounds is printed. Returns and comprehensions are not counted, nor is what the threads call again and
+again while nothing is sent.
 
 Beside each file stands how often control comes to it. ``--calls`` prints every call of one round. ``--write PAGE``
 brings the lists of files in a page up to date. ``--checkout FOLDER`` measures another checkout, an older one too.

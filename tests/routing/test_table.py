@@ -312,9 +312,7 @@ def test_a_consumer_is_callable():
 def test_a_decorator_without_a_channel_names_the_function():
     with raises(InvalidConfiguration) as refused:
         consumer(one)
-    assert refused.sentence == (
-        '@consumer on one has no channel: name it, as in @consumer("websocket.receive").'
-    )
+    assert refused.sentence == ('@consumer on one has no channel: write @consumer("websocket.receive").')
 
 
 # The table of a site.
