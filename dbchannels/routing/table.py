@@ -129,7 +129,7 @@ def consumer(
         @consumer("websocket.receive", path="/chat/<slug:room>/")
         def say(message, room): ...
 
-    Options, the last four for the site's own channels:
+    The options, of which the last four are for the site's own channels; other keywords are filters, as in ``route``:
 
     * ``atomic``: commit what the consumer writes, what it sends, and the end of its message in one transaction;
     * ``soft_timeout``: seconds after which the log shows where the consumer is; 0: never;
@@ -138,8 +138,6 @@ def consumer(
     * ``backoff``: seconds until the next attempt, or a function that takes the number of the failed attempt;
     * ``concurrency``: how many messages of the channel run at a time, in all workers together;
     * ``every``: send a message this often, a timedelta or a crontab line.
-
-    Every other keyword is a filter, as in ``route``.
     """
     if callable(channel):
         given = getattr(channel, "__qualname__", safe_repr(channel))

@@ -187,7 +187,7 @@ def test_an_option_that_is_spelled_wrong_is_one_sentence(key, value, near):
 def test_a_decorator_that_stands_bare_is_one_sentence():
     with raises(InvalidConfiguration) as refused:
         consumer(one)
-    assert refused.sentence.endswith('name it, as in @consumer("websocket.receive").')
+    assert refused.sentence.endswith('write @consumer("websocket.receive").')
 
 
 def test_a_consumer_that_comes_too_late_is_told_of(decorated, caplog):
@@ -312,7 +312,7 @@ def test_a_consumer_is_callable():
 def test_a_decorator_without_a_channel_names_the_function():
     with raises(InvalidConfiguration) as refused:
         consumer(one)
-    assert refused.sentence == ('@consumer on one has no channel: write @consumer("websocket.receive").')
+    assert refused.sentence == '@consumer on one has no channel: write @consumer("websocket.receive").'
 
 
 # The table of a site.
