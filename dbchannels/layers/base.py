@@ -269,7 +269,7 @@ class BaseLayer(foreign.ForeignNames):
 
         * ``messages_pending``: messages that wait to be taken, delayed ones included;
         * ``messages_max_age``: seconds since the oldest message that can be taken now was sent, 0 if there is none;
-        * ``messages_held``: messages that a worker has taken and not finished.
+        * ``messages_in_flight``: messages that a worker has taken and not finished.
 
         The last is not in the draft. The draft's counters since the start of a server (``messages_count``,
         ``channel_full_count`` and their rates) are left out: they would cost a write for each message.

@@ -123,7 +123,7 @@ def test_a_durable_message_ends_with_what_its_consumer_did(layer, link, at_once)
     with open_transaction(layer, lambda: layer.group_clear("group")):
         link.finish("w1", batch(layer, taken, [GroupDiscard("group", MEMBER)], []))
         assert [row.id for row in DurableMessage.objects.all()] == [taken[0].id]
-        assert layer.channel_statistics("own")["messages_held"] == 1
+        assert layer.channel_statistics("own")["messages_in_flight"] == 1
     assert link.claim(["own"], 2, "w1") == []
     assert not DurableMessage.objects.exists()
 
@@ -137,7 +137,7 @@ def test_what_is_blocked_is_in_flight_until_it_is_written(layer, link, at_once):
             "w1" + InFlight.BLOCKED: [("websocket.receive", MEMBER)],
         }
         take(layer, link, OTHER)  # which writes the worker's own row anew
-        assert layer.global_statistics()["messages_held"] == 2
+        assert layer.global_statistics()["messages_in_flight"] == 2
         link.finish("w1", BatchResult())
     take(layer, link)
     assert [one.lines() for one in InFlight.objects.all()] == [[]]

@@ -64,7 +64,7 @@ def test_the_work_of_a_dead_worker_is_told_and_given_back(layer, link):
     layer.now += 31
     link.clean_up()
     assert layer.receive(["reply.s!"]) == ("reply.s!a", {"lost": "worker died", "channel": "http.request"})
-    assert layer.global_statistics()["messages_held"] == 0
+    assert layer.global_statistics()["messages_in_flight"] == 0
     link.register("w2", "worker")
     (alone,) = link.claim(["own"], 2, "w2")
     assert (codec.decode(alone.payload), alone.attempt) == ({"number": 0}, 1)

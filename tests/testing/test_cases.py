@@ -258,7 +258,7 @@ class Draining(ChannelTestCase):
             self.drain()
         assert self.drain(delayed=True) == 1
         assert list(Model.objects.values_list("name", flat=True)) == ["exact 2"]
-        assert self.channels.layer.global_statistics()["messages_held"] == 0
+        assert self.channels.layer.global_statistics()["messages_in_flight"] == 0
 
     def test_delayed_messages_wait_for_their_time(self):
         Channel("work", delay=timedelta(hours=1)).send({"step": 3})

@@ -263,7 +263,7 @@ class DatabaseLayer(DjangoLayer):
         claimed = self.rows(DurableMessage).filter(claimed_by__isnull=False, **only).count()
         return {
             "messages_pending": counted["number"] + durable.count(),
-            "messages_held": claimed + sum(only.get("channel", one) == one for one in in_flight),
+            "messages_in_flight": claimed + sum(only.get("channel", one) == one for one in in_flight),
             "messages_max_age": max(0.0, (now - min(moments, default=now)).total_seconds()),
         }
 

@@ -142,7 +142,7 @@ class PostgreSQLLayer(DjangoLayer):
 
     def statistics(self, channel: str | None) -> dict[str, float]:
         ((waiting, in_flight, age),) = self._query(sql.STATISTICS, {"channel": channel})
-        return {"messages_pending": waiting, "messages_held": in_flight, "messages_max_age": age}
+        return {"messages_pending": waiting, "messages_in_flight": in_flight, "messages_max_age": age}
 
     def _query(self, statement: str, values: dict[str, Any]) -> list[tuple[Any, ...]]:
         with connections[self.database].cursor() as cursor:

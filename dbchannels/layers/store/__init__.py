@@ -308,7 +308,7 @@ class StoreLayer(BaseLayer):
             now = self.clock()
         return {
             "messages_pending": len(waiting),
-            "messages_held": sum(channel in (None, one) for one in held),
+            "messages_in_flight": sum(channel in (None, one) for one in held),
             "messages_max_age": now - min((row.sent for row in waiting if row.due <= now), default=now),
         }
 

@@ -265,7 +265,7 @@ class DeliveryContract(LayerCase):
 
     def test_statistics_count_what_waits(self) -> None:
         layer = self.layer()
-        nothing = {"messages_pending": 0, "messages_held": 0, "messages_max_age": 0}
+        nothing = {"messages_pending": 0, "messages_in_flight": 0, "messages_max_age": 0}
         assert layer.global_statistics() == nothing
         layer.send_many([("own", {}), ("own", {}), ("http.request", {})])
         wait_until(lambda: layer.channel_statistics("own")["messages_max_age"] > 0.01)

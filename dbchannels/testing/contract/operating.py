@@ -12,7 +12,7 @@ from dbchannels.testing.contract.durable import claim, numbers
 def statistics(layer: BaseLayer, channel: str) -> tuple[float, float]:
     """Return how many messages of a channel wait, and how many are in flight."""
     found = layer.channel_statistics(channel)
-    return found["messages_pending"], found["messages_held"]
+    return found["messages_pending"], found["messages_in_flight"]
 
 
 def make_dead_letters(link: Link, number: int, channel: str = "own") -> None:
@@ -35,7 +35,7 @@ class OperatingContract(LayerCase):
         layer.send_many([("own", {"number": number}) for number in range(3)])
         first, second = claim(link, limit=2)
         assert statistics(layer, "own") == (1, 2)
-        assert layer.global_statistics()["messages_held"] == 2
+        assert layer.global_statistics()["messages_in_flight"] == 2
         assert statistics(layer, "other") == (0, 0)
         link.finish("w1", BatchResult(acknowledged=[first], returned=[second]))
         assert statistics(layer, "own") == (2, 0)
@@ -51,9 +51,9 @@ class OperatingContract(LayerCase):
         in_flight = link.receive_many(["http.request", "websocket.receive"], 2, worker)
         assert statistics(layer, "websocket.receive") == (0, 1)
         link.finish(worker, BatchResult(in_flight=in_flight[:1]))
-        assert layer.global_statistics()["messages_held"] == 1
+        assert layer.global_statistics()["messages_in_flight"] == 1
         link.finish(worker, BatchResult())
-        assert layer.global_statistics()["messages_held"] == 0
+        assert layer.global_statistics()["messages_in_flight"] == 0
         link.unregister(worker)
 
     def test_flush_forgets_what_is_in_flight(self) -> None:
@@ -62,7 +62,7 @@ class OperatingContract(LayerCase):
         layer.send_many([("own", {}), ("http.request", {})])
         assert len(claim(link)) == len(link.receive_many(["http.request"], 1, "w1")) == 1
         layer.flush()
-        assert layer.global_statistics()["messages_held"] == 0
+        assert layer.global_statistics()["messages_in_flight"] == 0
 
     def test_a_delayed_message_waits_and_has_no_age_before_its_time(self) -> None:
         layer = self.layer()
