@@ -43,7 +43,7 @@ def test_the_code_of_a_page_is_python(name: str) -> None:
 @pytest.mark.parametrize("name", [*pages.names(), "README"])
 def test_no_package_of_a_page_is_one_of_pythons_own(name: str) -> None:
     text = README if name == "README" else ALL_PAGES[name]
-    folders = set(re.findall(r":caption: (\w+)/[\w/]+\.py", text))
+    folders = set(re.findall(r"(?::caption:|^   #) (\w+)/[\w/]+\.py", text, re.MULTILINE))
     assert not folders & sys.stdlib_module_names
 
 
