@@ -31,6 +31,14 @@ copyright = author
 version = release = dbchannels.__version__
 html_theme = "furo"
 html_title = "dbchannels"
+html_favicon = html_logo = "../examples/demo/static/demo/icon.svg"
+html_static_path = ["_static"]
+html_css_files = ["home.css"]
+html_copy_source = html_show_sourcelink = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#075e46", "color-brand-content": "#0b7a5b"},
+    "dark_css_variables": {"color-brand-primary": "#7be0ba", "color-brand-content": "#4fcf9f"},
+}
 extensions = ["sphinx.ext.autodoc", "docs.tables"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
