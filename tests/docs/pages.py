@@ -65,3 +65,14 @@ def commands(page: str) -> list[str]:
         for line in block.code.splitlines()
         if line.startswith(("$ ", "# "))
     ]
+
+
+def outputs(page: str) -> list[tuple[str, str]]:
+    """Return each command whose output the page shows, with that output."""
+    found = []
+    for block in blocks(page, "console"):
+        for part in re.split(r"^\$ ", block.code, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            if output.strip():
+                found.append((command, output))
+    return found

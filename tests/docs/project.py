@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +24,7 @@ class Project(LiveSite):
             {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "mysite/db.sqlite3")}, folder
         )
         self.manage_py = folder / "mysite" / "manage.py"
+        self.printed: dict[str, str] = {}  # what commands printed, for a test to look at
 
     def environment(self, settings: dict[str, Any] | None = None) -> dict[str, str]:
         """Return what its processes find in their environment: this tree's dbchannels, and nothing of the test run."""
@@ -31,26 +34,32 @@ class Project(LiveSite):
         kept.pop("DATABASE_URL", None)
         return {**kept, "PYTHONPATH": str(TREE), "PYTHONUNBUFFERED": "1"}
 
-    def follow(self, page: str) -> None:
-        """Make the project, then write the page's files: a file that is shown twice goes on."""
+    def make(self, page: str) -> None:
+        """Make the project and its app by the page's commands."""
         for command in pages.commands(page):
             if command.startswith(("django-admin startproject", "python manage.py startapp")):
                 self.run(command)
+
+    def follow(self, page: str) -> None:
+        """Make the project, then write the page's files: a file that is shown twice goes on."""
+        self.make(page)
         for path, code in pages.files(page):
             (self.manage_py.parent / path).parent.mkdir(parents=True, exist_ok=True)
             (self.manage_py.parent / path).write_text(code)
         for block in pages.blocks(page):
             if "/" in block.caption:
-                path = self.manage_py.parent / block.caption.partition(":")[0]
-                path.parent.mkdir(parents=True, exist_ok=True)
-                before = (
-                    path.read_text() if path.name in ("settings.py", "consumers.py") and path.exists() else ""
-                )
-                path.write_text(f"{before}\n{block.code}")
+                self.write(block)
+
+    def write(self, block: pages.Block) -> None:
+        """Write the file that a block's caption names; the settings and the consumers go on where they ended."""
+        path = self.manage_py.parent / re.split("[:,]", block.caption)[0]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        before = path.read_text() if path.name in ("settings.py", "consumers.py") and path.exists() else ""
+        path.write_text(f"{before}\n{block.code}")
 
     def run(self, command: str) -> str:
         """Run one command of a page; return what it printed."""
-        words = command.split()
+        words = shlex.split(command)
         program = {"django-admin": ["-m", "django"], "python": []}[words[0]]
         folder = self.folder if words[0] == "django-admin" else self.manage_py.parent
         done = subprocess.run(

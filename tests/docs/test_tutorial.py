@@ -33,11 +33,21 @@ def test_it_has_as_many_lines_as_it_says_and_less_than_sixty() -> None:
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     made = Project(tmp_path_factory.mktemp("tutorial"))
     made.follow("tutorial")
-    made.run("python manage.py makemigrations rooms --verbosity 0")
+    made.printed = {command: made.run(command) for command, _ in pages.outputs("tutorial")}
     made.run("python manage.py migrate --verbosity 0")
     yield made
     close_all()
     made.end()
+
+
+def test_each_command_prints_what_the_page_shows(project: Project) -> None:
+    shown = {command: output.strip() for command, output in pages.outputs("tutorial")}
+    assert list(shown) == [
+        "python manage.py check",
+        "python manage.py makemigrations rooms",
+        "python manage.py showchannels 'rooms.*'",
+    ]
+    assert {command: output.strip() for command, output in project.printed.items()} == shown
 
 
 def enter(project: Project, served: Served, name: str) -> Socket:
