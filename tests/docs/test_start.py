@@ -88,7 +88,8 @@ def test_each_step_shows_what_the_page_says(project: Project) -> None:
     both("Welcome, Ann!")
     reader.shell()
     until(lambda: project.count("deadletter"), lambda: served.output())
-    until(lambda: served.output().count("\nKeyError: 'name'") == 2, lambda: served.output())
+    until(lambda: served.output().count("    KeyError: 'name'\n") == 2, lambda: served.output())
+    assert "it is a dead letter now" in served.output()
     reader.write("the last line of consumers.py, corrected")
     assert run_again(project, served) == 302
     both("Welcome, stranger!")
