@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -57,18 +58,21 @@ class Port(Project):
         return done.stderr
 
 
-@pytest.fixture
-def follow(tmp_path: Path) -> Iterator[Callable[[str], Port]]:
-    """Make the project of a page."""
-    made = Port(tmp_path)
+@pytest.fixture(scope="module")
+def follow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Port]]:
+    """Make the project of a page, once."""
 
+    @cache
     def follow(page: str) -> Port:
-        made.follow(page)
-        return made
+        made.append(Port(tmp_path_factory.mktemp(page)))
+        made[-1].follow(page)
+        return made[-1]
 
+    made: list[Port] = []
     yield follow
     close_all()
-    made.end()
+    for one in made:
+        one.end()
 
 
 @pytest.mark.parametrize("page", PAGES)
