@@ -24,8 +24,8 @@ from django.core.management import load_command_class
 from dbchannels import Group, Message
 from dbchannels.conf import SHORT_BACKENDS
 from dbchannels.layers.base import BaseLayer
-from dbchannels.management.commands.runchannels import LaunchConfig
 from dbchannels.protocol import CHUNK
+from dbchannels.server.options import LaunchConfig
 from tests import kinds
 from tests.benchmarks.__main__ import PARTS
 from tests.docs import pages
