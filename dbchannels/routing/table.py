@@ -152,11 +152,12 @@ def consumer(
         if not names.is_protocol(channel):
             foreign.refuse_calls(function, channel)
         if _loaded:
-            text = (
+            log.warning(
                 "%s, a consumer of %s, was imported after the routing was loaded, so no worker runs it: import its "
-                "module in the app's consumers.py."
+                "module in the app's consumers.py.",
+                made.name,
+                channel,
             )
-            log.warning(text, made.name, channel)
         return function
 
     return register
