@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -582,6 +583,22 @@ def test_the_close_codes_are_all_there() -> None:
     sent = {one for one in constants if protocol.is_close_code(one)}
     assert sent <= listed
     assert all(map(protocol.is_close_code, listed))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_sections_that_a_page_names_are_there(page: str) -> None:
+    text = words(page)
+    elsewhere = re.findall(r'"([^"]+)" in :doc:`([\w-]+)`', text)
+    here = re.findall(r'[Ss]ee "([^"]+)"(?! in :doc:)|"([^"]+)" (?:above|below)', text)
+    named = [*elsewhere, *((one or other, page) for one, other in here)]
+    assert named
+    assert [(name, other) for name, other in named if name not in sections(other)] == []
+
+
+def sections(page: str) -> set[str]:
+    """Return the headings of a page."""
+    lines = pages.text(page).splitlines()
+    return {line for line, rule in pairwise(lines) if re.fullmatch(r"([=~-])\1{2,}", rule)}
 
 
 def test_the_secret_words_are_listed() -> None:
