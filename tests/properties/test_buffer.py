@@ -6,12 +6,12 @@ from contextlib import ExitStack
 
 import pytest
 from django.db import transaction
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from dbchannels.testing.contract.case import drain
 from tests import kinds
+from tests.profiles import examples
 
 CHANNEL = "body?x"
 GROUP = "group"
@@ -126,11 +126,5 @@ def test_what_a_consumer_does_takes_effect_in_its_order(layer):
     machine = type("Machine", (Consumer,), {"layer": layer})
     run_state_machine_as_test(
         machine,
-        settings=settings(
-            max_examples=60,
-            stateful_step_count=20,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        ),
+        settings=examples(60, stateful_step_count=20),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -18,6 +18,7 @@ from dbchannels.conf import OPTIONS, LayerSettings
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.operations import BatchResult, Connect, Disconnect, Failure
+from tests.profiles import examples
 
 GIVEN = {"channel_capacity": {"http.few": 2, "few": 2, "reply.few!": 1}}
 DURABLE = ("own", "other", "few")
@@ -270,25 +271,22 @@ def counts(statistics):
 
 
 @pytest.mark.parametrize(
-    ("layer_kind", "examples"),
+    ("layer_kind", "number"),
     [
         ("sqlite", 25),
         pytest.param("postgresql", 30, marks=pytest.mark.postgresql),
         pytest.param("polling", 10, marks=pytest.mark.postgresql),
     ],
 )
-def test_another_layer_does_what_the_memory_layer_does(new_layer, new_link, examples):
+def test_another_layer_does_what_the_memory_layer_does(new_layer, new_link, number):
     memory = MemoryLayer(LayerSettings("default", None, "default", None, {**OPTIONS, **GIVEN}))
     layers = (memory, new_layer(**GIVEN))
     links = tuple(new_link(layer) for layer in layers)
     run_state_machine_as_test(
         type("Machine", (Pair,), {"layers": layers, "links": links}),
-        settings=settings(
-            max_examples=examples,
+        settings=examples(
+            number,
             stateful_step_count=30,
-            deadline=None,
-            derandomize=True,
             phases=[Phase.generate],  # to make a failing example short takes minutes on a database
-            suppress_health_check=list(HealthCheck),
         ),
     )

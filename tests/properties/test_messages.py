@@ -9,16 +9,17 @@ import re
 import uuid
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from dbchannels import codec, names
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.testing.contract.case import raises
 from dbchannels.testing.contract.messages import exact
+from tests.profiles import examples
 
-few = settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-many = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = examples(15)
+many = examples(150)
 
 ORDINARY = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_."
 part = st.text(ORDINARY, min_size=1, max_size=49)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dbchannels import Message, include, reverse, route
 from dbchannels.routing import table
 from dbchannels.routing.patterns import EXPRESSION, compile_pattern
 from dbchannels.routing.table import Routing
+from tests.profiles import examples
 
 VALUES = {
     "int": st.integers(min_value=0),
@@ -39,9 +40,7 @@ def consume(message, **captures):
     """A consumer."""
 
 
-@settings(
-    deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)  # tables of characters are made at first
+@examples(100)
 @given(prefix=paths("outer"), rest=paths("inner"))
 def test_what_is_reversed_is_matched(prefix, rest):
     routing = Routing([include([route("own", consume, path=rest[0], name="there")], path=prefix[0])])
@@ -56,6 +55,7 @@ def test_what_is_reversed_is_matched(prefix, rest):
     assert found and found[1] == {**prefix[1], **rest[1]}
 
 
+@examples(100)
 @given(text=st.text(max_size=20), value=st.text(max_size=20))
 def test_a_path_without_captures_matches_itself_alone(text, value):
     text = re.sub("[<>]", "", EXPRESSION.sub("", text))

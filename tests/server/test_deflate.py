@@ -7,7 +7,7 @@ import socket as sockets
 import zlib
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dbchannels.server.budget import MemoryBudget, Share
@@ -25,6 +25,7 @@ from dbchannels.server.websocket.framing import (
 from dbchannels.server.websocket.handshake import negotiate
 from dbchannels.server.websocket.messages import Outgoing
 from dbchannels.server.websocket.transport import Transport
+from tests.profiles import examples
 from tests.server.test_framing import client, events_of, frames_at_random, new_socket, plausible
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0, 1, 2, 8, 9, 10
@@ -434,9 +435,15 @@ class Counting:
         return getattr(self._stream, name)
 
 
+@pytest.fixture(scope="module")
+def bomb():
+    """64 MiB in 64 KiB."""
+    return deflated(bytes(64 * MEBIBYTE))
+
+
 @pytest.mark.parametrize("cuts", [(), range(10, 60_000, 10_000)], ids=["whole", "in fragments"])
-def test_a_bomb_is_refused_and_never_inflated(monkeypatch, cuts):
-    bomb = compressed(BINARY, bytes(64 * MEBIBYTE), cuts=cuts)
+def test_a_bomb_is_refused_and_never_inflated(monkeypatch, bomb, cuts):
+    bomb = compressed(BINARY, b"", content=bomb, cuts=cuts)
     monkeypatch.setattr(Counting, "made", 0)
     monkeypatch.setattr(protocol_module, "zlib", type("Z", (), {**vars(zlib), "decompressobj": Counting}))
     assert [event.code for event in receive(bomb)[0]] == [1009]
@@ -464,7 +471,7 @@ def test_after_our_close_what_is_compressed_is_dropped():
 # --- anything at all
 
 
-@settings(deadline=None, max_examples=150)
+@examples(150)
 @given(
     st.one_of(st.text(max_size=2_000), st.binary(max_size=2_000)),
     st.integers(1, 50),
@@ -487,7 +494,7 @@ def test_any_message_comes_back_the_same_however_it_is_compressed_and_cut(
     assert message_of(frame, bits)[:2] == (opcode, payload)
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.lists(st.binary(max_size=100), max_size=8), st.integers(0, 2_000))
 def test_garbage_is_inflated_or_refused(pieces, limit):
     message = PartialMessage(BINARY, True, limit)
@@ -510,7 +517,7 @@ compressed_frames = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.lists(st.one_of(compressed_frames, frames_at_random, plausible), max_size=12), st.booleans())
 def test_garbage_ends_the_connection_at_most_once_and_never_raises(pieces, closing):
     socket, events = new_socket(max_message_size=100, max_fragments=5, compression=True), []

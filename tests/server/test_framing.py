@@ -6,7 +6,7 @@ Every stream of a client is fed twice, whole and cut into single bytes; the even
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dbchannels.server.websocket.framing import (
@@ -21,6 +21,7 @@ from dbchannels.server.websocket.framing import (
     WebSocket,
     encode_frame,
 )
+from tests.profiles import examples
 
 KEY = bytes.fromhex("37fa213d")
 MIB = 1024 * 1024
@@ -544,7 +545,7 @@ def conversations(draw):
     return b"".join(stream), events, pongs
 
 
-@settings(deadline=None, max_examples=100)
+@examples(100)
 @given(conversations(), st.lists(st.integers(1, 50), min_size=1, max_size=20))
 def test_any_messages_come_back_the_same_however_they_are_cut(conversation, steps):
     stream, expected, pongs = conversation
@@ -573,7 +574,7 @@ plausible = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@examples(200)
 @given(st.lists(st.one_of(st.binary(max_size=60), frames_at_random, plausible), max_size=12), st.booleans())
 def test_garbage_ends_the_connection_at_most_once_and_never_raises(pieces, closing):
     socket, events, output = new_socket(max_message_size=100, max_fragments=5), [], b""
