@@ -14,6 +14,8 @@ LAYERS = {
     "memory": ("memory", "default"),
 }
 NEED_POSTGRESQL = ("postgresql", "polling")
+#: What most tests run on. "polling" differs from "sqlite" in its locks alone, so only tests/layers has it.
+USUAL = ("postgresql", "sqlite", "memory")
 
 
 def parameters(*kinds: str) -> list[Any]:
@@ -27,5 +29,6 @@ def only(*kinds: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("layer_kind", parameters(*kinds))
 
 
-#: Those that keep messages in a database.
-on_databases = only("postgresql", "polling", "sqlite")
+#: Those that keep messages in a database; the second one with "polling" beside the others.
+on_databases = only("postgresql", "sqlite")
+on_all_databases = only("postgresql", "polling", "sqlite")

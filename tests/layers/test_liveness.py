@@ -18,7 +18,7 @@ from dbchannels.models import (
 from dbchannels.testing.contract.case import drain, wait_until
 from tests import kinds
 
-pytestmark = kinds.on_databases
+pytestmark = kinds.on_all_databases
 
 LEASE = 0.05  # seconds
 

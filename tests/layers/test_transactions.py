@@ -15,7 +15,7 @@ from dbchannels.testing.contract.case import drain, waiting
 from dbchannels.testing.contract.operating import make_dead_letters
 from tests import kinds
 
-pytestmark = kinds.on_databases
+pytestmark = kinds.on_all_databases
 
 
 def atomic(layer):
