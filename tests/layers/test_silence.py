@@ -23,17 +23,26 @@ pytestmark = [kinds.only("postgresql"), pytest.mark.usefixtures("layer")]
 
 
 NAME = "dbchannels test silence"
+PATIENT, IMPATIENT = (
+    3.0,
+    0.2,
+)  # seconds: a busy machine answers within the first, and nothing comes in a silence
 
 
 @pytest.fixture
-def impatient(monkeypatch):
-    """Sessions that wait for an answer for a moment."""
-    monkeypatch.setattr(session_module, "ANSWER_WITHIN", 0.2)
+def answer_within(monkeypatch):
+    """Sessions that wait for an answer for so many seconds; ``answer_within(IMPATIENT)`` changes that."""
+
+    def change(seconds):
+        monkeypatch.setattr(session_module, "ANSWER_WITHIN", seconds)
+
+    change(PATIENT)
     monkeypatch.setattr(session_module, "_deadlines", session_module._Deadlines())
+    return change
 
 
 @pytest.fixture
-def proxy_and_session(impatient):
+def proxy_and_session(answer_within):
     """A session through a proxy."""
     entry = {**settings.DATABASES["default"], "NAME": connection.settings_dict["NAME"]}
     with proxied(entry) as (proxy, through):
@@ -58,25 +67,29 @@ def value_of(session, expression):
 # The deadline.
 
 
-def test_silence_ends_a_statement_and_the_next_one_has_a_new_session(proxy_and_session):
+def test_silence_ends_a_statement_and_the_next_one_has_a_new_session(proxy_and_session, answer_within):
     proxy, session = proxy_and_session
     assert value_of(session, "1") == 1
     (before,) = backends()
     proxy.fall_silent()
+    answer_within(IMPATIENT)
     with pytest.raises(LayerUnavailable, match=r"no answer within 0\.2 s"):
         value_of(session, "2")
     assert backends() == [before]  # the other end has heard of nothing
     proxy.speak()
+    answer_within(PATIENT)
     assert value_of(session, "3") == 3
 
 
-def test_a_new_session_ends_the_old_one_whose_end_nobody_told(proxy_and_session):
+def test_a_new_session_ends_the_old_one_whose_end_nobody_told(proxy_and_session, answer_within):
     proxy, session = proxy_and_session
     session.execute([("SELECT pg_advisory_lock(42)", {})])
     (before,) = backends()
     proxy.forget()
+    answer_within(IMPATIENT)
     with pytest.raises(LayerUnavailable):
         value_of(session, "1")
+    answer_within(PATIENT)
     assert backends() == [before]
     assert value_of(session, "2") == 2
     wait_until(lambda: before not in backends())
@@ -93,10 +106,12 @@ def test_silence_while_connecting_ends_too(proxy_and_session, monkeypatch):
     assert value_of(session, "2") == 2
 
 
-def test_a_statement_in_time_and_a_session_at_rest_are_left_alone(proxy_and_session):
+def test_a_statement_in_time_and_a_session_at_rest_are_left_alone(proxy_and_session, answer_within):
     _, session = proxy_and_session
     value_of(session, "pg_sleep(0.05)")
+    answer_within(IMPATIENT)
     session.wait(0.5)
+    answer_within(PATIENT)
     assert value_of(session, "1") == 1
     assert session.generation == 1
 
@@ -112,13 +127,13 @@ def test_each_session_is_watched_and_none_that_was_closed(proxy_and_session):
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_session_that_is_forgotten_ends(impatient):
+def test_a_session_that_is_forgotten_ends(answer_within):
     session = Session(
         {**settings.DATABASES["default"], "NAME": connection.settings_dict["NAME"]}, NAME, False
     )
     assert value_of(session, "1") == 1
     assert len(backends()) == 1
-    time.sleep(0.1)  # the thread of the deadlines has looked at it
+    time.sleep(PATIENT / 10 * 2)  # the thread of the deadlines has looked at it
     del session
     gc.collect()
     wait_until(lambda: not backends())
