@@ -37,10 +37,10 @@ def in_seconds(seconds):
 
 def test_a_moment_that_has_come_and_one_that_has_not(layer, link):
     Channel("own", deliver_at=in_seconds(-5)).send({"number": 1})
-    Channel("own", deliver_at=in_seconds(0.2)).send({"number": 2})
-    Channel("own", deliver_at=in_seconds(30)).send({"number": 3})
-    Channel("own", deliver_at=datetime.now(timezone.utc) + timedelta(seconds=60)).send({"number": 4})
-    assert [one["number"] for one in drain(layer, "own")] in ([1], [1, 2])
+    Channel("own", deliver_at=in_seconds(30)).send({"number": 2})
+    Channel("own", deliver_at=datetime.now(timezone.utc) + timedelta(seconds=60)).send({"number": 3})
+    assert [one["number"] for one in drain(layer, "own")] == [1]
+    Channel("own", deliver_at=in_seconds(0.2)).send({"number": 4})
     wait_until(lambda: link.claim(["own"], 1, "w1"))
     assert link.claim(["own"], 5, "w1") == []
     assert 20 < (link.next_due() or 25) <= 30  # a layer in memory does not say
