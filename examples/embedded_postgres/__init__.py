@@ -23,13 +23,14 @@ start = EmbeddedPostgres.start
 _held = {}  # by folder: the servers that `database` holds until this process ends
 
 
-def database(folder, sqlite, name=NAME):
+def database(folder, sqlite, name=NAME, settings=None):
     """Returns DATABASES["default"]: from DATABASE_URL, else PostgreSQL in `folder`, else SQLite at `sqlite`.
 
-    `folder` and `sqlite` are paths. The environment variable DBCHANNELS_POSTGRES = system, wheel or sqlite
-    allows that one only. The server is held until this process ends. Child processes evaluate the same
-    settings: they join the server, and never start another while their parent is on its way out. What cannot
-    be done ends the process with one sentence: Django prints a traceback for an exception in the settings.
+    `folder` and `sqlite` are paths; `settings` are those of `EmbeddedPostgres.start`. The environment variable
+    DBCHANNELS_POSTGRES = system, wheel or sqlite allows that one only. The server is held until this process
+    ends. Child processes evaluate the same settings: they join the server, and never start another while their
+    parent is on its way out. What cannot be done ends the process with one sentence: Django prints a traceback
+    for an exception in the settings.
     """
     choice = os.environ.get(CHOICE, "")
     try:
@@ -37,14 +38,14 @@ def database(folder, sqlite, name=NAME):
             raise PostgresUnavailable(f"{CHOICE}={choice} is unknown: use system, wheel or sqlite.")
         if not choice and os.environ.get("DATABASE_URL"):
             return _from_url(os.environ["DATABASE_URL"])
-        if choice != "sqlite" and (server := _hold(os.path.realpath(folder), choice or None)):
+        if choice != "sqlite" and (server := _hold(os.path.realpath(folder), choice or None, settings)):
             return server.settings(name)
     except PostgresUnavailable as problem:
         sys.exit(f"dbchannels: {problem}")
     return _sqlite(sqlite)
 
 
-def _hold(folder, kind):
+def _hold(folder, kind, settings):
     """The server of `folder`, or None where SQLite is to be used."""
     server = _held.get(folder)
     if server and kind in (None, server.source):
@@ -54,7 +55,7 @@ def _hold(folder, kind):
         _held[folder] = EmbeddedPostgres.join(folder)
         return _held[folder]
     try:
-        _held[folder] = start(folder, binaries=kind)
+        _held[folder] = start(folder, binaries=kind, settings=settings)
     except PostgresUnavailable as problem:
         if kind:
             raise
