@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 from django.conf import settings
 
 from tests.harness import LiveSite, Served, close_all
+from tests.settings import WORKER
 
 #: Fixtures that are a site on PostgreSQL; those on each database mark their own parameters.
-ON_POSTGRESQL = {"site", "served"}
+ON_POSTGRESQL = {"site", "served", "large"}
+LARGE = str(64 * 1_048_576)  # bytes, as --max-body takes them
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -23,26 +26,23 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             item.add_marker(pytest.mark.postgresql)
 
 
+def administer(database: dict[str, Any], *statements: str) -> None:
+    """Execute statements on the server of an entry of DATABASES, beside all of its databases."""
+    keys = {"USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+    given = {name: database[key] for key, name in keys.items() if database[key]}
+    with closing(psycopg2.connect(dbname="postgres", **given)) as connection:
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            for statement in statements:
+                cursor.execute(statement)
+
+
 def postgresql_database(name: str) -> dict[str, Any]:
     """Create a database on the test run's server; return its entry of DATABASES."""
-    entry = {
-        key: settings.DATABASES["default"].get(key, "")
-        for key in ("ENGINE", "USER", "PASSWORD", "HOST", "PORT")
-    }
-    parameters = {
-        "user": entry["USER"],
-        "password": entry["PASSWORD"],
-        "host": entry["HOST"],
-        "port": entry["PORT"],
-    }
-    connection = psycopg2.connect(
-        dbname="postgres", **{key: value for key, value in parameters.items() if value}
-    )
-    connection.autocommit = True
-    with connection.cursor() as cursor:
-        cursor.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
-        cursor.execute(f"CREATE DATABASE {name}")
-    connection.close()
+    keys = ("ENGINE", "USER", "PASSWORD", "HOST", "PORT")
+    entry = {key: settings.DATABASES["default"].get(key, "") for key in keys}
+    name = "_".join(filter(None, [name, WORKER]))
+    administer(entry, f"DROP DATABASE IF EXISTS {name} WITH (FORCE)", f"CREATE DATABASE {name}")
     return {**entry, "NAME": name}
 
 
@@ -53,11 +53,30 @@ def sqlite_database(folder: Path) -> dict[str, Any]:
     return {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "site.sqlite3"), "OPTIONS": options}
 
 
+#: By server, None for SQLite: the name of a database, or the content of a file, that the migrations have made.
+MIGRATED: dict[str | None, Any] = {}
+
+
 def migrated(database: dict[str, Any], folder: Path) -> LiveSite:
-    """Return a site whose tables are there."""
-    site = LiveSite(database, folder)
-    done = site.manage("migrate", "--verbosity", "0")
-    assert done.returncode == 0, done.stderr
+    """Return a site whose tables are there: the migrations run once on each server, and what they made is copied."""
+    site, name, server = LiveSite(database, folder), str(database["NAME"]), database.get("HOST")
+    known = server in MIGRATED
+    if not known:
+        done = site.manage("migrate", "--verbosity", "0")
+        assert done.returncode == 0, done.stderr
+    if server is None:
+        if known:
+            Path(name).write_bytes(MIGRATED[server])
+        MIGRATED[server] = Path(name).read_bytes()
+    elif known:
+        administer(database, f"DROP DATABASE {name}", f"CREATE DATABASE {name} TEMPLATE {MIGRATED[server]}")
+    else:
+        MIGRATED[server] = f"{name}_migrated"
+        administer(
+            database,
+            f"DROP DATABASE IF EXISTS {MIGRATED[server]}",
+            f"CREATE DATABASE {MIGRATED[server]} TEMPLATE {name}",
+        )
     return site
 
 
@@ -80,6 +99,16 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     site = migrated(postgresql_database("dbchannels_served"), tmp_path_factory.mktemp("served"))
     try:
         yield site.serve("--workers", "2", "--max-body", "1114112")
+    finally:
+        site.end()
+
+
+@pytest.fixture(scope="session")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with one worker that takes bodies of 64 MiB, for all tests that leave it as it was."""
+    site = migrated(postgresql_database("dbchannels_large"), tmp_path_factory.mktemp("large"))
+    try:
+        yield site.serve("--workers", "1", "--max-body", LARGE)
     finally:
         site.end()
 

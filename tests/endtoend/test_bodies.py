@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.endtoend.conftest import LARGE
 from tests.endtoend.test_http import highest_memory, multipart, options
 from tests.harness import HOST, Served, connect, reset, until
 
 MEBIBYTE = 1_048_576
-LARGE = str(64 * MEBIBYTE)
 
 
 def content(size: int) -> bytes:
@@ -39,13 +39,12 @@ def begin(served: Served, path: str, data: bytes) -> socket.socket:
 
 
 @pytest.mark.parametrize("size", [1, 131_072, 131_073, 131_072 + 262_144, 5 * MEBIBYTE + 17])
-def test_a_body_of_any_size_reaches_the_view_whole(site, size):
-    served = site.serve("--workers", "1", "--max-body", LARGE)
+def test_a_body_of_any_size_reaches_the_view_whole(large, size):
     data = content(size)
     expected = {"size": size, "sha256": sha256(data), "length": str(size)}
-    assert served.request("POST", "/hash", data).json() == expected
-    assert served.request("POST", "/hash", in_chunks(data, 100_000)).json() == expected
-    with served.connection() as connection:
+    assert large.request("POST", "/hash", data).json() == expected
+    assert large.request("POST", "/hash", in_chunks(data, 100_000)).json() == expected
+    with large.connection() as connection:
         connection.request("POST", "/hash", data)
         assert connection.getresponse().read()
         connection.request("GET", "/")
@@ -60,34 +59,32 @@ def test_a_body_reaches_a_view_on_sqlite_inside_a_transaction(site_on_sqlite):
     assert site_on_sqlite.entries() == ["uploaded"]
 
 
-def test_a_file_of_50_mebibytes_is_uploaded_and_nobody_holds_it(site):
-    served = site.serve("--workers", "1", "--max-body", LARGE)
+def test_a_file_of_50_mebibytes_is_uploaded_and_nobody_holds_it(large):
     data = content(50 * MEBIBYTE)
     form, headers = multipart(data)
-    assert served.get("/").text == "hello"
-    (worker,) = served.workers(1)
-    before = highest_memory(served.process.pid), highest_memory(worker)
-    answer = served.request("POST", "/stored", form, headers).json()
+    assert large.get("/").text == "hello"
+    (worker,) = large.workers(1)
+    before = highest_memory(large.process.pid), highest_memory(worker)
+    answer = large.request("POST", "/stored", form, headers).json()
     assert answer == {"size": len(data), "sha256": sha256(data), "stored": "TemporaryUploadedFile"}
-    after = highest_memory(served.process.pid), highest_memory(worker)
+    after = highest_memory(large.process.pid), highest_memory(worker)
     assert [round((now - then) / MEBIBYTE) < 20 for then, now in zip(before, after, strict=True)] == [
         True
     ] * 2
 
 
-def test_djangos_own_limit_of_a_body_in_memory_holds(site):
-    served = site.serve("--workers", "1", "--max-body", LARGE)
-    assert served.request("POST", "/body", content(2 * MEBIBYTE)).text == str(2 * MEBIBYTE)
-    assert served.request("POST", "/body", content(3 * MEBIBYTE)).status == 400
+def test_djangos_own_limit_of_a_body_in_memory_holds(large):
+    assert large.request("POST", "/body", content(2 * MEBIBYTE)).text == str(2 * MEBIBYTE)
+    assert large.request("POST", "/body", content(3 * MEBIBYTE)).status == 400
 
 
-def test_a_body_that_no_view_reads_is_dropped(site):
-    served = site.serve("--workers", "1", "--max-body", LARGE)
-    with served.connection() as connection:
+def test_a_body_that_no_view_reads_is_dropped(large):
+    with large.connection() as connection:
         for _ in range(3):
             connection.request("POST", "/unread", content(4 * MEBIBYTE))
             assert connection.getresponse().read() == b"not read"
-    assert site.count("protocolmessage", "channel LIKE 'http.request.body%'") == 0
+    rows = "channel LIKE 'http.request.body%'"
+    until(lambda: large.site.count("protocolmessage", rows) == 0, "nothing of them is left")
 
 
 def test_a_client_that_leaves_makes_the_body_unreadable(site):

@@ -182,7 +182,7 @@ def test_the_banner_says_what_runs_where(site):
     lines = served.output().splitlines()
     assert re.match(r"dbchannels \d\S*, Django 5\S*, settings 'livesite.settings'$", lines[0])
     assert re.match(
-        r"Layer: +PostgreSQL \d\S*, database dbchannels_live; wakeups by LISTEN/NOTIFY$", lines[1]
+        rf"Layer: +PostgreSQL \d\S*, database {site.database['NAME']}; wakeups by LISTEN/NOTIFY$", lines[1]
     )
     assert lines[2] == "Workers: 2 processes, one kept for http.* and websocket.*"
     assert lines[3] == (

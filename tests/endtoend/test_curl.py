@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.endtoend.conftest import LARGE
 from tests.endtoend.test_bodies import MEBIBYTE, content
 from tests.harness import HOST, Served
 
@@ -36,12 +37,6 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "upload.bin"
     path.write_bytes(content(SIZE))
     return path
-
-
-@pytest.fixture
-def large(site) -> Served:
-    """A server that takes it."""
-    return site.serve("--workers", "1", "--max-body", str(SIZE))
 
 
 def test_it_uploads_a_file_with_a_100_before_it(large, file):
@@ -71,14 +66,14 @@ def test_it_uploads_a_form_with_a_file(large, file):
 
 
 def test_it_is_told_at_once_of_a_body_that_is_too_large(large, tmp_path):
-    (tmp_path / "larger.bin").write_bytes(b"x" * (SIZE + 1))
+    (tmp_path / "larger.bin").write_bytes(bytes(int(LARGE) + 1))
     said = curl(large, "-T", f"{tmp_path}/larger.bin", "-w", " %{http_code} %{size_upload}", "/hash")
-    assert said == f"The request's body is larger than this server takes, {SIZE} bytes (--max-body).\n 413 0"
+    assert said == f"The request's body is larger than this server takes, {LARGE} bytes (--max-body).\n 413 0"
 
 
-def test_it_uploads_a_file_of_50_mebibytes_through_the_admin(site, tmp_path):
+def test_it_uploads_a_file_of_50_mebibytes_through_the_admin(large, tmp_path):
     """Log in, fill in Django's own form with its token, and read the message on the page behind it."""
-    served = site.serve("--workers", "1", "--max-body", str(64 * MEBIBYTE))
+    site = large.site
     data = content(50 * MEBIBYTE)
     (tmp_path / "large.bin").write_bytes(data)
     (tmp_path / "cookies").touch()
@@ -90,20 +85,20 @@ def test_it_uploads_a_file_of_50_mebibytes_through_the_admin(site, tmp_path):
         return found[1]
 
     def form(path: str, *fields: str) -> str:
-        given = [f"csrfmiddlewaretoken={token(curl(served, *jar, path))}", *fields]
+        given = [f"csrfmiddlewaretoken={token(curl(large, *jar, path))}", *fields]
         flags = [part for field in given for part in ("-F", field)]
-        return curl(served, *jar, "-L", "-w", " %{http_code}", *flags, path)
+        return curl(large, *jar, "-L", "-w", " %{http_code}", *flags, path)
 
     add = "/admin/livesite/document/add/"
     assert form("/admin/login/", "username=admin", "password=secret", "next=/admin/").endswith(" 200")
     page = form(add, "name=tea and cake", f"file=@{tmp_path}/large.bin")
     assert "was added successfully" in page and "tea and cake" in page and page.endswith(" 200")
-    assert "was added successfully" not in curl(served, *jar, "/admin/livesite/document/")
+    assert "was added successfully" not in curl(large, *jar, "/admin/livesite/document/")
     (name,) = [name for (name,) in site.rows("SELECT file FROM livesite_document")]
     assert (site.folder / name).read_bytes() == data
     refused = curl(
         *(
-            served,
+            large,
             *jar,
             "-w",
             " %{http_code}",

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import signal
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.harness import LiveSite, until
+from tests.endtoend.conftest import migrated, postgresql_database
+from tests.harness import LiveSite, Served, until
 
 
 def test_views_run_in_the_server_and_websockets_in_workers(any_site):
@@ -23,19 +25,29 @@ def test_views_run_in_the_server_and_websockets_in_workers(any_site):
     assert client.closed() == 1001
 
 
-def test_a_view_sends_to_consumers(site):
-    served = site.serve("--http", "direct", "--workers", "1")
-    client = served.socket("/room/tea/")
+@pytest.fixture(scope="module")
+def direct(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server for the tests that leave it as it was."""
+    site = migrated(postgresql_database("dbchannels_direct"), tmp_path_factory.mktemp("direct"))
+    try:
+        yield site.serve("--http", "direct", "--threads", "4", "--workers", "1")
+    finally:
+        site.end()
+
+
+@pytest.mark.postgresql
+def test_a_view_sends_to_consumers(direct):
+    client = direct.socket("/room/tea/")
     code = "from dbchannels import Group; Group('room-tea').send({'text': 'from outside'})"
-    site.shell(code)
+    direct.site.shell(code)
     assert client.receive() == "from outside"
-    assert served.get("/send?text=kept").text == "sent"
-    assert served.get("/send?text=dropped&roll-back").text == "sent"
-    until(lambda: site.entries() == ["kept"], "the consumer has run")
+    assert direct.get("/send?text=kept").text == "sent"
+    assert direct.get("/send?text=dropped&roll-back").text == "sent"
+    until(lambda: direct.site.entries() == ["kept"], "the consumer has run")
 
 
-def test_requests_of_the_usual_kinds(site):
-    served = site.serve("--http", "direct", "--workers", "1")
+@pytest.mark.postgresql
+def test_requests_of_the_usual_kinds(direct):
     boundary, data = "xyz", bytes(range(256)) * 2000
     form = b"".join(
         [
@@ -46,16 +58,16 @@ def test_requests_of_the_usual_kinds(site):
         ]
     )
     headers = {"Content-Type": f"multipart/form-data; boundary={boundary}"}
-    answer = served.request("POST", "/upload", form, headers).json()
+    answer = direct.request("POST", "/upload", form, headers).json()
     assert answer == {"name": "a", "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    assert served.request("HEAD", "/").header("Content-Length") == "5"
-    assert served.get("/download/24").content == bytes(24 * 1_048_576)
-    found = [served.get(path).status for path in ("/boom", "/cut-off-early", "/nowhere")]
-    assert found == [500, 500, 404] and '"GET /cut-off-early HTTP/1.1" 500 ' in served.output()
-    first = served.get("/visits")
+    assert direct.request("HEAD", "/").header("Content-Length") == "5"
+    assert direct.get("/download/24").content == bytes(24 * 1_048_576)
+    found = [direct.get(path).status for path in ("/boom", "/cut-off-early", "/nowhere")]
+    assert found == [500, 500, 404] and '"GET /cut-off-early HTTP/1.1" 500 ' in direct.output()
+    first = direct.get("/visits")
     cookie = f"sessionid={first.cookies()['sessionid']}"
-    assert (first.text, served.get("/visits", Cookie=cookie).text) == ("1", "2")
-    assert served.get("/seen").json()["host"] == f"127.0.0.1:{served.port}"
+    assert (first.text, direct.get("/visits", Cookie=cookie).text) == ("1", "2")
+    assert direct.get("/seen").json()["host"] == f"127.0.0.1:{direct.port}"
 
 
 def sessions(site: LiveSite, pid: int) -> int:
@@ -64,11 +76,11 @@ def sessions(site: LiveSite, pid: int) -> int:
     return int(number)
 
 
-def test_threads_leave_no_database_connection_behind(site):
-    served = site.serve("--http", "direct", "--threads", "4", "--workers", "1")
+@pytest.mark.postgresql
+def test_threads_leave_no_database_connection_behind(direct):
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(lambda _: served.get("/visits").text, range(40))) == {"1"}
-    until(lambda: sessions(site, served.process.pid) == 0, "every request has closed its own")
+        assert set(pool.map(lambda _: direct.get("/visits").text, range(40))) == {"1"}
+    until(lambda: sessions(direct.site, direct.process.pid) == 0, "every request has closed its own")
 
 
 def test_a_request_under_way_is_finished_before_the_end(site):

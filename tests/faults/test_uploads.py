@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.endtoend.test_bodies import LARGE, MEBIBYTE, content, sha256
+from tests.endtoend.conftest import LARGE
+from tests.endtoend.test_bodies import MEBIBYTE, content, sha256
 from tests.harness import HOST, Served, connect, until
 
 pytestmark = pytest.mark.postgresql
