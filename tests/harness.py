@@ -41,6 +41,8 @@ TABLES = (
 )
 
 OPENED: list[socket.socket] = []
+#: Whether the test that runs is marked ``slow``: only such a test may start a server. See tests/conftest.py.
+may_serve = True
 
 
 def until(
@@ -214,6 +216,7 @@ class Served:
         settings: dict[str, Any] | None,
         program: Sequence[str] = (),
     ) -> None:
+        assert may_serve, "Only a slow test may start a server: add its file to SLOW in tests/conftest.py."
         self.site = site
         self.log = site.folder / f"{arguments[0]}-{secrets.token_hex(4)}.log"
         self.port = 0

@@ -1,7 +1,9 @@
 """The settings of the tests: one run on an embedded PostgreSQL ("default") and a SQLite file ("sqlite").
 
 Processes that a test starts import this module too: what the first one put into the environment brings them to
-the same folder, the same server and the same test databases.
+the same folder, the same server and the same test databases. Each worker of pytest-xdist has a folder of its own in
+that of the run, and so its own server and its own files; where DATABASE_URL names one server for all, its test database
+has the worker's name at its end.
 """
 
 import atexit
@@ -15,7 +17,9 @@ from examples import embedded_postgres
 if "DBCHANNELS_TEST_FOLDER" not in os.environ:
     os.environ["DBCHANNELS_TEST_FOLDER"] = tempfile.mkdtemp(prefix="dbchannels-tests-")
     atexit.register(shutil.rmtree, os.environ["DBCHANNELS_TEST_FOLDER"], ignore_errors=True)
-FOLDER = Path(os.environ["DBCHANNELS_TEST_FOLDER"])
+WORKER = os.environ.get("PYTEST_XDIST_WORKER", "")  # "gw0", or "" for a run in one process
+FOLDER = Path(os.environ["DBCHANNELS_TEST_FOLDER"]) / WORKER
+FOLDER.mkdir(exist_ok=True)
 
 
 def sqlite(name: str) -> dict:
@@ -33,11 +37,15 @@ def sqlite(name: str) -> dict:
 
 
 DATABASES = {
-    "default": embedded_postgres.database(FOLDER / "postgres", sqlite=FOLDER / "default.sqlite3"),
+    "default": embedded_postgres.database(
+        FOLDER / "postgres", sqlite=FOLDER / "default.sqlite3", settings={"fsync": "off", "timezone": "UTC"}
+    ),
     "sqlite": sqlite("sqlite.sqlite3"),
 }
 if DATABASES["default"]["ENGINE"].endswith("sqlite3"):
     DATABASES["default"] = sqlite("default.sqlite3")
+if WORKER and DATABASES["default"]["ENGINE"].endswith("postgresql"):
+    DATABASES["default"]["TEST"] = {"NAME": f"test_{DATABASES['default']['NAME']}_{WORKER}"}
 if "DBCHANNELS_TEST_BINDING" in os.environ:  # psycopg 3's option; see tests/layers/test_psycopg3.py
     DATABASES["default"]["OPTIONS"] = {
         "server_side_binding": os.environ["DBCHANNELS_TEST_BINDING"] == "server"

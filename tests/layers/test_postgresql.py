@@ -721,6 +721,7 @@ HOT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("full_tables")
 def test_with_a_million_rows_every_hot_statement_goes_by_an_index():
     for statement, values, index in [*reading(1), *reading(50), *reading(MANY), *HOT]:
