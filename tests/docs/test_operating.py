@@ -133,7 +133,7 @@ class Shop(Project):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.probes = free.getsockname()[1]
         self.served = self.serve("--workers", "2", "--probe-port", str(self.probes))
-        until(lambda: self.type("curl http://127.0.0.1:8001/readyz") == "Ready.\n", "it is ready")
+        until(lambda: self.type("curl http://127.0.0.1:8001/readyz") == "Ready.\n", "it is ready", 60)
 
     def type(self, command: str, **environment: str) -> str:
         """Run a command as a page shows it; return what it prints."""
@@ -155,7 +155,7 @@ class Shop(Project):
     def logs(self, caption: str) -> None:
         """Wait until the server's log has what the page shows."""
         output = self.served.output
-        until(lambda: is_shown(output(), caption), lambda: f"{caption} in {output()}")
+        until(lambda: is_shown(output(), caption), lambda: f"{caption} in {output()}", 60)
 
     def orders(self) -> Socket:
         """Open a WebSocket."""
@@ -167,7 +167,7 @@ class Shop(Project):
         """Make one dead letter."""
         self.rows("DELETE FROM dbchannels_deadletter")
         self.send("invoices", {"order": "seven"})
-        until(lambda: self.count("deadletter") == 1, lambda: f"a dead letter in {self.served.output()}")
+        until(lambda: self.count("deadletter") == 1, lambda: f"a dead letter in {self.served.output()}", 60)
 
     def wait(self, number: int, channel: str = "elsewhere", **options: Any) -> None:
         """Put messages on a channel that nobody takes, or not yet."""
@@ -214,6 +214,7 @@ def an_export_runs(shop: Shop) -> None:
     until(
         lambda: shop.rows("""SELECT 1 FROM dbchannels_process WHERE work LIKE '%"runs": "exports"%'"""),
         "the export is on record",
+        60,
     )
 
 
@@ -228,7 +229,7 @@ def a_failure_is_counted(shop: Shop) -> None:
     time.sleep(2 * WRITTEN_EVERY)  # the counts of earlier tests are written by then
     shop.rows("DELETE FROM shop_consumercount")
     shop.fail()
-    until(lambda: shop.rows("SELECT 1 FROM shop_consumercount"), "the worker has written its counts")
+    until(lambda: shop.rows("SELECT 1 FROM shop_consumercount"), "the worker has written its counts", 60)
 
 
 #: What must be there before the command of a console block that contains these words.
