@@ -434,7 +434,8 @@ NAMES = [
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_patterns_mean_the_same_in_sql(layer, pattern):
-    rows = query("SELECT name FROM unnest(%s) AS given(name) WHERE name ~ %s", NAMES, sql_pattern(pattern))
+    select = "SELECT name FROM unnest(%s::text[]) AS given(name) WHERE name ~ %s"
+    rows = query(select, NAMES, sql_pattern(pattern))
     assert [row[0] for row in rows] == [name for name in NAMES if fnmatchcase(name, pattern)]
 
 
