@@ -19,7 +19,7 @@ from django.core.management import load_command_class
 from django.core.management.base import BaseCommand
 
 from dbchannels import conf
-from dbchannels.checks import modules, routes, site
+from dbchannels.checks import routes, site
 
 if TYPE_CHECKING:
     from sphinx.application import Sphinx
@@ -67,7 +67,7 @@ def settings() -> list[Row]:
 def checks() -> list[Row]:
     """Return a row for each check, from the docstrings of the functions that make them."""
     found: dict[str, str] = {}
-    for module in (modules, routes, site):
+    for module in (routes, site):
         for function in vars(module).values():
             if inspect.isfunction(function) and function.__module__ == module.__name__:
                 for paragraph in (inspect.getdoc(function) or "").split("\n\n"):

@@ -17,7 +17,7 @@ from django.db import OperationalError, connections, transaction
 
 from dbchannels import JsonWebsocketConsumer, WebsocketConsumer, conf, consumer, include, route, route_class
 from dbchannels import checks as our_checks
-from dbchannels.checks import modules, site
+from dbchannels.checks import site
 from dbchannels.checks.routes import FIELDS
 from dbchannels.routing import table
 from docs import tables
@@ -627,7 +627,7 @@ def test_w009_says_it_once_of_an_app_inside_of_an_app(app, settings):
 
 
 def test_w009_leaves_what_is_installed_alone(app, monkeypatch):
-    monkeypatch.setattr(modules, "_NOT_ITS_OWN", {app.parent.name})
+    monkeypatch.setattr(site, "_NOT_ITS_OWN", {app.parent.name})
     assert found() == []
 
 

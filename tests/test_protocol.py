@@ -10,7 +10,7 @@ import pytest
 import dbchannels
 from dbchannels import protocol
 from dbchannels.exceptions import WebSocketCloseException
-from dbchannels.protocol import is_failure, reason_phrase
+from dbchannels.protocol import close_codes, is_failure, reason_phrase
 from dbchannels.protocol.failures import SENTENCES, failure_reply, status_reply
 from dbchannels.server.http.messages import response_head
 
@@ -59,10 +59,10 @@ def test_a_failure_can_have_a_sentence_of_its_own():
 
 
 def test_codes_that_a_close_may_carry():
-    sendable = [code for code in range(6000) if protocol.is_close_code(code)]
+    sendable = [code for code in range(6000) if close_codes.is_close_code(code)]
     assert sendable == [*range(1000, 1004), *range(1007, 1015), *range(3000, 5000)]
     with pytest.raises(ValueError, match="1006"):
-        WebSocketCloseException(protocol.VANISHED)
+        WebSocketCloseException(close_codes.VANISHED)
 
 
 # --- nobody writes it down a second time
@@ -92,7 +92,7 @@ KEYS = {
 #: 1000 is a common number, and looked for only as a code.
 CODES = {
     value
-    for name, value in vars(protocol).items()
+    for name, value in vars(close_codes).items()
     if name.isupper() and isinstance(value, int) and 1000 < value < 5000
 }
 SIZES = {"CHUNK", "WINDOW", "STALLED", "REPORT_EVERY", "REPORT_AFTER", "FULL_PAUSE"}

@@ -20,7 +20,7 @@ from dbchannels import codec
 from dbchannels.auth import users
 from dbchannels.exceptions import InvalidMessage, LoginEnded, NoClient
 from dbchannels.layers import channel_layers
-from dbchannels.protocol import LOGGED_OUT
+from dbchannels.protocol.close_codes import LOGGED_OUT
 
 log = logging.getLogger("dbchannels.worker")
 

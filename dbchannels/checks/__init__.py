@@ -4,11 +4,11 @@
 default``.
 """
 
-from dbchannels.checks.modules import check_modules
 from dbchannels.checks.routes import check_routing
 from dbchannels.checks.site import (
     check_hosts,
     check_leftovers,
+    check_modules,
     check_order,
     check_other_database,
     check_pooler,

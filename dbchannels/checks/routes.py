@@ -13,7 +13,7 @@ from django.apps import apps
 from django.core import checks
 
 from dbchannels import conf, foreign
-from dbchannels.checks.modules import is_of_the_site, unnamed_modules
+from dbchannels.checks.site import is_of_the_site, unnamed_modules
 from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
 from dbchannels.consumers.websocket import RESERVED, WebsocketConsumer, takes, wrong_receive
 from dbchannels.exceptions import DBChannelsError

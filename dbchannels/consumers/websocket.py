@@ -17,7 +17,7 @@ from dbchannels.exceptions import (
     safe_repr,
 )
 from dbchannels.message import Message
-from dbchannels.protocol import NORMAL_CLOSURE, UNSUPPORTED_DATA
+from dbchannels.protocol.close_codes import NORMAL_CLOSURE, UNSUPPORTED_DATA
 from dbchannels.routing.routes import Include, Route
 from dbchannels.routing.table import consumer, include, route
 from dbchannels.worker.executor import completed

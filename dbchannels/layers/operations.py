@@ -16,7 +16,8 @@ from django.utils import timezone as site_timezone
 from dbchannels import codec, names
 from dbchannels.conf import TEN_YEARS
 from dbchannels.exceptions import InvalidMessage, safe_repr
-from dbchannels.protocol import VANISHED, lost
+from dbchannels.protocol import lost
+from dbchannels.protocol.close_codes import VANISHED
 
 PRIORITIES = range(-32_768, 32_768)  # PostgreSQL's smallint
 UNFINISHED = " (unfinished)"  # after the name of a dead server some of whose rows were locked

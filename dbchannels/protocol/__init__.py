@@ -1,7 +1,8 @@
 """What servers and workers tell each other: the words, codes and sizes that both sides must agree on.
 
 The messages themselves are described in docs/messages.rst. This module names every key and reason that dbchannels
-writes into them on its own account; ``failures`` has the responses that no consumer has written.
+writes into them on its own account. ``close_codes`` has the close codes of WebSockets, and ``failures`` the responses
+that no consumer has written.
 """
 
 from __future__ import annotations
@@ -35,13 +36,6 @@ SERVER_STOPS, DECLARED_DEAD = "server stops", "server declared dead"
 # Why a response ends in an error.
 CONSUMER_RAISED, BROKEN_OFF = "consumer", "broken off"
 
-# Close codes of a WebSocket (RFC 6455, section 7.4.1, and IANA's registry).
-NORMAL_CLOSURE, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED_DATA = 1000, 1001, 1002, 1003
-NO_CODE, VANISHED = 1005, 1006  # the client gave no code; the client vanished. Never sent
-INVALID_DATA, POLICY_VIOLATION, TOO_LARGE = 1007, 1008, 1009
-INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN = 1011, 1012, 1013
-LOGGED_OUT = 4401  # the user of the connection is logged out: 4000 and HTTP's 401
-
 CHUNK = 131_072  # bytes of a body or a response in one message
 WINDOW = 1_048_576  # bytes on the way at once: sent, and neither taken nor stored by the other side
 STALLED = 60.0  # seconds without a word from the other side, after which the transfer is given up
@@ -65,11 +59,6 @@ class Window:
         """Read a report of the other side; False when nobody wants more."""
         self.taken = max(self.taken, report.get(TAKEN, 0))
         return not report.get(CLOSED)
-
-
-def is_close_code(code: int) -> bool:
-    """Whether a Close frame may carry the code."""
-    return NORMAL_CLOSURE <= code <= UNSUPPORTED_DATA or INVALID_DATA <= code <= 1014 or 3000 <= code <= 4999
 
 
 def reason_phrase(status: int) -> str:

@@ -12,7 +12,7 @@ from gevent.pywsgi import WSGIServer
 from gevent.queue import SimpleQueue
 
 from dbchannels.layers.base import BaseLayer
-from dbchannels.protocol import GOING_AWAY, SERVICE_RESTART
+from dbchannels.protocol.close_codes import GOING_AWAY, SERVICE_RESTART
 from dbchannels.protocol.failures import SENTENCES
 from dbchannels.redaction import escaped
 from dbchannels.server.access_log import log_websocket

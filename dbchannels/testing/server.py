@@ -9,7 +9,7 @@ from typing import Any
 from dbchannels import names
 from dbchannels.layers.operations import Operation
 from dbchannels.models import Process
-from dbchannels.protocol import TOO_LARGE, is_close_code
+from dbchannels.protocol.close_codes import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
 from dbchannels.server.http.messages import Refused, Request
 from dbchannels.server.options import LaunchConfig, ServerConfig, WebSocketLimits

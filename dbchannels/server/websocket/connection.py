@@ -19,19 +19,8 @@ from gevent.event import AsyncResult
 
 from dbchannels.auth.sessions import session_key
 from dbchannels.layers.operations import Connect, Disconnect, Send
-from dbchannels.protocol import (
-    AGAIN,
-    DECLARED_DEAD,
-    EXPIRED,
-    FINISHED,
-    FULL,
-    INTERNAL_ERROR,
-    LOST,
-    SERVICE_RESTART,
-    TRY_AGAIN,
-    VANISHED,
-    WORKER_DIED,
-)
+from dbchannels.protocol import AGAIN, DECLARED_DEAD, EXPIRED, FINISHED, FULL, LOST, WORKER_DIED
+from dbchannels.protocol.close_codes import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN, VANISHED
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
 from dbchannels.server.http.messages import Request, connect_message
