@@ -29,6 +29,13 @@ def test_it_has_as_many_lines_as_it_says_and_less_than_sixty() -> None:
     assert int(said[1]) == lines() < 60
 
 
+def test_it_shows_each_file_of_the_example() -> None:
+    made_by_startapp = ("__init__.py", "apps.py", "migrations")
+    files = {path.relative_to(EXAMPLE.parent) for path in EXAMPLE.rglob("*.*") if path.suffix != ".pyc"}
+    wanted = {path for path in files if path.parts[1] not in made_by_startapp}
+    assert {Path(path) for path, _ in pages.files("tutorial")} == wanted
+
+
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     made = Project(tmp_path_factory.mktemp("tutorial"))
