@@ -30,28 +30,42 @@ _CHECK = re.compile(r"([EW]\d{3}): (.+)", re.DOTALL)
 
 
 def options(command: str, *patterns: str) -> list[Row]:
-    """Return a row for each option or argument that matches a pattern: its words, its default, and its help."""
+    """Return a row for each option or argument that matches a pattern: its words, its default, and its help.
+
+    They are in the order of the patterns.
+    """
     parser = load_command_class("dbchannels", command).create_parser("manage.py", command)
     django = {action.dest for action in BaseCommand().create_parser("manage.py", "other")._actions}
-    rows: list[Row] = [("option", "default", "meaning")]
-    for action in parser._actions:
-        words = [word for word in action.option_strings if word.startswith("--")] or [
-            action.metavar or action.dest
-        ]
-        if action.dest not in django and any(fnmatchcase(words[0], one) for one in patterns):
-            value = "|".join(action.choices or ()) or (
-                action.metavar if action.option_strings and action.nargs != 0 else ""
-            )
-            text, default = _split_default(action)
-            named = ", ".join(f"``{word} {value or ''}".rstrip() + "``" for word in words)
-            rows.append((named, _escape(default), _escape(_sentence(text))))
-    return rows
+    rows: dict[str, Row] = {}
+    for pattern in patterns:
+        for action in parser._actions:
+            words = [one for one in action.option_strings if one.startswith("--")] or [
+                action.metavar or action.dest
+            ]
+            if action.dest not in django and fnmatchcase(words[0], pattern):
+                rows.setdefault(action.dest, _option(action, words))
+    return [("option", "default", "meaning"), *rows.values()]
 
 
-def _split_default(action: Any) -> tuple[str, str]:
-    """Return an option's help, and its default, which the help has in brackets at its end."""
+def _option(action: Any, words: list[str]) -> Row:
+    value = "|".join(action.choices or ()) or (
+        action.metavar if action.option_strings and action.nargs != 0 else ""
+    )
+    named = ", ".join(f"``{word} {value or ''}".rstrip() + "``" for word in words)
+    # The help has the default in brackets at its end.
     found = re.fullmatch(r"(.+) \(([^()]+)\)", action.help)
-    return (found[1], found[2]) if found else (action.help, "off" if action.nargs == 0 else "none")
+    text, default = (found[1], found[2]) if found else (action.help, "off" if action.nargs == 0 else "none")
+    if action.metavar == "BYTES":
+        default = _size(action.default)
+    return named, _escape(default), _escape(f"{text[0].upper()}{text[1:]}.")
+
+
+def _size(number: int) -> str:
+    """Return a number of bytes with the largest unit that divides it."""
+    for power, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if number % 1024**power == 0:
+            return f"{number // 1024**power} {unit}"
+    return f"{number:,}"
 
 
 def settings() -> list[Row]:
@@ -82,10 +96,6 @@ def table(kind: str, *arguments: str) -> str:
     for first, *others in {"options": options, "settings": settings, "checks": checks}[kind](*arguments):
         lines += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
     return "\n".join(lines)
-
-
-def _sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}."
 
 
 def _escape(text: str) -> str:

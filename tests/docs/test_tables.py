@@ -35,8 +35,23 @@ def test_the_default_of_an_option_is_the_one_that_its_help_names():
         one for one in parser._actions if type(one.default) in (int, float) and one.dest != "verbosity"
     ]
     assert len(numbers) > 30
+    units = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
     for action in numbers:
-        assert float(rows[action.option_strings[0]].replace(",", "")) == action.default, action.dest
+        number, _, unit = rows[action.option_strings[0]].partition(" ")
+        assert float(number.replace(",", "")) * units[unit] == action.default, action.dest
+        if unit:
+            assert f"({action.default:,})" in action.help
+
+
+def test_options_are_in_the_order_of_the_page():
+    rows = tables.options("runchannels", "--ws-max-size", "*PORT", "--ws-max-*")[1:]
+    assert [row[0].strip("`").split()[0] for row in rows][:3] == [
+        "--ws-max-size",
+        "[ADDR:]PORT",
+        "--ws-max-fragments",
+    ]
+    assert len(rows) == 5
+    assert rows[0][1] == "1 MiB"
 
 
 def test_an_option_is_shown_as_code_wherever_it_is_named():
