@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, overload
@@ -121,7 +122,11 @@ class Wanted:
     def __init__(self, target: Channel | Group | str, fields: Mapping[str, Any]) -> None:
         self.is_group = isinstance(target, Group)
         self.name = target if isinstance(target, str) else target.name
-        self.fields = {key: _carried(value) for key, value in fields.items()}
+        # As a message carries them, a tuple as a list; other values, such as mock.ANY, are left as they are.
+        self.fields = dict(fields)
+        for key, value in fields.items():
+            with suppress(InvalidMessage):
+                self.fields[key] = codec.decode(codec.encode({"value": value}))["value"]
 
     def find(self, messages: Iterable[SentMessage]) -> SentMessage | None:
         """Return the first matching message."""
@@ -143,7 +148,14 @@ class Wanted:
             return "\n".join([*lines, "Nothing was sent."])
         lines.append(f"{_messages(len(sent))} went elsewhere or said something else, the nearest first:")
         nearest = sorted(sent, key=self._nearness, reverse=True)
-        lines += [f"  {one}{self._difference(one)}" for one in nearest[:SHOWN]]
+        for message in nearest[:SHOWN]:
+            wrong = [
+                f"{key} is {safe_repr(message.content[key])}"
+                if key in message.content
+                else f"{key} is missing"
+                for key in (self._misfits(message) if self._is_for_it(message) else ())
+            ]
+            lines.append(f"  {message}" + (f"  ({'; '.join(wrong)})" if wrong else ""))
         if len(sent) > SHOWN:
             lines.append(f"  and {len(sent) - SHOWN} more")
         return "\n".join(lines)
@@ -162,23 +174,6 @@ class Wanted:
         name = message.group or message.channel
         alike = difflib.SequenceMatcher(None, name, self.name).ratio()
         return self._is_for_it(message), -len(self._misfits(message)), alike
-
-    def _difference(self, message: SentMessage) -> str:
-        if not self._is_for_it(message):
-            return ""
-        wrong = [
-            f"{key} is {safe_repr(message.content[key])}" if key in message.content else f"{key} is missing"
-            for key in self._misfits(message)
-        ]
-        return f"  ({'; '.join(wrong)})"
-
-
-def _carried(value: Any) -> Any:
-    """Return a value as a message carries it, a tuple as a list; leave other values, such as mock.ANY, as they are."""
-    try:
-        return codec.decode(codec.encode({"value": value}))["value"]
-    except InvalidMessage:
-        return value
 
 
 def _messages(number: int) -> str:

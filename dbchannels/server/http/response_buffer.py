@@ -242,8 +242,12 @@ class StoredResponseBuffer(ResponseBuffer):
     def _store_all(self) -> None:
         """Write to files while more waits than may stay in memory."""
         try:
-            if not self._segments and self._client_keeps_up():
-                return
+            # A first file is begun only for a client that takes less than is made, so the client gets some time.
+            while not self._segments and self.waiting > self._most() and not self._is_closed:
+                freed = self.freed
+                gevent.sleep(PATIENCE)
+                if self.freed - freed < IN_MEMORY:
+                    break
             while self.waiting > self._most() and not self._is_closed:
                 if batch := self._next_batch():
                     self._store(batch)
@@ -262,15 +266,6 @@ class StoredResponseBuffer(ResponseBuffer):
                         self.report({CLOSED: True})
         finally:
             self._storer = None
-
-    def _client_keeps_up(self) -> bool:
-        """Give the client its time. Return False when it takes less than is made."""
-        while self.waiting > self._most() and not self._is_closed:
-            freed = self.freed
-            gevent.sleep(PATIENCE)
-            if self.freed - freed < IN_MEMORY:
-                return self.waiting <= self._most()
-        return True
 
     def _next_batch(self) -> list[tuple[int, Message]]:
         """Take from memory what there is room for in a file."""
