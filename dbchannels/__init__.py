@@ -39,9 +39,9 @@ from dbchannels.exceptions import (
     ResponseLater,
     WebSocketCloseException,
 )
-from dbchannels.foreign import module_names
 from dbchannels.layers import channel_layers
 from dbchannels.message import Message
+from dbchannels.other_libraries import module_names
 from dbchannels.routing.table import consumer, include, reverse, route
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 from django.http.response import HttpResponseBase
 
-from dbchannels import foreign, names
+from dbchannels import names, other_libraries
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, safe_repr
 from dbchannels.layers import channel_layers
 
@@ -17,7 +17,7 @@ _OPTIONS = frozenset({"delay", "deliver_at", "priority", "unique", "immediately"
 _DEFAULTS: Fields = {"delay": 0, "deliver_at": None, "priority": 0, "unique": ""}
 
 
-class Channel(foreign.ForeignNames):
+class Channel(other_libraries.ForeignNames):
     """A named channel. A send is an INSERT in the caller's transaction: after a rollback it was never sent::
 
         Channel("invoices", delay=timedelta(minutes=5)).send({"order": 7})
@@ -47,7 +47,7 @@ class Channel(foreign.ForeignNames):
         **others: NoReturn,
     ) -> None:
         if others:
-            foreign.refuse_keywords("send", "Channel.__init__", others)
+            other_libraries.refuse_keywords("send", "Channel.__init__", others)
         self.name = names.check_channel_name(name)
         given = {"delay": delay, "deliver_at": deliver_at, "priority": priority, "unique": unique}
         changed = given != _DEFAULTS
@@ -98,7 +98,7 @@ def received_channel(name: str, layer: str) -> Channel:
     return channel
 
 
-class Group(foreign.ForeignNames):
+class Group(other_libraries.ForeignNames):
     """A named set of channels. A message to the group goes to each channel that is in it at that moment::
 
         Group("room-garden").add(message.reply_channel)
@@ -115,7 +115,7 @@ class Group(foreign.ForeignNames):
         self, name: str, *, immediately: bool = False, layer: str = "default", **others: NoReturn
     ) -> None:
         if others:
-            foreign.refuse_keywords("send", "Group.__init__", others)
+            other_libraries.refuse_keywords("send", "Group.__init__", others)
         self.name = names.check_group_name(name)
         self._immediately = immediately
         self._layer = _alias(layer)
@@ -179,7 +179,7 @@ def _name(channel: Channel | str) -> str:
 
 def _fields(message: Fields | HttpResponseBase | None, fields: Fields) -> Fields:
     for name in fields:
-        if (told := foreign.advice("send", name)) and (message is not None or name in _OPTIONS):
+        if (told := other_libraries.advice("send", name)) and (message is not None or name in _OPTIONS):
             # It would be sent as a field, without any effect.
             raise InvalidMessage(f"send() takes no {name!r}: {told}; put a field of that name into a dict.")
     if message is None:

@@ -9,7 +9,7 @@ from typing import Any
 from asgiref.sync import sync_to_async
 from django.contrib.sessions.backends.base import SessionBase
 
-from dbchannels import codec, conf, foreign, names
+from dbchannels import codec, conf, names, other_libraries
 from dbchannels.auth import users
 from dbchannels.auth.sessions import ChannelSession, close_session, open_session, save_session, session_key
 from dbchannels.channel import received_channel
@@ -22,7 +22,7 @@ from dbchannels.protocol.close_codes import GOING_AWAY
 WITH_HEADERS = ("http.request", "websocket.connect")
 
 
-class Message(foreign.ForeignNames):
+class Message(other_libraries.ForeignNames):
     """One message: its fields by key, its ``channel``, and its ``reply_channel``, or None.
 
     ``http_session``, ``channel_session`` and ``user`` belong to the client that sent it. ``attempt`` counts from 1 for

@@ -16,7 +16,7 @@ ROOT = Path(dbchannels.__file__).parent
 LEVELS = (
     ("protocol",),
     ("exceptions",),
-    ("names", "codec", "conf", "wakeup", "signals", "foreign"),
+    ("names", "codec", "conf", "wakeup", "signals", "other_libraries"),
     ("models", "redaction"),
     ("layers",),
     ("channel",),

@@ -12,7 +12,7 @@ from asgiref.sync import AsyncToSync, iscoroutinefunction
 from django.apps import apps
 from django.core import checks
 
-from dbchannels import conf, foreign
+from dbchannels import conf, other_libraries
 from dbchannels.checks.site import is_of_the_site, unnamed_modules
 from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
 from dbchannels.consumers.websocket import RESERVED, WebsocketConsumer, takes, wrong_receive
@@ -294,7 +294,7 @@ def mismatch(consumer: Callable[..., Any], channel: str, captures: Sequence[str]
     if taken := sorted(RESERVED.intersection(captures)):
         return f"{taken[0]!r} is another parameter of its methods; rename the capture"
     for name in (one for base in of.__mro__ if base not in _OURS for one in vars(base)):
-        if told := foreign.advice("class", name):
+        if told := other_libraries.advice("class", name):
             return f"{of.__qualname__}.{name} means nothing in dbchannels; {told}"
         if name == "receive_json" and not issubclass(of, JsonWebsocketConsumer):
             return f"{of.__qualname__}.receive_json is never run; subclass JsonWebsocketConsumer"

@@ -14,12 +14,14 @@ from django.core import checks
 from django.db import DatabaseError, connections
 from django.utils.module_loading import autodiscover_modules
 
-from dbchannels import conf, foreign
+from dbchannels import conf, other_libraries
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import layer_class
 
 _CONSUMER = re.compile(r"^@(?:dbchannels\.)?consumer\(", re.MULTILINE)
-_ROUTES = re.compile(rf"^(?:routes|{'|'.join(foreign.NAMES['routing'])})\s*(?::[^=]*)?=", re.MULTILINE)
+_ROUTES = re.compile(
+    rf"^(?:routes|{'|'.join(other_libraries.NAMES['routing'])})\s*(?::[^=]*)?=", re.MULTILINE
+)
 _BINDING = re.compile(r"^class \w+\((?:dbchannels\.)?Binding\)", re.MULTILINE)
 _NOT_ITS_OWN = {"site-packages", "dist-packages"}
 _ELSEWHERE = {"migrations", "tests", "management", "node_modules"}

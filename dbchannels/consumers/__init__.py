@@ -1,6 +1,6 @@
 """Consumers as classes, and dbchannels' own consumer, which workers find here as in every app."""
 
-from dbchannels import foreign
+from dbchannels import other_libraries
 from dbchannels.auth import logout
 from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
 from dbchannels.consumers.websocket import WebsocketConsumer, route_class
@@ -11,4 +11,4 @@ __all__ = ["Demultiplexer", "JsonWebsocketConsumer", "WebsocketConsumer", "route
 consumer(logout.CHANNEL)(logout.close_stale)
 
 
-__getattr__ = foreign.module_names(__name__)
+__getattr__ = other_libraries.module_names(__name__)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
-from dbchannels import foreign, names
+from dbchannels import names, other_libraries
 from dbchannels.channel import Channel, Group
 from dbchannels.exceptions import (
     DenyConnection,
@@ -26,7 +26,7 @@ from dbchannels.worker.executor import completed
 RESERVED = frozenset({"self", "message", "text", "bytes", "content", "code"})
 
 
-class WebsocketConsumer(foreign.ForeignNames):
+class WebsocketConsumer(other_libraries.ForeignNames):
     """A consumer of WebSockets as a class: write ``connect``, ``receive`` and ``disconnect``, plain or ``async def``.
 
     An instance lives for one message. Keep state between messages in ``self.channel_session``. The route's captures
@@ -119,7 +119,7 @@ class WebsocketConsumer(foreign.ForeignNames):
     ) -> None:
         """Send one frame to this client; ``close`` (True, or a code) closes the connection after it."""
         if others:
-            foreign.refuse_keywords("parameter", f"{type(self).__name__}.send", others)
+            other_libraries.refuse_keywords("parameter", f"{type(self).__name__}.send", others)
         fields = {"text": text, "bytes": bytes, "close": close, "reason": reason}
         self.reply_channel.send({key: value for key, value in fields.items() if value is not None})
 
@@ -193,7 +193,9 @@ def wrong_receive(of: type[WebsocketConsumer], captures: tuple[str, ...] = ()) -
         parameters = inspect.signature(of.receive).parameters
         if not parameters.keys().isdisjoint({"text", "bytes"}):
             return ""
-        foreigners = [one for one in parameters if foreign.advice("parameter", one) and one not in captures]
+        foreigners = [
+            one for one in parameters if other_libraries.advice("parameter", one) and one not in captures
+        ]
         return f"{of.__qualname__}.receive takes {foreigners[0]!r}: {_RECEIVE}" if foreigners else ""
     return f"{of.__qualname__}.receive takes neither text nor bytes: {_RECEIVE}"
 

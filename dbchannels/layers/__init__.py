@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from django.db import connections
 from django.utils.module_loading import import_string
 
-from dbchannels import conf, foreign
+from dbchannels import conf, other_libraries
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers.base import BaseLayer
 
@@ -80,4 +80,4 @@ def make_layer(settings: conf.LayerSettings) -> BaseLayer:
 channel_layers = ChannelLayers()
 
 
-__getattr__ = foreign.module_names(__name__)
+__getattr__ = other_libraries.module_names(__name__)

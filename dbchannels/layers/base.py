@@ -24,7 +24,7 @@ from typing import Any
 
 from django.db import connections, transaction
 
-from dbchannels import codec, exceptions, foreign, names
+from dbchannels import codec, exceptions, names, other_libraries
 from dbchannels.conf import LayerSettings
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
@@ -73,7 +73,7 @@ class Buffer:
         return self._operations[done:]
 
 
-class BaseLayer(foreign.ForeignNames):
+class BaseLayer(other_libraries.ForeignNames):
     """The contract of a layer. The positional arguments are those of the ASGI draft of Channels 1."""
 
     _place = "layer"

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 
 from django.core.management.base import BaseCommand
 
-from dbchannels import foreign
+from dbchannels import other_libraries
 from dbchannels.server.access_log import TerminalFormatter
 
 
@@ -23,7 +23,11 @@ class HintingCommand(BaseCommand):
         def error(message: str) -> NoReturn:
             _, unknown, given = message.partition("unrecognized arguments: ")
             words = [word.partition("=")[0] for word in given.split()] if unknown else []
-            hints = [f"for {word}, {advice}" for word in words if (advice := foreign.advice("command", word))]
+            hints = [
+                f"for {word}, {advice}"
+                for word in words
+                if (advice := other_libraries.advice("command", word))
+            ]
             if words and not words[0].startswith("-") and "--only" in parser.format_usage():
                 hints.append(f"write --only {words[0]}")  # Channels' command takes the names themselves
             refuse("; ".join([message, *hints]))

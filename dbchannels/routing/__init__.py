@@ -1,5 +1,5 @@
 """Routing of messages to consumers: routes, their patterns, options and schedules."""
 
-from dbchannels import foreign
+from dbchannels import other_libraries
 
-__getattr__ = foreign.module_names(__name__)
+__getattr__ = other_libraries.module_names(__name__)

@@ -24,7 +24,7 @@ from django.urls import NoReverseMatch
 from django.utils.http import RFC3986_SUBDELIMS, escape_leading_slashes
 from django.utils.module_loading import autodiscover_modules, import_string
 
-from dbchannels import conf, foreign, names
+from dbchannels import conf, names, other_libraries
 from dbchannels.exceptions import InvalidConfiguration, safe_repr
 from dbchannels.message import Message
 from dbchannels.routing.interval import Entry
@@ -70,7 +70,7 @@ def route(
         value,
     ) in options_and_filters.items():  # any keyword that is no option is a filter, and a filter is text
         is_text = isinstance(value, (str, re.Pattern))
-        if not is_text and (told := foreign.advice("option", key)):
+        if not is_text and (told := other_libraries.advice("option", key)):
             raise InvalidConfiguration(f"A route on {channel} takes no {key!r}: {told}.")
         near = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.8 if is_text else 0.6)
         if near:
@@ -150,7 +150,7 @@ def consumer(
         _decorated.append(made)
         site_routing.cache_clear()
         if not names.is_protocol(channel):
-            foreign.refuse_calls(function, channel)
+            other_libraries.refuse_calls(function, channel)
         if _loaded:
             log.warning(
                 "%s, a consumer of %s, was imported after the routing was loaded, so no worker runs it: import its "
@@ -253,7 +253,7 @@ def load_routes(dotted: str) -> Sequence[Route | Include]:
         routes = _imported(dotted, error)
     if not isinstance(routes, (list, tuple)):
         inside = vars(routes) if isinstance(routes, ModuleType) else ()
-        told = next(filter(None, (foreign.advice("routing", name) for name in inside)), "")
+        told = next(filter(None, (other_libraries.advice("routing", name) for name in inside)), "")
         raise InvalidConfiguration(
             f"{dotted} has no list called 'routes': {told or 'add it, or name the list itself'}."
         )

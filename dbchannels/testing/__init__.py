@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from dbchannels.foreign import module_names
+from dbchannels.other_libraries import module_names
 
 if TYPE_CHECKING:
     from dbchannels.testing.cases import ChannelTestCase, ChannelTestMixin, ChannelTransactionTestCase

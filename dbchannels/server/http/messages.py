@@ -11,7 +11,7 @@ import re
 from typing import Any, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-from dbchannels import foreign
+from dbchannels import other_libraries
 from dbchannels.exceptions import safe_repr
 from dbchannels.protocol import MORE_CONTENT, reason_phrase
 from dbchannels.protocol.failures import status_reply
@@ -173,7 +173,7 @@ def response_head(message: dict[str, Any], method: str) -> ResponseHead:
     """
     for key in message.keys() - RESPONSE_KEYS:
         near = difflib.get_close_matches(key, RESPONSE_KEYS, n=1, cutoff=0.75)
-        if told := foreign.advice("response", key) or (f"write {near[0]!r}" if near else ""):
+        if told := other_libraries.advice("response", key) or (f"write {near[0]!r}" if near else ""):
             raise ValueError(f"The key {safe_repr(key)} of a response means nothing: {told}.")
     status, reason = message.get("status"), message.get("reason")
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:

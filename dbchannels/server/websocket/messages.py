@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 from typing import Any, NamedTuple
 
-from dbchannels import foreign
+from dbchannels import other_libraries
 from dbchannels.exceptions import safe_repr
 from dbchannels.protocol import AGAIN, FINISHED
 from dbchannels.protocol.close_codes import NORMAL_CLOSURE, is_close_code
@@ -87,7 +87,7 @@ def oversight(message: dict[str, Any]) -> str:
 
 def _advice(key: str) -> str:
     near = difflib.get_close_matches(key, sorted(KEYS), n=1, cutoff=0.75)
-    return foreign.advice("reply", key) or (f"write {near[0]!r}" if near else "")
+    return other_libraries.advice("reply", key) or (f"write {near[0]!r}" if near else "")
 
 
 def _data_keys(message: dict[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from dbchannels import (
     NoClient,
     WebsocketConsumer,
     consumer,
-    foreign,
+    other_libraries,
     route,
 )
 from dbchannels.exceptions import InvalidConfiguration
@@ -42,7 +42,7 @@ THINGS = {
 
 def named(place):
     """Return a place's names, with what is said of each."""
-    return foreign.NAMES[place].items()
+    return other_libraries.NAMES[place].items()
 
 
 @pytest.mark.parametrize("place", THINGS)
@@ -74,16 +74,16 @@ def test_a_property_that_raises_is_left_to_say_why():
 
 
 def test_no_name_of_the_table_is_one_of_ours():
-    for name in foreign.NAMES["class"]:
+    for name in other_libraries.NAMES["class"]:
         assert not hasattr(JsonWebsocketConsumer, name)
-    assert OPTIONS.isdisjoint(foreign.NAMES["option"])
-    assert KEYS.isdisjoint(foreign.NAMES["reply"])
+    assert OPTIONS.isdisjoint(other_libraries.NAMES["option"])
+    assert KEYS.isdisjoint(other_libraries.NAMES["reply"])
     for command in ("runchannels", "runworker"):
         load_command_class("dbchannels", command).create_parser("manage.py", command)
 
 
 def test_each_sentence_is_one_clause():
-    for names in foreign.NAMES.values():
+    for names in other_libraries.NAMES.values():
         for name, told in names.items():
             assert not told.endswith(".") and "\n" not in told and told[0].islower(), name
 
@@ -119,7 +119,9 @@ def test_an_option_that_is_given_to_send_is_told_where_it_belongs():
 
 @pytest.mark.parametrize("keyword", ["text_data", "bytes_data", "content"])
 def test_a_keyword_of_a_consumers_send_is_told_its_name_here(keyword):
-    with pytest.raises(TypeError, match=rf"takes no '{keyword}': {foreign.NAMES['parameter'][keyword][:10]}"):
+    with pytest.raises(
+        TypeError, match=rf"takes no '{keyword}': {other_libraries.NAMES['parameter'][keyword][:10]}"
+    ):
         THINGS["consumer"].send(**{keyword: "hi"})
 
 
