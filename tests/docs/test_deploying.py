@@ -364,3 +364,8 @@ def test_the_files_and_extras_that_contributing_names_are_there() -> None:
     (extras,) = re.findall(r"-e '\.\[(.+)\]'", CONTRIBUTING)
     provided = metadata.metadata("dbchannels").get_all("Provides-Extra") or []
     assert set(extras.split(",")) <= set(provided)
+
+
+def test_the_mark_that_contributing_names_is_known(pytestconfig: pytest.Config) -> None:
+    (mark,) = re.findall(r'-m "not (\w+)"', CONTRIBUTING)
+    assert any(line.startswith(f"{mark}:") for line in pytestconfig.getini("markers"))
