@@ -6,6 +6,7 @@ for each row or reads a long payload, so the lists open with a million waiting m
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from datetime import timedelta
@@ -23,10 +24,36 @@ from dbchannels.layers import channel_layers
 from dbchannels.management.output import run_again
 from dbchannels.redaction import message_text
 
-LINE = 120  # characters of a text in a list
+LINE = 240  # characters of a text in a list
 SHOWN = 4096  # characters of a message on its own page
 HEAD = 16_384  # bytes of a payload that a list reads
-PRE = '<pre style="margin: 0; padding: 0; white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>{}'
+ERROR = 16_384  # characters of a traceback that a dead letter has
+PRE = "<pre>{}</pre>{}"
+
+_TRACEBACK = re.compile(r"^(  \+ Exception Group )?Traceback \(most recent call last\):\n", re.MULTILINE)
+_UNINDENTED = re.compile(
+    r"^(?:  \| )?(\S.*)", re.MULTILINE
+)  # in a traceback of an exception group, after "  | "
+
+
+def one_line(text: str) -> str:
+    """Return a text for a list: the style sheet cuts it to the width of its column, the tooltip shows more of it."""
+    text = text if len(text) <= LINE else text[:LINE] + " ..."
+    return html.format_html('<span title="{}">{}</span>', text, text)
+
+
+def reason_of(error: str) -> str:
+    """Return the line of a dead letter's error that says what happened.
+
+    It follows the frames of the last traceback: ``ValueError: bad image``. Other errors, such as the one of a consumer
+    that timed out, begin with it.
+    """
+    ends = [found.end() for found in _TRACEBACK.finditer(error)]
+    start = (
+        ends[-1] if ends else error.find("\n") + 1 if len(error) >= ERROR else 0
+    )  # the beginning was cut off
+    found = _UNINDENTED.search(error, start)
+    return found[1] if found else error.strip().rpartition("\n")[2]
 
 
 def duration(delta: timedelta) -> str:
@@ -78,6 +105,9 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
     empty_value_display = "none"
+
+    class Media:
+        css: ClassVar[dict[str, Any]] = {"all": ["dbchannels/admin.css"]}
 
     def rows(self) -> Any:
         """Return all rows in the layer's database."""
@@ -146,7 +176,7 @@ class MessageAdmin(ReadOnlyAdmin):
         text = (
             message_text(row.channel, row.head or b"", pretty=False) if whole else "(too long for the list)"
         )
-        return html.format_html(PRE, text if len(text) <= LINE else text[:LINE] + " ...", "")
+        return one_line(text)
 
     def message(self, row: Any) -> str:
         text = message_text(row.channel, row.payload)
@@ -157,7 +187,7 @@ class MessageAdmin(ReadOnlyAdmin):
 @admin.register(models.ProtocolMessage)
 class ProtocolMessageAdmin(MessageAdmin):
     long_columns = ("payload", "recipients")
-    list_display = ("id", "channel", "age", "expires", "size", "line")
+    list_display = ("id", "channel", "line", "age", "expires", "size")
     fields = ("channel", "receivers", "reply_channel", "sent_at", "age", "expires", "size", "message")
     expires = relative_time("expires_at", "expires")
 
@@ -174,7 +204,7 @@ class ProtocolMessageAdmin(MessageAdmin):
 @admin.register(models.DurableMessage)
 class DurableMessageAdmin(MessageAdmin):
     deletable: ClassVar[dict[str, Any]] = {"claimed_by": None}
-    list_display = ("id", "channel", "priority", "age", "due", "attempts", "claimed_by", "line")
+    list_display = ("id", "channel", "line", "priority", "age", "due", "attempts", "claimed_by")
     fields = (
         *("channel", "priority", "unique_key", "sent_at", "age", "due_at", "attempts", "claimed_by", "alone"),
         *("size", "message"),
@@ -185,8 +215,8 @@ class DurableMessageAdmin(MessageAdmin):
 
 @admin.register(models.DeadLetter)
 class DeadLetterAdmin(MessageAdmin):
-    list_display = ("id", "channel", "failed", "attempts", "last_line", "size", "line")
-    fields = ("channel", "sent_at", "failed_at", "attempts", "size", "message", "traceback")
+    list_display = ("id", "channel", "reason", "failed", "attempts", "line")
+    fields = ("reason", "channel", "sent_at", "failed_at", "attempts", "traceback", "size", "message")
     ordering = ("-id",)
     actions = ("replay",)
     failed = relative_time("failed_at", "failed")
@@ -204,11 +234,11 @@ class DeadLetterAdmin(MessageAdmin):
             self.message_user(request, "Nothing was run again: the dead letters are gone.", messages.WARNING)
 
     @admin.display(description="error")
-    def last_line(self, row: Any) -> str:
-        return html.format_html(PRE, row.error.strip().rpartition("\n")[2][:LINE], "")
+    def reason(self, row: Any) -> str:
+        return one_line(reason_of(row.error))
 
     def traceback(self, row: Any) -> str:
-        return html.format_html(PRE, row.error[-16_384:], "")
+        return html.format_html(PRE, row.error[-ERROR:], "")
 
 
 @admin.register(models.Membership)
@@ -236,7 +266,7 @@ class ConnectionAdmin(ReadOnlyAdmin):
 
     @admin.display(description="path")
     def short_path(self, row: Any) -> str:
-        return row.path[:LINE]
+        return one_line(row.path)
 
 
 def _count(model: type[Model], column: str) -> Subquery:
@@ -288,4 +318,4 @@ class ProcessAdmin(ReadOnlyAdmin):
         parts += [f"done, but waiting for a transaction of others: {blocked:,}"] if blocked else []
         parts += [f"durable messages: {row.claims:,}"] if row.claims else []
         parts += [f"connections: {row.sockets:,}"] if row.sockets else []
-        return ", ".join(parts) or "nothing"
+        return one_line(", ".join(parts) or "nothing")

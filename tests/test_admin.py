@@ -17,7 +17,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dbchannels import codec
-from dbchannels.admin import HEAD, LINE, SHOWN, duration
+from dbchannels.admin import ERROR, HEAD, LINE, SHOWN, duration, reason_of
 from dbchannels.models import (
     Audience,
     Connection,
@@ -213,6 +213,53 @@ def test_dead_letters_show_the_error_and_the_traceback(admin_client: Client) -> 
     assert "ValueError: &lt;b&gt;bad&lt;/b&gt;" in listed
     assert "Traceback (most recent call last):\n  File &lt;x&gt;\nValueError: &lt;b&gt;" in detail
     assert "2\xa0h\xa0ago" in listed
+
+
+FRAME = '  File "/srv/site/shop.py", line 3, in make\n    load(message["id"])\n    ^^^^^^^^^^^^^^^^^^^\n'
+HEADER = "Traceback (most recent call last):\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (f"{HEADER}{FRAME}ValueError: bad image\n", "ValueError: bad image"),
+        (
+            f"{HEADER}{FRAME}ProgrammingError: no relation\nLINE 1: SELECT\n        ^\n",
+            "ProgrammingError: no relation",
+        ),
+        (
+            f"{HEADER}{FRAME}KeyError: 'id'\n\nDuring handling of the above exception, another exception occurred:\n\n"
+            f"{HEADER}{FRAME}shop.NoOrder: None\n",
+            "shop.NoOrder: None",
+        ),
+        (
+            f"This consumer had not ended after 60 s. It stood here:\n{FRAME}",
+            "This consumer had not ended after 60 s. It stood here:",
+        ),
+        ("No consumer on invoices matches this message.", "No consumer on invoices matches this message."),
+        (
+            "  + Exception Group Traceback (most recent call last):\n"
+            '  |   File "/srv/site/shop.py", line 3, in make\n'
+            "  | ExceptionGroup: two failed (2 sub-exceptions)\n"
+            "  +-+---------------- 1 ----------------\n"
+            f"    | {HEADER}    | ValueError: 1\n"
+            "    +------------------------------------\n",
+            "ExceptionGroup: two failed (2 sub-exceptions)",
+        ),
+        (f"{FRAME * 200}RecursionError: too deep\n"[-ERROR:], "RecursionError: too deep"),
+        ("  odd", "odd"),
+        ("", ""),
+    ],
+)
+def test_the_reason_is_the_line_that_says_what_happened(error: str, reason: str) -> None:
+    assert reason_of(error) == reason
+
+
+def test_a_dead_letter_begins_with_the_reason(admin_client: Client) -> None:
+    row = dead(error=f"{HEADER}{FRAME}ValueError: bad image\n")
+    text = page(admin_client, url(row))
+    assert text.index("Error:") < text.index("ValueError: bad image") < text.index("Channel:")
+    assert text.index("Channel:") < text.index("Traceback:") < text.index("Message:")
 
 
 def test_a_worker_shows_what_it_holds(admin_client: Client) -> None:
