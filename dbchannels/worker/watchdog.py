@@ -10,13 +10,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import sysconfig
 import threading
 import time
 import traceback
 from collections.abc import Callable
 
+import asgiref
+import django
 from django.db import connections
 
+import dbchannels
 from dbchannels.layers.operations import Delivery
 from dbchannels.redaction import Lines
 from dbchannels.worker.batch import Batch
@@ -27,6 +31,8 @@ log = logging.getLogger("dbchannels.worker")
 
 HAND_BACK_AFTER = 0.05  # seconds that one consumer may run before those behind it go to another worker
 WRITE_WITHIN = 5.0  # seconds that the failure of a hung consumer may take to be written
+STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
+FRAMEWORKS = tuple(os.path.dirname(str(module.__file__)) + os.sep for module in (dbchannels, django, asgiref))
 
 
 class Watchdog:
@@ -104,5 +110,22 @@ class Watchdog:
         timer.cancel()  # where `replace` returns, as in tests
 
     def _stack(self) -> str:
-        frame = sys._current_frames().get(self._watched)
-        return "".join(traceback.format_stack(frame)) if frame else "(nowhere)"
+        """Return the stack of the consumer, from the site's first line on if it has one."""
+        if (frame := sys._current_frames().get(self._watched)) is None:
+            return "(nowhere)"
+        frames = list(traceback.extract_stack(frame))
+        own = [
+            number
+            for number, one in enumerate(frames, 1)
+            if one.filename == Executor.execute.__code__.co_filename
+        ]
+        inner = frames[own[-1] :] if own else frames
+        first = next((number for number, one in enumerate(inner) if not _calls_the_site(one)), 0)
+        return "".join(traceback.format_list(inner[first:]))
+
+
+def _calls_the_site(frame: traceback.FrameSummary) -> bool:
+    """Whether a frame belongs to Python, Django or dbchannels. Installed apps belong to the site."""
+    name = frame.filename
+    installed = "site-packages" in name or "dist-packages" in name
+    return name.startswith(FRAMEWORKS) or (name.startswith(STANDARD_LIBRARY) and not installed)

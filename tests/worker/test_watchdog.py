@@ -7,6 +7,7 @@ import threading
 import time
 
 import pytest
+from django.db import transaction
 
 from dbchannels import Channel, channel_layers, route
 from dbchannels.exceptions import InvalidConfiguration
@@ -65,6 +66,32 @@ def test_the_log_says_once_where_a_consumer_stands(layer, site, caplog):
     stack = caplog.messages[0].splitlines()[1:]
     assert all(line.startswith("      ") for line in stack)  # the first one as well
     assert not site.replaced.is_set()
+
+
+@kinds.on_databases
+def test_the_stack_begins_at_the_sites_code(layer, site, caplog):
+    def decorated(message):
+        site.hang(message)
+
+    site.start(route("own", transaction.atomic(decorated), soft_timeout=0.05))
+    with caplog.at_level(logging.WARNING, "dbchannels.worker"):
+        layer.send("own", {})
+        wait_until(lambda: "self.release.wait(20)" in caplog.text)
+    frames = [line for line in caplog.messages[0].splitlines() if 'File "' in line]
+    assert [one.rpartition(" ")[2] for one in frames[:2]] == ["decorated", "hang"]
+    assert "threading.py" in frames[2]
+
+
+def test_a_stack_without_the_sites_code_is_shown_whole():
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait)
+    thread.start()
+    watching = watchdog.Watchdog(None, None, None, None, None)
+    watching._watched = thread.ident
+    assert "in wait\n" in watching._stack()
+    release.set()
+    thread.join()
+    assert watching._stack() == "(nowhere)"
 
 
 @kinds.on_databases
