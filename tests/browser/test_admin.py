@@ -92,7 +92,7 @@ def test_a_row_of_a_list_is_one_line(rows: None, admin: Page, name: str, width: 
     admin.set_viewport_size({"width": width, "height": 800})
     admin.goto(f"{admin.url}dbchannels/{name}/")
     shown = admin.locator("#result_list tbody tr")
-    expect(shown).to_have_count(2)
+    expect(shown).not_to_have_count(0)
     heights = shown.evaluate_all("rows => rows.map((row) => row.offsetHeight)")
     assert max(heights) < 40, heights  # two lines take 49 pixels
     assert admin.evaluate("document.documentElement.scrollWidth") == width
