@@ -27,7 +27,7 @@ EXAMPLES = [
         "The chat of the tutorial",
         "rooms",
         "Rooms for logged-in users (on your own machine: admin, admin), with their lines and visits.",
-        "A consumer as a class, sessions and users, in 48 lines of Python; docs/tutorial.rst explains each of them.",
+        "A consumer as a class, sessions and users, in 50 lines of Python; docs/tutorial.rst explains each of them.",
     ),
     Example(
         "Thumbnails",

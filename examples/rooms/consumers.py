@@ -18,8 +18,9 @@ class Room(JsonWebsocketConsumer):
         self.send_group_json(f"room-{room}", {"visit": visit.as_json()})
 
     def receive_json(self, content, room):
-        if text := str(content.get("text", "")).strip()[:2000]:
-            line = Line.objects.create(room=room, user=self.user, text=text)
+        key, text = str(content.get("key", ""))[:50], str(content.get("text", "")).strip()[:2000]
+        if key and text:
+            line, _ = Line.objects.get_or_create(key=key, room=room, user=self.user, defaults={"text": text})
             self.send_group_json(f"room-{room}", {"line": line.as_json()})
 
     def disconnect(self, code, room):

@@ -16,6 +16,7 @@ class Line(models.Model):
     room = models.SlugField()
     user = models.ForeignKey(settings.AUTH_USER_MODEL, models.CASCADE)
     text = models.TextField()
+    key = models.CharField(max_length=50, unique=True)
 
     def as_json(self):
-        return {"id": self.pk, "name": str(self.user), "text": self.text}
+        return {"id": self.pk, "key": self.key, "name": str(self.user), "text": self.text}

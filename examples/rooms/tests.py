@@ -15,15 +15,23 @@ class ChatTest(ChannelTestCase):
         ann, ben, zoe = self.enter("ann"), self.enter("ben"), self.enter("zoe", "kitchen")
         for window in (ann, ben, zoe):
             window.receive_all_json()
-        ann.send_json({"text": "hello"})
-        said = {"line": {"id": Line.objects.get().pk, "name": "ann", "text": "hello"}}
+        ann.send_json({"key": "1", "text": "hello"})
+        said = {"line": {"id": Line.objects.get().pk, "key": "1", "name": "ann", "text": "hello"}}
         self.assertEqual(ann.receive_json(), said)
         self.assertEqual(ben.receive_json(), said)
         zoe.assertNothingReceived()
 
+    def test_a_line_that_is_sent_twice_is_kept_once(self):
+        ann = self.enter("ann")
+        ann.receive_all_json()
+        for _ in range(2):
+            ann.send_json({"key": "1", "text": "hello"})
+        self.assertEqual(len({one["line"]["id"] for one in ann.receive_all_json()}), 1)
+        self.assertEqual(Line.objects.count(), 1)
+
     def test_a_newcomer_is_shown_what_was_said_and_who_came_and_left(self):
         ann = self.enter("ann")
-        ann.send_json({"text": "is anybody here?"})
+        ann.send_json({"key": "1", "text": "is anybody here?"})
         ann.close()
         shown = self.enter("ben").receive_all_json()
         self.assertEqual([one["line"]["text"] for one in shown if "line" in one], ["is anybody here?"])
@@ -37,6 +45,6 @@ class ChatTest(ChannelTestCase):
 
     def test_what_is_no_line_is_no_line(self):
         ann = self.enter("ann")
-        for frame in ("no json", "[]", "{}", '{"text": "  "}', '{"room": "kitchen", "user": 1}'):
+        for frame in ("no json", "[]", "{}", '{"key": "1", "text": "  "}', '{"text": "no key"}'):
             ann.send(frame)
         self.assertFalse(Line.objects.exists())

@@ -87,10 +87,10 @@ def test_its_chat_works(project: Project) -> None:
     assert served.socket("/rooms/lobby/").status == 403
     ann = enter(project, served, "ann")
     assert heard(ann, "visit")["name"] == "ann"
-    ann.send('{"text": "hello"}')
+    ann.send('{"key": "1", "text": "hello"}')
     assert heard(ann, "line")["text"] == "hello"
     ben = enter(project, served, "ben")
-    assert heard(ben, "line") == {"id": 1, "name": "ann", "text": "hello"}
+    assert heard(ben, "line") == {"id": 1, "key": "1", "name": "ann", "text": "hello"}
     ann.close()
     while (visit := heard(ben, "visit"))["name"] != "ann" or visit["left"] is None:
         continue
