@@ -28,7 +28,8 @@ from dbchannels.protocol import close_codes, failures
 from dbchannels.routing.routes import Route
 from dbchannels.routing.table import Routing
 from dbchannels.server import connection_limits
-from dbchannels.server.http import dispatch
+from dbchannels.server.http import body, dispatch, reader
+from dbchannels.server.http.messages import Refused
 from dbchannels.server.overload import Overload
 from dbchannels.testing import use_channels
 from dbchannels.worker import executor, retries
@@ -567,10 +568,14 @@ def test_the_defaults_are_as_said() -> None:
 
 def test_the_answers_are_those_of_the_server() -> None:
     answers = {text: int(status) for status, text, _ in rows("troubleshooting", "status  ")}
+    with pytest.raises(Refused) as no_room:
+        body.BodyBudget(0, 0).store(1)
+    others = {dispatch.CROWDED, no_room.value.sentence, reader._stopping().sentence}
+    assert others <= set(answers)
     for text, status in answers.items():
         if status == 429:
             assert text.encode() in connection_limits.TOO_MANY
-        elif text not in (dispatch.CROWDED, failures.SENTENCES[status]):
+        elif text not in (*others, failures.SENTENCES[status]):
             assert text.encode() in connection_limits.FULL + executor._NOT_YET["content"]
     said = set(answers.values())
     assert said == {429, 500, 502, 503, 504}
