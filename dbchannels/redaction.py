@@ -168,7 +168,7 @@ _ESCAPE = Escape()
 
 def escape_logs() -> None:
     """Add the filter to all loggers of dbchannels."""
-    for name in ("access", "handler", "layer", "logins", "routing", "server", "supervisor", "worker"):
+    for name in ("access", "layer", "logins", "routing", "server", "supervisor", "worker"):
         logging.getLogger(f"dbchannels.{name}").addFilter(_ESCAPE)
     logging.getLogger("dbchannels").addFilter(_ESCAPE)
 
