@@ -72,7 +72,7 @@ def test_the_commands_of_a_page_can_be_given_like_this(page: str) -> None:
 
 @pytest.mark.parametrize("page", ["containers", "cron", "deploying", "performance", "runserver"])
 def test_the_options_that_a_page_names_exist(page: str) -> None:
-    known = {"--init", "--time", "--layer", "--noreload", "--nothreading"}  # the others' own
+    known = {"--deploy", "--init", "--time", "--layer", "--noreload", "--nothreading"}  # the others' own
     for command in ("runchannels", "runworker"):
         parser = load_command_class("dbchannels", command).create_parser("manage.py", command)
         known |= {option for action in parser._actions for option in action.option_strings}
