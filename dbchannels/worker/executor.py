@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import re
+import threading
 import traceback
 from collections.abc import Awaitable
 from contextlib import nullcontext
@@ -269,6 +270,10 @@ class Executor:
         return self.layer.options[name] if own is None else own
 
 
+#: The coroutine that each thread waits for, so that the watchdog can show where it stands.
+coroutines: dict[int, Awaitable[Any]] = {}
+
+
 def completed(result: Any) -> Any:
     """Return the result of a consumer; of an ``async def`` what its coroutine returns, once that has run.
 
@@ -280,7 +285,14 @@ def completed(result: Any) -> Any:
             f"{result.__qualname__} is a generator, so calling it ran nothing: take the yield out, and send what it "
             "yields to a channel."
         )
-    return async_to_sync(_awaited)(result) if inspect.isawaitable(result) else result
+    if not inspect.isawaitable(result):
+        return result
+    thread = threading.get_ident()
+    coroutines[thread] = result
+    try:
+        return async_to_sync(_awaited)(result)
+    finally:
+        coroutines.pop(thread, None)  # a test client may have run another one meanwhile
 
 
 async def _awaited(awaitable: Awaitable[Any]) -> Any:

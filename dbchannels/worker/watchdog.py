@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import asgiref
 import django
@@ -24,7 +25,7 @@ import dbchannels
 from dbchannels.layers.operations import Delivery
 from dbchannels.redaction import Lines
 from dbchannels.worker.batch import Batch
-from dbchannels.worker.executor import Executor
+from dbchannels.worker.executor import Executor, coroutines
 from dbchannels.worker.response_stream import last_progress
 
 log = logging.getLogger("dbchannels.worker")
@@ -113,7 +114,8 @@ class Watchdog:
         """Return the stack of the consumer, from the site's first line on if it has one."""
         if (frame := sys._current_frames().get(self._watched)) is None:
             return "(nowhere)"
-        frames = list(traceback.extract_stack(frame))
+        awaited = _frames_of(coroutines.get(self._watched))
+        frames = awaited or list(traceback.extract_stack(frame))
         own = [
             number
             for number, one in enumerate(frames, 1)
@@ -122,6 +124,15 @@ class Watchdog:
         inner = frames[own[-1] :] if own else frames
         first = next((number for number, one in enumerate(inner) if not _calls_the_site(one)), 0)
         return "".join(traceback.format_list(inner[first:]))
+
+
+def _frames_of(coroutine: Any) -> list[traceback.FrameSummary]:
+    """Return the frames of a coroutine and of what it awaits: they are on no thread's stack while they wait."""
+    frames = []
+    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
+        frames.append((frame, frame.f_lineno))
+        coroutine = coroutine.cr_await
+    return list(traceback.StackSummary.extract(iter(frames)))
 
 
 def _calls_the_site(frame: traceback.FrameSummary) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 import time
@@ -80,6 +81,23 @@ def test_the_stack_begins_at_the_sites_code(layer, site, caplog):
     frames = [line for line in caplog.messages[0].splitlines() if 'File "' in line]
     assert [one.rpartition(" ")[2] for one in frames[:2]] == ["decorated", "hang"]
     assert "threading.py" in frames[2]
+
+
+@kinds.on_databases
+def test_the_stack_of_a_coroutine_begins_at_the_sites_code(layer, site, caplog):
+    async def pause():
+        while not site.release.is_set():
+            await asyncio.sleep(0.1)
+
+    async def wait(message):
+        await pause()
+
+    site.start(route("own", wait, soft_timeout=0.3))
+    with caplog.at_level(logging.WARNING, "dbchannels.worker"):
+        layer.send("own", {})
+        wait_until(lambda: "soft_timeout" in caplog.text)
+    frames = [line for line in caplog.messages[0].splitlines() if 'File "' in line]
+    assert [one.rpartition(" ")[2] for one in frames[:2]] == ["wait", "pause"]
 
 
 def test_a_stack_without_the_sites_code_is_shown_whole():
