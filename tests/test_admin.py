@@ -270,7 +270,7 @@ def test_a_worker_shows_what_it_holds(admin_client: Client) -> None:
     durable(claimed_by="another")
     for address in (list_url(Process), url(row)):
         text = page(admin_client, address)
-        held = r"http.request: 1, websocket.receive: 2, taken [45]\.\d s ago, durable messages: 1\b"
+        held = r"http.request: 1, websocket.receive: 2, taken \d+\.\d s ago, durable messages: 1\b"
         assert re.search(held, text)
 
 
