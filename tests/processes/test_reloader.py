@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from django.apps import apps
+from django.core.management import call_command
 from django.template import engines
 from django.template.loaders import cached
 
 import dbchannels
+from dbchannels.management.commands import watchcode
 from dbchannels.management.commands.runworker import uncache_templates
 from dbchannels.processes import development, reloader
 from dbchannels.processes.development import RequestLines, imported_names, own_files, settings_modules
@@ -191,3 +193,14 @@ def test_a_child_that_cannot_be_started_leaves_the_site_broken(monkeypatch, capl
     watch._thread.join(10)
     assert told == ["broken"]
     assert [record.getMessage() for record in caplog.records] == ["The site cannot be watched (no memory)."]
+
+
+def test_a_report_to_a_parent_that_is_gone_is_dropped(monkeypatch):
+    monkeypatch.setattr(watchcode.Command, "prepare", lambda self, options: None)
+    monkeypatch.setattr(watchcode, "end_with_parent", lambda: None)
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        call_command("watchcode", report=writer, once=True)
+    finally:
+        os.close(writer)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from django.core.management.base import BaseCommand, SystemCheckError
@@ -33,7 +34,8 @@ class Command(BaseCommand):
 
         def report(line: str) -> None:
             if descriptor is not None:
-                os.write(descriptor, f"{line}\n".encode(errors="surrogateescape"))
+                with suppress(BrokenPipeError):  # the parent is ending, and so is this process
+                    os.write(descriptor, f"{line}\n".encode(errors="surrogateescape"))
 
         if descriptor is not None:
             threading.Thread(target=end_with_parent, daemon=True).start()
