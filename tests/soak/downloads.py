@@ -16,6 +16,7 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+from dbchannels.wakeup import wait_readable
 from tests.harness import HOST, Served, ask, until
 from tests.soak.row import Row, Seen, p99
 from tests.soak.sites import on_postgresql
@@ -45,7 +46,7 @@ def downloads(served: Served, clients: int, path: str, seconds: float) -> Downlo
     memory = resident(served.process.pid)
     with crowd(served, clients, path) as others:
         started = time.monotonic()
-        start = pages(served, 300, lambda: bool(select.select([others.stdout], [], [], 0)[0]))
+        start = pages(served, 300, lambda: bool(wait_readable([others.stdout.fileno()], 0)))
         begun = time.monotonic() - started
         assert others.stdout.readline() == "begun\n"
         beside = start + pages(served, max(1.0, seconds - begun))
