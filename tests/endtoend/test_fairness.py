@@ -49,4 +49,4 @@ def test_one_that_sends_twenty_requests_at_once_has_no_more_than_its_turns(site)
     served = site.serve("--workers", "2")
     answers = ask_all(served, [AHEAD, *[1] * (CLIENTS - 1)])
     assert min(answers) >= EACH / 3, answers
-    assert answers[0] <= 3 * EACH, answers
+    assert answers[0] <= 5 * EACH, answers  # its twenty to one would be 20 * EACH
