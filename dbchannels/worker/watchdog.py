@@ -15,7 +15,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 import asgiref
 import django
@@ -114,8 +113,13 @@ class Watchdog:
         """Return the stack of the consumer, from the site's first line on if it has one."""
         if (frame := sys._current_frames().get(self._watched)) is None:
             return "(nowhere)"
-        awaited = _frames_of(coroutines.get(self._watched))
-        frames = awaited or list(traceback.extract_stack(frame))
+        awaited: list[tuple[FrameType, int]] = []
+        coroutine: Any = coroutines.get(self._watched)
+        # The frames of a coroutine and of what it awaits are on no thread's stack while they wait.
+        while (waiting := getattr(coroutine, "cr_frame", None)) is not None:
+            awaited.append((waiting, waiting.f_lineno))
+            coroutine = coroutine.cr_await
+        frames = list(traceback.StackSummary.extract(iter(awaited)) or traceback.extract_stack(frame))
         own = [
             number
             for number, one in enumerate(frames, 1)
@@ -124,15 +128,6 @@ class Watchdog:
         inner = frames[own[-1] :] if own else frames
         first = next((number for number, one in enumerate(inner) if not _calls_the_site(one)), 0)
         return "".join(traceback.format_list(inner[first:]))
-
-
-def _frames_of(coroutine: Any) -> list[traceback.FrameSummary]:
-    """Return the frames of a coroutine and of what it awaits: they are on no thread's stack while they wait."""
-    frames = []
-    while (frame := getattr(coroutine, "cr_frame", None)) is not None:
-        frames.append((frame, frame.f_lineno))
-        coroutine = coroutine.cr_await
-    return list(traceback.StackSummary.extract(iter(frames)))
 
 
 def _calls_the_site(frame: traceback.FrameSummary) -> bool:

@@ -71,13 +71,16 @@ def test_the_log_says_once_where_a_consumer_stands(layer, site, caplog):
 
 @kinds.on_databases
 def test_the_stack_begins_at_the_sites_code(layer, site, caplog):
-    def decorated(message):
-        site.hang(message)
+    def hang():
+        site.release.wait(20)
 
-    site.start(route("own", transaction.atomic(decorated), soft_timeout=0.05))
+    def decorated(message):
+        hang()
+
+    site.start(route("own", transaction.atomic(decorated), soft_timeout=0.5))
     with caplog.at_level(logging.WARNING, "dbchannels.worker"):
         layer.send("own", {})
-        wait_until(lambda: "self.release.wait(20)" in caplog.text)
+        wait_until(lambda: "site.release.wait(20)" in caplog.text)
     frames = [line for line in caplog.messages[0].splitlines() if 'File "' in line]
     assert [one.rpartition(" ")[2] for one in frames[:2]] == ["decorated", "hang"]
     assert "threading.py" in frames[2]
