@@ -15,6 +15,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from types import FrameType
+from typing import Any
 
 import asgiref
 import django

@@ -100,8 +100,9 @@ def test_channels_and_groups_name_their_layer(layers):
 
 
 @kinds.only("polling")
-def test_the_generic_layer_polls_what_is_no_sqlite_file(layer):
+def test_the_generic_layer_polls_what_is_no_sqlite_file(layer, new_link):
     assert (layer.wakeups, layer.poll_interval()) == (False, 0.05)
+    assert new_link(layer).next_due() is None
 
 
 @kinds.only("memory")
