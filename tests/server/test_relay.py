@@ -593,7 +593,7 @@ def test_one_that_was_declared_dead_gets_a_new_name_and_goes_on(new_relay, new_l
     new_link(relay.layer).clean_up_after(before)
     until(lambda: relay.deaths)
     assert relay.name != before and relay.queue != queue
-    assert [process.name for process in rows(relay, Process)] == [relay.name]
+    until(lambda: [process.name for process in rows(relay, Process)] == [relay.name])  # its lease is short
     receiver = Receiver(relay)
     answer(relay, receiver, number=1)
     until(lambda: receiver.replies)
