@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from django.db import connections
 
@@ -13,9 +12,6 @@ from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.models import Connection
-
-if TYPE_CHECKING:
-    pass
 
 #: Python's encodings by PostgreSQL's names; all others, and SQL_ASCII, take what UTF-8 does.
 PYTHON_ENCODINGS = {

@@ -221,12 +221,7 @@ class DevelopmentFiles:
             if not found or not isinstance(found, str):
                 raise Http404
             response: Any = serve(asked, found.lstrip("/"), document_root="/")
-        except (
-            Http404,
-            SuspiciousOperation,
-            OSError,
-            ValueError,
-        ):  # also for ../, which leads out of the folder
+        except (Http404, SuspiciousOperation, OSError, ValueError):  # ../ too, which leads out of the folder
             return status_reply(404, "There is no such static file.")
         if response.streaming:
             content = b"".join(response)
