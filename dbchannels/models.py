@@ -16,6 +16,8 @@ from django.db.models.functions import Now
 from dbchannels import codec
 from dbchannels.names import MAX_LENGTH, MAX_LOGIN, MAX_USER_ID
 
+MAX_USER = 200  # characters of who did something in the admin or by a command
+
 
 class PayloadMixin:
     """For models with a ``payload``: the encoded message."""
@@ -116,9 +118,24 @@ class DurableMessage(PayloadMixin, models.Model):
         db_default=False,
         help_text="yes after a worker has died while it ran the message",
     )
+    ready_at = models.DateTimeField(
+        "ready", null=True, blank=True, help_text="of a message that was delayed: when it became due"
+    )
+    cancelled_by = models.CharField(
+        "cancelled by",
+        max_length=MAX_USER,
+        default="",
+        db_default="",
+        blank=True,
+        help_text="who cancelled the message while a worker had it: it becomes a dead letter",
+    )
 
     class Meta:
         verbose_name = "durable message"
+        permissions = (
+            ("cancel_durablemessage", "Can cancel durable messages that run"),
+            ("reschedule_durablemessage", "Can change when durable messages run"),
+        )
         indexes = (
             models.Index(
                 fields=["channel", "-priority", "id"],
@@ -159,6 +176,7 @@ class DeadLetter(PayloadMixin, models.Model):
 
     class Meta:
         verbose_name = "dead letter"
+        permissions = (("replay_deadletter", "Can run dead letters again"),)
 
     def __str__(self) -> str:
         return f"{self.channel} #{self.pk}"
@@ -175,6 +193,7 @@ class Schedule(models.Model):
 
     class Meta:
         verbose_name = "schedule"
+        permissions = (("run_schedule", "Can send periodic messages now"),)
         constraints = (models.UniqueConstraint(fields=["channel", "every"], name="dbchannels_schedule_once"),)
 
     def __str__(self) -> str:
@@ -268,6 +287,9 @@ class Process(models.Model):
         blank=True,
         help_text="of a worker: the channels that it reads and what it runs, as JSON",
     )
+    reads = models.PositiveSmallIntegerField(
+        "reads format", default=1, db_default=1, help_text="the newest format of messages that it can read"
+    )
 
     class Meta:
         verbose_name = "process"
@@ -329,9 +351,51 @@ class Connection(models.Model):
 
     class Meta:
         verbose_name = "connection"
+        permissions = (
+            ("send_connection", "Can send to WebSockets"),
+            ("close_connection", "Can close WebSockets"),
+        )
 
     def __str__(self) -> str:
         return self.reply_channel
+
+
+class ChannelState(models.Model):
+    """What an operator has set for a channel: a row while it is paused. Workers look at each claim."""
+
+    channel = models.CharField("channel", max_length=MAX_LENGTH, primary_key=True)
+    paused_at = models.DateTimeField("paused", db_default=Now())
+    paused_by = models.CharField("paused by", max_length=MAX_USER, default="", db_default="", blank=True)
+
+    class Meta:
+        verbose_name = "channel"
+        default_permissions = ("view",)
+        permissions = (("pause_channelstate", "Can pause and resume channels"),)
+
+    def __str__(self) -> str:
+        return self.channel
+
+
+class Sample(models.Model):
+    """What was measured in ten seconds, kept for an hour: of one worker, or of the whole site.
+
+    UNLOGGED on PostgreSQL.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    at = models.DateTimeField("at", help_text="the end of the ten seconds")
+    source = models.CharField(
+        "source", max_length=MAX_LENGTH, default="", db_default="", help_text="a worker; empty: the site"
+    )
+    data = models.TextField("data", help_text="as JSON")
+
+    class Meta:
+        verbose_name = "sample"
+        default_permissions = ()
+        constraints = (models.UniqueConstraint(fields=["at", "source"], name="dbchannels_sample_once"),)
+
+    def __str__(self) -> str:
+        return f"{self.source or 'the site'} at {self.at}"
 
 
 def parse_in_flight(messages: str) -> list[tuple[str, str]]:

@@ -25,9 +25,16 @@ TABLES = {
     "dbchannels_inflight",
     "dbchannels_connection",
     "dbchannels_schedule",
+    "dbchannels_channelstate",
+    "dbchannels_sample",
 }
-UNLOGGED = {"dbchannels_protocolmessage", "dbchannels_inflight", "dbchannels_audience"}
-BUSY = TABLES - {"dbchannels_deadletter", "dbchannels_schedule"}
+UNLOGGED = {"dbchannels_protocolmessage", "dbchannels_inflight", "dbchannels_audience", "dbchannels_sample"}
+BUSY = TABLES - {
+    "dbchannels_deadletter",
+    "dbchannels_schedule",
+    "dbchannels_channelstate",
+    "dbchannels_sample",
+}
 EARLY_VACUUM = {
     "autovacuum_vacuum_scale_factor=0.0",
     "autovacuum_vacuum_threshold=1000",
@@ -132,6 +139,7 @@ def test_identities_are_bigint(layer):
         "membership",
         "tally",
         "process",
+        "sample",
         "schedule",
     }
     assert sorted(query(layer, statement)) == sorted(

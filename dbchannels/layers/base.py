@@ -371,9 +371,10 @@ class BaseLayer(other_libraries.ForeignNames):
         """Return the ids of the dead letters of these channels, or of all channels, oldest first."""
         raise NotImplementedError
 
-    def replay(self, ids: Iterable[int]) -> int:
+    def replay(self, ids: Iterable[int], to: str = "") -> int:
         """Move dead letters back to their channels, to run again from the first attempt; return how many were moved.
 
+        With ``to`` all of them are sent to this channel instead.
         They are due now, without priority and unique key, and whatever the capacity. All are moved in the caller's
         transaction on the layer's database, or in one of their own. An id is ignored if there is no such dead letter,
         or if another process is moving it at this moment, so each runs again once.

@@ -48,6 +48,10 @@ class Link:
         """
         return self.layer.claim(channels, limit, worker, at_most)
 
+    def cancelled_by(self, worker: str, delivery: Delivery) -> str:
+        """Return who has cancelled a message that this worker runs; "" if nobody has."""
+        return ""
+
     def next_due(self) -> float | None:
         """Return in how many seconds the next delayed message is due; None if no reader has to wake for one."""
         return None

@@ -163,6 +163,8 @@ class Delivery(NamedTuple):
     reply_channel: str = ""
     id: int | None = None  # of a durable message
     attempt: int = 0  # of a durable message: 1 for the first
+    waited: float = 0.0  # seconds since it was sent, or became due
+    cancelled_by: str = ""  # of a durable message that must not run: it becomes a dead letter
 
     @property
     def durable(self) -> bool:

@@ -1,17 +1,27 @@
-"""What the layers on a database of the site share: its records of open WebSockets, and the texts that it can store."""
+"""What the layers on a database of the site share.
+
+These are the records of open WebSockets, the texts that the database can store, and what an operator does in the admin
+or by a command. Nothing there is in a hurry, so it is written once, by the ORM.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from datetime import timedelta
+from typing import Any
 
 from django.db import connections
+from django.db.models.functions import Now
+from django.utils import timezone
 
+from dbchannels import names
 from dbchannels.conf import LayerSettings
-from dbchannels.exceptions import InvalidMessage
+from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.models import Connection
+from dbchannels.models import MAX_USER, ChannelState, Connection, DurableMessage
+from dbchannels.protocol import DURABLE
 
 #: Python's encodings by PostgreSQL's names; all others, and SQL_ASCII, take what UTF-8 does.
 PYTHON_ENCODINGS = {
@@ -58,7 +68,7 @@ class ClosedConnections:
 
 
 class DjangoLayer(BaseLayer):
-    """A layer on a database of the site: its records of open WebSockets, and the texts that it can store."""
+    """A layer on a database of the site."""
 
     def __init__(self, settings: LayerSettings) -> None:
         super().__init__(settings)
@@ -72,6 +82,74 @@ class DjangoLayer(BaseLayer):
         )
         rows = rows.exclude(login=ops.NOBODY) if watched else rows
         return [record_of(row) for row in rows.order_by("reply_channel")[:limit]]
+
+    def rows(self, model: Any) -> Any:
+        """Return a query set of one of our models on the layer's database."""
+        return model.objects.using(self.database)
+
+    def wake(self, kinds: set[str]) -> None:
+        """Wake the readers of these kinds of messages when the caller's transaction commits; see ``Link.wait``."""
+        raise NotImplementedError
+
+    # What an operator does. Each takes one statement for a number of messages: give ids in parts of a few thousand.
+
+    def pause(self, channel: str, by: str = "") -> bool:
+        """Let the messages of a durable channel wait until ``resume``; return False if it was paused already.
+
+        No worker takes another message from then on; those that run go on. Raises InvalidName for a channel on which a
+        client waits.
+        """
+        if names.is_protocol(names.check_channel_name(channel)):
+            raise InvalidName(
+                f"{channel} cannot be paused, because clients wait for its messages: pause one of the site's own "
+                "channels."
+            )
+        fields = {"paused_at": self.now(), "paused_by": by[:MAX_USER]}
+        return bool(self.rows(ChannelState).get_or_create(channel=channel, defaults=fields)[1])
+
+    def resume(self, channel: str) -> bool:
+        """End a pause; return False if the channel was not paused."""
+        resumed = bool(self.rows(ChannelState).filter(channel=channel).delete()[0])
+        if resumed:
+            self.wake({DURABLE})
+        return resumed
+
+    def paused(self) -> dict[str, ChannelState]:
+        """Return the paused channels, by name."""
+        return {row.channel: row for row in self.rows(ChannelState).order_by("channel")}
+
+    def cancel(self, ids: Sequence[int], by: str) -> tuple[int, int]:
+        """Delete durable messages that wait, and cancel those that a worker has; return the number of both.
+
+        A consumer that runs is ended within about a second, and its message becomes a dead letter that says who
+        cancelled it.
+        """
+        messages = self.rows(DurableMessage).filter(id__in=ids)
+        deleted = messages.filter(claimed_by=None).delete()[0]
+        return deleted, messages.update(cancelled_by=by[:MAX_USER] or "somebody")
+
+    def reschedule(
+        self, ids: Sequence[int], *, delay: float | None = None, priority: int | None = None
+    ) -> int:
+        """Change in how many seconds durable messages are due, or their priority; return how many wait.
+
+        Messages that a worker has are left alone. Raises InvalidMessage as a send does.
+        """
+        changes: dict[str, Any] = {}
+        if delay is not None:
+            ops.delivery_options("own", delay=delay)
+            due = self.now() + timedelta(seconds=delay) if delay else None
+            changes = {"due_at": due, **({} if delay else {"ready_at": self.now()})}
+        if priority is not None:
+            changes |= {"priority": ops.delivery_options("own", priority=priority)["priority"]}
+        changed = self.rows(DurableMessage).filter(id__in=ids, claimed_by=None).update(**changes)
+        if changed and delay == 0:
+            self.wake({DURABLE})
+        return int(changed)
+
+    def now(self) -> Any:
+        """Return the clock that the layer's rows are written by: the database's on PostgreSQL, else this host's."""
+        return Now() if connections[self.database].vendor == "postgresql" else timezone.now()
 
     def check_text(self, what: str, text: str) -> None:
         if text.isascii() or connections[self.database].vendor != "postgresql":

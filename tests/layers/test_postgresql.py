@@ -365,27 +365,6 @@ def test_a_message_that_commits_late_is_found(layer, new_link):
     assert len(link.receive_many(["http.request"], 10)) == 1
 
 
-def test_protocol_messages_are_unlogged_and_nothing_else(layer):
-    rows = query(
-        "SELECT relname, relpersistence FROM pg_class WHERE relkind = 'r' AND relname LIKE 'dbchannels_%%'"
-    )
-    assert {name for name, persistence in rows if persistence == "u"} == {
-        "dbchannels_protocolmessage",
-        "dbchannels_audience",
-        "dbchannels_inflight",
-    }
-    assert {persistence for _, persistence in rows} == {"u", "p"}
-    assert len(rows) == 10
-
-
-def test_busy_tables_are_vacuumed_early(layer):
-    rows = dict(
-        query("SELECT relname, reloptions FROM pg_class WHERE relname LIKE 'dbchannels_%%' AND relkind = 'r'")
-    )
-    early = {name for name, options in rows.items() if "autovacuum_vacuum_threshold=1000" in (options or [])}
-    assert early == set(rows) - {"dbchannels_deadletter", "dbchannels_schedule"}
-
-
 def test_adding_a_member_of_a_live_server_again_writes_nothing(layer, new_link):
     new_link(layer).register("server", "server", "reply.a!")
 

@@ -27,6 +27,7 @@ from dbchannels.layers.database.wakeups import WakeupFolder, wake_on_commit, wak
 from dbchannels.layers.database.writer import Writer
 from dbchannels.layers.orm import DjangoLayer
 from dbchannels.models import (
+    ChannelState,
     Connection,
     DeadLetter,
     DurableMessage,
@@ -58,7 +59,6 @@ class DatabaseLayer(DjangoLayer):
         return folder is not None and not folder.problem
 
     def wake(self, kinds: set[str]) -> None:
-        """Wake the readers of these kinds of messages when the caller's transaction commits; see ``Link.wait``."""
         if kinds and (folder := self.wakeup_folder) is not None:
             wake_on_commit(folder, self.database, kinds)
 
@@ -68,10 +68,6 @@ class DatabaseLayer(DjangoLayer):
     def atomic(self) -> AbstractContextManager[None]:
         """Return a transaction on the layer's database."""
         return transaction.atomic(using=self.database)
-
-    def rows(self, model: Any) -> Any:
-        """Return a query set of one of our models on the layer's database."""
-        return model.objects.using(self.database)
 
     @property
     def skips_locked(self) -> bool:
@@ -133,7 +129,13 @@ class DatabaseLayer(DjangoLayer):
         rows = self._locked(waiting, limit) if protocol else []
         self.rows(ProtocolMessage).filter(id__in=[row.id for row in rows]).delete()
         found = [
-            ops.Delivery(row.channel, bytes(row.payload), tuple(row.recipients.split()), row.reply_channel)
+            ops.Delivery(
+                row.channel,
+                bytes(row.payload),
+                tuple(row.recipients.split()),
+                row.reply_channel,
+                waited=(now - row.sent_at).total_seconds(),
+            )
             for row in rows
         ]
         durable = [queue for queue in queues if not names.is_protocol(queue)]
@@ -166,21 +168,31 @@ class DatabaseLayer(DjangoLayer):
         rows = self._first([row for row in rows if row.alone][:1] or rows)
         for row in rows:
             row.attempts += 1
-            row.claimed_by, row.due_at = worker, None
-        self.rows(DurableMessage).bulk_update(rows, ["attempts", "claimed_by", "due_at"])
+            row.claimed_by, row.ready_at, row.due_at = worker, row.due_at or row.ready_at, None
+        self.rows(DurableMessage).bulk_update(rows, ["attempts", "claimed_by", "ready_at", "due_at"])
+        now = timezone.now()
         return [
-            ops.Delivery(row.channel, bytes(row.payload), id=row.id, attempt=row.attempts) for row in rows
+            ops.Delivery(
+                row.channel,
+                bytes(row.payload),
+                id=row.id,
+                attempt=row.attempts,
+                waited=(now - (row.ready_at or row.sent_at)).total_seconds(),
+                cancelled_by=row.cancelled_by,
+            )
+            for row in rows
         ]
 
-    def _claimed(self, worker: str, delivery: ops.Delivery) -> Any:
+    def claimed(self, worker: str, delivery: ops.Delivery) -> Any:
+        """Return a query set of the message, empty if the worker has lost it."""
         rows = self.rows(DurableMessage)
         return rows.filter(id=delivery.id, attempts=delivery.attempt, claimed_by=worker)
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
-        return bool(self._claimed(worker, delivery).delete()[0])
+        return bool(self.claimed(worker, delivery).delete()[0])
 
     def fail(self, worker: str, failure: ops.Failure) -> None:
-        claimed, now = self._claimed(worker, failure.delivery), timezone.now()
+        claimed, now = self.claimed(worker, failure.delivery), timezone.now()
         if failure.retry_in is not None:
             claimed.update(claimed_by=None, due_at=now + timedelta(seconds=failure.retry_in))
             return
@@ -196,16 +208,15 @@ class DatabaseLayer(DjangoLayer):
             row.delete()
 
     def release(self, worker: str, delivery: ops.Delivery) -> None:
-        self._claimed(worker, delivery).update(claimed_by=None, attempts=F("attempts") - 1)
+        self.claimed(worker, delivery).update(claimed_by=None, attempts=F("attempts") - 1)
         self.wake({DURABLE})
 
     def due(self, channels: Iterable[str]) -> Any:
-        """Return a query set of the durable messages that wait and are due, by priority."""
+        """Return a query set of the durable messages that wait, are due and are not paused, by priority."""
         now = timezone.now()
         due = Q(due_at__isnull=True) | Q(due_at__lte=now)
-        return (
-            self.rows(DurableMessage).filter(due, channel__in=channels, claimed_by=None).order_by("-priority")
-        )
+        waiting = self.rows(DurableMessage).filter(due, channel__in=channels, claimed_by=None)
+        return waiting.exclude(channel__in=self.rows(ChannelState)).order_by("-priority")
 
     def _ready(self, channels: Iterable[str]) -> Any:
         """Return a query set of the due messages, with only the first of each unique key."""
@@ -232,7 +243,15 @@ class DatabaseLayer(DjangoLayer):
 
     def flush(self) -> None:
         with self.atomic():
-            for model in (ProtocolMessage, DurableMessage, DeadLetter, InFlight, Membership, Schedule):
+            for model in (
+                ProtocolMessage,
+                DurableMessage,
+                DeadLetter,
+                InFlight,
+                Membership,
+                Schedule,
+                ChannelState,
+            ):
                 self.rows(model).all().delete()
         self._received.clear()
 
@@ -240,14 +259,15 @@ class DatabaseLayer(DjangoLayer):
         only = {"channel__in": channels} if channels else {}
         return list(self.rows(DeadLetter).filter(**only).order_by("id").values_list("id", flat=True))
 
-    def replay(self, ids: Iterable[int]) -> int:
+    def replay(self, ids: Iterable[int], to: str = "") -> int:
         rest, moved, writer = iter(ids), 0, Writer(self)
         with self.atomic():
             while part := list(islice(rest, 500)):  # a statement takes a limited number of values
                 letters = self._locked(self.rows(DeadLetter).filter(id__in=part), len(part))
                 self.rows(DeadLetter).filter(id__in=[letter.id for letter in letters]).delete()
                 for letter in letters:
-                    writer.insert(letter.channel, "", ops.Send(letter.channel, letter.payload, "", 0))
+                    channel = to or letter.channel
+                    writer.insert(channel, "", ops.Send(channel, letter.payload, "", 0))
                 moved += len(letters)
         self.wake(writer.kinds)
         return moved

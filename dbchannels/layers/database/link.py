@@ -88,6 +88,11 @@ class DatabaseLink(Link):
             with self.layer.atomic():
                 return self.layer.claim(channels, limit, worker, at_most)
 
+    def cancelled_by(self, worker: str, delivery: Delivery) -> str:
+        with unavailable():
+            claimed = self.layer.claimed(worker, delivery)
+            return claimed.values_list("cancelled_by", flat=True).first() or ""
+
     def next_due(self) -> float | None:
         if not self.layer.wakeups:
             return None  # it looks every 50 ms

@@ -130,8 +130,13 @@ class PostgreSQLLayer(DjangoLayer):
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
         return [row[0] for row in self._query(sql_durable.DEAD_LETTER_IDS, {"channels": list(channels)})]
 
-    def replay(self, ids: Iterable[int]) -> int:
-        return int(self._query(sql_durable.REPLAY, {"ids": list(ids), "wakes": self.wakeups})[0][0])
+    def replay(self, ids: Iterable[int], to: str = "") -> int:
+        values = {"ids": list(ids), "to": to, "wakes": self.wakeups}
+        return int(self._query(sql_durable.REPLAY, values)[0][0])
+
+    def wake(self, kinds: set[str]) -> None:
+        if self.wakeups:
+            self._query(sql.WAKE, {"wake": sorted(kinds)})
 
     def flush(self) -> None:
         with transaction.atomic(using=self.database), connections[self.database].cursor() as cursor:

@@ -88,11 +88,12 @@ class PostgreSQLLink(Link):
             took = time.monotonic() - started
             if hints.active or took >= hints.COSTLY:
                 hints.learn(((row[0], row[4]) for row in rows), took)
-            for channel, payload, recipients, reply_channel, _ in rows:
+            for channel, payload, recipients, reply_channel, _, waited in rows:
                 if recipients is None:
                     log.warning("A broadcast was left out: its audience has been deleted.")
                 else:
-                    found.append(Delivery(channel, bytes(payload), tuple(recipients.split()), reply_channel))
+                    readers = tuple(recipients.split())
+                    found.append(Delivery(channel, bytes(payload), readers, reply_channel, waited=waited))
         durable = [queue for queue in queues if not self.layer.routes[queue].protocol]
         if durable and len(found) < limit:
             values = {"queues": durable, "limit": limit - len(found)}
@@ -114,14 +115,30 @@ class PostgreSQLLink(Link):
             values["at_most"] = [limits.get(channel) for channel in channels]
             claims = [(sql_durable.LOCK_LIMITED, values), (sql_durable.CLAIM_LIMITED, values)]
         rows = self.session.execute([(sql_durable.PROMOTE, {}), *claims], takes=CLAIM)
-        claimed = [Delivery(row[1], bytes(row[2]), id=row[0], attempt=row[3]) for row in rows]
-        alone = [delivery for delivery, row in zip(claimed, rows, strict=True) if row[4]]
+        claimed, alone = [], []
+        for number, channel, payload, attempt, is_alone, waited, cancelled_by in rows:
+            delivery = Delivery(
+                channel,
+                bytes(payload),
+                id=number,
+                attempt=attempt,
+                waited=waited,
+                cancelled_by=cancelled_by,
+            )
+            claimed.append(delivery)
+            if is_alone:
+                alone.append(delivery)
         if not alone or len(claimed) == 1:
             return claimed
         # A worker died with one of these: it runs alone, so that no other message is blamed if it happens again.
         others = [delivery for delivery in claimed if delivery is not alone[0]]
         self.session.execute([(sql_durable.RELEASE, {"worker": worker, **_tokens(others)})])
         return alone[:1]
+
+    def cancelled_by(self, worker: str, delivery: Delivery) -> str:
+        values = {"worker": worker, "id": delivery.id, "attempt": delivery.attempt}
+        rows = self.session.execute([(sql_durable.CANCELLED_BY, values)])
+        return rows[0][0] if rows else ""
 
     def next_due(self) -> float | None:
         ((seconds,),) = self.session.execute([(sql_durable.NEXT_DUE, {})])

@@ -213,7 +213,7 @@ popped AS (
             ORDER BY channel, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
         ) AS oldest LIMIT %(limit)s
     ))
-    RETURNING id, channel, recipients, audience, reply_channel, payload
+    RETURNING id, channel, recipients, audience, reply_channel, payload, sent_at
 )
 """
 # The recipients are NULL when the audience that has them was deleted. A reader need not remember them: to read those of
@@ -222,7 +222,7 @@ _TAKEN = """
 SELECT channel, payload, CASE WHEN audience IS NULL THEN recipients ELSE (
     SELECT one.recipients FROM dbchannels_audience AS one
     WHERE one.key = popped.audience AND one.recipients <> '' LIMIT 1
-) END, reply_channel, id
+) END, reply_channel, id, extract(epoch FROM statement_timestamp() - sent_at)::float
 FROM popped ORDER BY id
 """
 
@@ -258,7 +258,8 @@ DELETE FROM dbchannels_durablemessage;
 DELETE FROM dbchannels_deadletter;
 DELETE FROM dbchannels_inflight;
 DELETE FROM dbchannels_membership;
-DELETE FROM dbchannels_schedule
+DELETE FROM dbchannels_schedule;
+DELETE FROM dbchannels_channelstate
 """
 
 # The messages that wait, those that are taken and not finished, and the age in seconds of the oldest one that could be
@@ -342,6 +343,7 @@ FROM unnest(%(queues)s::text[]) AS queue(name) CROSS JOIN LATERAL (
     WHERE channel = queue.name AND claimed_by IS NULL AND due_at IS NULL
     ORDER BY priority DESC, id LIMIT 1
 ) AS head
+WHERE queue.name <> ALL(ARRAY(SELECT channel::text FROM dbchannels_channelstate))
 UNION ALL
 SELECT queue.name, head.id, (SELECT max(id) FROM dbchannels_protocolmessage)
 FROM unnest(%(queues)s::text[]) AS queue(name) CROSS JOIN LATERAL (

@@ -58,7 +58,7 @@ SELECT channel, waited, has_room FROM room
 
 # Messages that have become due are found by time, in an index of their own; from then on they wait like any other.
 PROMOTE = """
-UPDATE dbchannels_durablemessage SET due_at = NULL
+UPDATE dbchannels_durablemessage SET due_at = NULL, ready_at = due_at
 WHERE id = ANY(ARRAY(
     SELECT id FROM dbchannels_durablemessage WHERE due_at <= statement_timestamp()
     ORDER BY due_at LIMIT 1000 FOR UPDATE SKIP LOCKED
@@ -71,9 +71,11 @@ SELECT extract(epoch FROM (
 ) - statement_timestamp())::float
 """
 
+# The table is read once for the statement, however many channels it names.
+NOT_PAUSED = "queue.name <> ALL(ARRAY(SELECT channel::text FROM dbchannels_channelstate))"
 # If several messages with one key wait, as after a release, the first is taken and the others are deleted, since they
 # were sent before it runs. One that a sender's open transaction has locked stays for what that sender wrote.
-_READY = """
+_READY = f"""
 ARRAY(
     SELECT oldest.id FROM unnest(%(queues)s::text[]) AS queue(name) CROSS JOIN LATERAL (
         SELECT id FROM dbchannels_durablemessage AS ready
@@ -86,7 +88,7 @@ ARRAY(
             )
         )
         ORDER BY priority DESC, id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
-    ) AS oldest LIMIT %(limit)s
+    ) AS oldest WHERE {NOT_PAUSED} LIMIT %(limit)s
 )
 """
 
@@ -112,9 +114,10 @@ CLAIM = f"""
 WITH claimed AS (
     UPDATE dbchannels_durablemessage SET claimed_by = %(worker)s, attempts = attempts + 1
     WHERE id = ANY({_READY})
-    RETURNING id, channel, payload, attempts, alone, priority, unique_key
+    RETURNING id, channel, payload, attempts, alone, priority, unique_key, cancelled_by,
+              extract(epoch FROM statement_timestamp() - coalesce(ready_at, sent_at))::float AS waited
 ), {_TAKEN_ALONG.format("claimed")}
-SELECT id, channel, payload, attempts, alone FROM claimed ORDER BY priority DESC, id
+SELECT id, channel, payload, attempts, alone, waited, cancelled_by FROM claimed ORDER BY priority DESC, id
 """
 
 # For channels whose consumers set `concurrency`: a worker claims only while fewer others have claimed, as each worker
@@ -149,6 +152,12 @@ DELETE FROM dbchannels_durablemessage AS message
 USING unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS done(id, attempt)
 WHERE message.id = done.id AND message.attempts = done.attempt
       AND message.claimed_by::text = %(worker)s::text
+"""
+
+# Who cancelled a message while its worker runs it; '' if nobody did.
+CANCELLED_BY = """
+SELECT cancelled_by FROM dbchannels_durablemessage
+WHERE id = %(id)s AND attempts = %(attempt)s AND claimed_by::text = %(worker)s::text
 """
 
 RELEASE = """
@@ -234,7 +243,8 @@ WITH again AS (
     RETURNING id, channel, payload
 ), sent AS (
     INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
-    SELECT channel, payload, 0, '', 0, false, statement_timestamp() FROM again ORDER BY id
+    SELECT coalesce(nullif(%(to)s::text, ''::text), channel::text), payload, 0, '', 0, false, statement_timestamp()
+    FROM again ORDER BY id
     RETURNING 1
 ), counted AS (SELECT count(*) AS number FROM sent)
 SELECT number, CASE WHEN %(wakes)s AND number > 0 AND {QUIET} THEN pg_catalog.pg_notify('dbchannels', 'd') END

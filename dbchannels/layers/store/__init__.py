@@ -273,12 +273,12 @@ class StoreLayer(BaseLayer):
             letters = [Letter._make(one) for one in self.table("letters").values()]
             return sorted(one.id for one in letters if not channels or one.channel in channels)
 
-    def replay(self, ids: Iterable[int]) -> int:
+    def replay(self, ids: Iterable[int], to: str = "") -> int:
         with self.locked():
             letters = self.table("letters")
             again = [Letter._make(letters.pop(str(one))) for one in sorted(set(ids)) if str(one) in letters]
             for one in again:
-                self._put(ops.Send(one.channel, one.payload, "", 0))
+                self._put(ops.Send(to or one.channel, one.payload, "", 0))
             self.changed()
             return len(again)
 
