@@ -17,7 +17,8 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dbchannels import codec
-from dbchannels.admin import ERROR, HEAD, LINE, SHOWN, duration, reason_of
+from dbchannels.admin.base import LINE, duration
+from dbchannels.admin.messages import ERROR, HEAD, SHOWN, reason_of
 from dbchannels.models import (
     Audience,
     Connection,
