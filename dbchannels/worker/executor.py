@@ -7,7 +7,6 @@ import inspect
 import logging
 import re
 import threading
-import traceback
 from collections.abc import Awaitable
 from contextlib import nullcontext
 from contextvars import copy_context
@@ -63,6 +62,7 @@ from dbchannels.routing.routes import ConsumerOptions, Route
 from dbchannels.routing.table import Routing
 from dbchannels.worker import database_connections
 from dbchannels.worker.retries import retry_delay
+from dbchannels.worker.stacks import format_error
 from dbchannels.worker.views import ApplicationViews
 
 log = logging.getLogger("dbchannels.worker")
@@ -155,7 +155,8 @@ class Executor:
             return self._finished(delivery, content, {"accept": False, "status": 404})
         if delivery.durable:
             raise InvalidMessage(
-                f"No consumer on {delivery.channel} matches this message: add a route for it."
+                f"No route on {delivery.channel} has filters that match this message: correct them, or add a route "
+                "without filters after them."
             )
         return self._finished(delivery, content)
 
@@ -189,7 +190,7 @@ class Executor:
             return self.failed(delivery, "")
         if (answers := self._answer_to_exception(delivery, error)) is not None:
             return Result(answers, None, False)
-        text = "".join(traceback.format_exception(error))
+        text = format_error(error)
         denied = isinstance(error, DenyConnection)
         result = self.failed(delivery, text, 403 if denied else 500)
         if (failure := result.failure) is not None:
@@ -207,9 +208,14 @@ class Executor:
         return result
 
     def report(self, delivery: Delivery, error: BaseException, text: str) -> None:
-        """Log that a consumer raised; ``text`` is the traceback, and what becomes of the message."""
-        name = self._route.name if self._route else "The view"
-        log.error("%s raised on a message of %s:\n    %s", name, delivery.channel, Lines(text))
+        """Log why a message failed; ``text`` is the traceback, and what becomes of the message."""
+        if self._route:
+            told = f"{self._route.name} raised on a message of {delivery.channel}"
+        elif delivery.channel == "http.request":
+            told = "The view raised on a message of http.request"
+        else:  # no route matches it, or it cannot be decoded
+            told = f"No consumer ran for a message of {delivery.channel}"
+        log.error("%s:\n    %s", told, Lines(text))
 
     def _answer_to_exception(self, delivery: Delivery, error: BaseException) -> list[Operation] | None:
         """Return the replies when a consumer closes, or asks for its message later; None where that means nothing."""

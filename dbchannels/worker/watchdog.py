@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import sysconfig
 import threading
 import time
 import traceback
@@ -18,23 +17,19 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-import asgiref
-import django
 from django.db import connections
 
-import dbchannels
 from dbchannels.layers.operations import Delivery
 from dbchannels.redaction import Lines
 from dbchannels.worker.batch import Batch
 from dbchannels.worker.executor import Executor, coroutines
 from dbchannels.worker.response_stream import last_progress
+from dbchannels.worker.stacks import format_stack
 
 log = logging.getLogger("dbchannels.worker")
 
 HAND_BACK_AFTER = 0.05  # seconds that one consumer may run before those behind it go to another worker
 WRITE_WITHIN = 5.0  # seconds that the failure of a hung consumer may take to be written
-STANDARD_LIBRARY = sysconfig.get_paths()["stdlib"] + os.sep
-FRAMEWORKS = tuple(os.path.dirname(str(module.__file__)) + os.sep for module in (dbchannels, django, asgiref))
 
 
 class Watchdog:
@@ -121,19 +116,4 @@ class Watchdog:
         while (waiting := getattr(coroutine, "cr_frame", None)) is not None:
             awaited.append((waiting, waiting.f_lineno))
             coroutine = coroutine.cr_await
-        frames = list(traceback.StackSummary.extract(iter(awaited)) or traceback.extract_stack(frame))
-        own = [
-            number
-            for number, one in enumerate(frames, 1)
-            if one.filename == Executor.execute.__code__.co_filename
-        ]
-        inner = frames[own[-1] :] if own else frames
-        first = next((number for number, one in enumerate(inner) if not _calls_the_site(one)), 0)
-        return "".join(traceback.format_list(inner[first:]))
-
-
-def _calls_the_site(frame: traceback.FrameSummary) -> bool:
-    """Whether a frame belongs to Python, Django or dbchannels. Installed apps belong to the site."""
-    name = frame.filename
-    installed = "site-packages" in name or "dist-packages" in name
-    return name.startswith(FRAMEWORKS) or (name.startswith(STANDARD_LIBRARY) and not installed)
+        return format_stack(traceback.StackSummary.extract(iter(awaited)) or traceback.extract_stack(frame))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 
 import pytest
 from asgiref.sync import async_to_sync, sync_to_async
-from django.db import connections
+from django.db import connections, transaction
 from django.utils import timezone
 
 from dbchannels import (
@@ -35,9 +36,9 @@ def new_worker(layer):
     """Make workers, on record, whose sessions are closed at the end."""
     made = []
 
-    def new(consumer, **options):
+    def new(consumer, channel="own", **options):
         made.append(
-            Worker(channel_layers["default"], Routing([route("own", consumer, **options)]), only=["own"])
+            Worker(channel_layers["default"], Routing([route(channel, consumer, **options)]), only=[channel])
         )
         made[-1]._register()
         return made[-1]
@@ -102,6 +103,39 @@ def test_the_log_says_whose_fault_it_was_and_what_comes_of_the_message(layer, ne
     assert first.endswith("This was attempt 1 of 2; the next is in 0.0 s.")
     assert "attempt 2 of 2: it is a dead letter now" in second and "'manage.py replay own'" in second
     assert "attempt" not in rows(layer, DeadLetter).get().error
+
+
+async def boom_later(message):
+    await sync_to_async(boom)(message)
+
+
+def boom_again(message):
+    try:
+        boom(message)
+    except RuntimeError as error:
+        raise ValueError("again") from error
+
+
+class Booms(WebsocketConsumer):
+    def receive(self, text=None, bytes=None):
+        boom(text)
+
+
+@pytest.mark.parametrize(
+    ("channel", "consume", "names"),
+    [
+        ("own", transaction.atomic(boom_again), ["boom_again", "boom", "boom_again"]),
+        ("own", boom_later, ["boom_later", "boom"]),
+        ("websocket.receive", Booms.as_consumer(), ["receive", "boom"]),
+    ],
+)
+def test_a_traceback_begins_at_the_sites_code(layer, new_worker, caplog, channel, consume, names):
+    layer.send(channel, {"reply_channel": "reply.web!a", "path": "/", "text": "hi", "order": 1})
+    worker = new_worker(consume, channel=channel)
+    assert worker.run_once()
+    frames = re.findall(r'File "(.+)", line \d+, in (\w+)', caplog.messages[0])
+    assert [name for path, name in frames if path == __file__] == names
+    assert frames[0] == (__file__, names[0])
 
 
 def test_a_message_that_kills_its_worker_each_time_is_a_dead_letter_in_the_end(layer, new_worker, new_link):

@@ -706,11 +706,17 @@ def test_without_retries_the_first_failure_is_the_last(new_layer, new_worker):
     assert dead_letter(layer)[0] == 1
 
 
-def test_one_that_no_route_matches_becomes_a_dead_letter_that_says_so(new_layer, new_worker):
+def test_one_that_no_route_matches_becomes_a_dead_letter_that_says_so(new_layer, new_worker, caplog):
     layer = new_layer(retries=0)
     layer.send("own", {"kind": "b"})
     assert work(new_worker(route("own", quiet, kind="^a$"))) == 1
-    assert "No consumer on own matches this message: add a route for it." in dead_letter(layer)[2]
+    assert dead_letter(layer)[2] == (
+        "dbchannels.exceptions.InvalidMessage: No route on own has filters that match this message: correct them, or "
+        "add a route without filters after them.\n"
+    )
+    assert caplog.messages[0].startswith(
+        "No consumer ran for a message of own:\n    dbchannels.exceptions.Invalid"
+    )
 
 
 def test_a_success_after_a_failure_leaves_nothing(layer, new_worker, at_once):
