@@ -101,11 +101,6 @@ class Supervisor:
         for thread in self._threads:
             thread.start()
 
-    def pids(self) -> list[int]:
-        """Return the process ids of the workers that run now."""
-        with self._lock:
-            return [worker.process.pid for worker in self._processes]
-
     def has_ready(self) -> bool:
         """Whether workers take both requests and frames; never blocks."""
         if self._lock.acquire(blocking=False):  # the hub calls this, and must not wait for a process to start

@@ -79,6 +79,11 @@ def child(name, line):
     return WorkerProcess(name, process, reader)
 
 
+def pids_of(one):
+    """Return the process ids of its workers."""
+    return [worker.process.pid for worker in one._processes]
+
+
 @pytest.fixture
 def supervise():
     """Start a supervisor of so many workers; all that it started has ended when the test has."""
@@ -97,7 +102,7 @@ def supervise():
     yield start
     for one in made:
         one.stop()
-        assert one.pids() == []
+        assert pids_of(one) == []
 
 
 def is_running(pid):
@@ -115,7 +120,7 @@ def is_running(pid):
 def test_each_task_has_a_worker_with_a_name_of_its_own(shell, supervise):
     started = shell(ENDLESS)
     one = supervise(3)
-    wait_until(lambda: len(one.pids()) == 3)
+    wait_until(lambda: len(pids_of(one)) == 3)
     assert sorted(task.arguments for _, task in started) == [
         ("--number=0",),
         ("--number=1",),
@@ -129,7 +134,7 @@ def test_each_task_has_a_worker_with_a_name_of_its_own(shell, supervise):
 def test_one_that_dies_is_told_of_and_started_again_under_a_new_name(shell, supervise):
     started = shell("exit 3", "kill -9 $$", ENDLESS)
     one = supervise()
-    wait_until(lambda: len(started) == 3 and one.pids())
+    wait_until(lambda: len(started) == 3 and pids_of(one))
     names = [name for name, _ in started]
     assert one.deaths == names[:2]
     assert len(set(names)) == 3
@@ -139,10 +144,10 @@ def test_one_that_dies_is_told_of_and_started_again_under_a_new_name(shell, supe
 def test_one_that_dies_leaves_the_others_alone(shell, supervise):
     shell(ENDLESS)
     one = supervise(2)
-    first, second = wait_until(lambda: len(one.pids()) == 2 and one.pids())
+    first, second = wait_until(lambda: len(pids_of(one)) == 2 and pids_of(one))
     os.kill(first, signal.SIGKILL)
-    wait_until(lambda: len(one.deaths) == 1 and len(one.pids()) == 2)
-    assert second in one.pids() and first not in one.pids()
+    wait_until(lambda: len(one.deaths) == 1 and len(pids_of(one)) == 2)
+    assert second in pids_of(one) and first not in pids_of(one)
 
 
 def test_one_that_ends_by_itself_is_started_again_too(shell, supervise):
@@ -188,7 +193,7 @@ def test_one_that_was_long_about_its_failed_start_did_not_run_well(shell, superv
 def test_a_machine_without_room_for_a_process_is_tried_again(shell, supervise, caplog):
     started = shell(BlockingIOError(11, "Resource temporarily unavailable"), ENDLESS)
     one = supervise()
-    wait_until(lambda: len(started) == 2 and one.pids())
+    wait_until(lambda: len(started) == 2 and pids_of(one))
     assert one.deaths == []
     assert "cannot be started" in caplog.text and "Resource temporarily unavailable" in caplog.text
 
@@ -215,16 +220,16 @@ def test_each_death_is_logged_in_words(shell, supervise, caplog, line, words):
 def test_stop_ends_all_workers_and_waits_for_them(shell, supervise):
     shell(GRACEFUL)
     one = supervise(2)
-    pids = wait_until(lambda: len(one.pids()) == 2 and one.pids())
+    pids = wait_until(lambda: len(pids_of(one)) == 2 and pids_of(one))
     one.stop()
     assert not any(is_running(pid) for pid in pids)
-    assert one.pids() == []
+    assert pids_of(one) == []
 
 
 def test_one_that_finished_at_stop_is_no_death(shell, supervise):
     started = shell(GRACEFUL)
     one = supervise()
-    wait_until(lambda: started and one.pids() and traps(one.pids()[0]))
+    wait_until(lambda: started and pids_of(one) and traps(pids_of(one)[0]))
     one.stop()
     assert one.deaths == []
     assert len(started) == 1
@@ -241,7 +246,7 @@ def test_one_that_does_not_finish_in_time_is_killed_and_that_is_a_death(shell, s
     monkeypatch.setattr(supervisor, "KILL_AFTER", 0.0)
     started = shell(STUBBORN)
     one = supervise(graceful_timeout=0.01)
-    (pid,) = wait_until(lambda: one.pids() and traps(one.pids()[0]) and one.pids())
+    (pid,) = wait_until(lambda: pids_of(one) and traps(pids_of(one)[0]) and pids_of(one))
     one.stop()
     assert not is_running(pid)
     assert one.deaths == [started[0][0]]
@@ -251,7 +256,7 @@ def test_one_that_does_not_finish_in_time_is_killed_and_that_is_a_death(shell, s
 def test_stop_can_leave_less_time_than_the_workers_own(shell, supervise):
     shell(STUBBORN)
     one = supervise(graceful_timeout=600.0)
-    (pid,) = wait_until(lambda: one.pids() and traps(one.pids()[0]) and one.pids())
+    (pid,) = wait_until(lambda: pids_of(one) and traps(pids_of(one)[0]) and pids_of(one))
     one.stop(0.01)
     assert not is_running(pid)
 
@@ -262,7 +267,7 @@ def test_nothing_is_started_after_stop(shell, supervise):
     wait_until(lambda: len(started) > 2)
     one.stop()
     number = len(started)
-    assert one.pids() == []
+    assert pids_of(one) == []
     assert not any(thread.is_alive() for thread in one._threads)
     assert len(started) == number
 
@@ -270,10 +275,10 @@ def test_nothing_is_started_after_stop(shell, supervise):
 def test_stop_twice_is_stop_once(shell, supervise):
     shell(ENDLESS)
     one = supervise()
-    wait_until(one.pids)
+    wait_until(lambda: pids_of(one))
     one.stop()
     one.stop()
-    assert one.pids() == []
+    assert pids_of(one) == []
 
 
 # Restarting.
@@ -285,7 +290,9 @@ def running(one, number):
     """Wait until so many workers are ready; return their process ids."""
     return wait_until(
         lambda: (
-            len(one.pids()) == number and all(worker.is_ready() for worker in one._processes) and one.pids()
+            len(pids_of(one)) == number
+            and all(worker.is_ready() for worker in one._processes)
+            and pids_of(one)
         )
     )
 
@@ -329,7 +336,7 @@ def test_a_broken_new_one_leaves_the_old_ones_at_work(shell, supervise, caplog, 
     if line == STUBBORN:
         monkeypatch.setattr(supervisor, "READY_WITHIN", 0.05)
     assert not one.restart()
-    assert one.pids() == old and all(map(is_running, old))
+    assert pids_of(one) == old and all(map(is_running, old))
     assert len(started) == 3 and one.deaths == []
     (said,) = [record.getMessage() for record in caplog.records]
     assert said == f"The new worker 1 {words}, so the old ones go on: correct the code."
@@ -340,7 +347,7 @@ def test_a_machine_without_room_for_another_one_keeps_the_old_ones(shell, superv
     one = supervise()
     old = running(one, 1)
     assert not one.restart()
-    assert one.pids() == old
+    assert pids_of(one) == old
     assert "cannot be started (" in caplog.text and "so the old ones go on" in caplog.text
 
 
@@ -351,7 +358,7 @@ def test_one_that_took_over_is_kept_running_like_the_first(shell, supervise):
     assert one.restart()
     (pid,) = running(one, 1)
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: len(started) == 3 and one.pids() and one.pids() != [pid])
+    wait_until(lambda: len(started) == 3 and pids_of(one) and pids_of(one) != [pid])
     assert one.deaths == [started[1][0]]
 
 
@@ -375,7 +382,7 @@ def test_one_that_died_meanwhile_is_replaced_all_the_same(shell, supervise, monk
     assert one.restart()
     assert len(started) == 2 and running(one, 1)
     one.stop()
-    assert one.pids() == []
+    assert pids_of(one) == []
 
 
 def test_stop_in_a_restart_leaves_nobody_running(shell, supervise, monkeypatch):
@@ -392,7 +399,7 @@ def test_stop_in_a_restart_leaves_nobody_running(shell, supervise, monkeypatch):
     one.stop()
     assert not is_running(new)
     thread.join(10)
-    assert results == [False] and one.pids() == []
+    assert results == [False] and pids_of(one) == []
 
 
 def test_one_that_gets_ready_in_a_stop_does_not_take_over(shell, supervise, monkeypatch):
@@ -409,7 +416,7 @@ def test_one_that_gets_ready_in_a_stop_does_not_take_over(shell, supervise, monk
 
     monkeypatch.setattr(WorkerProcess, "is_ready", ready_too_late)
     assert not one.restart()
-    assert len(started) == 2 and one.pids() == [old]
+    assert len(started) == 2 and pids_of(one) == [old]
 
 
 def test_after_stop_nothing_is_restarted(shell, supervise):
@@ -424,17 +431,17 @@ def test_after_stop_nothing_is_restarted(shell, supervise):
 def test_kill_ends_all_at_once(shell, supervise):
     shell(STUBBORN)
     one = supervise(2)
-    pids = wait_until(lambda: len(one.pids()) == 2 and one.pids())
+    pids = wait_until(lambda: len(pids_of(one)) == 2 and pids_of(one))
     one.stopping.set()
     one.kill()
-    wait_until(lambda: one.pids() == [])
+    wait_until(lambda: pids_of(one) == [])
     assert not any(map(is_running, pids))
 
 
 def test_it_knows_whether_a_worker_takes_messages(shell, supervise):
     shell(STUBBORN, OLD)
     one = supervise()
-    (pid,) = wait_until(one.pids)
+    (pid,) = wait_until(lambda: pids_of(one))
     assert not one.has_ready()
     os.kill(pid, signal.SIGKILL)
     wait_until(one.has_ready)
@@ -487,7 +494,7 @@ def test_a_worker_with_threads_has_a_name_for_each_and_all_are_told_of(shell, su
     one = Supervisor([Task((), {}, threads=3)], deaths.append, 10.0)
     one.start()
     try:
-        wait_until(lambda: len(started) == 2 and one.pids())
+        wait_until(lambda: len(started) == 2 and pids_of(one))
         name = started[0][0]
         assert deaths == [name, f"{name}.2", f"{name}.3"]
     finally:
@@ -595,4 +602,4 @@ def test_a_death_is_told_from_a_thread_that_goes_on(shell, supervise):
     started = shell("exit 3", ENDLESS)
     one = supervise(on_death=lambda name: told.set())
     assert told.wait(10)
-    wait_until(lambda: len(started) == 2 and one.pids())
+    wait_until(lambda: len(started) == 2 and pids_of(one))
