@@ -130,18 +130,24 @@ NAMES: dict[str, dict[str, str]] = {
     "option": {
         "max_retries": "write retries",
         **dict.fromkeys(("default_retry_delay", "retry_delay", "retry_backoff"), "write backoff"),
-        "retry_backoff_max": "write backoff=function",
+        **dict.fromkeys(("retry_backoff_max", "min_backoff", "max_backoff"), "write backoff=function"),
         "retry_jitter": "remove it: the usual backoff is jittered",
         "retry_kwargs": "write retries and backoff",
         "autoretry_for": "remove it: a message is tried again whatever its consumer raises",
         "acks_late": "remove it: a message is always acknowledged after its consumer",
         "reject_on_worker_lost": "remove it: a message whose worker dies always comes again",
         "ignore_result": "remove it: return values are not stored",
-        "bind": "remove it: the message is the first argument, and message.attempt counts",
+        **dict.fromkeys(
+            ("bind", "pass_context"),
+            "remove it: the message is the first argument, and message.attempt counts",
+        ),
         **dict.fromkeys(("time_limit", "timeout"), "write hard_timeout"),
         "soft_time_limit": "write soft_timeout",
         "rate_limit": "write concurrency",
-        **dict.fromkeys(("schedule", "run_every", "crontab"), "write every"),
+        **dict.fromkeys(("schedule", "run_every", "crontab", "cron"), "write every"),
+        **dict.fromkeys(("queue_name", "routing_key"), _CHANNEL_OPTIONS["queue"]),
+        **dict.fromkeys(("task_name", "actor_name"), "remove it: the channel is the name"),
+        "serializer": "remove it: messages are encoded as MessagePack",
         **_CHANNEL_OPTIONS,
         **{one: f"the sender sets it: write Channel(name, {one}=...).send({{...}})" for one in _OWN_OPTIONS},
     },
@@ -203,6 +209,37 @@ NAMES: dict[str, dict[str, str]] = {
         ("channel_routing", "websocket_urlpatterns", "urlpatterns", "application"),
         "call the list routes, and make it of route(...) and route_class(...)",
     ),
+    # Settings that other libraries read, and dbchannels does not.
+    "setting": {
+        "CHANNEL_LAYERS": "remove it: the layer is in the site's database, and DBCHANNELS has all its settings",
+        "ASGI_APPLICATION": "remove it: runserver and runchannels serve the site's WSGI_APPLICATION",
+        "CELERY_BROKER_URL": "remove it: messages are in the site's database",
+        "CELERY_RESULT_BACKEND": "remove it: store what a consumer finds in a model of yours",
+        **dict.fromkeys(
+            ("CELERY_TIMEZONE", "CELERY_ENABLE_UTC"), "remove it: crontab lines are in the site's TIME_ZONE"
+        ),
+        **dict.fromkeys(
+            ("CELERY_BEAT_SCHEDULE", "CELERYBEAT_SCHEDULE"), "write @consumer(channel, every=...)"
+        ),
+        "CELERY_BEAT_SCHEDULER": "remove it: workers send the periodic messages",
+        **dict.fromkeys(
+            ("CELERY_TASK_ROUTES", "CELERY_TASK_QUEUES", "CELERY_TASK_DEFAULT_QUEUE"),
+            "remove it: the sender names the channel",
+        ),
+        **dict.fromkeys(
+            ("CELERY_TASK_ALWAYS_EAGER", "CELERY_TASK_EAGER_PROPAGATES"),
+            "write drain() in a ChannelTestCase: it runs what waits, and raises what a consumer raises",
+        ),
+        "CELERY_TASK_TIME_LIMIT": "write OPTIONS['hard_timeout'] in the DBCHANNELS setting",
+        "CELERY_TASK_SOFT_TIME_LIMIT": "write OPTIONS['soft_timeout'] in the DBCHANNELS setting",
+        "CELERY_TASK_ACKS_LATE": "remove it: a message is always acknowledged after its consumer",
+        "CELERY_WORKER_CONCURRENCY": "write runchannels --workers N",
+        "CELERY_WORKER_PREFETCH_MULTIPLIER": "remove it: waiting messages go to idle workers",
+        **dict.fromkeys(
+            ("CELERY_ACCEPT_CONTENT", "CELERY_TASK_SERIALIZER", "CELERY_RESULT_SERIALIZER"),
+            "remove it: messages are encoded as MessagePack",
+        ),
+    },
     # Options of the commands.
     "command": {
         **dict.fromkeys(("--only-channels", "--queues", "-Q"), "write --only"),

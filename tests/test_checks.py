@@ -7,6 +7,7 @@ import sys
 from functools import partial
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from asgiref.sync import async_to_sync
@@ -832,12 +833,80 @@ def test_w016_looks_at_what_stands_first(configured):
     assert found() == []
 
 
-# W017: leftovers of Channels.
+def test_a_mistake_of_a_class_is_reported_once(configured):
+    class Chat(WebsocketConsumer):
+        """A consumer with three routes."""
+
+    configured(ROUTING=[route_class(Chat, path="^chat/$")])
+    assert only()[0] == "dbchannels.W016"
 
 
-def test_w017_says_that_nothing_reads_a_setting_of_channels(settings):
-    settings.CHANNEL_LAYERS = {}
-    assert only()[0] == "dbchannels.W017"
+# W017: leftovers of other libraries.
+
+
+@pytest.mark.parametrize(
+    ("name", "library", "hint"),
+    [
+        (
+            "CHANNEL_LAYERS",
+            "Channels",
+            "Remove it: the layer is in the site's database, and DBCHANNELS has all its settings.",
+        ),
+        (
+            "ASGI_APPLICATION",
+            "Channels",
+            "Remove it: runserver and runchannels serve the site's WSGI_APPLICATION.",
+        ),
+        ("CELERY_BEAT_SCHEDULE", "Celery", "Write @consumer(channel, every=...)."),
+        ("CELERY_SOMETHING_RARE", "Celery", "Remove it."),
+    ],
+)
+def test_w017_says_that_nothing_reads_a_setting_of_another_library(settings, name, library, hint):
+    setattr(settings, name, {})
+    assert only() == (
+        "dbchannels.W017",
+        f"{name} is a setting of {library}, which dbchannels does not read.",
+        hint,
+    )
+
+
+def test_w017_reports_each_setting_once(settings):
+    settings.CHANNEL_LAYERS = settings.CELERY_TIMEZONE = settings.CELERY_BROKER_URL = "x"
+    assert [one.msg.split()[0] for one in found()] == [
+        "CELERY_BROKER_URL",
+        "CELERY_TIMEZONE",
+        "CHANNEL_LAYERS",
+    ]
+
+
+@pytest.mark.parametrize("library", ["celery", "channels"])
+def test_w017_is_silent_while_the_site_imports_the_library(settings, monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, ModuleType(library))
+    settings.CELERY_TIMEZONE = settings.ASGI_APPLICATION = "x"
+    assert f" of {library.title()}," not in only()[1]
+
+
+# W021: names without a path.
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: route("own", one, name="y", kind="a"), lambda: route_class(Named, name="y")]
+)
+def test_w021_says_that_a_name_without_a_path_is_never_found(configured, make):
+    configured(ROUTING=[make()])
+    number, sentence, hint = only()
+    assert number == "dbchannels.W021"
+    assert sentence.endswith("has the name 'y' and no path, so reverse never finds it.")
+    assert hint == "Remove the name, or add path=...; for a field called name, write filters={'name': 'y'}."
+
+
+def test_w021_is_silent_where_an_include_has_the_path(configured):
+    configured(ROUTING=[include([route("own", one, name="y")], path="/x/")])
+    assert found() == []
+
+
+class Named(WebsocketConsumer):
+    """A class without methods of its own."""
 
 
 # W018 and W019: what nobody names.

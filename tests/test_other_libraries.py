@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+from functools import partial
 
 import pytest
 from django.core.management import CommandError, load_command_class
@@ -21,6 +22,7 @@ from dbchannels import (
     other_libraries,
     route,
 )
+from dbchannels.checks.routes import FIELDS
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
@@ -129,8 +131,24 @@ def test_an_option_of_a_route_is_told_its_name_here():
     for name, told in named("option"):
         with pytest.raises(InvalidConfiguration, match=re.escape(f"takes no {name!r}: {told}.")):
             route("own", print, **{name: 5})
+        for put in (
+            partial(route, "own", print),
+            partial(table.include, []),
+        ):  # as a filter it would match nothing
+            with pytest.raises(
+                InvalidConfiguration,
+                match=re.escape(f"takes no {name!r}: {told}; write filters={{{name!r}: ...}} for a field"),
+            ):
+                put(**{name: "5"})
+        assert route("own", print, filters={name: "5"}).filters.captures() == []
     with pytest.raises(InvalidConfiguration, match="takes no quite_other=5: there is no such option"):
         route("own", print, quite_other=5)
+
+
+def test_a_field_of_a_message_is_no_option():
+    known = {name for fields in FIELDS.values() for name in fields}
+    for name in {*known, "currency", "entries", "kind", "room"}:
+        assert list(route("own", print, **{name: "x"}).filters.patterns) == [name]
 
 
 def test_a_consumer_says_that_it_is_no_task(monkeypatch):

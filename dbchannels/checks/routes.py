@@ -55,8 +55,11 @@ def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
             messages = [checks.Error(str(error), id="dbchannels.E002")]
         else:
             messages = [message for check in TABLE_CHECKS for message in check(table)]
-        # The decorated consumers, for one, are in the table of each layer.
-        found += [message for message in messages if message not in found]
+        # The routes of a class repeat a warning, and a decorated consumer is in the table of each layer.
+        before = list(found)
+        for message in messages:
+            if message not in (before if message.is_serious() else found):
+                found.append(message)
     return found if is_broken else found + list(unnamed_modules())
 
 
@@ -206,6 +209,21 @@ def check_patterns(table: Routing) -> Messages:
             )
 
 
+def check_names(table: Routing) -> Messages:
+    """W021: A route has a ``name`` and no path. The name is for ``reverse``, which returns a path. Remove it, or add
+    the path.
+    """
+    for bound in table.bound_routes():
+        if bound.url_name and "path" not in bound.patterns():
+            yield checks.Warning(
+                f"The route of {bound.route.name} has the name {bound.url_name!r} and no path, so reverse never finds "
+                "it.",
+                hint=f"Remove the name, or add path=...; for a field called name, write "
+                f"filters={{'name': {bound.route.url_name!r}}}.",
+                id="dbchannels.W021",
+            )
+
+
 def check_paths(table: Routing) -> Messages:
     """W008: The path of a ``websocket.receive`` or ``websocket.disconnect`` route is almost that of a
     ``websocket.connect`` route. Give them the same path.
@@ -349,6 +367,7 @@ TABLE_CHECKS = (
     check_channels,
     check_fields,
     check_patterns,
+    check_names,
     check_paths,
     check_coroutines,
     check_unrouted,

@@ -49,16 +49,28 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
 
 @checks.register("dbchannels")
 def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """W017: ``CHANNEL_LAYERS``, a setting of Channels, is left over. Remove it: dbchannels does not read it."""
-    if not hasattr(settings, "CHANNEL_LAYERS") or apps.is_installed("channels"):
-        return []
-    return [
-        checks.Warning(
-            "CHANNEL_LAYERS is a setting of Channels, which dbchannels does not read.",
-            hint="Remove it: the layer is in the site's database, and DBCHANNELS has all its settings.",
-            id="dbchannels.W017",
+    """W017: ``CHANNEL_LAYERS``, ``ASGI_APPLICATION`` or a ``CELERY_...`` setting is left over from Channels or Celery,
+    which the site does not import. Write what replaces it, and remove the setting.
+    """
+    # Daphne reads ASGI_APPLICATION, and Celery is no app.
+    channels = any(map(apps.is_installed, ("channels", "daphne"))) or "channels" in sys.modules
+    found = []
+    for name in sorted(dir(settings)):
+        if name.startswith("CELERY") and name.isupper() and "celery" not in sys.modules:
+            library = "Celery"
+        elif name in ("CHANNEL_LAYERS", "ASGI_APPLICATION") and not channels:
+            library = "Channels"
+        else:
+            continue
+        told = other_libraries.advice("setting", name) or "remove it"
+        found.append(
+            checks.Warning(
+                f"{name} is a setting of {library}, which dbchannels does not read.",
+                hint=f"{told[0].upper()}{told[1:]}.",
+                id="dbchannels.W017",
+            )
         )
-    ]
+    return found
 
 
 @checks.register("dbchannels", checks.Tags.staticfiles)

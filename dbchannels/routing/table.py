@@ -58,32 +58,36 @@ def route(
 
     The options are those of ``consumer``. Every other keyword is a filter: a pattern for the field with its name. A
     pattern is a path with converters, or a regular expression; its captures become arguments of the consumer. For a
-    field with the name of an option, put the pattern into the dict ``filters``. ``name`` is for ``reverse``::
+    field with the name of an option, here or in Celery, put the pattern into the dict ``filters``. ``name`` is for
+    ``reverse``::
 
         routes = [route("websocket.connect", join, path="/chat/<slug:room>/", name="room")]
     """
     _check_types(f"a route on {safe_repr(channel)}", filters, name=name)
     function = _imported(consumer) if isinstance(consumer, str) else consumer
     options = ConsumerOptions.take_from(channel, options_and_filters)
-    for (
-        key,
-        value,
-    ) in options_and_filters.items():  # any keyword that is no option is a filter, and a filter is text
+    _check_keywords(f"A route on {channel}", options_and_filters)
+    return Route(channel, function, {**options_and_filters, **(filters or {})}, options, name)
+
+
+def _check_keywords(where: str, keywords: dict[str, Any]) -> None:
+    """Refuse what is likely meant as an option: any keyword that is no option is a filter, and a filter is text."""
+    for key, value in keywords.items():
         is_text = isinstance(value, (str, re.Pattern))
-        if not is_text and (told := other_libraries.advice("option", key)):
-            raise InvalidConfiguration(f"A route on {channel} takes no {key!r}: {told}.")
-        near = difflib.get_close_matches(key, OPTIONS, n=1, cutoff=0.8 if is_text else 0.6)
-        if near:
+        field = f"write filters={{{key!r}: ...}} for a field of that name"
+        if told := other_libraries.advice("option", key):
+            raise InvalidConfiguration(f"{where} takes no {key!r}: {told}{f'; {field}' if is_text else ''}.")
+        # Fields of a site's own messages may be called "currency" or "entries".
+        options, cutoff = (("every", "name"), 0.8) if is_text else (OPTIONS, 0.6)
+        if near := difflib.get_close_matches(key, options, n=1, cutoff=cutoff):
             raise InvalidConfiguration(
-                f"A route on {channel} has the unknown option {key!r}: write {near[0]!r}, or filters={{{key!r}: ...}} "
-                "for a field of that name."
+                f"{where} has the unknown option {key!r}: write {near[0]!r}, or {field}."
             )
         if not is_text:
             raise InvalidConfiguration(
-                f"A route on {channel} takes no {key}={safe_repr(value)}: there is no such option, and a filter is "
-                f"text; remove it, or write {key}='...'."
+                f"{where} takes no {key}={safe_repr(value)}: there is no such option, and a filter is text; remove it, "
+                f"or write {key}='...'."
             )
-    return Route(channel, function, {**options_and_filters, **(filters or {})}, options, name)
 
 
 def _check_types(where: str, filters: object, **names_: object) -> None:
@@ -113,6 +117,7 @@ def include(
                 f"An include takes no {key!r}: give it to the routes inside, or write filters={{{key!r}: ...}} for a "
                 "field of that name."
             )
+    _check_keywords("An include", more)
     inner = load_routes(routes) if isinstance(routes, str) else routes
     return Include(inner, {**more, **(filters or {})}, namespace)
 

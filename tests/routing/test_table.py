@@ -172,6 +172,7 @@ def test_fields_that_are_called_as_an_option_are_filtered_by_a_dict():
         ("retry", 3, "retries"),
         ("concurency", 1, "concurrency"),
         ("atomc", True, "atomic"),
+        ("evrey", "0 7 * * *", "every"),
         ("evry", "0 7 * * *", "every"),  # as a filter it would be a text that is never there
     ],
 )
@@ -180,7 +181,7 @@ def test_an_option_that_is_spelled_wrong_is_one_sentence(key, value, near):
         with raises(InvalidConfiguration) as refused:
             make()
         assert refused.sentence.startswith(
-            f"A route on own has the unknown option {key!r}: write {near!r}, or filters="
+            f"A route on own has the unknown option {key!r}: write {near!r}, or write filters="
         )
 
 
