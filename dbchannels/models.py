@@ -177,6 +177,7 @@ class DeadLetter(PayloadMixin, models.Model):
     class Meta:
         verbose_name = "dead letter"
         permissions = (("replay_deadletter", "Can run dead letters again"),)
+        indexes = (models.Index(fields=["channel", "id"], name="dbchannels_dead_channel"),)
 
     def __str__(self) -> str:
         return f"{self.channel} #{self.pk}"
