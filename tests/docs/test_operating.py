@@ -8,15 +8,20 @@ import shlex
 import socket
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import pytest
 from django.contrib import admin
-from django.db import connection
+from django.db import OperationalError, connection
 from django.test import override_settings
 
 from dbchannels import Channel, Group, Message, conf, redaction, route
@@ -31,6 +36,7 @@ from dbchannels.server import connection_limits
 from dbchannels.server.http import body, dispatch, reader
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.overload import Overload
+from dbchannels.signals import consumer_finished
 from dbchannels.testing import use_channels
 from dbchannels.worker import executor, retries
 from tests import kinds
@@ -626,3 +632,43 @@ def test_all_code_is_run() -> None:
     captions = [one.caption for page in PAGES for one in pages.blocks(page, "python")]
     assert all(captions)
     assert [one for one in captions if one not in site and f'"{one}"' not in tests] == []
+
+
+def test_counts_that_the_database_does_not_take_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: Counter[str] = Counter()
+    later: list[Callable[[], None]] = []
+
+    class ConsumerCount:
+        """A model whose table is away for the first write."""
+
+        objects = mock.Mock()
+
+    rows = ConsumerCount.objects.filter.return_value.update
+    ConsumerCount.objects.get_or_create.return_value = mock.Mock(), False
+    monkeypatch.setitem(sys.modules, "shop", ModuleType("shop"))
+    monkeypatch.setitem(sys.modules, "shop.models", mock.Mock(ConsumerCount=ConsumerCount))
+    monkeypatch.setattr("django.db.transaction.atomic", nullcontext)
+    monkeypatch.setattr(threading, "Timer", lambda every, call: mock.Mock(start=lambda: later.append(call)))
+    names: dict[str, Any] = {}
+    exec(BLOCKS["operating", "shop/counting.py"], names)
+    try:
+        for _ in range(2):
+            names["count"](executor.Executor.execute, seconds=0.5, error=None)
+        assert len(later) == 1
+        rows.side_effect = OperationalError("the database is away")
+        with pytest.raises(OperationalError):
+            later.pop()()
+        assert len(later) == 1  # it tries again
+
+        def write(runs: Any, seconds: Any) -> None:
+            written["runs"] += runs.rhs.value
+            names["count"](executor.Executor.execute, seconds=0.5, error=None)  # one more, meanwhile
+
+        rows.side_effect = write
+        later.pop()()
+        assert written["runs"] == 2 and len(later) == 1
+        rows.side_effect = lambda runs, seconds: written.update(runs=runs.rhs.value)
+        later.pop()()
+        assert written["runs"] == 3 and later == [] and not names["runs"] and not names["spent"]
+    finally:
+        consumer_finished.disconnect(names["count"])
