@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.checks.security.base import SECRET_KEY_INSECURE_PREFIX
 from django.core.management import load_command_class
 
 from dbchannels import Group, Message
@@ -81,6 +82,28 @@ def test_the_options_that_a_page_names_exist(page: str) -> None:
         option for text in re.findall(r"``[^`]*``", prose) for option in re.findall(r"--[a-z][a-z-]+", text)
     }
     assert named <= known
+
+
+# One machine.
+
+
+def test_the_secret_key_comes_from_the_file_that_the_service_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = pages.text("deploying")
+    file, kept = "/etc/site.env", str(tmp_path / "site.env")
+    (make,) = (line for line in page.splitlines() if f">>{file}" in line)
+    (read,) = (line for line in page.splitlines() if f". {file}" in line)
+    assert f"EnvironmentFile={file}\n" in block("deploying", "/etc/systemd/system/site.service")
+    subprocess.run(make.strip().removeprefix("# ").replace(file, kept), shell=True, check=True)
+    shell = (
+        f"{read.strip().removeprefix('$ ').replace(file, kept)} && python3 -c 'import os; print(os.environ)'"
+    )
+    assert "SECRET_KEY" in subprocess.check_output(shell, shell=True, text=True)
+    monkeypatch.setenv("SECRET_KEY", Path(kept).read_text().strip().removeprefix("SECRET_KEY="))
+    names: dict[str, Any] = {}
+    exec(block("deploying", "settings.py"), names)
+    assert len(names["SECRET_KEY"]) >= 50 and not names["SECRET_KEY"].startswith(SECRET_KEY_INSECURE_PREFIX)
 
 
 # Containers.
