@@ -57,7 +57,7 @@ def _option(action: Any, words: list[str]) -> Row:
     text, default = (found[1], found[2]) if found else (action.help, "off" if action.nargs == 0 else "none")
     if action.metavar == "BYTES":
         default = _size(action.default)
-    return named, _escape(default), _escape(f"{text[0].upper()}{text[1:]}.")
+    return named, _escape(default), _escape(f"{text[0].upper()}{text[1:].rstrip('.')}.")
 
 
 def _size(number: int) -> str:

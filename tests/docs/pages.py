@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tempfile
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+import pytest
 
 from docs import tables
 
@@ -76,3 +82,18 @@ def outputs(page: str) -> list[tuple[str, str]]:
             if output.strip():
                 found.append((command, output))
     return found
+
+
+@cache
+def built() -> Path:
+    """Return the folder of the HTML pages, which is made once; skip the test without Sphinx and its theme."""
+    for module in ("sphinx", "furo"):
+        pytest.importorskip(module, reason="no Sphinx: install the extra 'docs'")
+    folder = tempfile.TemporaryDirectory(prefix="dbchannels-docs-")
+    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(DOCS), f"{folder.name}/html"]
+    subprocess.run(command, check=True, timeout=600)
+    _built.append(folder)
+    return Path(folder.name, "html")
+
+
+_built: list[tempfile.TemporaryDirectory[str]] = []  # each is removed with the last reference to it

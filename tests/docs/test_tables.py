@@ -43,6 +43,12 @@ def test_the_default_of_an_option_is_the_one_that_its_help_names():
             assert f"({action.default:,})" in action.help
 
 
+@pytest.mark.parametrize("command", ["runchannels", "runserver", "runworker"])
+def test_a_help_text_ends_with_one_full_stop(command):
+    meanings = [row[2] for row in tables.options(command, "*")[1:]]
+    assert [text for text in meanings if not text.endswith(".") or text.endswith("..")] == []
+
+
 def test_options_are_in_the_order_of_the_page():
     rows = tables.options("runchannels", "--ws-max-size", "*PORT", "--ws-max-*")[1:]
     assert [row[0].strip("`").split()[0] for row in rows][:3] == [
