@@ -74,6 +74,11 @@ class ClaimLost(Exception):
     """Another worker has claimed the message meanwhile: everything that this one did is rolled back."""
 
 
+def dead(delivery: Delivery, error: str, ran: bool = True) -> Result:
+    """Return the end of a durable message that runs no more: a dead letter with this text."""
+    return Result([], Failure(delivery, error, None, ran), False)
+
+
 class Executor:
     """Runs consumers for one worker, one message at a time."""
 
@@ -93,8 +98,13 @@ class Executor:
         """Run the consumer of a message; return what it sent, its failure if it raised, and whether to acknowledge.
 
         It runs in a context of its own: the language, the time zone, the script prefix and whatever else a consumer or
-        a view keeps in a ContextVar are gone for the next message.
+        a view keeps in a ContextVar are gone for the next message. A message that somebody has cancelled does not run.
         """
+        if delivery.cancelled_by:
+            again = " again" if delivery.attempt > 1 else ""
+            text = f"{delivery.cancelled_by} cancelled this message before it ran{again}."
+            log.warning("A message on %s does not run. %s", delivery.channel, text)
+            return dead(delivery, text, ran=False)
         return copy_context().run(self._execute, delivery, worker)
 
     def _execute(self, delivery: Delivery, worker: str) -> Result:
@@ -186,7 +196,7 @@ class Executor:
         if isinstance(error, UnreadableMessage) and self._route is None:
             log.error("A message on %s cannot be read. %s", delivery.channel, error)
             if delivery.durable:
-                return Result([], Failure(delivery, str(error), None), False)
+                return dead(delivery, str(error))
             return self.failed(delivery, "")
         if (answers := self._answer_to_exception(delivery, error)) is not None:
             return Result(answers, None, False)

@@ -93,7 +93,9 @@ class Worker:
         self._concurrency, self._has_all_entries = routing.concurrency(), not only and not exclude
         self._executor = Executor(layer, routing, self.link, views)
         self._batch, self._health = Batch(), LayerHealth(log, self.name)
-        self._watchdog = Watchdog(self._batch, self._executor, self._hand_back, self._look_after, replace)
+        self._watchdog = Watchdog(
+            self._batch, self._executor, self._hand_back, self._look_after, replace, self._cancelled_by
+        )
         self._on_ready, self._is_outdated, self._replace = on_ready, is_outdated, replace
         self._wakeups, self._wake = wakeups, WakeupPipe.new()
         self._dropped = RateLimitedLog(log, DROPPED, None, every=60.0)
@@ -242,6 +244,9 @@ class Worker:
     def _look_after(self) -> None:
         with suppress(LayerUnavailable):  # the main thread logs it
             self._keep_alive()
+
+    def _cancelled_by(self, delivery: Delivery) -> str:
+        return self.link.cancelled_by(self.name, delivery)
 
     # Liveness.
 
