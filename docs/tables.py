@@ -55,7 +55,7 @@ def _option(action: Any, words: list[str]) -> Row:
     # The help has the default in brackets at its end.
     found = re.fullmatch(r"(.+) \(([^()]+)\)", action.help)
     text, default = (found[1], found[2]) if found else (action.help, "off" if action.nargs == 0 else "none")
-    if action.metavar == "BYTES":
+    if action.metavar == "BYTES" and action.default is not None:
         default = _size(action.default)
     return named, _escape(default), _escape(f"{text[0].upper()}{text[1:].rstrip('.')}.")
 

@@ -524,6 +524,8 @@ def test_a_graceful_timeout_that_is_none_is_refused(layer, workers, seconds):
 class Stoppable:
     """What a signal stops."""
 
+    wants_successor = False
+
     def __init__(self):
         self.done = queue.SimpleQueue()
 
@@ -542,8 +544,9 @@ def exits(monkeypatch):
     """The codes with which the process would have ended; its signals are its own again after the test."""
     codes = queue.SimpleQueue()
 
-    kept = {number: signal.getsignal(number) for number in runworker.SIGNALS}
+    kept = {number: signal.getsignal(number) for number in (*runworker.SIGNALS, signal.SIGHUP)}
     monkeypatch.setattr(os, "_exit", codes.put)
+    monkeypatch.setattr(runworker, "start_anew", lambda: codes.put("anew"))
     monkeypatch.setattr(runworker, "GIVE_BACK_WITHIN", 60.0)
     yield codes
     os.close(signal.set_wakeup_fd(-1))
@@ -590,6 +593,75 @@ def test_one_whose_parent_dies_ends_a_minute_later_whatever_it_runs(exits, monke
     assert exits.get(timeout=10) == 1
     assert told(one) == [["stop", "abandon"]]
     os.close(life)
+
+
+def end(exits):
+    """Let the thread that waits for signals come to its end."""
+    for _ in range(2):
+        signal.raise_signal(signal.SIGTERM)
+    assert exits.get(timeout=10) == 1
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """Whether the process has a terminal: the list's last value."""
+    has = [False]
+    monkeypatch.setattr(runworker, "has_terminal", lambda: has[-1])
+    return has
+
+
+def test_sighup_stops_all_and_starts_the_command_anew(exits, terminal):
+    both = [Stoppable(), Stoppable()]
+    runworker.stop_at_signals(both, 60.0)
+    signal.raise_signal(signal.SIGHUP)
+    assert [one.done.get(timeout=10) for one in both] == ["stop", "stop"]
+    assert [one.wants_successor for one in both] == [True, True]
+    assert exits.empty()
+    end(exits)
+
+
+def test_sighup_with_a_consumer_that_takes_too_long_gives_back_its_message_and_starts_anew(exits, terminal):
+    one = Stoppable()
+    runworker.stop_at_signals([one], 0.001)
+    signal.raise_signal(signal.SIGHUP)
+    assert exits.get(timeout=10) == "anew"
+    assert told(one) == [["stop", "abandon"]]
+
+
+def test_a_child_ends_instead_and_its_parent_starts_another(exits, terminal):
+    one, (life, held) = Stoppable(), os.pipe()
+    runworker.stop_at_signals([one], 0.001, life)
+    signal.raise_signal(signal.SIGHUP)
+    assert exits.get(timeout=10) == 1
+    os.close(held)
+    os.close(life)
+
+
+def test_sigterm_after_sighup_ends_it(exits, terminal):
+    one = Stoppable()
+    runworker.stop_at_signals([one], 60.0)
+    for number, wanted in [(signal.SIGHUP, True), (signal.SIGTERM, False)]:
+        signal.raise_signal(number)
+        assert one.done.get(timeout=10) == "stop"
+        assert one.wants_successor is wanted
+    assert exits.empty()
+    signal.raise_signal(signal.SIGHUP)  # it does not change its mind, and does not hurry
+    assert one.done.get(timeout=10) == "stop"
+    assert one.wants_successor is False and exits.empty()
+    signal.raise_signal(signal.SIGTERM)
+    assert exits.get(timeout=10) == 1
+
+
+def test_a_terminal_that_is_closed_ends_it(exits, terminal):
+    terminal.append(True)
+    one = Stoppable()
+    runworker.stop_at_signals([one], 60.0)
+    terminal.append(False)
+    signal.raise_signal(signal.SIGHUP)
+    assert one.done.get(timeout=10) == "stop"
+    assert one.wants_successor is False and exits.empty()
+    signal.raise_signal(signal.SIGTERM)
+    assert exits.get(timeout=10) == 1
 
 
 # The log.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import re
 import threading
 import time
@@ -68,12 +69,15 @@ def is_unavailable(error: BaseException) -> bool:
 class LayerHealth:
     """Whether the threads of a process can use the layer; each reports under its own name.
 
-    The log has one line when an outage begins, and one when it has ended.
+    The log has one line when an outage begins, and one when it has ended. ``exhausted`` is the error of an outage that
+    has lasted for ``patience`` seconds: then the process ends.
     """
 
-    def __init__(self, log: logging.Logger, process: str) -> None:
+    def __init__(self, log: logging.Logger, process: str, patience: float = math.inf) -> None:
         self._log = log
         self.process = process  # its name, for the log
+        self._patience = patience
+        self.exhausted: Exception | None = None
         #: By thread that cannot use the layer: its failures, and the time of the first. Mostly empty.
         self.failing: dict[str, tuple[int, float]] = {}
         self._lock = threading.Lock()
@@ -97,13 +101,15 @@ class LayerHealth:
                 self._first_at = now
             count, began_at = self.failing.get(name, (0, now))
             self.failing[name] = count + 1, began_at
+            if now - began_at >= self._patience:
+                self.exhausted = error
             if not count or self._logged or not isinstance(error, LayerUnavailable):
                 return
             self._logged = True
         self._log.warning("%s: The layer cannot be used now (%s); trying again.", self.process, error)
 
     def retry(self, attempt: Callable[[], Any], stopping: threading.Event, tries: int = 10) -> Any:
-        """Call ``attempt`` until the layer can be used; None: it failed so often, and the process is stopping."""
+        """Call ``attempt`` until the layer can be used; None: it failed so often, and the process is to end."""
         delays: Backoff | None = None
         while True:
             try:
@@ -113,7 +119,7 @@ class LayerHealth:
                 return result
             except LayerUnavailable as error:
                 delays = delays or Backoff()
-                if stopping.is_set() and delays.tries > tries:
+                if self.exhausted or (stopping.is_set() and delays.tries > tries):
                     # Once: each thread gives up on each thing that it still tries.
                     if not self._gave_up:
                         self._log.error("%s gives up on the layer while stopping (%s).", self.process, error)

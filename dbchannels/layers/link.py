@@ -52,6 +52,13 @@ class Link:
         """Return who has cancelled a message that this worker runs; "" if nobody has."""
         return ""
 
+    def awaits_claims(self, channels: Sequence[str]) -> bool:
+        """Whether messages of these channels are claimed by a process whose lease is over: ``clean_up`` frees them.
+
+        A layer may have to wait with that for a while after it has connected.
+        """
+        return False
+
     def next_due(self) -> float | None:
         """Return in how many seconds the next delayed message is due; None if no reader has to wake for one."""
         return None

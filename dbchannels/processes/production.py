@@ -22,7 +22,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
-from dbchannels.processes.supervisor import Supervisor, Task, manage_command
+from dbchannels.processes.supervisor import Supervisor, Task, has_terminal, manage_command
 from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.server.http.direct import DirectViews
 from dbchannels.server.http.dispatch import DevelopmentFiles
@@ -128,7 +128,9 @@ def tasks(
 ) -> list[Task]:
     """Return the task of each worker."""
     timeout = str(config.server.graceful_timeout)
-    common = ("--layer", config.layer, "--graceful-timeout", timeout, *config.passed_on)
+    limits = {"--max-messages": config.max_messages, "--max-memory": config.max_memory}
+    given = [f"{name}={limit}" for name, limit in limits.items() if limit is not None]
+    common = ("--layer", config.layer, "--graceful-timeout", timeout, *given, *config.passed_on)
     return [
         Task((*common, *PATTERNS[taken]), {kind: wakeups[kind] for kind in taken})
         for taken in (kinds_of(config.workers) if kinds is None else kinds)
@@ -219,15 +221,6 @@ def restart_at_hangup(config: LaunchConfig, supervisor: Supervisor, stopping: St
 
     gevent.signal_handler(signal.SIGHUP, hang_up)
     gevent.spawn(restart)
-
-
-def has_terminal() -> bool:
-    """Whether this process has a terminal that is still open."""
-    try:
-        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
-    except OSError:
-        return False
-    return True
 
 
 def take_over(config: LaunchConfig, supervisor: Supervisor) -> None:

@@ -28,6 +28,9 @@ SOON = (
 )
 READY_WITHIN = 60.0  # seconds in which a new worker must have imported the site
 KILL_AFTER = 5.0  # seconds beyond the workers' own graceful time-out
+REPLACED = (
+    79  # exit status of a worker that has ended in good order and wants a successor: none of sysexits.h
+)
 GIVE_BACK = 1.0  # seconds between a second SIGTERM, at which a worker gives back its messages, and SIGKILL
 
 
@@ -160,8 +163,8 @@ class Supervisor:
             was_ready = worker.is_ready()
             steady = was_ready and time.monotonic() - worker.started_at > STEADY
             replaced = self._end(slot, worker)
-            if status == 0 and (replaced or self.stopping.is_set()):
-                continue
+            if status == REPLACED or (status == 0 and (replaced or self.stopping.is_set())):
+                continue  # it has left no record behind
             for name in worker.names:
                 self._on_death(name)
             if replaced:
@@ -284,6 +287,15 @@ def manage_command() -> list[str]:
         module = spec.name.removesuffix(".__main__")
         return [sys.executable, "-m", module]
     return [sys.executable, os.path.abspath(sys.argv[0])]
+
+
+def has_terminal() -> bool:
+    """Whether this process has a terminal that is still open."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _ending(status: int) -> str:

@@ -7,7 +7,7 @@ that is made by `parsed` is read from one or more options. To add an option, add
 from __future__ import annotations
 
 import os
-from argparse import BooleanOptionalAction
+from argparse import ArgumentTypeError, BooleanOptionalAction
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -26,7 +26,21 @@ Given = Mapping[str, Any]  # options of a command line, by name
 
 #: Bytes that a client may still send after the server has refused something, so that the client sees the refusal.
 LINGERING = 16_777_216
-UNITS = {"S": float, "N": int, "BYTES": int}  # seconds, a number, bytes
+LEAST_MEMORY = 33_554_432  # bytes for --max-memory: no worker has less
+
+
+def size(text: str) -> int:
+    """Return a number of bytes, which may have a unit: ``64M`` is 64 MiB."""
+    try:
+        number, unit = (text[:-1], text[-1].upper()) if text[-1:].isalpha() else (text, "")
+        return int(number) << 10 * ("", "K", "M", "G").index(unit)
+    except ValueError:
+        raise ArgumentTypeError(
+            f"{text!r} is not a size: write bytes, or use K, M or G as in 512M."
+        ) from None
+
+
+UNITS = {"S": float, "N": int, "BYTES": size}  # seconds, a number, bytes
 
 
 def number(default: float | None, unit: str, text: str, least: float | None = None) -> Any:
@@ -292,6 +306,15 @@ class LaunchConfig:
     workers: int = number(
         None, "N", "worker processes; 0: the server alone (the number of cores, but at least 4)", 0
     )
+    max_messages: int | None = number(
+        None, "N", "messages after which a worker is replaced, up to a tenth fewer", 1
+    )
+    max_memory: int | None = number(
+        None,
+        "BYTES",
+        "of memory, up to a tenth less, from which on a worker is replaced after its message",
+        LEAST_MEMORY,
+    )
     layer: str = parsed(
         "default",
         lambda given: given["layer"],
@@ -340,6 +363,11 @@ class LaunchConfig:
         values = read_fields(cls, {**DEFAULTS, **given})
         if values["workers"] is None:
             values["workers"] = max(4, os.cpu_count() or 1)
+        for name in ("max_messages", "max_memory"):
+            if values[name] is not None and not values["workers"]:
+                raise InvalidConfiguration(
+                    f"--{name.replace('_', '-')} has no effect with --workers 0: give it to runworker."
+                )
         if given.get("pythonpath"):
             values["passed_on"] = (f"--pythonpath={given['pythonpath']}",)
         return cls(**values)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import threading
 import time
@@ -33,6 +34,7 @@ from dbchannels.routing.table import Routing
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_for_one
 from dbchannels.worker.batch import Batch
 from dbchannels.worker.executor import Executor
+from dbchannels.worker.limits import Limits
 from dbchannels.worker.schedule import Timetable
 from dbchannels.worker.views import ApplicationViews
 from dbchannels.worker.watchdog import Watchdog
@@ -62,6 +64,9 @@ class Worker:
     * ``on_ready`` is called when this worker is on record.
     * ``is_outdated`` tells whether the code has changed: then the worker takes no more messages.
     * ``views`` are shared by workers that are threads of one process.
+    * ``limits`` say after how much work another process takes this one's place: then ``wants_successor`` is set.
+    * With ``burst`` it ends when nothing is left to do.
+    * ``patience`` is how many seconds an outage may last until ``run`` raises LayerUnavailable.
     """
 
     def __init__(
@@ -78,6 +83,9 @@ class Worker:
         on_ready: Callable[[], Any] = lambda: None,
         is_outdated: Callable[[], bool] | None = None,
         views: ApplicationViews | None = None,
+        limits: Limits | None = None,
+        burst: bool = False,
+        patience: float = math.inf,
     ) -> None:
         self.layer, self.routing, self.name = layer, routing, name or new_worker_name()
         self.channels = selected_channels(routing, only, exclude)
@@ -92,7 +100,7 @@ class Worker:
         self._timetable = Timetable(entries, self.link)
         self._concurrency, self._has_all_entries = routing.concurrency(), not only and not exclude
         self._executor = Executor(layer, routing, self.link, views)
-        self._batch, self._health = Batch(), LayerHealth(log, self.name)
+        self._batch, self._health = Batch(), LayerHealth(log, self.name, patience)
         self._watchdog = Watchdog(
             self._batch, self._executor, self._hand_back, self._look_after, replace, self._cancelled_by
         )
@@ -101,11 +109,17 @@ class Worker:
         self._dropped = RateLimitedLog(log, DROPPED, None, every=60.0)
         self._script_prefix = get_script_prefix()  # FORCE_SCRIPT_NAME; a thread does not inherit it
         self.stopping, self.consumed = threading.Event(), 0
+        #: Whether another process is to do this one's work when ``run`` has returned.
+        self.wants_successor = False
+        self._limits = limits or Limits()
         self._writing = threading.Lock()  # a result is taken and written before another one is
         self._written_at = self._renewed_at = 0.0
         # time.monotonic() until which protocol messages go before a claim; None: it is set when the next of them come.
         self._claim_by: float | None = 0.0
-        self._patience, self._work_on_record, self._cleaned_at = CLAIM_WITHIN, "", time.monotonic()
+        self._patience, self._work_on_record = CLAIM_WITHIN, ""
+        # Time.monotonic(). A burst may end before a clean-up would be due, and no other process may be there for it.
+        self._cleaned_at = 0.0 if burst else time.monotonic()
+        self._burst_until = time.monotonic() + 2 * layer.options["lease"] if burst else math.inf
 
     # The life of a worker.
 
@@ -115,7 +129,10 @@ class Worker:
             self._executor.views.load()
 
     def run(self) -> None:
-        """Work until ``stop`` is called; finish what runs, hand back the rest, and leave no record behind."""
+        """Work until ``stop`` is called; finish what runs, hand back the rest, and leave no record behind.
+
+        Raises LayerUnavailable if an outage has lasted too long.
+        """
         set_script_prefix(self._script_prefix)
         caches.all()  # kept in a ContextVar: made in the context of a message, they would be made anew for each
         self._health.retry(self._register, self.stopping)
@@ -123,14 +140,17 @@ class Worker:
         self._on_ready()
         signals.worker_ready.send_robust(Worker, name=self.name, channels=list(self.channels))
         delays = Backoff()
-        while not self.stopping.is_set():
+        while not self.stopping.is_set() and not self._health.exhausted:
             try:
                 found = self.run_once()
                 if delays.tries:
                     self._health.worked()
                     delays.reset()
-                if not found:
-                    self._wait()
+                if found:
+                    continue
+                if self._burst_until < math.inf and self._has_drained():
+                    break
+                self._wait()
             except LayerUnavailable as error:
                 self._health.failed(error)
                 self._wake.wait(delays.delay())
@@ -138,6 +158,8 @@ class Worker:
         self._dropped.flush()
         self._health.retry(partial(self.link.unregister, self.name), self.stopping, UNREGISTER_TRIES)
         self.link.close()
+        if self._health.exhausted:
+            raise self._health.exhausted
 
     def stop(self) -> None:
         """Take no more messages. Safe to call from a signal handler."""
@@ -176,6 +198,10 @@ class Worker:
                 channels.append(delivery.channel)
             self._batch.finished(self._executor.execute(delivery, self.name))
             self.consumed += 1
+            if not self.stopping.is_set() and (reached := self._limits.reached(self.consumed)):
+                log.info("Worker %s %s, so another one takes its place.", self.name, reached)
+                self.wants_successor = True
+                self.stop()
             if time.monotonic() - self._written_at > WRITE_AFTER and self._batch.waiting:
                 self._write()
         self._write(hand_back=True)
@@ -222,6 +248,10 @@ class Worker:
             wait_for_one(self._wakeups, self._wake.reader, timeout)
         else:
             self.link.wait(timeout, self._wake.reader)
+
+    def _has_drained(self) -> bool:
+        """Whether a burst has nothing left to do. It stays while what a dead worker had claimed may come back soon."""
+        return time.monotonic() > self._burst_until or not self.link.awaits_claims(self._durable)
 
     # Writing.
 

@@ -140,6 +140,9 @@ class PostgreSQLLink(Link):
         rows = self.session.execute([(sql_durable.CANCELLED_BY, values)])
         return rows[0][0] if rows else ""
 
+    def awaits_claims(self, channels: Sequence[str]) -> bool:
+        return bool(self.session.execute([(sql_durable.OVERDUE_CLAIM, {"queues": list(channels)})]))
+
     def next_due(self) -> float | None:
         ((seconds,),) = self.session.execute([(sql_durable.NEXT_DUE, {})])
         moments = [] if seconds is None else [seconds]

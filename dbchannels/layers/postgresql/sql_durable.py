@@ -160,6 +160,12 @@ SELECT cancelled_by FROM dbchannels_durablemessage
 WHERE id = %(id)s AND attempts = %(attempt)s AND claimed_by::text = %(worker)s::text
 """
 
+# Whether a process whose lease is over has claimed something.
+OVERDUE_CLAIM = """
+SELECT true FROM dbchannels_durablemessage AS message JOIN dbchannels_process AS process ON process.name = claimed_by
+WHERE process.lease_until < statement_timestamp() AND channel::text = ANY(%(queues)s::text[]) LIMIT 1
+"""
+
 RELEASE = """
 UPDATE dbchannels_durablemessage AS message SET claimed_by = NULL, attempts = attempts - 1
 FROM unnest(%(ids)s::bigint[], %(attempts)s::int[]) AS unstarted(id, attempt)

@@ -26,17 +26,19 @@ from dbchannels.layers.health import await_layer
 from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.names import worker_names
 from dbchannels.processes.reloader import CodeChanges
+from dbchannels.processes.supervisor import REPLACED, has_terminal
 from dbchannels.routing.table import Routing
-from dbchannels.server.options import add_options
+from dbchannels.server.options import LEAST_MEMORY, add_options, check_number
 from dbchannels.wakeup import LONGEST_TIMEOUT, WakeupPipe, check_timeout, wait_readable
 from dbchannels.worker import database_connections
+from dbchannels.worker.limits import Limits
 from dbchannels.worker.response_stream import FileSender
 from dbchannels.worker.views import ApplicationViews, load_site
 from dbchannels.worker.worker import Worker
 
 log = logging.getLogger("dbchannels.worker")
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 ORPHANED = 60.0  # seconds that a consumer may go on after the worker's parent has died
 GIVE_BACK_WITHIN = 0.7  # seconds; see supervisor.GIVE_BACK
 HUNG = 75  # exit status of a worker whose consumer hangs: EX_TEMPFAIL of sysexits.h
@@ -90,7 +92,10 @@ class Command(HintingCommand):
             metavar="S",
             help="seconds for a consumer to finish after SIGTERM (30)",
         )
-        add_options(parser, "layer", "wait_for_database")
+        parser.add_argument(
+            "--burst", action="store_true", help="end when no message is left that is due, as for a cron job"
+        )
+        add_options(parser, "max_messages", "max_memory", "layer", "wait_for_database")
         for name, keywords in CHILD_OPTIONS.items():
             parser.add_argument(name, **keywords | {"help": f"set by runchannels: {keywords['help']}"})
 
@@ -101,6 +106,8 @@ class Command(HintingCommand):
             graceful_timeout = check_timeout("--graceful-timeout", options["graceful_timeout"])
             layer = channel_layers[options["layer"]]
             wait = check_timeout("--wait-for-database", options["wait_for_database"])
+            check_number("max_messages", options["max_messages"], 1)
+            check_number("max_memory", options["max_memory"], LEAST_MEMORY)
             if not child:  # a parent has waited, and a child tries again for ever
                 await_layer(layer, wait)
             routing = load_site(options["layer"])
@@ -129,9 +136,18 @@ class Command(HintingCommand):
         threads = [threading.Thread(target=one.run, name=one.name, daemon=True) for one in workers[1:]]
         for thread in threads:
             thread.start()
-        worker.run()
+        try:
+            worker.run()
+        except DBChannelsError as error:  # an outage has lasted longer than a burst waits
+            raise CommandError(str(error)) from None
         for thread in threads:
             thread.join()
+        if worker.wants_successor:
+            if child:
+                raise SystemExit(REPLACED)
+            start_anew()
+        if options["burst"] and not worker.stopping.is_set():
+            self.stdout.write(f"Nothing is left to do. This worker has run {worker.consumed:,} messages.")
 
 
 def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) -> list[Worker]:
@@ -154,6 +170,9 @@ def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) ->
             on_ready=ready.wait,
             is_outdated=CodeChanges(options["since"]) if options["since"] else None,
             views=views,
+            limits=Limits(options["max_messages"], options["max_memory"]),
+            burst=options["burst"],
+            patience=options["wait_for_database"] if options["burst"] else math.inf,
         )
         for name in worker_names(options["child"], options["threads"])
     ]
@@ -188,41 +207,52 @@ def start_anew() -> None:
 
 
 def stop_at_signals(workers: Sequence[Worker], graceful_timeout: float, life: int | None = None) -> None:
-    """At SIGTERM and SIGINT let consumers finish; after the time-out, or at a second signal, give back their messages.
+    """At SIGTERM, SIGINT and SIGUSR1 let consumers finish; after the time-out, or at a second one, give back messages.
 
-    The death of the parent counts as a signal: ``life`` is a pipe that the parent holds. All this runs in a thread,
-    because a main thread that hangs in a query runs no signal handlers.
+    SIGHUP does the same, and then another process takes this one's place, which runs the new code. The kernel also
+    sends SIGHUP when the terminal is closed: then it is as SIGTERM. The death of the parent counts as a signal:
+    ``life`` is a pipe that the parent holds. All this runs in a thread, because a main thread that hangs in a query
+    runs no signal handlers.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    for number in SIGNALS:
+    for number in (*SIGNALS, signal.SIGHUP):
         signal.signal(number, lambda number, frame: None)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    arguments = (workers, graceful_timeout, reader, life)
+    arguments = (workers, graceful_timeout, reader, life, has_terminal())
     threading.Thread(target=await_end, args=arguments, name="end", daemon=True).start()
 
 
-def await_end(workers: Sequence[Worker], graceful_timeout: float, signals: int, life: int | None) -> None:
+def await_end(
+    workers: Sequence[Worker], graceful_timeout: float, signals: int, life: int | None, at_terminal: bool
+) -> None:
     """Stop the workers at a signal, and end the process when that takes too long, or at a second signal."""
     watched = [signals] if life is None else [signals, life]
-    ends_at, signalled = math.inf, 0
+    ends_at, signalled, restarts = math.inf, 0, False
     while signalled < 2 and time.monotonic() < ends_at:
         readable = wait_readable(watched, min(LONGEST_TIMEOUT, ends_at - time.monotonic()))
         now = time.monotonic()
         if signals in readable:
-            signalled += sum(number in SIGNALS for number in os.read(signals, 64))
-            ends_at = min(ends_at, now + graceful_timeout) if signalled else ends_at
+            received = os.read(signals, 64)
+            hung_up = at_terminal and not has_terminal()
+            signalled += sum(
+                number in SIGNALS or (number == signal.SIGHUP and hung_up) for number in received
+            )
+            restarts = not signalled and (restarts or signal.SIGHUP in received)
+            ends_at = min(ends_at, now + graceful_timeout) if signalled or restarts else ends_at
         if life in readable:
             log.info("The parent has ended; so does this worker.")
             watched, ends_at = [signals], min(ends_at, now + ORPHANED)
         if readable and ends_at < math.inf:
             for worker in workers:
+                worker.wants_successor = restarts
                 worker.stop()
-    timer = threading.Timer(GIVE_BACK_WITHIN, os._exit, [1])
+    end = start_anew if restarts and life is None else partial(os._exit, 1)
+    timer = threading.Timer(GIVE_BACK_WITHIN, end)
     timer.daemon = True
     timer.start()
     for worker in workers:
         # Without a database the lease ends, and other processes give the messages back.
         with suppress(Exception):
             worker.abandon()
-    os._exit(1)
+    end()
