@@ -132,6 +132,7 @@ class LiveSite:
             return sqlite3.connect(self.database["NAME"], timeout=20, isolation_level=None)
         keys = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
         given = {name: self.database[key] for key, name in keys.items() if self.database.get(key)}
+        given |= self.database.get("OPTIONS", {})
         connection = psycopg2.connect(**given)
         connection.autocommit = True
         return connection

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from django.db import DatabaseError, InterfaceError, OperationalError
+from django.db import DatabaseError, InterfaceError, InternalError, OperationalError
 
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.wakeup import Backoff
@@ -18,6 +18,7 @@ from dbchannels.wakeup import Backoff
 if TYPE_CHECKING:
     from dbchannels.layers.base import BaseLayer
 
+READ_ONLY = "25006"  # the SQLSTATE of a statement that would write
 UNREGISTER_TRIES = 3  # in about half a second; if all fail, the lease ends and other processes clean up
 
 log = logging.getLogger("dbchannels.layer")
@@ -59,10 +60,13 @@ def is_unavailable(error: BaseException) -> bool:
     """Whether one of Django's errors means that the database cannot be used, rather than that a statement is wrong.
 
     When a server closes in the middle of a statement, psycopg2 raises a bare DatabaseError. Django's own, for a missing
-    row at a save, has no cause.
+    row at a save, has no cause. A standby refuses to write; it may be promoted.
     """
     if type(error) is DatabaseError:
         return error.__cause__ is not None
+    if isinstance(error, InternalError):  # pgcode is psycopg2's, sqlstate psycopg 3's
+        cause = error.__cause__
+        return READ_ONLY in (getattr(cause, "pgcode", None), getattr(cause, "sqlstate", None))
     return isinstance(error, (InterfaceError, OperationalError))
 
 

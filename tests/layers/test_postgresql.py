@@ -284,6 +284,24 @@ def test_a_database_that_is_down_is_one_sentence(layer):
         assert "\n" not in str(raised.value)
 
 
+def test_a_server_that_takes_no_writes_is_left(layer):
+    session = layer.session("dbchannels test")
+    session.execute([("SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY", {})])
+    with pytest.raises(LayerUnavailable, match="read-only transaction"):
+        session.execute([(sql.RECORD_WORK, {"name": "nobody", "work": ""})])
+    session.execute([(sql.RECORD_WORK, {"name": "nobody", "work": ""})])
+    assert session.generation == 2
+    session.close()
+
+
+def test_a_connection_of_django_that_takes_no_writes_is_an_outage(layer):
+    with transaction.atomic(), connection.cursor() as cursor:
+        cursor.execute("SET TRANSACTION READ ONLY")
+        with pytest.raises(LayerUnavailable, match="read-only transaction"):
+            layer.query_for_check(sql.RECORD_WORK, {"name": "nobody", "work": ""})
+        transaction.set_rollback(True)
+
+
 def test_the_check_says_what_to_do(layer, monkeypatch):
     layer.check()
     monkeypatch.setitem(connection.settings_dict, "NAME", "postgres")
@@ -325,6 +343,14 @@ def test_parameters_are_what_libpq_takes():
     assert {key for key in parameters if key in ("password", "host", "pool", "server_side_binding")} == set()
     assert (parameters["dbname"], parameters["user"], parameters["port"]) == ("site", "me", 5433)
     assert parameters["sslmode"] == "require"
+
+
+def test_each_of_several_addresses_has_two_seconds_to_answer():
+    given = {"HOST": "a,b", "PORT": "1,2", "OPTIONS": {"target_session_attrs": "read-write"}}
+    assert connection_parameters(given, "x")["connect_timeout"] == 2
+    assert connection_parameters(given, "x")["target_session_attrs"] == "read-write"
+    given["OPTIONS"]["connect_timeout"] = 7
+    assert connection_parameters(given, "x")["connect_timeout"] == 7
 
 
 # Rows.

@@ -72,6 +72,10 @@ def connection_parameters(settings: dict[str, Any], name: str) -> dict[str, Any]
         "port": settings.get("PORT"),
     }
     given = {key: value for key, value in own.items() if value not in ("", None)}
+    if "," in str(
+        settings.get("HOST")
+    ):  # the time is for each address, and a host that is gone may be the first
+        given["connect_timeout"] = 2
     # The encoding is the one that Django uses, whatever is set for the role.
     return {**_KEEPALIVE, **given, **options, "application_name": name[:63], "client_encoding": "UTF8"}
 
@@ -362,9 +366,10 @@ def _in_ascii(values: Any) -> Any:
 def is_unavailable(error: psycopg2.Error) -> bool:
     """Whether an error means that the database cannot be used now, and not that a statement is wrong.
 
-    When the server ends without a message, psycopg2 raises DatabaseError itself, the base class of the others.
+    When the server ends without a message, psycopg2 raises DatabaseError itself, the base class of the others. A
+    server that takes no writes is a standby: it may be promoted, or the next connection may lead to the primary.
     """
-    gone = (psycopg2.OperationalError, psycopg2.InterfaceError)
+    gone = (psycopg2.OperationalError, psycopg2.InterfaceError, psycopg2.errors.ReadOnlySqlTransaction)
     return isinstance(error, gone) or type(error) is psycopg2.DatabaseError
 
 
