@@ -153,6 +153,17 @@ class Link:
         """
         return {}
 
+    def emptied(self, name: str) -> bool:
+        """Whether the database has lost all protocol messages since the last call, by a crash or in a failover.
+
+        ``name`` is this process's; the first call after its registration returns False.
+        """
+        return False
+
+    def unfinished(self, reply_channels: Sequence[str]) -> set[str]:
+        """Return the reply channels that a protocol message has which waits or is in flight."""
+        return set(reply_channels)
+
     def unregister(self, name: str) -> None:
         """Remove the record of this process, and clean up after it."""
         self.clean_up_after(name)

@@ -49,6 +49,7 @@ from dbchannels.protocol import (
     flow_channel,
     lost,
 )
+from dbchannels.server.emptied import Emptied
 from dbchannels.server.overload import Overload
 from dbchannels.server.websocket.messages import Outgoing, outgoing, oversight
 from dbchannels.wakeup import Backoff, WakeupPipe
@@ -136,6 +137,10 @@ class Hub:
 class Receiver(Protocol):
     """What waits for replies: a WebSocket or an HTTP request."""
 
+    @property
+    def in_layer(self) -> Send | None:
+        """The message that a worker has to answer; None if none is in the layer."""
+
     def deliver(self, reply: Reply) -> None:
         """Take one message. Called in the hub, so it must not block."""
 
@@ -162,7 +167,7 @@ class Relay:
         self.http_workers, self.servers = 0, 1
         self.has_sessions = False  # whether a WebSocket has brought a session's cookie
         self._health = LayerHealth(log, f"server-{os.getpid()}")
-        self._overload = Overload()
+        self._overload, self._emptied = Overload(), Emptied(self._receivers, self.lose)
         #: What the hub sends, in order; each item is written in one batch or not at all. None ends the publisher.
         self._outbox: Outbox = queue.SimpleQueue()
         self._chores: queue.SimpleQueue[Chore | None] = queue.SimpleQueue()
@@ -464,6 +469,7 @@ class Relay:
             kind: self._wakeups[kind] for kind in self._wakeups if alone and kind != DURABLE
         }
         self._overload.look(link, workers)
+        self._emptied.look(link, self.name)
         if self.has_sessions and asked_at - self._checked_at > CHECK_LOGINS:
             self._checked_at = asked_at
             link.apply([self.make_send("websocket.logins", {"server": self.name})])

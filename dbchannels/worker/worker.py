@@ -292,6 +292,8 @@ class Worker:
                 self._batch.clear()  # others have cleaned up: the messages are not its own any more
                 self.name = self._health.process = new_worker_name()
                 self._register()
+            elif self.link.emptied(self.name):
+                self._write()  # and so put on record again what runs, or its clients are told that it is lost
             self._record_work()
             self._dropped.count(number=0)
         if not self._wakeups and now - self._cleaned_at > every:
@@ -304,6 +306,7 @@ class Worker:
         self._renewed_at = time.monotonic()
         # The queue on record shows servers elsewhere that a worker answers requests.
         self.link.register(self.name, Process.WORKER, REQUESTS if REQUESTS in self.channels else "")
+        self.link.emptied(self.name)
         self._work_on_record = ""
         self._record_work()
 

@@ -20,6 +20,7 @@ from dbchannels.layers.operations import BatchResult
 from dbchannels.layers.postgresql import prepared, sql, sql_durable
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import CapacityCache, ScanHints, single, sql_pattern
+from dbchannels.models import InFlight
 from dbchannels.testing.contract.case import DEADLINE, in_thread, raises, wait_until
 from dbchannels.testing.contract.operating import make_dead_letters
 from tests import kinds
@@ -282,6 +283,28 @@ def test_a_database_that_is_down_is_one_sentence(layer):
             call()
         assert "/nowhere" in str(raised.value)
         assert "\n" not in str(raised.value)
+
+
+def test_a_link_sees_that_the_unlogged_tables_are_empty(layer, new_link):
+    link, other = new_link(layer), new_link(layer)
+    assert not link.emptied("server")
+    assert not other.emptied("another")
+    link.session.close()
+    assert not link.emptied("server")  # the row is there
+    link.session.close()
+    InFlight.objects.all().delete()  # as a crash does
+    assert link.emptied("server")
+    assert not link.emptied("server")
+    assert not link.emptied("renamed")
+    assert not other.emptied("another")  # its session has not been lost
+
+
+def test_which_clients_have_messages_that_are_not_finished(layer, new_link):
+    link = new_link(layer)
+    for number in range(3):
+        layer.send("http.request", {"reply_channel": f"reply.a!{number}"})
+    link.receive_many(["http.request"], 1, "worker")
+    assert link.unfinished([f"reply.a!{number}" for number in range(4)]) == {f"reply.a!{n}" for n in range(3)}
 
 
 def test_a_server_that_takes_no_writes_is_left(layer):

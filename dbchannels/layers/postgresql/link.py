@@ -67,6 +67,7 @@ class PostgreSQLLink(Link):
         self._waiter = 0  # the thread that waits
         #: The registered name, and the session's generation of its lock.
         self._locked: tuple[str, int] = ("", 0)
+        self._marked: tuple[str, int] = ("", 0)  # the same, of the row that `emptied` looks for
 
     # Taking.
 
@@ -279,6 +280,17 @@ class PostgreSQLLink(Link):
     def count_live(self, queue: str) -> tuple[int, int]:
         ((workers, servers),) = self.session.execute([(sql.COUNT_LIVE, {"queue": queue})])
         return int(workers), int(servers)
+
+    def emptied(self, name: str) -> bool:
+        if self._marked == (name, self.session.generation):
+            return False
+        missed = bool(self.session.execute([(sql.MARK, {"worker": name})]))
+        known, self._marked = self._marked[0] == name, (name, self.session.generation)
+        return missed and known
+
+    def unfinished(self, reply_channels: Sequence[str]) -> set[str]:
+        values = {"reply_channels": list(reply_channels)}
+        return {channel for (channel,) in self.session.execute([(sql.UNFINISHED_OF_CLIENTS, values)])}
 
     def unregister(self, name: str) -> None:
         self._lock_waits.retry(now=True)

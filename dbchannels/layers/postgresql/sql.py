@@ -242,6 +242,17 @@ SET_IN_FLIGHT = """
 UPDATE dbchannels_inflight SET messages = %(messages)s, since = statement_timestamp() WHERE worker = %(worker)s
 """
 
+# The table is UNLOGGED: a row that was there and is not shows that a crash, or a failover, has emptied it and its like.
+MARK = """
+INSERT INTO dbchannels_inflight (worker, messages, since) VALUES (%(worker)s, '', statement_timestamp())
+ON CONFLICT (worker) DO NOTHING RETURNING true
+"""
+UNFINISHED_OF_CLIENTS = """
+SELECT reply_channel FROM dbchannels_protocolmessage WHERE reply_channel = ANY(%(reply_channels)s::text[])
+UNION ALL SELECT split_part(line, ' ', 2) FROM dbchannels_inflight, regexp_split_to_table(messages, E'\\n') AS line
+WHERE messages <> ''
+"""
+
 # For results that wait for another transaction, see lock_waits.py: in a row beside the worker's own, which the next pop
 # overwrites.
 SET_BLOCKED = """

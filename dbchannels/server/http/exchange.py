@@ -12,7 +12,7 @@ from queue import Empty
 from typing import TYPE_CHECKING, Any
 
 from dbchannels import names
-from dbchannels.layers.operations import Disconnect, Operation, Withdraw
+from dbchannels.layers.operations import Disconnect, Operation, Send, Withdraw
 from dbchannels.protocol import (
     BODY,
     CLOSED,
@@ -138,7 +138,8 @@ class Exchange:
         self.on_later: Callable[[], None] = lambda: None
         self.upload: BodyUpload | None = None
         self.is_made = False  # the response needs no worker any more
-        self._path: str | None = None  # of the request, once it was sent
+        self._sent: Send | None = None  # the request, and its path
+        self._path: str | None = None
         self._answered = False  # by a worker, if only in part
         self._later = False  # the view has raised ResponseLater
         self._left = self._broken = False  # by the client, or because the client takes less than comes
@@ -170,12 +171,18 @@ class Exchange:
         return failure_reply(first) if is_failure(first) else first
 
     def _send_request(self, message: Message, timeout: float) -> None:
+        sent = self._relay.make_send("http.request", message)._replace(expiry=timeout)
         try:
-            self._relay.send(self._relay.make_send("http.request", message)._replace(expiry=timeout))
+            self._relay.send(sent)
         except OutboxFull:
             self.buffer.put(lost(FULL))
         else:
-            self._path = message["path"]
+            self._sent, self._path = sent, message["path"]
+
+    @property
+    def in_layer(self) -> Send | None:
+        """The request, until a worker has answered it, if only in part."""
+        return None if self._answered else self._sent
 
     def deliver(self, reply: Reply) -> None:
         """Take one message, in the hub."""

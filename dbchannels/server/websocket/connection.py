@@ -169,6 +169,12 @@ class Connection:
 
     # From the layer.
 
+    @property
+    def in_layer(self) -> Send | None:
+        """The message that a worker has to consume; None while its consumer has postponed it."""
+        postponed = self._retries is not None and self._retries.is_waiting
+        return None if postponed else self._in_flight
+
     def deliver(self, reply: Reply) -> None:
         """Take a reply: data, a decision on the handshake, or what became of the message in the layer."""
         message = reply.message
