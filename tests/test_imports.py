@@ -17,7 +17,7 @@ LEVELS = (
     ("protocol",),
     ("exceptions",),
     ("names", "codec", "conf", "wakeup", "signals", "other_libraries"),
-    ("models", "redaction"),
+    ("models", "redaction", "measures"),
     ("layers",),
     ("channel",),
     ("auth", "bindings"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dbchannels.layers.operations import BatchResult, Delivery, Operation, Send, resends
 from dbchannels.wakeup import wait_readable
@@ -177,6 +178,35 @@ class Link:
     def count_live(self, queue: str) -> tuple[int, int]:
         """Return how many workers that read this queue, and how many servers, are alive."""
         return 1, 1
+
+    # Measuring, see ``measures``. The base class keeps no samples.
+
+    def clock(self) -> float:
+        """Return the layer's own time, in seconds since 1970."""
+        return time.time()
+
+    def write_sample(self, moment: int, source: str, data: str) -> bool:
+        """Write what a worker, or with "" the site, measured until a moment of the layer's clock.
+
+        Return False, and write nothing, if there is a sample of this source and moment already.
+        """
+        return False
+
+    def gauges(self) -> dict[str, Any] | None:
+        """Count what is in the tables; None: it took too long.
+
+        ``channels`` has a list for each channel, see ``measures.GAUGES``; ``sockets``, ``servers`` and ``workers`` are
+        numbers. Of a protocol channel the first and the fourth number are known. Reply queues are left out. Beyond the
+        ``measures.MOST`` channels with most messages, channels count as ``measures.OTHERS``.
+        """
+        return {}
+
+    def complete_sample(self, moment: int, data: str) -> None:
+        """Fill in the site's sample of a moment, and delete the samples that are older than ``measures.KEPT``."""
+
+    def newest_sample(self) -> str:
+        """Return the newest of the site's samples that is complete, "" if there is none."""
+        return ""
 
     def close(self) -> None:
         """Close the link's connection."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from django.utils import timezone as site_timezone
 
-from dbchannels import codec, names
+from dbchannels import codec, measures, names
 from dbchannels.conf import TEN_YEARS
 from dbchannels.exceptions import InvalidMessage, safe_repr
 from dbchannels.protocol import lost
@@ -196,6 +196,7 @@ class Result(NamedTuple):
     operations: Sequence[Operation]  # what its consumer sent, added and discarded, in order
     failure: Failure | None  # of a durable message whose consumer raised
     acknowledge: bool  # False: the consumer's own transaction has ended the claim, or it is lost
+    raised: bool = False  # the consumer has failed; its client has been answered, if one waits
 
 
 class BatchResult(NamedTuple):
@@ -372,3 +373,19 @@ def _check_order(priority: object, unique: object) -> None:
         raise InvalidMessage(
             f"A unique key must consist of printable characters, unlike {safe_repr(unique)}: remove the others."
         )
+
+
+def gauges(rows: Iterable[tuple[int, str, int, float]]) -> dict[str, Any]:
+    """Return what ``Link.gauges`` returns of rows (position in ``measures.GAUGES``, channel, number, age).
+
+    The position -1 stands for numbers of the site: the channel is ``socket``, ``server`` or ``worker``.
+    """
+    found: dict[str, Any] = {"channels": {}, **dict.fromkeys(measures.PROCESSES, 0)}
+    for position, channel, number, age in rows:
+        if position < 0:
+            found[f"{channel}s"] = number
+        else:
+            numbers = found["channels"].setdefault(channel, [0] * len(measures.GAUGES))
+            numbers[position] += number
+            numbers[3] = max(numbers[3], round(age, 1))
+    return found

@@ -7,11 +7,15 @@ or by a command. Nothing there is in a hurry, so it is written once, by the ORM.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
+from datetime import timezone as datetime_timezone
 from typing import Any
 
+from django.conf import settings
 from django.db import connections
+from django.db.models import DateTimeField, Func, Value
 from django.db.models.functions import Now
 from django.utils import timezone
 
@@ -20,7 +24,8 @@ from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.models import MAX_USER, ChannelState, Connection, DurableMessage
+from dbchannels.measures import read_sample
+from dbchannels.models import MAX_USER, ChannelState, Connection, DurableMessage, Sample
 from dbchannels.protocol import DURABLE
 
 #: Python's encodings by PostgreSQL's names; all others, and SQL_ASCII, take what UTF-8 does.
@@ -146,6 +151,28 @@ class DjangoLayer(BaseLayer):
         if changed and delay == 0:
             self.wake({DURABLE})
         return int(changed)
+
+    def samples(self, since: float = 0.0) -> list[dict[str, Any]]:
+        """Return what was measured after ``since`` (seconds since 1970), within the last hour, for ``summarize``.
+
+        ``measures.summarize(layer.samples())`` gives the series of all channels. To follow them, give
+        ``since = moments[-1] - 10``: what came is worked out from two moments.
+        """
+        now = Now() if connections[self.database].vendor == "postgresql" else self.moment(time.time())
+        rows = self.rows(Sample).filter(at__gt=self.moment(since), at__lte=now)
+        found = (read_sample(*row) for row in rows.order_by("at", "id").values_list("source", "data"))
+        return [one for one in found if one is not None]
+
+    def moment(self, seconds: float) -> Any:
+        """Return a time, in seconds since 1970, as samples have it.
+
+        Without time zones that is UTC, or local time would repeat an hour when clocks are set back. PostgreSQL keeps
+        the moment itself, whatever USE_TZ says.
+        """
+        if connections[self.database].vendor == "postgresql":
+            return Func(Value(float(seconds)), function="to_timestamp", output_field=DateTimeField())
+        moment = datetime.fromtimestamp(seconds, datetime_timezone.utc)
+        return moment if settings.USE_TZ else moment.replace(tzinfo=None)
 
     def now(self) -> Any:
         """Return the clock that the layer's rows are written by: the database's on PostgreSQL, else this host's."""

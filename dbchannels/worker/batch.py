@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from dbchannels.layers.operations import BatchResult, Delivery, Failure, Operation, Result
+from dbchannels.measures import DEAD, DONE, FAILED, Measures
 
 
 class BatchSizer:
@@ -34,6 +35,7 @@ class Batch:
 
     def __init__(self) -> None:
         self.sizer = BatchSizer()
+        self.measures = Measures()
         self.waiting: deque[Delivery] = deque()  # not started
         self._lock = threading.Lock()
         self._running: Delivery | None = None
@@ -57,6 +59,8 @@ class Batch:
         with self._lock:
             self._running = self.waiting.popleft() if self.waiting and not self._abandoned else None
             self._started_at = time.monotonic()
+            if self._running is not None:
+                self.measures.started(self._running.channel, self._running.waited)
             return self._running
 
     def finished(self, result: Result) -> None:
@@ -78,9 +82,13 @@ class Batch:
         delivery, self._running = self._running, None
         if self._abandoned or delivery is None:
             return
+        failure = result.failure
+        is_dead = failure is not None and failure.retry_in is None
+        outcome = DEAD if is_dead else FAILED if failure is not None or result.raised else DONE
+        self.measures.ended(delivery.channel, outcome, time.monotonic() - self._started_at)
         self._operations += result.operations
-        if result.failure is not None:
-            self._failures.append(result.failure)
+        if failure is not None:
+            self._failures.append(failure)
         elif delivery.id is not None and result.acknowledge:
             self._acknowledged.append(delivery)
         self._boundaries.append((delivery, len(self._operations)))

@@ -192,7 +192,7 @@ class Executor:
         """Drop what the consumer has sent, answer its client at once, and have a durable message run again."""
         if isinstance(error, ClaimLost):
             log.warning("A message on %s was claimed by another worker meanwhile.", delivery.channel)
-            return Result([], None, False)
+            return Result([], None, False, raised=True)
         if isinstance(error, UnreadableMessage) and self._route is None:
             log.error("A message on %s cannot be read. %s", delivery.channel, error)
             if delivery.durable:
@@ -203,6 +203,8 @@ class Executor:
         text = format_error(error)
         denied = isinstance(error, DenyConnection)
         result = self.failed(delivery, text, 403 if denied else 500)
+        if denied and not delivery.durable:  # it has refused a client, as it should
+            result = result._replace(raised=False)
         if (failure := result.failure) is not None:
             if isinstance(error, WorkerKilled):
                 failure = failure._replace(ran=False)
@@ -268,7 +270,7 @@ class Executor:
             else:
                 connect = delivery.channel == "websocket.connect"
                 answers = self._finished(delivery, content, decision if connect else None)
-        return Result(answers, None, False)
+        return Result(answers, None, False, raised=True)
 
     # The options of the message that runs.
 

@@ -35,6 +35,7 @@ from dbchannels.wakeup import Backoff, WakeupPipe, wait_for_one
 from dbchannels.worker.batch import Batch
 from dbchannels.worker.executor import Executor
 from dbchannels.worker.limits import Limits
+from dbchannels.worker.sampler import Sampler
 from dbchannels.worker.schedule import Timetable
 from dbchannels.worker.views import ApplicationViews
 from dbchannels.worker.watchdog import Watchdog
@@ -101,6 +102,7 @@ class Worker:
         self._concurrency, self._has_all_entries = routing.concurrency(), not only and not exclude
         self._executor = Executor(layer, routing, self.link, views)
         self._batch, self._health = Batch(), LayerHealth(log, self.name, patience)
+        self._sampler = Sampler(self.link, self._batch.measures)
         self._watchdog = Watchdog(
             self._batch, self._executor, self._hand_back, self._look_after, replace, self._cancelled_by
         )
@@ -156,6 +158,8 @@ class Worker:
                 self._wake.wait(delays.delay())
         self._watchdog.stop()  # or it could put the worker on record again
         self._dropped.flush()
+        with suppress(LayerUnavailable):
+            self._sampler.finish(self.name)
         self._health.retry(partial(self.link.unregister, self.name), self.stopping, UNREGISTER_TRIES)
         self.link.close()
         if self._health.exhausted:
@@ -299,6 +303,7 @@ class Worker:
         if not self._wakeups and now - self._cleaned_at > every:
             self._cleaned_at = now
             self.link.clean_up()
+        self._sampler.look(self.name)
         if now >= self._timetable.keep_at:
             self._timetable.keep(drop=self._has_all_entries)
 
@@ -311,11 +316,24 @@ class Worker:
         self._record_work()
 
     def _record_work(self) -> None:
-        """Put on record what this worker takes and runs: servers log it when messages wait for long."""
+        """Put on record what this worker takes and runs: servers log it when messages wait for long.
+
+        ``id`` is that of a durable message; the time-outs are its consumer's, in seconds, 0 for none.
+        """
         running, seconds = self._batch.running()
+        soft, hard = self._executor.timeouts() if running else (0.0, 0.0)
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - seconds)) if running else ""
         runs = running.channel if running else ""
-        work = json.dumps({"takes": self.channels, "runs": runs, "since": since})
+        work = json.dumps(
+            {
+                "takes": self.channels,
+                "runs": runs,
+                "since": since,
+                "id": running.id if running else None,
+                "soft_timeout": soft,
+                "hard_timeout": hard,
+            }
+        )
         if work != self._work_on_record:
             self.link.record_work(self.name, work)
             self._work_on_record = work

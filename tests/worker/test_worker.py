@@ -17,58 +17,25 @@ from django.urls import get_script_prefix, get_urlconf, path, set_script_prefix,
 from django.utils import timezone, translation
 from django.utils.translation import get_language
 
-from dbchannels import Channel, DenyConnection, Group, ResponseLater, channel_layers, codec, route
+from dbchannels import Channel, DenyConnection, Group, ResponseLater, codec, route
 from dbchannels import wakeup as wakeup_module
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers.operations import Send
 from dbchannels.layers.store import StoreLayer
 from dbchannels.models import DeadLetter, DurableMessage, InFlight, Process
 from dbchannels.protocol import CHUNK
-from dbchannels.routing.table import Routing
 from dbchannels.signals import message_dead
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
 from dbchannels.wakeup import WakeupPipe, wait_readable
 from dbchannels.worker import executor, retries, worker
 from dbchannels.worker.batch import BatchSizer
 from dbchannels.worker.retries import backoff
-from dbchannels.worker.worker import PROTOCOL_CHANNELS, Worker, new_worker_name
+from dbchannels.worker.worker import PROTOCOL_CHANNELS, new_worker_name
 from tests import kinds
 
 REPLIES = "reply.s1!"
 CLIENT = "reply.s1!c1"
 BOOM = "The consumer's own words."
-
-
-@pytest.fixture
-def new_worker(new_layer):
-    """Make workers, on record, whose sessions are closed at the end: ``new_worker(route(...), only=[...])``."""
-    made = []
-
-    def new(*routes, registered=True, **options):
-        made.append(Worker(channel_layers["default"], Routing(routes), **options))
-        if registered:
-            made[-1]._register()
-        return made[-1]
-
-    yield new
-    for one in made:
-        one.link.close()
-
-
-@pytest.fixture
-def run(new_layer):
-    """Run a worker in a thread of its own, as a process would; it is stopped at the end of the test."""
-    started = []
-
-    def start(one):
-        started.append((one, in_thread(one.layer, one.run)))
-        return started[-1][1]
-
-    yield start
-    for one, thread in started:
-        one.stop()
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 @pytest.fixture
@@ -1246,20 +1213,26 @@ def test_a_busy_worker_has_on_record_what_it_takes_and_runs(layer, new_worker, n
     def recorded():
         return json.loads(new_link(layer).workers()[one.name])
 
-    one = new_worker(route("own", slow), only=["own"], registered=False)
+    idle = {"takes": ["own"], "runs": "", "since": "", "id": None, "soft_timeout": 0.0, "hard_timeout": 0.0}
+    one = new_worker(route("own", slow, soft_timeout=30, hard_timeout=60), only=["own"], registered=False)
     run(one)
     wait_until(lambda: new_link(layer).workers().get(one.name))  # it is on record a moment before its work is
-    assert recorded() == {"takes": ["own"], "runs": "", "since": ""}
+    assert recorded() == idle
     layer.send("own", {})
     started.wait(10)
     one._renewed_at = 0.0
     work = wait_until(lambda: recorded()["runs"] and recorded())
+    assert (work["id"], work["soft_timeout"], work["hard_timeout"]) == (
+        rows(layer, DurableMessage).get().id,
+        30,
+        60,
+    )
     assert work["runs"] == "own" and abs(time.time() - parsed(work["since"])) < 60
     ended.set()
     wait_until(lambda: not one._batch.running()[0])
     one._renewed_at = 0.0
     one._wake.notify()
-    wait_until(lambda: recorded() == {"takes": ["own"], "runs": "", "since": ""})
+    wait_until(lambda: recorded() == idle)
 
 
 def parsed(text):

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
+import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from datetime import timezone as datetime_timezone
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from django.conf import settings
 from django.db import Error, connections
-from django.db.models import Case, F, Min, When
+from django.db.models import Case, Count, DateTimeField, F, Min, Value, When
+from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from dbchannels import names
@@ -28,17 +31,21 @@ from dbchannels.layers.operations import (
     Operation,
     Send,
     disconnect_send,
+    gauges,
     in_flight_lines,
     lost_messages,
 )
 from dbchannels.layers.orm import record_of
+from dbchannels.measures import KEPT, MOST, OTHERS
 from dbchannels.models import (
     Connection,
+    DeadLetter,
     DurableMessage,
     InFlight,
     Membership,
     Process,
     ProtocolMessage,
+    Sample,
     Schedule,
 )
 from dbchannels.protocol import DURABLE, EXPIRED, KINDS, WORKER_DIED
@@ -305,6 +312,51 @@ class DatabaseLink(Link):
             dead = [name for name, end in leases if not _is_to_come(end)]
         for name in dead:
             self.clean_up_after(name)
+
+    # Measuring.
+
+    def write_sample(self, moment: int, source: str, data: str) -> bool:
+        with unavailable():
+            fields = {"at": self.layer.moment(moment), "source": source}
+            if self.layer.rows(Sample).filter(**fields).exists():  # a look costs SQLite no lock
+                return False
+            return bool(self.layer.rows(Sample).get_or_create({"data": data}, **fields)[1])
+
+    def gauges(self) -> dict[str, Any]:
+        durable, now = self.layer.rows(DurableMessage), timezone.now()
+        protocol = self.layer.rows(ProtocolMessage).filter(expires_at__gt=now).exclude(channel__endswith="!")
+        kinds = (
+            (0, durable.filter(claimed_by=None, due_at=None), Min(Coalesce("ready_at", "sent_at"))),
+            (0, protocol, Min("sent_at")),
+            (1, durable.filter(due_at__isnull=False), None),
+            (2, durable.filter(claimed_by__isnull=False), None),
+            (4, self.layer.rows(DeadLetter), None),
+        )
+        rows: list[tuple[int, str, int, float]] = []
+        with unavailable():
+            for position, waiting, since in kinds:
+                first = Value(None, output_field=DateTimeField()) if since is None else since
+                counted = (
+                    waiting.values("channel").annotate(number=Count("id"), since=first).order_by("-number")
+                )
+                for at, row in enumerate(counted.values_list("channel", "number", "since")):
+                    age = max(0.0, (now - row[2]).total_seconds()) if row[2] else 0.0
+                    rows.append((position, row[0] if at < MOST else OTHERS, row[1], age))
+            leases = self.layer.rows(Process).values_list("kind", "lease_until")
+            alive = Counter(kind for kind, end in leases if _is_to_come(end))
+            rows += [(-1, kind, number, 0.0) for kind, number in alive.items()]
+            rows.append((-1, "socket", self.layer.rows(Connection).count(), 0.0))
+        return gauges(rows)
+
+    def complete_sample(self, moment: int, data: str) -> None:
+        with unavailable():
+            self.layer.rows(Sample).filter(at=self.layer.moment(moment), source="").update(data=data)
+            self.layer.rows(Sample).filter(at__lt=self.layer.moment(moment - KEPT)).delete()
+
+    def newest_sample(self) -> str:
+        with unavailable():
+            complete = self.layer.rows(Sample).filter(source="", at__lte=self.layer.moment(time.time()))
+            return complete.exclude(data="").order_by("-at").values_list("data", flat=True).first() or ""
 
     def close(self) -> None:
         self._stop_listening()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
 
+from dbchannels import measures
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
@@ -23,13 +24,14 @@ from dbchannels.layers.operations import (
     Operation,
     Send,
     SendGroup,
+    gauges,
     in_flight_lines,
     resends,
 )
-from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql import sql, sql_durable, sql_samples
 from dbchannels.layers.postgresql.cleanup import Cleaner
 from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
-from dbchannels.layers.postgresql.session import Session, Statement
+from dbchannels.layers.postgresql.session import Cancelled, Session, Statement
 from dbchannels.layers.postgresql.statements import ScanHints, statements, without_room
 from dbchannels.redaction import RateLimitedLog
 
@@ -45,6 +47,8 @@ QUEUE_FILLS = (
     "(pg_stat_activity, state 'idle in transaction'); above 50 %% nobody is woken, and the poll finds the messages "
     "every %g s."
 )
+
+COUNT_WITHIN_MS = 2_000  # for the count of all tables
 
 POP, CLAIM = "pop", "claim"  # what a statement takes, see Session.execute
 
@@ -313,6 +317,33 @@ class PostgreSQLLink(Link):
         # A restart of the database frees every lock, so no process counts as dead for one lease after our reconnect.
         if time.monotonic() - self.session.connected_at >= self.layer.options["lease"]:
             self._cleaner.clean_up_expired()
+
+    # Measuring.
+
+    def clock(self) -> float:
+        ((now,),) = self.session.execute([(sql_samples.CLOCK, {})])
+        return float(now)
+
+    def write_sample(self, moment: int, source: str, data: str) -> bool:
+        values = {"moment": moment, "source": source, "data": data}
+        return bool(self.session.execute([(sql_samples.WRITE_SAMPLE, values)]))
+
+    def gauges(self) -> dict[str, Any] | None:
+        values = {"most": measures.MOST, "others": measures.OTHERS}
+        limit = (sql_samples.LIMIT, {"milliseconds": COUNT_WITHIN_MS})
+        try:
+            rows = self.session.execute([limit, (sql_samples.GAUGES, values)])
+        except Cancelled:
+            return None
+        return gauges(rows)
+
+    def complete_sample(self, moment: int, data: str) -> None:
+        values = {"moment": moment, "data": data, "kept": measures.KEPT}
+        self.session.execute([(sql_samples.COMPLETE_SAMPLE, values), (sql_samples.DROP_SAMPLES, values)])
+
+    def newest_sample(self) -> str:
+        rows = self.session.execute([(sql_samples.NEWEST_SAMPLE, {})])
+        return str(rows[0][0]) if rows else ""
 
     def close(self) -> None:
         self.session.close()

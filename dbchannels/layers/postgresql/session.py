@@ -84,6 +84,10 @@ class Locked(LayerUnavailable):
     """A statement has waited for a row that an open transaction holds for as long as ``lock_timeout`` allows."""
 
 
+class Cancelled(LayerUnavailable):
+    """A statement took longer than its ``statement_timeout``, or somebody has cancelled it."""
+
+
 class _Deadlines:
     """A thread that shuts the socket of each session whose statement is not answered within ``ANSWER_WITHIN``.
 
@@ -207,6 +211,8 @@ class Session:
                 raise
             if isinstance(error, psycopg2.errors.LockNotAvailable):  # the session is as it was
                 raise Locked(one_line(error)) from error
+            if isinstance(error, psycopg2.errors.QueryCanceled):
+                raise Cancelled(one_line(error)) from error
             raise self._lost(error) from error
         finally:
             self._answer_due = 0.0

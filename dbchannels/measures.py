@@ -1,0 +1,255 @@
+"""What workers measure, pure: counters that add and subtract, and what they tell of the last hour.
+
+Each worker counts for each channel what became of its messages, how long they had waited, and how long their consumers
+ran. Every ten seconds it writes the difference since the last time as a `Sample`, and one of the workers adds what
+waits in the whole site. `summarize` makes series of these samples, for charts.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
+from typing import Any
+
+from dbchannels.names import is_protocol
+
+#: Upper bounds of the buckets of all histograms, in seconds; one more bucket holds what took longer. All processes
+#: have the same bounds, so that their histograms add up.
+BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0, 120.0, 600.0)
+BUCKETS = len(BOUNDS) + 1
+
+# The numbers of a channel, by position: messages whose consumers were started, and then returned, raised, or raised for
+# the last time; the sums of seconds; and the messages in each bucket.
+TAKEN, DONE, FAILED, DEAD, WAITED, RAN = range(6)
+WAITS, RUNS = slice(6, 6 + BUCKETS), slice(6 + BUCKETS, 6 + 2 * BUCKETS)
+SIZE = RUNS.stop
+
+MOST = 1_000  # channels that are counted by name
+OTHERS = "(others)"  # the rest
+PERIOD = 10  # seconds between two samples
+KEPT = 3_600  # seconds for which samples are kept
+
+Counts = dict[str, list[float]]  # by channel, see TAKEN to RUNS
+
+
+class Measures:
+    """The counters of one worker since its start. They are changed by one thread at a time, and copied by any."""
+
+    def __init__(self) -> None:
+        self.counts: Counts = {}
+        #: What happened to the process, by the name of the event.
+        self.events: dict[str, int] = {}
+
+    def started(self, channel: str, waited: float) -> None:
+        """Count a message whose consumer starts, ``waited`` seconds after it was sent or became due."""
+        numbers = self.counts.get(channel) or self._new(channel)
+        numbers[TAKEN] += 1
+        numbers[WAITED] += waited
+        numbers[6 + bisect_left(BOUNDS, waited)] += 1
+
+    def ended(self, channel: str, outcome: int, ran: float) -> None:
+        """Count the end of a message after ``ran`` seconds; ``outcome`` is DONE, FAILED or DEAD."""
+        numbers = self.counts.get(channel) or self._new(channel)
+        numbers[outcome] += 1
+        numbers[RAN] += ran
+        numbers[6 + BUCKETS + bisect_left(BOUNDS, ran)] += 1
+
+    def _new(self, channel: str) -> list[float]:
+        name = channel if len(self.counts) < MOST else OTHERS
+        return self.counts.setdefault(name, [0] * SIZE)
+
+    def count(self, event: str) -> None:
+        """Count something that happened to the process."""
+        self.events[event] = self.events.get(event, 0) + 1
+
+    def copy(self) -> Counts:
+        """Return the counters as they are now."""
+        return {channel: numbers.copy() for channel, numbers in list(self.counts.items())}
+
+
+def add(total: Counts, counts: Mapping[str, Sequence[float]]) -> None:
+    """Add counters to others."""
+    for channel, numbers in counts.items():
+        if channel not in total and len(total) >= MOST:
+            channel = OTHERS
+        total[channel] = [a + b for a, b in zip(total.get(channel, [0] * SIZE), numbers, strict=True)]
+
+
+def since(counts: Counts, before: Counts) -> Counts:
+    """Return by how much counters have grown, without channels on which nothing has happened."""
+    grown = {
+        channel: [a - b for a, b in zip(numbers, before.get(channel, [0] * SIZE), strict=True)]
+        for channel, numbers in counts.items()
+    }
+    return {channel: numbers for channel, numbers in grown.items() if any(numbers)}
+
+
+def to_json(counts: Counts) -> dict[str, list[float]]:
+    """Return counters for compact JSON: without the zeros at the end, and rounded to microseconds."""
+    short = {}
+    for channel, numbers in counts.items():
+        used = max((position for position, number in enumerate(numbers, 1) if number), default=0)
+        short[channel] = [round(number, 6) for number in numbers[:used]]
+    return short
+
+
+def from_json(counts: Any) -> Counts:
+    """Return counters that `to_json` has written. Raises ValueError for anything else."""
+    if not isinstance(counts, dict) or not all(
+        isinstance(numbers, list)
+        and len(numbers) <= SIZE
+        and all(isinstance(number, (int, float)) for number in numbers)
+        for numbers in counts.values()
+    ):
+        raise ValueError("These are no counters of a worker.")
+    return {channel: [*numbers, *[0] * (SIZE - len(numbers))] for channel, numbers in counts.items()}
+
+
+def quantile(buckets: Sequence[float], q: float) -> float | None:
+    """Estimate below how many seconds the fraction ``q`` of a histogram lies; None for an empty one.
+
+    Inside a bucket the values count as evenly spread. What took longer than the last bound counts as that bound.
+    """
+    total = sum(buckets)
+    if total <= 0:
+        return None
+    rank = q * total
+    for position, below in enumerate(accumulate(buckets)):
+        if below >= rank and buckets[position] > 0:
+            if position == len(BOUNDS):
+                return BOUNDS[-1]
+            low = BOUNDS[position - 1] if position else 0.0
+            part = (rank - (below - buckets[position])) / buckets[position]
+            return low + (BOUNDS[position] - low) * part
+    return BOUNDS[-1]
+
+
+# The samples, as series.
+
+#: The series of a channel, and of all channels together. From the counts of the site:
+GAUGES = ("ready", "delayed", "running", "oldest", "dead")
+#: and from the workers': messages a second that were sent, and that ended; those that failed; and percentiles.
+RATES = ("in", "out", "failures")
+QUANTILES = {
+    "wait_p50": (WAITS, 0.5),
+    "wait_p95": (WAITS, 0.95),
+    "wait_p99": (WAITS, 0.99),
+    "run_p50": (RUNS, 0.5),
+    "run_p95": (RUNS, 0.95),
+}
+PROCESSES = ("sockets", "servers", "workers")  # of the site alone
+
+
+def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what samples tell, as ``layer.samples()`` returns them, for JSON::
+
+        {
+            "moments": [1764400000, ...],        # Unix time: the ends of the ten seconds, in order
+            "site": {"ready": [3, ...], "sockets": [120, ...], ...},
+            "channels": {"thumbnails": {"ready": [3, ...], ...}, ...},
+        }
+
+    Each series has a value for each moment, None where it is not known:
+
+    * ``ready``, ``delayed``, ``running``, ``dead``: messages that wait, that are not due, that a worker has claimed,
+      and dead letters;
+    * ``oldest``: for how many seconds the message that was sent first could have been taken; 0 if none waits;
+    * ``in``, ``out``, ``failures``: messages a second that came, that ended (done, failed or dead), and that failed or
+      died. What came is worked out from what ended and from how the queue grew;
+    * ``wait_p50``, ``wait_p95``, ``wait_p99``, ``run_p50``, ``run_p95``: seconds, estimated from histograms;
+    * of the site ``sockets``, ``servers``, ``workers``.
+    """
+    sites: dict[int, Mapping[str, Any]] = {}
+    counts: dict[int, Counts] = {}  # a second
+    for sample in samples:
+        moment = sample["t"]
+        counts.setdefault(moment, {})
+        if not sample["source"]:
+            sites[moment] = sample
+            continue
+        span = max(PERIOD, sample["seconds"])
+        rates = {name: [one / span for one in numbers] for name, numbers in sample["counts"].items()}
+        add(counts[moment], rates)
+    moments = sorted(counts)
+    gauges = {moment: site["channels"] for moment, site in sites.items() if "channels" in site}
+    channels = sorted({name for found in (*counts.values(), *gauges.values()) for name in found})
+    series = {}
+    for name in channels:
+        numbers = [counts[moment].get(name) for moment in moments]
+        queue = [gauges[one].get(name, [0] * 5) if one in gauges else None for one in moments]
+        series[name] = _series(moments, numbers, queue, leaves_at_failure=is_protocol(name))
+    every_count = [_sum(counts[moment].values(), SIZE) for moment in moments]
+    every_queue = [_total(gauges[moment]) if moment in gauges else None for moment in moments]
+    site: dict[str, Any] = _series(moments, every_count, every_queue, leaves_at_failure=False)
+    site["in"] = [
+        None if None in found else sum(found)
+        for found in ([one["in"][at] for one in series.values()] for at in range(len(moments)))
+    ]
+    for key in PROCESSES:
+        site[key] = [sites.get(moment, {}).get(key) for moment in moments]
+    return {"moments": moments, "site": site, "channels": series}
+
+
+def _series(
+    moments: Sequence[int],
+    counts: Sequence[Sequence[float] | None],
+    queue: Sequence[Sequence[float] | None],
+    *,
+    leaves_at_failure: bool,
+) -> dict[str, list[Any]]:
+    found: dict[str, list[Any]] = {}
+    for position, key in enumerate(GAUGES):
+        found[key] = [None if one is None else one[position] for one in queue]
+    rates = [one or [0.0] * SIZE for one in counts]
+    found["out"] = [one[DONE] + one[FAILED] + one[DEAD] for one in rates]
+    found["failures"] = [one[FAILED] + one[DEAD] for one in rates]
+    # A durable message that has failed waits again.
+    left = [one[DONE] + one[DEAD] + one[FAILED] * leaves_at_failure for one in rates]
+    sizes = [None if one is None else sum(one[:3]) for one in queue]
+    found["in"] = [None] * len(moments)
+    known: tuple[int, float] | None = None  # the last moment whose queue was counted, and how long it was
+    for at, (moment, size) in enumerate(zip(moments, sizes, strict=True)):
+        if size is None:
+            continue
+        if known is not None:
+            found["in"][at] = max(0.0, left[at] + (size - known[1]) / (moment - known[0]))
+        known = moment, size
+    for key, (part, q) in QUANTILES.items():
+        found[key] = [quantile(one[part], q) for one in rates]
+    return found
+
+
+def _sum(vectors: Iterable[Sequence[float]], size: int) -> list[float]:
+    return [sum(column) for column in zip([0] * size, *vectors, strict=True)]
+
+
+def _total(channels: Mapping[str, Sequence[float]]) -> list[float]:
+    """Return the gauges of all channels together: the sums, and the greatest age."""
+    total = _sum(channels.values(), len(GAUGES))
+    total[GAUGES.index("oldest")] = max((one[GAUGES.index("oldest")] for one in channels.values()), default=0)
+    return total
+
+
+def sample(moment: int, counts: Counts, seconds: float) -> str:
+    """Return a worker's sample: what happened within so many seconds before a moment."""
+    return json.dumps(
+        {"t": moment, "seconds": round(seconds, 1), "counts": to_json(counts)}, separators=(",", ":")
+    )
+
+
+def site_sample(moment: int, took: float, gauges: Mapping[str, Any] | None) -> str:
+    """Return the site's sample, see ``Link.gauges``; ``took`` is how many seconds it took to count."""
+    return json.dumps({"t": moment, "took": round(took, 4), **(gauges or {})}, separators=(",", ":"))
+
+
+def read_sample(source: str, data: str) -> dict[str, Any] | None:
+    """Return a stored sample as `summarize` takes it; None for one that is not complete, or cannot be read."""
+    try:
+        read: dict[str, Any] = {**json.loads(data), "source": source}
+        if source:
+            read["counts"] = from_json(read["counts"])
+        return read if isinstance(read["t"], int) else None
+    except (ValueError, TypeError, KeyError):
+        return None
