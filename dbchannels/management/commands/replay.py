@@ -4,22 +4,38 @@ from __future__ import annotations
 
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
-from dbchannels.exceptions import DBChannelsError
-from dbchannels.layers import channel_layers
-from dbchannels.management.output import run_again
-from dbchannels.server.options import add_options
+from dbchannels import names
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.orm import DjangoLayer
+from dbchannels.management.output import (
+    LayerCommand,
+    ask,
+    by_channel,
+    counts,
+    in_batches,
+    on_database,
+    parse_moment,
+    run_again,
+)
+from dbchannels.models import DeadLetter
+
+NONE = "No dead letter matches: see the admin for a list."
+FILTERS = ("channels", "id", "error", "since", "until")
 
 
-class Command(BaseCommand):
+class Command(LayerCommand):
     help = "Moves dead letters back to their channels, where they run from the first attempt."
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument(
-            "channels", nargs="*", metavar="CHANNEL", help="run the dead letters of these channels (all)"
+            "channels",
+            nargs="*",
+            metavar="CHANNEL",
+            help="run the dead letters of these channels, or of those that match a pattern such as 'reports.*' (all)",
         )
-        add_options(parser, "layer")
+        super().add_arguments(parser)
         parser.add_argument(
             "--id",
             type=int,
@@ -27,16 +43,49 @@ class Command(BaseCommand):
             metavar="N",
             help="only this dead letter, by its number in the admin; can be given more than once",
         )
+        parser.add_argument("--error", metavar="TEXT", help="only those with this text in their traceback")
+        parser.add_argument(
+            "--since",
+            metavar="TIME",
+            help="only those that failed at this time or later: 2026-01-31T08:00, or 12h for 12 hours ago",
+        )
+        parser.add_argument("--until", metavar="TIME", help="only those that failed before this time")
+        parser.add_argument(
+            "--to", default="", metavar="CHANNEL", help="send them to this channel (their own)"
+        )
+        parser.add_argument("--all", action="store_true", help="do not ask before all dead letters run again")
+        parser.add_argument(
+            "--no-input", "--noinput", action="store_true", dest="all", help="the same as --all"
+        )
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            layer = channel_layers[options["layer"]]
-            layer.check()
+    def act(self, layer: BaseLayer, options: dict[str, Any]) -> None:
+        to = options["to"]
+        if to and names.is_protocol(names.check_channel_name(to)):
+            raise CommandError(f"Dead letters cannot run on {to}: name one of the site's own channels.")
+        if isinstance(layer, DjangoLayer) or any(options[one] for one in ("error", "since", "until")):
+            moved = self.replay(on_database(layer), options)
+        else:
             found = layer.dead_letter_ids(options["channels"])
             wanted = found if options["id"] is None else set(found).intersection(options["id"])
-            moved = layer.replay(wanted)
-        except DBChannelsError as error:
-            raise CommandError(str(error)) from None
+            moved = layer.replay(wanted, to)
         if not moved:
-            raise CommandError("No dead letter matches: see the admin for a list.")
+            raise CommandError(NONE)
         self.stdout.write(run_again(moved))
+
+    def replay(self, layer: DjangoLayer, options: dict[str, Any]) -> int:
+        """Run those that match the filters again; return how many."""
+        rows = by_channel(layer.rows(DeadLetter), options["channels"])
+        if options["id"] is not None:
+            rows = rows.filter(id__in=options["id"])
+        if options["error"]:
+            rows = rows.filter(error__contains=options["error"])
+        if options["since"]:
+            rows = rows.filter(failed_at__gte=parse_moment(options["since"]))
+        if options["until"]:
+            rows = rows.filter(failed_at__lt=parse_moment(options["until"]))
+        if not options["all"] and not any(options[one] for one in FILTERS):
+            found = counts(rows)
+            if not found:
+                raise CommandError(NONE)
+            ask(self, found, "Run all of them again?", "--all")
+        return in_batches(self, rows, lambda ids: layer.replay(ids, options["to"]), run_again)

@@ -11,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandError
 
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
+from dbchannels.management.output import aligned
 from dbchannels.names import is_protocol
 from dbchannels.routing.routes import ConsumerOptions
 from dbchannels.routing.table import Routing, load_routing
@@ -100,5 +101,4 @@ def table(rows: list[Row]) -> list[str]:
             options.append(f"NEVER REACHED: behind {row['behind']}")
         filters = " ".join(f"{key}={text}" for key, text in row["filters"].items())
         lines.append((row["channel"], filters or "-", row["consumer"], " ".join(options)))
-    widths = [max(len(line[column]) for line in lines) for column in range(len(HEADINGS))]
-    return ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return aligned(lines)

@@ -1,0 +1,55 @@
+"""``manage.py channels_pause``: let the messages of channels wait."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+from contextlib import suppress
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from dbchannels.exceptions import DBChannelsError
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.overview import channel_states
+from dbchannels.management.output import LayerCommand, consumers_of, near, on_database, short
+
+
+class Command(LayerCommand):
+    help = "Pauses channels of the site's own: their messages wait until channels_resume. What runs goes on."
+
+    def add_arguments(self, parser: Any) -> None:
+        parser.add_argument("channels", nargs="+", metavar="CHANNEL", help="pause this channel")
+        super().add_arguments(parser)
+
+    def act(self, layer: BaseLayer, options: dict[str, Any]) -> None:
+        layer = on_database(layer)
+        with transaction.atomic(using=layer.database):  # all of them or none
+            paused = {name: layer.pause(name, by()) for name in dict.fromkeys(options["channels"])}
+        found = {one.channel: one for one in channel_states(layer)}
+        known = {
+            one.channel for one in found.values() if one.ready or one.delayed or one.running or one.workers
+        }
+        with suppress(DBChannelsError):  # the routing may be what is to be mended
+            known |= consumers_of(layer.alias).keys()
+        for name, is_new in paused.items():
+            one = found.get(name)
+            if not is_new and one and one.pause:
+                ago = short(max(0.0, (timezone.now() - one.pause.paused_at).total_seconds()))
+                self.stdout.write(
+                    f"{name} was paused already, by {one.pause.paused_by or 'somebody'}, {ago} ago."
+                )
+                continue
+            self.stdout.write(f"{name} is paused: run 'manage.py channels_resume {name}' to end that.")
+            if name not in known:
+                self.warn(f"No route and no message has the channel {name}.{near(name, known)}")
+
+
+def by() -> str:
+    """Return who runs this command: ``the command line (ann@host)``."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user need have no name
+        user = "somebody"
+    return f"the command line ({user}@{socket.gethostname()})"
