@@ -133,7 +133,7 @@ class DurableMessage(PayloadMixin, models.Model):
     class Meta:
         verbose_name = "durable message"
         permissions = (
-            ("cancel_durablemessage", "Can cancel durable messages that run"),
+            ("cancel_durablemessage", "Can cancel durable messages"),
             ("reschedule_durablemessage", "Can change when durable messages run"),
         )
         indexes = (

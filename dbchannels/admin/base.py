@@ -7,12 +7,18 @@ from datetime import timedelta
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
+from django.contrib.admin.utils import quote
+from django.core.paginator import Paginator
 from django.db import connections
 from django.db.models import Count, Value
 from django.db.models.functions import Now
+from django.http import HttpResponseRedirect
+from django.urls import path
 from django.utils import html, timezone
+from django.utils.functional import cached_property
 
 from dbchannels import conf
+from dbchannels.admin import acts
 
 LINE = 240  # characters of a text in a list
 
@@ -45,22 +51,43 @@ def relative_time(field: str, description: str) -> Callable[..., str | None]:
 
 
 class ByChannel(admin.SimpleListFilter):
-    """A filter by the 30 most frequent values of a column, each with its number of rows."""
+    """A filter by the most frequent values of a column, each with its number among the newest rows."""
 
+    MOST = 30  # values that are listed; any other one can be written into the address
     title = parameter_name = "channel"
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        counted = model_admin.rows().values_list(self.parameter_name).annotate(rows=Count("pk"))
-        most = counted.order_by("-rows", self.parameter_name)[:30]
-        return [(value, f"{value} ({number:,})") for value, number in most]
+        rows = model_admin.rows()
+        # A count of a million rows takes too long for a page: the newest ones tell which values are frequent.
+        first = rows.order_by("-pk").values_list("pk", flat=True)[acts.MOST : acts.MOST + 1].first()
+        rows = rows.filter(pk__gt=first) if first is not None else rows
+        counted = rows.values_list(self.parameter_name).annotate(rows=Count("pk"))
+        most = list(counted.order_by("-rows", self.parameter_name)[: self.MOST + 1])
+        among = f", among the newest {acts.MOST:,}" if first is not None else ""
+        self.title += f" (the {self.MOST} most frequent{among})" if len(most) > self.MOST else among
+        return [(value, f"{value} ({number:,})") for value, number in most[: self.MOST]]
 
     def queryset(self, request: Any, queryset: Any) -> Any:
-        value = (self.value() or "").replace("\0", "")  # PostgreSQL has no NUL in text
-        return queryset.filter(**{self.parameter_name: value}) if value else queryset
+        return self.narrowed(queryset, self.value().replace("\0", "")) if self.value() else queryset
+
+    def narrowed(self, queryset: Any, value: str) -> Any:
+        """Return the rows with this value. PostgreSQL has no NUL in text, so there is none in it."""
+        return queryset.filter(**{self.parameter_name: value})
 
 
 class ByGroup(ByChannel):
     title = parameter_name = "group"
+
+
+class BoundedPaginator(Paginator):
+    """Pages of the first rows, so that a list counts no more of them."""
+
+    MOST = acts.MOST
+
+    @cached_property
+    def count(self) -> int:
+        """The number of rows, at most one more than MOST."""
+        return int(self.object_list.order_by().values("pk")[: self.MOST + 1].count())
 
 
 class ReadOnlyAdmin(admin.ModelAdmin):
@@ -68,6 +95,8 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     deletable: ClassVar[dict[str, Any] | None] = None  # a filter for the rows that can be deleted
     long_columns: ClassVar[tuple[str, ...]] = ()  # columns that a list does not read
+    acts: ClassVar[tuple[acts.Act, ...]] = ()
+    paginator = BoundedPaginator
     list_per_page = 50
     show_full_result_count = False
     show_facets = admin.ShowFacets.NEVER
@@ -105,13 +134,54 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         return obj is None or all(getattr(obj, name) == value for name, value in self.deletable.items())
 
     def delete_model(self, request: Any, obj: Any) -> None:
-        self.delete_queryset(request, self.rows().filter(pk=obj.pk))
-
-    def delete_queryset(self, request: Any, queryset: Any) -> None:
-        """Delete in one statement, which skips messages claimed since the page was loaded."""
-        if not queryset.filter(**self.deletable).delete()[0]:
+        """Delete in one statement, which skips a message claimed since the page was loaded."""
+        if not self.rows().filter(pk=obj.pk, **self.deletable).delete()[0]:
             self.message_user(
                 request,
-                "Nothing was deleted: the rows are gone, or a worker has claimed them.",
+                "Nothing was deleted: the row is gone, or a worker has claimed it.",
                 messages.WARNING,
             )
+
+    # Acts.
+
+    def get_urls(self) -> list[Any]:
+        name = f"{self.opts.app_label}_{self.opts.model_name}"
+        view = self.admin_site.admin_view(self.act_view)
+        return [
+            path("act/<slug:act>/", view, name=f"{name}_act"),
+            path("<path:object_id>/act/<slug:act>/", view, name=f"{name}_act_one"),
+            *super().get_urls(),
+        ]
+
+    def act_view(self, request: Any, act: str, object_id: str | None = None) -> Any:
+        """The page of an act: for all that match, or for one row."""
+        return acts.view(self, request, act, object_id)
+
+    def allowed_acts(self, request: Any) -> list[acts.Act]:
+        """Return what the user may do."""
+        return [act for act in self.acts if act.allowed(request, self)]
+
+    def get_actions(self, request: Any) -> dict[str, Any]:
+        return {act.name: (act, act.name, act.title) for act in self.allowed_acts(request)}
+
+    def get_changelist(self, request: Any, **kwargs: Any) -> Any:
+        """Return what reads a list; the page of an act needs no page of rows."""
+        acting = request.resolver_match and "act" in request.resolver_match.kwargs
+        return acts.Matching if acting else super().get_changelist(request, **kwargs)
+
+    def changelist_view(self, request: Any, extra_context: Any = None) -> Any:
+        """Show the list. Its button for all that match leads to the page of the act that is chosen."""
+        if request.method == "POST" and "all" in request.POST:
+            for act in self.allowed_acts(request):
+                if act.name == request.POST.get("action"):
+                    return HttpResponseRedirect(f"{acts.act_url(self, act)}?{request.GET.urlencode()}")
+        return super().changelist_view(request, extra_context)
+
+    def render_change_form(
+        self, request: Any, context: Any, *args: Any, obj: Any = None, **kwargs: Any
+    ) -> Any:
+        """Show a row, with a button for each act."""
+        offered = [act for act in self.allowed_acts(request) if obj and act.offered(obj)]
+        pk = quote(obj.pk) if obj else ""
+        context["buttons"] = [(act.title, acts.act_url(self, act, pk)) for act in offered]
+        return super().render_change_form(request, context, *args, obj=obj, **kwargs)

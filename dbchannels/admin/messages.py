@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 from typing import Any, ClassVar
 
-from django.contrib import admin, messages
-from django.db.models import BinaryField
+from django import forms
+from django.contrib import admin
+from django.contrib.admin.models import DELETION
+from django.db.models import BinaryField, Q
 from django.db.models.functions import Length, Substr
 from django.template.defaultfilters import filesizeformat
 from django.utils import html
 
-from dbchannels import models
+from dbchannels import models, names
+from dbchannels.admin.acts import Act, Delete, layer
 from dbchannels.admin.base import ByChannel, ReadOnlyAdmin, duration, one_line, relative_time
-from dbchannels.layers import channel_layers
-from dbchannels.management.output import run_again
+from dbchannels.exceptions import InvalidMessage, InvalidName
+from dbchannels.layers.operations import PRIORITIES, delivery_options
 from dbchannels.redaction import message_text
 
 SHOWN = 4096  # characters of a message on its own page
 HEAD = 16_384  # bytes of a payload that a list reads
 ERROR = 16_384  # characters of a traceback that a dead letter has
+SEARCHED = 10_000  # dead letters whose errors a search reads
 PRE = "<pre>{}</pre>{}"
 
 _TRACEBACK = re.compile(r"^(  \+ Exception Group )?Traceback \(most recent call last\):\n", re.MULTILINE)
@@ -42,10 +47,133 @@ def reason_of(error: str) -> str:
     return found[1] if found else error.strip().rpartition("\n")[2]
 
 
+# What can be done to messages.
+
+
+class ChannelForm(forms.Form):
+    """Another channel, if any."""
+
+    to = forms.CharField(
+        label="To another channel",
+        required=False,
+        help_text="Empty: each goes to the channel that it was on.",
+    )
+
+    def clean_to(self) -> str:
+        """Refuse a name on which no worker would look for it."""
+        to: str = self.cleaned_data["to"]
+        try:
+            if to and names.is_protocol(names.check_channel_name(to)):
+                raise forms.ValidationError(
+                    f"{to} takes no durable messages: name one of the site's own channels."
+                )
+        except InvalidName as error:
+            raise forms.ValidationError(str(error)) from None
+        return to
+
+
+class Replay(Act):
+    """Run dead letters again."""
+
+    name, title, permission, form = "replay", "Run again", "replay", ChannelForm
+    explanation = "Each message goes back to its channel and runs from its first attempt. It is due at once."
+    missed = "gone by then"
+
+    def do(self, model_admin: Any, keys: Any, data: Any, by: str) -> int:
+        return int(layer().replay(keys, to=data["to"]))
+
+
+class Cancel(Act):
+    """Cancel durable messages, those that run among them."""
+
+    name, title, permission, flag = "cancel", "Cancel", "cancel", DELETION
+    explanation = (
+        "A message that waits is deleted. A consumer that runs is ended within about two seconds: its worker is "
+        "replaced, and the message becomes a dead letter that says who cancelled it."
+    )
+    missed = "done or gone by then"
+
+    def do(self, model_admin: Any, keys: Any, data: Any, by: str) -> int:
+        return sum(layer().cancel(keys, by))
+
+
+class Reschedule(Act):
+    """Change when durable messages run."""
+
+    permission = "reschedule"
+
+    def offered(self, row: Any) -> bool:
+        return row.claimed_by is None
+
+    def do(self, model_admin: Any, keys: Any, data: Any, by: str) -> int:
+        return int(layer().reschedule(keys, **self.change(data)))
+
+    def change(self, data: Any) -> dict[str, Any]:
+        """Return the arguments of ``reschedule``."""
+        return {"delay": 0}
+
+
+class MakeDue(Reschedule):
+    """Make messages due now."""
+
+    name, title = "due", "Make due now"
+    explanation = (
+        "Messages that are delayed, or wait for their next attempt, run as soon as a worker is free."
+    )
+
+
+class DelayForm(forms.Form):
+    """For how long."""
+
+    delay = forms.DurationField(
+        label="Delay by",
+        help_text="From now on, as hours, minutes and seconds: 1:30:00. Days go in front: 2 0:00:00.",
+    )
+
+    def clean_delay(self) -> float:
+        """Return seconds that the layer takes."""
+        try:
+            return float(delivery_options("own", delay=self.cleaned_data["delay"])["delay"])
+        except InvalidMessage as error:
+            raise forms.ValidationError(str(error)) from None
+
+
+class Delay(Reschedule):
+    """Delay messages."""
+
+    name, title, form = "delay", "Delay", DelayForm
+    explanation = "No worker takes these messages before that time is over."
+
+    def change(self, data: Any) -> dict[str, Any]:
+        return {"delay": data["delay"]}
+
+
+class PriorityForm(forms.Form):
+    """A priority."""
+
+    priority = forms.IntegerField(
+        min_value=PRIORITIES[0], max_value=PRIORITIES[-1], help_text="The highest is taken first; 0 is usual."
+    )
+
+
+class Prioritise(Reschedule):
+    """Change the priority."""
+
+    name, title, form = "priority", "Change priority", PriorityForm
+    explanation = "Within a channel, messages with the highest priority are taken first."
+
+    def change(self, data: Any) -> dict[str, Any]:
+        return {"priority": data["priority"]}
+
+
+# The lists.
+
+
 class MessageAdmin(ReadOnlyAdmin):
     """The common part of the three tables of messages."""
 
     deletable: ClassVar[dict[str, Any]] = {}
+    acts: ClassVar[tuple[Act, ...]] = (Delete(),)
     long_columns = ("payload",)
     list_filter = (ByChannel,)
     search_fields = ("channel",)
@@ -93,9 +221,39 @@ class ProtocolMessageAdmin(MessageAdmin):
         return f"{len(parts):,}: {' '.join(parts[:100])}{' ...' * (len(parts) > 100)}" if parts else "none"
 
 
+class ByDurableChannel(ByChannel):
+    """A filter by channel that the partial indexes of durable messages serve."""
+
+    def narrowed(self, queryset: Any, value: str) -> Any:
+        ready, delayed = Q(claimed_by=None, due_at=None), Q(due_at__isnull=False)
+        one = Q(channel=value)
+        return queryset.filter(one & ready | one & delayed | one & Q(claimed_by__isnull=False))
+
+
+class ByState(admin.SimpleListFilter):
+    """A filter by what becomes of a durable message next."""
+
+    title = parameter_name = "state"
+    STATES: ClassVar[dict[str, Q]] = {
+        "ready": Q(claimed_by=None, due_at=None),
+        "delayed": Q(claimed_by=None, due_at__isnull=False),
+        "running": Q(claimed_by__isnull=False),
+    }
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        return [(state, state) for state in self.STATES]
+
+    def queryset(self, request: Any, queryset: Any) -> Any:
+        if not self.value():
+            return queryset
+        return queryset.filter(self.STATES.get(self.value(), Q(pk__in=[])))
+
+
 @admin.register(models.DurableMessage)
 class DurableMessageAdmin(MessageAdmin):
     deletable: ClassVar[dict[str, Any]] = {"claimed_by": None}
+    acts = (Cancel(), MakeDue(), Delay(), Prioritise(), Delete())
+    list_filter = (ByState, ByDurableChannel)
     list_display = ("id", "channel", "line", "priority", "age", "due", "attempts", "claimed_by")
     fields = (
         *("channel", "priority", "unique_key", "sent_at", "age", "due_at", "attempts", "claimed_by", "alone"),
@@ -105,25 +263,42 @@ class DurableMessageAdmin(MessageAdmin):
     due = relative_time("due_at", "due")
 
 
+class ByAge(admin.SimpleListFilter):
+    """A filter by when dead letters have failed; with "Delete" it clears up."""
+
+    title, parameter_name = "failed", "failed"
+    DAYS = (1, 7, 30, 90)
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        return [(str(days), f"more than {days} day{'s' * (days > 1)} ago") for days in self.DAYS]
+
+    def queryset(self, request: Any, queryset: Any) -> Any:
+        if not self.value():
+            return queryset
+        if not self.value().isdecimal() or len(self.value()) > 4:
+            return queryset.none()
+        return queryset.filter(failed_at__lt=layer().now() - timedelta(days=int(self.value())))
+
+
 @admin.register(models.DeadLetter)
 class DeadLetterAdmin(MessageAdmin):
     list_display = ("id", "channel", "reason", "failed", "attempts", "line")
     fields = ("reason", "channel", "sent_at", "failed_at", "attempts", "traceback", "size", "message")
     ordering = ("-id",)
-    actions = ("replay",)
+    acts = (Replay(), Delete())
+    list_filter = (ByAge, ByChannel)
+    search_fields = ("channel",)
+    search_help_text = f"Searches all channels, and the errors of the newest {SEARCHED:,}, but no messages."
     failed = relative_time("failed_at", "failed")
 
-    def has_replay_permission(self, request: Any) -> bool:
-        """Running a dead letter again requires the permission to change it, though nobody can edit it."""
-        return bool(request.user.has_perm("dbchannels.change_deadletter"))
-
-    @admin.action(description="Run again", permissions=["replay"])
-    def replay(self, request: Any, queryset: Any) -> None:
-        moved = channel_layers["default"].replay(queryset.values_list("pk", flat=True))
-        if moved:
-            self.message_user(request, run_again(moved), messages.SUCCESS)
-        else:
-            self.message_user(request, "Nothing was run again: the dead letters are gone.", messages.WARNING)
+    def get_search_results(self, request: Any, queryset: Any, search_term: str) -> Any:
+        if not search_term:
+            return queryset, False
+        # Each error has up to 16 KiB: a search that reads a million of them takes minutes.
+        pks = self.rows().order_by("-pk").values_list("pk", flat=True)
+        oldest = pks[SEARCHED - 1 : SEARCHED].first() or 0
+        in_errors = Q(pk__gte=oldest, error__icontains=search_term)
+        return queryset.filter(Q(channel__icontains=search_term) | in_errors), False
 
     @admin.display(description="error")
     def reason(self, row: Any) -> str:

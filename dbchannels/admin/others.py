@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from datetime import datetime, timezone
 from typing import Any, ClassVar
 
+from django import forms
 from django.contrib import admin
 from django.db.models import Count, Model, OuterRef, Subquery, Value
 from django.db.models.functions import Concat
 
 from dbchannels import models
+from dbchannels.admin.acts import Act, Delete, layer
 from dbchannels.admin.base import ByGroup, ReadOnlyAdmin, duration, one_line, relative_time
+from dbchannels.layers.operations import periodic
+from dbchannels.protocol.close_codes import NORMAL_CLOSURE
 
 
 @admin.register(models.Membership)
 class MembershipAdmin(ReadOnlyAdmin):
     deletable: ClassVar[dict[str, Any]] = {}
+    acts = (Delete(),)
     list_display = ("group", "member", "added", "expires")
     fields = ("group", "member", "added_at", "expires_at")
     list_filter = (ByGroup,)
@@ -28,8 +35,73 @@ class MembershipAdmin(ReadOnlyAdmin):
         return row.channel + row.recipient
 
 
+class FrameForm(forms.Form):
+    """A text for a WebSocket."""
+
+    text = forms.CharField(widget=forms.Textarea(attrs={"rows": 4}), strip=False)
+    json = forms.BooleanField(
+        label="It is JSON",
+        required=False,
+        help_text="Checked first, because a page that expects JSON may break.",
+    )
+
+    def clean(self) -> dict[str, Any]:
+        data: dict[str, Any] = super().clean() or {}
+        if data.get("json"):
+            try:
+                json.loads(data.get("text", ""))
+            except ValueError as error:
+                self.add_error("text", f"This is not JSON: {error}.")
+        return data
+
+
+class SendText(Act):
+    """Send a text to WebSockets, as a consumer would."""
+
+    name, title, permission, form = "send", "Send text", "send", FrameForm
+    explanation = "Each of these WebSockets receives one text frame."
+    missed = "closed by then, or too far behind"
+
+    def message(self, data: Any) -> dict[str, Any]:
+        """Return what is sent."""
+        return {"text": data["text"]}
+
+    def do(self, model_admin: Any, keys: Any, data: Any, by: str) -> int:
+        one, open_ones = layer(), model_admin.rows().filter(pk__in=keys).values_list("pk", flat=True)
+        sends = [one.make_send(channel, self.message(data)) for channel in open_ones]
+        return len(sends) - len(one.write(sends, drop=True))
+
+
+class CloseForm(forms.Form):
+    """A close code."""
+
+    code = forms.IntegerField(
+        initial=NORMAL_CLOSURE, help_text="1000, or a number from 3000 to 4999 that the page's script knows."
+    )
+
+    def clean_code(self) -> int:
+        """Allow the codes that are an application's to send (RFC 6455, section 7.4.2)."""
+        code: int = self.cleaned_data["code"]
+        if code != NORMAL_CLOSURE and not 3000 <= code <= 4999:
+            raise forms.ValidationError(
+                "Write 1000, or a number from 3000 to 4999: the others are the protocol's."
+            )
+        return code
+
+
+class Close(SendText):
+    """Close WebSockets."""
+
+    name, title, permission, form = "close", "Close", "close", CloseForm
+    explanation = "Each of these WebSockets is closed with this code. Many pages open a new one at once."
+
+    def message(self, data: Any) -> dict[str, Any]:
+        return {"close": data["code"]}
+
+
 @admin.register(models.Connection)
 class ConnectionAdmin(ReadOnlyAdmin):
+    acts = (SendText(), Close())
     list_display = ("short_path", "user_id", "server", "connected", "reply_channel")
     fields = ("path", "user_id", "server", "connected_at", "reply_channel")
     search_fields = ("path", "user_id", "server", "reply_channel")
@@ -47,9 +119,28 @@ def _count(model: type[Model], column: str) -> Subquery:
     return Subquery(rows.annotate(count=Count("pk")).values("count"))
 
 
+class SendNow(Act):
+    """Send periodic messages now."""
+
+    name, title, permission = "run", "Send now", "run"
+    explanation = (
+        "The message is the one that the timetable sends. It is not queued twice, and the timetable stays."
+    )
+    missed = "gone by then"
+
+    def do(self, model_admin: Any, keys: Any, data: Any, by: str) -> int:
+        now = datetime.now(timezone.utc)
+        rows = model_admin.rows().filter(pk__in=keys).order_by("pk").values_list("channel", "every")
+        sends = [periodic(channel, every, now) for channel, every in rows]
+        if sends:
+            layer().write(sends)
+        return len(sends)
+
+
 @admin.register(models.Schedule)
 class ScheduleAdmin(ReadOnlyAdmin):
     deletable: ClassVar[dict[str, Any]] = {}
+    acts = (SendNow(), Delete())
     list_display = ("channel", "every", "comes", "seen")
     fields = ("channel", "every", "next_at", "seen_at")
     ordering = ("channel", "every")

@@ -283,6 +283,15 @@ def disconnect_send(record: Record, path: str, expiry: float) -> Send:
     return Send("websocket.disconnect", payload, record.reply_channel, expiry, certain=True)
 
 
+def periodic(channel: str, every: str, at: datetime) -> Send:
+    """Return a periodic message, due at that moment. It is not queued while the last one waits.
+
+    Otherwise a slow consumer would never catch up.
+    """
+    payload = codec.encode_trusted({"scheduled_at": at.isoformat()})
+    return Send(channel, payload, "", 0.0, unique=f"every {every}"[:100])
+
+
 # The options of a message on a durable channel.
 
 

@@ -39,7 +39,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AlterModelOptions(
             name='durablemessage',
-            options={'permissions': (('cancel_durablemessage', 'Can cancel durable messages that run'), ('reschedule_durablemessage', 'Can change when durable messages run')), 'verbose_name': 'durable message'},
+            options={'permissions': (('cancel_durablemessage', 'Can cancel durable messages'), ('reschedule_durablemessage', 'Can change when durable messages run')), 'verbose_name': 'durable message'},
         ),
         migrations.AlterModelOptions(
             name='schedule',

@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from datetime import timezone as datetime_timezone
 
-from dbchannels import codec
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Send
+from dbchannels.layers.operations import periodic
 from dbchannels.routing.interval import Entry
 
 UTC = datetime_timezone.utc
@@ -45,9 +44,7 @@ class Timetable:
             if due is None or due <= now:
                 following, sends = interval.following(following, now), []
                 if due is not None:  # else it is new on the timetable, and due for the first time later
-                    # Not queued while the last one waits, or a slow consumer would never catch up.
-                    payload = codec.encode_trusted({"scheduled_at": due.isoformat()})
-                    sends = [Send(channel, payload, "", 0.0, unique=f"every {interval}"[:100])]
+                    sends = [periodic(channel, str(interval), due)]
                 self._link.move_time(channel, str(interval), due, following, sends)
             sleep = min(sleep, (following - now).total_seconds())
         self.send_at = time.monotonic() + sleep

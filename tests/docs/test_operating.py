@@ -20,6 +20,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+from django.apps import apps
 from django.contrib import admin
 from django.db import OperationalError, connection
 from django.test import override_settings
@@ -543,9 +544,24 @@ def test_the_lists_of_the_admin_are_those_that_there_are() -> None:
     }
     assert shown.keys() == there.keys()
     for name, do in shown.items():
-        assert ("delete" in do) == (there[name].deletable is not None), name  # type: ignore[attr-defined]
-        assert ("run again" in do) == ("replay" in (there[name].actions or ())), name
-    assert "claimed" in shown["Durable messages"]
+        acts = [act.title.lower() for act in there[name].acts]  # type: ignore[attr-defined]
+        assert do == (", ".join(acts) or "look"), name
+
+
+def test_the_permissions_of_the_admin_are_those_that_there_are() -> None:
+    there = {
+        f"``dbchannels.{act.permission}_{model._meta.model_name}``"
+        for model, one in admin.site._registry.items()
+        if model._meta.app_label == "dbchannels"
+        for act in one.acts  # type: ignore[attr-defined]
+    }
+    assert {name for name, _ in rows("operating", "permission  ")} == there
+    granted = {
+        f"dbchannels.{codename}"
+        for model in apps.get_app_config("dbchannels").get_models()
+        for codename, _ in model._meta.permissions
+    }
+    assert granted - {"dbchannels.pause_channelstate"} <= {name.strip("`") for name in there}
 
 
 def test_each_logger_is_listed() -> None:

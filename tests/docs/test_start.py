@@ -117,7 +117,14 @@ def run_again(project: Project, served: Served) -> int:
     page = served.get("/admin/dbchannels/deadletter/", Cookie=cookie).text
     assert "welcome" in page and "KeyError" in page
     ((letter,),) = project.rows("SELECT id FROM dbchannels_deadletter")
-    form = {"csrfmiddlewaretoken": cookies["csrftoken"], "action": "replay", "_selected_action": str(letter)}
+    address = f"/admin/dbchannels/deadletter/{letter}/act/replay/"
+    assert address in served.get(f"/admin/dbchannels/deadletter/{letter}/change/", Cookie=cookie).text
+    asks = served.get(address, Cookie=cookie).text
+    state = re.search(r'name="state" value="([^"]*)"', asks)[1]
+    form = {"csrfmiddlewaretoken": cookies["csrftoken"], "state": state}
     return served.request(
-        "POST", "/admin/dbchannels/deadletter/", urlencode(form).encode(), {**FORM, "Cookie": cookie}
+        "POST",
+        "/admin/dbchannels/deadletter/act/replay/",
+        urlencode(form).encode(),
+        {**FORM, "Cookie": cookie},
     ).status
