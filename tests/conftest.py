@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,34 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
         report.outcome = "failed"
         report.longrepr = f"Skipped, but DBCHANNELS_REQUIRE says {', '.join(missing)}: {report.longrepr}"
     return report
+
+
+@contextmanager
+def closed_pipes() -> Iterator[None]:
+    """Close the pipes that are made meanwhile: those of workers and relays end with their process."""
+    made = dict[int, int]()  # the inode by the descriptor
+
+    def pipe() -> tuple[int, int]:
+        ends = make()
+        made.update({end: os.fstat(end).st_ino for end in ends})
+        return ends
+
+    make, os.pipe = os.pipe, pipe
+    try:
+        yield
+    finally:
+        os.pipe = make
+        for end, inode in made.items():
+            with suppress(OSError):  # it is closed
+                if os.fstat(end).st_ino == inode:
+                    os.close(end)
+
+
+@pytest.fixture(autouse=True)
+def _close_pipes(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Close the pipes of a fast test, which shares them with no other one: a program of a slow test may live longer."""
+    with nullcontext() if request.node.get_closest_marker("slow") else closed_pipes():
+        yield
 
 
 @pytest.fixture(scope="session")

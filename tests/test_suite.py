@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -35,6 +36,17 @@ def test_no_other_test_may_start_a_server(tmp_path):
     with pytest.raises(AssertionError, match="add its file to SLOW"):
         harness.LiveSite({"ENGINE": "django.db.backends.sqlite3", "NAME": "x"}, tmp_path).serve()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_pipes_of_a_test_are_closed_and_no_others():
+    with conftest.closed_pipes():
+        (left, writer), (reader, closed) = os.pipe(), os.pipe()
+        with open(os.devnull) as strange:
+            os.dup2(strange.fileno(), closed)  # the number belongs to another file now
+    for end in (left, writer, reader):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(end)
+    os.close(closed)
 
 
 def config(source, **options):
