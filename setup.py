@@ -54,7 +54,14 @@ setup(
     license_expression="BSD-3-Clause",
     license_files=["LICENSE"],
     packages=find_packages(include=["dbchannels", "dbchannels.*"]),
-    package_data={"dbchannels": ["py.typed", "templates/admin/dbchannels/*.html", "static/dbchannels/*"]},
+    package_data={
+        "dbchannels": [
+            "py.typed",
+            "templates/admin/dbchannels/*.html",
+            "static/dbchannels/*",
+            "management/deploy/*",
+        ]
+    },
     entry_points={"pytest11": ["dbchannels = dbchannels.testing.plugin"]},
     # The one place that says which Python and which Django.
     python_requires=">=3.10",

@@ -81,6 +81,7 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel):
     "name",
     [
         "dbchannels/py.typed",
+        "dbchannels/management/deploy/nginx",
         "dbchannels/migrations/0001_initial.py",
         "dbchannels/static/dbchannels/admin.css",
         "dbchannels/static/dbchannels/admin.js",

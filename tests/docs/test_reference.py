@@ -23,7 +23,7 @@ from dbchannels.wsgi import get_wsgi_application
 from tests.docs import pages
 
 PAGES = ["settings", "commands", "checks", "server", "wsgi"]
-OURS = ["runchannels", "runserver", "runworker", "showchannels", "replay"]
+OURS = ["runchannels", "runserver", "runworker", "showchannels", "replay", "channels_deploy"]
 
 
 def settings_of(page: str) -> list[dict[str, Any]]:

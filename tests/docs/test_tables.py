@@ -16,7 +16,9 @@ DIRECTIVES = [words for page in pages.names() for words in pages.generated(page)
 DJANGO = {"runserver": ["addrport", "--ipv6", "--nothreading", "--noreload", "--insecure", "--nostatic"]}
 
 
-@pytest.mark.parametrize("command", ["runchannels", "runserver", "runworker", "replay", "showchannels"])
+@pytest.mark.parametrize(
+    "command", ["runchannels", "runserver", "runworker", "replay", "showchannels", "channels_deploy"]
+)
 def test_each_option_is_in_one_table(command):
     shown = Counter(
         row for kind, *words in DIRECTIVES if words[:1] == [command] for row in tables.options(*words)[1:]
@@ -24,6 +26,9 @@ def test_each_option_is_in_one_table(command):
     all_of_them = tables.options(command, "*")[1:]
     hidden = [row for row in all_of_them if row[2].startswith("Set by runchannels")]
     hidden += [row for row in all_of_them if row[0].strip("`") in DJANGO.get(command, [])]
+    if command == "channels_deploy":
+        server = {row[0] for row in tables.options("runchannels", "--*")}
+        hidden += [row for row in all_of_them if row[0] in server]
     assert len(all_of_them) > len(hidden)
     assert shown == Counter(row for row in all_of_them if row not in hidden)
 
