@@ -76,7 +76,6 @@ def test_what_runchannels_is_given_is_in_each_file(printed: Print) -> None:
     assert {*given, "--proxy-headers", "unix:/run/mysite/site.sock", ":www-data"} <= set(command)
     assert "client_max_body_size 9000000;" in printed("nginx", *given)
     assert "proxy_read_timeout 931s;" in printed("nginx", *given)
-    assert "max_size 9000000" in printed("caddy", *given)
     (command,) = re.findall(r"^CMD (.+)$", printed("docker", *given), re.M)
     assert set(given) <= set(json.loads(command))
 

@@ -81,7 +81,7 @@ def systemd_word(text: str, dollar: str = "$$") -> str:
 @register.filter
 def systemd_words(words: list[str]) -> str:
     """Return a command line for ExecStart."""
-    without(words[0], "$\"'\\", "ExecStart of systemd")  # no variable is replaced in the program's path
+    without(words[0], "$\"'\\", "ExecStart of systemd")  # it takes none of them in a program's path
     return " ".join(map(systemd_word, words))
 
 
@@ -412,7 +412,7 @@ def systemd_context(
         "runtime_folder": systemd_words(["/", *runtime])[2:],
         "database": database.place,
         "files": max(65_536, 4 * config.server.max_connections),
-        "privileged_port": any(not one.path and one.port < 1024 for one in config.server.addresses),
+        "privileged_port": any(not one.path and 0 < one.port < 1024 for one in config.server.addresses),
         "in_tmp": is_below(paths, "/tmp", "/var/tmp"),
         "in_home": is_below(paths, "/home", "/root", "/run/user"),
         "in_system": is_below(written, "/usr", "/boot", "/efi", "/etc"),
