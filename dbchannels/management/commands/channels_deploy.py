@@ -55,6 +55,7 @@ LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 MIB = 2**20
 
 register = Library()
+register.filter("json", json.dumps)  # so Docker takes a command, and YAML a list or a string
 
 
 # How each format writes a value.
@@ -125,22 +126,10 @@ def crontab(words: list[str]) -> str:
 
 
 @register.filter
-def shell(text: str) -> str:
-    """Return one word of such a command."""
-    return crontab([text])
-
-
-@register.filter
 def crontab_assignment(text: str) -> str:
     """Return NAME=value for a crontab, in quotes if need be."""
     name, _, value = without(text, "\"'", "a crontab").partition("=")
     return text if value == "".join(value.split()) else f'{name}="{value}"'
-
-
-@register.filter(name="json")
-def as_json(value: Any) -> str:
-    """Return a value as JSON, which is how Docker takes a command, and YAML a list or a string."""
-    return json.dumps(value)
 
 
 @register.filter
@@ -371,12 +360,13 @@ def program_context(program: Program, values: dict[str, Any], options: dict[str,
     start = [program.python, *program.words]
     return {
         "folder": str(program.folder),
+        "enter": ["cd", str(program.folder)],
         "settings": module,
         "environment": [f"{name}={value}" for name, value in variables.items() if value],
         "server": [*start, "runchannels", *option_words(values, FLAGS), *own],
         "worker": [
             *(*start, "runworker", "--exclude", "http.*", "--exclude", "websocket.*"),
-            *(*option_words(values, ["layer", "wait_for_database"]), *own),
+            *(*option_words(values, ["max_messages", "max_memory", "layer", "wait_for_database"]), *own),
         ],
     }
 
@@ -468,8 +458,7 @@ def docker_context(program: Program, values: dict[str, Any], config: LaunchConfi
             raise CommandError(
                 f"{path!r} cannot be written into a Dockerfile. Rename it in letters and digits."
             )
-    words = program.words
-    manage = ["django-admin"] if os.path.isabs(words[-1]) else ["python", *words]
+    manage = ["django-admin"] if os.path.isabs(program.words[-1]) else ["python", *program.words]
     size = math.ceil((server.max_spool + server.max_response_spool) / MIB)
     budgets = 2 * (server.max_body_memory + server.max_websocket_memory) / MIB
     return {
