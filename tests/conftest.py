@@ -21,6 +21,7 @@ from dbchannels.layers import channel_layers, make_layer
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.routing.table import Routing
+from dbchannels.worker import database_connections
 from dbchannels.worker.worker import Worker
 from tests import (
     harness,
@@ -133,6 +134,14 @@ def _close_pipes(request: pytest.FixtureRequest) -> Iterator[None]:
     """Close the pipes of a fast test, which shares them with no other one: a program of a slow test may live longer."""
     with nullcontext() if request.node.get_closest_marker("slow") else closed_pipes():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _keep_no_connections() -> Iterator[None]:
+    """Fail a test after which Django's connections of all threads stay open, as in a worker's process."""
+    yield
+    was_kept, database_connections._kept = database_connections._kept, False
+    assert not was_kept
 
 
 @pytest.fixture(scope="session")

@@ -424,6 +424,7 @@ def workers(monkeypatch):
     made = []
     monkeypatch.setattr(runworker.Worker, "run", lambda worker: made.append(worker))
     monkeypatch.setattr(runworker, "stop_at_signals", lambda workers, *how: made.append(how))
+    monkeypatch.setattr(runworker.database_connections, "keep", lambda: None)  # it is for the whole process
     yield made
     for one in made[1::2]:
         one.link.close()

@@ -148,7 +148,7 @@ class Route:
         options: ConsumerOptions | None = None,
         url_name: str = "",
     ) -> None:
-        self.channel = names.check_channel_name(channel)
+        self.channel = channel
         self.options = options or ConsumerOptions(channel)
         if not callable(consumer):
             raise InvalidConfiguration(

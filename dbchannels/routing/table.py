@@ -63,7 +63,8 @@ def route(
 
         routes = [route("websocket.connect", join, path="/chat/<slug:room>/", name="room")]
     """
-    _check_types(f"a route on {safe_repr(channel)}", filters, name=name)
+    names.check_channel_name(channel)
+    _check_types(f"a route on {channel}", filters, name=name)
     function = _imported(consumer) if isinstance(consumer, str) else consumer
     options = ConsumerOptions.take_from(channel, options_and_filters)
     _check_keywords(f"A route on {channel}", options_and_filters)

@@ -43,15 +43,15 @@ DIRT = [
 
 
 @pytest.fixture
-def connection(tables, monkeypatch):
+def connection(tables):
     """Django's connection as a worker's message finds it, the process's first."""
-    monkeypatch.setattr(database_connections, "_kept", False)
     database_connections.keep()
     one = connections["default"]
     one.close()
     yield one
     one.ensure_connection()
     one.close()  # what was set aside would keep the test database from going
+    database_connections._kept = False
     for signal in (signals.request_started, signals.request_finished):
         signal.connect(close_old_connections)
 
