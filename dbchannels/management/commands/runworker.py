@@ -25,6 +25,7 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
 from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.names import worker_names
+from dbchannels.processes.first import leave_first_place
 from dbchannels.processes.reloader import CodeChanges
 from dbchannels.processes.supervisor import REPLACED, has_terminal
 from dbchannels.routing.table import Routing
@@ -70,6 +71,10 @@ class Command(HintingCommand):
     help = "Takes messages from the channel layer and runs their consumers, until SIGTERM or Ctrl-C."
     requires_system_checks: list[str] = []  # noqa: RUF012  (Django's own attribute)
 
+    def run_from_argv(self, argv: list[str]) -> None:
+        leave_first_place()
+        super().run_from_argv(argv)
+
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument(
             "--only",
@@ -111,6 +116,8 @@ class Command(HintingCommand):
             if not child:  # a parent has waited, and a child tries again for ever
                 await_layer(layer, wait)
             routing = load_site(options["layer"])
+        except KeyboardInterrupt:  # it may have waited for the database
+            raise SystemExit(130) from None
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
         if not layer.shared:
