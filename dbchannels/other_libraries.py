@@ -248,6 +248,8 @@ NAMES: dict[str, dict[str, str]] = {
             ("--threads", "--concurrency", "-c"), "start more workers, as with runchannels --workers N"
         ),
         **dict.fromkeys(("--beat", "-B"), "remove it: workers send messages with every=... by themselves"),
+        "--max-tasks-per-child": "write --max-messages",
+        "--max-memory-per-child": "write --max-memory, in bytes or as 500M",
         "--noasgi": "put 'dbchannels' below 'django.contrib.staticfiles' for Django's own runserver",
         "--noworker": "run runchannels --workers 0",
         "--http_timeout": "write --http-timeout, an option of runchannels",

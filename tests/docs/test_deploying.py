@@ -255,19 +255,43 @@ def test_a_platform_that_names_the_port_reaches_the_site(
 # Cron.
 
 
-def test_cron_starts_one_worker_at_a_time_and_ends_it(site: LiveSite, tmp_path: Path) -> None:
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home directory with the project and its virtual environment."""
     folder = tmp_path / "site"
     (folder / "venv" / "bin").mkdir(parents=True)
     (folder / "manage.py").symlink_to(MANAGE)
     python = folder / "venv" / "bin" / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    line = block("cron", "crontab").strip()
-    minute, command = line.split(" cd ", 1)
+    return tmp_path
+
+
+def each_minute(caption: str) -> list[str]:
+    """Return the command line that cron runs each minute by a block of the page."""
+    minute, command = block("cron", caption).strip().split(" cd ", 1)
     assert minute == "* * * * *"
+    return ["sh", "-c", f"cd {command}"]
+
+
+def test_cron_starts_a_burst_that_ends_when_nothing_is_left(site: LiveSite, home: Path) -> None:
     site.send("ledger", {"text": "by cron"})
-    environment = {**site.environment(), "HOME": str(tmp_path)}
-    arguments = ["sh", "-c", f"cd {command}"]
+    done = subprocess.run(
+        each_minute("crontab, for a host on which no process may stay"),
+        env={**site.environment(), "HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert site.entries() == ["by cron"]
+    assert site.count("process") == 0
+
+
+def test_cron_starts_one_worker_at_a_time_and_ends_it(site: LiveSite, home: Path) -> None:
+    site.send("ledger", {"text": "by cron"})
+    environment = {**site.environment(), "HOME": str(home)}
+    arguments = each_minute("crontab")
     worker = subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

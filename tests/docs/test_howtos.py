@@ -147,6 +147,14 @@ def test_a_consumer_skips_a_cancelled_order(
     assert capsys.readouterr().out == "please pay order 7\n"
 
 
+@kinds.only("postgresql")
+def test_messages_are_cancelled_by_code(layer: BaseLayer, run: Run) -> None:
+    for channel in ("exports", "exports", "other"):
+        Channel(channel).send({})
+    run("background", "shop/exports.py")["cancel_exports"](AnonymousUser())
+    assert (pending(layer, "exports"), pending(layer, "other")) == (0, 1)
+
+
 @on_layers
 def test_an_atomic_consumer_sends_what_it_sends(layer: BaseLayer, run: Run, found: list[Route]) -> None:
     run("background", "shop/consumers.py: exactly once")

@@ -79,3 +79,15 @@ def test_a_server_ends_in_time_though_the_database_is_away(
         finally:
             proxy.speak()
             beyond.end()
+
+
+def test_a_burst_does_not_wait_for_a_database_that_stays_away(
+    site: LiveSite, server: EmbeddedPostgres
+) -> None:
+    site.send("ledger", {"text": "slow", "announce": True, "sleep": 2})
+    worker = site.work("--burst", "--only", "ledger", "--wait-for-database", "1")
+    until(lambda: site.entries() == ["started slow"], worker.output)
+    with server.outage():
+        assert worker.process.wait(60) == 1
+    last = worker.output().strip().splitlines()[-1]
+    assert last.startswith("CommandError: The database was away for longer than --wait-for-database allows (")

@@ -145,8 +145,10 @@ class Command(HintingCommand):
             thread.start()
         try:
             worker.run()
-        except DBChannelsError as error:  # an outage has lasted longer than a burst waits
-            raise CommandError(str(error)) from None
+        except DBChannelsError as error:
+            raise CommandError(
+                f"The database was away for longer than --wait-for-database allows ({error}), so this burst has ended."
+            ) from None
         for thread in threads:
             thread.join()
         if worker.wants_successor:
@@ -154,7 +156,7 @@ class Command(HintingCommand):
                 raise SystemExit(REPLACED)
             start_anew()
         if options["burst"] and not worker.stopping.is_set():
-            self.stdout.write(f"Nothing is left to do. This worker has run {worker.consumed:,} messages.")
+            self.stdout.write(f"Nothing is left to do. Messages run: {worker.consumed:,}.")
 
 
 def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) -> list[Worker]:
