@@ -1,11 +1,11 @@
-"""The admin: messages, dead letters, groups, connections, schedules and processes.
+"""The admin: channels, messages, dead letters, groups, connections, schedules and processes.
 
-Rows can be viewed; only waiting messages, dead letters, memberships and schedules can be deleted. No list makes a query
-for each row or reads a long payload, so the lists open with a million waiting messages.
+Nobody can add or edit a row; ``acts`` is what can be done to them. No list makes a query for each row, reads a long
+payload or counts without end, so all of them open with a million waiting messages.
 """
 
 from __future__ import annotations
 
-from dbchannels.admin import messages, others
+from dbchannels.admin import channels, messages, others
 
-__all__ = ["messages", "others"]
+__all__ = ["channels", "messages", "others"]

@@ -15,7 +15,7 @@ from typing import Any
 from django import forms
 from django.contrib import messages
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
-from django.contrib.admin.utils import model_ngettext, unquote
+from django.contrib.admin.utils import model_ngettext, quote, unquote
 from django.contrib.admin.views.main import SEARCH_VAR, ChangeList
 from django.contrib.contenttypes.models import ContentType
 from django.core import signing
@@ -51,6 +51,7 @@ class Act:
     permission = ""  # "replay" for dbchannels.replay_deadletter
     explanation = ""  # a sentence or two on the page that asks
     form: type[forms.Form] = forms.Form  # what it has to know
+    lists = True  # whether it is offered for all that match
     flag = CHANGE  # of its entry in Django's log
     missed = "gone by then, or with a worker"  # what has become of the rows that it left alone
     do_not_call_in_templates = True
@@ -63,6 +64,10 @@ class Act:
     def offered(self, row: Any) -> bool:
         """Whether the page of a row has a button for it."""
         return True
+
+    def explained(self, progress: Progress) -> str:
+        """Return what it does, for the page that asks."""
+        return self.explanation
 
     def do(self, model_admin: Any, keys: Sequence[Any], data: dict[str, Any], by: str) -> int:
         """Do it to the rows with these primary keys, at most PART; return the number of rows that were changed.
@@ -142,6 +147,8 @@ def view(model_admin: Any, request: Any, name: str, object_id: str | None = None
             progress = Progress(**signing.loads(request.POST["state"], salt=_salt(model_admin, act)))
         except (signing.BadSignature, TypeError):  # of another version, or of another site
             progress = None
+    if progress is None and object_id is None and not act.lists:
+        raise Http404
     if progress is None or (progress.keys is None and progress.query != request.GET.urlencode()):
         return _ask(model_admin, request, act, _begin(model_admin, request, object_id), act.form())
     form = act.form(progress.data if progress.entry else request.POST)
@@ -207,7 +214,10 @@ def _work(model_admin: Any, request: Any, act: Act, progress: Progress, data: di
         return _ask(model_admin, request, act, progress, act.form(progress.data), problem)
     level = messages.SUCCESS if progress.done else messages.WARNING
     model_admin.message_user(request, result(model_admin, act, progress), level)
-    back = reverse(_address(model_admin, "changelist"), current_app=model_admin.admin_site.name)
+    what, args = "changelist", list[str]()
+    if model_admin.returns_to_row and progress.keys:
+        what, args = "change", [quote(progress.keys[0])]
+    back = reverse(_address(model_admin, what), args=args, current_app=model_admin.admin_site.name)
     return HttpResponseRedirect(f"{back}?{progress.query}" if progress.query else back)
 
 
@@ -272,6 +282,7 @@ def _ask(
         "title": act.title,
         "subtitle": None,
         "act": act,
+        "explanation": act.explained(progress) if progress.total and not begun else "",
         "form": form,
         "fields": [] if begun else list(form),
         "problem": problem,

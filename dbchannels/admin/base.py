@@ -96,6 +96,7 @@ class ReadOnlyAdmin(admin.ModelAdmin):
     deletable: ClassVar[dict[str, Any] | None] = None  # a filter for the rows that can be deleted
     long_columns: ClassVar[tuple[str, ...]] = ()  # columns that a list does not read
     acts: ClassVar[tuple[acts.Act, ...]] = ()
+    returns_to_row = False  # after an act on one row, to its page rather than to the list
     paginator = BoundedPaginator
     list_per_page = 50
     show_full_result_count = False

@@ -129,7 +129,8 @@ def process_list(layer: DjangoLayer) -> list[ProcessStatus]:
     found = []
     for row in rows:
         work = _parsed(row.work)
-        takes = [one for one in work.get("takes") or () if isinstance(one, str)]
+        takes = work.get("takes")
+        takes = [one for one in takes if isinstance(one, str)] if isinstance(takes, list) else []
         found.append(
             ProcessStatus(
                 *(row.name, row.kind, row.host, row.pid, row.started_at),

@@ -561,7 +561,7 @@ def test_the_permissions_of_the_admin_are_those_that_there_are() -> None:
         for model in apps.get_app_config("dbchannels").get_models()
         for codename, _ in model._meta.permissions
     }
-    assert granted - {"dbchannels.pause_channelstate"} <= {name.strip("`") for name in there}
+    assert granted <= {name.strip("`") for name in there}
 
 
 def test_each_logger_is_listed() -> None:
