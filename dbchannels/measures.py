@@ -1,13 +1,20 @@
-"""What workers measure, pure: counters that add and subtract, and what they tell of the last hour.
+"""What workers measure: counters that add and subtract, and what they tell of the last hour.
 
 Each worker counts for each channel what became of its messages, how long they had waited, and how long their consumers
 ran. Every ten seconds it writes the difference since the last time as a `Sample`, and one of the workers adds what
-waits in the whole site. `summarize` makes series of these samples, for charts.
+waits in the whole site. `summarize` makes series of these samples, for charts. The parent of the process reads the
+counters from a `Report`.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import struct
+import tempfile
+import threading
+import time
+import zlib
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -253,3 +260,68 @@ def read_sample(source: str, data: str) -> dict[str, Any] | None:
         return read if isinstance(read["t"], int) else None
     except (ValueError, TypeError, KeyError):
         return None
+
+
+# From a worker's process to its parent, without the database.
+
+_HEADER = struct.Struct("<II")  # the length of what follows, and its checksum
+LONGEST_REPORT = 16_777_216  # bytes
+
+
+def new_report() -> int:
+    """Return the descriptor of a file without a name, in which a child leaves its counters."""
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create("dbchannels-report")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def read_report(descriptor: int) -> tuple[Counts, dict[str, int]] | None:
+    """Return the counters and events of a child; None if there are none, or if it is writing them just now."""
+    length, checksum = _HEADER.unpack(os.pread(descriptor, _HEADER.size, 0) or bytes(_HEADER.size))
+    data = os.pread(descriptor, min(length, LONGEST_REPORT), _HEADER.size)
+    if not length or len(data) != length or zlib.crc32(data) != checksum:
+        return None
+    try:
+        read = json.loads(data)
+        return from_json(read["counts"]), dict(read["events"])
+    except (ValueError, TypeError, KeyError):  # a worker runs the code of the site, which may write there
+        return None
+
+
+class Report:
+    """Where a process leaves what all its workers, which are threads of it, have counted since its start."""
+
+    EVERY = 1.0  # seconds at least from one time to the next
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._measures, self._last = descriptor, list[Measures](), b""
+        self._lock, self._due_at = threading.Lock(), 0.0
+
+    def add(self, measures: Measures) -> None:
+        """Add the counters of a worker."""
+        self._measures.append(measures)
+
+    def write(self, now: bool = False) -> None:
+        """Write the counters, if it is time or ``now``."""
+        if not now and time.monotonic() < self._due_at:
+            return
+        with self._lock:
+            self._due_at = time.monotonic() + self.EVERY
+            counts, events = total((one.copy(), one.events.copy()) for one in self._measures)
+            text = json.dumps({"counts": to_json(counts), "events": events}, separators=(",", ":"))
+            data = text.encode()
+            if data != self._last and len(data) <= LONGEST_REPORT:
+                os.pwrite(self._descriptor, _HEADER.pack(len(data), zlib.crc32(data)) + data, 0)
+                self._last = data
+
+
+def total(reports: Iterable[tuple[Counts, Mapping[str, int]]]) -> tuple[Counts, dict[str, int]]:
+    """Return the sum of counters and events."""
+    counts: Counts = {}
+    events: dict[str, int] = {}
+    for some, happened in reports:
+        add(counts, some)
+        for name, number in happened.items():
+            events[name] = events.get(name, 0) + number
+    return counts, events

@@ -52,6 +52,7 @@ NEVER = {
             "proxy_headers",
             "options",
             "access_log",
+            "counts",
         )
     },
 }
@@ -65,6 +66,7 @@ LATE = {
     ("apps", "auth.logout"),
     ("auth.users", "django.contrib.auth.models"),
     ("wsgi", "server.wsgi_gateway"),
+    ("server.server", "server.metrics"),
 }
 
 FILES = {

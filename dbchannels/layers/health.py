@@ -87,6 +87,7 @@ class LayerHealth:
         self._lock = threading.Lock()
         self._logged = self._gave_up = False
         self._first_at = 0.0
+        self.outages = 0  # that were logged
 
     def lasted(self, *threads: str) -> float:
         """Return for how many seconds one of these threads has failed; 0 while all of them work."""
@@ -110,6 +111,7 @@ class LayerHealth:
             if not count or self._logged or not isinstance(error, LayerUnavailable):
                 return
             self._logged = True
+            self.outages += 1
         self._log.warning("%s: The layer cannot be used now (%s); trying again.", self.process, error)
 
     def retry(self, attempt: Callable[[], Any], stopping: threading.Event, tries: int = 10) -> Any:

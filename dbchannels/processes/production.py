@@ -145,6 +145,7 @@ def supervise(work: list[Task], server: InterfaceServer, graceful_timeout: float
     work = [one._replace(local_wakeups=local_wakeups, files=files) for one in work]
     supervisor = Supervisor(work, relay.clean_up_after, graceful_timeout)
     relay.own_workers = supervisor.ready_names
+    server.counted = supervisor.counted
     return supervisor
 
 

@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from dbchannels import names
+from dbchannels.measures import Counts, new_report, read_report, total
 from dbchannels.protocol import HTTP, WEBSOCKET
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
 
@@ -48,12 +49,14 @@ class Task(NamedTuple):
 class WorkerProcess:
     """A running worker. It writes a byte into a pipe when it is registered and takes messages."""
 
-    def __init__(self, name: str, process: subprocess.Popen[bytes], reader: int) -> None:
+    def __init__(self, name: str, process: subprocess.Popen[bytes], reader: int, report: int) -> None:
         self.name, self.process = name, process
         self.names = [name]  # of all its threads
         self.kinds: frozenset[str] = frozenset()  # of the messages that it takes, see Task.wakeups
         self.started_at = time.monotonic()
         self._reader = reader  # of the pipe
+        self._report = report  # the file in which it leaves what it has counted
+        self._counted: tuple[Counts, dict[str, int]] = {}, {}
         self._ready = False
         self._reading = threading.Lock()
         os.set_blocking(reader, False)
@@ -65,9 +68,15 @@ class WorkerProcess:
                 self._ready = os.read(self._reader, 1) == b"!" or self._ready
         return self._ready
 
+    def counted(self) -> tuple[Counts, dict[str, int]]:
+        """Return what the worker has counted since its start, about a second ago."""
+        self._counted = read_report(self._report) or self._counted
+        return self._counted
+
     def close(self) -> None:
         """Close the pipes of a process that has ended."""
         os.close(self._reader)
+        os.close(self._report)
         if self.process.stdin:
             self.process.stdin.close()
 
@@ -93,6 +102,7 @@ class Supervisor:
         self._restarting = threading.Lock()
         self._had_ready = False
         self._processes: list[WorkerProcess] = []  # all that run, with those that are about to take over
+        self._counted: tuple[Counts, dict[str, int]] = {}, {}  # by those that have ended
         self._slots = [Slot(number, task) for number, task in enumerate(tasks, 1)]
         self._threads = [
             threading.Thread(target=self._keep, args=(slot,), name=f"worker {slot.number}", daemon=True)
@@ -113,6 +123,11 @@ class Supervisor:
             finally:
                 self._lock.release()
         return self._had_ready
+
+    def counted(self) -> tuple[Counts, dict[str, int]]:
+        """Return what all workers have counted since this process began, those that have ended too."""
+        with self._lock:
+            return total([self._counted, *(worker.counted() for worker in self._processes)])
 
     def ready_names(self) -> set[str]:
         """Return the names of the workers that take messages."""
@@ -189,6 +204,7 @@ class Supervisor:
         """Remove a worker that has ended; return whether another one had taken over from it."""
         with self._lock:
             self._processes.remove(worker)
+            self._counted = total([self._counted, worker.counted()])
             worker.close()
             replaced = slot.worker is not worker
             if not replaced:
@@ -250,11 +266,13 @@ def start_worker(name: str, task: Task) -> WorkerProcess:
     """Start ``runworker``. Its standard input is a pipe, which closes when this process dies in any way."""
     pipes, local_pipes = task.wakeups.values(), dict(task.local_wakeups)
     reader, writer = os.pipe()
+    report = new_report()
     command = [
         *manage_command(),
         "runworker",
         f"--child={name}",
         f"--ready={writer}",
+        f"--report={report}",
         *(f"--wakeup-fd={pipe}" for pipe in pipes),
         *(f"--local-wakeup={queue}={pipe}" for queue, pipe in local_pipes.items()),
         *([f"--files={task.files[0]}={task.files[1]}"] if task.files else []),
@@ -267,16 +285,17 @@ def start_worker(name: str, task: Task) -> WorkerProcess:
         process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
-            pass_fds=[writer, *inherited, *(task.files[1:] if task.files else ())],
+            pass_fds=[writer, report, *inherited, *(task.files[1:] if task.files else ())],
             # A session of its own: Ctrl-C in the terminal reaches only this process, which then ends the workers.
             start_new_session=True,
         )
     except OSError:
         os.close(reader)
+        os.close(report)
         raise
     finally:
         os.close(writer)
-    return WorkerProcess(name, process, reader)
+    return WorkerProcess(name, process, reader, report)
 
 
 def manage_command() -> list[str]:

@@ -1,26 +1,36 @@
 """The health checks of this process: ``/healthz`` says that it lives, ``/readyz`` that it takes requests.
 
 They have a port of their own, so that no client reaches them, and are answered from what the hub knows, without a wait
-for the database or a worker. A connection that sends nothing is closed after a few seconds, and is the first to be
-closed when there are many.
+for the database or a worker. ``/metrics`` is there too, see ``metrics``. A connection that sends nothing is closed
+after a few seconds, and is the first to be closed when there are many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import gevent
+from gevent.lock import BoundedSemaphore
 from gevent.server import StreamServer
 
-from dbchannels.server.http.messages import Refused, refuse_response
+from dbchannels.server.http.messages import Refused, encode_head, refuse_response
 from dbchannels.server.http.parser import HeadLimits, HeadReader
 from dbchannels.server.listeners import Address, SocketPermissions, listen
 
 MOST = 32  # connections at once
 DEADLINE = 5.0  # seconds for a request and its response
 LIMITS = HeadLimits(line=1_024, size=8_192)
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+NOT_INSTALLED = "Metrics need the package prometheus-client: pip install 'dbchannels[metrics]'."
+
+
+class Metrics(Protocol):
+    """See ``metrics``, which is imported only where prometheus-client is installed."""
+
+    def text(self) -> bytes:
+        """Return the metrics as Prometheus reads them."""
 
 
 def check_health(path: str, why_not_ready: str) -> tuple[int, str]:
@@ -28,7 +38,7 @@ def check_health(path: str, why_not_ready: str) -> tuple[int, str]:
     if path == "/healthz":
         return 200, "This process lives."
     if path != "/readyz":
-        return 404, "Ask for /healthz or /readyz."
+        return 404, "Ask for /healthz, /readyz or /metrics."
     if why_not_ready:
         return 503, f"Not ready: {why_not_ready}."
     return 200, "Ready."
@@ -37,8 +47,10 @@ def check_health(path: str, why_not_ready: str) -> tuple[int, str]:
 class HealthServer:
     """Listens at its address at once, and answers from ``start`` to the end of the process."""
 
-    def __init__(self, address: Address, why_not_ready: Callable[[], str]) -> None:
-        self._why_not_ready = why_not_ready
+    def __init__(self, address: Address, why_not_ready: Callable[[], str], metrics: Metrics | None) -> None:
+        """Without prometheus-client ``metrics`` is None."""
+        self._why_not_ready, self._metrics = why_not_ready, metrics
+        self._rendering = BoundedSemaphore()
         self._listener = listen(address, SocketPermissions())
         self.address = self._listener.address
         self._server = StreamServer(self._listener.socket, self._serve)
@@ -74,6 +86,21 @@ class HealthServer:
             return refuse_response(refused.status, str(refused), refused.headers)
         if head.method not in ("GET", "HEAD"):
             return refuse_response(405, "Ask with GET.", [("Allow", "GET, HEAD")])
-        status, sentence = check_health(head.target.partition("?")[0], self._why_not_ready())
-        answer = refuse_response(status, sentence, [("Cache-Control", "no-store")])
+        path = head.target.partition("?")[0]
+        if path == "/metrics" and self._metrics is not None:
+            answer = self._answer_metrics(self._metrics)
+        else:
+            status, sentence = check_health(path, self._why_not_ready())
+            if path == "/metrics":
+                status, sentence = 501, NOT_INSTALLED
+            answer = refuse_response(status, sentence, [("Cache-Control", "no-store")])
         return answer if head.method == "GET" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+
+    def _answer_metrics(self, metrics: Metrics) -> bytes:
+        """Return the metrics. They are made in a native thread, by one request for all that wait."""
+        with self._rendering:
+            text: bytes = gevent.get_hub().threadpool.apply(metrics.text)
+        headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(text)))]
+        return (
+            encode_head("200 OK", [*headers, ("Cache-Control", "no-store"), ("Connection", "close")]) + text
+        )

@@ -207,7 +207,7 @@ class ServerConfig:
         probe_port={
             "default": "",
             "metavar": "[ADDR:]PORT",
-            "help": "where to answer /healthz and /readyz, on 127.0.0.1 unless an address is given (nowhere)",
+            "help": "where to answer /healthz, /readyz and /metrics, on 127.0.0.1 unless an address is given (nowhere)",
         },
     )
 

@@ -14,6 +14,7 @@ that uses the relay never imports gevent.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -21,8 +22,8 @@ import queue
 import random
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Protocol
@@ -49,6 +50,7 @@ from dbchannels.protocol import (
     flow_channel,
     lost,
 )
+from dbchannels.server.counts import ServerCounts
 from dbchannels.server.emptied import Emptied
 from dbchannels.server.overload import Overload
 from dbchannels.server.websocket.messages import Outgoing, outgoing, oversight
@@ -165,6 +167,10 @@ class Relay:
         self._local_wakeups: dict[str, WakeupPipe] = {}  # of the workers that the publisher wakes itself
         #: Workers on the database that take requests, and servers whose requests they answer.
         self.http_workers, self.servers = 0, 1
+        self.counts = ServerCounts()
+        #: For the metrics, if this is set: the newest sample of the site, and how many workers take each channel.
+        self.watches_site = False
+        self.site: tuple[str, Mapping[str, int]] = "", {}
         self.has_sessions = False  # whether a WebSocket has brought a session's cookie
         self._health = LayerHealth(log, f"server-{os.getpid()}")
         self._overload, self._emptied = Overload(), Emptied(self._receivers, self.lose)
@@ -231,8 +237,14 @@ class Relay:
         if self._outbox.qsize() > OUTBOX:
             raise OutboxFull
         self._outbox.put(operations)
+        self.counts.count_sent(one.channel for one in operations if isinstance(one, Send))
 
     # From any thread.
+
+    @property
+    def outages(self) -> int:
+        """How often the layer could not be used."""
+        return self._health.outages
 
     @property
     def unavailable(self) -> bool:
@@ -410,6 +422,7 @@ class Relay:
                 deadline, woken = time.monotonic() + self.layer.poll_interval(), False
                 while not woken and not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
                     kinds = link.wait(left, self._wake.reader, self.reply_wakeup.reader)
+                    self.counts.wakeups += bool(kinds)
                     self._wake_workers(kinds)
                     woken = self.reply_wakeup.drain() or self.queue in kinds
                 failing = False
@@ -451,6 +464,7 @@ class Relay:
     def _look_after(self, link: Link) -> None:
         """Renew the lease, look at the workers, and clean up after dead processes."""
         asked_at = time.monotonic()
+        self.counts.renewals += 1
         if not link.renew(self.name):
             log.warning(
                 "This server was declared dead while it stood still; it closes its sockets and goes on."
@@ -469,6 +483,9 @@ class Relay:
             kind: self._wakeups[kind] for kind in self._wakeups if alone and kind != DURABLE
         }
         self._overload.look(link, workers)
+        if self.watches_site:
+            works = [json.loads(work) for work in workers.values() if work]
+            self.site = link.newest_sample(), Counter(channel for work in works for channel in work["takes"])
         self._emptied.look(link, self.name)
         if self.has_sessions and asked_at - self._checked_at > CHECK_LOGINS:
             self._checked_at = asked_at

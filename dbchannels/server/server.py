@@ -12,6 +12,7 @@ from gevent.pywsgi import WSGIServer
 from gevent.queue import SimpleQueue
 
 from dbchannels.layers.base import BaseLayer
+from dbchannels.measures import Counts
 from dbchannels.protocol.close_codes import GOING_AWAY, SERVICE_RESTART
 from dbchannels.protocol.failures import SENTENCES
 from dbchannels.redaction import escaped
@@ -25,7 +26,7 @@ from dbchannels.server.connection_limits import (
     first_kept,
     reject,
 )
-from dbchannels.server.health import HealthServer
+from dbchannels.server.health import HealthServer, Metrics
 from dbchannels.server.http import messages
 from dbchannels.server.http.dispatch import Requests
 from dbchannels.server.http.handler import Handler
@@ -96,6 +97,50 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
                 self.connection_limits.release(address_of(address))
 
 
+class Measured:
+    """What the metrics show of a server, see ``metrics.Source``."""
+
+    def __init__(self, server: InterfaceServer, websockets: MemoryBudget) -> None:
+        self._server, self._websockets = server, websockets
+        self.counts, self.outages = server.relay.counts, lambda: server.relay.outages
+        self.site = lambda: server.relay.site
+        self.counted = lambda: server.counted()
+
+    def state(self) -> dict[str, float]:
+        """Return the numbers of the moment."""
+        limits = self._server.connection_limits
+        return {
+            "websockets": len(self._server.connections),
+            "connections": limits.open,
+            "connections_limit": limits.total,
+            "workers_ready": len(self._server.relay.own_workers()),
+        }
+
+    def budgets(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes that are used, and the limit, by the budget's name."""
+        options, requests = self._server.options, self._server.requests
+        body_memory, body_disk = requests.bodies.used()
+        response_memory, response_disk = requests.responses.used()
+        unsent = self._websockets.unsent
+        return {
+            "websocket received": (self._websockets.used, self._websockets.total),
+            "websocket unsent": (unsent.used, unsent.total),
+            "request memory": (body_memory, options.max_body_memory),
+            "request disk": (body_disk, options.max_spool),
+            "response memory": (response_memory, options.max_body_memory),
+            "response disk": (response_disk, options.max_response_spool),
+        }
+
+
+def load_metrics(source: Measured) -> Metrics | None:
+    """Return the metrics of a server; None if prometheus-client is not installed."""
+    try:
+        from dbchannels.server.metrics import Metrics as PrometheusMetrics
+    except ImportError:
+        return None
+    return PrometheusMetrics(source)
+
+
 class InterfaceServer:
     """Listens at its addresses at once; ``start`` needs the layer, ``stop`` lets requests and consumers finish."""
 
@@ -111,9 +156,13 @@ class InterfaceServer:
         self.hub_time = self._budget.hub_time
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
-        self._health = (
-            HealthServer(options.health_address, self.why_not_ready) if options.health_address else None
-        )
+        #: Returns what the workers of this process tree have counted.
+        self.counted: Callable[[], tuple[Counts, dict[str, int]]] = lambda: ({}, {})
+        self._health: HealthServer | None = None
+        if options.health_address:
+            metrics = load_metrics(Measured(self, self._budget))
+            self.relay.watches_site = metrics is not None
+            self._health = HealthServer(options.health_address, self.why_not_ready, metrics)
         self.health_address = self._health.address if self._health else None
         try:
             self._sockets = listen_all(options.addresses, options.socket_permissions)

@@ -28,6 +28,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import UNREGISTER_TRIES, LayerHealth
 from dbchannels.layers.operations import Delivery
+from dbchannels.measures import Report
 from dbchannels.models import Process
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.table import Routing
@@ -65,6 +66,7 @@ class Worker:
     * ``on_ready`` is called when this worker is on record.
     * ``is_outdated`` tells whether the code has changed: then the worker takes no more messages.
     * ``views`` are shared by workers that are threads of one process.
+    * ``report`` is where the process leaves what its workers have counted.
     * ``limits`` say after how much work another process takes this one's place: then ``wants_successor`` is set.
     * With ``burst`` it ends when nothing is left to do.
     * ``patience`` is how many seconds an outage may last until ``run`` raises LayerUnavailable.
@@ -84,6 +86,7 @@ class Worker:
         on_ready: Callable[[], Any] = lambda: None,
         is_outdated: Callable[[], bool] | None = None,
         views: ApplicationViews | None = None,
+        report: Report | None = None,
         limits: Limits | None = None,
         burst: bool = False,
         patience: float = math.inf,
@@ -102,7 +105,10 @@ class Worker:
         self._concurrency, self._has_all_entries = routing.concurrency(), not only and not exclude
         self._executor = Executor(layer, routing, self.link, views)
         self._batch, self._health = Batch(), LayerHealth(log, self.name, patience)
-        self._sampler = Sampler(self.link, self._batch.measures)
+        self.measures = self._batch.measures
+        self._sampler, self._report = Sampler(self.link, self.measures), report
+        if report is not None:
+            report.add(self.measures)
         self._watchdog = Watchdog(
             self._batch, self._executor, self._hand_back, self._look_after, replace, self._cancelled_by
         )
@@ -160,6 +166,8 @@ class Worker:
         self._dropped.flush()
         with suppress(LayerUnavailable):
             self._sampler.finish(self.name)
+        if self._report is not None:
+            self._report.write(now=True)
         self._health.retry(partial(self.link.unregister, self.name), self.stopping, UNREGISTER_TRIES)
         self.link.close()
         if self._health.exhausted:
@@ -288,6 +296,7 @@ class Worker:
         now, every = time.monotonic(), self.layer.options["lease"] / 3
         if now - self._renewed_at > every:
             self._renewed_at = now
+            self.measures.count("renewals")
             if not self.link.renew(self.name):
                 log.warning(
                     "This worker (%s) was declared dead while it stood still; it goes on as a new one.",
@@ -303,6 +312,9 @@ class Worker:
         if not self._wakeups and now - self._cleaned_at > every:
             self._cleaned_at = now
             self.link.clean_up()
+        if self._report is not None:
+            self.measures.events["outages"] = self._health.outages
+            self._report.write()
         self._sampler.look(self.name)
         if now >= self._timetable.keep_at:
             self._timetable.keep(drop=self._has_all_entries)

@@ -13,6 +13,7 @@ import types
 
 import pytest
 
+from dbchannels.measures import DONE, Measures, Report, new_report
 from dbchannels.processes import supervisor
 from dbchannels.processes.supervisor import Supervisor, Task, WorkerProcess, manage_command, start_worker
 from dbchannels.testing.contract.case import wait_until
@@ -20,6 +21,7 @@ from dbchannels.wakeup import WakeupPipe
 
 ENDLESS = "exec sleep 60"
 GRACEFUL = "trap 'exit 0' TERM; while :; do sleep 0.02; done"
+READY = "READY; exec sleep 60"
 STUBBORN = "trap '' TERM; while :; do sleep 0.05; done"
 
 
@@ -76,7 +78,7 @@ def child(name, line):
         ["sh", "-c", line], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, pass_fds=[writer]
     )
     os.close(writer)
-    return WorkerProcess(name, process, reader)
+    return WorkerProcess(name, process, reader, new_report())
 
 
 def pids_of(one):
@@ -460,6 +462,47 @@ def test_it_is_ready_when_both_requests_and_frames_are_taken(shell, supervise, k
     assert one.has_ready() is ready
 
 
+# What they count.
+
+
+def counting(descriptor, number):
+    """Leave in the file what a worker leaves that has run so many messages."""
+    report, counters = Report(descriptor), Measures()
+    for _ in range(number):
+        counters.started("own", 0.0)
+        counters.ended("own", DONE, 0.0)
+    counters.count("renewals")
+    report.add(counters)
+    report.write()
+
+
+def test_the_counters_of_workers_that_have_ended_are_kept(shell, supervise):
+    shell(READY, READY)
+    one = supervise(1)
+    wait_until(lambda: one.ready_names())
+    (first,) = one._processes
+    counting(first._report, 3)
+    assert one.counted()[0]["own"][DONE] == 3
+    counting(first._report, 5)  # nobody asks before it ends
+    first.process.kill()
+    wait_until(lambda: one._processes and one._processes != [first] and one.ready_names())
+    assert one.counted()[0]["own"][DONE] == 5
+    (second,) = one._processes
+    counting(second._report, 2)
+    assert one.counted() == ({"own": [7, 7, *one.counted()[0]["own"][2:]]}, {"renewals": 2})
+
+
+def test_a_report_that_was_cut_short_leaves_what_was_read_before(shell, supervise):
+    shell(READY)
+    one = supervise(1)
+    wait_until(lambda: one._processes)
+    (worker,) = one._processes
+    counting(worker._report, 3)
+    assert one.counted()[0]["own"][DONE] == 3
+    os.pwrite(worker._report, b"x", 30)
+    assert one.counted()[0]["own"][DONE] == 3
+
+
 # How they are started.
 
 
@@ -481,6 +524,7 @@ def test_a_worker_is_runworker_with_its_name_pipes_and_arguments(command, capfd)
     worker.close()
     words = capfd.readouterr().out.split()
     assert words.pop(2).removeprefix("--ready=").isdecimal()
+    assert words.pop(2).removeprefix("--report=").isdecimal()
     given = f"--wakeup-fd={wakeups['h']} --wakeup-fd={wakeups['d']}"
     assert " ".join(words) == f"runworker --child=worker-1-x {given} --only http.*"
     for wakeup in wakeups.values():
@@ -502,7 +546,7 @@ def test_a_worker_with_threads_has_a_name_for_each_and_all_are_told_of(shell, su
 
 
 def test_threads_and_the_time_of_the_start_are_told_where_they_matter(command, capfd):
-    command("import sys; print(*sys.argv[4:])")
+    command("import sys; print(*sys.argv[5:])")
     before = time.time()
     for task in (Task((), {}), Task((), {}, threads=8, reloads=True)):
         worker = start_worker("worker-1-x", task)
@@ -516,7 +560,7 @@ def test_threads_and_the_time_of_the_start_are_told_where_they_matter(command, c
 
 
 def test_a_worker_can_write_to_its_wakeup_pipes(command):
-    command("import os, sys; os.write(int(sys.argv[4].removeprefix('--wakeup-fd=').split(',')[1]), b'!')")
+    command("import os, sys; os.write(int(sys.argv[5].removeprefix('--wakeup-fd=').split(',')[1]), b'!')")
     wakeup = WakeupPipe.new()
     worker = start_worker("worker-1-x", Task((), {"h": wakeup}))
     assert worker.process.wait() == 0
@@ -528,7 +572,7 @@ def test_a_worker_can_write_to_its_wakeup_pipes(command):
 
 def test_a_worker_can_wake_readers(command):
     command(
-        "import os, sys; os.write(int(sys.argv[4].removeprefix('--local-wakeup=reply.a!=').split(',')[1]), b'!')"
+        "import os, sys; os.write(int(sys.argv[5].removeprefix('--local-wakeup=reply.a!=').split(',')[1]), b'!')"
     )
     wakeup = WakeupPipe.new()
     worker = start_worker("worker-1-x", Task((), {}, (("reply.a!", wakeup),)))

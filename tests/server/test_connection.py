@@ -15,6 +15,7 @@ from dbchannels import codec
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.protocol import DECLARED_DEAD
 from dbchannels.server import budget
+from dbchannels.server.counts import ServerCounts
 from dbchannels.server.http.messages import Request
 from dbchannels.server.options import WebSocketLimits
 from dbchannels.server.relay import OutboxFull, Reply
@@ -32,6 +33,7 @@ class FakeRelay:
     name = "s1"
 
     def __init__(self):
+        self.counts = ServerCounts()
         self.operations = []
         self.receivers = {}
         self.full = False

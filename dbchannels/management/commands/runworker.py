@@ -24,6 +24,7 @@ from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
 from dbchannels.management.output import HintingCommand, log_to_terminal
+from dbchannels.measures import Report
 from dbchannels.names import worker_names
 from dbchannels.processes.first import leave_first_place
 from dbchannels.processes.reloader import CodeChanges
@@ -63,6 +64,7 @@ CHILD_OPTIONS: dict[str, dict[str, Any]] = {
         "default": None,
         "help": "take no message once code has changed after this time",
     },
+    "--report": {"type": int, "default": None, "help": "a descriptor of the file for what it counts"},
     "--ready": {"type": int, "default": None, "help": "a descriptor to write to once it takes messages"},
 }
 
@@ -166,6 +168,7 @@ def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) ->
     files = FileSender(queue, int(descriptor)) if descriptor else None
     views = ApplicationViews(threads=options["threads"] > 1, files=files)
     local_wakeups = [text.partition("=") for text in options["local_wakeup"]]
+    report = None if options["report"] is None else Report(options["report"])
     return [
         Worker(
             layer,
@@ -175,10 +178,11 @@ def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) ->
             name=name,
             wakeups=[WakeupPipe.inherited(text) for text in options["wakeup_fd"]],
             local_wakeups={queue: WakeupPipe.inherited(pipe) for queue, _, pipe in local_wakeups},
-            replace=end_child if options["child"] else start_anew,
+            replace=partial(end_child, report) if options["child"] else start_anew,
             on_ready=ready.wait,
             is_outdated=CodeChanges(options["since"]) if options["since"] else None,
             views=views,
+            report=report,
             limits=Limits(options["max_messages"], options["max_memory"]),
             burst=options["burst"],
             patience=options["wait_for_database"] if options["burst"] else math.inf,
@@ -205,8 +209,10 @@ def uncache_templates() -> None:
             backend.engine.template_loaders = [*plain, *(one for one in loaders if one not in caching)]
 
 
-def end_child() -> None:
+def end_child(report: Report | None) -> None:
     """End this process, whatever its main thread does; ``runchannels`` starts another worker."""
+    if report is not None:
+        report.write(now=True)
     os._exit(HUNG)
 
 

@@ -49,6 +49,10 @@ class BodyBudget:
             DISK,
         )
 
+    def used(self) -> tuple[int, int]:
+        """Return the bytes that are taken, of the memory and of the disk."""
+        return self._memory - self.memory, self._disk - self.disk
+
     @property
     def is_tight(self) -> bool:
         """Whether less than half of the memory is free: bodies then go to the disk as soon as they can."""

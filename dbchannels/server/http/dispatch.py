@@ -75,7 +75,7 @@ class Requests:
         self.in_flight = InFlightRequests()
         self.turns = turns
         self._relay, self._options = relay, options
-        self._bodies = BodyBudget(options.max_body_memory, options.max_spool)
+        self.bodies = BodyBudget(options.max_body_memory, options.max_spool)
         self.responses = ResponseBudget(
             options.max_body_memory, options.max_response_spool, self._may_hold_up
         )
@@ -98,7 +98,7 @@ class Requests:
         try:
             if reader.unread:
                 expected = min(reader.length or 0, self._options.max_body)  # a larger one is refused by 413
-                body = BodyBuffer(self._bodies, expected, _share_of(request))
+                body = BodyBuffer(self.bodies, expected, _share_of(request))
                 self.in_flight[reader] = reader.give_up
                 reader.read_body(body.write)
             if (

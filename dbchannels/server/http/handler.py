@@ -21,6 +21,7 @@ from geventwebsocket.handler import WebSocketHandler
 from dbchannels.protocol.failures import SENTENCES
 from dbchannels.server.access_log import log_request
 from dbchannels.server.connection_limits import CountedSocket, address_of
+from dbchannels.server.counts import count
 from dbchannels.server.http.exchange import Stream
 from dbchannels.server.http.messages import Refused, Request, ResponseHead, encode_head, refuse_response
 from dbchannels.server.http.parser import RequestHead
@@ -62,6 +63,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         """Serve the next request. Return True when another may follow, None at the connection's end."""
         self._request: Request | None = None
         self._status, self._body_size = CLIENT_LEFT, 0  # for the log
+        self._is_upgrade = False
         try:
             head = self.reader.read_head()
         except Refused as refused:
@@ -79,7 +81,8 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self._requests += 1
         used_up = self._requests == self.interface.options.max_requests
         self.close_connection = not head.keep_alive or used_up or self.server.closed
-        request = self._request = self._read_request(head)
+        request, self._is_upgrade = self._read_request(head), head.is_upgrade
+        self._request = request
         try:
             self._serve(request, head.is_upgrade)
         finally:
@@ -244,5 +247,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         self.interface.requests.in_flight.lingering -= 1
 
     def _log(self, line: str = "") -> None:
+        counts = self.interface.relay.counts
+        count(counts.handshakes if self._is_upgrade else counts.requests, self._status)
         seconds = time.monotonic() - self._started
         log_request(self._address, line, self._status, self._body_size, seconds, self._request)

@@ -23,6 +23,7 @@ from dbchannels.protocol import AGAIN, DECLARED_DEAD, EXPIRED, FINISHED, FULL, L
 from dbchannels.protocol.close_codes import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN, VANISHED
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
+from dbchannels.server.counts import count
 from dbchannels.server.http.messages import Request, connect_message
 from dbchannels.server.options import ServerConfig, WebSocketLimits
 from dbchannels.server.relay import OutboxFull, Relay, Reply
@@ -394,6 +395,7 @@ class Connection:
 
     def _log_end(self, code: int) -> None:
         if self._transport is not None and not self.disconnected:
+            count(self._relay.counts.closes, code)
             log_websocket("WSDISCONNECT", self.request, code, time.monotonic() - self.opened_at)
 
     def _end(self) -> None:

@@ -1,0 +1,213 @@
+"""``/metrics`` on the probes' port, in Prometheus' text format, by the package prometheus-client.
+
+Counters and histograms are of this server and its workers, since its start. The gauges ``dbchannels_site_*`` are of the
+whole site: a worker counts them for its samples, and the housekeeper reads them. So nothing here waits for the database
+or for a worker, and several servers of one site show the same gauges.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import accumulate
+from typing import Any, Protocol
+
+from prometheus_client import Metric, generate_latest
+from prometheus_client.registry import Collector
+from prometheus_client.samples import Sample
+from prometheus_client.utils import floatToGoString
+
+from dbchannels.measures import (
+    BOUNDS,
+    DEAD,
+    DONE,
+    FAILED,
+    GAUGES,
+    RAN,
+    RUNS,
+    TAKEN,
+    WAITED,
+    WAITS,
+    Counts,
+)
+from dbchannels.server.counts import ServerCounts
+
+STALE = 900.0  # seconds after which nobody seems to count the site any more, and its gauges are left out
+AT_ONCE = 50  # lines that are made before the hub may run
+Values = Iterable[tuple[tuple[str, ...], float]]  # (values of the labels, value)
+
+
+class Source(Protocol):
+    """What the metrics are made of; every method is called in a native thread."""
+
+    @property
+    def counts(self) -> ServerCounts:
+        """Return the server's own counters."""
+
+    def counted(self) -> tuple[Counts, dict[str, int]]:
+        """Return what the workers of this process tree have counted."""
+
+    def state(self) -> dict[str, float]:
+        """Return the numbers of the moment: ``websockets``, ``connections``, ``connections_limit``, ``workers``."""
+
+    def budgets(self) -> dict[str, tuple[int, int]]:
+        """Return the bytes that are used, and the limit, by the budget's name."""
+
+    def outages(self) -> int:
+        """Return how often this server could not use the layer."""
+
+    def site(self) -> tuple[str, Mapping[str, int]]:
+        """Return the newest sample of the site, "" for none, and the number of workers that take each channel."""
+
+
+COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+#: (name, kind, labels, help). The table in docs/metrics.rst has the same.
+METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
+    ("messages_sent", COUNTER, ("channel",), "Messages that this server sent to the layer"),
+    (
+        "messages_taken",
+        COUNTER,
+        ("channel",),
+        "Messages whose consumers were started by this server's workers",
+    ),
+    ("messages_done", COUNTER, ("channel",), "Messages whose consumers returned"),
+    ("messages_failed", COUNTER, ("channel",), "Messages whose consumers raised; durable ones run again"),
+    ("messages_dead", COUNTER, ("channel",), "Messages that became dead letters"),
+    (
+        "message_wait_seconds",
+        HISTOGRAM,
+        ("channel",),
+        "How long messages waited before a worker took them",
+    ),
+    ("message_run_seconds", HISTOGRAM, ("channel",), "How long consumers ran"),
+    ("http_requests", COUNTER, ("status",), "HTTP requests that this server answered; 499: the client left"),
+    ("websocket_handshakes", COUNTER, ("status",), "WebSocket handshakes; 101: accepted"),
+    ("websocket_closes", COUNTER, ("code",), "WebSockets that ended"),
+    ("websockets", GAUGE, (), "WebSockets that are open at this server"),
+    ("connections", GAUGE, (), "Connections that are open at this server, WebSockets among them"),
+    ("connections_limit", GAUGE, (), "Connections that may be open at this server"),
+    ("workers_ready", GAUGE, (), "Workers of this server that take messages"),
+    ("budget_bytes", GAUGE, ("budget",), "Bytes that clients make this server hold"),
+    ("budget_limit_bytes", GAUGE, ("budget",), "Bytes that clients may make this server hold"),
+    ("layer_outages", COUNTER, (), "How often this server or one of its workers could not use the layer"),
+    ("wakeups", COUNTER, (), "Wakeups that this server received"),
+    ("lease_renewals", COUNTER, (), "Lease renewals of this server and its workers"),
+    ("site_ready", GAUGE, ("channel",), "Messages of the whole site that wait and can be taken"),
+    ("site_delayed", GAUGE, ("channel",), "Messages of the whole site that are not due yet"),
+    ("site_running", GAUGE, ("channel",), "Durable messages of the whole site that a worker has"),
+    (
+        "site_oldest_seconds",
+        GAUGE,
+        ("channel",),
+        "For how long the oldest message of the whole site could be taken",
+    ),
+    ("site_dead_letters", GAUGE, ("channel",), "Dead letters of the whole site"),
+    ("site_takers", GAUGE, ("channel",), "Workers of the whole site that take messages of the channel"),
+    ("site_websockets", GAUGE, (), "WebSockets of the whole site"),
+    ("site_servers", GAUGE, (), "Interface servers of the whole site"),
+    ("site_workers", GAUGE, (), "Workers of the whole site"),
+    (
+        "site_counted_timestamp_seconds",
+        GAUGE,
+        (),
+        "When the whole site was last counted, in seconds since 1970",
+    ),
+)
+
+
+class Metrics(Collector):
+    """Makes the text, at most once a second, and so seldom that it takes 5 % of a processor at most."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._text, self.good_until = b"", 0.0  # time.monotonic()
+
+    def text(self) -> bytes:
+        """Return the text. Call it in a native thread, and in one at a time."""
+        started = time.monotonic()
+        if started >= self.good_until:
+            self._text = generate_latest(self)
+            ended = time.monotonic()
+            self.good_until = ended + max(1.0, 20 * (ended - started))
+        return self._text
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metrics, for prometheus-client."""
+        counts, events = self._source.counted()
+        values: dict[str, Values] = {**self._of_server(events), **self._of_site()}
+        for position, name in ((TAKEN, "taken"), (DONE, "done"), (FAILED, "failed"), (DEAD, "dead")):
+            values[f"messages_{name}"] = [((one,), numbers[position]) for one, numbers in counts.items()]
+        for name, kind, labels, text in METRICS:
+            metric = Metric(f"dbchannels_{name}", text, kind)
+            if kind == HISTOGRAM:
+                part, sums = (WAITS, WAITED) if name == "message_wait_seconds" else (RUNS, RAN)
+                lines = _histogram(metric.name, counts, part, sums)
+            else:
+                lines = _lines(metric.name + "_total" * (kind == COUNTER), labels, values.get(name, ()))
+            metric.samples = _in_pauses(lines)  # type: ignore[assignment]  # it is only iterated over
+            yield metric
+
+    def _of_server(self, events: Mapping[str, int]) -> dict[str, Values]:
+        own, state, budgets = self._source.counts, self._source.state(), self._source.budgets()
+        return {
+            "messages_sent": _by(own.sent),
+            "http_requests": _by(own.requests),
+            "websocket_handshakes": _by(own.handshakes),
+            "websocket_closes": _by(own.closes),
+            "budget_bytes": [((name,), used) for name, (used, _) in budgets.items()],
+            "budget_limit_bytes": [((name,), limit) for name, (_, limit) in budgets.items()],
+            "layer_outages": [((), self._source.outages() + events.get("outages", 0))],
+            "wakeups": [((), own.wakeups)],
+            "lease_renewals": [((), own.renewals + events.get("renewals", 0))],
+            **{name: [((), number)] for name, number in state.items()},
+        }
+
+    def _of_site(self) -> dict[str, Values]:
+        sample, takers = self._source.site()
+        found: dict[str, Values] = {"site_takers": _by(takers)}
+        read = json.loads(sample) if sample else {}
+        if time.time() - read.get("t", 0) > STALE:
+            return found
+        names = {"oldest": "oldest_seconds", "dead": "dead_letters"}
+        for position, gauge in enumerate(GAUGES):
+            channels = read.get("channels", {}).items()
+            found[f"site_{names.get(gauge, gauge)}"] = [
+                ((one,), numbers[position]) for one, numbers in channels
+            ]
+        for gauge, name in (("sockets", "websockets"), ("servers", "servers"), ("workers", "workers")):
+            if gauge in read:
+                found[f"site_{name}"] = [((), read[gauge])]
+        return {**found, "site_counted_timestamp_seconds": [((), read["t"])]}
+
+
+Line = tuple[str, dict[str, str], float]
+
+
+def _by(counter: Mapping[Any, float]) -> Values:
+    return [((str(value),), number) for value, number in dict(counter).items()]
+
+
+def _lines(name: str, labels: tuple[str, ...], values: Values) -> Iterator[Line]:
+    for given, value in values:
+        yield name, dict(zip(labels, given, strict=True)), value
+
+
+_BOUNDS = (*map(floatToGoString, BOUNDS), "+Inf")
+
+
+def _histogram(name: str, counts: Counts, part: slice, sums: int) -> Iterator[Line]:
+    for channel, numbers in counts.items():
+        buckets = list(accumulate(numbers[part]))
+        for bound, below in zip(_BOUNDS, buckets, strict=True):
+            yield f"{name}_bucket", {"channel": channel, "le": bound}, below
+        yield f"{name}_count", {"channel": channel}, buckets[-1]
+        yield f"{name}_sum", {"channel": channel}, numbers[sums]
+
+
+def _in_pauses(lines: Iterable[Line]) -> Iterator[Sample]:
+    """Yield samples; let the hub run every now and then, or it would wait for 5 ms whenever it wants to run."""
+    for number, line in enumerate(lines):
+        if number % AT_ONCE == AT_ONCE - 1:
+            time.sleep(0.0001)  # after a sleep of 0 this thread would go on before the other one is awake
+        yield Sample(*line)

@@ -1,0 +1,223 @@
+"""The metrics of a server, in Prometheus' text format."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+
+import gevent
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from dbchannels.measures import BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS, Measures, site_sample
+from dbchannels.server import health, server
+from dbchannels.server.counts import MOST as MOST_VALUES
+from dbchannels.server.counts import OTHER, ServerCounts, count
+from dbchannels.server.listeners import Address
+from dbchannels.server.metrics import METRICS, STALE, Metrics
+from tests.server import test_server
+from tests.server.test_server import Client, until
+
+new_site = test_server.new_site
+
+
+class Source:
+    """What a server would tell."""
+
+    def __init__(self):
+        self.counts, self.measures, self.sample, self.takers = ServerCounts(), Measures(), "", {}
+
+    def counted(self):
+        return self.measures.copy(), self.measures.events
+
+    def state(self):
+        return {"websockets": 3, "connections": 4, "connections_limit": 16_000, "workers_ready": 2}
+
+    def budgets(self):
+        return {"request disk": (5, 10)}
+
+    def outages(self):
+        return 1
+
+    def site(self):
+        return self.sample, self.takers
+
+
+def parsed(text):
+    """Return the values by (name, labels)."""
+    families = list(text_string_to_metric_families(text.decode()))
+    return {
+        (one.name, tuple(sorted(one.labels.items()))): one.value
+        for family in families
+        for one in family.samples
+    }
+
+
+def of(source):
+    return parsed(Metrics(source).text())
+
+
+def test_counters_and_histograms_are_there_by_channel():
+    source = Source()
+    for outcome, ran in ((DONE, 0.02), (DONE, 700.0), (FAILED, 0.3), (DEAD, 0.3)):
+        source.measures.started("own", 0.004)
+        source.measures.ended("own", outcome, ran)
+    found, own = of(source), (("channel", "own"),)
+    assert found["dbchannels_messages_taken_total", own] == 4
+    assert found["dbchannels_messages_done_total", own] == 2
+    assert found["dbchannels_messages_failed_total", own] == 1
+    assert found["dbchannels_messages_dead_total", own] == 1
+    assert found["dbchannels_message_run_seconds_count", own] == 4
+    assert found["dbchannels_message_run_seconds_sum", own] == pytest.approx(700.62)
+    buckets = {
+        float(labels[1][1]): value
+        for (name, labels), value in found.items()
+        if name == "dbchannels_message_run_seconds_bucket"
+    }
+    assert sorted(buckets) == [*BOUNDS, float("inf")]
+    assert (buckets[0.01], buckets[0.025], buckets[0.5], buckets[600], buckets[float("inf")]) == (
+        0,
+        1,
+        3,
+        3,
+        4,
+    )
+
+
+def test_each_metric_is_declared_and_has_help():
+    families = {one.name: one for one in text_string_to_metric_families(Metrics(Source()).text().decode())}
+    assert set(families) == {f"dbchannels_{name}" for name, *_ in METRICS}
+    for name, kind, labels, text in METRICS:
+        family = families[f"dbchannels_{name}"]
+        assert (family.type, family.documentation) == (kind, text)
+        assert ("whole site" in text) is name.startswith("site_")
+        assert all(set(labels) <= set(one.labels) for one in family.samples)
+
+
+def test_gauges_of_the_site_are_those_of_the_newest_sample():
+    source, moment = Source(), int(time.time())
+    gauges = {"channels": {"own": [5, 1, 2, 30.5, 7]}, "sockets": 9, "servers": 2, "workers": 4}
+    source.sample, source.takers = site_sample(moment, 0.01, gauges), {"own": 4}
+    found, own = of(source), (("channel", "own"),)
+    values = [found[f"dbchannels_site_{one}", own] for one in ("ready", "delayed", "running", "dead_letters")]
+    assert values == [5, 1, 2, 7]
+    assert found["dbchannels_site_oldest_seconds", own] == 30.5
+    assert found["dbchannels_site_takers", own] == 4
+    assert found["dbchannels_site_websockets", ()] == 9
+    assert found["dbchannels_site_counted_timestamp_seconds", ()] == moment
+
+
+@pytest.mark.parametrize("data", [{"t": 1, "took": 0.1, "channels": {"own": [1, 0, 0, 0, 0]}}, {}])
+def test_old_gauges_are_left_out(data):
+    source = Source()
+    source.sample = json.dumps(data)
+    assert not [name for name, _ in of(source) if name == "dbchannels_site_ready"]
+    source.sample = site_sample(int(time.time() - STALE / 2), 5.0, None)  # the count took too long
+    assert ("dbchannels_site_counted_timestamp_seconds", ()) in of(source)
+
+
+@pytest.mark.parametrize("channel", ['a"b', "a\\b", "a\nb", "a} 1\nforged 2", "ü"])
+def test_a_value_of_a_label_cannot_break_a_line(channel):
+    source = Source()
+    source.takers = {channel: 1}
+    found = of(source)
+    assert found["dbchannels_site_takers", (("channel", channel),)] == 1
+    assert not [name for name, _ in found if not name.startswith("dbchannels_")]
+
+
+def test_the_number_of_values_of_a_label_is_bounded():
+    counts = ServerCounts()
+    for code in range(3000, 5000):
+        count(counts.closes, code)
+    assert len(counts.closes) == MOST_VALUES + 1
+    assert counts.closes[OTHER] == 2000 - MOST_VALUES
+    counts.count_sent(["http.request", "http.flow.x!y", "reply.a!b", "own"])
+    assert counts.sent == {"http.request": 1, OTHER: 3}
+
+
+def crowded():
+    source = Source()
+    for number in range(MOST + 1):
+        source.measures.started(f"channel.{number}", 0.01)
+        source.measures.ended(f"channel.{number}", DONE, 0.01)
+    return source
+
+
+def test_a_thousand_channels_are_shown_and_the_text_is_made_seldom():
+    metrics = Metrics(crowded())
+    text = metrics.text()
+    assert metrics.text() is text  # not made again
+    found = parsed(text)
+    assert found["dbchannels_messages_done_total", (("channel", OTHERS),)] == 1
+    assert len(text) < 8_000_000
+
+
+def test_the_hub_runs_while_the_text_is_made():
+    metrics, turns, done = Metrics(crowded()), [], threading.Event()
+
+    def make():
+        metrics.text()
+        done.set()
+
+    thread = threading.Thread(target=make)
+    thread.start()
+    while not done.is_set():
+        gevent.sleep(0)
+        turns.append(time.monotonic())
+    thread.join()
+    assert len(turns) > 20
+
+
+# On the probes' port.
+
+
+@pytest.fixture
+def site(new_site):
+    return new_site(health_address=Address("127.0.0.1", 0))
+
+
+def asked(site, path, method="GET"):
+    client = Client(site.server.health_address.port)
+    site.clients.append(client)
+    return client.ask(method, path)
+
+
+def test_the_port_of_the_probes_answers(site):
+    answer = asked(site, "/metrics")
+    assert (answer.status, answer.header("Content-Type")) == (200, health.CONTENT_TYPE)
+    found = parsed(answer.content)
+    assert found["dbchannels_connections_limit", ()] > 0
+    assert (
+        found["dbchannels_budget_limit_bytes", (("budget", "request disk"),)] == site.server.options.max_spool
+    )
+    assert asked(site, "/metrics", "HEAD").content == b""
+    assert asked(site, "/metrics", "POST").status == 405
+
+
+def test_requests_are_counted_by_their_status(site):
+    client = Client(site.server.address[1])
+    site.clients.append(client)
+    before = dict(site.server.relay.counts.requests)
+    client.send_request("GET", "/ x")
+    assert client.response().status == 400
+    until(lambda: site.server.relay.counts.requests[400] == before.get(400, 0) + 1)
+
+
+def test_many_who_ask_at_once_have_one_text_made(site, monkeypatch):
+    made = []
+    metrics = site.server._health._metrics
+    text = metrics.text
+    monkeypatch.setattr(metrics, "text", lambda: made.append(threading.get_ident()) or text())
+    answers = []
+    jobs = [gevent.spawn(lambda: answers.append(asked(site, "/metrics").content)) for _ in range(8)]
+    gevent.joinall(jobs, timeout=60)
+    assert len(answers) == 8 and len(set(answers)) == 1
+    assert threading.get_ident() not in made  # in a native thread
+
+
+def test_without_the_package_a_sentence_says_what_to_install(new_site, monkeypatch):
+    monkeypatch.setattr(server, "load_metrics", lambda source: None)
+    answer = asked(new_site(health_address=Address("127.0.0.1", 0)), "/metrics")
+    assert answer.status == 501
+    assert b"pip install 'dbchannels[metrics]'" in answer.content

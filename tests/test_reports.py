@@ -1,0 +1,85 @@
+"""What a worker leaves for its parent: the counters, in a file without a name."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dbchannels import measures
+from dbchannels.measures import DONE, Measures, Report, new_report, read_report, total
+
+
+@pytest.fixture
+def descriptor():
+    made = new_report()
+    yield made
+    os.close(made)
+
+
+def some(number):
+    found = Measures()
+    for _ in range(number):
+        found.started("own", 0.1)
+        found.ended("own", DONE, 0.1)
+    found.count("renewals")
+    return found
+
+
+def test_the_counters_of_all_threads_are_added_up(descriptor):
+    report = Report(descriptor)
+    report.add(some(2))
+    report.add(some(3))
+    report.write()
+    counts, events = read_report(descriptor)
+    assert counts["own"][DONE] == 5
+    assert events == {"renewals": 2}
+
+
+def test_it_is_written_once_a_second_or_when_it_must_be(descriptor):
+    report, counters = Report(descriptor), some(1)
+    report.EVERY = 3600
+    report.add(counters)
+    report.write()
+    counters.started("own", 0.1)
+    report.write()
+    assert read_report(descriptor)[0]["own"][measures.TAKEN] == 1
+    report.write(now=True)
+    assert read_report(descriptor)[0]["own"][measures.TAKEN] == 2
+
+
+def test_a_shorter_text_replaces_a_longer_one(descriptor):
+    report, long = Report(descriptor), some(1)
+    report.add(long)
+    report.write()
+    long.counts.clear()
+    report.write(now=True)
+    assert read_report(descriptor) == ({}, {"renewals": 1})
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 8, b"\xff" * 8, b"\x04\0\0\0\0\0\0\0null"])
+def test_what_is_not_a_report_is_not_read(descriptor, damage):
+    os.pwrite(descriptor, damage, 0)
+    assert read_report(descriptor) is None
+
+
+def test_a_report_that_is_being_written_is_not_read(descriptor):
+    report = Report(descriptor)
+    report.add(some(1))
+    report.write()
+    os.pwrite(descriptor, b"x", 20)
+    assert read_report(descriptor) is None
+
+
+def test_text_of_the_right_sum_that_is_no_report(descriptor):
+    for data in (b"null", b"[]", b'{"counts": {"own": "x"}, "events": {}}', b'{"counts": {}}'):
+        os.pwrite(descriptor, measures._HEADER.pack(len(data), measures.zlib.crc32(data)) + data, 0)
+        assert read_report(descriptor) is None
+
+
+def test_totals_never_go_down_when_a_worker_ends():
+    first, second = (some(2).copy(), {"renewals": 1}), (some(3).copy(), {"outages": 1})
+    counts, events = total([first, second])
+    assert counts["own"][DONE] == 5
+    assert events == {"renewals": 1, "outages": 1}
+    assert first[0]["own"][DONE] == 2
