@@ -13,8 +13,13 @@ from typing import Any
 import msgpack
 from django.utils.functional import Promise
 
-from dbchannels.exceptions import InvalidMessage, MessageTooLarge, UnreadableMessage, safe_repr
+from dbchannels.exceptions import InvalidMessage, MessageTooLarge, NewerFormat, UnreadableMessage, safe_repr
 
+#: The newest format that this release reads. Format 1 is a bare msgpack map; a later one begins with a byte that
+#: msgpack never uses, and its number. Each process has on record what it reads (``Process.reads``), so that a release
+#: with a format 2 can write format 1 for as long as a live process reads no other.
+FORMAT = 1
+_LATER = 0xC1
 MAX_DEPTH = 64
 ENVELOPE = 65_536  # bytes of a message beside the data it carries: names, a path, keys
 _CARRIED = ("text", "bytes", "content")
@@ -65,7 +70,9 @@ def with_field(payload: bytes, key: str, value: int) -> bytes | None:
 
 
 def decode(payload: bytes | memoryview) -> dict[str, Any]:
-    """Decode a message; raises UnreadableMessage."""
+    """Decode a message; raises UnreadableMessage, or NewerFormat if a later release can decode it."""
+    if len(payload) > 1 and payload[0] == _LATER and payload[1] > FORMAT:
+        raise NewerFormat(payload[1], FORMAT)
     try:
         # The limit of 64 levels is for encoding; msgpack's decoder has its own limit of 1,024.
         message = msgpack.unpackb(payload, raw=False, strict_map_key=True)

@@ -74,6 +74,16 @@ class UnreadableMessage(DBChannelsError, ValueError):
         )
 
 
+class NewerFormat(UnreadableMessage):
+    """A later release of dbchannels has encoded the message; a durable one waits for a worker that can decode it."""
+
+    def __init__(self, number: int, newest: int) -> None:
+        DBChannelsError.__init__(
+            self,
+            f"The message is in format {number}, and this process reads formats up to {newest}: update its dbchannels.",
+        )
+
+
 class TransactionLeftOpen(DBChannelsError):
     """A consumer or a view ended inside a transaction, which was rolled back; the message has failed."""
 

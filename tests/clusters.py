@@ -25,7 +25,7 @@ class Cluster:
     """One cluster in a folder of its own; ``prefix`` is a command that starts its programs elsewhere."""
 
     def __init__(self, host: str, prefix: Sequence[str] = ()) -> None:
-        self.host, self.port = host, free_port()
+        self.host, self.port, self._prefix = host, free_port(), prefix
         self.folder = Path(tempfile.mkdtemp(prefix="dbchannels-cluster-", dir="/tmp"))
         self.data = self.folder / "data"
         user = binaries.server_user(str(self.data))

@@ -36,9 +36,9 @@ for line in sys.stdin:
 class Sender:
     """Sends, and returns when the layer has taken it."""
 
-    def __init__(self, site: LiveSite) -> None:
+    def __init__(self, site: LiveSite, prefix: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(MANAGE), "shell", "--verbosity", "0", "-c", LOOP],
+            [*prefix, sys.executable, str(MANAGE), "shell", "--verbosity", "0", "-c", LOOP],
             env=site.environment(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -72,9 +72,9 @@ class Sender:
 
 
 @contextmanager
-def sender(site: LiveSite) -> Iterator[Sender]:
-    """Lend a sender for the block."""
-    one = Sender(site)
+def sender(site: LiveSite, prefix: Sequence[str] = ()) -> Iterator[Sender]:
+    """Lend a sender for the block; ``prefix`` is a command that starts it elsewhere."""
+    one = Sender(site, prefix)
     try:
         yield one
     finally:

@@ -178,7 +178,7 @@ class Failure(NamedTuple):
     delivery: Delivery
     error: str  # the traceback
     retry_in: float | None  # seconds; None: no more attempts, it becomes a dead letter
-    ran: bool = True  # False: the message did not run again, so the last claim is no attempt
+    ran: bool = True  # False: the message did not run, so the last claim is no attempt
 
     @property
     def attempts(self) -> int:

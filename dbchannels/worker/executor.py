@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import math
 import re
 import threading
 from collections.abc import Awaitable
@@ -25,6 +26,7 @@ from dbchannels.exceptions import (
     InvalidConfiguration,
     InvalidMessage,
     LoginEnded,
+    NewerFormat,
     ResponseLater,
     TransactionLeftOpen,
     UnreadableMessage,
@@ -57,7 +59,7 @@ from dbchannels.protocol import (
     lost,
 )
 from dbchannels.protocol.failures import status_reply
-from dbchannels.redaction import Lines
+from dbchannels.redaction import Lines, RateLimitedLog
 from dbchannels.routing.routes import ConsumerOptions, Route
 from dbchannels.routing.table import Routing
 from dbchannels.worker import database_connections
@@ -66,6 +68,9 @@ from dbchannels.worker.stacks import format_error
 from dbchannels.worker.views import ApplicationViews
 
 log = logging.getLogger("dbchannels.worker")
+
+NEWER_AGAIN = 10.0  # seconds until a message that needs a later release is offered to a worker again
+NEWER = "%d message(s) wait for a worker with a later release of dbchannels, the first on %s. %s"
 
 _DEFAULT_OPTIONS = ConsumerOptions("")  # of views, and of messages without a route
 
@@ -93,6 +98,7 @@ class Executor:
         self.views = views or ApplicationViews(threads=False)
         self._link = link
         self._route: Route | None = None  # of the message that runs
+        self._newer = RateLimitedLog(log, NEWER, None, every=math.inf)
 
     def execute(self, delivery: Delivery, worker: str) -> Result:
         """Run the consumer of a message; return what it sent, its failure if it raised, and whether to acknowledge.
@@ -193,6 +199,9 @@ class Executor:
         if isinstance(error, ClaimLost):
             log.warning("A message on %s was claimed by another worker meanwhile.", delivery.channel)
             return Result([], None, False, raised=True)
+        if isinstance(error, NewerFormat) and self._route is None and delivery.durable:
+            self._newer.count(None, delivery.channel, error)
+            return Result([], Failure(delivery, str(error), NEWER_AGAIN, ran=False), False)
         if isinstance(error, UnreadableMessage) and self._route is None:
             log.error("A message on %s cannot be read. %s", delivery.channel, error)
             if delivery.durable:

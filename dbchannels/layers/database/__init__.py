@@ -194,7 +194,8 @@ class DatabaseLayer(DjangoLayer):
     def fail(self, worker: str, failure: ops.Failure) -> None:
         claimed, now = self.claimed(worker, failure.delivery), timezone.now()
         if failure.retry_in is not None:
-            claimed.update(claimed_by=None, due_at=now + timedelta(seconds=failure.retry_in))
+            due = now + timedelta(seconds=failure.retry_in)
+            claimed.update(claimed_by=None, attempts=failure.attempts, due_at=due)
             return
         for row in claimed:
             self.rows(DeadLetter).create(

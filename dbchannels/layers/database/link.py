@@ -18,7 +18,7 @@ from django.db.models import Case, Count, DateTimeField, F, Min, Value, When
 from django.db.models.functions import Coalesce
 from django.utils import timezone
 
-from dbchannels import names
+from dbchannels import codec, names
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
 from dbchannels.layers.database.wakeups import WakeupSocket
 from dbchannels.layers.health import is_unavailable, may_pass
@@ -200,7 +200,7 @@ class DatabaseLink(Link):
 
     def register(self, name: str, kind: str, queue: str = "") -> None:
         fields = {"kind": kind, "queue": queue, "host": socket.gethostname(), "pid": os.getpid()}
-        fields |= {"started_at": timezone.now(), "lease_until": self._lease_end()}
+        fields |= {"started_at": timezone.now(), "lease_until": self._lease_end(), "reads": codec.FORMAT}
         with unavailable():
             self.layer.rows(Process).update_or_create(name=name, defaults=fields)
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
 
-from dbchannels import measures
+from dbchannels import codec, measures
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
@@ -194,7 +194,8 @@ class PostgreSQLLink(Link):
         if again := [failure for failure in done.failures if failure.retry_in is not None]:
             tokens = _tokens([failure.delivery for failure in again])
             seconds = [failure.retry_in for failure in again]
-            todo.append((sql_durable.RETRY, {"worker": worker, "seconds": seconds, **tokens}))
+            tries = [failure.attempts for failure in again]
+            todo.append((sql_durable.RETRY, {"worker": worker, "seconds": seconds, "tries": tries, **tokens}))
         if given_up := [failure for failure in done.failures if failure.retry_in is None]:
             tokens = _tokens([failure.delivery for failure in given_up])
             errors = [failure.stored_error() for failure in given_up]
@@ -254,7 +255,7 @@ class PostgreSQLLink(Link):
 
     def register(self, name: str, kind: str, queue: str = "") -> None:
         values = {"name": name, "kind": kind, "queue": queue, "lease": self.layer.options["lease"]}
-        values |= {"host": socket.gethostname(), "pid": os.getpid()}
+        values |= {"host": socket.gethostname(), "pid": os.getpid(), "reads": codec.FORMAT}
         ((row_id,),) = self.session.execute([(sql.REGISTER, values)])
         self._lock(name, row_id)
 

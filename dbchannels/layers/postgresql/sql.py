@@ -327,8 +327,8 @@ WHERE member."group"::text = %(group)s::text AND connection.user_id::text <> '':
 # locked rows, since a transaction of the site may stay open for an hour.
 
 REGISTER = """
-INSERT INTO dbchannels_process (name, kind, queue, host, pid, started_at, lease_until)
-VALUES (%(name)s, %(kind)s, %(queue)s, %(host)s, %(pid)s, statement_timestamp(),
+INSERT INTO dbchannels_process (name, kind, queue, host, pid, reads, started_at, lease_until)
+VALUES (%(name)s, %(kind)s, %(queue)s, %(host)s, %(pid)s, %(reads)s, statement_timestamp(),
         statement_timestamp() + %(lease)s * interval '1 second')
 ON CONFLICT (name) DO UPDATE SET lease_until = EXCLUDED.lease_until
 RETURNING id

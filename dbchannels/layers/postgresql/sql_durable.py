@@ -179,8 +179,9 @@ UPDATE dbchannels_durablemessage SET claimed_by = NULL, attempts = attempts - 1 
 
 RETRY = """
 UPDATE dbchannels_durablemessage AS message
-SET claimed_by = NULL, due_at = statement_timestamp() + failed.seconds * interval '1 second'
-FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(seconds)s::float[]) AS failed(id, attempt, seconds)
+SET claimed_by = NULL, attempts = tries, due_at = statement_timestamp() + failed.seconds * interval '1 second'
+FROM unnest(%(ids)s::bigint[], %(attempts)s::int[], %(seconds)s::float[], %(tries)s::int[])
+     AS failed(id, attempt, seconds, tries)
 WHERE message.id = failed.id AND message.attempts = failed.attempt AND message.claimed_by = %(worker)s
 """
 

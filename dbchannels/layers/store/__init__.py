@@ -242,7 +242,8 @@ class StoreLayer(BaseLayer):
             if not (row := self._unclaim(worker, failure.delivery)):
                 return
             if failure.retry_in is not None:
-                self.put_back(row._replace(due=self.clock() + failure.retry_in))
+                due = self.clock() + failure.retry_in
+                self.put_back(row._replace(attempt=failure.attempts, due=due))
                 return
             error = failure.stored_error()
             letter = Letter(row.id, row.channel, row.payload, failure.attempts, row.sent, error)

@@ -76,6 +76,15 @@ class DurableContract(LayerCase):
         assert (numbers([again]), again.attempt) == ([0], 2)
         assert claim(link) == []
 
+    def test_what_could_not_run_waits_without_an_attempt(self) -> None:
+        layer = self.layer()
+        link = self.link(layer)
+        layer.send("own", {"number": 0})
+        link.finish("w1", BatchResult(failures=[Failure(claim(link)[0], "reason", SOON, ran=False)]))
+        assert claim(link) == []
+        (again,) = wait_until(lambda: claim(link, "w2"))
+        assert (numbers([again]), again.attempt) == ([0], 1)
+
     def test_what_failed_for_good_is_not_tried_again(self) -> None:
         layer = self.layer()
         link = self.link(layer)

@@ -52,6 +52,12 @@ def poison(message):
     Entry.objects.create(text=message["text"], pid=os.getpid())
 
 
+@consumer("shout")
+def shout(message):
+    """Say something to a whole group."""
+    Group(message["group"]).send({"text": message["text"]})
+
+
 MEMBER = r"^/member/(?P<group>\w+)/(?P<client>\w+)/$"
 
 
