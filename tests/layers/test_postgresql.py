@@ -738,7 +738,7 @@ HOT = [
     (sql_durable.NEXT_DUE, {}, "dbchannels_durable_due"),
     (sql_durable.ACKNOWLEDGE, TOKEN, CLAIMED),
     (sql_durable.RELEASE, TOKEN, CLAIMED),
-    (sql_durable.RETRY, {**TOKEN, "seconds": [1.0, 1.0, 1.0]}, CLAIMED),
+    (sql_durable.RETRY, {**TOKEN, "seconds": [1.0, 1.0, 1.0], "tries": [1, 1, 1]}, CLAIMED),
     (sql_durable.GIVE_UP, {**TOKEN, "errors": ["", "", ""], "tries": [1, 1, 1]}, CLAIMED),
     (sql_durable.UNCLAIM, {"name": "w3"}, "dbchannels_durable_claims"),
     (sql_durable.RELEASE_ALL, {"worker": "w3"}, "dbchannels_durable_claims"),

@@ -76,7 +76,7 @@ HOT = {
     "send unique": (sql_durable.SEND_UNIQUE, {**ONE, "unique_keys": ["key-2"]}),
     "acknowledge": (sql_durable.ACKNOWLEDGE, TOKEN),
     "release": (sql_durable.RELEASE, TOKEN),
-    "retry": (sql_durable.RETRY, {**TOKEN, "seconds": [1.0] * 3}),
+    "retry": (sql_durable.RETRY, {**TOKEN, "seconds": [1.0] * 3, "tries": [1] * 3}),
     "give up": (sql_durable.GIVE_UP, {**TOKEN, "errors": [""] * 3, "tries": [1] * 3}),
     "add": (sql.GROUP_ADD, MEMBER),
     "discard": (sql.GROUP_DISCARD, MEMBER),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tests.clusters import NAME, Cluster, entry
-from tests.harness import OPENED, LiveSite, Served, Socket, children, close_all, gather, until
+from tests.harness import OPENED, LiveSite, Served, Socket, children, client_frame, close_all, gather, until
 from tests.namespaces import PORT, Host, Network
 from tests.sender import sender
 from tests.soak.row import Row, Seen
@@ -25,6 +25,8 @@ from tests.soak.servers import resigned
 from tests.soak.sites import scaled
 
 CLIENTS = 10  # on each server
+PONG = 10  # an opcode
+LEASE = 15  # seconds
 CLAIMED = "SELECT claimed_by FROM dbchannels_durablemessage WHERE claimed_by IS NOT NULL"
 
 
@@ -229,30 +231,25 @@ def without_server(at: Site, seconds: float) -> Server:
     with sender(site, site.at.prefix) as one:
         one.send("shout", [{"group": "members-g", "text": "meanwhile"}])
     assert other.receive() == "meanwhile"
-    ended, back, codes = 0.0, 0.0, set[int | None]()
-    if seconds < 30 and seconds:
-        time.sleep(max(0.0, started + seconds - time.monotonic()))
-    else:
+    ended, back, codes, heard = 0.0, 0.0, set[int | None](), 0
+    if seconds == 0 or seconds > LEASE:
         until(lambda: resigned(site, CLIENTS)[0] == 0, "all disconnect consumers have run", 120)
         ended = time.monotonic() - started
-        time.sleep(max(0.0, started + seconds - time.monotonic()))
-    heard = 0
+    while time.monotonic() < started + seconds:
+        for one in sockets:  # who is silent for too long is left
+            one.raw.sendall(client_frame(PONG, b""))
+        time.sleep(1)
     if seconds:
         at.a.mend()
         mended = time.monotonic()
         until(lambda: get(at.a, "/") == 200, "A serves", 60, every=0.1)
         back = time.monotonic() - mended
-        for one in sockets:
-            if ended:
-                codes.add(one.closed())
-            else:
-                codes.add(None if one.ask("still here") in ("meanwhile", "still here") else one.close_code)
-            heard += "meanwhile" in one.frames or not ended
+    for one in sockets if seconds else []:
+        said = one.receive()
+        heard += said == "meanwhile"
+        codes.add(None if said and one.ask("still here") == "still here" else one.closed())
     missing, repeated, _ = resigned(site, CLIENTS) if ended else (0, 0, set())
-    name = (
-        "SELECT count(*) FROM dbchannels_connection JOIN dbchannels_process ON server = name WHERE pid = {}"
-    )
-    ((left,),) = site.rows(name.format(at.server_a.process.pid))
+    left = site.count("connection") - CLIENTS * (1 if ended else 2)  # the clients of B are there
     return Server(ended, codes, missing, repeated, heard, back, left)
 
 
