@@ -15,6 +15,7 @@ import pytest
 from django.core.management import CommandError, call_command
 
 from dbchannels.management.commands import channels_deploy
+from tests.docs import pages
 
 Print = Callable[..., str]
 PYTHON, MANAGE = "/srv/site/venv/bin/python", "/srv/site/app/manage.py"
@@ -360,6 +361,24 @@ def test_the_name_is_that_of_the_settings(printed: Print, monkeypatch: pytest.Mo
     assert channels_deploy.default_name(Path("/srv/my site")) == "mysite"
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "settings")
     assert channels_deploy.default_name(Path("/srv/my site")) == "my-site"
+
+
+# The pages.
+
+
+@pytest.mark.parametrize(
+    ("page", "targets"),
+    [("deploying", ["systemd", "nginx", "caddy"]), ("containers", ["docker"]), ("cron", ["cron"])],
+)
+def test_a_page_shows_what_is_printed(printed: Print, page: str, targets: list[str]) -> None:
+    text = "\n".join(printed(target, "--name", "site") for target in targets)
+    text = re.sub(r"^FROM python:3\.\d+-", "FROM python:3.12-", text, flags=re.M)
+    shown = [one for one in pages.blocks(page) if one.code.startswith(f"# {one.caption}\n")]
+    assert len(shown) == sum(len(channels_deploy.TARGETS[target]) for target in targets) - (
+        page == "containers"
+    )
+    for one in shown:
+        assert one.code in text, one.caption
 
 
 # Docker.

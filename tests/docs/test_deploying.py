@@ -64,7 +64,12 @@ def _close_sockets() -> Iterator[None]:
 
 @pytest.mark.parametrize("page", ["containers", "cron", "deploying", "performance"])
 def test_the_commands_of_a_page_can_be_given_like_this(page: str) -> None:
-    given = [words for one in pages.blocks(page) for words in ours(one.code) if words[0].startswith("run")]
+    given = [
+        words
+        for one in pages.blocks(page)
+        for words in ours(one.code)
+        if words[0].startswith(("run", "channels_"))
+    ]
     assert given
     for command, *arguments in given:
         parser = load_command_class("dbchannels", command).create_parser("manage.py", command)
@@ -74,7 +79,7 @@ def test_the_commands_of_a_page_can_be_given_like_this(page: str) -> None:
 @pytest.mark.parametrize("page", ["containers", "cron", "deploying", "performance", "runserver"])
 def test_the_options_that_a_page_names_exist(page: str) -> None:
     known = {"--deploy", "--init", "--time", "--layer", "--noreload", "--nothreading"}  # the others' own
-    for command in ("runchannels", "runworker"):
+    for command in ("runchannels", "runworker", "channels_deploy"):
         parser = load_command_class("dbchannels", command).create_parser("manage.py", command)
         known |= {option for action in parser._actions for option in action.option_strings}
     prose = re.sub(r"``(?:pg_\w+|python -m)[^`]*``|``--(?:quick|data-only)``", "", pages.text(page))
@@ -94,7 +99,7 @@ def test_the_secret_key_comes_from_the_file_that_the_service_reads(
     file, kept = "/etc/site.env", str(tmp_path / "site.env")
     (make,) = (line for line in page.splitlines() if f">>{file}" in line)
     (read,) = (line for line in page.splitlines() if f". {file}" in line)
-    assert f"EnvironmentFile={file}\n" in block("deploying", "/etc/systemd/system/site.service")
+    assert f"EnvironmentFile=-{file}\n" in block("deploying", "/etc/systemd/system/site.service")
     subprocess.run(make.strip().removeprefix("# ").replace(file, kept), shell=True, check=True)
     shell = (
         f"{read.strip().removeprefix('$ ').replace(file, kept)} && python3 -c 'import os; print(os.environ)'"
@@ -119,7 +124,7 @@ def test_the_settings_read_the_environment(monkeypatch: pytest.MonkeyPatch) -> N
     environment = dict(re.findall(r"^      (DATABASE_URL|SECRET_KEY|ALLOWED_HOSTS): (.+)$", compose, re.M))
     assert len(environment) == 3
     for name, value in environment.items():
-        monkeypatch.setenv(name, value.replace("${DATABASE_PASSWORD}", "secret"))
+        monkeypatch.setenv(name, value.strip('"').replace("${DATABASE_PASSWORD:?}", "secret"))
     names: dict[str, Any] = {"BASE_DIR": ROOT}
     exec(block("containers", "mysite/settings.py"), names)
     found = names["DATABASES"]["default"]
@@ -140,12 +145,12 @@ def test_the_services_name_each_other_and_get_a_signal_that_they_handle() -> Non
     for name, service in found.items():
         assert set(re.findall(r"^      (\w+): \{condition", service, re.M)) <= set(found)
         if "stop_signal" in service:
-            assert "stop_signal: SIGUSR1" in service and '"runchannels"' in service, name
+            assert "stop_signal: SIGUSR1" in service and '"runworker"' not in service, name
     assert {"database", "migrate", "site", "server", "worker"} <= set(found)
 
 
 def test_one_address_may_send_the_largest_body_into_the_tmpfs() -> None:
-    (given,) = (words for words in ours(block("containers", "compose.yaml")) if words[0] == "runchannels")
+    (given,) = (words for words in ours(block("containers", "Dockerfile")) if words[0] == "runchannels")
     numbers = {name: int(given[given.index(name) + 1]) for name in given if name.startswith("--max-")}
     assert numbers["--max-body"] * 2 == numbers["--max-spool"]
     assert numbers["--max-spool"] + numbers["--max-response-spool"] == 256 * 2**20
@@ -267,31 +272,13 @@ def home(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def each_minute(caption: str) -> list[str]:
-    """Return the command line that cron runs each minute by a block of the page."""
-    minute, command = block("cron", caption).strip().split(" cd ", 1)
-    assert minute == "* * * * *"
-    return ["sh", "-c", f"cd {command}"]
-
-
-def test_cron_starts_a_burst_that_ends_when_nothing_is_left(site: LiveSite, home: Path) -> None:
-    site.send("ledger", {"text": "by cron"})
-    done = subprocess.run(
-        each_minute("crontab, for a host on which no process may stay"),
-        env={**site.environment(), "HOME": str(home)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    assert site.entries() == ["by cron"]
-    assert site.count("process") == 0
-
-
 def test_cron_starts_one_worker_at_a_time_and_ends_it(site: LiveSite, home: Path) -> None:
     site.send("ledger", {"text": "by cron"})
     environment = {**site.environment(), "HOME": str(home)}
-    arguments = each_minute("crontab")
+    line = block("cron", "crontab, for messages that cannot wait for a minute").strip()
+    minute, command = line.split(" cd ", 1)
+    assert minute == "* * * * *"
+    arguments = ["sh", "-c", f"cd {command}"]
     worker = subprocess.Popen(
         arguments, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -323,29 +310,6 @@ def test_the_page_on_cron_sends_what_its_consumer_takes(capsys: pytest.CaptureFi
 
 
 # One machine.
-
-
-def test_systemd_takes_the_unit(tmp_path: Path) -> None:
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("There is no systemd-analyze.")
-    unit = block("deploying", "/etc/systemd/system/site.service")
-    path = tmp_path / "site.service"
-    path.write_text(unit.replace("/srv/site/venv/bin/python", sys.executable).replace("=site\n", "=root\n"))
-    done = subprocess.run(["systemd-analyze", "verify", str(path)], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
-
-
-@pytest.mark.nginx
-def test_nginx_takes_the_file(tmp_path: Path) -> None:
-    if NGINX is None:
-        pytest.skip("There is no nginx.")
-    server = block("deploying", "/etc/nginx/sites-available/site")
-    server = re.sub(r"^ +ssl_certificate.*\n", "", server.replace("443 ssl", f"{HOST}:8443"), flags=re.M)
-    (tmp_path / "conf").write_text(
-        f"pid {tmp_path}/pid; error_log {tmp_path}/log; events {{}} http {{ access_log off; {server} }}"
-    )
-    done = subprocess.run([NGINX, "-t", "-c", str(tmp_path / "conf")], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 def test_runserver_is_ours_with_these_settings() -> None:

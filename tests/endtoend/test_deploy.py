@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shlex
@@ -316,15 +317,24 @@ def test_cron_runs_the_crontab(tmp_path: Path) -> None:
     lines = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
     variables = dict(line.split("=", 1) for line in lines if re.match(r"[A-Z_]+=", line))
     assert variables["DJANGO_SETTINGS_MODULE"] == "livesite.settings"
-    (line,) = (line for line in lines if "runworker" in line)
-    minute, command = line.split(" cd ", 1)
-    assert minute == "* * * * *"
-    command = command.replace(r"\%", "%").replace("worker.lock", str(tmp_path / "worker.lock"))
+    worker, purge = (line for line in lines if " cd " in line)
+    assert re.match(r"(\* ){5}cd ", worker) and re.match(r"\d+ \d+ \* \* \* cd ", purge)
+    lock = tmp_path / "worker.lock"
+
+    def run(line: str) -> tuple[int, str, str]:
+        command = line.partition(" cd ")[2].replace(r"\%", "%").replace("worker.lock", str(lock))
+        environment = {**site.environment(), **variables}
+        done = subprocess.run(
+            ["sh", "-c", f"cd {command}"], env=environment, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stdout, done.stderr
+
     site.send("ledger", {"text": "by cron"})
-    environment = {**site.environment(), **variables}
-    arguments = ["sh", "-c", f"cd {command}"]
-    worker = subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
-    _, errors = worker.communicate(timeout=60)
-    assert (worker.returncode, errors, site.entries()) == (0, "", ["by cron"])
-    assert site.count("process") == 0
+    with lock.open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert run(worker) == (1, "", "")  # another one still runs
+    assert site.entries() == []
+    assert run(worker) == (0, "", "")
+    assert (site.entries(), site.count("process")) == (["by cron"], 0)
+    assert run(purge) == (0, "", "")
     site.end()

@@ -358,6 +358,7 @@ def program_context(program: Program, values: dict[str, Any], options: dict[str,
     path = options.get("pythonpath")
     own = [f"--pythonpath={os.path.abspath(path)}"] if path else []
     start = [program.python, *program.words]
+    names = ["max_messages", "max_memory", "layer", "wait_for_database"]
     return {
         "folder": str(program.folder),
         "enter": ["cd", str(program.folder)],
@@ -366,8 +367,9 @@ def program_context(program: Program, values: dict[str, Any], options: dict[str,
         "server": [*start, "runchannels", *option_words(values, FLAGS), *own],
         "worker": [
             *(*start, "runworker", "--exclude", "http.*", "--exclude", "websocket.*"),
-            *(*option_words(values, ["max_messages", "max_memory", "layer", "wait_for_database"]), *own),
+            *(*option_words(values, names), *own),
         ],
+        "purge": [*start, "channels_purge", "--older-than", "30d", "--no-input", *own],
     }
 
 
