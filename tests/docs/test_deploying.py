@@ -35,7 +35,6 @@ from tests.harness import HOST, MANAGE, LiveSite, Served, children, close_all, u
 
 ROOT = Path(__file__).parents[2]
 CONTRIBUTING = (ROOT / "CONTRIBUTING.rst").read_text()
-NGINX = shutil.which("nginx", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 
 
 def block(page: str, caption: str) -> str:

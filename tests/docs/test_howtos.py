@@ -276,7 +276,8 @@ def test_the_log_has_the_tracebacks_of_views(run: Run) -> None:
     assert setting["disable_existing_loggers"] is False  # or that of the server would be silent
 
 
-def test_production_has_these_settings(run: Run) -> None:
+def test_production_has_these_settings(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", "of /etc/site.env")
     names = run("deploying", "settings.py")
     assert names["DEBUG"] is False
     assert names["SESSION_COOKIE_SECURE"] and names["CSRF_COOKIE_SECURE"]
