@@ -2,16 +2,19 @@
 
 Lines have the combined log format of Apache and nginx, and end with the milliseconds that the request took. A WebSocket
 has three: one when it asks (WSCONNECT), one with the answer, 101 or a refusal, as for any request, and one at its end
-(WSDISCONNECT, with the close code in place of the status).
+(WSDISCONNECT, with the close code in place of the status). With ``--access-log-format json`` each line is an object.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import time
+from collections.abc import Callable
+from datetime import datetime, timezone
 from functools import lru_cache
 
-from dbchannels.redaction import log_field
+from dbchannels.redaction import log_field, mask_query
 from dbchannels.server.http.messages import Request
 
 log = logging.getLogger("dbchannels.access")
@@ -37,6 +40,54 @@ def access_line(
     )
 
 
+def json_line(
+    client: str,
+    line: str,
+    status: object,
+    size: object,
+    seconds: float,
+    request: Request | None = None,
+) -> str:
+    """Return the same as an object of JSON, in ASCII; what is not known is null.
+
+    ``method`` is WSCONNECT or WSDISCONNECT for the first and the last line of a WebSocket, and ``event`` is
+    ``connect``, ``disconnect`` or ``request``.
+    """
+    headers = dict(reversed(request.headers)) if request is not None else {}
+    method, target, version = [*line.split(" ", 2), "", ""][:3]
+    fields = {
+        "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+        "event": {"WSCONNECT": "connect", "WSDISCONNECT": "disconnect"}.get(method, "request"),
+        "client": _json_field(client, FIELD),
+        "method": _json_field(method, FIELD),
+        "target": _json_field(target, LINE),
+        "version": _json_field(version.removeprefix("HTTP/"), FIELD),
+        "status": status if isinstance(status, int) else None,
+        "bytes": size if isinstance(size, int) else None,
+        "ms": round(seconds * 1000, 1),
+    }
+    for name in (b"referer", b"user-agent"):
+        fields[name.decode().replace("-", "_")] = _json_field(headers.get(name, b"").decode("latin-1"), FIELD)
+    return json.dumps(fields).replace("\x7f", "\\u007f")
+
+
+def _json_field(text: str, most: int) -> str | None:
+    """Return a text from a client, masked and cut; a lone surrogate, which no JSON may have, as a question mark."""
+    masked = mask_query(text[: 2 * most])
+    shown = masked if len(masked) <= most else f"{masked[: most - 3]}..."
+    return shown.encode("utf-8", "replace").decode() or None
+
+
+FORMATS: dict[str, Callable[..., str]] = {"combined": access_line, "json": json_line}
+_format = access_line
+
+
+def use_format(name: str) -> None:
+    """Write all further lines in one of the FORMATS."""
+    global _format
+    _format = FORMATS[name]
+
+
 def log_request(
     client: str, line: str, status: int, size: int, seconds: float, request: Request | None
 ) -> None:
@@ -44,14 +95,14 @@ def log_request(
     if log.isEnabledFor(logging.INFO):
         if request is not None:
             client, line = request.client[0], f"{request.method} {request.target} HTTP/{request.http_version}"
-        _write(access_line(client, line, status, size, seconds, request))
+        _write(_format(client, line, status, size, seconds, request))
 
 
 def log_websocket(event: str, request: Request, status: object, seconds: float) -> None:
     """Log ``WSCONNECT`` or ``WSDISCONNECT``."""
     if log.isEnabledFor(logging.INFO):
         line = f"{event} {request.target} HTTP/{request.http_version}"
-        _write(access_line(request.client[0], line, status, "-", seconds, request))
+        _write(_format(request.client[0], line, status, "-", seconds, request))
 
 
 def _write(line: str) -> None:

@@ -355,6 +355,15 @@ class LaunchConfig:
             "help": "write a line for each request and WebSocket (on)",
         },
     )
+    access_log_format: str = parsed(
+        "combined",
+        lambda given: given["access_log_format"],
+        access_log_format={
+            "choices": ("combined", "json"),
+            "default": "combined",
+            "help": "the form of these lines: as Apache and nginx write them, or an object of JSON (combined)",
+        },
+    )
     passed_on: tuple[str, ...] = ()  # options of manage.py itself that child processes need too
 
     @classmethod

@@ -11,6 +11,7 @@ from dbchannels.exceptions import DBChannelsError
 from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.processes import production
 from dbchannels.processes.first import leave_first_place
+from dbchannels.server.access_log import use_format
 from dbchannels.server.options import LaunchConfig, add_options
 
 
@@ -33,6 +34,7 @@ class Command(HintingCommand):
         try:
             config = LaunchConfig.from_options(options)
             logging.getLogger("dbchannels.access").disabled = not config.access_log
+            use_format(config.access_log_format)
             production.run(config, self.stdout.write)
         except KeyboardInterrupt:  # before it serves: it may have waited for the database
             raise SystemExit(130) from None
