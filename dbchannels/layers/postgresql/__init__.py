@@ -167,14 +167,9 @@ class PostgreSQLLayer(DjangoLayer):
         try:
             with closing(self.session(session_name("check"))) as session:
                 ((present,),) = session.execute([(sql.TABLES_PRESENT, {})])
-                if session.pooled:
-                    # It is in transaction mode if it gives two open sessions the same backend.
-                    with closing(self.session(session_name("check"))) as other:
-                        backends = [
-                            [one.execute([(sql.BACKEND, {})]) for one in (session, other)] for _ in range(10)
-                        ]
-                    if any(own == others for own, others in backends):
-                        log.warning(POOLER, self.alias, self.poll_interval())
+                pooled = self.behind_pooler(session)
+            if pooled:
+                log.warning(POOLER, self.alias, self.poll_interval())
         except LayerUnavailable as error:
             unavailable = LayerUnavailable(
                 f"The database {self.database!r} cannot be used ({error}): start it, or correct DATABASES."
@@ -185,6 +180,16 @@ class PostgreSQLLayer(DjangoLayer):
             raise LayerUnavailable(
                 f"The database {self.database!r} has no tables for the channels yet: run 'manage.py migrate'."
             )
+
+    def behind_pooler(self, session: Session) -> bool:
+        """Whether a pooler in transaction mode stands before the database; ``session`` is one of the layer's own."""
+        session.execute([(sql.BACKEND, {})])
+        if not session.pooled:
+            return False
+        # It is in transaction mode if it gives two open sessions the same backend.
+        with closing(self.session(session_name("check"))) as other:
+            backends = [[one.execute([(sql.BACKEND, {})]) for one in (session, other)] for _ in range(10)]
+        return any(own == others for own, others in backends)
 
     def describe(self) -> str:
         with closing(self.session(session_name("check"))) as session:

@@ -1,0 +1,126 @@
+"""The checks of ``channels_doctor`` of the channels, and of the processes that serve them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from itertools import filterfalse
+
+from django.conf import settings
+
+from dbchannels.layers.overview import ChannelStatus, overview
+from dbchannels.management.doctor.patient import NOTE, OK, WRONG, Finding, Patient
+from dbchannels.management.output import consumers_of, counted, near, short
+from dbchannels.models import Process
+from dbchannels.names import is_protocol
+
+WAITS = 300.0  # seconds that a message may wait on a channel that is not paused
+
+
+def routing(patient: Patient) -> Iterator[Finding]:
+    """Whether the consumers can be imported."""
+    patient.consumers = consumers_of(patient.layer.alias)
+    yield Finding(OK, f"The routing has consumers of {counted(len(patient.consumers), 'channel')}.")
+
+
+def processes(patient: Patient) -> Iterator[Finding]:
+    """Who is alive, and where."""
+    patient.overview = overview(patient.layer)
+    found = patient.overview.processes
+    alive = [one for one in found if one.alive]
+    for kind, start in ((Process.SERVER, "runchannels"), (Process.WORKER, "runchannels or runworker")):
+        by_host = Counter(one.host for one in alive if one.kind == kind)
+        where = ", ".join(f"{host} ({number})" for host, number in sorted(by_host.items()))
+        if by_host:
+            yield Finding(OK, f"Alive {kind}s: {where}.")
+        else:
+            yield Finding(WRONG, f"No {kind} is alive: start {start}.")
+    if gone := [one.name for one in found if not one.alive]:
+        yield Finding(
+            NOTE,
+            f"The lease of {' and '.join(gone[:3])} has expired: the next live process cleans up after it.",
+        )
+    versions = {one.reads for one in alive}
+    if len(versions) > 1:
+        yield Finding(NOTE, "Processes of two versions are alive: that is right while a deploy goes on.")
+    here = {one.host for one in alive}
+    if len(here) > 1 and settings.SESSION_ENGINE.endswith("sessions.backends.file"):
+        yield Finding(
+            WRONG, "Sessions are in files, and processes run on several hosts: use another SESSION_ENGINE."
+        )
+
+
+def channels(patient: Patient) -> Iterator[Finding]:
+    """Whether everything that waits is taken."""
+    found = {one.channel: one for one in patient.overview.channels}
+    consumers = patient.consumers
+    wrong = 0
+    for name in sorted(consumers or {}):
+        if not found.get(name, ChannelStatus(name)).workers:
+            wrong += 1
+            yield Finding(
+                WRONG,
+                f"{name} has a consumer, and no live worker takes it: start a worker, or change --only and --exclude.",
+            )
+    for one in found.values():
+        waits = one.ready + one.delayed
+        number = f"{waits:,}{'+' * bool(one.more & {'ready', 'delayed'})} {'message' if waits == 1 else 'messages'}"
+        if one.durable and waits and consumers is not None and one.channel not in consumers:
+            wrong += 1
+            yield Finding(
+                WRONG,
+                f"{one.channel} has {number} and no consumer, so they wait for ever: write one, or delete them "
+                f"(channels_purge --waiting).{near(one.channel, filterfalse(is_protocol, consumers))}",
+            )
+        elif one.unattended and one.channel not in (consumers or {}):
+            wrong += 1
+            yield Finding(WRONG, f"{one.channel} has {number}, and no live worker takes it: start a worker.")
+    if not wrong:
+        yield Finding(OK, "A live worker takes each channel that has a consumer or a message.")
+
+
+def pauses(patient: Patient) -> Iterator[Finding]:
+    """Channels that somebody has paused."""
+    paused = [one for one in patient.overview.channels if one.pause]
+    for one in paused:
+        assert one.pause is not None
+        yield Finding(
+            NOTE,
+            f"{one.channel} is paused, by {one.pause.paused_by or 'somebody'}: run 'manage.py channels_resume "
+            f"{one.channel}' to end that.",
+        )
+    if not paused:
+        yield Finding(OK, "No channel is paused.")
+
+
+def oldest(patient: Patient) -> Iterator[Finding]:
+    """The message that has waited for longest."""
+    waiting = [(one.oldest, one.channel) for one in patient.overview.channels if one.oldest and not one.pause]
+    seconds, channel = max(waiting, default=(0.0, ""))
+    if seconds > WAITS:
+        yield Finding(
+            WRONG,
+            f"A message of {channel} has waited for {short(seconds)}: add workers, or see why those there are slow.",
+        )
+    elif channel:
+        yield Finding(OK, f"The oldest message has waited for {short(seconds)}, on {channel}.")
+    else:
+        yield Finding(OK, "No message waits.")
+
+
+def dead_letters(patient: Patient) -> Iterator[Finding]:
+    """Messages that failed for good."""
+    dead = {
+        one.channel: f"{one.dead:,}{'+' * ('dead' in one.more)}"
+        for one in patient.overview.channels
+        if one.dead
+    }
+    if dead:
+        listed = ", ".join(f"{channel} ({number})" for channel, number in list(dead.items())[:5])
+        more = f" and {len(dead) - 5} more channels" if len(dead) > 5 else ""
+        yield Finding(
+            NOTE,
+            f"There are dead letters of {listed}{more}: see the admin, then 'manage.py replay' or channels_purge.",
+        )
+    else:
+        yield Finding(OK, "There is no dead letter.")
