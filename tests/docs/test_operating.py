@@ -243,6 +243,7 @@ def a_failure_is_counted(shop: Shop) -> None:
 #: What must be there before the command of a console block that contains these words.
 BEFORE: dict[str, Callable[[Shop], Any]] = {
     "manage.py replay": Shop.fail,
+    "channels_status invoices": lambda shop: (shop.fail(), shop.wait(3, "invoices", delay=3600)),
     "global_statistics": statistics,
     "'pid', 'work'": an_export_runs,
     "/metrics/": a_failure_is_counted,

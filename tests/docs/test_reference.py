@@ -21,9 +21,9 @@ from dbchannels.server.options import LaunchConfig
 from dbchannels.server.wsgi_gateway import Gateway
 from dbchannels.wsgi import get_wsgi_application
 from tests.docs import pages
+from tests.docs.test_tables import OURS
 
 PAGES = ["settings", "commands", "checks", "server", "wsgi"]
-OURS = ["runchannels", "runserver", "runworker", "showchannels", "replay", "channels_deploy"]
 
 
 def settings_of(page: str) -> list[dict[str, Any]]:

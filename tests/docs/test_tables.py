@@ -12,13 +12,23 @@ from docs import tables
 from tests.docs import pages
 
 DIRECTIVES = [words for page in pages.names() for words in pages.generated(page)]
+OURS = (
+    *(
+        "runchannels",
+        "runserver",
+        "runworker",
+        "showchannels",
+        "replay",
+        "channels_status",
+        "channels_doctor",
+    ),
+    *("channels_send", "channels_pause", "channels_resume", "channels_purge", "channels_deploy"),
+)
 #: The options of Django's own command.
 DJANGO = {"runserver": ["addrport", "--ipv6", "--nothreading", "--noreload", "--insecure", "--nostatic"]}
 
 
-@pytest.mark.parametrize(
-    "command", ["runchannels", "runserver", "runworker", "replay", "showchannels", "channels_deploy"]
-)
+@pytest.mark.parametrize("command", OURS)
 def test_each_option_is_in_one_table(command):
     shown = Counter(
         row for kind, *words in DIRECTIVES if words[:1] == [command] for row in tables.options(*words)[1:]
@@ -48,7 +58,7 @@ def test_the_default_of_an_option_is_the_one_that_its_help_names():
             assert f"({action.default:,})" in action.help
 
 
-@pytest.mark.parametrize("command", ["runchannels", "runserver", "runworker"])
+@pytest.mark.parametrize("command", OURS)
 def test_a_help_text_ends_with_one_full_stop(command):
     meanings = [row[2] for row in tables.options(command, "*")[1:]]
     assert [text for text in meanings if not text.endswith(".") or text.endswith("..")] == []
