@@ -134,7 +134,20 @@ def test_a_site_without_processes_is_told_to_start_them(layer):
     found = wrong(findings())
     assert "No server is alive: start runchannels." in found
     assert "No worker is alive: start runchannels or runworker." in found
-    assert any(text.startswith("invoices has a consumer, and no live worker takes it") for text in found)
+    assert not any("no live worker takes" in text for text in found)
+
+
+def test_channels_that_no_worker_takes_are_listed_together(layer, alive):
+    alive.record_work("w1", json.dumps({"takes": ["http.request"]}))
+    (text,) = wrong(findings("--max-connections", "100"))
+    assert text.startswith("invoices has a consumer, and no live worker takes it: start a worker")
+    for number in range(7):
+        consumer(f"own.{number}")(make_invoice)
+    table.site_routing.cache_clear()
+    (text,) = wrong(findings("--max-connections", "100"))
+    assert text.startswith(
+        "invoices, own.0, own.1, own.2, own.3 and 3 more have consumers, and no live worker takes them"
+    )
 
 
 def test_a_channel_without_a_consumer_is_named_with_its_neighbour(layer, alive):

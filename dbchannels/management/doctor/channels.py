@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import filterfalse
 
 from django.conf import settings
 
-from dbchannels.layers.overview import ChannelStatus, overview
+from dbchannels.layers.overview import DEAD, DELAYED, READY, ChannelStatus, overview
 from dbchannels.management.doctor.patient import NOTE, OK, WRONG, Finding, Patient
 from dbchannels.management.output import consumers_of, counted, near, short
 from dbchannels.models import Process
@@ -38,7 +38,7 @@ def processes(patient: Patient) -> Iterator[Finding]:
     if gone := [one.name for one in found if not one.alive]:
         yield Finding(
             NOTE,
-            f"The lease of {' and '.join(gone[:3])} has expired: the next live process cleans up after it.",
+            f"The lease of {listed(gone)} has expired: the next live process cleans up after it.",
         )
     versions = {one.reads for one in alive}
     if len(versions) > 1:
@@ -53,30 +53,39 @@ def processes(patient: Patient) -> Iterator[Finding]:
 def channels(patient: Patient) -> Iterator[Finding]:
     """Whether everything that waits is taken."""
     found = {one.channel: one for one in patient.overview.channels}
-    consumers = patient.consumers
-    wrong = 0
-    for name in sorted(consumers or {}):
-        if not found.get(name, ChannelStatus(name)).workers:
-            wrong += 1
-            yield Finding(
-                WRONG,
-                f"{name} has a consumer, and no live worker takes it: start a worker, or change --only and --exclude.",
-            )
+    consumers, wrong = patient.consumers or {}, 0
+    works = any(one.alive and one.kind == Process.WORKER for one in patient.overview.processes)
+    idle = [name for name in sorted(consumers) if not found.get(name, ChannelStatus(name)).workers]
+    if works and idle:  # without any worker the line about that says enough
+        wrong += 1
+        what, whom = ("a consumer", "it") if len(idle) == 1 else ("consumers", "them")
+        yield Finding(
+            WRONG,
+            f"{listed(idle)} {'has' if len(idle) == 1 else 'have'} {what}, and no live worker takes {whom}: start a "
+            "worker, or change --only and --exclude.",
+        )
     for one in found.values():
         waits = one.ready + one.delayed
-        number = f"{waits:,}{'+' * bool(one.more & {'ready', 'delayed'})} {'message' if waits == 1 else 'messages'}"
-        if one.durable and waits and consumers is not None and one.channel not in consumers:
+        number = f"{waits:,}{'+' * bool(one.more & {READY, DELAYED})} message{'' if waits == 1 else 's'}"
+        if one.durable and waits and patient.consumers is not None and one.channel not in consumers:
             wrong += 1
             yield Finding(
                 WRONG,
-                f"{one.channel} has {number} and no consumer, so they wait for ever: write one, or delete them "
-                f"(channels_purge --waiting).{near(one.channel, filterfalse(is_protocol, consumers))}",
+                f"{one.channel} has {number} and no consumer: write one, or delete what waits there (channels_purge "
+                f"--waiting).{near(one.channel, filterfalse(is_protocol, consumers))}",
             )
-        elif one.unattended and one.channel not in (consumers or {}):
+        elif works and one.unattended and one.channel not in consumers:
             wrong += 1
             yield Finding(WRONG, f"{one.channel} has {number}, and no live worker takes it: start a worker.")
-    if not wrong:
+    if works and not wrong:
         yield Finding(OK, "A live worker takes each channel that has a consumer or a message.")
+
+
+def listed(parts: Sequence[str]) -> str:
+    """Return the first five, and how many more there are."""
+    first, more = list(parts[:5]), len(parts) - 5
+    last = f"{more:,} more" if more > 0 else first.pop()
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def pauses(patient: Patient) -> Iterator[Finding]:
@@ -105,22 +114,20 @@ def oldest(patient: Patient) -> Iterator[Finding]:
     elif channel:
         yield Finding(OK, f"The oldest message has waited for {short(seconds)}, on {channel}.")
     else:
-        yield Finding(OK, "No message waits.")
+        yield Finding(OK, "No message waits on a channel that is not paused.")
 
 
 def dead_letters(patient: Patient) -> Iterator[Finding]:
     """Messages that failed for good."""
-    dead = {
-        one.channel: f"{one.dead:,}{'+' * ('dead' in one.more)}"
+    dead = [
+        f"{one.channel} ({one.dead:,}{'+' * (DEAD in one.more)})"
         for one in patient.overview.channels
         if one.dead
-    }
+    ]
     if dead:
-        listed = ", ".join(f"{channel} ({number})" for channel, number in list(dead.items())[:5])
-        more = f" and {len(dead) - 5} more channels" if len(dead) > 5 else ""
         yield Finding(
             NOTE,
-            f"There are dead letters of {listed}{more}: see the admin, then 'manage.py replay' or channels_purge.",
+            f"There are dead letters of {listed(dead)}: see the admin, then 'manage.py replay' or channels_purge.",
         )
     else:
         yield Finding(OK, "There is no dead letter.")
