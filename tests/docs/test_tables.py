@@ -12,18 +12,20 @@ from docs import tables
 from tests.docs import pages
 
 DIRECTIVES = [words for page in pages.names() for words in pages.generated(page)]
-OURS = (
-    *(
-        "runchannels",
-        "runserver",
-        "runworker",
-        "showchannels",
-        "replay",
-        "channels_status",
-        "channels_doctor",
-    ),
-    *("channels_send", "channels_pause", "channels_resume", "channels_purge", "channels_deploy"),
-)
+OURS = [
+    "runchannels",
+    "runserver",
+    "runworker",
+    "showchannels",
+    "replay",
+    "channels_deploy",
+    "channels_doctor",
+    "channels_pause",
+    "channels_purge",
+    "channels_resume",
+    "channels_send",
+    "channels_status",
+]
 #: The options of Django's own command.
 DJANGO = {"runserver": ["addrport", "--ipv6", "--nothreading", "--noreload", "--insecure", "--nostatic"]}
 
