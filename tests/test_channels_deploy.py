@@ -120,6 +120,7 @@ def test_a_wrong_option_is_one_sentence(printed: Print) -> None:
         ({**POSTGRESQL, "HOST": "db.example"}, "network-online.target"),
         ({**POSTGRESQL, "OPTIONS": {"service": "site"}}, "network-online.target"),
         (SQLITE, "network.target"),
+        ({}, "network.target"),
     ],
 )
 def test_the_service_waits_for_a_database_of_this_machine(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import re
 import shlex
@@ -274,6 +275,25 @@ class Client:
 
     def __init__(self, port: int) -> None:
         self.port = port
+
+
+def test_the_commands_of_the_image_run(tmp_path: Path) -> None:
+    project = Project(tmp_path / "app")
+    static = tmp_path / "static"
+    with (project.folder / "mysite" / "settings.py").open("a") as settings:
+        settings.write(f'\nINSTALLED_APPS += ["django.contrib.staticfiles"]\nSTATIC_ROOT = {str(static)!r}\n')
+        settings.write('STATIC_URL = "static/"\n')
+    text = project.run("channels_deploy", "docker")
+    (collect,) = re.findall(r"^RUN (SECRET_KEY=.+)$", text, re.M)
+    (migrate,) = re.findall(r"^    command: (.+)$", text, re.M)
+    environment = {**ENVIRONMENT, "PATH": f"{project.python.parent}:/usr/bin:/bin"}
+    for command in (collect, shlex.join(json.loads(migrate))):
+        done = subprocess.run(
+            ["sh", "-c", command], cwd=project.folder, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert (static / "dbchannels" / "dbchannels.js").exists()
+    assert (project.folder / "db.sqlite3").exists()
 
 
 def test_systemd_takes_the_units(tmp_path: Path) -> None:

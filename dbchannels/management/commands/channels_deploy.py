@@ -52,7 +52,6 @@ ONLY_TAG = re.compile(r"^({% (?:if|elif|else|endif|for|endfor|include)\b[^\n]*?%
 WEB_GROUPS = ("www-data", "nginx", "caddy", "http")  # those of nginx and Caddy, by distribution
 STOPPING = 10  # seconds that the server may need at its end beyond --graceful-timeout, with some to spare
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-MIB = 2**20
 
 register = Library()
 register.filter("json", json.dumps)  # so Docker takes a command, and YAML a list or a string
@@ -173,8 +172,9 @@ class Database(NamedTuple):
     @classmethod
     def of(cls, *aliases: str) -> Database:
         """Read the settings of these aliases."""
-        found = [settings.DATABASES[alias] for alias in dict.fromkeys(aliases) if alias in settings.DATABASES]
-        servers = [one for one in found if not one.get("ENGINE", "").endswith(("sqlite3", "spatialite"))]
+        entries = [settings.DATABASES.get(alias, {}) for alias in dict.fromkeys(aliases)]
+        found = [one for one in entries if one.get("ENGINE")]
+        servers = [one for one in found if not one["ENGINE"].endswith(("sqlite3", "spatialite"))]
         hosts = [str(one.get("HOST") or "") for one in servers]
         away = any(one.get("OPTIONS", {}).get("service") for one in servers) or any(
             host and host not in LOCAL_HOSTS and not host.startswith("/") for host in hosts
@@ -358,7 +358,7 @@ def program_context(program: Program, values: dict[str, Any], options: dict[str,
     path = options.get("pythonpath")
     own = [f"--pythonpath={os.path.abspath(path)}"] if path else []
     start = [program.python, *program.words]
-    names = ["max_messages", "max_memory", "layer", "wait_for_database"]
+    names = "max_messages", "max_memory", "layer", "wait_for_database"
     return {
         "folder": str(program.folder),
         "enter": ["cd", str(program.folder)],
@@ -461,8 +461,8 @@ def docker_context(program: Program, values: dict[str, Any], config: LaunchConfi
                 f"{path!r} cannot be written into a Dockerfile. Rename it in letters and digits."
             )
     manage = ["django-admin"] if os.path.isabs(program.words[-1]) else ["python", *program.words]
-    size = math.ceil((server.max_spool + server.max_response_spool) / MIB)
-    budgets = 2 * (server.max_body_memory + server.max_websocket_memory) / MIB
+    size = math.ceil((server.max_spool + server.max_response_spool) / 2**20)
+    budgets = 2 * (server.max_body_memory + server.max_websocket_memory) / 2**20
     return {
         "root": str(root),
         "below": "" if below == "." else below,
