@@ -44,7 +44,7 @@ def a_million(layer):
         )
 
 
-def test_a_million_that_wait_are_not_counted_to_the_end(layer, a_million):
+def test_a_million_that_wait_are_counted_in_indexes_and_not_to_the_end(layer, a_million):
     found = {one.channel: one for one in channel_states(layer)}
     busy = found["busy"]
     assert busy.ready >= MOST and "ready" in busy.more
@@ -53,9 +53,6 @@ def test_a_million_that_wait_are_not_counted_to_the_end(layer, a_million):
     assert found["dead-3"].dead == 500 and not found["dead-3"].more - {"delayed"}
     assert found["http.request"].ready == MOST
     assert all("dead" in one.more for one in channel_states(layer, most=10) if one.dead)
-
-
-def test_the_plan_reads_indexes_alone(layer, a_million):
     for statement in ("ANALYZE", "VACUUM"):
         with connection.cursor() as cursor:
             cursor.execute(
@@ -68,4 +65,3 @@ def test_the_plan_reads_indexes_alone(layer, a_million):
         assert set(re.findall(r"Seq Scan on (\w+)", plan)) <= {"dbchannels_inflight"}, plan
         rows = re.findall(r"actual rows=(\d+)(?:\.\d+)? loops=(\d+)", plan)
         assert max(int(number) * int(loops) for number, loops in rows) <= 4 * MOST, plan
-        print(plan)

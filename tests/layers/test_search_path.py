@@ -8,6 +8,7 @@ import pytest
 from django.db import DatabaseError, connection
 
 from dbchannels.layers.operations import BatchResult, Connect, Disconnect, Failure, GroupAdd, Keep, Send
+from dbchannels.layers.overview import MOST, STATES
 from dbchannels.models import Process
 from tests import kinds
 
@@ -124,6 +125,9 @@ def test_what_a_site_calls_on_its_own_connection_calls_none_either(layer, new_li
     layer.group_clear("group")
     layer.channel_statistics("own")
     layer.global_statistics()
+    with connection.cursor() as cursor:
+        cursor.execute(STATES, {"most": MOST, "channels": 9})
+        assert cursor.fetchall()
     (delivery,) = link.claim(["own"], 1, "w")
     assert layer.acknowledge("w", delivery)
     layer.replay(layer.dead_letter_ids(["own"]))
