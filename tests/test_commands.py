@@ -22,7 +22,7 @@ from dbchannels.management import output
 from dbchannels.management.commands import runchannels, runserver, runworker
 from dbchannels.processes import production
 from dbchannels.routing import table
-from dbchannels.server.listeners import Address, SocketPermissions
+from dbchannels.server.listeners import DEFAULT, Address, SocketPermissions
 from dbchannels.server.options import LaunchConfig, ServerConfig
 from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from dbchannels.server.server import InterfaceServer
@@ -104,10 +104,10 @@ def test_the_command_says_it_too():
 def bound(*arguments, monkeypatch):
     """Return where runchannels would listen with these arguments."""
     configs = []
-    monkeypatch.setattr(production, "run", lambda config, write: configs.append(config))
+    monkeypatch.setattr(production, "run", lambda config, *_: configs.append(config))
     call_command("runchannels", *arguments)
     (one,) = configs
-    return [str(address) for address in one.server.addresses]
+    return [str(address) for address in one.server.addresses or [DEFAULT]]
 
 
 @pytest.mark.parametrize(

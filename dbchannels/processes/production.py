@@ -22,14 +22,24 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
+from dbchannels.processes.handover import (
+    READY_WITHIN,
+    ControlSocket,
+    Predecessor,
+    TakeoverFailed,
+    await_ready,
+    control_listener,
+)
 from dbchannels.processes.supervisor import Supervisor, Task, has_terminal, manage_command
+from dbchannels.processes.systemd import Service
 from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.server.http.direct import DirectViews
 from dbchannels.server.http.dispatch import DevelopmentFiles
 from dbchannels.server.http.response_buffer import SentFiles
+from dbchannels.server.listeners import Inherited
 from dbchannels.server.options import LaunchConfig
 from dbchannels.server.server import InterfaceServer
-from dbchannels.wakeup import WakeupPipe
+from dbchannels.wakeup import WakeupPipe, wait_readable
 from dbchannels.worker.views import ApplicationViews, site_application
 
 log = logging.getLogger("dbchannels.server")
@@ -40,38 +50,151 @@ LEAST_WORK = 1.5  # seconds that the workers have at least, when the requests to
 Write = Callable[[str], Any]  # shows a text on the terminal
 
 
-def run(config: LaunchConfig, write: Write) -> None:
-    """Serve until SIGTERM or Ctrl-C, and end all processes. Raises DBChannelsError if the start fails."""
+def run(config: LaunchConfig, write: Write, waiting: int | None = None) -> None:
+    """Serve until SIGTERM or Ctrl-C, and end all processes. Raises DBChannelsError if the start fails.
+
+    ``waiting`` is the descriptor of a pipe to a process that waits until this one has taken over.
+    """
+    service = Service()
+    inherited = service.listeners()
+    if inherited.site and config.server.addresses:
+        raise InvalidConfiguration(
+            "The service manager passed sockets (LISTEN_FDS), and the command line names addresses: leave out either."
+        )
     layer = usable_layer(config.layer, config.wait_for_database)
     checks = start_checks(config)
-    wakeups = {kind: WakeupPipe.new() for kind in KINDS}
-    graceful_timeout = config.server.graceful_timeout
     try:
-        server = make_server(config, layer, wakeups)
+        predecessor = Predecessor.find(config.control.path) if config.takeover and config.control else None
+        if predecessor is not None:
+            if inherited != Inherited():
+                raise TakeoverFailed(
+                    "This server has sockets of its own (LISTEN_FDS), so it can take over none."
+                )
+            inherited, service.watchdog = predecessor.listeners, service.watchdog or predecessor.watchdog
+        wakeups = {kind: WakeupPipe.new() for kind in KINDS}
+        server = make_server(config, layer, wakeups, inherited)
         try:
             await_checks(checks, write)
-            supervisor = supervise(tasks(config, wakeups), server, graceful_timeout)
-            stopping = stop_at_signals(supervisor.kill)
-            restart_at_hangup(config, supervisor, stopping)
-            if config.workers:
-                server.has_worker = supervisor.has_ready
-            elif not config.threads:  # views run in workers that others start
-                server.has_worker = lambda: server.relay.http_workers > 0
-            server.start()
-            supervisor.start()
-            write(banner(config, server, layer))
-            stopping.wait()
-            with suppress(OSError):  # the terminal may be gone
-                write("Stopping.")
-            ends_at = time.monotonic() + graceful_timeout + LAST_WORK
-            server.stop(stopping.restart)
-            left = max(LEAST_WORK, ends_at - time.monotonic())
-            gevent.get_hub().threadpool.apply(supervisor.stop, (left,))
+            supervisor = supervise(tasks(config, wakeups), server, config.server.graceful_timeout)
+            Running(config, server, supervisor, service, write).serve(layer, predecessor, waiting)
         finally:
             server.close_listeners()
     finally:
         if checks.poll() is None:
             checks.kill()
+
+
+class Running:
+    """A server with its workers, from its start to its end."""
+
+    def __init__(
+        self,
+        config: LaunchConfig,
+        server: InterfaceServer,
+        supervisor: Supervisor,
+        service: Service,
+        write: Write,
+    ) -> None:
+        self.config, self.server, self.supervisor, self.service = config, server, supervisor, service
+        self.write = write
+        self.stopping = stop_at_signals(supervisor.kill)
+        self.control: ControlSocket | None = None
+        self._workers_end: Any = None  # the result of their end, while this server still drains
+        if config.workers:
+            server.has_worker = supervisor.has_ready
+        elif not config.threads:  # views run in workers that others start
+            server.has_worker = lambda: server.relay.http_workers > 0
+
+    def serve(self, layer: BaseLayer, predecessor: Predecessor | None, waiting: int | None) -> None:
+        """Start, serve, and end."""
+        server, service = self.server, self.service
+        if self.config.control is not None:
+            control = predecessor.control if predecessor else control_listener(self.config.control)
+            self.control = ControlSocket(control, lambda: server.listeners, service.watchdog, self.taken)
+        restart_at_hangup(self.config, self.supervisor, self.stopping, service)
+        server.start(accept=predecessor is None)
+        self.supervisor.start()
+        try:
+            if predecessor is not None:
+                self.take_over(predecessor, waiting)
+            if self.control is not None:
+                self.control.start()
+            with suppress(OSError):  # the terminal may be gone
+                self.write(banner(self.config, server, layer))
+            gevent.spawn(self.tell_ready, predecessor is not None)
+            self.stopping.wait()
+            if self.stopping.taken:
+                server.drain(lambda: self.stopping.signalled)
+            else:
+                service.tell("STOPPING=1", "STATUS=Finishing requests and consumers")
+            with suppress(OSError):  # the terminal may be gone
+                self.write("Stopping.")
+        finally:
+            self.end()
+
+    def take_over(self, predecessor: Predecessor, waiting: int | None) -> None:
+        """Take over when all is ready. Raises TakeoverFailed."""
+
+        def why_not() -> str:
+            predecessor.check()
+            if waiting is not None and waiting in wait_readable([waiting], 0):
+                raise TakeoverFailed(
+                    "The command that started this server has ended, so the running server goes on."
+                )
+            if ending := self.supervisor.unready_end:
+                raise TakeoverFailed(
+                    f"Of the new workers, {ending}, so the running server goes on: correct the code."
+                )
+            return self.server.why_not_ready()
+
+        why = await_ready(why_not, self.stopping.is_set, READY_WITHIN)
+        if self.stopping.is_set():
+            why = "it was told to stop"
+        if why:
+            raise TakeoverFailed(f"This server did not get ready ({why}), so the running one goes on.")
+        predecessor.take_over(self.server.listeners, self.supervisor.ready_names())
+        self.server.accept()
+        if waiting is not None:
+            with suppress(OSError):  # it has ended since
+                os.write(waiting, b"!")
+            os.close(waiting)
+        log.info("This server has taken over from process %d.", predecessor.pid)
+
+    def tell_ready(self, taken_over: bool) -> None:
+        """Tell the service manager that requests are answered; with workers elsewhere, these may wait for this."""
+        if self.config.workers:
+            await_ready(self.server.why_not_ready, self.stopping.is_set)
+        if not self.stopping.is_set():
+            main = [f"MAINPID={os.getpid()}"] if taken_over else []
+            self.service.tell("READY=1", *main, "STATUS=Serving")
+            self.service.feed_watchdog()
+
+    def taken(self, workers: set[str]) -> None:
+        """Let another server accept from now on; its workers, by name, do what this one still has to do."""
+        log.info("Another server has taken over; this one finishes what it has, and ends.")
+        self.service.leave()
+        self.server.hand_over()
+        if self.control is not None:
+            self.control.close()
+        self.server.relay.leave_work_to(workers, self.end_workers)
+        self.stopping.taken = self.stopping.restart = True
+        self.stopping.set()
+
+    def end_workers(self) -> None:
+        """End the workers, without waiting for it."""
+        self._workers_end = gevent.get_hub().threadpool.spawn(self.supervisor.stop)
+
+    def end(self) -> None:
+        """Finish what is under way, and end the workers."""
+        ends_at = time.monotonic() + self.config.server.graceful_timeout + LAST_WORK
+        if self.control is not None:
+            self.control.close()
+        self.server.stop(self.stopping.restart)
+        if self._workers_end is not None and not self.stopping.signalled:
+            self._workers_end.get()
+        else:
+            left = max(LEAST_WORK, ends_at - time.monotonic())
+            gevent.get_hub().threadpool.apply(self.supervisor.stop, (left,))
 
 
 # The parts, for runserver too.
@@ -86,9 +209,14 @@ def usable_layer(alias: str, wait: float = 0.0) -> BaseLayer:
     return layer
 
 
-def make_server(config: LaunchConfig, layer: BaseLayer, wakeups: dict[str, WakeupPipe]) -> InterfaceServer:
+def make_server(
+    config: LaunchConfig,
+    layer: BaseLayer,
+    wakeups: dict[str, WakeupPipe],
+    inherited: Inherited = Inherited(),  # noqa: B008
+) -> InterfaceServer:
     """Return the server, listening at its addresses; raises AddressInUse."""
-    server = InterfaceServer(layer, wakeups, config.server)
+    server = InterfaceServer(layer, wakeups, config.server, inherited)
     if config.server.root_path:
         set_script_prefix(config.server.root_path + "/")  # of a STATIC_URL without a slash at its beginning
     if config.static:
@@ -183,6 +311,8 @@ class Stopping(Event):  # type: ignore[misc]
     """Set when the process is to end; ``restart`` says whether another one follows at once."""
 
     restart = False
+    taken = False  # another one has taken over already
+    signalled = False
 
 
 def stop_at_signals(kill: Callable[[], None] = lambda: None) -> Stopping:
@@ -193,10 +323,10 @@ def stop_at_signals(kill: Callable[[], None] = lambda: None) -> Stopping:
     stopping = Stopping()
 
     def stop(restart: bool) -> None:
-        if stopping.is_set():
+        if stopping.signalled:
             kill()
             os._exit(1)
-        stopping.restart = restart
+        stopping.restart, stopping.signalled = restart or stopping.taken, True
         stopping.set()
 
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
@@ -204,7 +334,9 @@ def stop_at_signals(kill: Callable[[], None] = lambda: None) -> Stopping:
     return stopping
 
 
-def restart_at_hangup(config: LaunchConfig, supervisor: Supervisor, stopping: Stopping) -> None:
+def restart_at_hangup(
+    config: LaunchConfig, supervisor: Supervisor, stopping: Stopping, service: Service
+) -> None:
     """At SIGHUP replace the workers by new ones, which run the new code; another SIGHUP meanwhile starts another round.
 
     The kernel also sends SIGHUP when the terminal is closed from which this was started: then the server stops.
@@ -215,7 +347,9 @@ def restart_at_hangup(config: LaunchConfig, supervisor: Supervisor, stopping: St
         while True:
             asked.wait()
             asked.clear()
-            gevent.get_hub().threadpool.apply(take_over, (config, supervisor))
+            service.tell_reloading()
+            gevent.get_hub().threadpool.apply(replace_workers, (config, supervisor))
+            service.tell("READY=1")
 
     def hang_up() -> None:
         (stopping if at_terminal and not has_terminal() else asked).set()
@@ -224,7 +358,7 @@ def restart_at_hangup(config: LaunchConfig, supervisor: Supervisor, stopping: St
     gevent.spawn(restart)
 
 
-def take_over(config: LaunchConfig, supervisor: Supervisor) -> None:
+def replace_workers(config: LaunchConfig, supervisor: Supervisor) -> None:
     """Check the new code in a child, then replace the workers; if it is broken, the old workers go on."""
     checks = start_checks(config)
     output = None

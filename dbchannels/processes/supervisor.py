@@ -100,6 +100,7 @@ class Supervisor:
         self.stopping = threading.Event()
         self._lock = threading.Lock()
         self._restarting = threading.Lock()
+        self.unready_end = ""  # how the last worker ended that had not got ready
         self._had_ready = False
         self._processes: list[WorkerProcess] = []  # all that run, with those that are about to take over
         self._counted: tuple[Counts, dict[str, int]] = {}, {}  # by those that have ended
@@ -176,6 +177,8 @@ class Supervisor:
                 continue
             status = worker.process.wait()
             was_ready = worker.is_ready()
+            if not was_ready:
+                self.unready_end = f"worker {slot.number} {_ending(status)}"
             steady = was_ready and time.monotonic() - worker.started_at > STEADY
             replaced = self._end(slot, worker)
             if status == REPLACED or (status == 0 and (replaced or self.stopping.is_set())):

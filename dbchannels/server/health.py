@@ -17,7 +17,7 @@ from gevent.server import StreamServer
 
 from dbchannels.server.http.messages import Refused, encode_head, refuse_response
 from dbchannels.server.http.parser import HeadLimits, HeadReader
-from dbchannels.server.listeners import Address, SocketPermissions, listen
+from dbchannels.server.listeners import Listener
 
 MOST = 32  # connections at once
 DEADLINE = 5.0  # seconds for a request and its response
@@ -45,22 +45,21 @@ def check_health(path: str, why_not_ready: str) -> tuple[int, str]:
 
 
 class HealthServer:
-    """Listens at its address at once, and answers from ``start`` to the end of the process."""
+    """Answers at a listener, from ``start`` to ``stop``."""
 
-    def __init__(self, address: Address, why_not_ready: Callable[[], str], metrics: Metrics | None) -> None:
+    def __init__(self, listener: Listener, why_not_ready: Callable[[], str], metrics: Metrics | None) -> None:
         """Without prometheus-client ``metrics`` is None."""
         self._why_not_ready, self._metrics = why_not_ready, metrics
         self._rendering = BoundedSemaphore()
-        self._listener = listen(address, SocketPermissions())
-        self.address = self._listener.address
-        self._server = StreamServer(self._listener.socket, self._serve)
+        self.listener = listener
+        self._server = StreamServer(listener.socket, self._serve)
         self._open: dict[Any, None] = {}  # the greenlet of each connection, the oldest first
         self.start = self._server.start
 
     def stop(self) -> None:
         """Stop answering, and remove the file of a Unix socket."""
         self._server.close()
-        self._listener.remove()
+        self.listener.remove()
 
     def _serve(self, sock: Any, address: Any) -> None:
         """Answer one request. The socket is closed after it, or a process that should be gone would go on answering."""

@@ -9,8 +9,9 @@ import pwd
 import re
 import socket
 import stat
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from dbchannels.exceptions import DBChannelsError, InvalidConfiguration
@@ -56,6 +57,9 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
+DEFAULT = Address("127.0.0.1", 8000)
+
+
 class SocketPermissions(NamedTuple):
     """Who may connect to a Unix socket; -1 leaves the owner or the group as it is."""
 
@@ -84,27 +88,68 @@ class SocketPermissions(NamedTuple):
         return cls(int(mode.removeprefix("0o"), 8), *ids)
 
 
-class Listener(NamedTuple):
+@dataclass(eq=False)
+class Listener:
     """A listening socket. ``address`` has the port that the kernel chose for port 0."""
 
     socket: socket.socket
     address: Address
-    inode: int = 0  # of a Unix socket's file: another server's file may replace it
+    #: Of a Unix socket's file: another server's file may replace it. 0: the file is not this process's to remove.
+    inode: int = 0
+
+    @classmethod
+    def inherited(cls, descriptor: int) -> Listener:
+        """Take a descriptor that another process has made. Raises InvalidConfiguration if it does not listen."""
+        try:
+            os.set_inheritable(descriptor, False)
+            sock = socket.socket(fileno=descriptor)
+            try:
+                sock.setblocking(False)
+                return cls(sock, _listens_at(sock))
+            except OSError:
+                sock.close()
+                raise
+        except OSError as error:
+            raise InvalidConfiguration(
+                f"The descriptor {descriptor} that was passed to this server cannot be used ({error.strerror}): "
+                "pass listening stream sockets, TCP or Unix."
+            ) from None
+
+    def is_at(self, address: Address) -> bool:
+        """Whether this is a listener for an address of the command line; port 0 is any."""
+        return self.address._replace(port=address.port and self.address.port) == address
 
     def remove(self) -> None:
         """Remove the file of a Unix socket, if it is still this listener's."""
-        if self.address.path:
+        if self.inode:
             with suppress(OSError):
                 if os.stat(self.address.path).st_ino == self.inode:
                     os.unlink(self.address.path)
 
 
-def listen_all(addresses: Iterable[Address], permissions: SocketPermissions) -> list[Listener]:
-    """Listen at all addresses; raises AddressInUse, and then listens at none."""
-    listeners: list[Listener] = []
+class Inherited(NamedTuple):
+    """Listeners that this process has not made: of the service manager, or of a server from which it takes over."""
+
+    site: tuple[Listener, ...] = ()
+    probe: Listener | None = None
+
+
+def listen_all(
+    addresses: Sequence[Address], permissions: SocketPermissions, inherited: Sequence[Listener] = ()
+) -> list[Listener]:
+    """Listen at all addresses, the default one if there is none; raises AddressInUse, and then listens at none.
+
+    An inherited listener is taken for its address, and without addresses all of them are taken.
+    """
+    if inherited and not addresses:
+        return list(inherited)
+    free, listeners = list(inherited), list[Listener]()
     try:
-        for address in addresses:
-            listeners.append(listen(address, permissions))
+        for address in addresses or [DEFAULT]:
+            known = next((one for one in free if one.is_at(address)), None)
+            if known is not None:
+                free.remove(known)
+            listeners.append(known or listen(address, permissions))
     except AddressInUse:
         for listener in listeners:
             listener.socket.close()
@@ -142,6 +187,20 @@ def listen(address: Address, permissions: SocketPermissions) -> Listener:
             advice = "there is no such host; name an address of this machine, as 127.0.0.1 or 0.0.0.0"
         raise AddressInUse(f"{address} cannot be used ({reason}): {advice}.") from None
     return listener
+
+
+def _listens_at(sock: socket.socket) -> Address:
+    """Return the address of a listening stream socket, TCP or Unix. Raises OSError for any other."""
+    if sock.type != socket.SOCK_STREAM or not sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+        raise OSError(errno.EINVAL, "it is not a listening stream socket")
+    name = sock.getsockname()
+    if sock.family == socket.AF_UNIX:
+        # Linux's abstract addresses begin with a NUL, and are bytes in Python.
+        return Address("", 0, name if isinstance(name, str) else os.fsdecode(name).replace("\0", "@"))
+    if sock.family not in (socket.AF_INET, socket.AF_INET6):
+        raise OSError(errno.EAFNOSUPPORT, "it is neither a TCP nor a Unix socket")
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # see `listen`
+    return Address(*name[:2])
 
 
 def _bind_unix(sock: socket.socket, address: Address, permissions: SocketPermissions) -> Listener:

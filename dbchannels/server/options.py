@@ -97,6 +97,17 @@ def read_root_path(given: Given) -> str:
     return path.rstrip("/")
 
 
+def read_takeover(given: Given) -> bool:
+    """Return whether to take over from a running server."""
+    if given["takeover"] and not given["control"]:
+        raise InvalidConfiguration(
+            "--takeover needs --control PATH, the socket of the running server: give both."
+        )
+    if given["detach"] and not given["takeover"]:
+        raise InvalidConfiguration("--detach has no effect without --takeover: give both.")
+    return bool(given["takeover"])
+
+
 @dataclass(frozen=True)
 class WebSocketLimits:
     """What one WebSocket may take; beyond a limit it is closed. The options begin with ``--ws-``."""
@@ -147,12 +158,10 @@ class WebSocketLimits:
 class ServerConfig:
     """How the interface server works. Times are seconds, sizes bytes."""
 
+    #: None: see `listen_all`.
     addresses: tuple[Address, ...] = parsed(
-        (Address("127.0.0.1", 8000),),
-        lambda given: (
-            tuple(Address.parse(text) for text in [given.get("address"), *given["bind"]] if text)
-            or ServerConfig.addresses
-        ),
+        (),
+        lambda given: tuple(Address.parse(text) for text in [given.get("address"), *given["bind"]] if text),
         bind={
             "action": "append",
             "default": [],
@@ -268,6 +277,12 @@ class ServerConfig:
     graceful_timeout: float = number(
         10.0, "S", "seconds for requests and consumers to finish when the server stops", 0
     )
+    drain_timeout: float = number(
+        60.0, "S", "seconds for the requests of a server from which another one has taken over", 0
+    )
+    drain_websockets: float = number(
+        5.0, "S", "seconds in which such a server closes its WebSockets, one by one, with 1012", 0
+    )
 
     ws_compression: bool = parsed(
         False,
@@ -344,6 +359,27 @@ class LaunchConfig:
             "default": 16,
             "metavar": "N",
             "help": "threads for views, with --http=direct (16)",
+        },
+    )
+    control: Address | None = parsed(
+        None,
+        lambda given: Address.parse(f"unix:{given['control']}") if given["control"] else None,
+        control={
+            "default": "",
+            "metavar": "PATH",
+            "help": "a Unix socket, for this user alone, at which another server can take over (none)",
+        },
+    )
+    takeover: bool = parsed(
+        False,
+        read_takeover,
+        takeover={
+            "action": "store_true",
+            "help": "take over from the server at --control once this one is ready; if there is none, just start",
+        },
+        detach={
+            "action": "store_true",
+            "help": "with --takeover: serve in the background, and return once it is done",
         },
     )
     access_log: bool = parsed(

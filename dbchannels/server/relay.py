@@ -23,7 +23,7 @@ import random
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from contextlib import closing, suppress
 from functools import partial
 from typing import Any, Protocol
@@ -264,6 +264,19 @@ class Relay:
         """Return the sending of a message that this server made itself."""
         payload = codec.encode_trusted(message)
         return Send(channel, payload, message.get("reply_channel") or "", self.layer.options["expiry"])
+
+    def leave_work_to(self, workers: Set[str], end: Callable[[], None]) -> None:
+        """Call ``end``, in the hub, if workers of another process tree, by name, are on this layer.
+
+        They do the rest of the work, so that this server's own workers can be ended.
+        """
+
+        def look(link: Link) -> None:
+            if not workers.isdisjoint(link.workers()):
+                self.own_workers, self._local_wakeups = set, {}
+                self.hub.call(end)
+
+        self._chores.put(look)
 
     def clean_up_after(self, worker: str) -> None:
         """Clean up after a worker that died."""

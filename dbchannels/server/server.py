@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Callable
 from typing import Any
@@ -32,7 +33,14 @@ from dbchannels.server.http.dispatch import Requests
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.http.messages import Request
 from dbchannels.server.http.reader import RequestReader
-from dbchannels.server.listeners import AddressInUse, Listener, listen_all
+from dbchannels.server.listeners import (
+    AddressInUse,
+    Inherited,
+    Listener,
+    SocketPermissions,
+    listen,
+    listen_all,
+)
 from dbchannels.server.options import ServerConfig
 from dbchannels.server.proxy_headers import forwarded_scheme
 from dbchannels.server.relay import Hub, Relay
@@ -48,6 +56,8 @@ log = logging.getLogger("dbchannels.server")
 LAST_DISCONNECTS = 8.0
 LAST_WRITES = 1.5  # seconds beyond --graceful-timeout for what is left to be written
 LAST_ANSWERS = 1.0  # seconds in which clients that waited until the end must take their 503
+LAST_REQUEST = 5.0  # seconds that an idle connection has for one more request, once another server accepts
+DRAIN_STEP = 0.1  # seconds between two batches of WebSockets that are closed then
 
 
 class GeventHub(Hub):
@@ -90,9 +100,11 @@ class SiteServer(WSGIServer):  # type: ignore[misc]
     def handle(self, sock: Any, address: Any) -> None:
         """Serve a connection until it ends, or becomes a WebSocket."""
         handler = Handler(sock, address, self)
+        self.interface.readers.add(handler.reader)
         try:
             handler.handle()
         finally:
+            self.interface.readers.discard(handler.reader)
             if not handler.handed_over:
                 self.connection_limits.release(address_of(address))
 
@@ -144,7 +156,13 @@ def load_metrics(source: Measured) -> Metrics | None:
 class InterfaceServer:
     """Listens at its addresses at once; ``start`` needs the layer, ``stop`` lets requests and consumers finish."""
 
-    def __init__(self, layer: BaseLayer, wakeups: dict[str, WakeupPipe], options: ServerConfig) -> None:
+    def __init__(
+        self,
+        layer: BaseLayer,
+        wakeups: dict[str, WakeupPipe],
+        options: ServerConfig,
+        inherited: Inherited = Inherited(),  # noqa: B008
+    ) -> None:
         self.options = options
         self.relay = Relay(layer, wakeups, GeventHub())
         is_proxy = options.proxies.believes if options.proxies else None
@@ -158,14 +176,18 @@ class InterfaceServer:
         self._closing: int | None = None  # the close code, once the server stops
         #: Returns what the workers of this process tree have counted.
         self.counted: Callable[[], tuple[Counts, dict[str, int]]] = lambda: ({}, {})
+        self.readers: set[RequestReader] = set()  # of all connections that are not WebSockets
+        probe = inherited.probe
+        if options.health_address and not (probe and probe.is_at(options.health_address)):
+            probe = listen(options.health_address, SocketPermissions())
         self._health: HealthServer | None = None
-        if options.health_address:
+        if probe:
             metrics = load_metrics(Measured(self, self._budget))
             self.relay.watches_site = metrics is not None
-            self._health = HealthServer(options.health_address, self.why_not_ready, metrics)
-        self.health_address = self._health.address if self._health else None
+            self._health = HealthServer(probe, self.why_not_ready, metrics)
+        self.health_address = probe.address if probe else None
         try:
-            self._sockets = listen_all(options.addresses, options.socket_permissions)
+            self._sockets = listen_all(options.addresses, options.socket_permissions, inherited.site)
         except AddressInUse:
             if self._health:
                 self._health.stop()
@@ -183,16 +205,59 @@ class InterfaceServer:
             return "the layer cannot be used"
         return "" if self.has_worker is None or self.has_worker() else "no worker is ready"
 
-    def start(self) -> None:
-        """Register with the layer and accept connections. Raises LayerUnavailable."""
-        if self._health:
-            self._health.start()
+    @property
+    def listeners(self) -> Inherited:
+        """Return what this server listens at, for another one that takes over."""
+        return Inherited(tuple(self._sockets), self._health.listener if self._health else None)
+
+    def start(self, accept: bool = True) -> None:
+        """Register with the layer and accept connections. Raises LayerUnavailable.
+
+        With ``accept`` False no connection is accepted before a call of ``accept``.
+        """
         self.connection_limits.total = connections_that_fit(self.options.max_connections)
         self.connection_limits.kept_from = first_kept()
         self.relay.start()
+        self._ticking = gevent.spawn(self._tick)
+        if accept:
+            self.accept()
+
+    def accept(self) -> None:
+        """Accept connections, and answer probes."""
+        if self._health:
+            self._health.start()
         for listener in self._listeners:
             listener.start()
-        self._ticking = gevent.spawn(self._tick)
+
+    def hand_over(self) -> None:
+        """Accept nothing more and answer no probe: another server has the listeners."""
+        self.close_listeners()
+        if self._health:
+            self._health.stop()
+
+    def drain(self, is_hurried: Callable[[], bool]) -> None:
+        """Finish what is here while another server accepts; then, or once ``is_hurried``, the server is to be stopped.
+
+        Requests have ``drain_timeout``. Idle connections are closed when no request comes for a while. The WebSockets
+        are closed one by one during ``drain_websockets``, so that their clients do not come back all at once.
+        """
+        started = time.monotonic()
+        requests_until = started + self.options.drain_timeout
+        while not is_hurried():
+            now = time.monotonic()
+            if now > started + LAST_REQUEST:
+                for reader in list(self.readers):
+                    reader.close_if_idle()
+            still_open = [one for one in self.connections if not one.closing]
+            if not still_open and (not self.readers or now > requests_until):
+                return
+            left = max(DRAIN_STEP, started + self.options.drain_websockets - now)
+            number = int(
+                len(still_open) * DRAIN_STEP / left + random.random()
+            )  # 0.3 sockets are one in 3 of 10 steps
+            for connection in random.sample(still_open, min(number, len(still_open))):
+                connection.close(SERVICE_RESTART, "")
+            gevent.sleep(DRAIN_STEP)
 
     def stop(self, restart: bool = False) -> None:
         """Stop listening, finish the requests in flight, close the WebSockets, and let their consumers run.

@@ -9,7 +9,7 @@ from django.core.management.base import CommandError
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.management.output import HintingCommand, log_to_terminal
-from dbchannels.processes import production
+from dbchannels.processes import handover, production
 from dbchannels.processes.first import leave_first_place
 from dbchannels.server.access_log import use_format
 from dbchannels.server.options import LaunchConfig, add_options
@@ -28,6 +28,12 @@ class Command(HintingCommand):
             "address", nargs="?", default="", metavar="[ADDR:]PORT", help="where to listen (127.0.0.1:8000)"
         )
         add_options(parser)
+        parser.add_argument(
+            "--ready",
+            type=int,
+            metavar="N",
+            help="set by runchannels: a descriptor to write to once it has taken over",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         log_to_terminal(options["verbosity"])
@@ -35,7 +41,11 @@ class Command(HintingCommand):
             config = LaunchConfig.from_options(options)
             logging.getLogger("dbchannels.access").disabled = not config.access_log
             use_format(config.access_log_format)
-            production.run(config, self.stdout.write)
+            if options["detach"] and options["ready"] is None:
+                if not handover.detach():
+                    raise SystemExit(1)  # the other process has said why
+                return
+            production.run(config, self.stdout.write, options["ready"])
         except KeyboardInterrupt:  # before it serves: it may have waited for the database
             raise SystemExit(130) from None
         except DBChannelsError as error:

@@ -7,6 +7,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -15,6 +16,7 @@ from dbchannels.server.budget import HubTime
 from dbchannels.server.http.messages import Refused
 from dbchannels.server.http.parser import BodyReader, HeadReader, RequestHead
 from dbchannels.server.options import LINGERING, ServerConfig
+from dbchannels.wakeup import wait_readable
 
 READ = 65_536  # bytes read at once
 PIECE = 2_048  # bytes of a body that are parsed at once: they may be hundreds of chunks
@@ -99,6 +101,12 @@ class RequestReader:
                 raise Refused(408, _SLOW_HEAD) from None
             if not data:
                 return None
+
+    def close_if_idle(self) -> None:
+        """End a connection on which no request has begun to come."""
+        if self._head_reader is None and not wait_readable([self._socket.fileno()], 0):
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RD)  # ends the wait in `read_head`
 
     # Bodies.
 

@@ -155,6 +155,11 @@ class Connection:
         """Whether the socket is closed, so that ``tick`` need not be called."""
         return self._transport is None or self._transport.closed
 
+    @property
+    def closing(self) -> bool:
+        """Whether one side has closed."""
+        return self._transport is None or self._transport.closed or self._transport.closing
+
     def close(self, code: int, reason: str) -> None:
         """Start the closing handshake; no more messages of the client are consumed."""
         if self._transport is not None:

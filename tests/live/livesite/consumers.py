@@ -18,6 +18,8 @@ imported.note(__name__)
 # A worker of a site like this one dies before it has done anything; the system checks find nothing wrong.
 if "runworker" in sys.argv and (settings.MEDIA_ROOT / "broken").exists():
     os._exit(3)
+while "runworker" in sys.argv and (settings.MEDIA_ROOT / "hesitates").exists():
+    time.sleep(0.05)
 
 
 @consumer("websocket.receive", path=r"^/slow/")
