@@ -322,7 +322,7 @@ def test_systemd_takes_what_a_takeover_and_socket_activation_need(tmp_path: Path
         (tmp_path / name).write_text(unit)
     for name in ("site.service", "site.socket"):
         done = subprocess.run(
-            ["systemd-analyze", "verify", str(tmp_path / name)],
+            ["systemd-analyze", "verify", "--man=no", str(tmp_path / name)],
             env={**os.environ, "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
             capture_output=True,
             text=True,
