@@ -25,6 +25,7 @@ from django.utils import timezone
 from dbchannels import measures, models, names
 from dbchannels.admin.acts import Act, act_url, layer
 from dbchannels.admin.base import ReadOnlyAdmin, duration
+from dbchannels.admin.live import LiveViews
 from dbchannels.admin.messages import reason_of
 from dbchannels.exceptions import DBChannelsError, InvalidName
 from dbchannels.layers.orm import DjangoLayer
@@ -203,7 +204,7 @@ def running_now(worker: ProcessStatus) -> str:
 
 
 @admin.register(models.ChannelState)
-class ChannelAdmin(ReadOnlyAdmin):
+class ChannelAdmin(LiveViews, ReadOnlyAdmin):
     """The rows are only the paused channels: both pages show what there is of messages, routes and workers."""
 
     acts = (Pause(), Resume())

@@ -6,6 +6,7 @@ when it is killed, and written later when the database is away.
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -72,9 +73,11 @@ class Sampler:
             self._written, self._pending = counts, None
 
     def _count_site(self, moment: int) -> None:
-        last = measures.read_sample("", self._link.newest_sample())
-        if last is not None and moment - last["t"] < LEAST_PAUSE * last.get("took", 0):
-            return
+        newest = self._link.newest_sample()
+        if newest:
+            last = json.loads(newest)
+            if moment - last["t"] < LEAST_PAUSE * last["took"]:
+                return
         started_at = time.monotonic()
         gauges = self._link.gauges()
         took = time.monotonic() - started_at

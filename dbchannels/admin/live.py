@@ -1,0 +1,172 @@
+"""The live page: the last hour as charts and the channels as they are now, over a WebSocket of its own.
+
+The page asks on the socket, and each answer says in how many seconds to ask again: two, or as many as keep the queries
+below half a percent of the time. A page in a hidden tab closes its socket. Where no worker takes the socket, for
+example because another route of the site takes all paths, the page fetches the same JSON every ten seconds.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import datetime, timezone
+from typing import Any
+
+from django.contrib import admin
+from django.contrib.admin.utils import quote
+from django.core.exceptions import PermissionDenied
+from django.http import HttpRequest, HttpResponse, JsonResponse
+from django.template.response import TemplateResponse
+from django.urls import path, reverse
+
+from dbchannels import models
+from dbchannels.admin.acts import layer
+from dbchannels.consumers import JsonWebsocketConsumer, route_class
+from dbchannels.exceptions import DenyConnection
+from dbchannels.layers.orm import DjangoLayer
+from dbchannels.layers.overview import ChannelStatus, Overview, overview
+from dbchannels.measures import PERIOD, summarize
+
+PATH = r"^/(?:.*/)?dbchannels/channelstate/live/$"
+AGAIN = 2.0  # seconds until a page asks again
+SHARE = 200  # how many times as long as the queries take it waits at least
+
+LATEST = 1e11  # a moment beyond any clock
+SINCE = "Write since: the last moment that you have, or 0."
+
+CHARTS = {
+    "depth": "Messages that wait",
+    "rates": "Messages a second",
+    "wait": "Time until a consumer starts",
+    "run": "Time that consumers run",
+    "failures": "Failures a second",
+    "oldest": "Oldest message that waits",
+    "sockets": "Open WebSockets",
+    "workers": "Workers",
+}
+
+
+class Cached:
+    """The overview, read at most as often as pages may ask, however many there are."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._read_at, self.again = 0.0, AGAIN
+        self._last: Overview | None = None
+
+    def get(self) -> Overview:
+        """Return the overview; it is at most ``again`` seconds old."""
+        with self._lock:
+            started_at = time.monotonic()
+            if self._last is None or started_at - self._read_at > self.again * 0.9:
+                one = layer()
+                self._last = overview(one) if isinstance(one, DjangoLayer) else Overview([], [])
+                self._read_at = started_at
+                self.again = max(AGAIN, (time.monotonic() - started_at) * SHARE)
+            return self._last
+
+
+cached = Cached()
+
+
+def live_data(since: float = 0.0) -> dict[str, Any]:
+    """Return what the page shows, for JSON::
+
+    {
+        "at": 1764400000.5,                # now
+        "again": 2.0,                      # seconds until the page should ask again
+        "channels": [{"channel": "thumbnails", "ready": 3, ...}, ...],
+        "series": {"moments": [...], ...}  # see ``measures.summarize``: what was measured after ``since``
+    }
+    """
+    now = cached.get()
+    one = layer()
+    # What came is worked out from two moments, so the last one is read again.
+    samples = one.samples(since - PERIOD if since else 0.0) if isinstance(one, DjangoLayer) else []
+    return {
+        "at": datetime.now(timezone.utc).timestamp(),
+        "again": cached.again,
+        "channels": [_row(one) for one in now.channels if not one.read_by_servers],
+        "series": summarize(samples),
+    }
+
+
+def _row(one: ChannelStatus) -> dict[str, Any]:
+    if one.pause is not None:
+        state = f"paused by {one.pause.paused_by}" if one.pause.paused_by else "paused"
+    elif one.unattended:
+        state = "nobody takes it"
+    else:
+        state = f"{len(one.workers)} worker{'' if len(one.workers) == 1 else 's'}"
+    return {
+        **{key: getattr(one, key) for key in ("channel", "ready", "delayed", "running", "dead", "oldest")},
+        "alarming": one.pause is not None or one.unattended,
+        "state": state,
+        "url": reverse("admin:dbchannels_channelstate_change", args=[quote(one.channel)]),
+    }
+
+
+def may_view(user: Any) -> bool:
+    """Whether a user may see the channels."""
+    return bool(user.is_active and user.is_staff and user.has_perm("dbchannels.view_channelstate"))
+
+
+@route_class(path=PATH)
+class LivePage(JsonWebsocketConsumer):
+    """The socket of the page, at the page's own path. Each frame is looked at anew: permissions may end."""
+
+    def connect(self, message: Any) -> None:
+        if not may_view(self.user):
+            raise DenyConnection("You may not see the channels.")
+
+    def receive_json(self, content: Any) -> None:
+        since = content.get("since")
+        if not may_view(self.user):
+            self.close(4403)
+        elif isinstance(since, (int, float)) and 0 <= since < LATEST:
+            self.send_json(live_data(since))
+        else:
+            self.send_error("invalid_content", SINCE)
+
+
+class LiveViews:
+    """A mixin for the admin of the channels: the page, and its data as JSON."""
+
+    admin_site: admin.AdminSite
+    model: Any
+    opts: Any
+
+    def get_urls(self) -> list[Any]:
+        wrap = self.admin_site.admin_view
+        own = [
+            path("live/", wrap(self.live), name="dbchannels_channelstate_live"),
+            path("live/data.json", wrap(self.live_json), name="dbchannels_channelstate_live_data"),
+        ]
+        return [*own, *super().get_urls()]  # type: ignore[misc]
+
+    def _check(self, request: HttpRequest) -> None:
+        if not self.has_view_permission(request):  # type: ignore[attr-defined]
+            raise PermissionDenied
+
+    def live(self, request: HttpRequest) -> HttpResponse:
+        """Return the page, without any data."""
+        self._check(request)
+        context = {
+            **self.admin_site.each_context(request),
+            "title": "The last hour",
+            "opts": models.ChannelState._meta,
+            "charts": CHARTS.items(),
+            "data_url": reverse("admin:dbchannels_channelstate_live_data", current_app=self.admin_site.name),
+        }
+        return TemplateResponse(request, "admin/dbchannels/live.html", context)
+
+    def live_json(self, request: HttpRequest) -> HttpResponse:
+        """Return the data after the moment ``since``, in seconds since 1970."""
+        self._check(request)
+        try:
+            since = float(request.GET.get("since") or 0)
+        except ValueError:
+            since = -1.0
+        if 0 <= since < LATEST:
+            return JsonResponse(live_data(since))
+        return JsonResponse({"error": SINCE}, status=400)

@@ -1,0 +1,149 @@
+// The admin's live page: the last hour as charts, and the channels as they are now. admin/live.py has the data.
+
+const HOUR = 3600; // s
+const GAP = 25; // s between two samples, from which on a line is broken: nobody measured
+const AGAIN = 10; // s until the data is fetched again when there is no socket
+const WIDTH = 400, HEIGHT = 100; // of a chart, in its own units
+const LOST = "The server cannot be reached. This page tries again.";
+const SVG = "http://www.w3.org/2000/svg";
+
+const number = (value) => value.toLocaleString(undefined, { maximumFractionDigits: value < 10 ? 1 : 0 });
+const seconds = (value) =>
+  value === 0 ? "0 s" : value < 1 ? `${number(value * 1000)} ms` : value < 120 ? `${number(value)} s` : `${number(value / 60)} min`;
+const perSecond = (value) => `${number(value)}/s`;
+
+// Each chart by the id of its figure: how a value is written, and its lines, each with a key of the samples.
+const CHARTS = {
+  depth: [number, { ready: "ready", delayed: "delayed" }],
+  rates: [perSecond, { in: "in", out: "out" }],
+  wait: [seconds, { wait_p50: "p50", wait_p95: "p95", wait_p99: "p99" }],
+  run: [seconds, { run_p50: "p50", run_p95: "p95" }],
+  failures: [perSecond, { failures: "failed" }],
+  oldest: [seconds, { oldest: "oldest" }],
+  sockets: [number, { sockets: "sockets" }],
+  workers: [number, { workers: "workers" }],
+};
+
+const page = document.getElementById("live");
+const choice = page.querySelector("select");
+const status = page.querySelector("[role=status]");
+let moments = []; // { at (s since 1970), site: { key: value }, channels: { name: { key: value } } }, the oldest first
+let latest = null; // the last answer
+let socket = null, timer = null;
+
+const made = (name, attributes, ...inside) => {
+  const element = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+  element.append(...inside);
+  return element;
+};
+
+// One line as the path of an SVG, broken where nothing was measured.
+const path = (points, start, most) => {
+  let before = -Infinity;
+  return points
+    .map(([at, value]) => {
+      const x = ((at - start) / HOUR) * WIDTH, y = HEIGHT - (value / most) * (HEIGHT - 4);
+      const step = `${at - before > GAP ? "M" : "L"}${x.toFixed(1)} ${y.toFixed(1)}`;
+      before = at;
+      return step;
+    })
+    .join("");
+};
+
+const draw = (figure, write, lines, start) => {
+  const series = Object.entries(lines).map(([key, name]) => {
+    const points = moments
+      .map((one) => [one.at, (choice.value ? one.channels[choice.value] : one.site)?.[key]])
+      .filter(([, value]) => value !== undefined && value !== null);
+    return { name, points, last: points.at(-1)?.[1] };
+  });
+  figure.hidden = !series.some(({ points }) => points.length);
+  const most = Math.max(...series.flatMap(({ points }) => points.map(([, value]) => value))) || 1;
+  const drawn = series.map(({ points }, index) =>
+    made("svg:path", { d: path(points, start, most), class: `line-${index}`, "vector-effect": "non-scaling-stroke" }));
+  const said = series.map(({ name, last }) => `${name} ${last === undefined ? "unknown" : write(last)}`);
+  const label = `${figure.querySelector("figcaption").textContent}: ${said.join(", ")}`;
+  const image = { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img", "aria-label": label };
+  figure.querySelector(".chart").replaceChildren(made("span", { class: "most" }, write(most)), made("svg:svg", image, ...drawn));
+  figure.querySelector(".legend").replaceChildren(...said.map((text, index) => made("span", { class: `line-${index}` }, text)));
+};
+
+const drawTable = (rows) => {
+  page.querySelector("tbody").replaceChildren(
+    ...rows.map((row) => {
+      const name = made("th", { scope: "row" }, made("a", { href: row.url }, row.channel));
+      const cells = [row.ready, row.delayed, row.running, row.dead].map((value) => made("td", {}, number(value)));
+      const oldest = made("td", {}, row.oldest === null ? "" : seconds(row.oldest));
+      return made("tr", row.alarming ? { class: "alarming" } : {}, name, ...cells, oldest, made("td", {}, row.state));
+    }),
+  );
+  const known = new Set([...choice.options].map(({ value }) => value));
+  for (const { channel } of rows) if (!known.has(channel)) choice.append(made("option", { value: channel }, channel));
+};
+
+// The values of one moment, out of lists with a value for each.
+const valuesAt = (series, index) => Object.fromEntries(Object.entries(series).map(([key, values]) => [key, values[index]]));
+
+const add = (series) => {
+  const last = since();
+  series.moments.forEach((at, index) => {
+    const channels = Object.entries(series.channels).map(([name, one]) => [name, valuesAt(one, index)]);
+    if (at > last) moments.push({ at, site: valuesAt(series.site, index), channels: Object.fromEntries(channels) });
+  });
+};
+
+const show = (answer) => {
+  latest = answer;
+  moments = moments.filter(({ at }) => at > answer.at - HOUR);
+  for (const [id, [write, lines]] of Object.entries(CHARTS))
+    draw(document.getElementById(`chart-${id}`), write, lines, answer.at - HOUR);
+  drawTable(answer.channels);
+  status.textContent = `As of ${new Date(answer.at * 1000).toLocaleTimeString()}`;
+};
+
+const since = () => moments.at(-1)?.at ?? 0;
+
+// Over the socket: each answer says in how many seconds to ask again.
+const connect = async () => {
+  const { Socket } = await import(page.dataset.client);
+  if (document.hidden) return;
+  const ask = () => socket?.sendJSON({ since: since() });
+  socket = new Socket(location.pathname)
+    .on("open", ask)
+    .on("json", (answer) => {
+      clearTimeout(timer);
+      if (!answer.series) return; // an error
+      add(answer.series);
+      show(answer);
+      timer = setTimeout(ask, answer.again * 1000);
+    })
+    .on("waiting", () => (status.textContent = LOST))
+    .on("closed", () => socket && poll()); // not by stop(): the socket was refused
+};
+
+const poll = async () => {
+  try {
+    const answer = await fetch(`${page.dataset.json}?since=${encodeURIComponent(since())}`);
+    if (!answer.ok) throw new Error(answer.statusText);
+    const data = await answer.json();
+    add(data.series);
+    show(data);
+  } catch {
+    status.textContent = LOST;
+  }
+  clearTimeout(timer);
+  if (!document.hidden) timer = setTimeout(poll, AGAIN * 1000);
+};
+
+// A page that nobody sees asks for nothing.
+const stop = () => {
+  clearTimeout(timer);
+  const open = socket;
+  socket = null;
+  open?.close();
+};
+
+document.addEventListener("visibilitychange", () => (document.hidden ? stop() : connect()));
+choice.addEventListener("change", () => latest && show(latest));
+connect();

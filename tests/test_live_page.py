@@ -1,0 +1,140 @@
+"""The admin's live page: who sees it, what its socket and its JSON say, and what it costs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from django.contrib.auth.models import Permission
+from django.db import connections
+from django.test import Client
+from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
+
+from dbchannels.admin import live
+from dbchannels.consumers import route_class
+from dbchannels.measures import DONE, SIZE, sample, site_sample
+from dbchannels.models import Sample
+from tests import kinds
+from tests.visitors import Visitor, new_session
+
+pytestmark = kinds.on_databases
+PAGE, DATA = "admin:dbchannels_channelstate_live", "admin:dbchannels_channelstate_live_data"
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """Give each test an overview that nobody has read."""
+    monkeypatch.setattr(live, "cached", live.Cached())
+
+
+@pytest.fixture
+def operator(anna):
+    """Somebody who may see the channels."""
+    anna.is_staff = True
+    anna.save()
+    anna.user_permissions.add(Permission.objects.get(codename="view_channelstate"))
+    return anna
+
+
+@pytest.fixture
+def ask(layer, new_link, work_off):
+    """Open the page's socket in a session, send frames, and return what it is told."""
+
+    def opened(session, *frames, between=lambda: None):
+        visitor = Visitor(layer, new_link(layer), session.session_key)
+        path, route = reverse(PAGE), route_class(live.LivePage, path=live.PATH)
+        visitor.opens(path)
+        work_off(route)
+        for frame in frames:
+            between()
+            visitor.says(frame if isinstance(frame, str) else json.dumps(frame), path)
+            work_off(route)
+        visitor.ends()
+        return visitor.told()
+
+    return opened
+
+
+def get(name, who=None, **parameters):
+    """Return the answer to a request."""
+    client = Client()
+    if who is not None:
+        client.force_login(who)
+    return client.get(reverse(name), parameters)
+
+
+def test_the_page_has_a_figure_for_each_chart_and_no_script_inside(operator):
+    page = get(PAGE, operator)
+    text = page.content.decode()
+    assert (page.status_code, text.count("<figure")) == (200, len(live.CHARTS))
+    assert 'src="/static/dbchannels/live.js"' in text and reverse(DATA) in text
+
+
+@pytest.mark.parametrize("name", [PAGE, DATA])
+def test_others_are_refused(anna, name):
+    assert get(name).status_code == 302
+    anna.is_staff = True
+    anna.save()
+    assert get(name, anna).status_code == 403
+
+
+def test_the_socket_refuses_who_may_not_see_the_page(ask, anna):
+    (refused,) = ask(new_session(anna))
+    assert refused == {"accept": False, "status": 403}
+
+
+def test_the_socket_tells_what_waits_and_what_was_measured(ask, layer, operator):
+    now = live.time.time()
+    layer.send_many([("own", {}), ("own", {})])
+    layer.pause("own", "ann")
+    numbers = [0.0] * SIZE
+    numbers[DONE] = 20
+    moment = int(now) // 10 * 10
+    for source, data in (("", site_sample(moment, 0.01, None)), ("w1", sample(moment, {"own": numbers}, 10))):
+        layer.rows(Sample).create(at=layer.moment(moment), source=source, data=data)
+    *_, answer = ask(new_session(operator), {"since": 0})
+    data = json.loads(answer["text"])
+    (own,) = [one for one in data["channels"] if one["channel"] == "own"]
+    assert (own["ready"], own["state"], own["alarming"]) == (2, "paused by ann", True)
+    assert own["url"] == reverse("admin:dbchannels_channelstate_change", args=["own"])
+    assert data["series"]["channels"]["own"]["out"] == [2.0]
+    assert data["again"] >= live.AGAIN
+    assert json.loads(get(DATA, operator).content)["series"] == data["series"]
+    assert json.loads(get(DATA, operator, since=moment + 10).content)["series"]["moments"] == []
+
+
+@pytest.mark.parametrize("frame", ["[]", "{", {}, {"since": "now"}, {"since": -1}, {"since": None}])
+def test_a_frame_that_makes_no_sense_gets_an_error(ask, operator, frame):
+    *_, answer = ask(new_session(operator), frame)
+    assert "error" in json.loads(answer["text"])
+
+
+@pytest.mark.parametrize("since", ["now", "1e999", "nan", "-1e300"])
+def test_a_moment_that_makes_no_sense_is_refused(operator, since):
+    assert get(DATA, operator, since=since).status_code == 400
+
+
+def test_the_socket_closes_when_the_permission_ends(ask, operator):
+    *_, answer = ask(new_session(operator), {"since": 0}, between=operator.user_permissions.clear)
+    assert answer["close"] == 4403
+
+
+def test_many_pages_read_the_channels_once(layer, operator):
+    with CaptureQueriesContext(connections[layer.database]) as first:
+        live.live_data()
+    with CaptureQueriesContext(connections[layer.database]) as later:
+        for _ in range(20):
+            live.live_data(live.time.time())
+    assert len(first) <= 6
+    assert len(later) == 20  # the samples alone
+
+
+def test_a_page_asks_less_often_when_the_queries_take_long(layer, monkeypatch):
+    clock = iter([1000.0, 1000.5, 1080.0, 1099.0, 1099.01])
+    monkeypatch.setattr(live.time, "monotonic", lambda: next(clock))
+    first = live.cached.get()
+    assert live.cached.again == 100.0
+    assert live.cached.get() is first  # after 80 s
+    assert live.cached.get() is not first  # after 99 s
+    assert live.cached.again == live.AGAIN
