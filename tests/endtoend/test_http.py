@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import re
 import secrets
 import socket
@@ -328,3 +329,17 @@ def test_static_files_are_served_in_development_alone(site: LiveSite):
 
 def test_static_files_are_left_to_others_in_production(served):
     assert served.get("/static/admin/css/base.css").status == 404
+
+
+def test_the_access_log_as_json(site):
+    served = site.serve("--workers", "1", "--access-log-format", "json")
+    assert served.get("/no-such-page/?token=secret", Referer='"}\t{').status == 404
+    served.socket("/echo/").close(4000)
+
+    def lines():
+        return [json.loads(line) for line in served.output().splitlines() if line.startswith("{")]
+
+    until(lambda: any(one["event"] == "disconnect" for one in lines()), served.output)
+    page = next(one for one in lines() if one["status"] == 404)
+    assert (page["method"], page["target"], page["referer"]) == ("GET", "/no-such-page/?token=***", '"}\t{')
+    assert [one["status"] for one in lines() if one["target"] == "/echo/"] == [None, 101, 4000]
