@@ -121,7 +121,7 @@ class Running:
                 self.control.start()
             with suppress(OSError):  # the terminal may be gone
                 self.write(banner(self.config, server, layer))
-            gevent.spawn(self.tell_ready, predecessor is not None)
+            gevent.spawn(self.tell_ready)
             self.stopping.wait()
             if self.stopping.taken:
                 server.drain(lambda: self.stopping.signalled)
@@ -152,6 +152,8 @@ class Running:
             why = "it was told to stop"
         if why:
             raise TakeoverFailed(f"This server did not get ready ({why}), so the running one goes on.")
+        # Before the running server can end: systemd would take its end for that of the service.
+        self.service.tell(f"MAINPID={os.getpid()}")
         predecessor.take_over(self.server.listeners, self.supervisor.ready_names())
         self.server.accept()
         if waiting is not None:
@@ -160,13 +162,12 @@ class Running:
             os.close(waiting)
         log.info("This server has taken over from process %d.", predecessor.pid)
 
-    def tell_ready(self, taken_over: bool) -> None:
+    def tell_ready(self) -> None:
         """Tell the service manager that requests are answered; with workers elsewhere, these may wait for this."""
         if self.config.workers:
             await_ready(self.server.why_not_ready, self.stopping.is_set)
         if not self.stopping.is_set():
-            main = [f"MAINPID={os.getpid()}"] if taken_over else []
-            self.service.tell("READY=1", *main, "STATUS=Serving")
+            self.service.tell("READY=1", "STATUS=Serving")
             self.service.feed_watchdog()
 
     def taken(self, workers: set[str]) -> None:

@@ -587,6 +587,18 @@ def test_a_worker_that_was_seen_to_die_is_cleaned_up_after(relay, new_link):
 
 
 @on_postgresql
+def test_only_workers_on_the_same_layer_do_the_rest_of_a_servers_work(relay, new_link):
+    ended = []
+    relay.own_workers = lambda: {"own"}
+    new_link(relay.layer).register("w1", Process.WORKER)
+    relay.leave_work_to({"elsewhere"}, lambda: ended.append("wrong"))
+    relay.leave_work_to({"w1", "w2"}, lambda: ended.append("right"))
+    until(lambda: ended)
+    assert ended == ["right"]
+    assert relay.own_workers() == set()
+
+
+@on_postgresql
 def test_one_that_was_declared_dead_gets_a_new_name_and_goes_on(new_relay, new_link):
     relay = new_relay(lease=0.06)
     before, queue = relay.name, relay.queue

@@ -21,7 +21,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.protocol import REPORT_EVERY
 from dbchannels.protocol.failures import SENTENCES
-from dbchannels.server import relay
+from dbchannels.server import relay, server
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import BrokenOff, Exchange, Stream
 from dbchannels.server.http.handler import Handler
@@ -864,6 +864,41 @@ def refuses(address):
     except ConnectionRefusedError:
         return True
     return False
+
+
+def test_a_server_that_has_handed_over_finishes_what_it_has(new_site, monkeypatch):
+    site = new_site(drain_websockets=0.0)
+    monkeypatch.setattr(server, "LAST_REQUEST", 0.0)
+    site.silent("http.request")
+    idle, busy, socket = site.client(), site.client(), site.socket()
+    busy.send_request("GET", "/")
+    (message,) = until(lambda: site.messages("http.request"))
+    until(lambda: len(site.server.readers) == 2)
+    site.server.hand_over()
+    assert refuses(site.server.address)
+    draining = gevent.spawn(site.server.drain, lambda: False)
+    assert idle.sock.recv(1) == b""
+    assert socket.closed_with() == 1012
+    assert not draining.ready()
+    site.reply(message, status=200, content=b"in the end")
+    response = busy.response()
+    assert (response.content, response.header("Connection")) == (b"in the end", "close")
+    draining.get(timeout=10)
+    assert not site.server.readers
+
+
+@pytest.mark.parametrize("options", [{"drain_timeout": 0.0}, {}])
+def test_a_request_that_nobody_answers_does_not_hold_up_the_drain(new_site, options):
+    site = new_site(**options)
+    site.silent("http.request")
+    site.client().send_request("GET", "/")
+    until(lambda: site.messages("http.request"))
+    site.server.hand_over()
+    hurried = []
+    draining = gevent.spawn(site.server.drain, lambda: hurried)
+    if not options:
+        hurried.append("by a signal")
+    draining.get(timeout=10)
 
 
 def test_a_request_that_nobody_answers_does_not_hold_up_the_stop(new_site):
