@@ -155,8 +155,9 @@ def test_a_service_manager_that_is_gone_is_a_line_in_the_log(tmp_path, caplog):
     assert "The service manager could not be notified" in caplog.text
 
 
-@pytest.mark.parametrize(("pid", "watchdog"), [("", 2_000_000), (str(os.getpid()), 2_000_000), ("1", 0)])
-def test_the_watchdog_is_for_the_process_that_it_names(pid, watchdog):
+@pytest.mark.parametrize(("named", "watchdog"), [("", 2_000_000), ("us", 2_000_000), ("1", 0)])
+def test_the_watchdog_is_for_the_process_that_it_names(named, watchdog):
+    pid = str(os.getpid()) if named == "us" else named
     assert Service({"WATCHDOG_USEC": "2000000", "WATCHDOG_PID": pid}).watchdog == watchdog
 
 
