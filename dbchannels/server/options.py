@@ -277,11 +277,9 @@ class ServerConfig:
     graceful_timeout: float = number(
         10.0, "S", "seconds for requests and consumers to finish when the server stops", 0
     )
-    drain_timeout: float = number(
-        60.0, "S", "seconds for the requests of a server from which another one has taken over", 0
-    )
+    drain_timeout: float = number(60.0, "S", "seconds for the old server's requests after a takeover", 0)
     drain_websockets: float = number(
-        5.0, "S", "seconds in which such a server closes its WebSockets, one by one, with 1012", 0
+        5.0, "S", "seconds over which the old server closes its WebSockets after a takeover, with 1012", 0
     )
 
     ws_compression: bool = parsed(

@@ -260,6 +260,10 @@ def test_a_new_version_that_is_broken_changes_nothing(site, control, tmp_path):
         r"Of the new workers, worker \d ended with status 3, so the running server goes on: correct the code."
     )
     assert re.search(f"CommandError: {sentence}$", done.stderr.strip()), done.stderr
+    away = {"ENGINE": "django.db.backends.postgresql", "HOST": HOST, "PORT": "1", "NAME": "site"}
+    done = site.manage(*again, "--wait-for-database", "0", settings={"DATABASES": {"default": away}})
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "connection refused" in done.stderr.lower()
     done = site.manage(*again, "--bind", "192.0.2.1:80")  # not an address of this machine
     assert (done.returncode, "192.0.2.1:80 cannot be used" in done.stderr) == (1, True)
     assert client.ask("still here") == "still here"
@@ -517,6 +521,13 @@ def test_a_server_listens_at_the_sockets_of_systemd(site, control):
     new = site.serve("--control", control, "--takeover", *WORKERS, bind="", ready=False)
     has_taken_over(new, old)
     assert asked(probes, "/readyz")[0] == 200
+    assert new.get("/").text == "hello"
+    third, _ = activate(site, "http", "--control", control, "--takeover", *WORKERS)
+    assert third.process.wait(60) == 1
+    assert (
+        "CommandError: This server has sockets of its own (LISTEN_FDS), so it can take over none."
+        in third.output()
+    )
     assert new.get("/").text == "hello"
 
 
