@@ -133,5 +133,5 @@ def entry(*clusters: Cluster) -> dict[str, Any]:
         "USER": USER,
         "HOST": ",".join(one.host for one in clusters),
         "PORT": ",".join(str(one.port) for one in clusters),
-        "OPTIONS": {"target_session_attrs": "read-write", "connect_timeout": 2},
+        "OPTIONS": {"target_session_attrs": "read-write", "connect_timeout": 2, "tcp_user_timeout": 10_000},
     }

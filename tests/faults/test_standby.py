@@ -9,6 +9,7 @@ import pytest
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql.session import Session
 from tests.clusters import entry
+from tests.docs import pages
 from tests.soak import standby
 
 pytestmark = pytest.mark.postgresql
@@ -31,3 +32,16 @@ def test_a_session_on_a_standby_waits_for_its_promotion() -> None:
             primary.kill()
             second.promote()
             assert session.execute([("SELECT 1", {})]) == [(1,)]
+
+
+def test_the_sequences_that_an_early_promotion_loses_are_made_anew() -> None:
+    (statement,) = (block.code for block in pages.blocks("several-hosts", "sql"))
+    table = "dbchannels_protocolmessage"
+    with standby.site_with_standby(synchronous=True, early=True) as (site, primary, second):
+        primary.kill()
+        second.promote()
+        for other in (table, "dbchannels_audience", "dbchannels_sample"):
+            site.rows(statement.replace(table, other))
+        served = site.serve("--workers", "1")
+        assert served.get("/").status == 200
+        assert served.socket("/echo/").ask("hello") == "hello"

@@ -372,6 +372,11 @@ def test_each_of_several_addresses_has_two_seconds_to_answer():
     given = {"HOST": "a,b", "PORT": "1,2", "OPTIONS": {"target_session_attrs": "read-write"}}
     assert connection_parameters(given, "x")["connect_timeout"] == 2
     assert connection_parameters(given, "x")["target_session_attrs"] == "read-write"
+    parameters = connection_parameters(given, "x", ("a", "1"))
+    assert (parameters["host"], parameters["port"]) == ("b,a", "2,1")
+    assert connection_parameters({**given, "PORT": ""}, "x", ("a", "5432"))["host"] == "b,a"
+    assert connection_parameters({**given, "PORT": 3}, "x")["port"] == "3,3"
+    assert connection_parameters({**given, "PORT": "1,2,3"}, "x")["port"] == "1,2,3"
     given["OPTIONS"]["connect_timeout"] = 7
     assert connection_parameters(given, "x")["connect_timeout"] == 7
 

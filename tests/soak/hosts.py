@@ -20,13 +20,17 @@ from tests.clusters import NAME, Cluster, entry
 from tests.harness import OPENED, LiveSite, Served, Socket, children, client_frame, close_all, gather, until
 from tests.namespaces import PORT, Host, Network
 from tests.sender import sender
+from tests.soak.outages import streaming
 from tests.soak.row import Row, Seen
-from tests.soak.servers import resigned
+from tests.soak.servers import NAME_OF, resigned
 from tests.soak.sites import scaled
+from tests.soak.standby import seconds_until
+from tests.soak.tally import Tally, drained, numbered, tally
 
 CLIENTS = 10  # on each server
 PONG = 10  # an opcode
 LEASE = 15  # seconds
+NOTICED = 15.0  # seconds after which a standby is promoted when its primary is silent
 CLAIMED = "SELECT claimed_by FROM dbchannels_durablemessage WHERE claimed_by IS NOT NULL"
 
 
@@ -223,6 +227,7 @@ def without_server(at: Site, seconds: float) -> Server:
     site, sockets = at.site, members(at.a, "c")
     other = members(at.b, "o")[0]
     until(lambda: site.count("membership") == 2 * CLIENTS, "all are members")
+    ((name,),) = site.rows(NAME_OF.format(at.server_a.process.pid))
     at.a.cut()
     started = time.monotonic()
     if not seconds:
@@ -249,8 +254,54 @@ def without_server(at: Site, seconds: float) -> Server:
         heard += said == "meanwhile"
         codes.add(None if said and one.ask("still here") == "still here" else one.closed())
     missing, repeated, _ = resigned(site, CLIENTS) if ended else (0, 0, set())
-    left = site.count("connection") - CLIENTS * (1 if ended else 2)  # the clients of B are there
+    left = site.count("connection", f"server = '{name}'") if ended else 0
     return Server(ended, codes, missing, repeated, heard, back, left)
+
+
+# The host of the primary database.
+
+
+class Failover(NamedTuple):
+    """What clients saw when the primary's host had vanished; times are in seconds from the standby's promotion."""
+
+    tally: Tally
+    page: float
+    echo: float
+    message: float
+    codes: set[int | None]  # with which sockets were closed; None: they are open
+
+
+def failover(network: Network, folder: Path, noticed: float) -> Failover:
+    """Cut off the primary's host, with no word to anybody, and promote the standby so many seconds later."""
+    first, second, a = (network.host(name) for name in ("db1", "db2", "a"))
+    primary, standby = Cluster(first.address, first.prefix), Cluster(second.address, second.prefix)
+    site = HostsSite(entry(primary, standby), folder, a)
+    try:
+        primary.make().start()
+        with a.inside():
+            primary.rows(f"CREATE DATABASE {NAME}")
+            assert site.manage("migrate", "--verbosity", "0").returncode == 0
+            standby.follow(primary, synchronous=True)
+        site.start(a, "runchannels", f"0.0.0.0:{PORT}", "--workers", "2", ready="CONTROL-C")
+        sockets = members(a, "c")
+        with streaming(site, "stream", a.prefix) as stream, ThreadPoolExecutor(4) as pool:
+            until(lambda: stream.sent > 200, "messages flow", 60)
+            first.cut()
+            time.sleep(noticed)
+            standby.promote()
+            started, sent, ran = time.monotonic(), stream.sent, len(site.entries())
+            page = pool.submit(seconds_until, lambda: get(a, "/") == 200, started)
+            echo = pool.submit(seconds_until, lambda: sockets[0].ask("after") == "after", started)
+            message = seconds_until(lambda: len(site.entries()) > ran, started)
+            until(lambda: stream.sent > sent + 200, "messages flow again", 60)
+        drained(site, 60)
+        codes = {None if one.ask("last") == "last" else one.close_code for one in sockets}
+        return Failover(tally(site, numbered(0, stream.sent)), page.result(), echo.result(), message, codes)
+    finally:
+        site.end()
+        close_all()
+        standby.end()
+        primary.end()
 
 
 def stop(pids: Sequence[int], number: int) -> None:
@@ -303,6 +354,21 @@ def _server(seconds: float) -> Callable[[float], Seen]:
     return measure
 
 
+def _failover(scale: float) -> Seen:
+    network = Network()
+    try:
+        with tempfile.TemporaryDirectory(prefix="dbchannels-soak-") as folder:
+            found = failover(network, Path(folder), NOTICED)
+    finally:
+        network.close()
+    text = (
+        f"{found.tally}; after the promotion a page in {found.page:.1f} s, a frame in {found.echo:.1f} s, a message "
+        f"in {found.message:.1f} s; sockets {'/'.join(str(code or 'open') for code in found.codes)}"
+    )
+    back = max(found.page, found.echo, found.message) < 5
+    return Seen(text, back and found.tally.lost == 0 and found.codes == {None})
+
+
 ROWS = [
     Row(
         48,
@@ -316,4 +382,10 @@ ROWS = [
     Row(48, "the host of a server is cut off for 10 s", "each disconnect once, no row left", _server(10)),
     Row(48, "the host of a server is cut off for 60 s", "each disconnect once, no row left", _server(60)),
     Row(48, "the host of a server vanishes", "each disconnect once, no row left", _server(0)),
+    Row(
+        47,
+        "the primary's host vanishes, a synchronous standby is promoted",
+        "0 lost, back in < 5 s",
+        _failover,
+    ),
 ]

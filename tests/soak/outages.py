@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count, cycle, islice
 from typing import Any, NamedTuple
@@ -46,9 +46,9 @@ class Stream(threading.Thread):
 
 
 @contextmanager
-def streaming(site: LiveSite, channel: str) -> Iterator[Stream]:
-    """Lend a stream that flows during the block."""
-    with sender(site) as one:
+def streaming(site: LiveSite, channel: str, prefix: Sequence[str] = ()) -> Iterator[Stream]:
+    """Lend a stream that flows during the block; ``prefix`` is as for ``sender``."""
+    with sender(site, prefix) as one:
         stream = Stream(one, channel)
         stream.start()
         try:

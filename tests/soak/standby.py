@@ -33,11 +33,11 @@ class Promotion(NamedTuple):
 
 
 @contextmanager
-def site_with_standby(synchronous: bool) -> Iterator[tuple[LiveSite, Cluster, Cluster]]:
+def site_with_standby(synchronous: bool, early: bool = False) -> Iterator[tuple[LiveSite, Cluster, Cluster]]:
     """Lend a site on a primary with a standby.
 
-    The standby is made after the tables. PostgreSQL 15 and later would lose the sequences of UNLOGGED tables that were
-    made later, if it were promoted before its next restartpoint.
+    The standby is made after the tables, unless it is to be ``early``: PostgreSQL 15 and later lose the sequences of
+    UNLOGGED tables that were made since, if it is promoted before its next restartpoint.
     """
     primary, standby = Cluster("127.0.0.1"), Cluster("127.0.0.1")
     with tempfile.TemporaryDirectory(prefix="dbchannels-soak-") as folder:
@@ -45,9 +45,12 @@ def site_with_standby(synchronous: bool) -> Iterator[tuple[LiveSite, Cluster, Cl
         try:
             primary.make().start()
             primary.rows(f"CREATE DATABASE {NAME}")
+            if early:
+                standby.follow(primary, synchronous)
             done = site.manage("migrate", "--verbosity", "0")
             assert done.returncode == 0, done.stderr
-            standby.follow(primary, synchronous)
+            if not early:
+                standby.follow(primary, synchronous)
             yield site, primary, standby
         finally:
             site.end()

@@ -61,8 +61,13 @@ _NOT_LIBPQ = {
 }
 
 
-def connection_parameters(settings: dict[str, Any], name: str) -> dict[str, Any]:
-    """Turn an entry of Django's DATABASES into libpq's parameters; ``name`` shows in pg_stat_activity."""
+def connection_parameters(
+    settings: dict[str, Any], name: str, last: tuple[str, str] = ("", "")
+) -> dict[str, Any]:
+    """Turn an entry of Django's DATABASES into libpq's parameters; ``name`` shows in pg_stat_activity.
+
+    Of several addresses, ``last`` (host, port) is tried last.
+    """
     options = {key: value for key, value in settings.get("OPTIONS", {}).items() if key not in _NOT_LIBPQ}
     own = {
         "dbname": settings.get("NAME"),
@@ -72,10 +77,12 @@ def connection_parameters(settings: dict[str, Any], name: str) -> dict[str, Any]
         "port": settings.get("PORT"),
     }
     given = {key: value for key, value in own.items() if value not in ("", None)}
-    if "," in str(
-        settings.get("HOST")
-    ):  # the time is for each address, and a host that is gone may be the first
-        given["connect_timeout"] = 2
+    hosts, ports = str(settings.get("HOST")).split(","), str(settings.get("PORT") or "5432").split(",")
+    pairs = list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False))
+    if len(pairs) == len(hosts) > 1:  # else libpq says what is wrong
+        pairs.sort(key=lambda pair: pair == last)
+        given["host"], given["port"] = (",".join(one) for one in zip(*pairs, strict=True))
+        given["connect_timeout"] = 2  # for each address: a host that is gone takes all of it
     # The encoding is the one that Django uses, whatever is set for the role.
     return {**_KEEPALIVE, **given, **options, "application_name": name[:63], "client_encoding": "UTF8"}
 
@@ -147,6 +154,8 @@ class Session:
         self._overdue = False  # the socket was shut
         #: By what statements take: time.monotonic() until which they may have taken something without an answer.
         self.in_doubt_until: dict[str, float] = defaultdict(float)
+        #: Of several, the one that the last connection was to: when it is lost, a standby may have taken over.
+        self._address = ("", "")
         self._schema = ""  # the schema of our tables, with a dot
         self._qualified: dict[str, str] = {}  # statements as written, and with that schema
         self._backend = 0  # the process id of this connection's backend, and then of the previous one's
@@ -290,8 +299,10 @@ class Session:
         self.close()
         self._overdue = False
         try:
-            self._connection = psycopg2.connect(**connection_parameters(self._settings, self._name))
+            parameters = connection_parameters(self._settings, self._name, self._address)
+            self._connection = psycopg2.connect(**parameters)
             self._connection.autocommit = True
+            self._address = (str(self._connection.info.host), str(self._connection.info.port))
             self._socket = socket.socket(fileno=os.dup(self._connection.fileno()))
             _deadlines.add(self)
             self._answer_due = time.monotonic() + ANSWER_WITHIN
