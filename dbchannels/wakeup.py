@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import select
@@ -94,18 +95,30 @@ def check_timeout(option: str, seconds: float) -> float:
 
 
 class Backoff:
-    """Delays in seconds that double from ``first`` to ``most``, each with a random jitter of half its length."""
+    """Delays in seconds that double from ``first`` to ``most``, each with a random jitter of half its length.
 
-    def __init__(self, first: float = 0.05, most: float = 2.0) -> None:
+    With ``from_start`` a delay counts from the start of the attempt before it, which may have waited for a host that is
+    gone.
+    """
+
+    def __init__(self, first: float = 0.05, most: float = 2.0, from_start: bool = False) -> None:
         self._first = self._next = first
         self._most, self.tries = most, 0
+        self._from_start, self._started_at = (
+            from_start,
+            math.inf,
+        )  # time.monotonic(): when the last delay was over
 
     def delay(self) -> float:
         """Return the next delay."""
         self.tries += 1
-        now, self._next = self._next, min(self._most, self._next * 2)
-        return now * random.uniform(0.5, 1.5)
+        delay, self._next = self._next * random.uniform(0.5, 1.5), min(self._most, self._next * 2)
+        now = time.monotonic()
+        if self._from_start:
+            delay = max(self._first / 2, delay - max(0.0, now - self._started_at))
+        self._started_at = now + delay
+        return delay
 
     def reset(self) -> None:
         """Start from the first delay again."""
-        self._next, self.tries = self._first, 0
+        self._next, self.tries, self._started_at = self._first, 0, math.inf

@@ -182,6 +182,20 @@ def test_they_start_anew_once_it_has_worked(steady):
     assert delays.delay() == 0.1
 
 
+def test_a_long_attempt_counts_towards_the_delay_after_it(steady, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr(wakeup_module.time, "monotonic", lambda: now)
+    delays = Backoff(1.0, 2.0, from_start=True)
+    assert delays.delay() == 1.0
+    now += 1.0 + 0.5  # the delay, and an attempt
+    assert delays.delay() == 1.5
+    now += 1.5 + 7.0
+    assert delays.delay() == 0.5  # never none at all
+    delays.reset()
+    now += 100.0
+    assert delays.delay() == 1.0
+
+
 def test_each_is_jittered_by_a_half():
     delays = {Backoff(1.0).delay() for _ in range(50)}
     assert len(delays) > 1

@@ -124,7 +124,7 @@ class LayerHealth:
                     self.worked()
                 return result
             except LayerUnavailable as error:
-                delays = delays or Backoff()
+                delays = delays or Backoff(from_start=True)
                 if self.exhausted or (stopping.is_set() and delays.tries > tries):
                     # Once: each thread gives up on each thing that it still tries.
                     if not self._gave_up:

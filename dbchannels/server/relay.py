@@ -415,7 +415,7 @@ class Relay:
 
     def _read(self) -> None:
         link = self.layer.link("receiver")
-        delays, failing, deaf = Backoff(), False, False
+        delays, failing, deaf = Backoff(from_start=True), False, False
         while not self._stopping.is_set():
             try:
                 more = True

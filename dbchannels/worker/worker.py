@@ -147,7 +147,7 @@ class Worker:
         self._watchdog.start()
         self._on_ready()
         signals.worker_ready.send_robust(Worker, name=self.name, channels=list(self.channels))
-        delays = Backoff()
+        delays = Backoff(from_start=True)
         while not self.stopping.is_set() and not self._health.exhausted:
             try:
                 found = self.run_once()
