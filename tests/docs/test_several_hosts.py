@@ -35,7 +35,7 @@ def test_every_address_reaches_libpq_from_django_and_from_the_layer() -> None:
         make_dsn(**known)  # raises for what libpq does not know
 
 
-def test_the_last_five_options_are_what_the_layer_sets_by_itself() -> None:
+def test_the_other_five_options_are_what_the_layer_sets_by_itself() -> None:
     entry = settings("a primary and a standby")["DATABASES"]["default"]
     given = connection_parameters(entry, "name")
     del entry["OPTIONS"]

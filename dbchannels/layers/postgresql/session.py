@@ -78,9 +78,9 @@ def connection_parameters(
     }
     given = {key: value for key, value in own.items() if value not in ("", None)}
     hosts, ports = str(settings.get("HOST")).split(","), str(settings.get("PORT") or "5432").split(",")
-    pairs = list(zip(hosts, ports * len(hosts) if len(ports) == 1 else ports, strict=False))
-    if len(pairs) == len(hosts) > 1:  # else libpq says what is wrong
-        pairs.sort(key=lambda pair: pair == last)
+    ports *= len(hosts) if len(ports) == 1 else 1
+    if len(ports) == len(hosts) > 1:  # else libpq says what is wrong
+        pairs = sorted(zip(hosts, ports, strict=True), key=lambda pair: pair == last)
         given["host"], given["port"] = (",".join(one) for one in zip(*pairs, strict=True))
         given["connect_timeout"] = 2  # for each address: a host that is gone takes all of it
     # The encoding is the one that Django uses, whatever is set for the role.
