@@ -7,7 +7,6 @@ or for a worker, and several servers of one site show the same gauges.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
@@ -30,6 +29,7 @@ from dbchannels.measures import (
     WAITED,
     WAITS,
     Counts,
+    read_sample,
 )
 from dbchannels.server.counts import ServerCounts
 
@@ -166,8 +166,8 @@ class Metrics(Collector):
     def _of_site(self) -> dict[str, Values]:
         sample, takers = self._source.site()
         found: dict[str, Values] = {"site_takers": _by(takers)}
-        read = json.loads(sample) if sample else {}
-        if time.time() - read.get("t", 0) > STALE:
+        read = read_sample("", sample)
+        if read is None or time.time() - read["t"] > STALE:
             return found
         names = {"oldest": "oldest_seconds", "dead": "dead_letters"}
         for position, gauge in enumerate(GAUGES):

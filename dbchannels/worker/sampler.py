@@ -6,7 +6,6 @@ when it is killed, and written later when the database is away.
 
 from __future__ import annotations
 
-import json
 import random
 import threading
 import time
@@ -73,11 +72,9 @@ class Sampler:
             self._written, self._pending = counts, None
 
     def _count_site(self, moment: int) -> None:
-        newest = self._link.newest_sample()
-        if newest:
-            last = json.loads(newest)
-            if moment - last["t"] < LEAST_PAUSE * last["took"]:
-                return
+        last = measures.read_sample("", self._link.newest_sample())
+        if last is not None and moment - last["t"] < LEAST_PAUSE * last.get("took", 0):
+            return
         started_at = time.monotonic()
         gauges = self._link.gauges()
         took = time.monotonic() - started_at

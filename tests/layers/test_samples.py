@@ -161,6 +161,14 @@ def test_after_a_slow_count_the_next_one_waits(layer, link, monkeypatch):
     assert counted
 
 
+def test_a_sample_that_cannot_be_read_holds_up_nobody(layer, link):
+    moment = int(link.clock()) // 10 * 10
+    link.write_sample(moment - 10, "", "")
+    link.complete_sample(moment - 10, "of another version")
+    Sampler(link, Measures()).look("w1")
+    assert [one["source"] for one in layer.samples()] == [""]
+
+
 def test_old_samples_are_deleted(layer, link):
     moment = int(link.clock()) // 10 * 10
     for ago in (KEPT + 100, KEPT - 100):

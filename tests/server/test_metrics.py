@@ -108,7 +108,9 @@ def test_gauges_of_the_site_are_those_of_the_newest_sample():
     assert found["dbchannels_site_counted_timestamp_seconds", ()] == moment
 
 
-@pytest.mark.parametrize("data", [{"t": 1, "took": 0.1, "channels": {"own": [1, 0, 0, 0, 0]}}, {}])
+@pytest.mark.parametrize(
+    "data", [{"t": 1, "took": 0.1, "channels": {"own": [1, 0, 0, 0, 0]}}, {}, "nonsense"]
+)
 def test_old_gauges_are_left_out(data):
     source = Source()
     source.sample = json.dumps(data)
