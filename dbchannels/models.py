@@ -191,6 +191,7 @@ class Schedule(models.Model):
     every = models.CharField("every", max_length=255)
     next_at = models.DateTimeField("next")
     seen_at = models.DateTimeField("seen", help_text="when a running worker last had it in its routing")
+    sent_at = models.DateTimeField("last sent", null=True, blank=True)
 
     class Meta:
         verbose_name = "schedule"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import timedelta
 from html import unescape
@@ -18,7 +19,7 @@ from django.utils import timezone
 
 from dbchannels import codec
 from dbchannels.admin.base import LINE, duration
-from dbchannels.admin.messages import ERROR, HEAD, SHOWN, reason_of
+from dbchannels.admin.messages import BYTES, ERROR, HEAD, SHOWN, reason_of
 from dbchannels.models import (
     Audience,
     Connection,
@@ -535,8 +536,50 @@ def test_a_million_small_values_are_cut_too(admin_client: Client) -> None:
 )
 def test_a_payload_that_cannot_be_decoded_is_one_sentence(admin_client: Client, payload: bytes) -> None:
     row = durable(payload)
-    assert UNREADABLE in page(admin_client, url(row))
+    assert UNREADABLE in (text := page(admin_client, url(row)))
+    assert not payload or f"0000  {payload[:16].hex(' ')}" in text
     assert UNREADABLE in page(admin_client, list_url(DurableMessage))
+
+
+def test_the_bytes_that_are_shown_are_bounded_and_none_are_of_a_request(admin_client: Client) -> None:
+    text = page(admin_client, url(durable(b"\xc1" + b"s3cret<b>" * 1000)))
+    assert f"({9001 - BYTES:,} more bytes)" in text
+    assert text.count("s3cret") < BYTES / 9 and "s3cret<b>" in text
+    text = page(admin_client, url(protocol(b"\xc1Cookie: c00kie")))
+    assert "c00kie" not in text and "0000  " not in text
+
+
+# Workers and messages.
+
+
+def test_a_message_that_no_worker_takes_is_marked(admin_client: Client) -> None:
+    row = durable(channel="own_channel")
+    for address in (list_url(DurableMessage), url(row)):
+        assert "nobody takes it" in page(admin_client, address)
+    takes = process("worker-1")
+    for work, marked in (
+        ('{"takes": ["own-channel", "own_channel_2"]}', True),  # neither a pattern nor a part of a name
+        ('{"takes": ["other", "own_channel"]}', False),
+        ("", False),  # just started
+    ):
+        Process.objects.filter(pk=takes.pk).update(work=work)
+        assert ("nobody takes it" in page(admin_client, list_url(DurableMessage))) == marked, work
+    Process.objects.filter(pk=takes.pk).update(lease_until=after(-1))
+    assert "nobody takes it" in page(admin_client, list_url(DurableMessage))
+
+
+def test_a_claimed_message_says_who_has_it_and_since_when(admin_client: Client) -> None:
+    row = durable(claimed_by="worker-1")
+    assert "worker-1, which is not alive" in page(admin_client, url(row))
+    worker = process("worker-1")
+    assert "worker-1, which has not started it" in page(admin_client, url(row))
+    work = {"takes": ["thumbnails"], "runs": "thumbnails", "id": row.pk, "since": "2026-01-01 03:00:00"}
+    Process.objects.filter(pk=worker.pk).update(work=json.dumps({**work, "hard_timeout": 600}))
+    text = page(admin_client, url(row))
+    assert "worker-1 on web1, which runs it since 2026-01-01 03:00:00, ended at 03:10:00" in text
+    assert "/act/cancel/" in source(admin_client, url(row)) and "/act/delay/" not in source(
+        admin_client, url(row)
+    )
 
 
 def test_the_longest_payload_that_a_list_decodes(admin_client: Client) -> None:

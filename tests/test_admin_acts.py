@@ -338,7 +338,9 @@ def test_a_periodic_message_is_sent_once_while_it_waits(admin_client: Client) ->
     sent = DurableMessage.objects.get()
     assert (sent.channel, sent.unique_key) == ("digest", "every 3600 s")
     assert sent.content().keys() == {"scheduled_at"}
-    assert Schedule.objects.get().next_at == row.next_at
+    after_it = Schedule.objects.get()
+    assert (after_it.next_at, row.sent_at) == (row.next_at, None)
+    assert after_it.sent_at is not None and "ago" in page(admin_client, list_url(Schedule))
 
 
 def test_a_claimed_message_is_not_deleted(admin_client: Client) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, ClassVar
 
 from django.contrib import admin, messages
@@ -48,6 +48,22 @@ def relative_time(field: str, description: str) -> Callable[..., str | None]:
         return f"in\xa0{duration(at - row.clock)}" if at > row.clock else f"{duration(at - row.clock)}\xa0ago"
 
     return column
+
+
+def running_now(work: dict[str, Any]) -> str:
+    """Return since when a worker runs its message, and when its consumer is ended, by the clock of the worker's host.
+
+    ``work`` is what the worker has put on record, see ``Worker._record_work``.
+    """
+    try:
+        since = datetime.strptime(work.get("since", ""), "%Y-%m-%d %H:%M:%S")
+    except (ValueError, TypeError):
+        return ""
+    text = f"since {since}"
+    for key, what in (("soft_timeout", "logged as slow at"), ("hard_timeout", "ended at")):
+        if isinstance(limit := work.get(key), (int, float)) and limit > 0:
+            text += f", {what} {since + timedelta(seconds=limit):%H:%M:%S}"
+    return text
 
 
 class ByChannel(admin.SimpleListFilter):

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import datetime, timedelta
+from datetime import timedelta
 from itertools import chain
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from django.utils import timezone
 
 from dbchannels import measures, models, names
 from dbchannels.admin.acts import Act, act_url, layer
-from dbchannels.admin.base import ReadOnlyAdmin, duration
+from dbchannels.admin.base import ReadOnlyAdmin, duration, running_now
 from dbchannels.admin.live import LiveViews
 from dbchannels.admin.messages import reason_of
 from dbchannels.exceptions import DBChannelsError, InvalidName
@@ -189,20 +189,6 @@ def lines_of(channel: str) -> list[Line]:
     return [Line(*row) for row in chain(*parts)]
 
 
-def running_now(worker: ProcessStatus) -> str:
-    """Return since when a worker runs its message, and when its consumer is ended, by the worker's own clock."""
-    work = worker.work
-    try:
-        since = datetime.strptime(work.get("since", ""), "%Y-%m-%d %H:%M:%S")
-    except (ValueError, TypeError):
-        return ""
-    text = f"since {since}"
-    for key, what in (("soft_timeout", "logged as slow at"), ("hard_timeout", "ended at")):
-        if isinstance(limit := work.get(key), (int, float)) and limit > 0:
-            text += f", {what} {since + timedelta(seconds=limit):%H:%M:%S}"
-    return text
-
-
 @admin.register(models.ChannelState)
 class ChannelAdmin(LiveViews, ReadOnlyAdmin):
     """The rows are only the paused channels: both pages show what there is of messages, routes and workers."""
@@ -308,7 +294,7 @@ class ChannelAdmin(LiveViews, ReadOnlyAdmin):
             "host": one.host,
             "runs": what,
             "own": runs == channel,
-            "since": running_now(one),
+            "since": running_now(one.work),
         }
 
     def lines(self, state: ChannelStatus, processes: Iterable[ProcessStatus]) -> list[dict[str, Any]]:
@@ -320,7 +306,9 @@ class ChannelAdmin(LiveViews, ReadOnlyAdmin):
             if kind == "running":
                 runs = worker and worker.work.get("id") == pk
                 note = (
-                    f"{text}, {running_now(worker)}" if worker and runs else f"{text}: behind another message"
+                    f"{text}, {running_now(worker.work)}"
+                    if worker and runs
+                    else f"{text}: behind another message"
                 )
             elif kind == "dead":
                 note = reason_of(text)

@@ -9,21 +9,23 @@ from typing import Any, ClassVar
 from django import forms
 from django.contrib import admin
 from django.contrib.admin.models import DELETION
-from django.db.models import BinaryField, Q
-from django.db.models.functions import Length, Substr
+from django.db.models import BinaryField, Exists, F, OuterRef, Q, Value
+from django.db.models.functions import Concat, Length, Substr
 from django.template.defaultfilters import filesizeformat
 from django.utils import html
 
 from dbchannels import models, names
 from dbchannels.admin.acts import Act, Delete, layer
-from dbchannels.admin.base import ByChannel, ReadOnlyAdmin, duration, one_line, relative_time
+from dbchannels.admin.base import ByChannel, ReadOnlyAdmin, duration, one_line, relative_time, running_now
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers.operations import PRIORITIES, delivery_options
-from dbchannels.redaction import message_text
+from dbchannels.layers.overview import process_list
+from dbchannels.redaction import UNREADABLE, message_text
 
 SHOWN = 4096  # characters of a message on its own page
 HEAD = 16_384  # bytes of a payload that a list reads
 ERROR = 16_384  # characters of a traceback that a dead letter has
+BYTES = 512  # of a payload that cannot be decoded
 SEARCHED = 10_000  # dead letters whose errors a search reads
 PRE = "<pre>{}</pre>{}"
 
@@ -45,6 +47,16 @@ def reason_of(error: str) -> str:
     )  # the beginning was cut off
     found = _UNINDENTED.search(error, start)
     return found[1] if found else error.strip().rpartition("\n")[2]
+
+
+def hex_dump(data: bytes) -> str:
+    """Return lines of 16 bytes: the position, hexadecimal, and ASCII with dots for the rest."""
+    lines = []
+    for start in range(0, len(data), 16):
+        part = data[start : start + 16]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in part)
+        lines.append(f"{start:04x}  {part.hex(' '):47}  {text}")
+    return "\n".join(lines)
 
 
 # What can be done to messages.
@@ -200,6 +212,11 @@ class MessageAdmin(ReadOnlyAdmin):
 
     def message(self, row: Any) -> str:
         text = message_text(row.channel, row.payload)
+        if text == UNREADABLE and not names.is_protocol(
+            row.channel
+        ):  # those have headers, which may be secret
+            text += f"\n\n{hex_dump(bytes(row.payload[:BYTES]))}"
+            text += f"\n({len(row.payload) - BYTES:,} more bytes)" if len(row.payload) > BYTES else ""
         rest = f"({len(text) - SHOWN:,} more characters)" if len(text) > SHOWN else ""
         return html.format_html(PRE, text[:SHOWN], rest)
 
@@ -254,13 +271,49 @@ class DurableMessageAdmin(MessageAdmin):
     deletable: ClassVar[dict[str, Any]] = {"claimed_by": None}
     acts = (Cancel(), MakeDue(), Delay(), Prioritise(), Delete())
     list_filter = (ByState, ByDurableChannel)
-    list_display = ("id", "channel", "line", "priority", "age", "due", "attempts", "claimed_by")
+    list_display = ("id", "on_channel", "line", "priority", "age", "due", "attempts", "claimed_by")
     fields = (
-        *("channel", "priority", "unique_key", "sent_at", "age", "due_at", "attempts", "claimed_by", "alone"),
-        *("size", "message"),
+        *(
+            "on_channel",
+            "holder",
+            "cancelled_by",
+            "priority",
+            "unique_key",
+            "sent_at",
+            "age",
+            "due_at",
+            "attempts",
+        ),
+        *("alone", "size", "message"),
     )
     search_fields = ("channel", "claimed_by")
     due = relative_time("due_at", "due")
+
+    def get_queryset(self, request: Any) -> Any:
+        live = models.Process.objects.filter(kind=models.Process.WORKER, lease_until__gt=layer().now())
+        # The channels of a worker are a list in its record, which is JSON; one without a record may take any.
+        quoted = Concat(Value('"'), OuterRef("channel"), Value('"'))
+        takes = live.annotate(quoted=quoted).filter(Q(work="") | Q(work__contains=F("quoted")))
+        return super().get_queryset(request).annotate(attended=Exists(takes))
+
+    @admin.display(description="channel", ordering="channel")
+    def on_channel(self, row: Any) -> str:
+        if row.attended or row.claimed_by is not None:
+            return row.channel
+        nobody = "nobody takes it"
+        return html.format_html('{} <strong class="dbchannels-bad">{}</strong>', row.channel, nobody)
+
+    @admin.display(description="claimed by")
+    def holder(self, row: Any) -> str:
+        """Say who has the message, and since when."""
+        if row.claimed_by is None:
+            return "nobody: it waits"
+        worker = next((one for one in process_list(layer()) if one.name == row.claimed_by), None)
+        if worker is None or not worker.alive:
+            return f"{row.claimed_by}, which is not alive: another worker will take the message over"
+        if worker.work.get("id") != row.pk:
+            return f"{row.claimed_by}, which has not started it, or has just started it"
+        return f"{row.claimed_by} on {worker.host}, which runs it {running_now(worker.work)}"
 
 
 class ByAge(admin.SimpleListFilter):

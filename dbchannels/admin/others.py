@@ -130,10 +130,11 @@ class SendNow(Act):
 
     def do(self, model_admin: Any, keys: Any, data: Any, by: str) -> int:
         now = datetime.now(timezone.utc)
-        rows = model_admin.rows().filter(pk__in=keys).order_by("pk").values_list("channel", "every")
-        sends = [periodic(channel, every, now) for channel, every in rows]
+        rows = model_admin.rows().filter(pk__in=keys).order_by("pk")
+        sends = [periodic(row.channel, row.every, now) for row in rows]
         if sends:
             layer().write(sends)
+            rows.update(sent_at=layer().now())
         return len(sends)
 
 
@@ -141,10 +142,11 @@ class SendNow(Act):
 class ScheduleAdmin(ReadOnlyAdmin):
     deletable: ClassVar[dict[str, Any]] = {}
     acts = (SendNow(), Delete())
-    list_display = ("channel", "every", "comes", "seen")
-    fields = ("channel", "every", "next_at", "seen_at")
+    list_display = ("channel", "every", "comes", "sent", "seen")
+    fields = ("channel", "every", "next_at", "sent_at", "seen_at")
     ordering = ("channel", "every")
     comes = relative_time("next_at", "next")
+    sent = relative_time("sent_at", "last sent")
     seen = relative_time("seen_at", "seen")
 
 

@@ -60,6 +60,11 @@ class Migration(migrations.Migration):
             name='reads',
             field=models.PositiveSmallIntegerField(db_default=1, default=1, help_text='the newest format of messages that it can read', verbose_name='reads format'),
         ),
+        migrations.AddField(
+            model_name='schedule',
+            name='sent_at',
+            field=models.DateTimeField(blank=True, null=True, verbose_name='last sent'),
+        ),
         migrations.AddIndex(
             model_name='deadletter',
             index=models.Index(fields=['channel', 'id'], name='dbchannels_dead_channel'),

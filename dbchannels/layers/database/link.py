@@ -174,7 +174,7 @@ class DatabaseLink(Link):
                 first = {"next_at": _stored(following), "seen_at": _stored(datetime.now(utc))}
                 return bool(rows.get_or_create(first, channel=channel, every=every)[1])
             row = rows.filter(channel=channel, every=every, next_at=_stored(due))
-            moved = row.update(next_at=_stored(following))
+            moved = row.update(next_at=_stored(following), sent_at=_stored(datetime.now(utc)))
             if moved:
                 self.layer.write(sends, drop=True)
             return bool(moved)

@@ -220,7 +220,7 @@ VALUES (%(channel)s, %(every)s, %(following)s, statement_timestamp())
 ON CONFLICT (channel, every) DO NOTHING RETURNING id
 """
 MOVE_TIME = """
-UPDATE dbchannels_schedule SET next_at = %(following)s
+UPDATE dbchannels_schedule SET next_at = %(following)s, sent_at = statement_timestamp()
 WHERE channel = %(channel)s AND every = %(every)s AND next_at = %(due)s RETURNING id
 """
 # Rows that another worker is updating are left to it.
