@@ -1,8 +1,9 @@
-"""The admin's pages with many rows: a few queries, no scan of a big table, and bounded rows."""
+"""The admin's pages with many rows: a few queries, and a bounded number of rows read by each, whatever the plan."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,7 +21,6 @@ pytestmark = [pytest.mark.django_db, pytest.mark.postgresql]
 
 #: As a million rows are to the hundred thousand that are counted.
 ROWS, MOST = 200_000, 20_000
-BIG = {"dbchannels_durablemessage"}
 
 FILL = f"""
 INSERT INTO dbchannels_durablemessage (channel, payload, sent_at, due_at, claimed_by, priority)
@@ -61,79 +61,66 @@ def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def check(sql: str) -> None:
-    """Assert that a query scans no big table and reads a bounded number of rows."""
+    """Assert that no part of a query's plan reads more rows than are counted: above all no scan of a whole table."""
     with connection.cursor() as cursor:
         cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}")
         ((found,),) = cursor.fetchall()
     plan = (json.loads(found) if isinstance(found, str) else found)[0]["Plan"]
     for node in nodes(plan):
-        assert node["Node Type"] != "Seq Scan" or node["Relation Name"] not in BIG, f"{sql}\n{plan}"
-        read = (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)) * node["Actual Loops"]
         # The overview's own statement counts so far in each channel, and has tests of its own.
-        assert read <= 2 * MOST or "WITH RECURSIVE" in sql, f"{sql}\n{node}"
+        read = node["Actual Rows"] + node.get("Rows Removed by Filter", 0)
+        assert read * ("WITH RECURSIVE" in sql or node["Actual Loops"]) <= 2 * MOST, f"{sql}\n{node}"
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "channelstate/",
-        "channelstate/many/change/",
-        "channelstate/rare/change/",
-        "channelstate/nowhere/change/",
-        "durablemessage/",
-        "durablemessage/?p=3",
-        "durablemessage/?channel=many",
-        "durablemessage/?channel=rare",
-        "durablemessage/?channel=nowhere",
-        "durablemessage/?state=running",
-        "durablemessage/?state=delayed&channel=some",
-        "durablemessage/?state=ready&channel=rare",
-        "deadletter/",
-        "deadletter/?channel=rare",
-        "deadletter/?failed=7",
-        "deadletter/?q=ValueError: 77",
-        "process/",
-        "durablemessage/act/cancel/",
-        "durablemessage/act/cancel/?channel=rare",
-        "deadletter/act/replay/?channel=many",
-    ],
+def ours(queries: CaptureQueriesContext) -> list[str]:
+    """Return the queries of our tables."""
+    return [one["sql"] for one in queries if "dbchannels_" in one["sql"]]
+
+
+ADDRESSES = (
+    "channelstate/",
+    "channelstate/many/change/",
+    "channelstate/rare/change/",
+    "channelstate/nowhere/change/",
+    "durablemessage/",
+    "durablemessage/?p=3",
+    "durablemessage/?channel=many",
+    "durablemessage/?channel=rare",
+    "durablemessage/?channel=nowhere",
+    "durablemessage/?state=running",
+    "durablemessage/?state=delayed&channel=some",
+    "durablemessage/?state=ready&channel=rare",
+    "deadletter/",
+    "deadletter/?channel=rare",
+    "deadletter/?failed=7",
+    "deadletter/?q=ValueError: 77",
+    "process/",
+    "durablemessage/act/cancel/",
+    "durablemessage/act/cancel/?channel=rare",
+    "deadletter/act/replay/?channel=many",
 )
-def test_a_page_makes_few_queries_and_scans_nothing_big(many: Client, address: str) -> None:
+
+
+def test_pages_make_few_queries_and_read_few_rows(many: Client) -> None:
     many.get(f"{LISTS}membership/")  # what Django itself keeps after the first page
-    with CaptureQueriesContext(
-        connection,
-    ) as queries:
-        assert many.get(LISTS + address).status_code == 200
-    ours = [one["sql"] for one in queries if "dbchannels_" in one["sql"]]
-    assert len(ours) <= 5, "\n".join(ours)
-    for sql in ours:
-        check(sql)
-
-
-def test_the_page_of_a_message_makes_few_queries(many: Client) -> None:
     claimed = DurableMessage.objects.filter(claimed_by="worker-1").first()
-    with CaptureQueriesContext(connection) as queries:
-        assert many.get(f"{LISTS}durablemessage/{claimed.pk}/change/").status_code == 200
-    ours = [one["sql"] for one in queries if "dbchannels_" in one["sql"]]
-    assert len(ours) <= 5, "\n".join(ours)
-    for sql in ours:
-        check(sql)
+    for address in (*ADDRESSES, f"durablemessage/{claimed.pk}/change/"):
+        with CaptureQueriesContext(connection) as queries:
+            assert many.get(LISTS + address).status_code == 200
+        assert len(ours(queries)) <= 5, "\n".join([address, *ours(queries)])
+        for sql in ours(queries):
+            check(sql)
 
-
-def test_a_list_of_many_says_that_there_are_more(many: Client) -> None:
     html = many.get(f"{LISTS}durablemessage/").content.decode()
     assert f"more than {MOST} durable messages" in html
     assert "among the newest" in html
     html = many.get(f"{LISTS}channelstate/").content.decode()
-    assert f"{MOST:,}+" in html
-
-
-def test_a_part_of_an_act_scans_nothing_big(many: Client) -> None:
+    assert re.search(r">\d0,000\+<", html)  # "many", counted by priorities
     asked = many.get(f"{LISTS}durablemessage/act/priority/?channel=rare").content.decode()
     state = asked.partition('name="state" value="')[2].partition('"')[0]
     with CaptureQueriesContext(connection) as queries:
         many.post(f"{LISTS}durablemessage/act/priority/?channel=rare", {"state": state, "priority": "5"})
     assert DurableMessage.objects.filter(channel="rare", priority=5).count() == ROWS // 20_000
-    for one in queries:
-        if one["sql"].startswith("SELECT") and "dbchannels_durable" in one["sql"]:
-            check(one["sql"])
+    for sql in ours(queries):
+        if sql.startswith("SELECT"):
+            check(sql)

@@ -254,11 +254,14 @@ class ChannelAdmin(LiveViews, ReadOnlyAdmin):
         """Show a channel."""
         if not self.has_view_permission(request):
             raise PermissionDenied
-        row = self.get_object(request, unquote(object_id))
-        if row is None:
+        name, consumers, problem = unquote(object_id), list[str](), ""
+        try:
+            names.check_channel_name(name)
+        except InvalidName:
             return self._get_obj_does_not_exist_redirect(request, self.opts, object_id)
-        seen, consumers, problem = _overview(), list[str](), ""
-        state = next((one for one in seen.channels if one.channel == row.channel), ChannelStatus(row.channel))
+        seen = _overview()
+        state = next((one for one in seen.channels if one.channel == name), ChannelStatus(name))
+        row = state.pause or models.ChannelState(channel=name)
         try:
             consumers = consumers_of(layer().alias).get(row.channel, [])
         except DBChannelsError as error:

@@ -50,7 +50,7 @@ def fail(message):
     note(message)
 
 
-urlpatterns = [path("admin/", admin.site.urls), path("page/", page)]
+urlpatterns = [path("admin/", admin.site.urls), path("page/", page), path("favicon.ico", page)]
 routes = [
     route("websocket.connect", listen, path="/watched/"),
     route("notes", note),
