@@ -17,10 +17,10 @@ pytestmark = pytest.mark.postgresql
 def test_clients_of_lost_messages_are_answered_and_all_others_go_on(
     site: LiveSite, server: EmbeddedPostgres
 ) -> None:
-    served = site.serve("--workers", "1", settings=options(lease=3))
+    served = site.serve("--workers", "1", settings=options(lease=6))
     waiting, leaving, idle = [member(served, number) for number in range(3)]
     with ThreadPoolExecutor(4) as pool:
-        running = pool.submit(served.get, "/sleep/6000")
+        running = pool.submit(served.get, "/sleep/10000")
         until(lambda: site.count("inflight", "messages LIKE '%http.request %'"), "a view runs")
         queued = [pool.submit(served.get, "/") for _ in range(3)]
         waiting.send("lost")
