@@ -120,10 +120,8 @@ def measured() -> dict[str, dict[str, Any]]:
     return found
 
 
-def seconds(value: float | None) -> str:
+def seconds(value: float) -> str:
     """Return a measured time for people: ``4 ms``, ``2.5 s``, ``3 min``."""
-    if value is None:
-        return "-"
     return f"{math.ceil(value * 1000)}\xa0ms" if value < 1 else duration(timedelta(seconds=value))
 
 
@@ -161,8 +159,12 @@ def shown(state: ChannelStatus, numbers: dict[str, Any], address: str) -> dict[s
         "workers": len(state.workers),
         "in": rate(numbers.get("in")),
         "out": rate(numbers.get("out")),
-        "wait": [seconds(numbers.get(key)) for key in ("wait_p50", "wait_p95")],
-        "run": [seconds(numbers.get(key)) for key in ("run_p50", "run_p95")],
+        **{
+            key: ", ".join(seconds(numbers[f"{key}_{part}"]) for part in ("p50", "p95"))
+            if numbers.get(f"{key}_p50") is not None
+            else "-"
+            for key in ("wait", "run")
+        },
     }
 
 

@@ -300,8 +300,8 @@ class DurableMessageAdmin(MessageAdmin):
     def on_channel(self, row: Any) -> str:
         if row.attended or row.claimed_by is not None:
             return row.channel
-        nobody = "nobody takes it"
-        return html.format_html('{} <strong class="dbchannels-bad">{}</strong>', row.channel, nobody)
+        marked = '<span class="dbchannels-name">{}</span> <strong class="dbchannels-bad">{}</strong>'
+        return html.format_html(marked, row.channel, "nobody takes it")
 
     @admin.display(description="claimed by")
     def holder(self, row: Any) -> str:
