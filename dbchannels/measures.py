@@ -3,7 +3,7 @@
 Each worker counts for each channel what became of its messages, how long they had waited, and how long their consumers
 ran. Every ten seconds it writes the difference since the last time as a `Sample`, and one of the workers adds what
 waits in the whole site. `summarize` makes series of these samples, for charts. The parent of the process reads the
-counters from a `Report`.
+counters from a file, see `read_report`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,7 @@ import json
 import os
 import struct
 import tempfile
-import threading
-import time
 import zlib
-from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -39,41 +36,6 @@ PERIOD = 10  # seconds between two samples
 KEPT = 3_600  # seconds for which samples are kept
 
 Counts = dict[str, list[float]]  # by channel, see TAKEN to RUNS
-
-
-class Measures:
-    """The counters of one worker since its start. They are changed by one thread at a time, and copied by any."""
-
-    def __init__(self) -> None:
-        self.counts: Counts = {}
-        #: What happened to the process, by the name of the event.
-        self.events: dict[str, int] = {}
-
-    def started(self, channel: str, waited: float) -> None:
-        """Count a message whose consumer starts, ``waited`` seconds after it was sent or became due."""
-        numbers = self.counts.get(channel) or self._new(channel)
-        numbers[TAKEN] += 1
-        numbers[WAITED] += waited
-        numbers[6 + bisect_left(BOUNDS, waited)] += 1
-
-    def ended(self, channel: str, outcome: int, ran: float) -> None:
-        """Count the end of a message after ``ran`` seconds; ``outcome`` is DONE, FAILED or DEAD."""
-        numbers = self.counts.get(channel) or self._new(channel)
-        numbers[outcome] += 1
-        numbers[RAN] += ran
-        numbers[6 + BUCKETS + bisect_left(BOUNDS, ran)] += 1
-
-    def _new(self, channel: str) -> list[float]:
-        name = channel if len(self.counts) < MOST else OTHERS
-        return self.counts.setdefault(name, [0] * SIZE)
-
-    def count(self, event: str) -> None:
-        """Count something that happened to the process."""
-        self.events[event] = self.events.get(event, 0) + 1
-
-    def copy(self) -> Counts:
-        """Return the counters as they are now."""
-        return {channel: numbers.copy() for channel, numbers in list(self.counts.items())}
 
 
 def add(total: Counts, counts: Mapping[str, Sequence[float]]) -> None:
@@ -135,10 +97,14 @@ def quantile(buckets: Sequence[float], q: float) -> float | None:
 
 # The samples, as series.
 
-#: The series of a channel, and of all channels together. From the counts of the site:
+# Of a channel, and of all channels together:
+#: Messages that wait, that are not due, and that a worker has claimed; for how many seconds the message that was sent
+#: first could have been taken, 0 if none waits; and dead letters.
 GAUGES = ("ready", "delayed", "running", "oldest", "dead")
-#: and from the workers': messages a second that were sent, and that ended; those that failed; and percentiles.
+#: Messages a second that came, that ended (done, failed or dead), and that failed or died. What came is worked out from
+#: what ended and from how the queue grew.
 RATES = ("in", "out", "failures")
+#: Seconds, estimated from histograms.
 QUANTILES = {
     "wait_p50": (WAITS, 0.5),
     "wait_p95": (WAITS, 0.95),
@@ -158,15 +124,7 @@ def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             "channels": {"thumbnails": {"ready": [3, ...], ...}, ...},
         }
 
-    Each series has a value for each moment, None where it is not known:
-
-    * ``ready``, ``delayed``, ``running``, ``dead``: messages that wait, that are not due, that a worker has claimed,
-      and dead letters;
-    * ``oldest``: for how many seconds the message that was sent first could have been taken; 0 if none waits;
-    * ``in``, ``out``, ``failures``: messages a second that came, that ended (done, failed or dead), and that failed or
-      died. What came is worked out from what ended and from how the queue grew;
-    * ``wait_p50``, ``wait_p95``, ``wait_p99``, ``run_p50``, ``run_p95``: seconds, estimated from histograms;
-    * of the site ``sockets``, ``servers``, ``workers``.
+    Each series, see GAUGES to PROCESSES, has a value for each moment, None where it is not known.
     """
     sites: dict[int, Mapping[str, Any]] = {}
     counts: dict[int, Counts] = {}  # a second
@@ -264,7 +222,7 @@ def read_sample(source: str, data: str) -> dict[str, Any] | None:
 
 # From a worker's process to its parent, without the database.
 
-_HEADER = struct.Struct("<II")  # the length of what follows, and its checksum
+HEADER = struct.Struct("<II")  # the length of what follows, and its checksum
 LONGEST_REPORT = 16_777_216  # bytes
 
 
@@ -278,8 +236,8 @@ def new_report() -> int:
 
 def read_report(descriptor: int) -> tuple[Counts, dict[str, int]] | None:
     """Return the counters and events of a child; None if there are none, or if it is writing them just now."""
-    length, checksum = _HEADER.unpack(os.pread(descriptor, _HEADER.size, 0) or bytes(_HEADER.size))
-    data = os.pread(descriptor, min(length, LONGEST_REPORT), _HEADER.size)
+    length, checksum = HEADER.unpack(os.pread(descriptor, HEADER.size, 0) or bytes(HEADER.size))
+    data = os.pread(descriptor, min(length, LONGEST_REPORT), HEADER.size)
     if not length or len(data) != length or zlib.crc32(data) != checksum:
         return None
     try:
@@ -287,33 +245,6 @@ def read_report(descriptor: int) -> tuple[Counts, dict[str, int]] | None:
         return from_json(read["counts"]), dict(read["events"])
     except (ValueError, TypeError, KeyError):  # a worker runs the code of the site, which may write there
         return None
-
-
-class Report:
-    """Where a process leaves what all its workers, which are threads of it, have counted since its start."""
-
-    EVERY = 1.0  # seconds at least from one time to the next
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._measures, self._last = descriptor, list[Measures](), b""
-        self._lock, self._due_at = threading.Lock(), 0.0
-
-    def add(self, measures: Measures) -> None:
-        """Add the counters of a worker."""
-        self._measures.append(measures)
-
-    def write(self, now: bool = False) -> None:
-        """Write the counters, if it is time or ``now``."""
-        if not now and time.monotonic() < self._due_at:
-            return
-        with self._lock:
-            self._due_at = time.monotonic() + self.EVERY
-            counts, events = total((one.copy(), one.events.copy()) for one in self._measures)
-            text = json.dumps({"counts": to_json(counts), "events": events}, separators=(",", ":"))
-            data = text.encode()
-            if data != self._last and len(data) <= LONGEST_REPORT:
-                os.pwrite(self._descriptor, _HEADER.pack(len(data), zlib.crc32(data)) + data, 0)
-                self._last = data
 
 
 def total(reports: Iterable[tuple[Counts, Mapping[str, int]]]) -> tuple[Counts, dict[str, int]]:

@@ -16,6 +16,7 @@ from dbchannels.admin import channels
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.models import ChannelState, DeadLetter, DurableMessage, Process, Sample
+from dbchannels.worker.batch import Measures
 from tests.test_admin import after, dead, durable, list_url, page, process, protocol, source, staff
 from tests.test_admin_acts import confirm, one_url, said
 
@@ -110,7 +111,7 @@ def test_an_empty_site(admin_client: Client) -> None:
 def test_rates_and_times_are_of_the_last_minutes(
     admin_client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counts = measures.Measures()
+    counts = Measures()
     for _ in range(50):
         counts.started("thumbnails", 0.003)
         counts.ended("thumbnails", measures.DONE, 0.2)

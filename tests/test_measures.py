@@ -21,11 +21,11 @@ from dbchannels.measures import (
     SIZE,
     TAKEN,
     WAITS,
-    Measures,
     quantile,
     read_sample,
     summarize,
 )
+from dbchannels.worker.batch import Measures
 
 
 def measured(*messages):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
 from dbchannels import measures
-from dbchannels.measures import DONE, Measures, Report, new_report, read_report, total
+from dbchannels.measures import DONE, new_report, read_report, total
+from dbchannels.worker.batch import Measures
+from dbchannels.worker.sampler import Report
 
 
 @pytest.fixture
@@ -36,15 +39,15 @@ def test_the_counters_of_all_threads_are_added_up(descriptor):
     assert events == {"renewals": 2}
 
 
-def test_it_is_written_once_a_second_or_when_it_must_be(descriptor):
+def test_it_is_due_again_after_a_second(descriptor):
     report, counters = Report(descriptor), some(1)
     report.EVERY = 3600
     report.add(counters)
+    assert report.due_at < time.monotonic()
     report.write()
+    assert report.due_at > time.monotonic() + 600
     counters.started("own", 0.1)
     report.write()
-    assert read_report(descriptor)[0]["own"][measures.TAKEN] == 1
-    report.write(now=True)
     assert read_report(descriptor)[0]["own"][measures.TAKEN] == 2
 
 
@@ -53,7 +56,7 @@ def test_a_shorter_text_replaces_a_longer_one(descriptor):
     report.add(long)
     report.write()
     long.counts.clear()
-    report.write(now=True)
+    report.write()
     assert read_report(descriptor) == ({}, {"renewals": 1})
 
 
@@ -73,7 +76,7 @@ def test_a_report_that_is_being_written_is_not_read(descriptor):
 
 def test_text_of_the_right_sum_that_is_no_report(descriptor):
     for data in (b"null", b"[]", b'{"counts": {"own": "x"}, "events": {}}', b'{"counts": {}}'):
-        os.pwrite(descriptor, measures._HEADER.pack(len(data), measures.zlib.crc32(data)) + data, 0)
+        os.pwrite(descriptor, measures.HEADER.pack(len(data), measures.zlib.crc32(data)) + data, 0)
         assert read_report(descriptor) is None
 
 

@@ -37,7 +37,7 @@ from dbchannels.routing.table import load_routing
 from dbchannels.server.options import LaunchConfig
 from dbchannels.wakeup import WakeupPipe
 from dbchannels.worker.views import ApplicationViews
-from dbchannels.worker.worker import Worker
+from dbchannels.worker.worker import ProcessContext, Worker
 
 GRACE = 1.0  # seconds that requests and consumers have to finish at a reload, and at the end
 HANDED_OVER = "DBCHANNELS_HANDED_OVER"  # in the environment: see CodeWatch.hand_over
@@ -228,10 +228,10 @@ def run_in_process(config: LaunchConfig, announce: Announce) -> None:
     in_main_thread = threading.current_thread() is threading.main_thread()
     stopped = stop_at_signals() if in_main_thread else Event()
     server.start()
-    views = ApplicationViews()
+    views, process = ApplicationViews(), ProcessContext(replace=lambda: os._exit(CHANGED))
     for number in range(config.workers):
         name = f"thread-{number}"
-        worker = Worker(layer, routing, name=name, replace=lambda: os._exit(CHANGED), views=views)
+        worker = Worker(layer, routing, name=name, process=process, views=views)
         threading.Thread(target=worker.run, name=worker.name, daemon=True).start()
     announce(server.address[1], layer)
     stopped.wait()

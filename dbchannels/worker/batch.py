@@ -1,14 +1,28 @@
-"""What a worker has taken and not yet finished."""
+"""What a worker has taken and not yet finished, and the counters of what came of its messages."""
 
 from __future__ import annotations
 
 import threading
 import time
+from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence
 
 from dbchannels.layers.operations import BatchResult, Delivery, Failure, Operation, Result
-from dbchannels.measures import DEAD, DONE, FAILED, Measures
+from dbchannels.measures import (
+    BOUNDS,
+    BUCKETS,
+    DEAD,
+    DONE,
+    FAILED,
+    MOST,
+    OTHERS,
+    RAN,
+    SIZE,
+    TAKEN,
+    WAITED,
+    Counts,
+)
 
 
 class BatchSizer:
@@ -28,6 +42,41 @@ class BatchSizer:
         """Learn from one message; the last ten or so count."""
         self._mean += (seconds - self._mean) * 0.1
         self.limit = max(1, min(self.MOST, int(self.SPAN / max(self._mean, 1e-6))))
+
+
+class Measures:
+    """The counters of one worker since its start. They are changed by one thread at a time, and copied by any."""
+
+    def __init__(self) -> None:
+        self.counts: Counts = {}
+        #: What happened to the process, by the name of the event.
+        self.events: dict[str, int] = {}
+
+    def started(self, channel: str, waited: float) -> None:
+        """Count a message whose consumer starts, ``waited`` seconds after it was sent or became due."""
+        numbers = self.counts.get(channel) or self._new(channel)
+        numbers[TAKEN] += 1
+        numbers[WAITED] += waited
+        numbers[6 + bisect_left(BOUNDS, waited)] += 1
+
+    def ended(self, channel: str, outcome: int, ran: float) -> None:
+        """Count the end of a message after ``ran`` seconds; ``outcome`` is DONE, FAILED or DEAD."""
+        numbers = self.counts.get(channel) or self._new(channel)
+        numbers[outcome] += 1
+        numbers[RAN] += ran
+        numbers[6 + BUCKETS + bisect_left(BOUNDS, ran)] += 1
+
+    def _new(self, channel: str) -> list[float]:
+        name = channel if len(self.counts) < MOST else OTHERS
+        return self.counts.setdefault(name, [0] * SIZE)
+
+    def count(self, event: str) -> None:
+        """Count something that happened to the process."""
+        self.events[event] = self.events.get(event, 0) + 1
+
+    def copy(self) -> Counts:
+        """Return the counters as they are now."""
+        return {channel: numbers.copy() for channel, numbers in list(self.counts.items())}
 
 
 class Batch:

@@ -1,18 +1,23 @@
-"""Writes what a worker has measured into the database, every ten seconds of the layer's clock.
+"""Where a worker leaves what it has measured: in the database, and in a file for its parent.
 
-At each moment the first worker of the site also counts what waits. What a worker measured since its last sample is lost
-when it is killed, and written later when the database is away.
+The database gets samples, every ten seconds of the layer's clock. At each moment the first worker of the site also
+counts what waits. What a worker measured since its last sample is lost when it is killed, and written later when the
+database is away.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import threading
 import time
+import zlib
 
 from dbchannels import measures
 from dbchannels.layers.link import Link
-from dbchannels.measures import PERIOD, Counts, Measures
+from dbchannels.measures import PERIOD, Counts
+from dbchannels.worker.batch import Measures
 
 SPREAD = 0.5  # seconds over which the workers write, so that they do not meet
 LEAST_PAUSE = (
@@ -27,21 +32,22 @@ class Sampler:
     def __init__(self, link: Link, measures: Measures) -> None:
         self._link, self._measures = link, measures
         self._lock = threading.Lock()
-        self._due_at = self._looked_at = time.monotonic()
+        #: time.monotonic() from which on ``look`` has something to do.
+        self.due_at = self._looked_at = time.monotonic()
         self._moment = 0  # of the last sample
         self._written: Counts = {}  # the counters at that sample
         #: Moment, worker and text of a sample that may not be in the database, and the counters then.
         self._pending: tuple[int, str, str, Counts] | None = None
 
     def look(self, worker: str) -> None:
-        """Write a sample if it is time. Raises LayerUnavailable."""
-        if time.monotonic() < self._due_at or not self._lock.acquire(blocking=False):
+        """Write a sample, unless another thread does. Raises LayerUnavailable."""
+        if not self._lock.acquire(blocking=False):
             return
         try:
-            self._due_at = time.monotonic() + AGAIN
+            self.due_at = time.monotonic() + AGAIN
             now = self._link.clock()
             moment = int(now // PERIOD * PERIOD)
-            self._due_at = time.monotonic() + moment + PERIOD - now + random.uniform(0, SPREAD)
+            self.due_at = time.monotonic() + moment + PERIOD - now + random.uniform(0, SPREAD)
             self._write(worker, moment)
             if self._link.write_sample(moment, "", ""):
                 self._count_site(moment)
@@ -79,3 +85,29 @@ class Sampler:
         gauges = self._link.gauges()
         took = time.monotonic() - started_at
         self._link.complete_sample(moment, measures.site_sample(moment, took, gauges))
+
+
+class Report:
+    """Where a process leaves what all its workers, which are threads of it, have counted since its start."""
+
+    EVERY = 1.0  # seconds at least from one time to the next
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._measures, self._last = descriptor, list[Measures](), b""
+        self._lock = threading.Lock()
+        self.due_at = 0.0  # time.monotonic() from which on it is to be written again
+
+    def add(self, measures: Measures) -> None:
+        """Add the counters of a worker."""
+        self._measures.append(measures)
+
+    def write(self) -> None:
+        """Write the counters."""
+        with self._lock:
+            self.due_at = time.monotonic() + self.EVERY
+            counts, events = measures.total((one.copy(), one.events.copy()) for one in self._measures)
+            text = json.dumps({"counts": measures.to_json(counts), "events": events}, separators=(",", ":"))
+            data = text.encode()
+            if data != self._last and len(data) <= measures.LONGEST_REPORT:
+                os.pwrite(self._descriptor, measures.HEADER.pack(len(data), zlib.crc32(data)) + data, 0)
+                self._last = data

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -28,7 +29,6 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import UNREGISTER_TRIES, LayerHealth
 from dbchannels.layers.operations import Delivery
-from dbchannels.measures import Report
 from dbchannels.models import Process
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.table import Routing
@@ -36,7 +36,7 @@ from dbchannels.wakeup import Backoff, WakeupPipe, wait_for_one
 from dbchannels.worker.batch import Batch
 from dbchannels.worker.executor import Executor
 from dbchannels.worker.limits import Limits
-from dbchannels.worker.sampler import Sampler
+from dbchannels.worker.sampler import Report, Sampler
 from dbchannels.worker.schedule import Timetable
 from dbchannels.worker.views import ApplicationViews
 from dbchannels.worker.watchdog import Watchdog
@@ -57,20 +57,41 @@ DROPPED = (
 )
 
 
+@dataclass(frozen=True)
+class ProcessContext:
+    """What ties workers to the process in which they are threads."""
+
+    #: They come from a parent that LISTENs for its workers; without them the worker's own link listens.
+    wakeups: Sequence[WakeupPipe] = ()
+    #: They wake the readers of reply queues, by the name of the queue.
+    local_wakeups: Mapping[str, WakeupPipe] = field(default_factory=dict)
+    #: Ends the process when a consumer hangs.
+    replace: Callable[[], None] = lambda: os._exit(1)
+    #: Is called when a worker is on record.
+    on_ready: Callable[[], Any] = lambda: None
+    #: Whether the code has changed: then the worker takes no more messages.
+    is_outdated: Callable[[], bool] = lambda: False
+    #: Where the process leaves what its workers have counted.
+    report: Report | None = None
+
+
 class Worker:
     """Reads the channels that have consumers and match the patterns, until ``stop`` is called.
 
-    * ``wakeups`` come from a parent that LISTENs for this worker; without them its own link listens.
-    * ``local_wakeups`` wake the readers of reply queues, by the name of the queue.
-    * ``replace`` ends this process when a consumer hangs.
-    * ``on_ready`` is called when this worker is on record.
-    * ``is_outdated`` tells whether the code has changed: then the worker takes no more messages.
     * ``views`` are shared by workers that are threads of one process.
-    * ``report`` is where the process leaves what its workers have counted.
     * ``limits`` say after how much work another process takes this one's place: then ``wants_successor`` is set.
     * With ``burst`` it ends when nothing is left to do.
     * ``patience`` is how many seconds an outage may last until ``run`` raises LayerUnavailable.
     """
+
+    consumed = 0  # messages
+    #: Whether another process is to do this one's work when ``run`` has returned.
+    wants_successor = False
+    _written_at = _renewed_at = 0.0  # time.monotonic()
+    # time.monotonic() until which protocol messages go before a claim; None: it is set when the next of them come.
+    _claim_by: float | None = 0.0
+    _patience = CLAIM_WITHIN
+    _work_on_record = ""
 
     def __init__(
         self,
@@ -80,13 +101,8 @@ class Worker:
         only: Sequence[str] = (),
         exclude: Sequence[str] = (),
         name: str = "",
-        wakeups: Sequence[WakeupPipe] = (),
-        local_wakeups: Mapping[str, WakeupPipe] | None = None,
-        replace: Callable[[], None] = lambda: os._exit(1),
-        on_ready: Callable[[], Any] = lambda: None,
-        is_outdated: Callable[[], bool] | None = None,
+        process: ProcessContext = ProcessContext(),
         views: ApplicationViews | None = None,
-        report: Report | None = None,
         limits: Limits | None = None,
         burst: bool = False,
         patience: float = math.inf,
@@ -98,34 +114,23 @@ class Worker:
         # The channel that was served longest ago comes first.
         self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]
-        self.link = layer.link("worker", listen=not wakeups)
-        self.link.local_wakeups = local_wakeups or {}
+        self.link = layer.link("worker", listen=not process.wakeups)
+        self.link.local_wakeups = process.local_wakeups
         entries = [entry for entry in routing.timetable() if entry.channel in self.channels]
         self._timetable = Timetable(entries, self.link)
         self._concurrency, self._has_all_entries = routing.concurrency(), not only and not exclude
         self._executor = Executor(layer, routing, self.link, views)
         self._batch, self._health = Batch(), LayerHealth(log, self.name, patience)
         self.measures = self._batch.measures
-        self._sampler, self._report = Sampler(self.link, self.measures), report
-        if report is not None:
-            report.add(self.measures)
-        self._watchdog = Watchdog(
-            self._batch, self._executor, self._hand_back, self._look_after, replace, self._cancelled_by
-        )
-        self._on_ready, self._is_outdated, self._replace = on_ready, is_outdated, replace
-        self._wakeups, self._wake = wakeups, WakeupPipe.new()
+        self._sampler = Sampler(self.link, self.measures)
+        watched = self._batch, self._executor, self._hand_back, self._look_after
+        self._watchdog = Watchdog(*watched, process.replace, self._cancelled_by)
+        self._process, self._wakeups, self._wake = process, process.wakeups, WakeupPipe.new()
         self._dropped = RateLimitedLog(log, DROPPED, None, every=60.0)
         self._script_prefix = get_script_prefix()  # FORCE_SCRIPT_NAME; a thread does not inherit it
-        self.stopping, self.consumed = threading.Event(), 0
-        #: Whether another process is to do this one's work when ``run`` has returned.
-        self.wants_successor = False
-        self._limits = limits or Limits()
+        self.stopping, self._limits = threading.Event(), limits
         self._writing = threading.Lock()  # a result is taken and written before another one is
-        self._written_at = self._renewed_at = 0.0
-        # time.monotonic() until which protocol messages go before a claim; None: it is set when the next of them come.
-        self._claim_by: float | None = 0.0
-        self._patience, self._work_on_record = CLAIM_WITHIN, ""
-        # Time.monotonic(). A burst may end before a clean-up would be due, and no other process may be there for it.
+        # A burst may end before a clean-up would be due, and no other process may be there for it.
         self._cleaned_at = 0.0 if burst else time.monotonic()
         self._burst_until = time.monotonic() + 2 * layer.options["lease"] if burst else math.inf
 
@@ -145,7 +150,7 @@ class Worker:
         caches.all()  # kept in a ContextVar: made in the context of a message, they would be made anew for each
         self._health.retry(self._register, self.stopping)
         self._watchdog.start()
-        self._on_ready()
+        self._process.on_ready()
         signals.worker_ready.send_robust(Worker, name=self.name, channels=list(self.channels))
         delays = Backoff(from_start=True)
         while not self.stopping.is_set() and not self._health.exhausted:
@@ -166,8 +171,8 @@ class Worker:
         self._dropped.flush()
         with suppress(LayerUnavailable):
             self._sampler.finish(self.name)
-        if self._report is not None:
-            self._report.write(now=True)
+        if self._process.report is not None:
+            self._process.report.write()
         self._health.retry(partial(self.link.unregister, self.name), self.stopping, UNREGISTER_TRIES)
         self.link.close()
         if self._health.exhausted:
@@ -196,10 +201,10 @@ class Worker:
         if not deliveries:
             return False
         self._batch.fill(deliveries)
-        if self._is_outdated is not None and self._is_outdated():
+        if self._process.is_outdated():
             self._write(hand_back=True)
             if not self.stopping.wait(OUTDATED):  # the parent has not seen the change
-                self._replace()
+                self._process.replace()
             return False
         if len(deliveries) == self._batch.sizer.limit:
             self._wake_others()
@@ -210,7 +215,11 @@ class Worker:
                 channels.append(delivery.channel)
             self._batch.finished(self._executor.execute(delivery, self.name))
             self.consumed += 1
-            if not self.stopping.is_set() and (reached := self._limits.reached(self.consumed)):
+            if (
+                self._limits
+                and not self.stopping.is_set()
+                and (reached := self._limits.reached(self.consumed))
+            ):
                 log.info("Worker %s %s, so another one takes its place.", self.name, reached)
                 self.wants_successor = True
                 self.stop()
@@ -312,10 +321,12 @@ class Worker:
         if not self._wakeups and now - self._cleaned_at > every:
             self._cleaned_at = now
             self.link.clean_up()
-        if self._report is not None:
+        report = self._process.report
+        if report is not None and now >= report.due_at:
             self.measures.events["outages"] = self._health.outages
-            self._report.write()
-        self._sampler.look(self.name)
+            report.write()
+        if now >= self._sampler.due_at:
+            self._sampler.look(self.name)
         if now >= self._timetable.keep_at:
             self._timetable.keep(drop=self._has_all_entries)
 

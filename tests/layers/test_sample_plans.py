@@ -8,8 +8,9 @@ import pytest
 from django.db import connection
 
 from dbchannels.layers.postgresql import sql_samples
-from dbchannels.measures import MOST, OTHERS, Measures
+from dbchannels.measures import MOST, OTHERS
 from dbchannels.models import Connection, DeadLetter, DurableMessage, ProtocolMessage
+from dbchannels.worker.batch import Measures
 from dbchannels.worker.sampler import Sampler
 from tests import kinds
 

@@ -13,11 +13,13 @@ import types
 
 import pytest
 
-from dbchannels.measures import DONE, Measures, Report, new_report
+from dbchannels.measures import DONE, new_report
 from dbchannels.processes import supervisor
 from dbchannels.processes.supervisor import Supervisor, Task, WorkerProcess, manage_command, start_worker
 from dbchannels.testing.contract.case import wait_until
 from dbchannels.wakeup import WakeupPipe
+from dbchannels.worker.batch import Measures
+from dbchannels.worker.sampler import Report
 
 ENDLESS = "exec sleep 60"
 GRACEFUL = "trap 'exit 0' TERM; while :; do sleep 0.02; done"

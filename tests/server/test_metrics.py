@@ -10,12 +10,13 @@ import gevent
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dbchannels.measures import BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS, Measures, site_sample
+from dbchannels.measures import BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS, site_sample
 from dbchannels.server import health, server
 from dbchannels.server.counts import MOST as MOST_VALUES
 from dbchannels.server.counts import OTHER, ServerCounts, count
 from dbchannels.server.listeners import Address
 from dbchannels.server.metrics import METRICS, STALE, Metrics
+from dbchannels.worker.batch import Measures
 from tests.server import test_server
 from tests.server.test_server import Client, until
 

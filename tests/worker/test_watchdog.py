@@ -18,7 +18,7 @@ from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiti
 from dbchannels.worker import watchdog
 from dbchannels.worker.batch import BatchSizer
 from dbchannels.worker.response_stream import last_progress
-from dbchannels.worker.worker import Worker
+from dbchannels.worker.worker import ProcessContext, Worker
 from tests import kinds
 
 
@@ -34,7 +34,8 @@ class Site:
         self.release.wait(20)
 
     def start(self, *routes, **options):
-        self.worker = Worker(channel_layers["default"], Routing(routes), replace=self.replaced.set, **options)
+        process = ProcessContext(replace=self.replaced.set)
+        self.worker = Worker(channel_layers["default"], Routing(routes), process=process, **options)
         self.thread = in_thread(self.layer, self.worker.run)
 
     def end(self):

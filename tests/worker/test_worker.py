@@ -30,7 +30,7 @@ from dbchannels.wakeup import WakeupPipe, wait_readable
 from dbchannels.worker import executor, retries, worker
 from dbchannels.worker.batch import BatchSizer
 from dbchannels.worker.retries import backoff
-from dbchannels.worker.worker import PROTOCOL_CHANNELS, new_worker_name
+from dbchannels.worker.worker import PROTOCOL_CHANNELS, ProcessContext, new_worker_name
 from tests import kinds
 
 REPLIES = "reply.s1!"
@@ -929,7 +929,7 @@ def test_a_batch_that_is_full_wakes_another_worker(layer, new_worker, batches_of
     wakeup = WakeupPipe.new()
     batches_of(2)
     layer.send_many([("own", {})] * 3)
-    one = new_worker(route("own", quiet), only=["own"], wakeups=[wakeup])
+    one = new_worker(route("own", quiet), only=["own"], process=ProcessContext(wakeups=[wakeup]))
     wakeup.notify()
     wakeup.notify()
     assert one.run_once()
@@ -942,7 +942,7 @@ def test_a_batch_that_is_full_wakes_another_worker(layer, new_worker, batches_of
 
 def test_who_comes_too_late_for_a_wakeup_goes_on_waiting(layer, new_worker, monkeypatch):
     wakeup, looks = WakeupPipe.new(), []
-    one = new_worker(route("own", quiet), wakeups=[wakeup])
+    one = new_worker(route("own", quiet), process=ProcessContext(wakeups=[wakeup]))
 
     def faster(descriptors, timeout):
         """Another worker of the same wakeup took the first ring; the poll ends the second wait."""
@@ -1185,8 +1185,7 @@ def test_a_worker_with_old_code_gives_back_what_it_took_and_is_replaced(
     outdated, replaced, ran = [False], [], []
     one = new_worker(
         route(channel, lambda message: ran.append(message["number"])),
-        is_outdated=lambda: outdated[0],
-        replace=lambda: replaced.append(True),
+        process=ProcessContext(is_outdated=lambda: outdated[0], replace=lambda: replaced.append(True)),
     )
     layer.send(channel, {"number": 1})
     assert one.run_once() and ran == [1]

@@ -19,12 +19,11 @@ from django.template import engines
 from django.template.backends.django import DjangoTemplates
 from django.template.loaders import cached
 
-from dbchannels.exceptions import DBChannelsError
+from dbchannels.exceptions import DBChannelsError, InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
 from dbchannels.management.output import HintingCommand, log_to_terminal
-from dbchannels.measures import Report
 from dbchannels.names import worker_names
 from dbchannels.processes.first import leave_first_place
 from dbchannels.processes.reloader import CodeChanges
@@ -35,8 +34,9 @@ from dbchannels.wakeup import LONGEST_TIMEOUT, WakeupPipe, check_timeout, wait_r
 from dbchannels.worker import database_connections
 from dbchannels.worker.limits import Limits
 from dbchannels.worker.response_stream import FileSender
+from dbchannels.worker.sampler import Report
 from dbchannels.worker.views import ApplicationViews, load_site
-from dbchannels.worker.worker import Worker
+from dbchannels.worker.worker import ProcessContext, Worker
 
 log = logging.getLogger("dbchannels.worker")
 
@@ -110,32 +110,18 @@ class Command(HintingCommand):
         log_to_terminal(options["verbosity"])
         child = options["child"]
         try:
-            graceful_timeout = check_timeout("--graceful-timeout", options["graceful_timeout"])
-            layer = channel_layers[options["layer"]]
-            wait = check_timeout("--wait-for-database", options["wait_for_database"])
-            check_number("max_messages", options["max_messages"], 1)
-            check_number("max_memory", options["max_memory"], LEAST_MEMORY)
-            if not child:  # a parent has waited, and a child tries again for ever
-                await_layer(layer, wait)
-            routing = load_site(options["layer"])
+            layer, routing = load(options)
+            database_connections.keep()
+            if options["fresh_templates"]:
+                uncache_templates()
+            workers = make_workers(layer, routing, options)
+            worker = workers[0]
+            if not worker.channels:
+                raise CommandError("No channel with a consumer is left: change --only or --exclude.")
+            stop_at_signals(workers, options["graceful_timeout"], sys.stdin.fileno() if child else None)
+            worker.load()
         except KeyboardInterrupt:  # it may have waited for the database
             raise SystemExit(130) from None
-        except DBChannelsError as error:
-            raise CommandError(str(error)) from None
-        if not layer.shared:
-            raise CommandError(
-                "This layer lives in one process, so no worker can reach it: use a database layer."
-            )
-        database_connections.keep()
-        if options["fresh_templates"]:
-            uncache_templates()
-        workers = make_workers(layer, routing, options)
-        worker = workers[0]
-        if not worker.channels:
-            raise CommandError("No channel with a consumer is left: change --only or --exclude.")
-        stop_at_signals(workers, graceful_timeout, sys.stdin.fileno() if child else None)
-        try:
-            worker.load()
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
         if not child:
@@ -161,6 +147,23 @@ class Command(HintingCommand):
             self.stdout.write(f"Nothing is left to do. Messages run: {worker.consumed:,}.")
 
 
+def load(options: dict[str, Any]) -> tuple[BaseLayer, Routing]:
+    """Check the options, wait for the layer, and load the site; raises one of DBChannelsError."""
+    check_timeout("--graceful-timeout", options["graceful_timeout"])
+    check_timeout("--wait-for-database", options["wait_for_database"])
+    check_number("max_messages", options["max_messages"], 1)
+    check_number("max_memory", options["max_memory"], LEAST_MEMORY)
+    layer = channel_layers[options["layer"]]
+    if not options["child"]:  # a parent has waited, and a child tries again for ever
+        await_layer(layer, options["wait_for_database"])
+    routing = load_site(options["layer"])
+    if not layer.shared:
+        raise InvalidConfiguration(
+            "This layer lives in one process, so no worker can reach it: use a database layer."
+        )
+    return layer, routing
+
+
 def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) -> list[Worker]:
     """Return a worker for each thread."""
     ready = threading.Barrier(options["threads"], partial(say_ready, options["ready"]))
@@ -169,26 +172,33 @@ def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) ->
     views = ApplicationViews(threads=options["threads"] > 1, files=files)
     local_wakeups = [text.partition("=") for text in options["local_wakeup"]]
     report = None if options["report"] is None else Report(options["report"])
-    return [
+    process = ProcessContext(
+        wakeups=[WakeupPipe.inherited(text) for text in options["wakeup_fd"]],
+        local_wakeups={queue: WakeupPipe.inherited(pipe) for queue, _, pipe in local_wakeups},
+        replace=partial(end_child, report) if options["child"] else start_anew,
+        on_ready=ready.wait,
+        is_outdated=CodeChanges(options["since"]) if options["since"] else lambda: False,
+        report=report,
+    )
+    limited = options["max_messages"] is not None or options["max_memory"] is not None
+    workers = [
         Worker(
             layer,
             routing,
             only=options["only"],
             exclude=options["exclude"],
             name=name,
-            wakeups=[WakeupPipe.inherited(text) for text in options["wakeup_fd"]],
-            local_wakeups={queue: WakeupPipe.inherited(pipe) for queue, _, pipe in local_wakeups},
-            replace=partial(end_child, report) if options["child"] else start_anew,
-            on_ready=ready.wait,
-            is_outdated=CodeChanges(options["since"]) if options["since"] else None,
+            process=process,
             views=views,
-            report=report,
-            limits=Limits(options["max_messages"], options["max_memory"]),
+            limits=Limits(options["max_messages"], options["max_memory"]) if limited else None,
             burst=options["burst"],
             patience=options["wait_for_database"] if options["burst"] else math.inf,
         )
         for name in worker_names(options["child"], options["threads"])
     ]
+    for worker in workers if report else ():
+        report.add(worker.measures)
+    return workers
 
 
 def say_ready(descriptor: int | None) -> None:
@@ -212,7 +222,7 @@ def uncache_templates() -> None:
 def end_child(report: Report | None) -> None:
     """End this process, whatever its main thread does; ``runchannels`` starts another worker."""
     if report is not None:
-        report.write(now=True)
+        report.write()
     os._exit(HUNG)
 
 
