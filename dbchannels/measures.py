@@ -64,16 +64,18 @@ def to_json(counts: Counts) -> dict[str, list[float]]:
     return short
 
 
-def from_json(counts: Any) -> Counts:
-    """Return counters that `to_json` has written. Raises ValueError for anything else."""
+def from_json(counts: Any, size: int = SIZE) -> Counts:
+    """Return counters that `to_json` has written, with ``size`` numbers each. Raises ValueError for anything else."""
     if not isinstance(counts, dict) or not all(
-        isinstance(numbers, list)
-        and len(numbers) <= SIZE
-        and all(isinstance(number, (int, float)) for number in numbers)
+        isinstance(numbers, list) and len(numbers) <= size and all(map(_is_number, numbers))
         for numbers in counts.values()
     ):
         raise ValueError("These are no counters of a worker.")
-    return {channel: [*numbers, *[0] * (SIZE - len(numbers))] for channel, numbers in counts.items()}
+    return {channel: [*numbers, *[0] * (size - len(numbers))] for channel, numbers in counts.items()}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e15  # not NaN, nor one that sums make infinite
 
 
 def quantile(buckets: Sequence[float], q: float) -> float | None:
@@ -215,8 +217,11 @@ def read_sample(source: str, data: str) -> dict[str, Any] | None:
         read: dict[str, Any] = {**json.loads(data), "source": source}
         if source:
             read["counts"] = from_json(read["counts"])
-        return read if isinstance(read["t"], int) else None
-    except (ValueError, TypeError, KeyError):
+        elif "channels" in read:
+            read["channels"] = from_json(read["channels"], len(GAUGES))
+        numbers = [read["seconds"]] if source else [read.get(key, 0) for key in ("took", *PROCESSES)]
+        return read if isinstance(read["t"], int) and all(map(_is_number, [read["t"], *numbers])) else None
+    except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
 
@@ -242,8 +247,15 @@ def read_report(descriptor: int) -> tuple[Counts, dict[str, int]] | None:
         return None
     try:
         read = json.loads(data)
-        return from_json(read["counts"]), dict(read["events"])
-    except (ValueError, TypeError, KeyError):  # a worker runs the code of the site, which may write there
+        return from_json(read["counts"]), {name: int(number) for name, number in read["events"].items()}
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ):  # a worker runs the code of the site, which may write there
         return None
 
 

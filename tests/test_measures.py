@@ -193,3 +193,25 @@ def test_no_samples_are_an_empty_summary():
     found = summarize([])
     assert (found["moments"], found["channels"]) == ([], {})
     assert found["site"]["ready"] == []
+
+
+@pytest.mark.parametrize(
+    ("source", "data"),
+    [
+        ("", '{"t": 100, "took": "long"}'),
+        ("", '{"t": 100, "channels": {"own": ["3", 0, 0, 0, 0]}}'),
+        ("", '{"t": 100, "channels": {"own": [NaN, 0, 0, 0, 0]}}'),
+        ("", '{"t": 100, "channels": {"own": [1, 0, 0, 0, 0, 9]}}'),
+        ("", '{"t": 100, "sockets": []}'),
+        ("w", '{"t": 100, "counts": {}}'),
+        ("w", '{"t": 100, "seconds": 10, "counts": {"own": [1e999]}}'),
+        pytest.param("w", "[" * 100_000, id="w-deep"),
+    ],
+)
+def test_one_sample_that_makes_no_sense_does_not_hide_the_others(source, data):
+    assert read_sample(source, data) is None
+
+
+def test_a_sample_may_know_less_than_today():
+    short = read_sample("", '{"t": 100, "took": 0, "channels": {"own": [3]}}')
+    assert summarize([short])["channels"]["own"]["dead"] == [0]
