@@ -318,6 +318,8 @@ def test_sockets_are_written_to_and_closed(
     ("name", "fields"),
     [
         ("send", {"text": "{", "json": "on"}),
+        ("send", {"text": "NaN", "json": "on"}),
+        pytest.param("send", {"text": "[" * 100_000, "json": "on"}, id="send-deep"),
         ("send", {"text": ""}),
         ("close", {"code": "1006"}),
         ("close", {"code": "5000"}),

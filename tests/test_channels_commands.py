@@ -230,6 +230,8 @@ def test_a_socket_and_a_group_are_sent_to(layer, new_link):
         (["own", "=word"], "'=word' is not a field: write key=value."),
         (["own", "--json", "{"], "--json is not JSON"),
         (["own", "--json", "[]"], "--json takes an object"),
+        pytest.param(["own", "--json", "[" * 100_000], "--json is not JSON", id="deep"),
+        (["own", "--unique", "\udc80"], "'\\udc80' has bytes that are not UTF-8"),
         (["own", "--delay", "-1"], "A delay must not be negative"),
         (["own", "--delay", "1", "--at", "2026-01-31"], "A message has a delay or a moment, not both"),
         (["own", "--priority", "99999"], "A priority must be from"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from datetime import datetime, timezone
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from django.db.models.functions import Concat
 from dbchannels import models
 from dbchannels.admin.acts import Act, Delete, layer
 from dbchannels.admin.base import ByGroup, ReadOnlyAdmin, duration, one_line, relative_time
+from dbchannels.consumers import JsonWebsocketConsumer
 from dbchannels.layers.operations import periodic
 from dbchannels.protocol.close_codes import NORMAL_CLOSURE
 
@@ -49,7 +49,7 @@ class FrameForm(forms.Form):
         data: dict[str, Any] = super().clean() or {}
         if data.get("json"):
             try:
-                json.loads(data.get("text", ""))
+                JsonWebsocketConsumer.decode_json(data.get("text", ""))
             except ValueError as error:
                 self.add_error("text", f"This is not JSON: {error}.")
         return data

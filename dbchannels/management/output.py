@@ -99,6 +99,10 @@ class LayerCommand(BaseCommand):
             self.act(layer, options)
         except (DBChannelsError, Error) as error:
             raise CommandError(sentence(error)) from None
+        except UnicodeEncodeError as error:
+            raise CommandError(
+                f"{error.object!r} has bytes that are not UTF-8, as no name and no key has: write it in UTF-8."
+            ) from None
 
     def act(self, layer: BaseLayer, options: dict[str, Any]) -> None:
         """Do what the command is for. May raise DBChannelsError, or one of Django's database errors."""

@@ -101,7 +101,7 @@ def fields(words: list[str], given: str | None) -> dict[str, Any]:
     if given is not None:
         try:
             message = json.loads(given)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CommandError(
                 f"--json is not JSON ({error}): write an object, such as '{{\"order\": 7}}'."
             ) from None
@@ -113,7 +113,7 @@ def fields(words: list[str], given: str | None) -> dict[str, Any]:
             raise CommandError(f"{word!r} is not a field: write key=value.")
         try:
             message[key] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             message[key] = value
     return message
 
