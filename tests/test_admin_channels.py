@@ -17,7 +17,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.models import ChannelState, DeadLetter, DurableMessage, Process, Sample
 from dbchannels.worker.batch import Measures
-from tests.test_admin import after, dead, durable, list_url, page, process, protocol, source, staff
+from tests.test_admin import after, dead, durable, list_url, page, process, protocol, source, staff, url
 from tests.test_admin_acts import confirm, one_url, said
 
 pytestmark = pytest.mark.django_db
@@ -299,4 +299,18 @@ def test_a_layer_in_memory_says_so(settings: Any, admin_client: Client) -> None:
     channel_layers.reset()
     for address in (OVERVIEW, channel_url("own")):
         assert "memory of its process" in page(admin_client, address)
+    rows = [durable(), durable(claimed_by="worker-1"), dead()]  # of a layer that the site had before
+    for row in rows:
+        page(admin_client, list_url(type(row))), page(admin_client, url(row))
+    page(admin_client, list_url(DeadLetter) + "?failed=7")
+    for row, act in (
+        (rows[0], "cancel"),
+        (rows[0], "due"),
+        (rows[2], "replay"),
+        (rows[2], "delete_selected"),
+    ):
+        asked = confirm(admin_client, admin_client.get(one_url(row, act)))
+        assert "It stopped: The layer keeps its messages in the memory" in asked.content.decode()
+    assert (DurableMessage.objects.count(), DeadLetter.objects.count()) == (2, 1)
+    assert not LogEntry.objects.exists()
     channel_layers.reset()

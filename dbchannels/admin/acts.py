@@ -26,8 +26,10 @@ from django.urls import reverse
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
+from dbchannels.layers.orm import DjangoLayer
 
 MOST = 100_000  # rows that are counted, or listed by pages; beyond it is "more than"
+IN_MEMORY = "The layer keeps its messages in the memory of its process: nothing of it can be seen here."
 PART = 2_000  # rows that one statement changes
 SECONDS = 2.0  # for which one request works
 NAMED = 20  # rows that an entry of the log names
@@ -154,6 +156,8 @@ def view(model_admin: Any, request: Any, name: str, object_id: str | None = None
     form = act.form(progress.data if progress.entry else request.POST)
     if not form.is_valid():
         return _ask(model_admin, request, act, progress, form)
+    if not isinstance(layer(), DjangoLayer):
+        return _ask(model_admin, request, act, progress, form, IN_MEMORY)
     progress.data = {name: form.data.get(name, "") for name in form.fields}
     return _work(model_admin, request, act, progress, form.cleaned_data)
 

@@ -126,10 +126,13 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         """Return all rows in the layer's database."""
         return self.model._default_manager.using(conf.layer_settings().database)
 
-    def get_queryset(self, request: Any) -> Any:
-        # The clock that wrote the rows: PostgreSQL's, or Python's for the polling layer.
+    def clock(self) -> Any:
+        """Return the clock that wrote the rows: PostgreSQL's, or Python's for the polling layer."""
         own = connections[self.rows().db].vendor == "postgresql"
-        rows = self.rows().annotate(clock=Now() if own else Value(timezone.now()))
+        return Now() if own else Value(timezone.now())
+
+    def get_queryset(self, request: Any) -> Any:
+        rows = self.rows().annotate(clock=self.clock())
         single = request.resolver_match and "object_id" in request.resolver_match.kwargs
         return rows if single else rows.defer(*self.long_columns)
 

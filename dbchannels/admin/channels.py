@@ -23,7 +23,7 @@ from django.urls import reverse
 from django.utils import timezone
 
 from dbchannels import measures, models, names
-from dbchannels.admin.acts import Act, act_url, layer
+from dbchannels.admin.acts import IN_MEMORY, Act, act_url, layer
 from dbchannels.admin.base import ReadOnlyAdmin, duration, running_now
 from dbchannels.admin.live import LiveViews
 from dbchannels.admin.messages import reason_of
@@ -36,7 +36,6 @@ PER_PAGE = 100  # channels of the overview
 MEASURED = 300  # seconds from which rates and times are told
 LISTED = 10  # messages of each kind on the page of a channel
 ERROR_TAIL = 2_000  # characters of an error in which the reason is looked for
-IN_MEMORY = "The layer keeps its messages in the memory of its process: nothing of it can be seen here."
 
 
 class Pause(Act):

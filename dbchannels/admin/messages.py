@@ -12,13 +12,14 @@ from django.contrib.admin.models import DELETION
 from django.db.models import BinaryField, Exists, F, OuterRef, Q, Value
 from django.db.models.functions import Concat, Length, Substr
 from django.template.defaultfilters import filesizeformat
-from django.utils import html
+from django.utils import html, timezone
 
 from dbchannels import models, names
 from dbchannels.admin.acts import Act, Delete, layer
 from dbchannels.admin.base import ByChannel, ReadOnlyAdmin, duration, one_line, relative_time, running_now
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers.operations import PRIORITIES, delivery_options
+from dbchannels.layers.orm import DjangoLayer
 from dbchannels.layers.overview import process_list
 from dbchannels.redaction import UNREADABLE, message_text
 
@@ -290,7 +291,7 @@ class DurableMessageAdmin(MessageAdmin):
     due = relative_time("due_at", "due")
 
     def get_queryset(self, request: Any) -> Any:
-        live = models.Process.objects.filter(kind=models.Process.WORKER, lease_until__gt=layer().now())
+        live = models.Process.objects.filter(kind=models.Process.WORKER, lease_until__gt=self.clock())
         # The channels of a worker are a list in its record, which is JSON; one without a record may take any.
         quoted = Concat(Value('"'), OuterRef("channel"), Value('"'))
         takes = live.annotate(quoted=quoted).filter(Q(work="") | Q(work__contains=F("quoted")))
@@ -308,7 +309,8 @@ class DurableMessageAdmin(MessageAdmin):
         """Say who has the message, and since when."""
         if row.claimed_by is None:
             return "nobody: it waits"
-        worker = next((one for one in process_list(layer()) if one.name == row.claimed_by), None)
+        known = process_list(layer()) if isinstance(layer(), DjangoLayer) else []
+        worker = next((one for one in known if one.name == row.claimed_by), None)
         if worker is None or not worker.alive:
             return f"{row.claimed_by}, which is not alive: another worker will take the message over"
         if worker.work.get("id") != row.pk:
@@ -330,7 +332,8 @@ class ByAge(admin.SimpleListFilter):
             return queryset
         if not self.value().isdecimal() or len(self.value()) > 4:
             return queryset.none()
-        return queryset.filter(failed_at__lt=layer().now() - timedelta(days=int(self.value())))
+        since = timezone.now() - timedelta(days=int(self.value()))
+        return queryset.filter(failed_at__lt=since)
 
 
 @admin.register(models.DeadLetter)
