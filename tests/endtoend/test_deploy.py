@@ -40,7 +40,10 @@ def words(line: str) -> list[str]:
 # In front of a site.
 
 
-@pytest.fixture(scope="module", params=["nginx", "caddy"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=getattr(pytest.mark, name)) for name in ("nginx", "caddy")],
+)
 def deployed(
     postgresql_site: LiveSite, tmp_path_factory: pytest.TempPathFactory, request
 ) -> Iterator[Served]:
