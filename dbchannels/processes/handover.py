@@ -62,9 +62,12 @@ def receive(sock: Any, timeout: float | None) -> tuple[dict[str, Any], list[int]
             data += part
             if not part:
                 raise EOFError
-            if len(data) >= LONGEST or flags & socket.MSG_CTRUNC:
+            if len(data) >= LONGEST or len(descriptors) > MOST_SOCKETS or flags & socket.MSG_CTRUNC:
                 raise ValueError("a line or its descriptors were too long")
-        line = json.loads(data)
+        try:
+            line = json.loads(data)
+        except RecursionError:
+            raise ValueError("a line was nested too deeply") from None
         if not isinstance(line, dict):
             raise ValueError("a line was no object")
     except BaseException:

@@ -365,7 +365,19 @@ def test_a_second_server_does_not_take_the_control_socket_by_accident(site, cont
 def test_what_comes_to_the_control_socket_cannot_harm(site, control):
     old = site.serve("--control", control, *WORKERS)
     assert os.stat(control).st_mode & 0o777 == 0o600
-    for data in (b"", b"hello\n", b"{}\n", b"[1]\n", b"\xff" * 70_000, b'{"version": 99}\n'):
+    with closing(unix(control)()) as sock:
+        for _ in range(3):  # more descriptors than one message may carry
+            socket.send_fds(sock, [b"x"], [sock.fileno()] * 100)
+        old.wait_for_line("descriptors were too long")
+    for data in (
+        b"",
+        b"hello\n",
+        b"{}\n",
+        b"[1]\n",
+        b"\xff" * 70_000,
+        b'{"version": 99}\n',
+        b"[" * 60_000 + b"\n",
+    ):
         with closing(unix(control)()) as sock, suppress(BrokenPipeError, ConnectionResetError):
             sock.sendall(data)
             sock.shutdown(socket.SHUT_WR)
