@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
-from django.contrib.auth.models import Permission
+from django.contrib.auth.models import Permission, User
 from django.db import connections
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
@@ -16,7 +17,7 @@ from dbchannels.consumers import route_class
 from dbchannels.measures import DONE, SIZE, sample, site_sample
 from dbchannels.models import Sample
 from tests import kinds
-from tests.visitors import Visitor, new_session
+from tests.visitors import Visitor, new_session, new_user
 
 pytestmark = kinds.on_databases
 PAGE, DATA = "admin:dbchannels_channelstate_live", "admin:dbchannels_channelstate_live_data"
@@ -43,12 +44,14 @@ def ask(layer, new_link, work_off):
 
     def opened(session, *frames, between=lambda: None):
         visitor = Visitor(layer, new_link(layer), session.session_key)
+        ticket = live.ticket_for(User(pk=session["_auth_user_id"]))
         path, route = reverse(PAGE), route_class(live.LivePage, path=live.PATH)
         visitor.opens(path)
         work_off(route)
         for frame in frames:
             between()
-            visitor.says(frame if isinstance(frame, str) else json.dumps(frame), path)
+            whole = {"ticket": ticket, **frame} if isinstance(frame, dict) else frame
+            visitor.says(frame if isinstance(frame, str) else json.dumps(whole), path)
             work_off(route)
         visitor.ends()
         return visitor.told()
@@ -118,6 +121,19 @@ def test_a_moment_that_makes_no_sense_is_refused(operator, since):
 def test_the_socket_closes_when_the_permission_ends(ask, operator):
     *_, answer = ask(new_session(operator), {"since": 0}, between=operator.user_permissions.clear)
     assert answer["close"] == 4403
+
+
+@pytest.mark.parametrize("ticket", [None, 1, "made up", "of another user"])
+def test_the_socket_serves_only_who_was_shown_the_page(ask, operator, ticket):
+    if ticket == "of another user":
+        ticket = live.ticket_for(new_user("berta"))
+    *_, answer = ask(new_session(operator), {"since": 0, "ticket": ticket})
+    assert answer == {"close": 4403}
+
+
+def test_the_page_has_the_ticket_of_its_user(operator):
+    ticket = re.search(r'data-ticket="([^"]+)"', get(PAGE, operator).content.decode())[1]
+    assert live.has_ticket(operator, ticket)
 
 
 def test_many_pages_read_the_channels_once(layer, operator):

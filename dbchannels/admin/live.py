@@ -14,6 +14,7 @@ from typing import Any
 
 from django.contrib import admin
 from django.contrib.admin.utils import quote
+from django.core import signing
 from django.core.exceptions import PermissionDenied
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.template.response import TemplateResponse
@@ -111,6 +112,21 @@ def may_view(user: Any) -> bool:
     return bool(user.is_active and user.is_staff and user.has_perm("dbchannels.view_channelstate"))
 
 
+def ticket_for(user: Any) -> str:
+    """Return what a page must show on its socket: an admin site may ask for more than a session, as a second factor."""
+    return signing.dumps(str(user.pk), salt=__name__)
+
+
+def has_ticket(user: Any, ticket: object) -> bool:
+    """Whether the page was shown to this user within the last day."""
+    try:
+        return isinstance(ticket, str) and signing.loads(ticket, salt=__name__, max_age=86_400) == str(
+            user.pk
+        )
+    except signing.BadSignature:
+        return False
+
+
 @route_class(path=PATH)
 class LivePage(JsonWebsocketConsumer):
     """The socket of the page, at the page's own path. Each frame is looked at anew: permissions may end."""
@@ -121,7 +137,7 @@ class LivePage(JsonWebsocketConsumer):
 
     def receive_json(self, content: Any) -> None:
         since = content.get("since")
-        if not may_view(self.user):
+        if not may_view(self.user) or not has_ticket(self.user, content.get("ticket")):
             self.close(4403)
         elif isinstance(since, (int, float)) and 0 <= since < LATEST:
             self.send_json(live_data(since))
@@ -156,6 +172,7 @@ class LiveViews:
             "title": "The last hour",
             "opts": models.ChannelState._meta,
             "charts": CHARTS.items(),
+            "ticket": ticket_for(request.user),
             "data_url": reverse("admin:dbchannels_channelstate_live_data", current_app=self.admin_site.name),
         }
         return TemplateResponse(request, "admin/dbchannels/live.html", context)

@@ -108,7 +108,7 @@ const since = () => moments.at(-1)?.at ?? 0;
 const connect = async () => {
   const { Socket } = await import(page.dataset.client);
   if (document.hidden) return;
-  const ask = () => socket?.sendJSON({ since: since() });
+  const ask = () => socket?.sendJSON({ since: since(), ticket: page.dataset.ticket });
   socket = new Socket(location.pathname)
     .on("open", ask)
     .on("json", (answer) => {
