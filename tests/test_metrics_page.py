@@ -10,8 +10,8 @@ from textwrap import dedent
 import pytest
 
 from dbchannels.measures import MOST
-from dbchannels.server.counts import MOST as MOST_VALUES
 from dbchannels.server.metrics import COUNTER, HISTOGRAM, METRICS, STALE
+from dbchannels.server.metrics import MOST as MOST_VALUES
 from dbchannels.worker.batch import Measures
 from dbchannels.worker.sampler import Sampler
 from tests import kinds

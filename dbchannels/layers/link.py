@@ -143,8 +143,8 @@ class Link:
     def record_work(self, name: str, work: str) -> None:
         """Record what a worker takes and runs, as ``Worker`` writes it."""
 
-    def workers(self) -> dict[str, str]:
-        """Return the work of all registered workers, by name, as ``record_work`` has recorded it."""
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """Return the work of all registered workers, by name, see ``operations.read_work``."""
         return {}
 
     def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:

@@ -6,6 +6,7 @@ Here is also what makes these values: the options of a send, and the messages th
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import chain
@@ -382,6 +383,25 @@ def _check_order(priority: object, unique: object) -> None:
         raise InvalidMessage(
             f"A unique key must consist of printable characters, unlike {safe_repr(unique)}: remove the others."
         )
+
+
+def read_work(text: str) -> dict[str, Any]:
+    """Return what a worker has recorded of its work: ``takes`` (a list), ``runs``, ``since`` and more.
+
+    What another version wrote in another shape is left out.
+    """
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        found = {}
+    work: dict[str, Any] = {
+        "takes": [],
+        "runs": "",
+        "since": "",
+        **(found if isinstance(found, dict) else {}),
+    }
+    takes = work["takes"] if isinstance(work["takes"], list) else []
+    return {**work, "takes": [one for one in takes if isinstance(one, str)]}
 
 
 def gauges(rows: Iterable[tuple[int, str, int, float]]) -> dict[str, Any]:

@@ -6,7 +6,6 @@ a million waiting messages cost as much as ten thousand.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from dbchannels import names
+from dbchannels.layers.operations import read_work
 from dbchannels.layers.orm import DjangoLayer
 from dbchannels.models import ChannelState, DeadLetter, DurableMessage, InFlight, Process, ProtocolMessage
 
@@ -128,25 +128,14 @@ def process_list(layer: DjangoLayer) -> list[ProcessStatus]:
     rows = layer.rows(Process).annotate(alive=alive).order_by("kind", "host", "name")
     found = []
     for row in rows:
-        work = _parsed(row.work)
-        takes = work.get("takes")
-        takes = [one for one in takes if isinstance(one, str)] if isinstance(takes, list) else []
+        work = read_work(row.work)
         found.append(
             ProcessStatus(
                 *(row.name, row.kind, row.host, row.pid, row.started_at),
-                *(row.alive, row.reads, takes, work),
+                *(row.alive, row.reads, work["takes"], work),
             )
         )
     return found
-
-
-def _parsed(work: str) -> dict[str, Any]:
-    """Return what a worker has recorded; nothing of what another version wrote in another shape."""
-    try:
-        found = json.loads(work or "{}")
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def folded(channel: str) -> str:

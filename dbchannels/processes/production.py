@@ -103,7 +103,7 @@ class Running:
         if config.workers:
             server.has_worker = supervisor.has_ready
         elif not config.threads:  # views run in workers that others start
-            server.has_worker = lambda: server.relay.http_workers > 0
+            server.has_worker = lambda: server.relay.housekeeper.http_workers > 0
 
     def serve(self, layer: BaseLayer, predecessor: Predecessor | None, waiting: int | None) -> None:
         """Start, serve, and end."""
@@ -177,7 +177,7 @@ class Running:
         self.server.hand_over()
         if self.control is not None:
             self.control.close()
-        self.server.relay.leave_work_to(workers, self.end_workers)
+        self.server.relay.housekeeper.leave_work_to(workers, self.end_workers)
         self.stopping.taken = self.stopping.restart = True
         self.stopping.set()
 
@@ -272,7 +272,7 @@ def supervise(work: list[Task], server: InterfaceServer, graceful_timeout: float
     local_wakeups = ((relay.queue, relay.reply_wakeup),)
     files = None if sent is None else (relay.queue, sent.sender.fileno())
     work = [one._replace(local_wakeups=local_wakeups, files=files) for one in work]
-    supervisor = Supervisor(work, relay.clean_up_after, graceful_timeout)
+    supervisor = Supervisor(work, relay.housekeeper.clean_up_after, graceful_timeout)
     relay.own_workers = supervisor.ready_names
     server.counted = supervisor.counted
     return supervisor

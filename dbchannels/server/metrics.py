@@ -31,9 +31,10 @@ from dbchannels.measures import (
     Counts,
     read_sample,
 )
-from dbchannels.server.counts import ServerCounts
+from dbchannels.server.counts import OTHER, ServerCounts
 
 STALE = 900.0  # seconds after which nobody seems to count the site any more, and its gauges are left out
+MOST = 100  # values of a label of the server's own counters
 AT_ONCE = 50  # lines that are made before the hub may run
 Values = Iterable[tuple[tuple[str, ...], float]]  # (values of the labels, value)
 
@@ -165,7 +166,9 @@ class Metrics(Collector):
 
     def _of_site(self) -> dict[str, Values]:
         sample, takers = self._source.site()
-        found: dict[str, Values] = {"site_takers": _by(takers)}
+        found: dict[str, Values] = {
+            "site_takers": [((channel,), number) for channel, number in takers.items()]
+        }
         read = read_sample("", sample)
         if read is None or time.time() - read["t"] > STALE:
             return found
@@ -185,7 +188,11 @@ Line = tuple[str, dict[str, str], float]
 
 
 def _by(counter: Mapping[Any, float]) -> Values:
-    return [((str(value),), number) for value, number in dict(counter).items()]
+    """Return the values of a label: only the first ones by name, because clients, consumers and views choose them."""
+    found = [((str(value),), number) for value, number in dict(counter).items()]
+    if rest := found[MOST:]:
+        found[MOST:] = [((OTHER,), sum(number for _, number in rest))]
+    return found
 
 
 def _lines(name: str, labels: tuple[str, ...], values: Values) -> Iterator[Line]:

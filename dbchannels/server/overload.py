@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from dbchannels.layers.link import Link
 
@@ -21,9 +22,8 @@ class Overload:
         # By channel: since when messages wait (time.monotonic), the greatest id then, and whether it was logged.
         self._waits: dict[str, tuple[float, int, bool]] = {}
 
-    def look(self, link: Link, workers: dict[str, str]) -> None:
-        """Look at the channels whose workers are all busy. ``workers``: see ``Link.workers``."""
-        works = {name: json.loads(work) for name, work in workers.items() if work}
+    def look(self, link: Link, works: Mapping[str, Mapping[str, Any]]) -> None:
+        """Look at the channels whose workers are all busy. ``works``: see ``Link.workers``."""
         idle = {channel for work in works.values() if not work["runs"] for channel in work["takes"]}
         busy = {channel for work in works.values() for channel in work["takes"]} - idle
         heads = link.heads(sorted(busy)) if busy else {}

@@ -2,8 +2,8 @@
 
 The hub sends operations to the layer and receives the replies, but never touches the database. The *publisher* writes
 what the hub has put into the outbox: all that has piled up during the last statement, as one statement. The *reader*
-takes the replies; it is the only thread of its process tree that LISTENs, and wakes the workers. The *housekeeper*
-renews the server's lease and cleans up after dead processes.
+takes the replies; it is the only thread of its process tree that LISTENs, and wakes the workers. The *housekeeper*,
+see ``housekeeper``, renews the server's lease and cleans up after dead processes.
 
 While all registered workers belong to this process tree, the publisher wakes them itself, without a NOTIFY, and they
 wake the reader in the same way.
@@ -14,24 +14,22 @@ that uses the relay never imports gevent.
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
 import queue
-import random
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
-from contextlib import closing, suppress
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, Protocol
 
 from dbchannels import codec, names
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable, UnreadableMessage
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.health import UNREGISTER_TRIES, LayerHealth
+from dbchannels.layers.health import LayerHealth
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Disconnect, Operation, Send, Withdraw
 from dbchannels.models import Process
@@ -50,9 +48,8 @@ from dbchannels.protocol import (
     flow_channel,
     lost,
 )
-from dbchannels.server.counts import ServerCounts
-from dbchannels.server.emptied import Emptied
-from dbchannels.server.overload import Overload
+from dbchannels.server.counts import COUNTED, OTHER, ServerCounts
+from dbchannels.server.housekeeper import Housekeeper
 from dbchannels.server.websocket.messages import Outgoing, outgoing, oversight
 from dbchannels.wakeup import Backoff, WakeupPipe
 
@@ -64,14 +61,11 @@ BATCH_BYTES = 1_048_576  # of payloads, after which a batch takes no more: a sta
 REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts as gone
 REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handshakes are answered 503 at once
 STOP_TRIES = 5  # of a write, once the server stops
-LAST_CHORE = 0.5  # seconds at the end for what a killed worker held
 LAST_WRITES = 1.5  # seconds at the end for a layer that cannot be used
-CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see auth/logout.py
 
 _ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each consumer runs once
 
 Outbox = queue.SimpleQueue[Sequence[Operation] | None]
-Chore = Callable[[Link], Any]
 
 
 class OutboxFull(Exception):
@@ -165,36 +159,28 @@ class Relay:
         #: Returns the names of the workers of this process tree that take every protocol message.
         self.own_workers: Callable[[], set[str]] = set
         self._local_wakeups: dict[str, WakeupPipe] = {}  # of the workers that the publisher wakes itself
-        #: Workers on the database that take requests, and servers whose requests they answer.
-        self.http_workers, self.servers = 0, 1
         self.counts = ServerCounts()
-        #: For the metrics, if this is set: the newest sample of the site, and how many workers take each channel.
-        self.watches_site = False
-        self.site: tuple[str, Mapping[str, int]] = "", {}
-        self.has_sessions = False  # whether a WebSocket has brought a session's cookie
-        self._health = LayerHealth(log, f"server-{os.getpid()}")
-        self._overload, self._emptied = Overload(), Emptied(self._receivers, self.lose)
+        self.health = LayerHealth(log, f"server-{os.getpid()}")
         #: What the hub sends, in order; each item is written in one batch or not at all. None ends the publisher.
         self._outbox: Outbox = queue.SimpleQueue()
-        self._chores: queue.SimpleQueue[Chore | None] = queue.SimpleQueue()
-        self._stopping = threading.Event()
+        self.stopping = threading.Event()
         self._wake = WakeupPipe.new()  # ends the reader's wait
-        self._renewed_at = self._checked_at = time.monotonic()
+        self._renewed_at = time.monotonic()
         self._read_at = 0.0  # when the layer last answered the reader
+        self.housekeeper = Housekeeper(self, self._receivers)
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for name, target in (
                 ("publisher", self._publish),
                 ("reader", self._read),
-                ("housekeeper", self._run_chores),
+                ("housekeeper", self.housekeeper.run),
             )
         ]
 
     def start(self) -> None:
         """Register this server, then start the threads. Raises LayerUnavailable."""
         self.hub.start()
-        self._house_link = self.layer.link("housekeeper", listen=False)
-        self._house_link.register(self.name, Process.SERVER, self.queue)
+        self.housekeeper.register()
         for thread in self._threads:
             thread.start()
 
@@ -206,9 +192,9 @@ class Relay:
         ends_at = time.monotonic() + (min(within, LAST_WRITES) if self.unavailable else within)
         self._outbox.put(None)
         self._threads[0].join((ends_at - time.monotonic()) / 2)
-        self._stopping.set()
+        self.stopping.set()
         self._wake.notify()
-        self._chores.put(None)
+        self.housekeeper.stop()
         for thread in self._threads:
             thread.join(max(0.0, ends_at - time.monotonic()))
 
@@ -237,24 +223,21 @@ class Relay:
         if self._outbox.qsize() > OUTBOX:
             raise OutboxFull
         self._outbox.put(operations)
-        self.counts.count_sent(one.channel for one in operations if isinstance(one, Send))
+        for one in operations:
+            if isinstance(one, Send):
+                self.counts.sent[one.channel if one.channel in COUNTED else OTHER] += 1
 
     # From any thread.
 
     @property
-    def outages(self) -> int:
-        """How often the layer could not be used."""
-        return self._health.outages
-
-    @property
     def unavailable(self) -> bool:
         """Whether the layer cannot be used at the moment, in one direction at least."""
-        return bool(self._health.failing)
+        return bool(self.health.failing)
 
     @property
     def refuses(self) -> bool:
         """Whether the layer has been away for so long that a new request is not worth its wait."""
-        return bool(self._health.failing) and self._health.lasted("publisher", "reader") > REFUSE_AFTER
+        return bool(self.health.failing) and self.health.lasted("publisher", "reader") > REFUSE_AFTER
 
     def is_reachable(self) -> bool:
         """Whether the layer has answered the reader in time."""
@@ -265,34 +248,30 @@ class Relay:
         payload = codec.encode_trusted(message)
         return Send(channel, payload, message.get("reply_channel") or "", self.layer.options["expiry"])
 
-    def leave_work_to(self, workers: Set[str], end: Callable[[], None]) -> None:
-        """Call ``end``, in the hub, if workers of another process tree, by name, are on this layer.
+    # For the housekeeper.
 
-        They do the rest of the work, so that this server's own workers can be ended.
-        """
+    def renew(self, link: Link) -> None:
+        """Renew the lease. A server that was declared dead closes its sockets, and gets a new name."""
+        asked_at = time.monotonic()
+        self.counts.renewals += 1
+        if not link.renew(self.name):
+            log.warning(
+                "This server was declared dead while it stood still; it closes its sockets and goes on."
+            )
+            self._past_queues.add(self.queue)
+            self.name = names.random_part()
+            self.queue = f"reply.{self.name}!"
+            link.register(self.name, Process.SERVER, self.queue)
+            self.declared_dead()
+        self._renewed_at = asked_at
 
-        def look(link: Link) -> None:
-            if not workers.isdisjoint(link.workers()):
-                self.own_workers, self._local_wakeups = set, {}
-                self.hub.call(end)
-
-        self._chores.put(look)
-
-    def clean_up_after(self, worker: str) -> None:
-        """Clean up after a worker that died."""
-        self._chores.put(lambda link: link.clean_up_after(worker))
-        if self._stopping.is_set() and not self.unavailable:  # the housekeeper has ended
-
-            def clean_up_last() -> None:
-                with (
-                    closing(self.layer.link("housekeeper", listen=False)) as link,
-                    suppress(LayerUnavailable),
-                ):
-                    link.clean_up_after(worker)
-
-            last = threading.Thread(target=clean_up_last, daemon=True)
-            last.start()
-            last.join(LAST_CHORE)
+    def choose_wakeups(self, workers: Iterable[str]) -> None:
+        """Wake the workers through their pipes if only this process tree has any: others need the NOTIFY."""
+        own = self.own_workers()
+        alone = bool(own) and own.issuperset(workers)
+        self._local_wakeups = {
+            kind: self._wakeups[kind] for kind in self._wakeups if alone and kind != DURABLE
+        }
 
     # From the threads to the hub.
 
@@ -339,7 +318,7 @@ class Relay:
                     self._write_singly(link, operations)
 
     def _write(self, link: Link, operations: Sequence[Operation]) -> None:
-        full = self._health.retry(lambda: self._apply(link, operations), self._stopping, STOP_TRIES)
+        full = self.health.retry(lambda: self._apply(link, operations), self.stopping, STOP_TRIES)
         for send in full or []:
             self.lose(send.reply_channel, FULL, send.channel)
 
@@ -377,16 +356,16 @@ class Relay:
         try:
             return link.apply_as(name, rest)
         except DeclaredDead:
-            if self._stopping.is_set():
+            if self.stopping.is_set():
                 return []
             self._renewed_at = -math.inf
-            self._chores.put(self._look_after)
+            self.housekeeper.look_soon()
             return self._apply(link, rest)
 
     def _await_renewal(self, link: Link) -> None:
         """Wait for a lease that may have ended: a server that stood still must know first whether it is dead."""
         lease, delays = self.layer.options["lease"], None
-        while time.monotonic() - self._renewed_at > lease and not self._stopping.is_set():
+        while time.monotonic() - self._renewed_at > lease and not self.stopping.is_set():
             asked_at = time.monotonic()
             try:
                 alive = link.renew(self.name)  # the housekeeper may be busy with a long chore
@@ -396,7 +375,7 @@ class Relay:
                 self._renewed_at = asked_at
             else:
                 delays = delays or Backoff()
-                self._stopping.wait(delays.delay())
+                self.stopping.wait(delays.delay())
 
     def _is_obsolete(self, operation: Operation) -> bool:
         """Whether an operation is of a name that was given up, whose connections other processes have ended.
@@ -416,7 +395,7 @@ class Relay:
     def _read(self) -> None:
         link = self.layer.link("receiver")
         delays, failing, deaf = Backoff(from_start=True), False, False
-        while not self._stopping.is_set():
+        while not self.stopping.is_set():
             try:
                 more = True
                 while more:
@@ -427,13 +406,13 @@ class Relay:
                     more = len(deliveries) == BATCH
                 self._read_at = time.monotonic()
                 if delays.tries:  # if only the wait fails, the session was ended, and not the database
-                    self._health.worked()
+                    self.health.worked()
                     delays.reset()
                 if deaf:  # nobody has heard the wakeups in between: the workers look for messages themselves
                     self._wake_workers(self._wakeups)
                     deaf = False
                 deadline, woken = time.monotonic() + self.layer.poll_interval(), False
-                while not woken and not self._stopping.is_set() and (left := deadline - time.monotonic()) > 0:
+                while not woken and not self.stopping.is_set() and (left := deadline - time.monotonic()) > 0:
                     kinds = link.wait(left, self._wake.reader, self.reply_wakeup.reader)
                     self.counts.wakeups += bool(kinds)
                     self._wake_workers(kinds)
@@ -441,70 +420,17 @@ class Relay:
                 failing = False
             except Exception as error:
                 deaf = True
-                self._health.failed(error)
+                self.health.failed(error)
                 if not isinstance(error, LayerUnavailable) and not failing:
                     log.exception("The replies could not be read; trying again.")
                     failing = True
-                self._stopping.wait(delays.delay())
+                self.stopping.wait(delays.delay())
         link.close()
 
     def _wake_workers(self, kinds: Container[str]) -> None:
         for kind, wakeup in self._wakeups.items():
             if kind in kinds:
                 wakeup.notify()
-
-    # The housekeeper.
-
-    def _run_chores(self) -> None:
-        link, lease, started_at = self._house_link, self.layer.options["lease"], time.monotonic()
-        chore: Chore | None = self._look_after
-        while chore is not None:
-            try:
-                self._health.retry(partial(chore, link), self._stopping, STOP_TRIES)
-            except Exception:
-                log.exception("A chore of this server failed and was left out.")
-            # More often in the first seconds, in which the workers get ready and register.
-            pause = lease / 3 if time.monotonic() - started_at > lease else min(1.0, lease / 3)
-            try:
-                chore = self._chores.get(timeout=pause * random.uniform(0.8, 1.0))
-            except queue.Empty:
-                chore = self._look_after
-        try:
-            self._health.retry(lambda: link.unregister(self.name), self._stopping, UNREGISTER_TRIES)
-        finally:
-            link.close()
-
-    def _look_after(self, link: Link) -> None:
-        """Renew the lease, look at the workers, and clean up after dead processes."""
-        asked_at = time.monotonic()
-        self.counts.renewals += 1
-        if not link.renew(self.name):
-            log.warning(
-                "This server was declared dead while it stood still; it closes its sockets and goes on."
-            )
-            self._past_queues.add(self.queue)
-            self.name = names.random_part()
-            self.queue = f"reply.{self.name}!"
-            link.register(self.name, Process.SERVER, self.queue)
-            self.declared_dead()
-        self._renewed_at = asked_at
-        workers = link.workers()
-        own = self.own_workers()
-        # The pipes reach only our own workers: as soon as there are others, all of them need the NOTIFY.
-        alone = bool(own) and own.issuperset(workers)
-        self._local_wakeups = {
-            kind: self._wakeups[kind] for kind in self._wakeups if alone and kind != DURABLE
-        }
-        self._overload.look(link, workers)
-        if self.watches_site:
-            works = [json.loads(work) for work in workers.values() if work]
-            self.site = link.newest_sample(), Counter(channel for work in works for channel in work["takes"])
-        self._emptied.look(link, self.name)
-        if self.has_sessions and asked_at - self._checked_at > CHECK_LOGINS:
-            self._checked_at = asked_at
-            link.apply([self.make_send("websocket.logins", {"server": self.name})])
-        link.clean_up()
-        self.http_workers, self.servers = link.count_live("http.request")
 
 
 def next_batch(outbox: Outbox) -> tuple[list[Operation], bool]:

@@ -114,8 +114,8 @@ class Measured:
 
     def __init__(self, server: InterfaceServer, websockets: MemoryBudget) -> None:
         self._server, self._websockets = server, websockets
-        self.counts, self.outages = server.relay.counts, lambda: server.relay.outages
-        self.site = lambda: server.relay.site
+        self.counts, self.outages = server.relay.counts, lambda: server.relay.health.outages
+        self.site = lambda: server.relay.housekeeper.site
         self.counted = lambda: server.counted()
 
     def state(self) -> dict[str, float]:
@@ -183,7 +183,7 @@ class InterfaceServer:
         self._health: HealthServer | None = None
         if probe:
             metrics = load_metrics(Measured(self, self._budget))
-            self.relay.watches_site = metrics is not None
+            self.relay.housekeeper.watches_site = metrics is not None
             self._health = HealthServer(probe, self.why_not_ready, metrics)
         self.health_address = probe.address if probe else None
         try:

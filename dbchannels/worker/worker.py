@@ -70,7 +70,7 @@ class ProcessContext:
     #: Is called when a worker is on record.
     on_ready: Callable[[], Any] = lambda: None
     #: Whether the code has changed: then the worker takes no more messages.
-    is_outdated: Callable[[], bool] = lambda: False
+    is_outdated: Callable[[], bool] | None = None
     #: Where the process leaves what its workers have counted.
     report: Report | None = None
 
@@ -201,7 +201,7 @@ class Worker:
         if not deliveries:
             return False
         self._batch.fill(deliveries)
-        if self._process.is_outdated():
+        if self._process.is_outdated is not None and self._process.is_outdated():
             self._write(hand_back=True)
             if not self.stopping.wait(OUTDATED):  # the parent has not seen the change
                 self._process.replace()

@@ -50,7 +50,7 @@ def test_who_does_not_renew_is_dead_after_three_leases(layer, link):
 def test_the_workers_on_record_are_known(link):
     link.register("w1", "worker")
     link.register("s", "server", "reply.s!")
-    assert link.workers() == {"w1": ""}
+    assert link.workers() == {"w1": {"takes": [], "runs": "", "since": ""}}
     link.unregister("w1")
     assert link.workers() == {}
 

@@ -115,4 +115,4 @@ def test_the_workers_on_record_are_known(writer):
     assert writer.workers() == {}
     writer.register("w1", Process.WORKER)
     writer.register("s1", Process.SERVER, FAR)
-    assert writer.workers() == {"w1": ""}
+    assert writer.workers() == {"w1": {"takes": [], "runs": "", "since": ""}}

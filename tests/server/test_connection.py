@@ -7,6 +7,7 @@ import logging
 import random
 import socket
 import time
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -33,7 +34,7 @@ class FakeRelay:
     name = "s1"
 
     def __init__(self):
-        self.counts = ServerCounts()
+        self.counts, self.housekeeper = ServerCounts(), SimpleNamespace(has_sessions=False)
         self.operations = []
         self.receivers = {}
         self.full = False
@@ -1034,10 +1035,10 @@ def test_the_sessions_key_is_put_on_record_and_not_into_frames(line):
     line.say("hi")
     until(line.texts)
     assert line.relay.operations[0] == Connect(line.connection.reply_channel, "s1", "/", "abcdefgh12345678")
-    assert line.relay.has_sessions
+    assert line.relay.housekeeper.has_sessions
     assert "abcdefgh" not in str(line.sent("websocket.receive"))
 
 
 def test_without_a_session_nobody_is_looked_after(line):
     line.open()
-    assert not hasattr(line.relay, "has_sessions")
+    assert not line.relay.housekeeper.has_sessions

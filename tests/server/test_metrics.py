@@ -12,10 +12,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from dbchannels.measures import BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS, site_sample
 from dbchannels.server import health, server
-from dbchannels.server.counts import MOST as MOST_VALUES
-from dbchannels.server.counts import OTHER, ServerCounts, count
+from dbchannels.server.counts import OTHER, ServerCounts
 from dbchannels.server.listeners import Address
 from dbchannels.server.metrics import METRICS, STALE, Metrics
+from dbchannels.server.metrics import MOST as MOST_VALUES
 from dbchannels.worker.batch import Measures
 from tests.server import test_server
 from tests.server.test_server import Client, until
@@ -130,13 +130,16 @@ def test_a_value_of_a_label_cannot_break_a_line(channel):
 
 
 def test_the_number_of_values_of_a_label_is_bounded():
-    counts = ServerCounts()
+    source = Source()
     for code in range(3000, 5000):
-        count(counts.closes, code)
-    assert len(counts.closes) == MOST_VALUES + 1
-    assert counts.closes[OTHER] == 2000 - MOST_VALUES
-    counts.count_sent(["http.request", "http.flow.x!y", "reply.a!b", "own"])
-    assert counts.sent == {"http.request": 1, OTHER: 3}
+        source.counts.closes[code] += 1
+    found = {
+        labels: value
+        for (name, labels), value in of(source).items()
+        if name == "dbchannels_websocket_closes_total"
+    }
+    assert len(found) == MOST_VALUES + 1 and found[(("code", "3000"),)] == 1
+    assert found[(("code", OTHER),)] == 2000 - MOST_VALUES
 
 
 def crowded():

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import logging
 
 import pytest
 
+from dbchannels.layers.operations import read_work
 from dbchannels.server import overload
 from dbchannels.server.overload import Overload
 from tests import kinds
@@ -15,7 +15,7 @@ SINCE = "2026-11-28 14:03:02"
 
 
 def work(takes, runs=""):
-    return json.dumps({"takes": takes.split(), "runs": runs, "since": SINCE if runs else ""})
+    return {"takes": takes.split(), "runs": runs, "since": SINCE if runs else ""}
 
 
 class Heads:
@@ -77,9 +77,9 @@ def test_a_channel_that_an_idle_worker_takes_is_not_looked_at(look):
 
 
 def test_workers_that_have_told_nothing_do_not_matter(look):
-    assert look(0, {"old": ""}) == []
-    assert look(0, {**BUSY, "old": ""}, own=[1]) == []
-    assert len(look(30, {**BUSY, "old": ""}, own=[1])) == 1
+    assert look(0, {"old": read_work("")}) == []
+    assert look(0, {**BUSY, "old": read_work("")}, own=[1]) == []
+    assert len(look(30, {**BUSY, "old": read_work("")}, own=[1])) == 1
 
 
 def test_of_very_many_workers_some_are_named(look):

@@ -556,7 +556,7 @@ def test_the_receiver_survives_whatever_its_link_raises(relay, told):
 def test_the_housekeeper_survives_whatever_its_link_raises(new_relay, told, method):
     relay = new_relay(lease=0.6)  # long enough that a busy machine declares nobody dead
     relay.harness.outage(method, RuntimeError("unheard of"))
-    relay.clean_up_after("somebody")
+    relay.housekeeper.clean_up_after("somebody")
     until(lambda: not relay.harness.faults[method])
     relay.harness.asked.clear()
     until(lambda: relay.harness.asked.count("renew") > 2 and relay.harness.asked.count("clean_up") > 2)
@@ -581,7 +581,7 @@ def test_a_worker_that_was_seen_to_die_is_cleaned_up_after(relay, new_link):
     link.register("w1", Process.WORKER)
     send(relay, 1, receiver.channel)
     until(lambda: link.receive_many(["http.request"], 1, "w1"))
-    relay.clean_up_after("w1")
+    relay.housekeeper.clean_up_after("w1")
     until(lambda: receiver.replies)
     assert receiver.messages() == [{"lost": "worker died", "channel": "http.request"}]
 
@@ -591,8 +591,8 @@ def test_only_workers_on_the_same_layer_do_the_rest_of_a_servers_work(relay, new
     ended = []
     relay.own_workers = lambda: {"own"}
     new_link(relay.layer).register("w1", Process.WORKER)
-    relay.leave_work_to({"elsewhere"}, lambda: ended.append("wrong"))
-    relay.leave_work_to({"w1", "w2"}, lambda: ended.append("right"))
+    relay.housekeeper.leave_work_to({"elsewhere"}, lambda: ended.append("wrong"))
+    relay.housekeeper.leave_work_to({"w1", "w2"}, lambda: ended.append("right"))
     until(lambda: ended)
     assert ended == ["right"]
     assert relay.own_workers() == set()
@@ -620,7 +620,7 @@ def test_one_that_stood_still_says_nothing_under_the_name_that_it_lost(new_relay
     relay._renewed_at -= 7200
     send(relay, 1, Receiver(relay).channel)
     until(lambda: relay.harness.asked.count("renew") > 2)
-    relay._chores.put(relay._look_after)
+    relay.housekeeper.look_soon()
     until(lambda: relay.deaths)
     send(relay, 2, Receiver(relay).channel)
     until(lambda: relay.harness.operations(Send))
@@ -793,11 +793,11 @@ def test_what_waits_since_all_workers_are_busy_is_told_of(new_relay, new_link, m
 @pytest.mark.parametrize("has_sessions", [True, False])
 def test_once_a_minute_the_logins_of_its_sockets_are_looked_at(new_relay, monkeypatch, has_sessions):
     relay = new_relay(lease=0.3)
-    relay.has_sessions = has_sessions
+    relay.housekeeper.has_sessions = has_sessions
     asked = len(relay.harness.asked)
     until(lambda: relay.harness.asked[asked:].count("clean_up") > 1)
     assert drain(relay.layer, "websocket.logins") == []
-    relay._checked_at -= 60
+    relay.housekeeper._checked_at -= 60
     asked = len(relay.harness.asked)
     until(lambda: relay.harness.asked[asked:].count("clean_up") > 2)
     found = drain(relay.layer, "websocket.logins")

@@ -676,7 +676,7 @@ def test_a_slow_client_holds_up_nobody(site, told):
 
 
 def test_a_large_response_that_finds_no_room_is_a_503_and_its_worker_is_let_go(site, told):
-    site.relay.http_workers = 2
+    site.relay.housekeeper.http_workers = 2
     budget = site.server.requests.responses
     budget.take("", disk=budget.disk)
     budget.waiting = 1  # the one that may wait does
@@ -1022,7 +1022,7 @@ def test_a_server_that_was_declared_dead_closes_1012_and_answers_what_waits(site
     until(lambda: site.messages("http.request") and len(site.messages("websocket.connect")) == 2)
     with closing(site.layer.link()) as link:
         link.clean_up_after(site.relay.name)
-    site.relay._chores.put(site.relay._look_after)
+    site.relay.housekeeper.look_soon()
     assert client.closed_with() == 1012
     client.sock.sendall(close_frame(1012))
     assert client.is_closed()

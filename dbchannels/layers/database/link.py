@@ -34,6 +34,7 @@ from dbchannels.layers.operations import (
     gauges,
     in_flight_lines,
     lost_messages,
+    read_work,
 )
 from dbchannels.layers.orm import record_of
 from dbchannels.measures import KEPT, MOST, OTHERS
@@ -212,9 +213,10 @@ class DatabaseLink(Link):
         with unavailable():
             self.layer.rows(Process).filter(name=name).update(work=work)
 
-    def workers(self) -> dict[str, str]:
+    def workers(self) -> dict[str, dict[str, Any]]:
         with unavailable():
-            return dict(self.layer.rows(Process).filter(kind=Process.WORKER).values_list("name", "work"))
+            rows = self.layer.rows(Process).filter(kind=Process.WORKER).values_list("name", "work")
+            return {name: read_work(work) for name, work in rows}
 
     def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
         found = {}

@@ -26,6 +26,7 @@ from dbchannels.layers.operations import (
     SendGroup,
     gauges,
     in_flight_lines,
+    read_work,
     resends,
 )
 from dbchannels.layers.postgresql import sql, sql_durable, sql_samples
@@ -275,8 +276,9 @@ class PostgreSQLLink(Link):
     def record_work(self, name: str, work: str) -> None:
         self.session.execute([(sql.RECORD_WORK, {"name": name, "work": work})])
 
-    def workers(self) -> dict[str, str]:
-        return dict(self.session.execute([(sql.WORKERS, {})]))
+    def workers(self) -> dict[str, dict[str, Any]]:
+        rows = self.session.execute([(sql.WORKERS, {})])
+        return {name: read_work(work) for name, work in rows}
 
     def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
         rows = self.session.execute([(sql_durable.PROMOTE, {}), (sql.HEADS, {"queues": list(channels)})])

@@ -393,10 +393,10 @@ class StoreLink(Link):
                 self.layer.table("processes")[name] = (*process[:2], self._lease_end())
             return bool(process)
 
-    def workers(self) -> dict[str, str]:
+    def workers(self) -> dict[str, dict[str, Any]]:
         with self.layer.locked():
             processes = self.layer.table("processes").items()
-            return {name: "" for name, process in processes if process[0] == WORKER}
+            return {name: ops.read_work("") for name, process in processes if process[0] == WORKER}
 
     def count_live(self, queue: str) -> tuple[int, int]:
         with self.layer.locked():

@@ -177,7 +177,7 @@ def make_workers(layer: BaseLayer, routing: Routing, options: dict[str, Any]) ->
         local_wakeups={queue: WakeupPipe.inherited(pipe) for queue, _, pipe in local_wakeups},
         replace=partial(end_child, report) if options["child"] else start_anew,
         on_ready=ready.wait,
-        is_outdated=CodeChanges(options["since"]) if options["since"] else lambda: False,
+        is_outdated=CodeChanges(options["since"]) if options["since"] else None,
         report=report,
     )
     limited = options["max_messages"] is not None or options["max_memory"] is not None

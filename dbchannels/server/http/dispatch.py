@@ -84,7 +84,8 @@ class Requests:
         """Return how many responses may hold up the worker or the thread that makes them: at most half of them."""
         if self.direct is not None:
             return self.direct.threads // 2
-        return self._relay.http_workers // 2 // max(1, self._relay.servers)
+        house = self._relay.housekeeper
+        return house.http_workers // 2 // max(1, house.servers)
 
     def respond(self, request: Request, reader: RequestReader) -> Response:
         """Read the request's body and return its response; a `Stream` must be closed.

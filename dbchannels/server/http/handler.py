@@ -21,7 +21,6 @@ from geventwebsocket.handler import WebSocketHandler
 from dbchannels.protocol.failures import SENTENCES
 from dbchannels.server.access_log import log_request
 from dbchannels.server.connection_limits import CountedSocket, address_of
-from dbchannels.server.counts import count
 from dbchannels.server.http.exchange import Stream
 from dbchannels.server.http.messages import Refused, Request, ResponseHead, encode_head, refuse_response
 from dbchannels.server.http.parser import RequestHead
@@ -248,6 +247,6 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     def _log(self, line: str = "") -> None:
         counts = self.interface.relay.counts
-        count(counts.handshakes if self._is_upgrade else counts.requests, self._status)
+        (counts.handshakes if self._is_upgrade else counts.requests)[self._status] += 1
         seconds = time.monotonic() - self._started
         log_request(self._address, line, self._status, self._body_size, seconds, self._request)

@@ -23,7 +23,6 @@ from dbchannels.protocol import AGAIN, DECLARED_DEAD, EXPIRED, FINISHED, FULL, L
 from dbchannels.protocol.close_codes import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN, VANISHED
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
-from dbchannels.server.counts import count
 from dbchannels.server.http.messages import Request, connect_message
 from dbchannels.server.options import ServerConfig, WebSocketLimits
 from dbchannels.server.relay import OutboxFull, Relay, Reply
@@ -107,7 +106,7 @@ class Connection:
             self.give_up()
             return
         if key:
-            self._relay.has_sessions = True
+            self._relay.housekeeper.has_sessions = True
         self._set_in_flight(send)  # not before: a message that was not sent gets no reply
 
     def give_up(self) -> None:
@@ -400,7 +399,7 @@ class Connection:
 
     def _log_end(self, code: int) -> None:
         if self._transport is not None and not self.disconnected:
-            count(self._relay.counts.closes, code)
+            self._relay.counts.closes[code] += 1
             log_websocket("WSDISCONNECT", self.request, code, time.monotonic() - self.opened_at)
 
     def _end(self) -> None:

@@ -1,0 +1,129 @@
+"""The relay's thread for what no message needs: it renews the lease, watches the site, and cleans up."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import random
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Set
+from contextlib import closing, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.health import UNREGISTER_TRIES
+from dbchannels.layers.link import Link
+from dbchannels.models import Process
+from dbchannels.server.emptied import Emptied
+from dbchannels.server.overload import Overload
+
+if TYPE_CHECKING:
+    from dbchannels.server.relay import Receiver, Relay
+
+log = logging.getLogger("dbchannels.server")
+
+TRIES = 5  # of a chore, once the server stops
+LAST_CHORE = 0.5  # seconds at the end for what a killed worker held
+CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see auth/logout.py
+
+
+class Housekeeper:
+    """Does one chore after another, and looks at the site three times in a lease."""
+
+    def __init__(self, relay: Relay, receivers: Mapping[str, Receiver]) -> None:
+        self._relay = relay
+        #: Workers on the database that take requests, and servers whose requests they answer.
+        self.http_workers, self.servers = 0, 1
+        #: For the metrics, if this is set: the newest sample of the site, and how many workers take each channel.
+        self.watches_site = False
+        self.site: tuple[str, Mapping[str, int]] = "", {}
+        self.has_sessions = False  # whether a WebSocket has brought a session's cookie
+        self._checked_at = time.monotonic()
+        self._overload, self._emptied = Overload(), Emptied(receivers, relay.lose)
+        self._chores: queue.SimpleQueue[Callable[[Link], Any] | None] = queue.SimpleQueue()
+
+    def register(self) -> None:
+        """Put the server on record. Raises LayerUnavailable."""
+        self._link = self._relay.layer.link("housekeeper", listen=False)
+        self._link.register(self._relay.name, Process.SERVER, self._relay.queue)
+
+    def run(self) -> None:
+        """Work until ``stop`` is called, then end the server's record."""
+        relay, link, started_at = self._relay, self._link, time.monotonic()
+        lease = relay.layer.options["lease"]
+        chore: Callable[[Link], Any] | None = self._look
+        while chore is not None:
+            try:
+                relay.health.retry(partial(chore, link), relay.stopping, TRIES)
+            except Exception:
+                log.exception("A chore of this server failed and was left out.")
+            # More often in the first seconds, in which the workers get ready and register.
+            pause = lease / 3 if time.monotonic() - started_at > lease else min(1.0, lease / 3)
+            try:
+                chore = self._chores.get(timeout=pause * random.uniform(0.8, 1.0))
+            except queue.Empty:
+                chore = self._look
+        try:
+            relay.health.retry(lambda: link.unregister(relay.name), relay.stopping, UNREGISTER_TRIES)
+        finally:
+            link.close()
+
+    def stop(self) -> None:
+        """End after the chores that are left."""
+        self._chores.put(None)
+
+    def look_soon(self) -> None:
+        """Look at the lease and at the site after the chores that are left."""
+        self._chores.put(self._look)
+
+    def leave_work_to(self, workers: Set[str], end: Callable[[], None]) -> None:
+        """Call ``end``, in the hub, if workers of another process tree, by name, are on this layer.
+
+        They do the rest of the work, so that this server's own workers can be ended.
+        """
+
+        def look(link: Link) -> None:
+            if not workers.isdisjoint(link.workers()):
+                self._relay.own_workers = set
+                self._relay.choose_wakeups(())
+                self._relay.hub.call(end)
+
+        self._chores.put(look)
+
+    def clean_up_after(self, worker: str) -> None:
+        """Clean up after a worker that died."""
+        relay = self._relay
+        self._chores.put(lambda link: link.clean_up_after(worker))
+        if relay.stopping.is_set() and not relay.unavailable:  # the thread has ended
+
+            def clean_up_last() -> None:
+                with (
+                    closing(relay.layer.link("housekeeper", listen=False)) as link,
+                    suppress(LayerUnavailable),
+                ):
+                    link.clean_up_after(worker)
+
+            last = threading.Thread(target=clean_up_last, daemon=True)
+            last.start()
+            last.join(LAST_CHORE)
+
+    def _look(self, link: Link) -> None:
+        """Renew the lease, look at the workers and at what they leave, and clean up after dead processes."""
+        relay = self._relay
+        relay.renew(link)
+        workers = link.workers()
+        relay.choose_wakeups(workers)
+        self._overload.look(link, workers)
+        if self.watches_site:
+            takers = Counter(channel for work in workers.values() for channel in work["takes"])
+            self.site = link.newest_sample(), takers
+        self._emptied.look(link, relay.name)
+        now = time.monotonic()
+        if self.has_sessions and now - self._checked_at > CHECK_LOGINS:
+            self._checked_at = now
+            link.apply([relay.make_send("websocket.logins", {"server": relay.name})])
+        link.clean_up()
+        self.http_workers, self.servers = link.count_live("http.request")
