@@ -84,8 +84,8 @@ def test_what_runchannels_is_given_is_in_each_file(printed: Print) -> None:
 def test_a_default_is_not_repeated(printed: Print) -> None:
     command = words(value(printed("systemd"), "ExecStart")[0])[3:]
     assert command == [
-        *("--bind", "unix:/run/mysite/site.sock", "--socket-owner", ":www-data"),
-        *("--proxy-headers", "--probe-port", "8001"),
+        *("--control", "/run/mysite/control", "--bind", "unix:/run/mysite/site.sock"),
+        *("--socket-owner", ":www-data", "--proxy-headers", "--probe-port", "8001"),
     ]
 
 
@@ -135,6 +135,8 @@ def test_the_service_waits_for_a_database_of_this_machine(
 
 
 def test_the_unit_gives_the_server_the_time_that_it_asks_for(printed: Print) -> None:
+    assert value(printed("systemd"), "TimeoutStartSec") == ["150"]
+    assert value(printed("systemd", "--wait-for-database", "600"), "TimeoutStartSec") == ["690"]
     assert value(printed("systemd"), "TimeoutStopSec")[0] == "20"
     assert value(printed("systemd", "--graceful-timeout", "90.5"), "TimeoutStopSec")[0] == "101"
     assert value(printed("systemd", "--max-connections", "50000"), "LimitNOFILE") == ["200000"]
@@ -147,12 +149,26 @@ def test_the_unit_gives_the_server_the_time_that_it_asks_for(printed: Print) -> 
         ("unix:/run/a/b/site.sock", ["a/b"]),
         ("unix:/srv/site/site.sock", []),
         ("127.0.0.1:8000", []),
+        ("127.0.0.1:8000 --control /run/other/control", ["other"]),
     ],
 )
 def test_systemd_makes_the_folder_of_the_socket(printed: Print, bind: str, folder: list[str]) -> None:
-    unit = printed("systemd", "--bind", bind)
+    arguments = bind if "--control" in bind else f"{bind} --control /srv/site/control"
+    unit = printed("systemd", "--bind", *arguments.split())
     assert value(unit, "RuntimeDirectory") == folder
     assert ("--socket-owner" in unit) == bool(value(unit, "SupplementaryGroups")) == bind.startswith("unix:")
+
+
+def test_a_reload_starts_a_server_that_takes_over(printed: Print) -> None:
+    unit = printed("systemd", "--workers", "8", "--pythonpath", "/srv/more")
+    start, reload = words(value(unit, "ExecStart")[0]), words(value(unit, "ExecReload")[0])
+    assert reload == [*start, "--takeover", "--detach"]
+    assert start[start.index("--control") + 1] == "/run/mysite/control"
+    assert value(unit, "RuntimeDirectory") == ["mysite"]
+    assert (value(unit, "Type")[0], value(unit, "NotifyAccess")) == ("notify", ["all"])
+    for target in ("systemd", "docker"):
+        with pytest.raises(CommandError, match="leave them out"):
+            printed(target, "--takeover", "--control", "/run/mysite/control")
 
 
 def test_only_root_can_make_a_socket_in_run_itself(printed: Print) -> None:
@@ -208,7 +224,7 @@ def test_a_unit_has_an_awkward_path_as_systemd_reads_it(printed: Print) -> None:
     assert words(command)[:2] == ["/srv/a b 100%/bin/python", "site.py"]
     assert value(unit, "WorkingDirectory")[0] == AWKWARD.replace("%", "%%")
     unit = printed("systemd", "--bind", f"unix:{AWKWARD}/s")
-    assert words(value(unit, "ExecStart")[0])[4] == f"unix:{AWKWARD}/s"
+    assert f"unix:{AWKWARD}/s" in words(value(unit, "ExecStart")[0])
     assert "$$HOME" in unit and "100%%" in unit
 
 

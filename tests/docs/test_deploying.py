@@ -314,9 +314,7 @@ def test_the_page_on_cron_sends_what_its_consumer_takes(capsys: pytest.CaptureFi
 def test_systemd_takes_what_a_takeover_and_socket_activation_need(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("There is no systemd-analyze.")
-    folder = tmp_path / "site.service.d"
-    folder.mkdir()
-    for name in ("site.service", "site.service.d/takeover.conf", "site.socket"):
+    for name in ("site.service", "site.socket"):
         unit = block("deploying", f"/etc/systemd/system/{name}")
         unit = unit.replace("/srv/site/venv/bin/python", sys.executable).replace("=site\n", "=root\n")
         (tmp_path / name).write_text(unit)

@@ -66,6 +66,8 @@ def deployed(
         "1000000",
         "--probe-port",
         str(free_port()),
+        "--control",
+        str(folder / "control"),
     )
     for target in ("systemd", request.param):
         done = site.manage(
@@ -265,6 +267,7 @@ def test_the_units_command_serves_a_project_of_any_shape(
     project = Project(folder, settings, manage)
     project.run("migrate", "--verbosity", "0", start=start)
     options = ("--user", "site", "--bind", f"{HOST}:0", "--probe-port", str(free_port()), "--workers", "1")
+    options += ("--control", str(tmp_path / "control"))
     unit = project.run("channels_deploy", "systemd", *options, start=start)
     assert f"WorkingDirectory={project.manage.parent if not start else folder}".replace("%", "%%") in unit
     with started(unit, tmp_path) as port:
@@ -327,6 +330,7 @@ def test_the_server_runs_with_what_the_unit_leaves_it(tmp_path: Path) -> None:
     project = Project(tmp_path / "site")
     project.run("migrate", "--verbosity", "0")
     options = ("--user", "site", "--bind", f"{HOST}:0", "--probe-port", str(free_port()), "--workers", "1")
+    options += ("--control", str(tmp_path / "control"))
     unit = project.run("channels_deploy", "systemd", *options)
     with started(unit, tmp_path, *unshare, HARDENED, "unit") as port:
         assert Served.get(Client(port), "/").text == "hello"  # type: ignore[arg-type]

@@ -50,6 +50,7 @@ IN_CONTAINER: dict[str, Any] = {
 }
 ONLY_TAG = re.compile(r"^({% (?:if|elif|else|endif|for|endfor|include)\b[^\n]*?%})\n", re.MULTILINE)
 WEB_GROUPS = ("www-data", "nginx", "caddy", "http")  # those of nginx and Caddy, by distribution
+STARTING = 90  # seconds that the server may need at its start beyond --wait-for-database, with some to spare
 STOPPING = 10  # seconds that the server may need at its end beyond --graceful-timeout, with some to spare
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 
@@ -290,16 +291,22 @@ class Command(BaseCommand):
             raise CommandError(
                 f"{name!r} is no name for a service: give --name, in letters, digits, - and _."
             )
+        if options["takeover"] or options["detach"]:
+            raise CommandError(
+                "--takeover and --detach are for the command that replaces a running server: leave them out."
+            )
         values = launch_values(options, name, target)
         config = LaunchConfig.from_options(values)
         context = {
             "name": name,
+            "begin": math.ceil(config.wait_for_database) + STARTING,
             "stop": math.ceil(config.server.graceful_timeout) + STOPPING,
             "allowed_hosts": ",".join(settings.ALLOWED_HOSTS),
             **program_context(program, values, options),
         }
         if target == "systemd":
             context |= systemd_context(program, values, config, options["user"])
+            context["reload"] = [*context["server"], "--takeover", "--detach"]
         elif target == "docker":
             context |= docker_context(program, values, config)
         elif target != "cron":
@@ -331,6 +338,7 @@ def launch_values(options: dict[str, Any], name: str, target: str) -> dict[str, 
         "proxy_headers": True,
         "root_path": (settings.FORCE_SCRIPT_NAME or "").rstrip("/"),
         **(IN_CONTAINER if target == "docker" else {}),
+        **({"control": f"/run/{name}/control"} if target == "systemd" else {}),
         **given,
     }
     if "max_body" not in given:  # Django must be able to read what it allows
@@ -388,12 +396,12 @@ def systemd_context(
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", user):
         raise CommandError(f"{user!r} is no name of a user.")
     database = Database.of("default", layer_settings(config.layer).database)
-    sockets = [one.path for one in config.server.addresses if one.path]
+    sockets = [one.path for one in (*config.server.addresses, config.control) if one and one.path]
     folders = {os.path.relpath(os.path.dirname(path), "/run") for path in sockets}
     runtime = sorted(one for one in folders if one != "." and not one.startswith(".."))
     if "." in folders:
         raise CommandError(
-            "Only root can make a socket in /run itself: give --bind unix:/run/NAME/site.sock."
+            "Only root can make a socket in /run itself: put it into a folder, such as /run/NAME/site.sock."
         )
     roots = [str(one) for one in (settings.STATIC_ROOT, settings.MEDIA_ROOT) if one]
     written = [str(program.folder), *map(os.path.abspath, roots), *sockets, *database.paths]
