@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import socket
@@ -21,16 +22,45 @@ from pathlib import Path
 
 import pytest
 
+from tests.endtoend.conftest import migrated, postgresql_database
 from tests.endtoend.test_life import asked, probes_of
 from tests.harness import HOST, MANAGE, Served, is_running, until
 
-WORKERS = ("--workers", "2")
+WORKERS = ("--workers", "1")
 
 
 @pytest.fixture
 def control(tmp_path):
     """The path of a control socket."""
     return str(tmp_path / "control")
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory):
+    """A server, and its control socket, in a folder that other users can enter."""
+    site = migrated(postgresql_database("dbchannels_takeover"), tmp_path_factory.mktemp("takeover"))
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        control = f"{folder}/control"
+        try:
+            yield site.serve("--control", control, *WORKERS), control
+        finally:
+            site.end()
+
+
+@pytest.fixture
+def lasting(running):
+    """The same (server, control), for a test after which it serves as before, with the same socket open."""
+    old, control = running
+    client = old.socket("/echo/")
+    try:
+        yield old, control
+    finally:
+        for name in ("broken", "hesitates"):
+            (old.site.folder / name).unlink(missing_ok=True)
+    assert client.ask("still here") == "still here"
+    assert old.get("/").text == "hello"
+    assert "Traceback" not in old.output()
 
 
 class Visitors:
@@ -119,36 +149,49 @@ def unix(path):
     return connect
 
 
-@pytest.mark.parametrize("family", ["tcp", "unix", "activated"])
-def test_nobody_notices_a_takeover_under_load(site, control, tmp_path, family):
-    bind = {"tcp": f"{HOST}:0", "unix": f"unix:{tmp_path}/s", "activated": ""}[family]
-    arguments = ("--control", control, *WORKERS)
-    if family == "activated":
-        old, _ = activate(site, "http", *arguments)
-        old.wait_ready()
-    else:
-        old = site.serve(*arguments, bind=bind)
-    connect = unix(f"{tmp_path}/s") if family == "unix" else tcp(old.port)
-    visitors = Visitors(connect)
-    try:
-        until(lambda: len(visitors.answered) == 3 or visitors.failures, "all kinds are answered", 60)
-        new = site.serve(*arguments, "--takeover", bind=bind, ready=False)
-        has_taken_over(new, old)
-        before = visitors.answered.copy()
+def takes_over_under_load(old: Served, start, *connects) -> Served:
+    """Start the new server while visitors come, who notice nothing, and go on; return it."""
+    visitors = [Visitors(connect) for connect in connects]
+
+    def all_see(what: str, number) -> None:
         until(
-            lambda: visitors.failures or all(visitors.answered[kind] > before[kind] + 1 for kind in before),
-            "all kinds are answered by the new one",
+            lambda: all(one.failures or number(one) for one in visitors),
+            lambda: f"{what}: {[one.answered for one in visitors]}",
             60,
         )
+
+    try:
+        all_see("all kinds are answered", lambda one: len(one.answered) == 3)
+        new = start()
+        has_taken_over(new, old)
+        before = {one: one.answered.copy() for one in visitors}
+        all_see(
+            "all kinds are answered by the new one",
+            lambda one: all(one.answered[kind] > before[one][kind] + 1 for kind in before[one]),
+        )
     finally:
-        visitors.stop()
-    assert visitors.failures == []
+        for one in visitors:
+            one.stop()
+    assert [one.failures for one in visitors] == [[]] * len(visitors)
+    return new
+
+
+def test_nobody_notices_a_takeover_under_load(site, control, tmp_path):
+    path = tmp_path / "s"
+    arguments = ("--control", control, "--workers", "2", "--bind", f"unix:{path}")
+    old = site.serve(*arguments)
+    new = takes_over_under_load(
+        old,
+        lambda: site.serve(*arguments, "--takeover", bind=f"{HOST}:{old.port}", ready=False),
+        tcp(old.port),
+        unix(path),
+    )
     assert new.port == old.port
-    if family == "unix":
-        assert (tmp_path / "s").exists()
-        assert new.terminate() == 0
-        assert not (tmp_path / "s").exists()
-    assert site.count("process") == (0 if family == "unix" else 3)
+    assert site.count("process") == 3
+    assert path.exists()
+    assert new.terminate() == 0
+    assert not path.exists()
+    assert site.count("process") == 0
 
 
 def test_each_websocket_is_closed_with_1012_and_not_all_at_once(site, control):
@@ -156,80 +199,60 @@ def test_each_websocket_is_closed_with_1012_and_not_all_at_once(site, control):
     old = site.serve(*arguments, "--drain-websockets", "3")
     clients = [old.socket("/echo/") for _ in range(100)]
     new = site.serve(*arguments, "--takeover", ready=False, bind=f"{HOST}:{old.port}")
-    new.wait_for_line("This server has taken over", 60)
-    still_open = [client for client in clients if client.is_open()]
-    assert still_open  # they go one by one
-    assert still_open[-1].ask("from the old one") == "from the old one" or still_open[-1].close_code == 1012
+    closed, _, _ = select.select([client.raw for client in clients], [], [], 60)
+    assert 1 <= len(closed) < 100  # they go one by one
     assert Counter(client.closed() for client in clients) == {1012: 100}
     has_taken_over(new, old)
     assert new.socket("/echo/").ask("hello") == "hello"
 
 
-def test_websockets_may_stay_with_the_old_server(site, control):
+def test_websockets_may_stay_with_the_old_server_and_idle_connections_get_one_more_response(site, control):
     arguments = ("--control", control, *WORKERS)
     old = site.serve(*arguments, "--drain-websockets", "86400")
     room = [old.socket("/room/tea/") for _ in range(2)]
-    workers = set(old.workers(2))
-    new = site.serve(*arguments, "--takeover", ready=False, bind=f"{HOST}:{old.port}")
-    new.wait_for_line("This server has taken over", 60)
-    new.wait_ready()
-    until(lambda: not any(map(is_running, workers)), "the old workers have ended", 60)
-    newcomer = new.socket("/room/tea/")
-    newcomer.send("to all")
-    assert [client.receive() for client in (*room, newcomer)] == ["to all"] * 3
+    workers = set(old.workers(1))
+    with old.connection() as idle, old.connection() as silent:
+        for connection in (idle, silent):
+            connection.request("GET", "/")
+            assert connection.getresponse().read() == b"hello"
+        new = site.serve(*arguments, "--takeover", ready=False, bind=f"{HOST}:{old.port}")
+        old.wait_for_line("Another server has taken over", 60)
+        idle.request("GET", "/")
+        response = idle.getresponse()
+        assert (response.read(), response.getheader("Connection")) == (b"hello", "close")
+        new.wait_for_line("This server has taken over", 60)
+        new.wait_ready()
+        until(lambda: not any(map(is_running, workers)), "the old workers have ended", 60)
+        newcomer = new.socket("/room/tea/")
+        newcomer.send("to all")
+        assert [client.receive() for client in (*room, newcomer)] == ["to all"] * 3
+        assert silent.sock.recv(1) == b""  # closed, after a while
     assert old.process.poll() is None
     assert old.terminate() == 0  # now it stops, and closes them at once
     assert [client.closed() for client in room] == [1012, 1012]
     assert newcomer.is_open()
 
 
-def test_an_idle_connection_gets_one_more_response(site, control):
+def test_everything_works_in_the_new_server_and_in_the_one_after_it(site, control, tmp_path):
+    """The second one names no address, so it listens where the first did; the third names its own, but no probes'."""
     arguments = ("--control", control, *WORKERS)
-    old = site.serve(*arguments)
-    with old.connection() as idle, old.connection() as silent:
-        for connection in (idle, silent):
-            connection.request("GET", "/")
-            assert connection.getresponse().read() == b"hello"
-        new = site.serve(*arguments, "--takeover", ready=False, bind=f"{HOST}:{old.port}")
-        new.wait_for_line("This server has taken over", 60)
-        old.wait_for_line("Another server has taken over")
-        idle.request("GET", "/")
-        response = idle.getresponse()
-        assert (response.read(), response.getheader("Connection")) == (b"hello", "close")
-        assert silent.sock.recv(1) == b""  # closed, after a while
-    has_taken_over(new, old)
-
-
-def test_everything_works_in_the_new_server(site, control):
-    arguments = ("--control", control, *WORKERS)
-    old = site.serve(*arguments, "--probe-port", "0")
+    both = ("--bind", f"unix:{tmp_path}/both")
+    old = site.serve(*arguments, "--bind", f"unix:{tmp_path}/old", *both, "--probe-port", "0")
     port = probes_of(old)
     new = site.serve(*arguments, "--takeover", "--probe-port", "0", ready=False, bind="")
     has_taken_over(new, old)
     assert (new.port, probes_of(new)) == (old.port, port)
     assert asked(port, "/readyz") == (200, "Ready.\n")
-    before = new.workers(2)
+    before = new.workers(1)
     new.process.send_signal(signal.SIGHUP)
     new.wait_for_line("The workers run the new code.", 60)
-    assert not set(before) & set(new.workers(2))
-    third = site.serve(*arguments, "--takeover", ready=False, bind="")
-    has_taken_over(third, new)
-    assert third.get("/").text == "hello"
-    assert third.terminate() == 0
-    assert not os.path.exists(control)
-    assert site.count("process") == 0
-
-
-def test_the_new_command_line_decides_where_the_new_server_listens(site, control, tmp_path):
-    arguments = ("--control", control, *WORKERS)
-    old = site.serve(*arguments, "--bind", f"unix:{tmp_path}/old", "--bind", f"unix:{tmp_path}/both")
-    new = site.serve(
-        *(*arguments, "--takeover", "--bind", f"unix:{tmp_path}/both", "--bind", f"unix:{tmp_path}/new"),
-        bind="",
-        ready=False,
+    assert not set(before) & set(new.workers(1))
+    assert {one.name for one in tmp_path.iterdir()} == {"old", "both", "control"}
+    third = site.serve(
+        *arguments, "--takeover", *both, "--bind", f"unix:{tmp_path}/new", bind="", ready=False
     )
-    has_taken_over(new, old)
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["both", "control", "new"]
+    has_taken_over(third, new)
+    assert {one.name for one in tmp_path.iterdir()} == {"new", "both", "control"}
     for name in ("both", "new"):
         with closing(http.client.HTTPConnection(HOST)) as connection:
             connection.sock = unix(tmp_path / name)()
@@ -237,133 +260,63 @@ def test_the_new_command_line_decides_where_the_new_server_listens(site, control
             assert connection.getresponse().read() == b"hello"
     with pytest.raises(ConnectionRefusedError):
         tcp(old.port)()
+    assert asked(port, "/readyz") == (200, "Ready.\n")
+    assert third.terminate() == 0
+    assert list(tmp_path.iterdir()) == []
+    assert site.count("process") == 0
 
 
 # When it fails.
 
 
-def test_a_new_version_that_is_broken_changes_nothing(site, control, tmp_path):
-    (tmp_path / "no_urls.py").write_text("urlpatterns = 7")
-    old = site.serve("--control", control, *WORKERS)
-    client = old.socket("/echo/")
-    broken = {"ROOT_URLCONF": "no_urls"}
+def says_again(old: Served, text: str):
+    """Return a function that waits until the server has said something once more than now."""
+    before = old.output().count(text)
+    return lambda: until(lambda: old.output().count(text) > before, lambda: f"{text!r} in {old.output()}", 60)
+
+
+def test_a_new_version_that_is_broken_changes_nothing(lasting, tmp_path):
+    old, control = lasting
     again = ("runchannels", "--control", control, "--takeover", *WORKERS)
-    done = site.manage(*again, f"--pythonpath={tmp_path}", settings=broken)
+    (tmp_path / "no_urls.py").write_text("urlpatterns = 7")
+    goes_on = says_again(old, "has ended before it took over, so this server goes on.")
+    done = old.site.manage(*again, f"--pythonpath={tmp_path}", settings={"ROOT_URLCONF": "no_urls"})
     assert done.returncode == 1
     assert "correct them, and start again." in done.stderr
-    old.wait_for_line("has ended before it took over, so this server goes on.")
-    (site.folder / "broken").touch()
-    done = site.manage(*again)
-    (site.folder / "broken").unlink()
+    goes_on()
+    (old.site.folder / "broken").touch()
+    done = old.site.manage(*again)
     assert done.returncode == 1
     sentence = (
         r"Of the new workers, worker \d ended with status 3, so the running server goes on: correct the code."
     )
     assert re.search(f"CommandError: {sentence}$", done.stderr.strip()), done.stderr
     away = {"ENGINE": "django.db.backends.postgresql", "HOST": HOST, "PORT": "1", "NAME": "site"}
-    done = site.manage(*again, "--wait-for-database", "0", settings={"DATABASES": {"default": away}})
+    done = old.site.manage(*again, "--wait-for-database", "0", settings={"DATABASES": {"default": away}})
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "connection refused" in done.stderr.lower()
-    done = site.manage(*again, "--bind", "192.0.2.1:80")  # not an address of this machine
-    assert (done.returncode, "192.0.2.1:80 cannot be used" in done.stderr) == (1, True)
-    assert client.ask("still here") == "still here"
-    assert old.get("/").text == "hello"
-    has_taken_over(site.serve(*again[1:], bind="", ready=False), old)
-
-
-@pytest.fixture
-def hesitant(site, control):
-    """A server, and another one that asks to take over but whose workers do not start: (old, new)."""
-    old = site.serve("--control", control, *WORKERS)
-    client = old.socket("/echo/")
-    (site.folder / "hesitates").touch()
-    try:
-        new = site.serve("--control", control, "--takeover", *WORKERS, bind="", ready=False)
-        old.wait_for_line("gets ready to take over", 60)
-        yield old, new, client
-    finally:
-        (site.folder / "hesitates").unlink(missing_ok=True)
-
-
-def test_two_cannot_take_over_at_once(site, control, hesitant):
-    old, new, client = hesitant
-    done = site.manage("runchannels", "--control", control, "--takeover", *WORKERS)
-    assert done.returncode == 1
-    assert done.stderr == (
-        f"CommandError: Process {new.process.pid} takes over already: wait until it is done.\n"
-    )
-    assert client.ask("hello") == "hello"
-    (site.folder / "hesitates").unlink()
-    has_taken_over(new, old)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_new_server_that_ends_too_soon_leaves_the_old_one_at_work(hesitant, number):
-    old, new, client = hesitant
-    assert new.terminate(number) in (
-        -number,
-        1,
-    )  # before it handles signals, or while it waits for its workers
-    old.wait_for_line(f"Process {new.process.pid} has ended before it took over, so this server goes on.")
-    assert client.ask("hello") == "hello"
-    assert old.get("/").text == "hello"
+def test_a_new_server_that_ends_too_soon_leaves_the_old_one_at_work(lasting, number):
+    old, control = lasting
+    (old.site.folder / "hesitates").touch()
+    new = old.site.serve("--control", control, "--takeover", *WORKERS, bind="", ready=False)
+    old.wait_for_line(f"Process {new.process.pid} gets ready to take over", 60)
+    # -number before it handles signals, 1 while it waits for its workers
+    assert new.terminate(number) in (-number, 1)
+    old.wait_for_line(f"Process {new.process.pid} has ended before it took over, so this server goes on.", 60)
 
 
-def test_the_new_server_goes_on_when_the_old_one_dies(site, hesitant):
-    old, new, _ = hesitant
-    old.end()
-    waiting = tcp(old.port)()  # nobody accepts yet, and nobody refuses
-    waiting.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-    (site.folder / "hesitates").unlink()
-    new.wait_ready()
-    assert b"".join(iter(lambda: waiting.recv(65_536), b"")).endswith(b"hello")
-    waiting.close()
-
-
-def test_the_new_server_ends_when_the_old_one_is_told_to_stop(site, control, hesitant):
-    old, new, _ = hesitant
-    assert old.terminate() == 0
-    assert new.process.wait(60) == 1
-    assert new.output().endswith(
-        "CommandError: The running server was told to stop, so this one stops too.\n"
-    )
-    assert not os.path.exists(control)
-    until(lambda: not site.count("process"), "nothing is left on record")
-
-
-def test_a_server_that_stands_still_is_not_waited_for(site, control, hesitant):
-    old, new, _ = hesitant
-    os.kill(old.process.pid, signal.SIGSTOP)
-    (site.folder / "hesitates").unlink()
-    try:
-        new.wait_for_line("has not confirmed that this server takes over", 60)
-        new.wait_ready()
-        assert new.get("/").text == "hello"
-    finally:
-        os.kill(old.process.pid, signal.SIGCONT)
-    assert old.process.wait(60) == 0
-    assert new.get("/").text == "hello"
-
-
-def test_what_a_killed_server_has_left_is_in_nobodys_way(site, control):
-    old = site.serve("--control", control, *WORKERS)
-    old.end()
-    assert os.path.exists(control)
-    new = site.serve("--control", control, "--takeover", *WORKERS)
-    assert f"No server is at {control}, so there is nothing to take over." in new.output()
-    assert new.get("/").text == "hello"
-
-
-def test_a_second_server_does_not_take_the_control_socket_by_accident(site, control):
-    old = site.serve("--control", control, *WORKERS)
-    done = site.manage("runchannels", f"{HOST}:0", "--control", control, *WORKERS)
+def test_a_second_server_does_not_take_the_control_socket_by_accident(lasting):
+    old, control = lasting
+    done = old.site.manage("runchannels", f"{HOST}:0", "--control", control, *WORKERS)
     assert (done.returncode, "Address already in use" in done.stderr) == (1, True)
-    assert old.get("/").text == "hello"
-    assert "Traceback" not in old.output() + done.stderr
+    assert "Traceback" not in done.stderr
 
 
-def test_what_comes_to_the_control_socket_cannot_harm(site, control):
-    old = site.serve("--control", control, *WORKERS)
+def test_what_comes_to_the_control_socket_cannot_harm(lasting):
+    _, control = lasting
     assert os.stat(control).st_mode & 0o777 == 0o600
     with closing(unix(control)()) as sock:
         for _ in range(3):  # more descriptors than one message may carry
@@ -393,31 +346,114 @@ def test_what_comes_to_the_control_socket_cannot_harm(site, control):
             sock.sendall(answer)
             sock.shutdown(socket.SHUT_WR)
             assert sock.recv(1) == b""
-    assert old.get("/").text == "hello"
-    assert "Traceback" not in old.output()
 
 
-def test_another_user_is_refused(site):
+def test_another_user_is_refused(lasting):
     if os.geteuid():
         pytest.skip("Only root can be another user.")
-    with tempfile.TemporaryDirectory() as folder:
-        os.chmod(folder, 0o755)
-        control = f"{folder}/c"
-        old = site.serve("--control", control, *WORKERS)
-        os.chmod(control, 0o666)
-        code = (
-            "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
-            "s.sendall(b'{\"version\": 1}\\n'); print(s.recv(65536).decode())"
-        )
+    old, control = lasting
+    refused = says_again(old, "A takeover was refused: ")
+    os.chmod(control, 0o666)
+    code = (
+        "import os, socket, sys; os.setuid(65534); s = socket.socket(socket.AF_UNIX); s.connect(sys.argv[1]);"
+        "s.sendall(b'{\"version\": 1}\\n'); print(s.recv(65536).decode())"
+    )
+    try:
         command = [sys.executable, "-c", code, control]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-        sentence = "The processes at the control socket must be of one user: 65534 is not 0."
-        assert sentence in done.stdout, done.stderr
-        old.wait_for_line("A takeover was refused: ")
-        assert old.terminate() == 0
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    finally:
+        os.chmod(control, 0o600)
+    sentence = "The processes at the control socket must be of one user: 65534 is not 0."
+    assert sentence in done.stdout, done.stderr
+    refused()
+
+
+def test_only_one_can_take_over_at_once_and_it_does_so_after_another_one_has_failed(site, control):
+    old = site.serve("--control", control, *WORKERS)
+    again = ("runchannels", "--control", control, "--takeover", *WORKERS)
+    done = site.manage(*again, "--bind", "192.0.2.1:80")  # not an address of this machine
+    assert (done.returncode, "192.0.2.1:80 cannot be used" in done.stderr) == (1, True)
+    (site.folder / "hesitates").touch()
+    try:
+        new = site.serve(*again[1:], bind="", ready=False)
+        old.wait_for_line(f"Process {new.process.pid} gets ready to take over", 60)
+        done = site.manage(*again)
+    finally:
+        (site.folder / "hesitates").unlink()
+    sentence = f"Process {new.process.pid} takes over already: wait until it is done."
+    assert (done.returncode, done.stderr) == (1, f"CommandError: {sentence}\n")
+    has_taken_over(new, old)
+
+
+#: Runs manage.py with a new server that waits one second for the running one, not ten.
+IMPATIENT = """
+import runpy, sys
+from dbchannels.processes import handover
+handover.ANSWER_WITHIN = 1.0
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture
+def hesitant(site, control):
+    """A server, and another one that asks to take over but whose workers do not start: (old, new)."""
+    old = site.serve("--control", control, *WORKERS)
+    (site.folder / "hesitates").touch()
+    try:
+        arguments = ["runchannels", "--control", control, "--takeover", *WORKERS]
+        new = Served(site, arguments, None, [sys.executable, "-c", IMPATIENT, str(MANAGE)])
+        site.processes.append(new)
+        old.wait_for_line("gets ready to take over", 60)
+        yield old, new
+    finally:
+        (site.folder / "hesitates").unlink(missing_ok=True)
+
+
+def test_the_new_server_goes_on_when_the_old_one_dies(site, control, hesitant):
+    old, new = hesitant
+    old.end()
+    waiting = tcp(old.port)()  # nobody accepts yet, and nobody refuses
+    waiting.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    (site.folder / "hesitates").unlink()
+    new.wait_ready()
+    assert b"".join(iter(lambda: waiting.recv(65_536), b"")).endswith(b"hello")
+    waiting.close()
+    new.end()  # what it leaves is in nobody's way
+    assert os.path.exists(control)
+    third = site.serve("--control", control, "--takeover", *WORKERS)
+    assert f"No server is at {control}, so there is nothing to take over." in third.output()
+    assert third.get("/").text == "hello"
+
+
+def test_the_new_server_ends_when_the_old_one_is_told_to_stop(site, control, hesitant):
+    old, new = hesitant
+    assert old.terminate() == 0
+    assert new.process.wait(60) == 1
+    assert new.output().endswith(
+        "CommandError: The running server was told to stop, so this one stops too.\n"
+    )
+    assert not os.path.exists(control)
+    until(lambda: not site.count("process"), "nothing is left on record")
+
+
+def test_a_server_that_stands_still_is_not_waited_for(site, hesitant):
+    old, new = hesitant
+    os.kill(old.process.pid, signal.SIGSTOP)
+    (site.folder / "hesitates").unlink()
+    try:
+        new.wait_for_line("has not confirmed that this server takes over", 60)
+        new.wait_ready()
+        assert new.get("/").text == "hello"
+    finally:
+        os.kill(old.process.pid, signal.SIGCONT)
+    assert old.process.wait(60) == 0
+    assert new.get("/").text == "hello"
 
 
 # In the background, as ExecReload= of systemd does it.
+
+DETACHED = ("--takeover", "--detach", *WORKERS)
 
 
 def test_a_detached_server_serves_once_the_command_has_ended(site, control):
@@ -425,20 +461,11 @@ def test_a_detached_server_serves_once_the_command_has_ended(site, control):
     log = site.folder / "detached.log"
     with log.open("w") as file:
         done = subprocess.run(
-            [
-                sys.executable,
-                str(MANAGE),
-                "runchannels",
-                "--control",
-                control,
-                "--takeover",
-                "--detach",
-                *WORKERS,
-            ],
+            [sys.executable, str(MANAGE), "runchannels", "--control", control, *DETACHED],
             env=site.environment(),
             stdout=file,
             stderr=file,
-            timeout=60,
+            timeout=120,
         )
     pid = 0
     try:
@@ -454,42 +481,32 @@ def test_a_detached_server_serves_once_the_command_has_ended(site, control):
     assert site.count("process") == 0
 
 
-def test_a_detached_server_that_cannot_start_is_an_error_of_the_command(site, control, tmp_path):
+def test_a_detached_server_that_cannot_start_is_an_error_of_the_command(lasting, tmp_path):
+    old, control = lasting
     (tmp_path / "no_urls.py").write_text("urlpatterns = 7")
-    old = site.serve("--control", control, *WORKERS)
-    done = site.manage(
-        *(
-            "runchannels",
-            "--control",
-            control,
-            "--takeover",
-            "--detach",
-            f"--pythonpath={tmp_path}",
-            *WORKERS,
-        ),
+    done = old.site.manage(
+        *("runchannels", "--control", control, *DETACHED, f"--pythonpath={tmp_path}"),
         settings={"ROOT_URLCONF": "no_urls"},
     )
     assert done.returncode == 1
     assert "correct them, and start again." in done.stderr
-    assert old.get("/").text == "hello"
 
 
-def test_a_detached_server_ends_with_a_command_that_was_killed(site, control):
-    old = site.serve("--control", control, *WORKERS)
-    (site.folder / "hesitates").touch()
-    try:
-        arguments = ("--control", control, "--takeover", "--detach", *WORKERS)
-        command = site.serve(*arguments, bind="", ready=False)
-        old.wait_for_line("gets ready to take over", 60)
-        command.process.kill()
-        command.process.wait()
-        old.wait_for_line("has ended before it took over", 60)
-    finally:
-        (site.folder / "hesitates").unlink()
+def test_a_detached_server_ends_with_a_command_that_was_killed(lasting):
+    old, control = lasting
+    (old.site.folder / "hesitates").touch()
+    asks, goes_on = (
+        says_again(old, "gets ready to take over"),
+        says_again(old, "has ended before it took over"),
+    )
+    command = old.site.serve("--control", control, *DETACHED, bind="", ready=False)
+    asks()
+    command.process.kill()
+    command.process.wait()
+    goes_on()
     command.wait_for_line(
         "The command that started this server has ended, so the running server goes on.", 60
     )
-    assert old.get("/").text == "hello"
 
 
 # Socket activation.
@@ -528,10 +545,13 @@ def test_a_server_listens_at_the_sockets_of_systemd(site, control):
             connection.request("GET", "/")
             assert connection.getresponse().read() == b"hello"
     until(lambda: asked(probes, "/readyz")[0] == 200, "it is ready")
-    for pid in old.workers(2):
+    for pid in old.workers(1):
         assert b"LISTEN_" not in Path(f"/proc/{pid}/environ").read_bytes()
-    new = site.serve("--control", control, "--takeover", *WORKERS, bind="", ready=False)
-    has_taken_over(new, old)
+    new = takes_over_under_load(
+        old,
+        lambda: site.serve("--control", control, "--takeover", *WORKERS, bind="", ready=False),
+        tcp(port),
+    )
     assert asked(probes, "/readyz")[0] == 200
     assert new.get("/").text == "hello"
     third, _ = activate(site, "http", "--control", control, "--takeover", *WORKERS)
