@@ -316,7 +316,7 @@ def test_a_second_server_does_not_take_the_control_socket_by_accident(lasting):
 
 
 def test_what_comes_to_the_control_socket_cannot_harm(lasting):
-    _, control = lasting
+    old, control = lasting
     assert os.stat(control).st_mode & 0o777 == 0o600
     with closing(unix(control)()) as sock:
         for _ in range(3):  # more descriptors than one message may carry
