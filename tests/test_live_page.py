@@ -96,18 +96,34 @@ def test_the_socket_tells_what_waits_and_what_was_measured(ask, layer, operator)
     moment = int(now) // 10 * 10
     for source, data in (("", site_sample(moment, 0.01, None)), ("w1", sample(moment, {"own": numbers}, 10))):
         layer.rows(Sample).create(at=layer.moment(moment), source=source, data=data)
-    *_, answer = ask(new_session(operator), {"since": 0})
+    *_, answer = ask(new_session(operator), {"since": 0, "channel": "own"})
     data = json.loads(answer["text"])
     (own,) = [one for one in data["channels"] if one["channel"] == "own"]
     assert (own["ready"], own["state"], own["alarming"]) == (2, "paused by ann", True)
     assert own["url"] == reverse("admin:dbchannels_channelstate_change", args=["own"])
-    assert data["series"]["channels"]["own"]["out"] == [2.0]
+    assert (data["channel"], data["series"]["values"]["out"]) == ("own", [2.0])
     assert data["again"] >= live.AGAIN
-    assert json.loads(get(DATA, operator).content)["series"] == data["series"]
+    assert json.loads(get(DATA, operator, channel="own").content)["series"] == data["series"]
+    assert json.loads(get(DATA, operator).content)["series"]["values"]["workers"] == [None]
     assert json.loads(get(DATA, operator, since=moment + 10).content)["series"]["moments"] == []
 
 
-@pytest.mark.parametrize("frame", ["[]", "{", {}, {"since": "now"}, {"since": -1}, {"since": None}])
+def test_an_hour_of_many_channels_fits_into_a_frame(layer):
+    now, channels = int(live.time.time()) // 10 * 10, [f"channel-{number}" for number in range(60)]
+    gauges = {"channels": {name: [3, 1, 2, 0.123456, 4] for name in channels}}
+    moments = range(now - 3_000, now, 10)
+    layer.rows(Sample).bulk_create(
+        Sample(at=layer.moment(one), source="", data=site_sample(one, 0.01, gauges)) for one in moments
+    )
+    for channel in ("", "channel-7", "none"):
+        found = live.live_data(0, channel)
+        layer.make_send("reply.a!b", live.LivePage.frame(found))  # raises for what is too large
+        assert found["series"]["values"]["ready"] == [{"": 180, "none": 0}.get(channel, 3)] * len(moments)
+
+
+@pytest.mark.parametrize(
+    "frame", ["[]", "{", {}, {"since": 0, "channel": 1}, {"since": "now"}, {"since": -1}, {"since": None}]
+)
 def test_a_frame_that_makes_no_sense_gets_an_error(ask, operator, frame):
     *_, answer = ask(new_session(operator), frame)
     assert "error" in json.loads(answer["text"])

@@ -26,7 +26,7 @@ from dbchannels.consumers import JsonWebsocketConsumer, route_class
 from dbchannels.exceptions import DenyConnection
 from dbchannels.layers.orm import DjangoLayer
 from dbchannels.layers.overview import ChannelStatus, Overview, overview
-from dbchannels.measures import PERIOD, summarize
+from dbchannels.measures import GAUGES, PERIOD, summarize
 
 PATH = r"^/(?:.*/)?dbchannels/channelstate/live/$"
 AGAIN = 2.0  # seconds until a page asks again
@@ -70,15 +70,19 @@ class Cached:
 cached = Cached()
 
 
-def live_data(since: float = 0.0) -> dict[str, Any]:
-    """Return what the page shows, for JSON::
+def live_data(since: float = 0.0, channel: str = "") -> dict[str, Any]:
+    """Return what the page shows, with the series of a channel or, for "", of all channels together, for JSON::
 
     {
         "at": 1764400000.5,                # now
         "again": 2.0,                      # seconds until the page should ask again
+        "channel": "",
         "channels": [{"channel": "thumbnails", "ready": 3, ...}, ...],
-        "series": {"moments": [...], ...}  # see ``measures.summarize``: what was measured after ``since``
+        "series": {"moments": [...], "values": {"ready": [...], ...}},
     }
+
+    The series are what was measured after ``since``, see ``measures.summarize``. Those of all channels, each by itself,
+    would be more than a frame may hold.
     """
     now = cached.get()
     one = layer()
@@ -87,8 +91,24 @@ def live_data(since: float = 0.0) -> dict[str, Any]:
     return {
         "at": datetime.now(timezone.utc).timestamp(),
         "again": cached.again,
+        "channel": channel,
         "channels": [_row(one) for one in now.channels if not one.read_by_servers],
-        "series": summarize(samples),
+        "series": _series(samples, channel),
+    }
+
+
+def _series(samples: list[dict[str, Any]], channel: str) -> dict[str, Any]:
+    if channel:  # the others need not be worked out
+        nothing = [0] * len(GAUGES)
+        for one in samples:
+            if "counts" in one:
+                one["counts"] = {name: found for name, found in one["counts"].items() if name == channel}
+            elif "channels" in one:
+                one["channels"] = {channel: one["channels"].get(channel, nothing)}
+    found = summarize(samples)
+    return {
+        "moments": found["moments"],
+        "values": found["channels"].get(channel, {}) if channel else found["site"],
     }
 
 
@@ -136,11 +156,11 @@ class LivePage(JsonWebsocketConsumer):
             raise DenyConnection("You may not see the channels.")
 
     def receive_json(self, content: Any) -> None:
-        since = content.get("since")
+        since, channel = content.get("since"), content.get("channel", "")
         if not may_view(self.user) or not has_ticket(self.user, content.get("ticket")):
             self.close(4403)
-        elif isinstance(since, (int, float)) and 0 <= since < LATEST:
-            self.send_json(live_data(since))
+        elif isinstance(since, (int, float)) and 0 <= since < LATEST and isinstance(channel, str):
+            self.send_json(live_data(since, channel))
         else:
             self.send_error("invalid_content", SINCE)
 
@@ -178,12 +198,12 @@ class LiveViews:
         return TemplateResponse(request, "admin/dbchannels/live.html", context)
 
     def live_json(self, request: HttpRequest) -> HttpResponse:
-        """Return the data after the moment ``since``, in seconds since 1970."""
+        """Return the data of a ``channel``, or all, after the moment ``since``, in seconds since 1970."""
         self._check(request)
         try:
             since = float(request.GET.get("since") or 0)
         except ValueError:
             since = -1.0
         if 0 <= since < LATEST:
-            return JsonResponse(live_data(since))
+            return JsonResponse(live_data(since, request.GET.get("channel", "")))
         return JsonResponse({"error": SINCE}, status=400)

@@ -27,9 +27,9 @@ const CHARTS = {
 const page = document.getElementById("live");
 const choice = page.querySelector("select");
 const status = page.querySelector("[role=status]");
-let moments = []; // { at (s since 1970), site: { key: value }, channels: { name: { key: value } } }, the oldest first
-let latest = null; // the last answer
+let moments = []; // of the chosen channel: { at (s since 1970), values: { key: value } }, the oldest first
 let socket = null, timer = null;
+let ask = () => {}; // asks for what is new
 
 const made = (name, attributes, ...inside) => {
   const element = name.startsWith("svg:") ? document.createElementNS(SVG, name.slice(4)) : document.createElement(name);
@@ -54,7 +54,7 @@ const path = (points, start, most) => {
 const draw = (figure, write, lines, start) => {
   const series = Object.entries(lines).map(([key, name]) => {
     const points = moments
-      .map((one) => [one.at, (choice.value ? one.channels[choice.value] : one.site)?.[key]])
+      .map((one) => [one.at, one.values[key]])
       .filter(([, value]) => value !== undefined && value !== null);
     return { name, points, last: points.at(-1)?.[1] };
   });
@@ -85,16 +85,12 @@ const drawTable = (rows) => {
 // The values of one moment, out of lists with a value for each.
 const valuesAt = (series, index) => Object.fromEntries(Object.entries(series).map(([key, values]) => [key, values[index]]));
 
-const add = (series) => {
-  const last = since();
-  series.moments.forEach((at, index) => {
-    const channels = Object.entries(series.channels).map(([name, one]) => [name, valuesAt(one, index)]);
-    if (at > last) moments.push({ at, site: valuesAt(series.site, index), channels: Object.fromEntries(channels) });
-  });
-};
-
 const show = (answer) => {
-  latest = answer;
+  if (answer.channel !== choice.value) return; // another one was chosen meanwhile
+  const last = since();
+  answer.series.moments.forEach((at, index) => {
+    if (at > last) moments.push({ at, values: valuesAt(answer.series.values, index) });
+  });
   moments = moments.filter(({ at }) => at > answer.at - HOUR);
   for (const [id, [write, lines]] of Object.entries(CHARTS))
     draw(document.getElementById(`chart-${id}`), write, lines, answer.at - HOUR);
@@ -108,27 +104,24 @@ const since = () => moments.at(-1)?.at ?? 0;
 const connect = async () => {
   const { Socket } = await import(page.dataset.client);
   if (document.hidden) return;
-  const ask = () => socket?.sendJSON({ since: since(), ticket: page.dataset.ticket });
+  ask = () => socket?.sendJSON({ since: since(), channel: choice.value, ticket: page.dataset.ticket });
   socket = new Socket(location.pathname)
-    .on("open", ask)
+    .on("open", () => ask())
     .on("json", (answer) => {
-      clearTimeout(timer);
       if (!answer.series) return; // an error
-      add(answer.series);
       show(answer);
+      clearTimeout(timer);
       timer = setTimeout(ask, answer.again * 1000);
     })
     .on("waiting", () => (status.textContent = LOST))
-    .on("closed", () => socket && poll()); // not by stop(): the socket was refused
+    .on("closed", () => socket && (ask = poll)()); // not by stop(): the socket was refused
 };
 
 const poll = async () => {
   try {
-    const answer = await fetch(`${page.dataset.json}?since=${encodeURIComponent(since())}`);
+    const answer = await fetch(`${page.dataset.json}?${new URLSearchParams({ since: since(), channel: choice.value })}`);
     if (!answer.ok) throw new Error(answer.statusText);
-    const data = await answer.json();
-    add(data.series);
-    show(data);
+    show(await answer.json());
   } catch {
     status.textContent = LOST;
   }
@@ -145,5 +138,8 @@ const stop = () => {
 };
 
 document.addEventListener("visibilitychange", () => (document.hidden ? stop() : connect()));
-choice.addEventListener("change", () => latest && show(latest));
+choice.addEventListener("change", () => {
+  moments = [];
+  ask();
+});
 connect();
