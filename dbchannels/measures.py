@@ -103,9 +103,8 @@ def quantile(buckets: Sequence[float], q: float) -> float | None:
 #: Messages that wait, that are not due, and that a worker has claimed; for how many seconds the message that was sent
 #: first could have been taken, 0 if none waits; and dead letters.
 GAUGES = ("ready", "delayed", "running", "oldest", "dead")
-#: Messages a second that came, that ended (done, failed or dead), and that failed or died. What came is worked out from
-#: what ended and from how the queue grew.
-RATES = ("in", "out", "failures")
+# ``in``, ``out`` and ``failures``: messages a second that came, that ended (done, failed or dead), and that failed or
+# died. What came is worked out from what ended and from how the queue grew.
 #: Seconds, estimated from histograms.
 QUANTILES = {
     "wait_p50": (WAITS, 0.5),

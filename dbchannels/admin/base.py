@@ -19,6 +19,7 @@ from django.utils.functional import cached_property
 
 from dbchannels import conf
 from dbchannels.admin import acts
+from dbchannels.management.output import short
 
 LINE = 240  # characters of a text in a list
 
@@ -31,11 +32,7 @@ def one_line(text: str) -> str:
 
 def duration(delta: timedelta) -> str:
     """Return a duration for people to read: 3.2 s, 42 s, 4 min, 5 h, 3 d."""
-    seconds = abs(delta.total_seconds())
-    for unit, size in (("d", 86_400), ("h", 3600), ("min", 60)):
-        if seconds >= size:
-            return f"{seconds / size:.0f}\xa0{unit}"  # a space that does not break
-    return f"{seconds:.1f}\xa0s" if seconds < 10 else f"{seconds:.0f}\xa0s"
+    return short(abs(delta.total_seconds())).replace(" ", "\xa0")  # a space that does not break
 
 
 def relative_time(field: str, description: str) -> Callable[..., str | None]:

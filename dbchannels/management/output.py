@@ -169,6 +169,11 @@ def short(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
+def ago(moment: datetime) -> str:
+    """Return how long ago a moment was: ``3 min ago``."""
+    return f"{short(max(0.0, (timezone.now() - moment).total_seconds()))} ago"
+
+
 def parse_duration(text: str) -> timedelta:
     """Read a duration such as 90s, 10m, 12h or 30d; raises CommandError."""
     found = re.fullmatch(r"(\d{1,9})([smhd])", text)

@@ -87,19 +87,14 @@ class HealthServer:
             return refuse_response(405, "Ask with GET.", [("Allow", "GET, HEAD")])
         path = head.target.partition("?")[0]
         if path == "/metrics" and self._metrics is not None:
-            answer = self._answer_metrics(self._metrics)
+            with self._rendering:  # in a native thread, by one request for all that wait
+                text: bytes = gevent.get_hub().threadpool.apply(self._metrics.text)
+            headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(text)))]
+            headers += [("Cache-Control", "no-store"), ("Connection", "close")]
+            answer = encode_head("200 OK", headers) + text
         else:
             status, sentence = check_health(path, self._why_not_ready())
             if path == "/metrics":
                 status, sentence = 501, NOT_INSTALLED
             answer = refuse_response(status, sentence, [("Cache-Control", "no-store")])
         return answer if head.method == "GET" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-
-    def _answer_metrics(self, metrics: Metrics) -> bytes:
-        """Return the metrics. They are made in a native thread, by one request for all that wait."""
-        with self._rendering:
-            text: bytes = gevent.get_hub().threadpool.apply(metrics.text)
-        headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(text)))]
-        return (
-            encode_head("200 OK", [*headers, ("Cache-Control", "no-store"), ("Connection", "close")]) + text
-        )

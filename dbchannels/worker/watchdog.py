@@ -69,36 +69,33 @@ class Watchdog:
 
     def _run(self) -> None:
         try:
-            self._watch()
+            while not self._stopping.wait(HAND_BACK_AFTER / 2):
+                if self._batch.running()[1] < HAND_BACK_AFTER:
+                    continue
+                if self._batch.holds_up():
+                    self._hand_back()
+                self._keep_alive()
+                soft, hard = self._executor.timeouts()
+                delivery, seconds = self._batch.running()
+                if delivery is None:
+                    continue
+                if by := self._look(delivery, seconds):
+                    self._cancel(delivery, by, seconds)
+                    continue
+                # A response that makes progress does not hang.
+                seconds = min(seconds, time.monotonic() - last_progress.get(self._watched, 0.0))
+                if hard and seconds > hard:
+                    self._time_out(delivery, hard)
+                elif soft and seconds > soft and self._logged is not delivery:
+                    self._logged = delivery
+                    log.warning(
+                        "The consumer of a message on %s has run for %g s (soft_timeout) and stands here:\n    %s",
+                        delivery.channel,
+                        soft,
+                        Lines(self._stack()),
+                    )
         finally:
             connections.close_all()  # this thread's: a layer on any database uses Django's
-
-    def _watch(self) -> None:
-        while not self._stopping.wait(HAND_BACK_AFTER / 2):
-            if self._batch.running()[1] < HAND_BACK_AFTER:
-                continue
-            if self._batch.holds_up():
-                self._hand_back()
-            self._keep_alive()
-            soft, hard = self._executor.timeouts()
-            delivery, seconds = self._batch.running()
-            if delivery is None:
-                continue
-            if by := self._look(delivery, seconds):
-                self._cancel(delivery, by, seconds)
-                continue
-            # A response that makes progress does not hang.
-            seconds = min(seconds, time.monotonic() - last_progress.get(self._watched, 0.0))
-            if hard and seconds > hard:
-                self._time_out(delivery, hard)
-            elif soft and seconds > soft and self._logged is not delivery:
-                self._logged = delivery
-                log.warning(
-                    "The consumer of a message on %s has run for %g s (soft_timeout) and stands here:\n    %s",
-                    delivery.channel,
-                    soft,
-                    Lines(self._stack()),
-                )
 
     def _look(self, delivery: Delivery, seconds: float) -> str:
         """Return who has cancelled a message that has run for so long; asks once a second."""

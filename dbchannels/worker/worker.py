@@ -161,7 +161,10 @@ class Worker:
                     delays.reset()
                 if found:
                     continue
-                if self._burst_until < math.inf and self._has_drained():
+                # A burst stays while what a dead worker had claimed may come back soon.
+                if time.monotonic() > self._burst_until or (
+                    self._burst_until < math.inf and not self.link.awaits_claims(self._durable)
+                ):
                     break
                 self._wait()
             except LayerUnavailable as error:
@@ -269,10 +272,6 @@ class Worker:
             wait_for_one(self._wakeups, self._wake.reader, timeout)
         else:
             self.link.wait(timeout, self._wake.reader)
-
-    def _has_drained(self) -> bool:
-        """Whether a burst has nothing left to do. It stays while what a dead worker had claimed may come back soon."""
-        return time.monotonic() > self._burst_until or not self.link.awaits_claims(self._durable)
 
     # Writing.
 

@@ -8,12 +8,11 @@ from contextlib import suppress
 from typing import Any
 
 from django.db import transaction
-from django.utils import timezone
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.overview import channel_states
-from dbchannels.management.output import LayerCommand, consumers_of, near, on_database, short
+from dbchannels.management.output import LayerCommand, ago, consumers_of, near, on_database
 
 
 class Command(LayerCommand):
@@ -36,10 +35,8 @@ class Command(LayerCommand):
         for name, is_new in paused.items():
             one = found.get(name)
             if not is_new and one and one.pause:
-                ago = short(max(0.0, (timezone.now() - one.pause.paused_at).total_seconds()))
-                self.stdout.write(
-                    f"{name} was paused already, by {one.pause.paused_by or 'somebody'}, {ago} ago."
-                )
+                who, when = one.pause.paused_by or "somebody", ago(one.pause.paused_at)
+                self.stdout.write(f"{name} was paused already, by {who}, {when}.")
                 continue
             self.stdout.write(f"{name} is paused: run 'manage.py channels_resume {name}' to end that.")
             if name not in known:

@@ -11,7 +11,6 @@ from typing import Any
 
 from django.core.management.base import CommandError
 from django.db import Error, connections
-from django.utils import timezone
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
@@ -20,6 +19,7 @@ from dbchannels.layers.orm import DjangoLayer
 from dbchannels.layers.overview import MOST, ChannelStatus, Overview, ProcessStatus, overview
 from dbchannels.management.output import (
     LayerCommand,
+    ago,
     aligned,
     consumers_of,
     counted,
@@ -167,13 +167,11 @@ def channel_line(one: ChannelStatus, consumers: Consumers) -> list[str]:
 def paused(one: ChannelStatus) -> str:
     """Return by whom a channel was paused, and how long ago."""
     assert one.pause is not None
-    ago = (timezone.now() - one.pause.paused_at).total_seconds()
-    return f"{short(max(0.0, ago))} ago by {one.pause.paused_by or 'somebody'}"
+    return f"{ago(one.pause.paused_at)} by {one.pause.paused_by or 'somebody'}"
 
 
 def process_line(one: ProcessStatus) -> list[str]:
     """Return the cells of a process."""
-    up = (timezone.now() - one.started_at).total_seconds()
     runs = str(one.work.get("runs") or "")
     since: Iterable[str] = [f" since {one.work['since']}"] if runs and one.work.get("since") else []
     state = "alive" if one.alive else "lease expired"
@@ -183,6 +181,6 @@ def process_line(one: ProcessStatus) -> list[str]:
         one.host,
         str(one.pid),
         state,
-        short(max(0.0, up)),
+        ago(one.started_at).removesuffix(" ago"),
         runs + "".join(since) or "-",
     ]

@@ -9,13 +9,12 @@ from contextlib import closing
 
 from django.db import DatabaseError, connections
 from django.db.migrations.executor import MigrationExecutor
-from django.utils import timezone
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers.postgresql import PostgreSQLLayer, sql
 from dbchannels.layers.postgresql.session import session_name
 from dbchannels.management.doctor.patient import NOTE, OK, WRONG, Finding, Patient
-from dbchannels.management.output import counted, short
+from dbchannels.management.output import ago, counted, short
 
 ROUND_TRIPS = 5
 ARRIVES = 0.5  # seconds in which a notification must arrive; 0.3 ms is usual
@@ -212,11 +211,11 @@ def dead_rows(patient: Patient) -> Iterator[Finding]:
     )
     bad = [row for row in rows if row[1] > DEAD_ROWS and row[1] > row[2]]
     for table, dead, _, last in bad:
-        ago = f"{short(max(0.0, (timezone.now() - last).total_seconds()))} ago" if last else "never"
+        vacuumed = ago(last) if last else "never"
         yield Finding(
             WRONG,
-            f"{table} has {dead:,} dead rows, and was vacuumed {ago}: an old transaction or a replication slot may "
-            f"keep them; run VACUUM {table}.",
+            f"{table} has {dead:,} dead rows, and was vacuumed {vacuumed}: an old transaction or a replication slot "
+            f"may keep them; run VACUUM {table}.",
         )
     if not bad:
         yield Finding(
