@@ -9,6 +9,7 @@ import time
 from collections.abc import MutableMapping
 
 import gevent
+from gevent import socket as gevent_socket
 
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.server.listeners import Inherited, Listener
@@ -66,9 +67,10 @@ class Service:
             else self._notify_socket
         )
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(1.0)  # if its queue is full; the hub waits too
-                sock.sendto("\n".join(lines).encode(), address)
+            with gevent_socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(1.0)  # if its queue is full
+                sock.connect(address)  # or poll(2) would not tell of the queue
+                sock.send("\n".join(lines).encode())
         except OSError as error:
             log.warning("The service manager could not be notified (%s).", error)
 

@@ -7,6 +7,7 @@ import os
 import socket
 import tempfile
 
+import gevent
 import pytest
 
 from dbchannels.exceptions import InvalidConfiguration
@@ -166,3 +167,22 @@ def test_an_inherited_listener_is_found_by_its_address():
     assert listener.is_at(Address("127.0.0.1", 8000)) and listener.is_at(Address("127.0.0.1", 0))
     assert not listener.is_at(Address("127.0.0.1", 8001)) and not listener.is_at(Address("::1", 0))
     assert not listener.is_at(Address("", 0, "/s"))
+
+
+def test_a_manager_that_does_not_read_holds_up_nobody(tmp_path, caplog):
+    path, order = str(tmp_path / "notify"), []
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager,
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others,
+    ):
+        manager.bind(path)
+        others.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                others.sendto(b"x", path)
+        service = Service({"NOTIFY_SOCKET": path})
+        telling = gevent.spawn(lambda: (service.tell("READY=1"), order.append("told")))
+        gevent.spawn(order.append, "a request")
+        telling.join()
+    assert order == ["a request", "told"]
+    assert "The service manager could not be notified" in caplog.text
