@@ -1,18 +1,16 @@
 """``manage.py channels_deploy``: the files that put this project on a server, with its own paths and settings.
 
 The texts are Django templates in ``management/deploy``. The first line of each names the file. Every value that may
-hold a character with a meaning in the file's format goes through the filter of that format.
+hold a character with a meaning in the file's format goes through the filter of that format, see ``formats``.
 """
 
 from __future__ import annotations
 
 import grp
-import json
 import math
 import os
 import pwd
 import re
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -21,10 +19,11 @@ from urllib.parse import unquote, urlsplit
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
-from django.template import Context, Engine, Library
+from django.template import Context, Engine
 
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
+from dbchannels.management import formats
 from dbchannels.processes.supervisor import manage_command
 from dbchannels.server.listeners import Address
 from dbchannels.server.options import DEFAULTS, FLAGS, LaunchConfig, add_options
@@ -53,96 +52,6 @@ WEB_GROUPS = ("www-data", "nginx", "caddy", "http")  # those of nginx and Caddy,
 STARTING = 90  # seconds that the server may need at its start beyond --wait-for-database, with some to spare
 STOPPING = 10  # seconds that the server may need at its end beyond --graceful-timeout, with some to spare
 LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
-
-register = Library()
-register.filter("json", json.dumps)  # so Docker takes a command, and YAML a list or a string
-
-
-# How each format writes a value.
-
-
-def without(text: str, forbidden: str, where: str) -> str:
-    """Return the text; raise CommandError if it has a control character, or one that ``where`` cannot have."""
-    for character in text:
-        if character in forbidden or not character.isprintable():
-            raise CommandError(
-                f"{text!r} cannot be written into {where}, because it contains {character!r}. Rename it."
-            )
-    return text
-
-
-def systemd_word(text: str, dollar: str = "$$") -> str:
-    """Return a word as systemd reads it: in quotes if need be, without specifiers and variables."""
-    text = without(text, "", "a unit of systemd").replace("%", "%%").replace("$", dollar)
-    if re.fullmatch(r"[\w@%+=:,./$*-]+", text, re.ASCII):
-        return text
-    return '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
-
-
-@register.filter
-def systemd_words(words: list[str]) -> str:
-    """Return a command line for ExecStart."""
-    without(words[0], "$\"'\\", "ExecStart of systemd")  # it takes none of them in a program's path
-    return " ".join(map(systemd_word, words))
-
-
-@register.filter
-def systemd_assignment(text: str) -> str:
-    """Return NAME=value for Environment, where no variable is replaced."""
-    return systemd_word(text, "$")
-
-
-@register.filter
-def systemd_path(text: str) -> str:
-    """Return a path for a setting that takes the rest of its line."""
-    text = without(text, "", "a unit of systemd")
-    if text != text.strip() or text.endswith("\\"):
-        raise CommandError(
-            f"{text!r} cannot be written into a unit of systemd, because of its end. Rename it."
-        )
-    return text.replace("%", "%%")
-
-
-@register.filter
-def nginx(text: str) -> str:
-    """Return a word of a configuration of nginx, which has no way to write a dollar sign."""
-    text = without(text, "$", "a configuration of nginx")
-    if re.fullmatch(r"[\w./:@%+-]+", text):
-        return text
-    return '"' + text.replace("\\", r"\\").replace('"', r"\"") + '"'
-
-
-@register.filter
-def caddy(text: str) -> str:
-    """Return a word of a Caddyfile, where braces begin placeholders."""
-    text = without(text, "{}\\`", "a Caddyfile")
-    return text if re.fullmatch(r"[\w./:@%+*-]+", text) else '"' + text.replace('"', r"\"") + '"'
-
-
-@register.filter
-def crontab(words: list[str]) -> str:
-    """Return a shell command for a crontab, where a percent sign ends the line."""
-    return without(shlex.join(words), "", "a crontab").replace("%", r"\%")
-
-
-@register.filter
-def crontab_assignment(text: str) -> str:
-    """Return NAME=value for a crontab, in quotes if need be."""
-    name, _, value = without(text, "\"'", "a crontab").partition("=")
-    return text if value == "".join(value.split()) else f'{name}="{value}"'
-
-
-@register.filter
-def line(text: str) -> str:
-    """Return a text for a comment."""
-    return without(text, "", "a comment")
-
-
-@register.filter
-def compose(text: str) -> str:
-    """Keep Docker Compose from taking a dollar sign for a variable."""
-    return text.replace("$", "$$")
-
 
 # What is known about this project.
 
@@ -315,7 +224,7 @@ class Command(BaseCommand):
             self.stderr.write(self.style.WARNING(note))
         templates = {path.name: ONLY_TAG.sub(r"\1", path.read_text()) for path in TEMPLATES.iterdir()}
         loader = ("django.template.loaders.locmem.Loader", templates)
-        engine = Engine(loaders=[loader], builtins=[__name__])
+        engine = Engine(loaders=[loader], builtins=[formats.__name__])
         texts = [
             engine.get_template(one).render(Context(context, autoescape=False)) for one in TARGETS[target]
         ]
@@ -409,7 +318,7 @@ def systemd_context(
     return {
         "user": user,
         "group": values["socket_owner"].partition(":")[2],
-        "runtime_folder": systemd_words(["/", *runtime])[2:],
+        "runtime_folder": formats.systemd_words(["/", *runtime])[2:],
         "database": database.place,
         "files": max(65_536, 4 * config.server.max_connections),
         "privileged_port": any(not one.path and 0 < one.port < 1024 for one in config.server.addresses),
