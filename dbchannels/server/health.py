@@ -71,30 +71,34 @@ class HealthServer:
             oldest.kill(block=False)
         try:
             with gevent.Timeout(DEADLINE, False), suppress(OSError):
-                sock.sendall(self._answer(sock))
+                for part in self._answer(sock):
+                    sock.sendall(part)
         finally:
             self._open.pop(greenlet, None)
 
-    def _answer(self, sock: Any) -> bytes:
+    def _answer(self, sock: Any) -> tuple[bytes, ...]:
+        """Return the parts of the answer. The text of the metrics is one of them, which slow clients share."""
         reader = HeadReader(LIMITS)
         try:
             while not (head := reader.feed(data := sock.recv(LIMITS.size))):
                 if not data:
-                    return b""
+                    return ()
         except Refused as refused:
-            return refuse_response(refused.status, str(refused), refused.headers)
+            return (refuse_response(refused.status, str(refused), refused.headers),)
         if head.method not in ("GET", "HEAD"):
-            return refuse_response(405, "Ask with GET.", [("Allow", "GET, HEAD")])
+            return (refuse_response(405, "Ask with GET.", [("Allow", "GET, HEAD")]),)
         path = head.target.partition("?")[0]
         if path == "/metrics" and self._metrics is not None:
             with self._rendering:  # in a native thread, by one request for all that wait
                 text: bytes = gevent.get_hub().threadpool.apply(self._metrics.text)
             headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(text)))]
             headers += [("Cache-Control", "no-store"), ("Connection", "close")]
-            answer = encode_head("200 OK", headers) + text
+            head_of_answer, body = encode_head("200 OK", headers), text
         else:
             status, sentence = check_health(path, self._why_not_ready())
             if path == "/metrics":
                 status, sentence = 501, NOT_INSTALLED
-            answer = refuse_response(status, sentence, [("Cache-Control", "no-store")])
-        return answer if head.method == "GET" else answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+            whole = refuse_response(status, sentence, [("Cache-Control", "no-store")])
+            end = whole.index(b"\r\n\r\n") + 4
+            head_of_answer, body = whole[:end], whole[end:]
+        return (head_of_answer, body) if head.method == "GET" else (head_of_answer,)

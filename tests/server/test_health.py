@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack
+from types import SimpleNamespace
 
 import gevent
 import pytest
@@ -111,6 +112,21 @@ def test_those_who_come_at_once_go_at_once(site):
         for one in pair:
             one.close()
     gevent.joinall(greenlets)
+
+
+def test_slow_clients_share_the_text_of_the_metrics(site, monkeypatch):
+    text = b"x" * 100_000
+    monkeypatch.setattr(site.server._health, "_metrics", SimpleNamespace(text=lambda: text))
+    ours, client = socket.socketpair()
+    with ours, client:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        head, body = site.server._health._answer(ours)
+        assert head.endswith(
+            b"\r\nContent-Length: 100000\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
+        )
+        assert body is text
+        client.sendall(b"HEAD /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert site.server._health._answer(ours) == (head,)
 
 
 def test_probes_are_not_for_clients(site):
