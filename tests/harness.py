@@ -46,7 +46,7 @@ may_serve = True
 
 
 def until(
-    condition: Callable[[], Any], what: str | Callable[[], str], deadline: float = 20.0, every: float = 0.01
+    condition: Callable[[], Any], what: str | Callable[[], str], deadline: float = 60.0, every: float = 0.01
 ) -> Any:
     """Return what the condition gives as soon as it is true; fail with ``what`` after the deadline, in seconds."""
     end = time.monotonic() + deadline
@@ -110,7 +110,7 @@ class LiveSite:
             env=self.environment(settings),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,
         )
 
     def shell(self, code: str) -> str:
@@ -235,7 +235,7 @@ class Served:
         """Return everything that it has printed."""
         return self.log.read_text(errors="replace")
 
-    def wait_for_line(self, text: str, deadline: float = 20.0) -> None:
+    def wait_for_line(self, text: str, deadline: float = 60.0) -> None:
         """Wait until a text was printed."""
         until(
             lambda: text in self.output() or self.process.poll() is not None,
@@ -264,7 +264,7 @@ class Served:
                     found.append(pid)
         return found
 
-    def terminate(self, number: int = signal.SIGTERM, deadline: float = 30.0) -> int:
+    def terminate(self, number: int = signal.SIGTERM, deadline: float = 60.0) -> int:
         """Send a signal, and return the exit status."""
         self.process.send_signal(number)
         return self.process.wait(deadline)
@@ -293,7 +293,7 @@ class Served:
     @contextmanager
     def connection(self) -> Iterator[http.client.HTTPConnection]:
         """Open a connection for one request after another."""
-        with closing(http.client.HTTPConnection(HOST, self.port, timeout=30)) as connection:
+        with closing(http.client.HTTPConnection(HOST, self.port, timeout=60)) as connection:
             yield connection
 
     def exchange(self, data: bytes) -> bytes:
@@ -313,7 +313,7 @@ class Served:
 
 def connect(port: int) -> socket.socket:
     """Open a connection that is closed when the test has ended."""
-    raw = socket.create_connection((HOST, port), timeout=20)
+    raw = socket.create_connection((HOST, port), timeout=60)
     OPENED.append(raw)
     return raw
 
@@ -322,7 +322,7 @@ def connect_slow(port: int) -> socket.socket:
     """Open a connection for which the kernel holds some 100 kB; with the segments of a loopback it is megabytes."""
     raw = socket.socket()
     OPENED.append(raw)
-    raw.settimeout(20)
+    raw.settimeout(60)
     raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1400)
     raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
     raw.connect((HOST, port))
@@ -437,7 +437,7 @@ class Socket:
             continue
         return self.close_code
 
-    def receive(self, timeout: float = 20.0) -> str | bytes | None:
+    def receive(self, timeout: float = 60.0) -> str | bytes | None:
         """Return the next message; None when the connection was closed, see ``close_code``."""
         self.raw.settimeout(timeout)
         while not self.frames and self.close_code is None:

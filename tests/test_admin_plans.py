@@ -20,7 +20,7 @@ from tests.test_admin import process
 pytestmark = [pytest.mark.django_db, pytest.mark.postgresql]
 
 #: As a million rows are to the hundred thousand that are counted.
-ROWS, MOST = 200_000, 20_000
+ROWS, MOST = 100_000, 10_000
 
 FILL = f"""
 INSERT INTO dbchannels_durablemessage (channel, payload, sent_at, due_at, claimed_by, priority)

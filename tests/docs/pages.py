@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import re
 import subprocess
 import sys
-import tempfile
 import textwrap
 from functools import cache
 from pathlib import Path
@@ -86,14 +87,15 @@ def outputs(page: str) -> list[tuple[str, str]]:
 
 @cache
 def built() -> Path:
-    """Return the folder of the HTML pages, which is made once; skip the test without Sphinx and its theme."""
+    """Return the folder of the HTML pages, made once for all processes of a run; skip the test without Sphinx."""
     for module in ("sphinx", "furo"):
         pytest.importorskip(module, reason="no Sphinx: install the extra 'docs'")
-    folder = tempfile.TemporaryDirectory(prefix="dbchannels-docs-")
-    command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(DOCS), f"{folder.name}/html"]
-    subprocess.run(command, check=True, timeout=600)
-    _built.append(folder)
-    return Path(folder.name, "html")
-
-
-_built: list[tempfile.TemporaryDirectory[str]] = []  # each is removed with the last reference to it
+    folder = Path(os.environ["DBCHANNELS_TEST_FOLDER"])  # see tests/settings.py
+    made = folder / "html"
+    with (folder / "html.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            command = [sys.executable, "-m", "sphinx", "-q", "-b", "html", str(DOCS), f"{made}.new"]
+            subprocess.run(command, check=True, timeout=600)
+            Path(f"{made}.new").rename(made)
+    return made

@@ -189,6 +189,9 @@ urlpatterns = [path("", lambda request: HttpResponse("hello"))]
 """
 
 
+MIGRATED: list[bytes] = []  # the file of a migrated database
+
+
 class Project:
     """A small project, with an interpreter of its own beside it."""
 
@@ -209,6 +212,15 @@ class Project:
         packages.mkdir(parents=True)
         paths = [str(Path(__file__).parents[2]), *(one for one in sys.path if "packages" in one)]
         (packages / "tests.pth").write_text("\n".join(paths))
+
+    def migrate(self, start: tuple[str, ...] = ()) -> None:
+        """Make the database by the command, or as it was made for another project: all have the same tables."""
+        file = self.folder / "db.sqlite3"
+        if MIGRATED:
+            file.write_bytes(MIGRATED[0])
+        else:
+            self.run("migrate", "--verbosity", "0", start=start)
+            MIGRATED.append(file.read_bytes())
 
     def run(self, *arguments: str, cwd: Path | None = None, start: tuple[str, ...] = ()) -> str:
         """Run manage.py to its end; return what it prints."""
@@ -265,7 +277,7 @@ def test_the_units_command_serves_a_project_of_any_shape(
 ) -> None:
     folder = tmp_path / AWKWARD
     project = Project(folder, settings, manage)
-    project.run("migrate", "--verbosity", "0", start=start)
+    project.migrate(start)
     options = ("--user", "site", "--bind", f"{HOST}:0", "--probe-port", str(free_port()), "--workers", "1")
     options += ("--control", str(tmp_path / "control"))
     unit = project.run("channels_deploy", "systemd", *options, start=start)
@@ -328,7 +340,7 @@ def test_the_server_runs_with_what_the_unit_leaves_it(tmp_path: Path) -> None:
     if shutil.which("setpriv") is None or subprocess.run([*unshare, "true"], capture_output=True).returncode:
         pytest.skip("This user cannot make namespaces.")
     project = Project(tmp_path / "site")
-    project.run("migrate", "--verbosity", "0")
+    project.migrate()
     options = ("--user", "site", "--bind", f"{HOST}:0", "--probe-port", str(free_port()), "--workers", "1")
     options += ("--control", str(tmp_path / "control"))
     unit = project.run("channels_deploy", "systemd", *options)

@@ -10,12 +10,18 @@ import socket
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.endtoend.conftest import migrated, postgresql_database
 from tests.harness import HOST, Answer, Served, connect, until
 
 
-@pytest.fixture
-def served(site):
-    return site.serve("--workers", "2", "--probe-port", "0")
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory):
+    """A server for all tests that leave it at work."""
+    site = migrated(postgresql_database("dbchannels_metrics"), tmp_path_factory.mktemp("metrics"))
+    try:
+        yield site.serve("--workers", "1", "--probe-port", "0")
+    finally:
+        site.end()
 
 
 def probes(served: Served) -> int:
@@ -53,7 +59,8 @@ def wait_for(served: Served, name: str, label: str, value: float) -> None:
     until(reached, lambda: f"{name} {label} = {value}: {seen[-1]}", 60)
 
 
-def test_what_was_done_is_what_is_shown(site, served):
+def test_what_was_done_is_what_is_shown(site):
+    served = site.serve("--workers", "2", "--probe-port", "0")
     answers: list[Answer] = [served.get(path) for path in ("/no-such-page/",) * 3]
     assert {one.status for one in answers} == {404}
     open_ones = [served.socket("/echo/") for _ in range(3)]
@@ -85,7 +92,8 @@ def test_what_was_done_is_what_is_shown(site, served):
     until(lambda: metrics(served).get(("site_websockets", "")) == 2, "a worker has counted the site", 60)
 
 
-def test_counters_do_not_go_down_when_a_worker_is_killed(site, served):
+def test_counters_do_not_go_down_when_a_worker_is_killed(lasting):
+    served, site = lasting, lasting.site
     site.send("stream", *({"text": str(number)} for number in range(20)))
     wait_for(served, "messages_done_total", "stream", 20)
     for pid in served.workers():
@@ -106,20 +114,20 @@ def test_counters_do_not_go_down_when_a_worker_is_killed(site, served):
         b"GET /" + b"x" * 20_000 + b" HTTP/1.1\r\n\r\n",
     ],
 )
-def test_a_hostile_client_gets_no_metrics(served, data):
+def test_a_hostile_client_gets_no_metrics(lasting, data):
     try:
-        answer = ask_probes(served, data + b"\r\n\r\n")
+        answer = ask_probes(lasting, data + b"\r\n\r\n")
     except ConnectionResetError:
         answer = b""
     assert b"dbchannels_" not in answer
-    assert metrics(served)["workers_ready", ""] >= 0
+    assert metrics(lasting)["workers_ready", ""] >= 0
 
 
-def test_clients_that_do_not_read_and_a_crowd_do_not_hold_it_up(served):
-    idle = [connect(probes(served)) for _ in range(40)]
+def test_clients_that_do_not_read_and_a_crowd_do_not_hold_it_up(lasting):
+    idle = [connect(probes(lasting)) for _ in range(40)]
     for one in idle[:20]:
         one.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert metrics(served)["connections_limit", ""] > 0
-    assert served.get("/no-such-page/").status == 404
+    assert metrics(lasting)["connections_limit", ""] > 0
+    assert lasting.get("/no-such-page/").status == 404
     for one in idle:
         one.close()

@@ -37,9 +37,9 @@ def pids(site):
 def test_a_lone_worker_starts_anew_when_what_it_runs_is_cancelled(any_site):
     worker = any_site.work("--only", "ledger")
     any_site.send("ledger", {"text": "hangs", "announce": True, "sleep": 3600})
-    until(lambda: any_site.entries() == ["started hangs"], "it runs")
+    until(lambda: any_site.entries() == ["started hangs"], worker.output, 60)
     assert any_site.shell(CANCEL) == "0 1"
-    until(lambda: letters(any_site), worker.output)
+    until(lambda: letters(any_site), worker.output, 60)
     (error,) = letters(any_site)
     assert re.match(r"ann cancelled this message after its consumer had run for \d+ s, so its worker ", error)
     assert 'time.sleep(message["sleep"])' in error
@@ -50,16 +50,16 @@ def test_a_lone_worker_starts_anew_when_what_it_runs_is_cancelled(any_site):
     assert worker.terminate() == 0
 
 
-def test_runchannels_replaces_the_worker_of_a_cancelled_message(any_site):
-    served = any_site.serve("--workers", "1")
+def test_runchannels_replaces_the_worker_of_a_cancelled_message(site):
+    served = site.serve("--workers", "1")
     (old,) = served.workers(1)
-    any_site.send("ledger", {"text": "hangs", "announce": True, "sleep": 3600})
-    until(lambda: any_site.entries() == ["started hangs"], "it runs")
-    assert any_site.shell(CANCEL) == "0 1"
-    until(lambda: letters(any_site) and served.workers(1) != [old], served.output)
-    any_site.send("ledger", {"text": "next"})
-    until(lambda: "next" in any_site.entries(), served.output)
-    assert len(letters(any_site)) == 1
+    site.send("ledger", {"text": "hangs", "announce": True, "sleep": 3600})
+    until(lambda: site.entries() == ["started hangs"], "it runs")
+    assert site.shell(CANCEL) == "0 1"
+    until(lambda: letters(site) and served.workers(1) != [old], served.output)
+    site.send("ledger", {"text": "next"})
+    until(lambda: "next" in site.entries(), served.output)
+    assert len(letters(site)) == 1
     assert served.get("/").status == 200
 
 
@@ -76,12 +76,12 @@ def test_a_burst_drains_the_channels_and_ends(any_site):
     assert (any_site.count("durablemessage"), any_site.count("deadletter")) == (0, 1)
 
 
-def test_a_burst_goes_on_after_a_limit(any_site):
-    any_site.send("ledger", *({"text": str(number)} for number in range(5)))
-    done = any_site.manage("runworker", "--burst", "--only", "ledger", "--max-messages", "2")
+def test_a_burst_goes_on_after_a_limit(site_on_sqlite):
+    site_on_sqlite.send("ledger", *({"text": str(number)} for number in range(5)))
+    done = site_on_sqlite.manage("runworker", "--burst", "--only", "ledger", "--max-messages", "2")
     assert done.returncode == 0, done.stderr
-    assert sorted(any_site.entries()) == [str(number) for number in range(5)]
-    assert len(pids(any_site)) == 1
+    assert sorted(site_on_sqlite.entries()) == [str(number) for number in range(5)]
+    assert len(pids(site_on_sqlite)) == 1
 
 
 def test_a_burst_ends_at_sigterm(site):
@@ -96,26 +96,26 @@ def test_a_burst_ends_at_sigterm(site):
 # Limits.
 
 
-def test_runchannels_replaces_workers_that_have_reached_a_limit(any_site):
-    served = any_site.serve("--workers", "2", "--max-messages", "3")
+def test_runchannels_replaces_workers_that_have_reached_a_limit(site):
+    served = site.serve("--workers", "2", "--max-messages", "3")
     texts = [str(number) for number in range(12)]
-    any_site.send("ledger", *({"text": text} for text in texts))
-    until(lambda: len(any_site.entries()) == 12, served.output, 60)
-    assert sorted(any_site.entries()) == sorted(texts)
-    assert len(pids(any_site)) >= 4
+    site.send("ledger", *({"text": text} for text in texts))
+    until(lambda: len(site.entries()) == 12, served.output, 60)
+    assert sorted(site.entries()) == sorted(texts)
+    assert len(pids(site)) >= 4
     assert " messages (--max-messages), so another one takes its place." in served.output()
     assert "starting another" not in served.output()
     assert served.terminate() == 0
 
 
-def test_a_lone_worker_that_has_reached_a_limit_starts_anew(any_site):
-    worker = any_site.work("--only", "ledger", "--max-memory", "32M")
+def test_a_lone_worker_that_has_reached_a_limit_starts_anew(site_on_sqlite):
+    worker = site_on_sqlite.work("--only", "ledger", "--max-memory", "32M")
     assert "raise --max-memory" in worker.output()
-    any_site.send("ledger", {"text": "1"}, {"text": "2"})
-    until(lambda: any_site.entries() == ["1", "2"], worker.output)
+    site_on_sqlite.send("ledger", {"text": "1"}, {"text": "2"})
+    until(lambda: site_on_sqlite.entries() == ["1", "2"], worker.output)
     until(lambda: worker.output().count("reads ledger") == 3, worker.output)
     assert worker.process.poll() is None
-    assert pids(any_site) == {worker.process.pid}
+    assert pids(site_on_sqlite) == {worker.process.pid}
     assert worker.terminate() == 0
 
 
@@ -192,8 +192,10 @@ def test_process_1_ends_with_its_server(site):
     until(lambda: not is_running(worker), "its parent's death has ended it")
 
 
-@pytest.mark.parametrize("arguments", [("runchannels", f"{HOST}:0"), ("runworker",)])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [(("runchannels", f"{HOST}:0"), signal.SIGTERM), (("runworker",), signal.SIGINT)],
+)
 def test_a_signal_ends_process_1_while_it_waits_for_the_database(site, arguments, number, monkeypatch):
     monkeypatch.setitem(site.database, "HOST", HOST)
     monkeypatch.setitem(site.database, "PORT", "1")
