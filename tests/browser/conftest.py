@@ -38,7 +38,7 @@ window.WebSocket = class extends WebSocket {
 #: What an access log has of an answer that is an error, and what any log has of one that nobody expected.
 WRONG = re.compile(r'HTTP/1\.[01]" [45]\d\d |Traceback', re.ASCII)
 
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")

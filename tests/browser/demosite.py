@@ -63,7 +63,7 @@ class DemoSite:
     def connect(self) -> Any:
         """Open a connection. No ORM here: Django refuses it in a thread that runs Playwright's event loop."""
         if self.entry["ENGINE"].endswith("sqlite3"):
-            return sqlite3.connect(self.entry["NAME"], timeout=20)
+            return sqlite3.connect(self.entry["NAME"], timeout=60)
         names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
         return psycopg2.connect(**{name: self.entry[key] for name, key in names.items() if self.entry[key]})
 
@@ -142,14 +142,14 @@ class Command:
     def stop(self) -> None:
         """Ask it to end, as Ctrl-C does, and wait until it has."""
         self.process.send_signal(signal.SIGINT)
-        assert self.process.wait(30) in (0, -signal.SIGINT), self.output()
+        assert self.process.wait(60) in (0, -signal.SIGINT), self.output()
 
     def end(self) -> None:
         """Stop it if it runs; kill it if it does not want to. Its workers end with it."""
         if self.process.poll() is None:
             self.process.terminate()
             with suppress(subprocess.TimeoutExpired):
-                self.process.wait(15)
+                self.process.wait(60)
         if self.process.poll() is None:
             self.process.kill()
-            self.process.wait(10)
+            self.process.wait(60)

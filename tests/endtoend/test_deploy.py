@@ -93,7 +93,7 @@ def behind_nginx(folder: Path, port: int) -> Iterator[None]:
     nginx = run_nginx(folder, f"include {folder}/printed/site.conf;", port)
     yield
     nginx.terminate()
-    nginx.wait(10)
+    nginx.wait(60)
 
 
 @contextmanager
@@ -120,7 +120,7 @@ def behind_caddy(folder: Path, port: int) -> Iterator[None]:
     assert caddy.poll() is None, (folder / "log").read_text()
     yield
     caddy.terminate()
-    caddy.wait(10)
+    caddy.wait(60)
 
 
 def test_pages_pass_with_the_address_of_the_client(deployed: Served) -> None:
@@ -260,7 +260,7 @@ def started(unit: str, folder: Path, *program: str) -> Iterator[int]:
         yield int(re.findall(r"http://127\.0\.0\.1:(\d+)", log.read_text())[0])
     finally:
         process.terminate()
-        assert process.wait(30) == 0, log.read_text()
+        assert process.wait(60) == 0, log.read_text()
 
 
 @pytest.mark.parametrize(

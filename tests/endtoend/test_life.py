@@ -157,7 +157,7 @@ def test_a_failed_check_leaves_no_socket_behind(site, tmp_path):
 
 def asked(port: int, path: str) -> tuple[int, str]:
     """Ask the probes."""
-    with closing(http.client.HTTPConnection(HOST, port, timeout=20)) as connection:
+    with closing(http.client.HTTPConnection(HOST, port, timeout=60)) as connection:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode()
@@ -189,7 +189,7 @@ def test_a_server_is_ready_with_its_first_worker_and_until_it_stops(site):
         until(lambda: asked(port, "/readyz") == (503, "Not ready: stopping.\n"), "it is not ready any more")
         assert asked(port, "/healthz")[0] == 200
         assert connection.getresponse().read() == b"slept"
-    assert served.process.wait(20) == 0
+    assert served.process.wait(60) == 0
 
 
 def test_a_server_without_workers_is_ready_with_those_elsewhere(site):
@@ -225,7 +225,7 @@ def test_before_a_restart_sockets_are_closed_1012(site):
     clients = [served.socket("/room/tea/") for _ in range(3)]
     served.process.send_signal(signal.SIGUSR1)
     assert [client.closed() for client in clients] == [1012] * 3
-    assert served.process.wait(20) == 0
+    assert served.process.wait(60) == 0
     assert site.entries() == ["left tea 1012"] * 3
 
 
@@ -240,7 +240,7 @@ def test_a_connection_that_is_kept_alive_does_not_keep_the_server_alive(site):
         served.wait_for_line("Stopping.")
         answer = busy.getresponse()
         assert (answer.read(), answer.getheader("Connection")) == (b"slept", "close")
-    assert served.process.wait(20) == 0
+    assert served.process.wait(60) == 0
 
 
 def test_a_view_that_does_not_end_ends_with_its_worker_and_its_client_is_asked_to_come_again(site):

@@ -31,7 +31,7 @@ def probes(served: Served) -> int:
 
 
 def ask_probes(served: Served, data: bytes) -> bytes:
-    with socket.create_connection((HOST, probes(served)), timeout=30) as raw:
+    with socket.create_connection((HOST, probes(served)), timeout=60) as raw:
         raw.sendall(data)
         return b"".join(iter(lambda: raw.recv(65_536), b""))
 

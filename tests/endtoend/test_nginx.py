@@ -54,7 +54,7 @@ def behind_nginx(site: LiveSite, folder: Path, *options: str, tls: bool = False)
         yield served
     finally:
         nginx.terminate()
-        nginx.wait(10)
+        nginx.wait(60)
         served.end()
 
 
@@ -99,7 +99,7 @@ class Encrypted:
     ) -> Answer:
         """Send one request by https."""
         with closing(
-            http.client.HTTPSConnection(HOST, self.port, timeout=20, context=self.context)
+            http.client.HTTPSConnection(HOST, self.port, timeout=60, context=self.context)
         ) as connection:
             return ask(connection, method, path, body or None, headers)
 
@@ -150,7 +150,7 @@ def run_nginx(folder: Path, server: str, port: int) -> subprocess.Popen[bytes]:
 def accepts(port: int) -> bool:
     """Whether somebody listens there."""
     try:
-        socket.create_connection((HOST, port), timeout=10).close()
+        socket.create_connection((HOST, port), timeout=60).close()
     except ConnectionRefusedError:
         return False
     return True
@@ -203,7 +203,7 @@ def test_nothing_that_a_client_forges_is_believed(encrypted):
     assert (seen["secure"], seen["host"], seen["REMOTE_ADDR"]) == (True, f"{HOST}:{encrypted.port}", HOST)
     origin = f"https://{HOST}:{encrypted.port}"
     with encrypted.socket("/scheme/", origin, additional_headers=forged) as client:
-        assert client.recv(timeout=20) == f"wss {HOST}"
+        assert client.recv(timeout=60) == f"wss {HOST}"
 
 
 def test_over_tls_a_form_needs_a_referer_of_the_site_as_django_asks(encrypted):
@@ -224,11 +224,11 @@ def test_over_tls_a_form_needs_a_referer_of_the_site_as_django_asks(encrypted):
 def test_over_tls_a_websocket_knows_that_it_is_secure_and_its_origin_is_checked(encrypted):
     origin = f"https://{HOST}:{encrypted.port}"
     with encrypted.socket("/scheme/", origin) as client:
-        assert client.recv(timeout=20) == f"wss {HOST}"
+        assert client.recv(timeout=60) == f"wss {HOST}"
     with encrypted.socket("/echo/", origin) as client:
         for message in ("tea", b"\x00" * 100_000):
             client.send(message)
-            assert client.recv(timeout=20) == message
+            assert client.recv(timeout=60) == message
     exceptions = pytest.importorskip("websockets.exceptions")
     with (
         pytest.raises(exceptions.InvalidStatus) as raised,
@@ -266,6 +266,6 @@ def test_at_a_stop_clients_hear_it_and_the_socket_is_removed(postgresql_site, tm
         assert client.ask("tea") == "tea"
         served.process.terminate()
         assert client.closed() == 1001
-        assert served.process.wait(20) == 0
+        assert served.process.wait(60) == 0
         assert not (folder / "s").exists()
         assert served.get("/").status == 502

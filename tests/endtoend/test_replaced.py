@@ -188,7 +188,7 @@ def test_process_1_ends_with_its_server(site):
         lambda: [pid for pid in children(server) if "runworker" in command(pid)], "the worker runs"
     )
     os.kill(server, signal.SIGKILL)
-    assert first.process.wait(20) == 128 + signal.SIGKILL
+    assert first.process.wait(60) == 128 + signal.SIGKILL
     until(lambda: not is_running(worker), "its parent's death has ended it")
 
 

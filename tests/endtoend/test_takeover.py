@@ -76,7 +76,7 @@ class Visitors:
             thread.start()
 
     def connection(self):
-        found = http.client.HTTPConnection(HOST, timeout=30)
+        found = http.client.HTTPConnection(HOST, timeout=60)
         found.sock = self._connect()
         return found
 
@@ -136,7 +136,7 @@ def has_taken_over(new: Served, old: Served) -> None:
 
 
 def tcp(port):
-    return lambda: socket.create_connection((HOST, port), timeout=30)
+    return lambda: socket.create_connection((HOST, port), timeout=60)
 
 
 def unix(path):
@@ -477,7 +477,7 @@ def test_a_detached_server_serves_once_the_command_has_ended(site, control):
     finally:
         if pid:
             os.kill(pid, signal.SIGTERM)
-            until(lambda: not is_running(pid), "it has ended", 30)
+            until(lambda: not is_running(pid), "it has ended", 60)
     assert site.count("process") == 0
 
 
@@ -541,7 +541,7 @@ def test_a_server_listens_at_the_sockets_of_systemd(site, control):
     old, (port, probes, other) = activate(site, "http,probe,more", "--control", control, *WORKERS)
     old.wait_ready()
     for one in (port, other):
-        with closing(http.client.HTTPConnection(HOST, one, timeout=20)) as connection:
+        with closing(http.client.HTTPConnection(HOST, one, timeout=60)) as connection:
             connection.request("GET", "/")
             assert connection.getresponse().read() == b"hello"
     until(lambda: asked(probes, "/readyz")[0] == 200, "it is ready")
@@ -565,7 +565,7 @@ def test_a_server_listens_at_the_sockets_of_systemd(site, control):
 
 def test_addresses_beside_the_sockets_of_systemd_are_refused(site):
     served, _ = activate(site, "http", "--bind", "8000", *WORKERS)
-    assert served.process.wait(30) == 1
+    assert served.process.wait(60) == 1
     assert served.output().endswith("the command line names addresses: leave out either.\n")
 
 
@@ -629,4 +629,4 @@ def test_systemd_is_told_of_each_step(site, control, notified, monkeypatch):
     assert "WATCHDOG=1" in notified("WATCHDOG=1")  # it goes on as before
     new.process.send_signal(signal.SIGTERM)
     assert "STOPPING=1" in notified("STOPPING=1")
-    assert new.process.wait(30) == 0
+    assert new.process.wait(60) == 0

@@ -46,7 +46,7 @@ def start():
 
 @pytest.mark.parametrize(("line", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", 137)])
 def test_it_ends_as_its_program_does(start, line, status):
-    assert start(line).wait(20) == status
+    assert start(line).wait(60) == status
 
 
 def test_orphans_are_reaped_and_the_program_has_its_own_children_to_itself(start):
@@ -64,14 +64,14 @@ def test_signals_are_passed_on(start, name):
     assert process.stdout.readline() == "ready\n"
     process.send_signal(getattr(signal, f"SIG{name}"))
     assert process.stdout.readline() == f"{name}\n"
-    assert process.wait(20) == 5
+    assert process.wait(60) == 5
 
 
 def test_a_signal_that_the_program_does_not_handle_ends_it(start):
     process = start("echo ready; exec sleep 60")
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 128 + signal.SIGTERM
+    assert process.wait(60) == 128 + signal.SIGTERM
 
 
 class Replaced(BaseException):
