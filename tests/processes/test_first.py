@@ -13,11 +13,14 @@ import pytest
 from dbchannels.processes import first
 from tests.harness import children, until
 
-#: Becomes the parent of orphans (PR_SET_CHILD_SUBREAPER), starts a shell, and goes on as process 1 would.
+#: Becomes the parent of orphans (PR_SET_CHILD_SUBREAPER), starts a shell, and goes on as process 1 would. What the test
+#: run ignores, as under nohup, a shell could not trap.
 ADOPTING = """
 import ctypes, os, signal, sys
 assert ctypes.CDLL(None).prctl(36, 1, 0, 0, 0) == 0
 signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+    signal.signal(number, signal.SIG_DFL)
 child = os.fork()
 if not child:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
