@@ -30,7 +30,7 @@ from gevent import socket as gevent_socket
 from gevent.server import StreamServer
 
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.server.listeners import Address, Inherited, Listener, SocketPermissions, listen
+from dbchannels.server.listeners import BACKLOG, Address, Inherited, Listener, SocketPermissions, listen
 
 log = logging.getLogger("dbchannels.server")
 
@@ -106,7 +106,13 @@ class ControlSocket:
         self._pid = 0  # of that server
         self._closed = False
         self._server = StreamServer(listener.socket, self._serve)
-        self.start = self._server.start
+
+    def start(self) -> None:
+        """Let another server take over from now on."""
+        self._listener.socket.listen(
+            BACKLOG
+        )  # again after a takeover: peers see the process that did so last
+        self._server.start()
 
     def close(self) -> None:
         """Let nobody take over any more, and remove the socket's file unless it was handed over."""

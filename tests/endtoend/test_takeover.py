@@ -252,6 +252,7 @@ def test_everything_works_in_the_new_server_and_in_the_one_after_it(site, contro
         *arguments, "--takeover", *both, "--bind", f"unix:{tmp_path}/new", bind="", ready=False
     )
     has_taken_over(third, new)
+    assert f"taken over from process {new.process.pid}." in third.output()
     assert {one.name for one in tmp_path.iterdir()} == {"new", "both", "control"}
     for name in ("both", "new"):
         with closing(http.client.HTTPConnection(HOST)) as connection:
