@@ -168,15 +168,18 @@ def command(pid):
     return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
 
 
-def test_process_1_serves_and_ends_in_good_order(site):
-    first = as_first(site, "runchannels", f"{HOST}:0", "--workers", "1")
-    first.wait_ready()
+@pytest.mark.parametrize(
+    ("name", "banner"), [("runchannels", "quit with CONTROL-C"), ("runserver", "Quit the server with CONTROL-C")]
+)
+def test_process_1_serves_and_ends_in_good_order(site, name, banner):
+    first = as_first(site, name, f"{HOST}:0", "--workers", "1")
+    first.wait_ready(banner)
     assert first.get("/").status == 200
     (server,) = children(first.process.pid)
-    assert "first.py" in command(first.process.pid) and "runchannels" in command(server)
+    assert "first.py" in command(first.process.pid) and name in command(server)
     (worker,) = [pid for pid in children(server) if "runworker" in command(pid)]
     assert first.terminate() == 0
-    assert "Stopping." in first.output()
+    assert "Stopping." in first.output() or name == "runserver"
     assert not is_running(server) and not is_running(worker)
 
 

@@ -24,6 +24,7 @@ from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.management.output import HintingCommand, log_to_terminal
 from dbchannels.processes import development, reloader
+from dbchannels.processes.first import leave_first_place
 from dbchannels.server.listeners import Address
 from dbchannels.server.options import LaunchConfig, add_options
 
@@ -32,6 +33,10 @@ class Command(HintingCommand, runserver.Command):
     """Django's command line, for a server with WebSockets and workers."""
 
     help = "Serves the site during development, with WebSockets, consumers and static files; reloads changed code."
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        leave_first_place()
+        super().run_from_argv(argv)
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)
