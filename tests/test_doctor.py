@@ -6,6 +6,7 @@ import io
 import json
 import resource
 import threading
+from datetime import timedelta
 
 import pytest
 from django.core.management import CommandError, call_command
@@ -180,8 +181,20 @@ def test_old_messages_and_dead_letters_are_reported(layer, alive):
     letters(layer, 3, "invoices")
     found = findings("--max-connections", "100")
     (text,) = wrong(found)
-    assert text.startswith("A message of invoices has waited for 36")
+    assert text.startswith("The oldest message has waited for 36") and ", on invoices: add workers" in text
     assert found["dead_letters"][0][1].startswith("There are dead letters of invoices (3)")
+
+
+def test_workers_that_are_all_busy_are_named_with_what_they_run(layer, alive):
+    layer.send("invoices", {})
+    row = layer.rows(DurableMessage).get()
+    layer.rows(DurableMessage).update(sent_at=row.sent_at - timedelta(seconds=45))
+    work = {"takes": ["invoices", "http.request", "websocket.receive"]}
+    alive.record_work("w1", json.dumps({**work, "runs": "exports"}))
+    (text,) = wrong(findings("--max-connections", "100"))
+    assert "and each worker that takes it is busy: w1 (exports). Start more workers" in text
+    alive.record_work("w1", json.dumps(work))
+    assert wrong(findings("--max-connections", "100")) == []
 
 
 def test_a_lease_that_is_over_and_versions_that_differ_are_noted(layer, alive):

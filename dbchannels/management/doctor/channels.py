@@ -15,6 +15,7 @@ from dbchannels.models import Process
 from dbchannels.names import is_protocol
 
 WAITS = 300.0  # seconds that a message may wait on a channel that is not paused
+BUSY = 30.0  # and those after which all of its workers are said to be busy, as the server's log does
 
 
 def routing(patient: Patient) -> Iterator[Finding]:
@@ -71,8 +72,9 @@ def channels(patient: Patient) -> Iterator[Finding]:
             wrong += 1
             yield Finding(
                 WRONG,
-                f"{one.channel} has {number} and no consumer: write one, or delete what waits there (channels_purge "
-                f"--waiting).{near(one.channel, filterfalse(is_protocol, consumers))}",
+                f"{one.channel} has {number} and no consumer: write one, or delete what waits by 'channels_purge "
+                f"--waiting --older-than 0s --channel {one.channel}'."
+                f"{near(one.channel, filterfalse(is_protocol, consumers))}",
             )
         elif works and one.unattended and one.channel not in consumers:
             wrong += 1
@@ -104,17 +106,27 @@ def pauses(patient: Patient) -> Iterator[Finding]:
 
 def oldest(patient: Patient) -> Iterator[Finding]:
     """The message that has waited for longest."""
-    waiting = [(one.oldest, one.channel) for one in patient.overview.channels if one.oldest and not one.pause]
-    seconds, channel = max(waiting, default=(0.0, ""))
-    if seconds > WAITS:
+    waiting = [one for one in patient.overview.channels if one.oldest and one.workers and not one.pause]
+    first = max(waiting, key=lambda one: one.oldest or 0.0, default=None)
+    if first is None or first.oldest is None:
+        yield Finding(OK, "No message waits on a channel that a worker takes and that is not paused.")
+        return
+    runs = {one.name: one.work.get("runs") for one in patient.overview.processes}
+    busy = [f"{name} ({runs[name]})" for name in first.workers if runs.get(name)]
+    waits = f"{short(first.oldest)}, on {first.channel}"
+    if len(busy) == len(first.workers) and first.oldest > BUSY:
         yield Finding(
             WRONG,
-            f"A message of {channel} has waited for {short(seconds)}: add workers, or see why those there are slow.",
+            f"The oldest message has waited for {waits}, and each worker that takes it is busy: {listed(busy)}. "
+            "Start more workers, or cancel in the admin what hangs.",
         )
-    elif channel:
-        yield Finding(OK, f"The oldest message has waited for {short(seconds)}, on {channel}.")
+    elif first.oldest > WAITS:
+        yield Finding(
+            WRONG,
+            f"The oldest message has waited for {waits}: add workers, or see why those there are slow.",
+        )
     else:
-        yield Finding(OK, "No message waits on a channel that is not paused.")
+        yield Finding(OK, f"The oldest message has waited for {waits}.")
 
 
 def dead_letters(patient: Patient) -> Iterator[Finding]:
