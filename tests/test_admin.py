@@ -576,7 +576,7 @@ def test_a_claimed_message_says_who_has_it_and_since_when(admin_client: Client) 
     work = {"takes": ["thumbnails"], "runs": "thumbnails", "id": row.pk, "since": "2026-01-01 03:00:00"}
     Process.objects.filter(pk=worker.pk).update(work=json.dumps({**work, "hard_timeout": 600}))
     text = page(admin_client, url(row))
-    assert "worker-1 on web1, which runs it since 2026-01-01 03:00:00, ended at 03:10:00" in text
+    assert "worker-1 on web1, which runs it since 2026-01-01 03:00:00, cut off at 03:10:00" in text
     assert "/act/cancel/" in source(admin_client, url(row)) and "/act/delay/" not in source(
         admin_client, url(row)
     )

@@ -147,7 +147,7 @@ def test_a_channel_shows_what_runs_what_comes_and_what_failed(admin_client: Clie
         ("dead", failed.pk),
     }
     text = page(admin_client, channel_url("thumbnails"))
-    assert "since 2026-01-01 03:00:00, logged as slow at 03:00:30, ended at 03:10:00" in text
+    assert "since 2026-01-01 03:00:00, slow from 03:00:30 on, cut off at 03:10:00" in text
     assert f"thumbnails #{running.pk}" in text
     assert "behind another message" in lines["running", behind.pk]["note"]
     assert lines["dead", failed.pk]["note"] == "ValueError: bad image"
@@ -205,7 +205,7 @@ def test_a_channel_is_paused_and_resumed(client: Client) -> None:
     row = ChannelState(channel="thumbnails")
     assert one_url(row, "pause") in source(client, channel_url("thumbnails"))
     asked = client.get(one_url(row, "pause"))
-    assert "Now 1 wait and 0 run." in asked.content.decode()
+    assert "Waiting now: 1. Running now: 0." in asked.content.decode()
     assert not ChannelState.objects.exists()
     done = confirm(client, asked)
     assert said(done) == ["Pause: 1 channel."]

@@ -57,9 +57,9 @@ def running_now(work: dict[str, Any]) -> str:
     except (ValueError, TypeError):
         return ""
     text = f"since {since}"
-    for key, what in (("soft_timeout", "logged as slow at"), ("hard_timeout", "ended at")):
+    for key, what in (("soft_timeout", "slow from {} on"), ("hard_timeout", "cut off at {}")):
         if isinstance(limit := work.get(key), (int, float)) and limit > 0:
-            text += f", {what} {since + timedelta(seconds=limit):%H:%M:%S}"
+            text += ", " + what.format(f"{since + timedelta(seconds=limit):%H:%M:%S}")
     return text
 
 

@@ -54,7 +54,7 @@ class Pause(Act):
 
     def explained(self, progress: Any) -> str:
         (state,) = [one for one in _overview().channels if one.channel == progress.keys[0]] or [None]
-        now = f" Now {state.ready:,} wait and {state.running:,} run." if state else ""
+        now = f" Waiting now: {state.ready:,}. Running now: {state.running:,}." if state else ""
         return self.explanation + now
 
     def do(self, model_admin: Any, keys: Any, data: Any, by: str) -> int:
