@@ -13,7 +13,7 @@ import os
 import struct
 import tempfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -116,7 +116,7 @@ QUANTILES = {
 PROCESSES = ("sockets", "servers", "workers")  # of the site alone
 
 
-def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+def summarize(samples: Iterable[Mapping[str, Any]], only: Collection[str] | None = None) -> dict[str, Any]:
     """Return what samples tell, as ``layer.samples()`` returns them, for JSON::
 
         {
@@ -125,7 +125,8 @@ def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
             "channels": {"thumbnails": {"ready": [3, ...], ...}, ...},
         }
 
-    Each series, see GAUGES to PROCESSES, has a value for each moment, None where it is not known.
+    Each series, see GAUGES to PROCESSES, has a value for each moment, None where it is not known. ``only`` names the
+    channels that are wanted beside the site; without it there are all.
     """
     sites: dict[int, Mapping[str, Any]] = {}
     counts: dict[int, Counts] = {}  # a second
@@ -140,39 +141,37 @@ def summarize(samples: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         add(counts[moment], rates)
     moments = sorted(counts)
     gauges = {moment: site["channels"] for moment, site in sites.items() if "channels" in site}
-    channels = sorted({name for found in (*counts.values(), *gauges.values()) for name in found})
+    channels = {name for found in (*counts.values(), *gauges.values()) for name in found}
     series = {}
-    for name in channels:
-        numbers = [counts[moment].get(name) for moment in moments]
+    for name in sorted(channels if only is None else channels.intersection(only)):
+        numbers = [counts[moment].get(name) or [0.0] * SIZE for moment in moments]
         queue = [gauges[one].get(name, [0] * 5) if one in gauges else None for one in moments]
-        series[name] = _series(moments, numbers, queue, leaves_at_failure=is_protocol(name))
+        series[name] = _series(moments, numbers, queue, [_left(name, one) for one in numbers])
     every_count = [_sum(counts[moment].values(), SIZE) for moment in moments]
     every_queue = [_total(gauges[moment]) if moment in gauges else None for moment in moments]
-    site: dict[str, Any] = _series(moments, every_count, every_queue, leaves_at_failure=False)
-    site["in"] = [
-        None if None in found else sum(found)
-        for found in ([one["in"][at] for one in series.values()] for at in range(len(moments)))
-    ]
+    left = [sum(_left(*one) for one in counts[moment].items()) for moment in moments]
+    site: dict[str, Any] = _series(moments, every_count, every_queue, left)
     for key in PROCESSES:
         site[key] = [sites.get(moment, {}).get(key) for moment in moments]
     return {"moments": moments, "site": site, "channels": series}
 
 
+def _left(channel: str, numbers: Sequence[float]) -> float:
+    """Return how many messages left the channel. A durable message that has failed waits again."""
+    return numbers[DONE] + numbers[DEAD] + numbers[FAILED] * is_protocol(channel)
+
+
 def _series(
     moments: Sequence[int],
-    counts: Sequence[Sequence[float] | None],
+    counts: Sequence[Sequence[float]],
     queue: Sequence[Sequence[float] | None],
-    *,
-    leaves_at_failure: bool,
+    left: Sequence[float],
 ) -> dict[str, list[Any]]:
     found: dict[str, list[Any]] = {}
     for position, key in enumerate(GAUGES):
         found[key] = [None if one is None else one[position] for one in queue]
-    rates = [one or [0.0] * SIZE for one in counts]
-    found["out"] = [one[DONE] + one[FAILED] + one[DEAD] for one in rates]
-    found["failures"] = [one[FAILED] + one[DEAD] for one in rates]
-    # A durable message that has failed waits again.
-    left = [one[DONE] + one[DEAD] + one[FAILED] * leaves_at_failure for one in rates]
+    found["out"] = [one[DONE] + one[FAILED] + one[DEAD] for one in counts]
+    found["failures"] = [one[FAILED] + one[DEAD] for one in counts]
     sizes = [None if one is None else sum(one[:3]) for one in queue]
     found["in"] = [None] * len(moments)
     known: tuple[int, float] | None = None  # the last moment whose queue was counted, and how long it was
@@ -183,7 +182,7 @@ def _series(
             found["in"][at] = max(0.0, left[at] + (size - known[1]) / (moment - known[0]))
         known = moment, size
     for key, (part, q) in QUANTILES.items():
-        found[key] = [quantile(one[part], q) for one in rates]
+        found[key] = [quantile(one[part], q) for one in counts]
     return found
 
 

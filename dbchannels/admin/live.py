@@ -105,7 +105,7 @@ def _series(samples: list[dict[str, Any]], channel: str) -> dict[str, Any]:
                 one["counts"] = {name: found for name, found in one["counts"].items() if name == channel}
             elif "channels" in one:
                 one["channels"] = {channel: one["channels"].get(channel, nothing)}
-    found = summarize(samples)
+    found = summarize(samples, [channel])
     return {
         "moments": found["moments"],
         "values": found["channels"].get(channel, {}) if channel else found["site"],
