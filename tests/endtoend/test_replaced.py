@@ -169,7 +169,8 @@ def command(pid):
 
 
 @pytest.mark.parametrize(
-    ("name", "banner"), [("runchannels", "quit with CONTROL-C"), ("runserver", "Quit the server with CONTROL-C")]
+    ("name", "banner"),
+    [("runchannels", "quit with CONTROL-C"), ("runserver", "Quit the server with CONTROL-C")],
 )
 def test_process_1_serves_and_ends_in_good_order(site, name, banner):
     first = as_first(site, name, f"{HOST}:0", "--workers", "1")
