@@ -23,8 +23,10 @@ def test_nothing_that_was_acknowledged_is_lost_with_a_synchronous_standby() -> N
         assert found.tally.duplicated <= 1  # the one whose acknowledgement the kill cut off was sent again
 
 
-def test_a_session_on_a_standby_waits_for_its_promotion() -> None:
-    with standby.site_with_standby(synchronous=False) as (_, primary, second):
+def test_a_session_waits_for_the_promotion_and_the_sequences_that_an_early_one_loses_are_made_anew() -> None:
+    (statement,) = (block.code for block in pages.blocks("several-hosts", "sql"))
+    table = "dbchannels_protocolmessage"
+    with standby.site_with_standby(synchronous=True, early=True) as (site, primary, second):
         settings = {**entry(second), "OPTIONS": {}}  # nothing says which of the servers takes writes
         with closing(Session(settings, "dbchannels test", listen=True)) as session:
             with pytest.raises(LayerUnavailable, match="LISTEN"):
@@ -32,14 +34,6 @@ def test_a_session_on_a_standby_waits_for_its_promotion() -> None:
             primary.kill()
             second.promote()
             assert session.execute([("SELECT 1", {})]) == [(1,)]
-
-
-def test_the_sequences_that_an_early_promotion_loses_are_made_anew() -> None:
-    (statement,) = (block.code for block in pages.blocks("several-hosts", "sql"))
-    table = "dbchannels_protocolmessage"
-    with standby.site_with_standby(synchronous=True, early=True) as (site, primary, second):
-        primary.kill()
-        second.promote()
         for other in (table, "dbchannels_audience", "dbchannels_sample"):
             site.rows(statement.replace(table, other))
         served = site.serve("--workers", "1")
