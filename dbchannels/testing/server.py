@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from dbchannels import names
@@ -11,6 +12,7 @@ from dbchannels.layers.operations import Operation
 from dbchannels.models import Process
 from dbchannels.protocol.close_codes import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
+from dbchannels.server.counts import ServerCounts
 from dbchannels.server.http.messages import Refused, Request
 from dbchannels.server.options import LaunchConfig, ServerConfig, WebSocketLimits
 from dbchannels.server.relay import Receiver, Relay, Reply
@@ -113,6 +115,7 @@ class Server:
         self._link = layer.link()
         self._link.register(self.name, Process.SERVER, self.queue)
         self._receivers: dict[str, Receiver] = {}
+        self.counts, self.housekeeper = ServerCounts(), SimpleNamespace(has_sessions=False)
         # What is to be called, and when by the clock.
         self._calls: list[tuple[float, Callable[[], None]]] = []
 
