@@ -26,7 +26,6 @@ def test_nothing_that_was_acknowledged_is_lost_with_a_synchronous_standby() -> N
 def test_a_session_waits_for_the_promotion_and_the_sequences_that_an_early_one_loses_are_made_anew() -> None:
     (statement,) = (block.code for block in pages.blocks("several-hosts", "sql"))
     table = "dbchannels_protocolmessage"
-    table = "dbchannels_protocolmessage"
     with standby.site_with_standby(synchronous=True, early=True) as (site, primary, second):
         settings = {**entry(second), "OPTIONS": {}}  # nothing says which of the servers takes writes
         with closing(Session(settings, "dbchannels test", listen=True)) as session:
