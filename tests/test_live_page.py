@@ -102,7 +102,7 @@ def test_the_socket_tells_what_waits_and_what_was_measured(ask, layer, operator)
     assert (own["ready"], own["state"], own["alarming"]) == (2, "paused by ann", True)
     assert own["url"] == reverse("admin:dbchannels_channelstate_change", args=["own"])
     assert (data["channel"], data["series"]["values"]["out"]) == ("own", [2.0])
-    assert data["again"] >= live.AGAIN
+    assert data["ask_in"] >= live.AGAIN
     assert json.loads(get(DATA, operator, channel="own").content)["series"] == data["series"]
     assert json.loads(get(DATA, operator).content)["series"]["values"]["workers"] == [None]
     assert json.loads(get(DATA, operator, since=moment + 10).content)["series"]["moments"] == []

@@ -178,8 +178,10 @@ class ReadOnlyAdmin(admin.ModelAdmin):
         """Return what the user may do."""
         return [act for act in self.acts if act.allowed(request, self)]
 
-    def get_actions(self, request: Any) -> dict[str, Any]:
-        return {act.name: (act, act.name, act.title) for act in self.allowed_acts(request)}
+    def get_actions(self, request: Any, action_location: Any = None) -> dict[str, Any]:
+        """Return the acts for the list. Since 6.1 Django asks for those of a row's page too: they are links there."""
+        listed = getattr(action_location, "name", "CHANGE_LIST") == "CHANGE_LIST"
+        return {act.name: (act, act.name, act.title) for act in self.allowed_acts(request) if listed}
 
     def get_changelist(self, request: Any, **kwargs: Any) -> Any:
         """Return what reads a list; the page of an act needs no page of rows."""

@@ -75,7 +75,7 @@ def live_data(since: float = 0.0, channel: str = "") -> dict[str, Any]:
 
     {
         "at": 1764400000.5,                # now
-        "again": 2.0,                      # seconds until the page should ask again
+        "ask_in": 2.0,                     # seconds until the page should ask again
         "channel": "",
         "channels": [{"channel": "thumbnails", "ready": 3, ...}, ...],
         "series": {"moments": [...], "values": {"ready": [...], ...}},
@@ -90,7 +90,7 @@ def live_data(since: float = 0.0, channel: str = "") -> dict[str, Any]:
     samples = one.samples(since - PERIOD if since else 0.0) if isinstance(one, DjangoLayer) else []
     return {
         "at": datetime.now(timezone.utc).timestamp(),
-        "again": cached.again,
+        "ask_in": cached.again,
         "channel": channel,
         "channels": [_row(one) for one in now.channels if not one.read_by_servers],
         "series": _series(samples, channel),

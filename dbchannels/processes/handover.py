@@ -3,8 +3,8 @@
 Both know the path of a Unix socket, ``--control``. They send each other JSON, one object a line:
 
 1. The new server connects and asks: ``{"version": 1}``.
-2. The running one answers with its listening sockets (SCM_RIGHTS), this one included, and what they are; or with an
-   ``error``. From here on the kernel refuses no connection as long as one of the two lives.
+2. The running one answers with its listening sockets (SCM_RIGHTS), this one included, and what they are; or with
+   ``refused``, a sentence. From here on the kernel refuses no connection as long as one of the two lives.
 3. The new one starts its workers. When they are ready, it says which sockets it keeps: ``{"kept": [0, 1], ...}``.
 4. The running one stops accepting, answers ``{"drains": true}`` and finishes what it has. The new one accepts.
 
@@ -122,7 +122,8 @@ class ControlSocket:
         if self._successor is not None:
             with suppress(OSError):
                 send(
-                    self._successor, {"error": "The running server was told to stop, so this one stops too."}
+                    self._successor,
+                    {"refused": "The running server was told to stop, so this one stops too."},
                 )
 
     def _serve(self, sock: Any, address: Any) -> None:
@@ -140,7 +141,7 @@ class ControlSocket:
         except TakeoverFailed as error:
             log.warning("A takeover was refused: %s", error)
             with suppress(OSError):
-                send(sock, {"error": str(error)})
+                send(sock, {"refused": str(error)})
         except (OSError, EOFError, ValueError) as error:
             if not isinstance(error, EOFError):  # a server that starts looks whether another one is there
                 log.warning("Something at the control socket could not be read: %s.", error)
@@ -191,8 +192,8 @@ class Predecessor:
         try:
             send(sock, {"version": VERSION})
             offer, descriptors = receive(sock, ANSWER_WITHIN)
-            if "error" in offer:
-                raise TakeoverFailed(offer["error"])
+            if "refused" in offer:
+                raise TakeoverFailed(offer["refused"])
             self.watchdog: int = offer["watchdog"]
             self._offered = list[tuple[Listener, int]]()  # with the inode of the socket's file
             roles: dict[str, list[Listener]] = {SITE: [], PROBE: [], CONTROL: []}
@@ -230,7 +231,7 @@ class Predecessor:
         """Raise TakeoverFailed if the running server was told to stop meanwhile."""
         with suppress(OSError, EOFError, ValueError):  # it says nothing, or has died
             line, _ = receive(self._sock, 0.0)
-            raise TakeoverFailed(line.get("error", "The running server does not hand over any more."))
+            raise TakeoverFailed(line.get("refused", "The running server does not hand over any more."))
 
     def take_over(self, used: Inherited, workers: set[str]) -> None:
         """Let the running server accept nothing more; ``used`` are the listeners that this one keeps.
@@ -246,8 +247,8 @@ class Predecessor:
         except (OSError, EOFError, ValueError) as error:
             log.warning("Process %d has not confirmed that this server takes over (%r).", self.pid, error)
         else:
-            if "error" in line:
-                raise TakeoverFailed(line["error"])
+            if "refused" in line:
+                raise TakeoverFailed(line["refused"])
         for listener, inode in self._offered:
             if id(listener) in kept:
                 listener.inode = inode

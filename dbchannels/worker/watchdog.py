@@ -22,7 +22,7 @@ from typing import Any
 from django.db import connections
 
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.layers.operations import Delivery, Result
+from dbchannels.layers.operations import Delivery
 from dbchannels.redaction import Lines
 from dbchannels.worker.batch import Batch
 from dbchannels.worker.executor import Executor, coroutines, dead
@@ -112,22 +112,23 @@ class Watchdog:
             f"This consumer had not ended after {hard:g} s (hard_timeout), so its worker was replaced. It stood here:\n"
             f"{self._stack()}"
         )
-        log_line = logging.ERROR, "The consumer of a message on %s hangs. %s"
-        self._end(delivery, self._executor.failed(delivery, text), text, *log_line)
+        if self._batch.time_out(
+            delivery, self._executor.failed(delivery, text)
+        ):  # else it has ended just now
+            log.error("The consumer of a message on %s hangs. %s", delivery.channel, Lines(text))
+            self._end()
 
     def _cancel(self, delivery: Delivery, by: str, seconds: float) -> None:
         text = (
             f"{by} cancelled this message after its consumer had run for {seconds:.0f} s, so its worker was replaced. "
             f"The consumer stood here:\n{self._stack()}"
         )
-        log_line = logging.WARNING, "The consumer of a message on %s is ended. %s"
-        self._end(delivery, dead(delivery, text), text, *log_line)
+        if self._batch.time_out(delivery, dead(delivery, text)):
+            log.warning("The consumer of a message on %s is ended. %s", delivery.channel, Lines(text))
+            self._end()
 
-    def _end(self, delivery: Delivery, result: Result, text: str, level: int, line: str) -> None:
-        """Write the result in place of the consumer's, and replace this process."""
-        if not self._batch.time_out(delivery, result):
-            return  # it has ended just now
-        log.log(level, line, delivery.channel, Lines(text))
+    def _end(self) -> None:
+        """Write the result that stands in place of the consumer's, and replace this process."""
         # The consumer may hold the very locks that the report waits for: the process ends in any case.
         timer = threading.Timer(WRITE_WITHIN, os._exit, [1])
         timer.daemon = True

@@ -111,7 +111,7 @@ const connect = async () => {
       if (!answer.series) return; // an error
       show(answer);
       clearTimeout(timer);
-      timer = setTimeout(ask, answer.again * 1000);
+      timer = setTimeout(ask, answer.ask_in * 1000);
     })
     .on("waiting", () => (status.textContent = LOST))
     .on("closed", () => socket && (ask = poll)()); // not by stop(): the socket was refused
