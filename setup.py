@@ -35,6 +35,7 @@ TESTS = [
     "pytest>=8.3",
     "pytest-django>=4.9",
     "pytest-xdist>=3.6",  # runs all tests in several processes
+    "PyYAML>=6",  # reads the printed compose.yaml
     "pyuwsgi>=2.0.30",  # another WSGI server, ready built
     "ruff>=0.9",
     "setuptools>=77",  # builds the sdist and the wheel, whose contents are tested; venvs have it until Python 3.11

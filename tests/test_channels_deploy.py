@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from django.core.management import CommandError, call_command
 
 from dbchannels.management.commands import channels_deploy
@@ -427,7 +428,6 @@ def test_the_compose_file_has_keys_that_compose_knows(printed: Print) -> None:
     assert re.findall(r"^  (\w+):$", services, re.M) == ["database", "migrate", "site"]
     assert re.findall(r"^  (\w+):$", text.partition("\nvolumes:\n")[2], re.M) == ["database", "media"]
     assert "\t" not in text and not re.search(r"^(?:  )* \S", text, re.M)
-    yaml = pytest.importorskip("yaml")
     found = yaml.safe_load(text)
     assert found["services"]["site"]["environment"] == found["services"]["migrate"]["environment"]
     assert found["services"]["site"]["volumes"] == ["media:/srv/site/media"]
