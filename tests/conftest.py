@@ -231,19 +231,31 @@ def new_link() -> Iterator[Callable[[BaseLayer], Link]]:
 
 
 @pytest.fixture
-def work_off(layer: BaseLayer) -> Iterator[Callable[..., None]]:
-    """Let a worker with these routes run the consumers of what waits, until nothing does."""
+def make_worker(new_layer: Callable[..., BaseLayer]) -> Iterator[Callable[..., Worker]]:
+    """Make workers, on record, whose sessions are closed at the end: ``make_worker(route(...), only=[...])``."""
     made: list[Worker] = []
 
-    def run(*routes: Any) -> None:
-        made.append(Worker(channel_layers["default"], Routing(routes)))
-        made[-1]._register()
-        while made[-1].run_once():
-            pass
+    def new(*routes: Any, registered: bool = True, **options: Any) -> Worker:
+        made.append(Worker(channel_layers["default"], Routing(routes), **options))
+        if registered:
+            made[-1]._register()
+        return made[-1]
 
-    yield run
+    yield new
     for one in made:
         one.link.close()
+
+
+@pytest.fixture
+def work_off(layer: BaseLayer, make_worker: Callable[..., Worker]) -> Callable[..., None]:
+    """Let a worker with these routes run the consumers of what waits, until nothing does."""
+
+    def run(*routes: Any) -> None:
+        worker = make_worker(*routes)
+        while worker.run_once():
+            pass
+
+    return run
 
 
 @pytest.fixture

@@ -7,10 +7,9 @@ import logging
 import pytest
 from django.db import connections, transaction
 
-from dbchannels import Channel, channel_layers, route, signals
+from dbchannels import Channel, route, signals
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.models import DeadLetter, DurableMessage
-from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import waiting
 from dbchannels.worker.worker import Worker
 from tests import kinds
@@ -20,19 +19,9 @@ SIGNALS = (signals.consumer_started, signals.consumer_finished, signals.worker_r
 
 
 @pytest.fixture
-def new_worker(layer):
-    """Make workers, on record, whose sessions are closed at the end."""
-    made = []
-
-    def new(consumer, **options):
-        routing = Routing([route("own", consumer, **options)])
-        made.append(Worker(channel_layers["default"], routing, only=["own"]))
-        made[-1]._register()
-        return made[-1]
-
-    yield new
-    for one in made:
-        one.link.close()
+def new_worker(make_worker, layer):
+    """Make workers with one consumer, of the channel ``own``."""
+    return lambda consumer, **options: make_worker(route("own", consumer, **options), only=["own"])
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from dbchannels.server.metrics import METRICS, STALE, Metrics
 from dbchannels.server.metrics import MOST as MOST_VALUES
 from dbchannels.worker.batch import Measures
 from tests.server import test_server
+from tests.server.test_health import asked
 from tests.server.test_server import Client, until
 
 new_site = test_server.new_site
@@ -181,12 +182,6 @@ def test_the_hub_runs_while_the_text_is_made():
 @pytest.fixture
 def site(new_site):
     return new_site(health_address=Address("127.0.0.1", 0))
-
-
-def asked(site, path, method="GET"):
-    client = Client(site.server.health_address.port)
-    site.clients.append(client)
-    return client.ask(method, path)
 
 
 def test_the_port_of_the_probes_answers(site):

@@ -1,29 +1,16 @@
-"""Workers for tests, in the test's thread or in one of their own."""
+"""Workers in threads of their own."""
 
 from __future__ import annotations
 
 import pytest
 
-from dbchannels import channel_layers
-from dbchannels.routing.table import Routing
 from dbchannels.testing.contract.case import in_thread
-from dbchannels.worker.worker import Worker
 
 
 @pytest.fixture
-def new_worker(new_layer):
-    """Make workers, on record, whose sessions are closed at the end: ``new_worker(route(...), only=[...])``."""
-    made = []
-
-    def new(*routes, registered=True, **options):
-        made.append(Worker(channel_layers["default"], Routing(routes), **options))
-        if registered:
-            made[-1]._register()
-        return made[-1]
-
-    yield new
-    for one in made:
-        one.link.close()
+def new_worker(make_worker):
+    """Make workers: ``new_worker(route(...), only=[...])``."""
+    return make_worker
 
 
 @pytest.fixture
