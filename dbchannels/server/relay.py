@@ -1,9 +1,8 @@
 """The relay between the server's hub and the layer: its side in the hub, and three threads.
 
-The hub sends operations to the layer and receives the replies, but never touches the database. The *publisher* writes
-what the hub has put into the outbox: all that has piled up during the last statement, as one statement. The *reader*
-takes the replies; it is the only thread of its process tree that LISTENs, and wakes the workers. The *housekeeper*,
-see ``housekeeper``, renews the server's lease and cleans up after dead processes.
+The hub sends operations to the layer and receives the replies, but never touches the database. The *publisher* and the
+*reader* are those of ``layers.relay``; this reader also wakes the workers, as no other thread of its process tree
+LISTENs. The *housekeeper*, see ``housekeeper``, renews the server's lease and cleans up after dead processes.
 
 While all registered workers belong to this process tree, the publisher wakes them itself, without a NOTIFY, and they
 wake the reader in the same way.
@@ -17,21 +16,20 @@ from __future__ import annotations
 import logging
 import math
 import os
-import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Set as AbstractSet
 from functools import partial
 from typing import Any, Protocol
 
 from dbchannels import codec, names
-from dbchannels.exceptions import DeclaredDead, LayerUnavailable, UnreadableMessage
+from dbchannels.exceptions import DeclaredDead, UnreadableMessage
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.health import LayerHealth
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Disconnect, Operation, Send, Withdraw
+from dbchannels.layers.relay import BATCH, BaseRelay
 from dbchannels.models import Process
 from dbchannels.protocol import (
     BODY,
@@ -55,21 +53,10 @@ from dbchannels.wakeup import Backoff, WakeupPipe
 
 log = logging.getLogger("dbchannels.server")
 
-OUTBOX = 20_000  # operations that may wait for the database; beyond it clients get 503 or 1013
-BATCH = 500  # rows in one statement
-BATCH_BYTES = 1_048_576  # of payloads, after which a batch takes no more: a statement needs more memory
-REACHABLE = 1.0  # seconds that an answer of the layer may take before it counts as gone
 REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handshakes are answered 503 at once
-STOP_TRIES = 5  # of a write, once the server stops
 LAST_WRITES = 1.5  # seconds at the end for a layer that cannot be used
 
 _ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each consumer runs once
-
-Outbox = queue.SimpleQueue[Sequence[Operation] | None]
-
-
-class OutboxFull(Exception):
-    """The outbox takes no more: answer 503, or close with 1013."""
 
 
 class Reply:
@@ -141,32 +128,25 @@ class Receiver(Protocol):
         """Take one message. Called in the hub, so it must not block."""
 
 
-class Relay:
+class Relay(BaseRelay):
     """``open`` a reply channel for a receiver, ``send`` operations, ``close`` the channel.
 
     The threads run from ``start`` to ``stop``.
     """
 
     def __init__(self, layer: BaseLayer, wakeups: dict[str, WakeupPipe], hub: Hub) -> None:
-        self.layer, self.hub = layer, hub
+        super().__init__(layer, log, f"server-{os.getpid()}")
+        self.hub = hub
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
         self._receivers: dict[str, Receiver] = {}  # by reply channel
         self._past_queues: set[str] = set()  # of the names under which this server was declared dead
         self._wakeups = wakeups
-        #: Workers of this process tree wake the reader with it when they have written replies, without a NOTIFY.
-        self.reply_wakeup = WakeupPipe.new()
         #: Returns the names of the workers of this process tree that take every protocol message.
         self.own_workers: Callable[[], set[str]] = set
         self._local_wakeups: dict[str, WakeupPipe] = {}  # of the workers that the publisher wakes itself
         self.counts = ServerCounts()
-        self.health = LayerHealth(log, f"server-{os.getpid()}")
-        #: What the hub sends, in order; each item is written in one batch or not at all. None ends the publisher.
-        self._outbox: Outbox = queue.SimpleQueue()
-        self.stopping = threading.Event()
-        self._wake = WakeupPipe.new()  # ends the reader's wait
         self._renewed_at = time.monotonic()
-        self._read_at = 0.0  # when the layer last answered the reader
         self.housekeeper = Housekeeper(self, self._receivers)
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
@@ -219,10 +199,8 @@ class Relay:
         return len(self._receivers)
 
     def send(self, *operations: Operation) -> None:
-        """Hand operations to the publisher, in order. Raises OutboxFull."""
-        if self._outbox.qsize() > OUTBOX:
-            raise OutboxFull
-        self._outbox.put(operations)
+        """Hand operations to the publisher, in order. Raises OutboxFull: answer 503, or close with 1013."""
+        self._put(operations)
         for one in operations:
             if isinstance(one, Send):
                 self.counts.sent[one.channel if one.channel in COUNTED else OTHER] += 1
@@ -238,10 +216,6 @@ class Relay:
     def refuses(self) -> bool:
         """Whether the layer has been away for so long that a new request is not worth its wait."""
         return bool(self.health.failing) and self.health.lasted("publisher", "reader") > REFUSE_AFTER
-
-    def is_reachable(self) -> bool:
-        """Whether the layer has answered the reader in time."""
-        return time.monotonic() - self._read_at < 2 * self.layer.poll_interval() + REACHABLE
 
     def make_send(self, channel: str, message: dict[str, Any]) -> Send:
         """Return the sending of a message that this server made itself."""
@@ -307,37 +281,13 @@ class Relay:
 
     # The publisher.
 
-    def _publish(self) -> None:
-        with closing(self.layer.link("publisher", listen=False)) as link:
-            ended = False
-            while not ended:
-                operations, ended = next_batch(self._outbox)
-                try:
-                    self._write(link, operations)
-                except Exception:
-                    self._write_singly(link, operations)
-
-    def _write(self, link: Link, operations: Sequence[Operation]) -> None:
-        full = self.health.retry(lambda: self._apply(link, operations), self.stopping, STOP_TRIES)
-        for send in full or []:
+    def _written(self, operations: Sequence[Operation], full: Sequence[Send]) -> None:
+        for send in full:
             self.lose(send.reply_channel, FULL, send.channel)
 
-    def _write_singly(self, link: Link, operations: Sequence[Operation]) -> None:
-        """Write a batch that cannot be written, without the operations that are to blame."""
-        left_out = 0
-        for operation in operations:
-            try:
-                self._write(link, [operation])
-            except Exception:
-                if not left_out:
-                    log.exception(
-                        "The layer cannot take this (%s); it was left out.", type(operation).__name__
-                    )
-                left_out += 1
-                if isinstance(operation, Send):
-                    self.lose(operation.reply_channel, WORKER_DIED, operation.channel)
-        if left_out > 1:
-            log.error("%d operations of a batch of %d were left out.", left_out, len(operations))
+    def _left_out(self, operation: Operation, error: Exception) -> None:
+        if isinstance(operation, Send):
+            self.lose(operation.reply_channel, WORKER_DIED, operation.channel)
 
     def _apply(self, link: Link, operations: Sequence[Operation]) -> list[Send]:
         """Write operations, without those that an outage has made obsolete; return the sends that found no room.
@@ -392,61 +342,24 @@ class Relay:
 
     # The reader.
 
-    def _read(self) -> None:
-        link = self.layer.link("receiver")
-        delays, failing, deaf = Backoff(from_start=True), False, False
-        while not self.stopping.is_set():
-            try:
-                more = True
-                while more:
-                    deliveries = link.receive_many([self.queue], BATCH)
-                    for one in deliveries:
-                        reply_channels = [self.queue + local for local in one.recipients]
-                        self.hub.call(partial(self._deliver, Reply.read(one.payload), reply_channels))
-                    more = len(deliveries) == BATCH
-                self._read_at = time.monotonic()
-                if delays.tries:  # if only the wait fails, the session was ended, and not the database
-                    self.health.worked()
-                    delays.reset()
-                if deaf:  # nobody has heard the wakeups in between: the workers look for messages themselves
-                    self._wake_workers(self._wakeups)
-                    deaf = False
-                deadline, woken = time.monotonic() + self.layer.poll_interval(), False
-                while not woken and not self.stopping.is_set() and (left := deadline - time.monotonic()) > 0:
-                    kinds = link.wait(left, self._wake.reader, self.reply_wakeup.reader)
-                    self.counts.wakeups += bool(kinds)
-                    self._wake_workers(kinds)
-                    woken = self.reply_wakeup.drain() or self.queue in kinds
-                failing = False
-            except Exception as error:
-                deaf = True
-                self.health.failed(error)
-                if not isinstance(error, LayerUnavailable) and not failing:
-                    log.exception("The replies could not be read; trying again.")
-                    failing = True
-                self.stopping.wait(delays.delay())
-        link.close()
+    def _take(self, link: Link) -> bool:
+        deliveries = link.receive_many([self.queue], BATCH)
+        for one in deliveries:
+            reply_channels = [self.queue + local for local in one.recipients]
+            self.hub.call(partial(self._deliver, Reply.read(one.payload), reply_channels))
+        return len(deliveries) == BATCH
+
+    def _is_for_reader(self, kinds: AbstractSet[str]) -> bool:
+        return self.queue in kinds
+
+    def _woken(self, kinds: AbstractSet[str]) -> None:
+        self.counts.wakeups += bool(kinds)
+        self._wake_workers(kinds)
+
+    def _missed_wakeups(self) -> None:
+        self._wake_workers(self._wakeups)  # they look for messages themselves
 
     def _wake_workers(self, kinds: Container[str]) -> None:
         for kind, wakeup in self._wakeups.items():
             if kind in kinds:
                 wakeup.notify()
-
-
-def next_batch(outbox: Outbox) -> tuple[list[Operation], bool]:
-    """Wait for operations; return all that are there, up to a batch, and whether they are the last.
-
-    Operations of one kind stand together, so that each kind is one statement, and sends stand last. For one connection
-    this keeps the order: first its record, then its messages. Its record is deleted only after its last message was
-    consumed, and what is withdrawn was in an earlier batch, or was left out.
-    """
-    batch, size, ended = list[Operation](), 0, False
-    while not batch or (len(batch) < BATCH and size < BATCH_BYTES and not outbox.empty()):
-        operations = outbox.get()
-        if operations is None:
-            ended = True
-            break
-        batch += operations
-        size += sum(len(one.payload) for one in operations if isinstance(one, Send))
-    rank = {Connect: 0, Disconnect: 1, Withdraw: 2, Send: 3}
-    return sorted(batch, key=lambda operation: rank[type(operation)]), ended

@@ -10,6 +10,7 @@ import gevent
 import pytest
 
 from dbchannels.layers.operations import Send
+from dbchannels.layers.relay import next_batch
 from dbchannels.server import budget as budget_module
 from dbchannels.server.budget import (
     FRAME_OVERHEAD,
@@ -22,7 +23,6 @@ from dbchannels.server.budget import (
     UnsentFrames,
 )
 from dbchannels.server.options import WebSocketLimits
-from dbchannels.server.relay import next_batch
 from dbchannels.server.websocket.connection import INBOX, Connection
 from dbchannels.server.websocket.framing import STEP
 from dbchannels.server.websocket.handshake import negotiate

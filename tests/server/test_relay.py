@@ -16,12 +16,13 @@ import pytest
 
 from dbchannels import codec
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers import relay as relay_module
 from dbchannels.layers.operations import Connect, Disconnect, Send, Withdraw
+from dbchannels.layers.relay import OutboxFull, next_batch
 from dbchannels.models import Connection, Process
 from dbchannels.protocol import DECLARED_DEAD
-from dbchannels.server import relay as relay_module
 from dbchannels.server.overload import Overload
-from dbchannels.server.relay import OutboxFull, Relay, next_batch
+from dbchannels.server.relay import Relay
 from dbchannels.server.server import GeventHub
 from dbchannels.testing.contract.case import drain
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
@@ -548,7 +549,7 @@ def test_the_receiver_survives_whatever_its_link_raises(relay, told):
         until(lambda: not relay.harness.faults["receive_many"])
         answer(relay, receiver, number=number)
         until(lambda count=number + 1: len(receiver.replies) == count)
-    assert told() == ["The replies could not be read; trying again."] * 2
+    assert told() == ["The messages could not be read; trying again."] * 2
 
 
 @on_both
@@ -656,7 +657,7 @@ def test_one_whose_clock_stood_still_begins_and_ends_no_connection_under_the_nam
 
 
 def test_a_record_and_its_message_are_one_batch_however_little_fits_into_one(relay, monkeypatch):
-    monkeypatch.setattr("dbchannels.server.relay.BATCH", 1)
+    monkeypatch.setattr("dbchannels.layers.relay.BATCH", 1)
     relay.harness.gate.clear()
     for _ in range(3):
         begin(relay)

@@ -19,6 +19,7 @@ from gevent import socket as gevent_socket
 from dbchannels import conf
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.memory import MemoryLayer
+from dbchannels.layers.relay import OutboxFull
 from dbchannels.protocol import REPORT_EVERY
 from dbchannels.protocol.failures import SENTENCES
 from dbchannels.server import relay, server
@@ -27,7 +28,6 @@ from dbchannels.server.http.exchange import BrokenOff, Exchange, Stream
 from dbchannels.server.http.handler import Handler
 from dbchannels.server.listeners import Address, AddressInUse
 from dbchannels.server.options import ServerConfig
-from dbchannels.server.relay import OutboxFull
 from dbchannels.server.server import InterfaceServer
 from dbchannels.testing.contract.case import raises
 

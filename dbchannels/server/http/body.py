@@ -14,11 +14,12 @@ from typing import Any
 
 import gevent
 
+from dbchannels.layers.relay import OutboxFull
 from dbchannels.protocol import CHUNK, FULL_PAUSE, OFFSET, SINCE, UNTIL, body_ends, chunk
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.connection_limits import first_kept
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.relay import OutboxFull, Relay
+from dbchannels.server.relay import Relay
 
 log = logging.getLogger("dbchannels.server")
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from dbchannels import names
 from dbchannels.layers.operations import Disconnect, Operation, Send, Withdraw
+from dbchannels.layers.relay import OutboxFull
 from dbchannels.protocol import (
     BODY,
     CLOSED,
@@ -33,7 +34,7 @@ from dbchannels.protocol import (
 from dbchannels.protocol.failures import failure_reply, status_reply
 from dbchannels.server.connection_limits import FairQueue, Turn
 from dbchannels.server.http import messages
-from dbchannels.server.relay import OutboxFull, Relay, Reply
+from dbchannels.server.relay import Relay, Reply
 
 if TYPE_CHECKING:
     from dbchannels.server.http.body import BodyUpload

@@ -19,13 +19,14 @@ from gevent.event import AsyncResult
 
 from dbchannels.auth.sessions import session_key
 from dbchannels.layers.operations import Connect, Disconnect, Send
+from dbchannels.layers.relay import OutboxFull
 from dbchannels.protocol import AGAIN, DECLARED_DEAD, EXPIRED, FINISHED, FULL, LOST, WORKER_DIED
 from dbchannels.protocol.close_codes import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN, VANISHED
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
 from dbchannels.server.http.messages import Request, connect_message
 from dbchannels.server.options import ServerConfig, WebSocketLimits
-from dbchannels.server.relay import OutboxFull, Relay, Reply
+from dbchannels.server.relay import Relay, Reply
 from dbchannels.server.websocket.framing import Closed, Deflate, Event
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied
 from dbchannels.server.websocket.messages import Outgoing
