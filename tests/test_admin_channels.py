@@ -11,7 +11,7 @@ from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
 
-from dbchannels import measures
+from dbchannels import measures, samples
 from dbchannels.admin import channels
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
@@ -118,7 +118,7 @@ def test_rates_and_times_are_of_the_last_minutes(
     moment = int(after(-20).timestamp()) // 10 * 10
     layer = channel_layers["default"]
     Sample.objects.create(
-        at=layer.moment(moment), source="worker-1", data=measures.sample(moment, counts.copy(), 10.0)
+        at=layer.moment(moment), source="worker-1", data=samples.sample(moment, counts.copy(), 10.0)
     )
     worker("worker-1", "thumbnails")
     response = admin_client.get(OVERVIEW)

@@ -18,6 +18,7 @@ LEVELS = (
     ("exceptions",),
     ("names", "codec", "conf", "wakeup", "signals", "other_libraries"),
     ("models", "redaction", "measures"),
+    ("samples",),
     ("layers",),
     ("channel",),
     ("auth", "bindings"),

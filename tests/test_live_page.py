@@ -14,8 +14,11 @@ from django.urls import reverse
 
 from dbchannels.admin import live
 from dbchannels.consumers import route_class
-from dbchannels.measures import DONE, SIZE, sample, site_sample
-from dbchannels.models import Sample
+from dbchannels.layers import orm
+from dbchannels.layers.overview import ChannelStatus
+from dbchannels.measures import DONE, SIZE
+from dbchannels.models import ChannelState, Sample
+from dbchannels.samples import read_sample, sample, site_sample
 from tests import kinds
 from tests.visitors import Visitor, new_session, new_user
 
@@ -110,6 +113,8 @@ def test_the_socket_tells_what_waits_and_what_was_measured(ask, layer, operator)
 
 def test_an_hour_of_many_channels_fits_into_a_frame(layer):
     now, channels = int(live.time.time()) // 10 * 10, [f"channel-{number}" for number in range(60)]
+    layer.send_many([(f"{name}-{'x' * 80}", {}) for name in channels for _ in range(2)])
+    layer.send_many([(f"channel-{number}", {}) for number in range(200)])
     gauges = {"channels": {name: [3, 1, 2, 0.123456, 4] for name in channels}}
     moments = range(now - 3_000, now, 10)
     layer.rows(Sample).bulk_create(
@@ -119,6 +124,31 @@ def test_an_hour_of_many_channels_fits_into_a_frame(layer):
         found = live.live_data(0, channel)
         layer.make_send("reply.a!b", live.LivePage.frame(found))  # raises for what is too large
         assert found["series"]["values"]["ready"] == [{"": 180, "none": 0}.get(channel, 3)] * len(moments)
+    assert (len(found["channels"]), found["more"]) == (live.ROWS, 160)
+    assert sum(one["ready"] == 2 for one in found["channels"]) == 60  # the longest queues
+
+
+def test_the_table_has_first_what_needs_a_person(layer):
+    many = [ChannelStatus(f"own.{number:03}", ready=5, workers=["w1"]) for number in range(live.ROWS)]
+    paused = ChannelStatus("zoo", pause=ChannelState(channel="zoo"))
+    found = live._table(
+        [*many, ChannelStatus("alone", delayed=1), paused, ChannelStatus("reply.*!", ready=9)]
+    )
+    names = [one["channel"] for one in found["channels"]]
+    assert (names[0], names[-1], found["more"]) == ("alone", "zoo", 2)
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize("channel", ["", "channel-7", "none"])
+def test_the_database_cuts_out_what_a_page_shows(layer, monkeypatch, channel):
+    moment, texts = int(live.time.time()) // 10 * 10, []
+    gauges = {"channels": {f"channel-{number}": [number, 0, 0, 0, 0] for number in range(1_000)}}
+    layer.rows(Sample).create(at=layer.moment(moment), source="", data=site_sample(moment, 0.01, gauges))
+    monkeypatch.setattr(orm, "read_sample", lambda *row: texts.append(row[1]) or read_sample(*row))
+    found = live.live_data(0, channel)
+    assert found["series"]["values"]["ready"] == [{"": 499_500, "channel-7": 7, "none": 0}[channel]]
+    if not channel or connections[layer.database].vendor == "postgresql":
+        assert texts[0].count("\n") == (channel == "channel-7")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,10 @@
-"""The counters of workers, and the series that are made of samples."""
+"""The counters of workers."""
 
 from __future__ import annotations
 
-import json
 import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from dbchannels import measures
 from dbchannels.measures import (
@@ -22,8 +19,6 @@ from dbchannels.measures import (
     TAKEN,
     WAITS,
     quantile,
-    read_sample,
-    summarize,
 )
 from dbchannels.worker.batch import Measures
 
@@ -35,14 +30,6 @@ def measured(*messages):
         found.started(channel, waited)
         found.ended(channel, outcome, ran)
     return found.copy()
-
-
-def worker(moment, counts, seconds=10.0, source="w1"):
-    return read_sample(source, measures.sample(moment, counts, seconds))
-
-
-def site(moment, channels, **numbers):
-    return read_sample("", measures.site_sample(moment, 0.001, {"channels": channels, **numbers}))
 
 
 def test_there_are_few_buckets_and_their_bounds_grow():
@@ -94,32 +81,6 @@ def test_the_number_of_channels_is_bounded():
     assert total[OTHERS][TAKEN] == 51
 
 
-@given(
-    st.dictionaries(st.text(), st.lists(st.integers(0, 1 << 40), min_size=SIZE, max_size=SIZE), max_size=3),
-    st.integers(0, 1 << 40),
-)
-def test_counters_survive_json(counts, moment):
-    read = worker(moment, counts)
-    assert (read["t"], read["counts"]) == (moment, counts)
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        "",
-        "{}",
-        "[]",
-        "nonsense",
-        '{"t": 1}',
-        '{"t": "x", "counts": {}}',
-        '{"t": 1, "counts": {"own": ["a"]}}',
-        f'{{"t": 1, "counts": {{"own": {[0] * (SIZE + 1)}}}}}',
-    ],
-)
-def test_samples_that_cannot_be_read_are_left_out(data):
-    assert read_sample("w1", data) is None
-
-
 def test_percentiles_are_at_most_a_bucket_away():
     drawn = random.Random(1)
     values = sorted(drawn.expovariate(5) for _ in range(2_000))
@@ -135,83 +96,3 @@ def test_percentiles_at_the_ends():
     assert quantile([0] * 16, 0.5) is None
     assert quantile([0] * 15 + [3], 0.5) == 600
     assert quantile([4] + [0] * 15, 0.5) == pytest.approx(0.0005)
-
-
-def test_a_summary_has_rates_and_percentiles_of_each_channel_and_of_the_site():
-    found = summarize(
-        [
-            site(100, {"own": [5, 1, 0, 2.5, 0]}, sockets=7, servers=1, workers=2),
-            worker(110, measured(*[("own", 0.02, DONE, 0.2)] * 30)),
-            worker(110, measured(*[("own", 0.02, FAILED, 0.2)] * 10), source="w2"),
-            worker(110, measured(("http.request", 0.0, FAILED, 0.2)), source="w2"),
-            site(110, {"own": [25, 1, 0, 9, 3], "http.request": [1, 0, 0, 0.1, 0]}, sockets=8),
-        ]
-    )
-    json.dumps(found)
-    assert found["moments"] == [100, 110]
-    own = found["channels"]["own"]
-    assert own["ready"] == [5, 25]
-    assert own["dead"] == [0, 3]
-    assert own["oldest"] == [2.5, 9]
-    assert own["out"] == [0, pytest.approx(4)]
-    assert own["failures"] == [0, pytest.approx(1)]
-    assert own["in"] == [None, pytest.approx(3 + 2)]  # those that failed wait again
-    assert own["wait_p50"][0] is None and 0.01 < own["wait_p50"][1] <= 0.025
-    assert 0.1 < own["run_p95"][1] <= 0.25
-    assert found["channels"]["http.request"]["in"] == [None, pytest.approx(0.2)]
-    assert found["site"]["ready"] == [5, 26]
-    assert found["site"]["oldest"] == [2.5, 9]
-    assert found["site"]["in"] == [None, pytest.approx(5.2)]
-    assert (found["site"]["sockets"], found["site"]["workers"]) == ([7, 8], [2, None])
-
-
-def test_what_was_not_counted_is_not_known():
-    found = summarize(
-        [
-            site(100, {"own": [5, 0, 0, 0, 0]}),
-            worker(110, measured(("own", 0, DONE, 0))),
-            site(120, {"own": [25, 0, 0, 0, 0]}),
-            read_sample("", '{"t": 130, "took": 2.0}'),
-        ]
-    )
-    own = found["channels"]["own"]
-    assert own["ready"] == [5, None, 25, None]
-    assert own["in"] == [None, None, pytest.approx(1), None]
-
-
-def test_the_rate_in_is_never_negative():
-    found = summarize([site(100, {"own": [50, 0, 0, 0, 0]}), site(110, {})])
-    assert found["channels"]["own"]["in"] == [None, 0]
-
-
-def test_a_sample_written_after_an_outage_is_spread_over_it():
-    found = summarize([worker(700, measured(*[("own", 0, DONE, 0)] * 600), seconds=600)])
-    assert found["channels"]["own"]["out"] == [pytest.approx(1)]
-
-
-def test_no_samples_are_an_empty_summary():
-    found = summarize([])
-    assert (found["moments"], found["channels"]) == ([], {})
-    assert found["site"]["ready"] == []
-
-
-@pytest.mark.parametrize(
-    ("source", "data"),
-    [
-        ("", '{"t": 100, "took": "long"}'),
-        ("", '{"t": 100, "channels": {"own": ["3", 0, 0, 0, 0]}}'),
-        ("", '{"t": 100, "channels": {"own": [NaN, 0, 0, 0, 0]}}'),
-        ("", '{"t": 100, "channels": {"own": [1, 0, 0, 0, 0, 9]}}'),
-        ("", '{"t": 100, "sockets": []}'),
-        ("w", '{"t": 100, "counts": {}}'),
-        ("w", '{"t": 100, "seconds": 10, "counts": {"own": [1e999]}}'),
-        pytest.param("w", "[" * 100_000, id="w-deep"),
-    ],
-)
-def test_one_sample_that_makes_no_sense_does_not_hide_the_others(source, data):
-    assert read_sample(source, data) is None
-
-
-def test_a_sample_may_know_less_than_today():
-    short = read_sample("", '{"t": 100, "took": 0, "channels": {"own": [3]}}')
-    assert summarize([short])["channels"]["own"]["dead"] == [0]

@@ -74,7 +74,8 @@ def test_the_code_of_the_page_gives_the_series_that_it_lists(layer, new_link):
     names = {}
     (block,) = re.findall(r"^.. code-block:: python\n\n((?:   .*\n|\n)+)", PAGE, re.MULTILINE)
     exec(dedent(block), names)
-    series = names["hour"]["channels"]["invoices"]
+    series = names["invoices"]["values"]
     assert series["ready"] == [1]
-    listed = PAGE[PAGE.index('``hour["moments"]``') : PAGE.index("Percentiles are estimated")]
-    assert set(re.findall(r"``(\w+)``", listed)) == set(series)
+    listed = PAGE[PAGE.index('``site["moments"]``') : PAGE.index("Percentiles are estimated")]
+    assert set(re.findall(r"``(\w+)``", listed)) == set(names["site"]["values"])
+    assert set(names["site"]["values"]) - set(series) == {"sockets", "servers", "workers"}

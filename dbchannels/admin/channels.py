@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from itertools import chain
@@ -22,7 +22,7 @@ from django.template.response import TemplateResponse
 from django.urls import reverse
 from django.utils import timezone
 
-from dbchannels import measures, models, names
+from dbchannels import models, names, samples
 from dbchannels.admin.acts import IN_MEMORY, Act, act_url, layer
 from dbchannels.admin.base import ReadOnlyAdmin, duration, running_now
 from dbchannels.admin.live import LiveViews
@@ -99,24 +99,10 @@ def with_idle(channels: Iterable[ChannelStatus]) -> list[ChannelStatus]:
     return sorted(found.values(), key=lambda one: (not one.unattended, one.pause is None, one.channel))
 
 
-def measured() -> dict[str, dict[str, Any]]:
+def measured(channels: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Return what the last minutes' samples tell, by channel: messages a second in and out, and times in seconds."""
-    samples = layer().samples(time.time() - MEASURED)
-    series = measures.summarize(samples)["channels"]
-    counts: measures.Counts = {}
-    for sample in samples:
-        if sample["source"]:
-            measures.add(counts, sample["counts"])
-    found = {}
-    for name, one in series.items():
-        numbers = counts.get(name) or [0.0] * measures.SIZE
-        known = [rate for rate in one["in"] if rate is not None]
-        found[name] = {
-            "in": sum(known) / len(known) if known else None,
-            "out": sum(one["out"]) / len(one["out"]) if one["out"] else None,
-            **{key: measures.quantile(numbers[part], q) for key, (part, q) in measures.QUANTILES.items()},
-        }
-    return found
+    found = layer().samples(time.time() - MEASURED, channels) if channels else []
+    return {channel: samples.average(found, channel) for channel in channels}
 
 
 def seconds(value: float) -> str:
@@ -237,7 +223,7 @@ class ChannelAdmin(LiveViews, ReadOnlyAdmin):
         channels = [one for one in with_idle(_overview().channels) if search in one.channel]
         pages = Paginator(channels, PER_PAGE)
         page = pages.get_page(request.GET.get(PAGE_VAR))
-        numbers = measured() if isinstance(layer(), DjangoLayer) else {}
+        numbers = measured([one.channel for one in page]) if isinstance(layer(), DjangoLayer) else {}
         resume = next((act for act in self.allowed_acts(request) if act.name == "resume"), None)
         return self.page(
             request,
@@ -268,7 +254,7 @@ class ChannelAdmin(LiveViews, ReadOnlyAdmin):
         except DBChannelsError as error:
             problem = str(error)
         on_database = isinstance(layer(), DjangoLayer)
-        numbers = measured() if on_database else {}
+        numbers = measured([row.channel]) if on_database else {}
         offered = [act for act in self.allowed_acts(request) if act.offered(row)]
         return self.page(
             request,

@@ -1,8 +1,9 @@
 """The live page: the last hour as charts and the channels as they are now, over a WebSocket of its own.
 
-The page asks on the socket, and each answer says in how many seconds to ask again: two, or as many as keep the queries
-below half a percent of the time. A page in a hidden tab closes its socket. Where no worker takes the socket, for
-example because another route of the site takes all paths, the page fetches the same JSON every ten seconds.
+The page asks on the socket, and each answer says in how many seconds to ask again: two, or up to ten where the table of
+the channels takes long; it is read so seldom that it takes less than half a percent of the time. A page in a hidden tab
+closes its socket. Where no worker takes the socket, for example because another route of the site takes all paths, the
+page fetches the same JSON every ten seconds.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import threading
 import time
 from datetime import datetime, timezone
+from heapq import nlargest
 from typing import Any
 
 from django.contrib import admin
@@ -25,12 +27,13 @@ from dbchannels.admin.acts import layer
 from dbchannels.consumers import JsonWebsocketConsumer, route_class
 from dbchannels.exceptions import DenyConnection
 from dbchannels.layers.orm import DjangoLayer
-from dbchannels.layers.overview import ChannelStatus, Overview, overview
-from dbchannels.measures import GAUGES, PERIOD, summarize
+from dbchannels.layers.overview import ChannelStatus, overview
+from dbchannels.samples import PERIOD, summarize
 
 PATH = r"^/(?:.*/)?dbchannels/channelstate/live/$"
 AGAIN = 2.0  # seconds until a page asks again
-SHARE = 200  # how many times as long as the queries take it waits at least
+SHARE = 200  # how many times as long as the table takes it is shown at least
+ROWS = 100  # channels in the table
 
 LATEST = 1e11  # a moment beyond any clock
 SINCE = "Write since: the last moment that you have, or 0."
@@ -48,20 +51,20 @@ CHARTS = {
 
 
 class Cached:
-    """The overview, read at most as often as pages may ask, however many there are."""
+    """The table of the channels, read at most as often as pages may ask, however many there are."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._read_at, self.again = 0.0, AGAIN
-        self._last: Overview | None = None
+        self._last: dict[str, Any] | None = None
 
-    def get(self) -> Overview:
-        """Return the overview; it is at most ``again`` seconds old."""
+    def get(self) -> dict[str, Any]:
+        """Return ``channels`` and ``more``, see ``live_data``; they are at most ``again`` seconds old."""
         with self._lock:
             started_at = time.monotonic()
             if self._last is None or started_at - self._read_at > self.again * 0.9:
                 one = layer()
-                self._last = overview(one) if isinstance(one, DjangoLayer) else Overview([], [])
+                self._last = _table(overview(one).channels if isinstance(one, DjangoLayer) else [])
                 self._read_at = started_at
                 self.again = max(AGAIN, (time.monotonic() - started_at) * SHARE)
             return self._last
@@ -78,38 +81,39 @@ def live_data(since: float = 0.0, channel: str = "") -> dict[str, Any]:
         "ask_in": 2.0,                     # seconds until the page should ask again
         "channel": "",
         "channels": [{"channel": "thumbnails", "ready": 3, ...}, ...],
+        "more": 0,                         # channels that are left out of the list
         "series": {"moments": [...], "values": {"ready": [...], ...}},
     }
 
-    The series are what was measured after ``since``, see ``measures.summarize``. Those of all channels, each by itself,
-    would be more than a frame may hold.
+    The series are what was measured after ``since``, see ``samples.summarize``.
     """
     now = cached.get()
     one = layer()
     # What came is worked out from two moments, so the last one is read again.
-    samples = one.samples(since - PERIOD if since else 0.0) if isinstance(one, DjangoLayer) else []
+    after, only = since - PERIOD if since else 0.0, [channel] if channel else []
+    samples = one.samples(after, only) if isinstance(one, DjangoLayer) else []
     return {
         "at": datetime.now(timezone.utc).timestamp(),
-        "ask_in": cached.again,
+        "ask_in": min(cached.again, PERIOD),
         "channel": channel,
-        "channels": [_row(one) for one in now.channels if not one.read_by_servers],
-        "series": _series(samples, channel),
+        **now,
+        "series": summarize(samples, channel),
     }
 
 
-def _series(samples: list[dict[str, Any]], channel: str) -> dict[str, Any]:
-    if channel:  # the others need not be worked out
-        nothing = [0] * len(GAUGES)
-        for one in samples:
-            if "counts" in one:
-                one["counts"] = {name: found for name, found in one["counts"].items() if name == channel}
-            elif "channels" in one:
-                one["channels"] = {channel: one["channels"].get(channel, nothing)}
-    found = summarize(samples, [channel])
-    return {
-        "moments": found["moments"],
-        "values": found["channels"].get(channel, {}) if channel else found["site"],
-    }
+def _table(channels: list[ChannelStatus]) -> dict[str, Any]:
+    """Return the channels, by name; of very many those that need a person, and then those with most messages."""
+
+    def weight(one: ChannelStatus) -> tuple[bool, int, int]:
+        return _is_alarming(one), one.ready + one.delayed + one.running, one.dead
+
+    site = [one for one in channels if not one.read_by_servers]
+    first = sorted(nlargest(ROWS, site, key=weight), key=lambda one: one.channel)
+    return {"channels": [_row(one) for one in first], "more": len(site) - len(first)}
+
+
+def _is_alarming(one: ChannelStatus) -> bool:
+    return one.pause is not None or one.unattended
 
 
 def _row(one: ChannelStatus) -> dict[str, Any]:
@@ -121,7 +125,7 @@ def _row(one: ChannelStatus) -> dict[str, Any]:
         state = f"{len(one.workers)} worker{'' if len(one.workers) == 1 else 's'}"
     return {
         **{key: getattr(one, key) for key in ("channel", "ready", "delayed", "running", "dead", "oldest")},
-        "alarming": one.pause is not None or one.unattended,
+        "alarming": _is_alarming(one),
         "state": state,
         "url": reverse("admin:dbchannels_channelstate_change", args=[quote(one.channel)]),
     }

@@ -179,7 +179,7 @@ class Link:
         """Return how many workers that read this queue, and how many servers, are alive."""
         return 1, 1
 
-    # Measuring, see ``measures``. The base class keeps no samples.
+    # Measuring, see ``samples``. The base class keeps no samples.
 
     def clock(self) -> float:
         """Return the layer's own time, in seconds since 1970."""
@@ -195,14 +195,14 @@ class Link:
     def gauges(self) -> dict[str, Any] | None:
         """Count what is in the tables; None: it took too long.
 
-        ``channels`` has a list for each channel, see ``measures.GAUGES``; ``sockets``, ``servers`` and ``workers`` are
+        ``channels`` has a list for each channel, see ``samples.GAUGES``; ``sockets``, ``servers`` and ``workers`` are
         numbers. Of a protocol channel the first and the fourth number are known. Reply queues are left out. Beyond the
         ``measures.MOST`` channels with most messages, channels count as ``measures.OTHERS``.
         """
         return {}
 
     def complete_sample(self, moment: int, data: str) -> None:
-        """Fill in the site's sample of a moment, and delete the samples that are older than ``measures.KEPT``."""
+        """Fill in the site's sample of a moment, and delete the samples that are older than ``samples.KEPT``."""
 
     def newest_sample(self) -> str:
         """Return the newest of the site's samples that is complete, "" if there is none."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from django.utils import timezone as site_timezone
 
-from dbchannels import codec, measures, names
+from dbchannels import codec, names, samples
 from dbchannels.conf import TEN_YEARS
 from dbchannels.exceptions import InvalidMessage, safe_repr
 from dbchannels.protocol import lost
@@ -405,16 +405,16 @@ def read_work(text: str) -> dict[str, Any]:
 
 
 def gauges(rows: Iterable[tuple[int, str, int, float]]) -> dict[str, Any]:
-    """Return what ``Link.gauges`` returns of rows (position in ``measures.GAUGES``, channel, number, age).
+    """Return what ``Link.gauges`` returns of rows (position in ``samples.GAUGES``, channel, number, age).
 
     The position -1 stands for numbers of the site: the channel is ``socket``, ``server`` or ``worker``.
     """
-    found: dict[str, Any] = {"channels": {}, **dict.fromkeys(measures.PROCESSES, 0)}
+    found: dict[str, Any] = {"channels": {}, **dict.fromkeys(samples.PROCESSES, 0)}
     for position, channel, number, age in rows:
         if position < 0:
             found[f"{channel}s"] = number
         else:
-            numbers = found["channels"].setdefault(channel, [0] * len(measures.GAUGES))
+            numbers = found["channels"].setdefault(channel, [0] * len(samples.GAUGES))
             numbers[position] += number
-            numbers[3] = max(numbers[3], round(age, 1))
+            numbers[samples.OLDEST] = max(numbers[samples.OLDEST], round(age, 1))
     return found

@@ -22,15 +22,14 @@ from dbchannels.measures import (
     DEAD,
     DONE,
     FAILED,
-    GAUGES,
     RAN,
     RUNS,
     TAKEN,
     WAITED,
     WAITS,
     Counts,
-    read_sample,
 )
+from dbchannels.samples import GAUGES, read_sample
 from dbchannels.server.counts import OTHER, ServerCounts
 
 STALE = 900.0  # seconds after which nobody seems to count the site any more, and its gauges are left out

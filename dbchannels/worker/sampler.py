@@ -14,9 +14,10 @@ import threading
 import time
 import zlib
 
-from dbchannels import measures
+from dbchannels import measures, samples
 from dbchannels.layers.link import Link
-from dbchannels.measures import PERIOD, Counts
+from dbchannels.measures import Counts
+from dbchannels.samples import PERIOD
 from dbchannels.worker.batch import Measures
 
 SPREAD = 0.5  # seconds over which the workers write, so that they do not meet
@@ -66,7 +67,7 @@ class Sampler:
         counts, now = self._measures.copy(), time.monotonic()
         grown = measures.since(counts, self._written)
         if grown:
-            text = measures.sample(moment, grown, now - self._looked_at)
+            text = samples.sample(moment, grown, now - self._looked_at)
             self._pending = moment, worker, text, counts
         self._moment, self._looked_at = moment, now
         self._write_pending()
@@ -78,13 +79,13 @@ class Sampler:
             self._written, self._pending = counts, None
 
     def _count_site(self, moment: int) -> None:
-        last = measures.read_sample("", self._link.newest_sample())
+        last = samples.read_sample("", self._link.newest_sample(), ())
         if last is not None and moment - last["t"] < LEAST_PAUSE * last.get("took", 0):
             return
         started_at = time.monotonic()
         gauges = self._link.gauges()
         took = time.monotonic() - started_at
-        self._link.complete_sample(moment, measures.site_sample(moment, took, gauges))
+        self._link.complete_sample(moment, samples.site_sample(moment, took, gauges))
 
 
 class Report:

@@ -10,8 +10,9 @@ import pytest
 
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.operations import BatchResult, Connect, Failure
-from dbchannels.measures import DONE, GAUGES, KEPT, OTHERS, PERIOD, summarize
+from dbchannels.measures import DONE, OTHERS
 from dbchannels.models import DurableMessage, Process, Sample
+from dbchannels.samples import GAUGES, KEPT, PERIOD, read_sample, site_sample, summarize
 from dbchannels.worker.batch import Measures
 from dbchannels.worker.sampler import Sampler
 from tests import kinds
@@ -61,8 +62,8 @@ def test_a_worker_writes_what_has_changed(layer, link, monkeypatch):
     sampler.look("w1")
     assert before < sampler.due_at < time.monotonic() + PERIOD + 1
     sampler.look("w1")  # not at the same moment
-    (sample,) = [one for one in layer.samples() if one["source"]]
-    assert sample["counts"]["own"][DONE] == 3
+    (sample,) = [one for one in layer.samples(channels=["own"]) if one["source"]]
+    assert sample["channels"]["own"][DONE] == sample["all"][DONE] == 3
     assert sample["t"] % PERIOD == 0 and sample["t"] <= link.clock()
 
     at_next_moment(link, monkeypatch, PERIOD)
@@ -86,7 +87,7 @@ def test_what_was_measured_in_an_outage_is_written_later(layer, link, monkeypatc
     counters.ended("own", DONE, 0.0)
     at_next_moment(link, monkeypatch, PERIOD)
     sampler.look("w1")
-    counts = [json.loads(data)["counts"]["own"][DONE] for source, data in rows(layer) if source]
+    counts = [read_sample(*row)["channels"]["own"][DONE] for row in rows(layer) if row[0]]
     assert counts == [3, 1]  # each message once
 
 
@@ -111,8 +112,8 @@ def test_one_worker_counts_the_site(layer, link, new_link):
     (claimed,) = link.claim(["own"], 1, "w1")
     for name in ("w1", "w2"):
         Sampler(new_link(layer), Measures()).look(name)
-    (site,) = layer.samples()
-    assert site["source"] == ""
+    (site,) = layer.samples(channels=["http.request", "own", "other", "reply.a!"])
+    assert (site["source"], site["all"][0]) == ("", 3)
     channels = site["channels"]
     assert sorted(channels) == ["http.request", "other", "own"]
     ready, delayed, running, oldest, dead = channels["own"]
@@ -145,7 +146,7 @@ def test_after_a_slow_count_the_next_one_waits(layer, link, monkeypatch):
     first, second = Sampler(link, Measures()), Sampler(link, Measures())
     moment, took = int(link.clock()) // 10 * 10, 0.2
     link.write_sample(moment, "", "")
-    link.complete_sample(moment, json.dumps({"t": moment, "took": took, "channels": {}}))
+    link.complete_sample(moment, site_sample(moment, took, {"channels": {}}))
     counted = []
     monkeypatch.setattr(link, "gauges", lambda: counted.append(1) or {"channels": {}})
     monkeypatch.setattr(link, "clock", lambda: moment + 30.0)
@@ -177,7 +178,7 @@ def test_the_reader_gives_what_came_since(layer, link):
     moment = int(link.clock()) // 10 * 10
     for ago in (30, 20, 10, 0):
         link.write_sample(moment - ago, "", "")
-        link.complete_sample(moment - ago, json.dumps({"t": moment - ago, "took": 0, "channels": {}}))
+        link.complete_sample(moment - ago, site_sample(moment - ago, 0, {"channels": {}}))
     link.write_sample(moment - 5, "", "")  # not complete
     assert summarize(layer.samples())["moments"] == [moment - ago for ago in (30, 20, 10, 0)]
     assert [one["t"] for one in layer.samples(since=moment - 20)] == [moment - 10, moment]

@@ -10,7 +10,8 @@ import gevent
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dbchannels.measures import BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS, site_sample
+from dbchannels.measures import BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS
+from dbchannels.samples import site_sample
 from dbchannels.server import health, server
 from dbchannels.server.counts import OTHER, ServerCounts
 from dbchannels.server.listeners import Address

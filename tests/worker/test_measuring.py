@@ -7,8 +7,9 @@ import pytest
 from dbchannels import route
 from dbchannels.exceptions import DenyConnection
 from dbchannels.layers.operations import Delivery, Failure, Result
-from dbchannels.measures import DEAD, DONE, FAILED, TAKEN, read_sample, summarize
+from dbchannels.measures import DEAD, DONE, FAILED, TAKEN
 from dbchannels.models import Sample
+from dbchannels.samples import read_sample, summarize
 from dbchannels.testing.contract.case import wait_until
 from tests import kinds
 
@@ -76,5 +77,5 @@ def test_a_worker_that_stops_has_written_what_it_did(layer, new_worker, run):
         lambda: layer.rows(Sample).exclude(source="").exists()
     )  # it is read once its ten seconds are over
     rows = layer.rows(Sample).exclude(source="").values_list("source", "data")
-    found = summarize([read_sample(*row) for row in rows])["channels"]["own"]
+    found = summarize([read_sample(*row) for row in rows], "own")["values"]
     assert sum(found["out"]) == pytest.approx(0.3)

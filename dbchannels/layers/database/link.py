@@ -37,7 +37,7 @@ from dbchannels.layers.operations import (
     read_work,
 )
 from dbchannels.layers.orm import record_of
-from dbchannels.measures import KEPT, MOST, OTHERS
+from dbchannels.measures import MOST, OTHERS
 from dbchannels.models import (
     Connection,
     DeadLetter,
@@ -50,6 +50,7 @@ from dbchannels.models import (
     Schedule,
 )
 from dbchannels.protocol import DURABLE, EXPIRED, KINDS, WORKER_DIED
+from dbchannels.samples import KEPT
 
 if TYPE_CHECKING:
     from dbchannels.layers.database import DatabaseLayer

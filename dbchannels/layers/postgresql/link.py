@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
 
-from dbchannels import codec, measures
+from dbchannels import codec, measures, samples
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
@@ -341,7 +341,7 @@ class PostgreSQLLink(Link):
         return gauges(rows)
 
     def complete_sample(self, moment: int, data: str) -> None:
-        values = {"moment": moment, "data": data, "kept": measures.KEPT}
+        values = {"moment": moment, "data": data, "kept": samples.KEPT}
         self.session.execute([(sql_samples.COMPLETE_SAMPLE, values), (sql_samples.DROP_SAMPLES, values)])
 
     def newest_sample(self) -> str:

@@ -69,7 +69,7 @@ const draw = (figure, write, lines, start) => {
   figure.querySelector(".legend").replaceChildren(...said.map((text, index) => made("span", { class: `line-${index}` }, text)));
 };
 
-const drawTable = (rows) => {
+const drawTable = (rows, more) => {
   page.querySelector("tbody").replaceChildren(
     ...rows.map((row) => {
       const name = made("th", { scope: "row" }, made("a", { href: row.url }, row.channel));
@@ -78,8 +78,15 @@ const drawTable = (rows) => {
       return made("tr", row.alarming ? { class: "alarming" } : {}, name, ...cells, oldest, made("td", {}, row.state));
     }),
   );
-  const known = new Set([...choice.options].map(({ value }) => value));
-  for (const { channel } of rows) if (!known.has(channel)) choice.append(made("option", { value: channel }, channel));
+  const rest = page.querySelector(".more");
+  rest.hidden = !more;
+  rest.querySelector("span").textContent = number(more);
+  for (const { channel } of rows) offer(channel);
+};
+
+// A channel to choose.
+const offer = (channel) => {
+  if (![...choice.options].some(({ value }) => value === channel)) choice.append(made("option", { value: channel }, channel));
 };
 
 // The values of one moment, out of lists with a value for each.
@@ -94,7 +101,7 @@ const show = (answer) => {
   moments = moments.filter(({ at }) => at > answer.at - HOUR);
   for (const [id, [write, lines]] of Object.entries(CHARTS))
     draw(document.getElementById(`chart-${id}`), write, lines, answer.at - HOUR);
-  drawTable(answer.channels);
+  drawTable(answer.channels, answer.more);
   status.textContent = `As of ${new Date(answer.at * 1000).toLocaleTimeString()}`;
 };
 
@@ -142,4 +149,9 @@ choice.addEventListener("change", () => {
   moments = [];
   ask();
 });
+const asked = new URLSearchParams(location.search).get("channel");
+if (asked) {
+  offer(asked);
+  choice.value = asked;
+}
 connect();
