@@ -20,7 +20,7 @@ import dbchannels
 from dbchannels import codec
 from dbchannels.redaction import Lines, escaped, escaped_lines, mask_query, message_text
 from dbchannels.server import proxy_headers
-from dbchannels.server.access_log import access_line
+from dbchannels.server.access_log import Access
 from dbchannels.server.http.messages import Refused, Request
 from dbchannels.server.http.parser import HeadLimits, HeadReader
 from dbchannels.server.websocket.handshake import negotiate, read_handshake
@@ -282,9 +282,8 @@ def forward(text):
 
 def log_line(text):
     headers = [(b"referer", text.encode()), (b"user-agent", text.encode())]
-    access_line(
-        "", f"GET /{text}", 200, 0, 0.1, Request("GET", "/", "1.1", headers, "http", ("", 1), ("", 80))
-    )
+    request = Request("GET", "/", "1.1", headers, "http", ("", 1), ("", 80))
+    Access("", f"GET /{text}", 200, 0, 0.1, request).combined()
 
 
 def admin(text):

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import datetime, timezone
 from functools import lru_cache
+from typing import NamedTuple
 
 from dbchannels.redaction import log_field, mask_query
 from dbchannels.server.http.messages import Request
@@ -22,53 +23,50 @@ log = logging.getLogger("dbchannels.access")
 LINE, FIELD = 500, 200  # characters of a request line and of a header that a line may hold
 
 
-def access_line(
-    client: str,
-    line: str,
-    status: object,
-    size: object,
-    seconds: float,
-    request: Request | None = None,
-) -> str:
-    """Return one line of the log. ``line`` is what the client sent; ``request`` has its headers, if they were read."""
-    headers = dict(reversed(request.headers)) if request is not None else {}  # the first of each name
-    referer, agent = (headers.get(name, b"-").decode("latin-1") for name in (b"referer", b"user-agent"))
-    date = _date_at(int(time.time()))
-    return (
-        f'{log_field(client, FIELD) or "-"} - - [{date}] "{log_field(line, LINE)}" {status} {size} '
-        f'"{log_field(referer, FIELD)}" "{log_field(agent, FIELD)}" {seconds * 1000:.0f} ms'
-    )
+class Access(NamedTuple):
+    """What a line of the log says; each method returns the line in one format."""
 
+    client: str
+    line: str  # what the client sent
+    status: object
+    size: object  # bytes, or "-"
+    seconds: float
+    request: Request | None = None  # has the headers, if they were read
 
-def json_line(
-    client: str,
-    line: str,
-    status: object,
-    size: object,
-    seconds: float,
-    request: Request | None = None,
-) -> str:
-    """Return the same as an object of JSON, in ASCII; what is not known is null.
+    def combined(self) -> str:
+        """Return the line in the combined log format."""
+        date = _date_at(int(time.time()))
+        referer, agent = (self._header(name) or "-" for name in (b"referer", b"user-agent"))
+        return (
+            f'{log_field(self.client, FIELD) or "-"} - - [{date}] "{log_field(self.line, LINE)}" {self.status} '
+            f'{self.size} "{log_field(referer, FIELD)}" "{log_field(agent, FIELD)}" {self.seconds * 1000:.0f} ms'
+        )
 
-    ``method`` is WSCONNECT or WSDISCONNECT for the first and the last line of a WebSocket, and ``event`` is
-    ``connect``, ``disconnect`` or ``request``.
-    """
-    headers = dict(reversed(request.headers)) if request is not None else {}
-    method, target, version = [*line.split(" ", 2), "", ""][:3]
-    fields = {
-        "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
-        "event": {"WSCONNECT": "connect", "WSDISCONNECT": "disconnect"}.get(method, "request"),
-        "client": _json_field(client, FIELD),
-        "method": _json_field(method, FIELD),
-        "target": _json_field(target, LINE),
-        "version": _json_field(version.removeprefix("HTTP/"), FIELD),
-        "status": status if isinstance(status, int) else None,
-        "bytes": size if isinstance(size, int) else None,
-        "ms": round(seconds * 1000, 1),
-    }
-    for name in (b"referer", b"user-agent"):
-        fields[name.decode().replace("-", "_")] = _json_field(headers.get(name, b"").decode("latin-1"), FIELD)
-    return json.dumps(fields).replace("\x7f", "\\u007f")
+    def json(self) -> str:
+        """Return an object of JSON, in ASCII; what is not known is null.
+
+        ``method`` is WSCONNECT or WSDISCONNECT for the first and the last line of a WebSocket, and ``event`` is
+        ``connect``, ``disconnect`` or ``request``.
+        """
+        method, target, version = [*self.line.split(" ", 2), "", ""][:3]
+        fields = {
+            "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            "event": {"WSCONNECT": "connect", "WSDISCONNECT": "disconnect"}.get(method, "request"),
+            "client": _json_field(self.client, FIELD),
+            "method": _json_field(method, FIELD),
+            "target": _json_field(target, LINE),
+            "version": _json_field(version.removeprefix("HTTP/"), FIELD),
+            "status": self.status if isinstance(self.status, int) else None,
+            "bytes": self.size if isinstance(self.size, int) else None,
+            "ms": round(self.seconds * 1000, 1),
+            "referer": _json_field(self._header(b"referer"), FIELD),
+            "user_agent": _json_field(self._header(b"user-agent"), FIELD),
+        }
+        return json.dumps(fields).replace("\x7f", "\\u007f")
+
+    def _header(self, name: bytes) -> str:
+        headers = self.request.headers if self.request is not None else []
+        return next((value for one, value in headers if one == name), b"").decode("latin-1")
 
 
 def _json_field(text: str, most: int) -> str | None:
@@ -78,8 +76,8 @@ def _json_field(text: str, most: int) -> str | None:
     return shown.encode("utf-8", "replace").decode() or None
 
 
-FORMATS: dict[str, Callable[..., str]] = {"combined": access_line, "json": json_line}
-_format = access_line
+FORMATS: dict[str, Callable[[Access], str]] = {"combined": Access.combined, "json": Access.json}
+_format: Callable[[Access], str] = Access.combined
 
 
 def use_format(name: str) -> None:
@@ -95,14 +93,14 @@ def log_request(
     if log.isEnabledFor(logging.INFO):
         if request is not None:
             client, line = request.client[0], f"{request.method} {request.target} HTTP/{request.http_version}"
-        _write(_format(client, line, status, size, seconds, request))
+        _write(_format(Access(client, line, status, size, seconds, request)))
 
 
 def log_websocket(event: str, request: Request, status: object, seconds: float) -> None:
     """Log ``WSCONNECT`` or ``WSDISCONNECT``."""
     if log.isEnabledFor(logging.INFO):
         line = f"{event} {request.target} HTTP/{request.http_version}"
-        _write(_format(request.client[0], line, status, "-", seconds, request))
+        _write(_format(Access(request.client[0], line, status, "-", seconds, request)))
 
 
 def _write(line: str) -> None:

@@ -16,7 +16,7 @@ import pytest
 from django.core.management import load_command_class
 
 from dbchannels import conf
-from dbchannels.server.access_log import access_line
+from dbchannels.server.access_log import Access
 from dbchannels.server.options import LaunchConfig
 from dbchannels.server.wsgi_gateway import Gateway
 from dbchannels.wsgi import get_wsgi_application
@@ -82,7 +82,7 @@ def test_the_lines_of_the_access_log_have_its_format() -> None:
     for line in shown:
         found = re.fullmatch(pattern, line)
         assert found is not None
-        made = access_line(found[1], found[2], found[3], found[4], int(found[7]) / 1000)
+        made = Access(found[1], found[2], found[3], found[4], int(found[7]) / 1000).combined()
         dated = re.sub(r"\[.+?\]", "[]", line)
         assert re.sub(r"\[.+?\]", "[]", made) == dated.replace(f'"{found[6]}"', '"-"')
 

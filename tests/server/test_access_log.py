@@ -10,7 +10,7 @@ from datetime import datetime
 import pytest
 
 from dbchannels.server import access_log
-from dbchannels.server.access_log import FIELD, LINE, access_line, json_line
+from dbchannels.server.access_log import FIELD, LINE, Access
 from dbchannels.server.http.messages import Request
 
 COMBINED = re.compile(
@@ -22,7 +22,7 @@ COMBINED = re.compile(
 def parsed(client="192.0.2.1", line="GET / HTTP/1.1", status=200, size=5, seconds=0.0123, headers=None):
     """Write a line and read it as programs do."""
     given = None if headers is None else Request("GET", "/", "1.1", headers, "http", (client, 1), ("", 0))
-    found = COMBINED.fullmatch(access_line(client, line, status, size, seconds, given))
+    found = COMBINED.fullmatch(Access(client, line, status, size, seconds, given).combined())
     assert found
     return found.groupdict()
 
@@ -74,7 +74,7 @@ def test_an_address_has_no_secrets():
 def read(client="192.0.2.1", line="GET / HTTP/1.1", status=200, size=5, seconds=0.0123, headers=None):
     """Write a line as JSON and read it, as programs do that take a line for an object."""
     given = None if headers is None else Request("GET", "/", "1.1", headers, "http", (client, 1), ("", 0))
-    text = json_line(client, line, status, size, seconds, given)
+    text = Access(client, line, status, size, seconds, given).json()
     assert text.isascii() and text.isprintable()
     return json.loads(text)
 
@@ -146,7 +146,7 @@ def test_long_texts_of_json_are_cut():
 
 
 def test_the_format_is_chosen_once(monkeypatch, caplog):
-    monkeypatch.setattr(access_log, "_format", access_line)
+    monkeypatch.setattr(access_log, "_format", Access.combined)
     access_log.use_format("json")
     with caplog.at_level("INFO", "dbchannels.access"):
         access_log.log_request("192.0.2.1", "GET / HTTP/1.1", 200, 5, 0.01, None)
