@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from html import unescape
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -12,6 +13,7 @@ from django.contrib import admin
 from django.contrib.admin.models import CHANGE, DELETION, LogEntry
 from django.contrib.auth.models import User
 from django.contrib.messages import get_messages
+from django.db import OperationalError, connections
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -264,7 +266,7 @@ def test_messages_are_rescheduled(
 ) -> None:
     row, claimed = durable(due_at=after(3600)), durable(claimed_by="worker-1", due_at=None)
     done = confirm(admin_client, choose(admin_client, name, row, claimed), **fields)
-    assert "1 of 2 durable messages (1 gone by then, or with a worker)." in said(done)[0]
+    assert f"1 of 2 durable messages (1 {act_of(DurableMessage, name).missed})." in said(done)[0]
     assert getattr(DurableMessage.objects.get(pk=row.pk), column) == value
 
 
@@ -459,20 +461,80 @@ def test_more_rows_than_are_counted(admin_client: Client, monkeypatch: pytest.Mo
     assert said(confirm(admin_client, confirm(admin_client, response))) == ["Delete: 6 dead letters."]
 
 
-def test_an_outage_stops_an_act_with_a_sentence(
-    admin_client: Client, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (LayerUnavailable("The database is away."), "The database is away."),
+        (
+            OperationalError("deadlock detected\nDETAIL: Process 1 waits for ..."),
+            "The database refuses this: deadlock detected.",
+        ),
+    ],
+)
+def test_an_error_stops_an_act_with_a_sentence(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch, error: Exception, sentence: str
 ) -> None:
     dead()
 
     def fails(*args: Any, **kwargs: Any) -> int:
-        raise LayerUnavailable("The database is away.")
+        DeadLetter.objects.all().delete()  # is rolled back
+        raise error
 
     monkeypatch.setattr(acts.layer(), "replay", fails)
     response = confirm(admin_client, admin_client.get(act_url(DeadLetter, "replay")))
-    assert "It stopped: The database is away." in response.content.decode()
+    assert f"It stopped: {sentence}" in response.content.decode()
+    assert DeadLetter.objects.exists()
     assert "dbchannels/admin.js" not in response.content.decode()  # a person decides whether it goes on
     monkeypatch.undo()
     assert said(confirm(admin_client, response)) == ["Run again: 1 dead letter."]
+
+
+@pytest.mark.django_db(transaction=True)
+@pytest.mark.parametrize(
+    ("model", "name", "rows", "opposed"),
+    [
+        (DeadLetter, "replay", 300, "delete_selected"),
+        (DeadLetter, "replay", 300, "replay"),
+        (DeadLetter, "delete_selected", 300, "delete_selected"),
+        (DurableMessage, "cancel", 300, "cancel"),
+        (DurableMessage, "cancel", 300, "delete_selected"),
+        (DurableMessage, "due", 300, "due"),
+    ],
+)
+def test_two_people_at_once_act_on_each_row_once(
+    admin_user: User, monkeypatch: pytest.MonkeyPatch, model: type, name: str, rows: int, opposed: str
+) -> None:
+    monkeypatch.setattr(acts, "PART", 7)
+    for number in range(rows):
+        if model is DeadLetter:
+            dead()
+        else:
+            durable(
+                claimed_by="worker-1" if number % 3 == 0 and opposed == "cancel" else None, due_at=after(60)
+            )
+    ready, counts = threading.Barrier(2), dict[str, list[int]]()
+
+    def act(number: int, what: str) -> None:
+        try:
+            client = Client()
+            client.force_login(admin_user)
+            asked = client.get(act_url(model, what))
+            ready.wait(60)
+            (text,) = said(confirm(client, asked))
+            counts.setdefault(what, []).append(int(re.search(r": ([\d,]+) ", text)[1]))
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=act, args=one) for one in enumerate((name, opposed))]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert sum(map(sum, counts.values())) == rows
+    if name == "replay":
+        assert DurableMessage.objects.count() == sum(counts["replay"])
+    if name == "due":
+        assert DurableMessage.objects.filter(due_at=None).count() == rows
 
 
 def test_what_one_act_has_signed_is_not_for_another(admin_client: Client) -> None:

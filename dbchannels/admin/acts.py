@@ -20,6 +20,7 @@ from django.contrib.admin.views.main import SEARCH_VAR, ChangeList
 from django.contrib.contenttypes.models import ContentType
 from django.core import signing
 from django.core.exceptions import PermissionDenied
+from django.db import Error, transaction
 from django.http import Http404, HttpResponse, HttpResponseRedirect
 from django.template.response import TemplateResponse
 from django.urls import reverse
@@ -27,6 +28,7 @@ from django.urls import reverse
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.orm import DjangoLayer
+from dbchannels.management.output import sentence
 
 MOST = 100_000  # rows that are counted, or listed by pages; beyond it is "more than"
 IN_MEMORY = "The layer keeps its messages in the memory of its process: nothing of it can be seen here."
@@ -74,7 +76,7 @@ class Act:
     def do(self, model_admin: Any, keys: Sequence[Any], data: dict[str, Any], by: str) -> int:
         """Do it to the rows with these primary keys, at most PART; return the number of rows that were changed.
 
-        ``data`` is what the form says. Raises DBChannelsError; then none of them was changed.
+        ``data`` is what the form says. May raise DBChannelsError, or an error of the database: then none was changed.
         """
         raise NotImplementedError
 
@@ -207,9 +209,10 @@ def _work(model_admin: Any, request: Any, act: Act, progress: Progress, data: di
         if time.monotonic() > until and progress.seen > before:  # at least one part a request
             break
         try:
-            progress.done += act.do(model_admin, keys, data, by)
-        except DBChannelsError as error:
-            problem = str(error)
+            with transaction.atomic(using=model_admin.rows().db):  # two people may lock the same rows
+                progress.done += act.do(model_admin, keys, data, by)
+        except (DBChannelsError, Error) as error:
+            problem = sentence(error)
             break
         progress.seen += len(keys)
         progress.after = keys[-1]

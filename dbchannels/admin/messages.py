@@ -19,7 +19,7 @@ from dbchannels.admin.acts import Act, Delete, layer
 from dbchannels.admin.base import ByChannel, ReadOnlyAdmin, duration, one_line, relative_time, running_now
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers.operations import PRIORITIES, delivery_options
-from dbchannels.layers.orm import DjangoLayer
+from dbchannels.layers.orm import STATES, DjangoLayer
 from dbchannels.layers.overview import process_list
 from dbchannels.redaction import UNREADABLE, message_text
 
@@ -104,7 +104,7 @@ class Cancel(Act):
         "A message that waits is deleted. A consumer that runs is ended within about two seconds: its worker is "
         "replaced, and the message becomes a dead letter that says who cancelled it."
     )
-    missed = "done or gone by then"
+    missed = "done, gone or cancelled by then"
 
     def do(self, model_admin: Any, keys: Any, data: Any, by: str) -> int:
         return sum(layer().cancel(keys, by))
@@ -133,6 +133,7 @@ class MakeDue(Reschedule):
     explanation = (
         "Messages that are delayed, or wait for their next attempt, run as soon as a worker is free."
     )
+    missed = "due, gone or with a worker by then"
 
 
 class DelayForm(forms.Form):
@@ -252,19 +253,14 @@ class ByState(admin.SimpleListFilter):
     """A filter by what becomes of a durable message next."""
 
     title = parameter_name = "state"
-    STATES: ClassVar[dict[str, Q]] = {
-        "ready": Q(claimed_by=None, due_at=None),
-        "delayed": Q(claimed_by=None, due_at__isnull=False),
-        "running": Q(claimed_by__isnull=False),
-    }
 
     def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
-        return [(state, state) for state in self.STATES]
+        return [(state, state) for state in STATES]
 
     def queryset(self, request: Any, queryset: Any) -> Any:
         if not self.value():
             return queryset
-        return queryset.filter(self.STATES.get(self.value(), Q(pk__in=[])))
+        return queryset.filter(STATES.get(self.value(), Q(pk__in=[])))
 
 
 @admin.register(models.DurableMessage)

@@ -15,7 +15,7 @@ from typing import Any
 
 from django.conf import settings
 from django.db import connections
-from django.db.models import DateTimeField, Func, TextField, Value
+from django.db.models import DateTimeField, Func, Q, TextField, Value
 from django.db.models.functions import Left, Now, Substr
 from django.utils import timezone
 
@@ -41,6 +41,14 @@ PYTHON_ENCODINGS = {
     "EUC_JP": "euc_jp",
     "EUC_KR": "euc_kr",
     "EUC_CN": "gb2312",
+}
+
+
+#: The states of a durable message.
+STATES = {
+    "ready": Q(claimed_by=None, due_at=None),
+    "delayed": Q(claimed_by=None, due_at__isnull=False),
+    "running": Q(claimed_by__isnull=False),
 }
 
 
@@ -127,27 +135,31 @@ class DjangoLayer(BaseLayer):
         """Delete durable messages that wait, and cancel those that a worker has; return the number of both.
 
         A consumer that runs is ended within about a second, and its message becomes a dead letter that says who
-        cancelled it.
+        cancelled it. Messages that somebody has cancelled before are not counted again.
         """
         messages = self.rows(DurableMessage).filter(id__in=ids)
         deleted = messages.filter(claimed_by=None).delete()[0]
-        return deleted, messages.update(cancelled_by=by[:MAX_USER] or "somebody")
+        return deleted, messages.filter(cancelled_by="").update(cancelled_by=by[:MAX_USER] or "somebody")
 
     def reschedule(
         self, ids: Sequence[int], *, delay: float | None = None, priority: int | None = None
     ) -> int:
-        """Change in how many seconds durable messages are due, or their priority; return how many wait.
+        """Change in how many seconds durable messages are due, or their priority; return how many were changed.
 
-        Messages that a worker has are left alone. Raises InvalidMessage as a send does.
+        Messages that a worker has are left alone, and with ``delay=0`` those that are due: they have waited since then.
+        Raises InvalidMessage as a send does.
         """
         changes: dict[str, Any] = {}
+        messages = self.rows(DurableMessage).filter(id__in=ids, claimed_by=None)
+        if delay == 0:
+            messages = messages.filter(due_at__isnull=False)
         if delay is not None:
             ops.delivery_options("own", delay=delay)
             due = self.now() + timedelta(seconds=delay) if delay else None
             changes = {"due_at": due, **({} if delay else {"ready_at": self.now()})}
         if priority is not None:
             changes |= {"priority": ops.delivery_options("own", priority=priority)["priority"]}
-        changed = self.rows(DurableMessage).filter(id__in=ids, claimed_by=None).update(**changes)
+        changed = messages.update(**changes)
         if changed and delay == 0:
             self.wake({DURABLE})
         return int(changed)

@@ -75,6 +75,8 @@ def test_what_waits_is_deleted_and_what_runs_is_marked(layer, new_link):
     assert layer.cancel(ids(layer), "ann") == (1, 1)
     assert link.cancelled_by("w1", running) == "ann"
     assert link.cancelled_by("w2", running) == ""  # it has no claim
+    assert layer.cancel(ids(layer), "bob") == (0, 0)
+    assert link.cancelled_by("w1", running) == "ann"
 
 
 def test_a_cancelled_message_that_is_given_back_says_so_to_the_next_worker(layer, new_link):
@@ -93,6 +95,7 @@ def test_a_delayed_message_is_made_due_now(layer, new_link):
     layer.send("own", {}, delay=3600)
     assert link.claim(["own"], 1, "w1") == []
     assert layer.reschedule(ids(layer), delay=0) == 1
+    assert layer.reschedule(ids(layer), delay=0) == 0  # it has waited since the first time
     (message,) = link.claim(["own"], 1, "w1")
     assert message.waited < 60
 
