@@ -72,7 +72,7 @@ METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "Messages whose consumers were started by this server's workers",
     ),
     ("messages_done", COUNTER, ("channel",), "Messages whose consumers returned"),
-    ("messages_failed", COUNTER, ("channel",), "Messages whose consumers raised; durable ones run again"),
+    ("messages_failed", COUNTER, ("channel",), "Messages whose consumers raised, for the last time too"),
     ("messages_dead", COUNTER, ("channel",), "Messages that became dead letters"),
     (
         "message_wait_seconds",
@@ -116,6 +116,10 @@ METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
 )
 
 
+#: Of which numbers a counter of messages is the sum: a message dies when its consumer has raised for the last time.
+COUNTED = {"taken": (TAKEN,), "done": (DONE,), "failed": (FAILED, DEAD), "dead": (DEAD,)}
+
+
 class Metrics(Collector):
     """Makes the text, at most once a second, and so seldom that it takes 5 % of a processor at most."""
 
@@ -136,8 +140,10 @@ class Metrics(Collector):
         """Yield the metrics, for prometheus-client."""
         counts, events = self._source.counted()
         values: dict[str, Values] = {**self._of_server(events), **self._of_site()}
-        for position, name in ((TAKEN, "taken"), (DONE, "done"), (FAILED, "failed"), (DEAD, "dead")):
-            values[f"messages_{name}"] = [((one,), numbers[position]) for one, numbers in counts.items()]
+        for name, positions in COUNTED.items():
+            values[f"messages_{name}"] = [
+                ((one,), sum(numbers[position] for position in positions)) for one, numbers in counts.items()
+            ]
         for name, kind, labels, text in METRICS:
             metric = Metric(f"dbchannels_{name}", text, kind)
             if kind == HISTOGRAM:
