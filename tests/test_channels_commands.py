@@ -1,9 +1,11 @@
-"""The commands channels_status, channels_send, channels_pause, channels_resume and channels_purge."""
+"""The commands channels_status, channels_send, channels_pause, channels_resume, channels_cancel, channels_purge."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 from datetime import timedelta
 
 import pytest
@@ -14,6 +16,7 @@ from django.utils import timezone
 from dbchannels import conf, consumer
 from dbchannels.layers import channel_layers, make_layer
 from dbchannels.layers.operations import Connect
+from dbchannels.management import output
 from dbchannels.management.commands import channels_status
 from dbchannels.models import ChannelState, DeadLetter, DurableMessage, Process
 from dbchannels.routing import table
@@ -26,6 +29,7 @@ COMMANDS = {
     "channels_send": ["own"],
     "channels_pause": ["own"],
     "channels_resume": ["--all"],
+    "channels_cancel": ["--all"],
     "channels_purge": ["--older-than", "1d"],
 }
 
@@ -310,12 +314,7 @@ def left(layer):
     [
         ([], "2 dead letters were deleted.\n", (2, 5)),
         (["--channel", "own"], "1 dead letter was deleted.\n", (3, 5)),
-        (["--waiting", "--channel", "own"], "1 waiting message was deleted.\n", (4, 4)),
-        (
-            ["--waiting", "--dead-letters", "--channel", "o*"],
-            "2 dead letters were deleted.\n2 waiting messages were deleted.\n",
-            (2, 3),
-        ),
+        (["--channel", "o*"], "2 dead letters were deleted.\n", (2, 5)),
         (["--channel", "absent"], "Nothing is older than 30d.\n", (4, 5)),
     ],
 )
@@ -336,8 +335,60 @@ def test_what_is_no_duration_is_one_sentence(layer, wrong):
     assert repr(wrong) in refused("channels_purge", f"--older-than={wrong}")
 
 
-def test_waiting_messages_of_all_channels_are_never_deleted(layer, old):
-    assert "--channel" in refused("channels_purge", "--older-than", "1d", "--waiting", "--no-input")
+# channels_cancel.
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cancelled", "running"),
+    [
+        ([], 5, 1),
+        (["own"], 4, 1),
+        (["ow*", "--state", "running"], 1, 1),
+        (["--state", "ready"], 3, 0),
+        (["--state", "delayed"], 1, 0),
+        (["--older-than", "30d", "--state", "ready"], 2, 0),
+        (["other"], 1, 0),
+    ],
+)
+def test_messages_are_cancelled(layer, old, arguments, cancelled, running):
+    said, _ = run("channels_cancel", "--all", *arguments)
+    assert f"{cancelled} message{'s were' if cancelled > 1 else ' was'} cancelled." in said
+    assert said.endswith("1 worker must end a consumer for it.\n") == bool(running)
+    marked = layer.rows(DurableMessage).exclude(cancelled_by="")
+    assert (left(layer)[1], marked.count()) == (5 - cancelled + running, running)
+    if running:
+        assert marked.get().cancelled_by.startswith("the command line (")
+        assert "No message matches" in refused("channels_cancel", "--all", "--state", "running")
+
+
+def test_one_message_is_cancelled_by_its_number(layer, old):
+    first = layer.rows(DurableMessage).filter(claimed_by=None).order_by("id").first()
+    run("channels_cancel", "--all", "--id", str(first.id), "--id", str(2**70), "--id", "-1")
+    assert left(layer)[1] == 4
+    assert not layer.rows(DurableMessage).filter(id=first.id).exists()
+
+
+def test_cancelling_asks(layer, old):
+    assert refused("channels_cancel", "own") == (
+        "There is no terminal to ask at: give --all if all 4 are meant."
+    )
+    assert "No message matches" in refused("channels_cancel", "absent")
+    assert left(layer) == (4, 5)
+
+
+def test_an_interruption_says_how_many_were_cancelled(layer, monkeypatch):
+    monkeypatch.setattr(output, "BATCH", 2)
+    layer.send_many([("own", {})] * 5)
+    cancel = type(layer).cancel
+
+    def interrupted(layer, ids, by):
+        os.kill(os.getpid(), signal.SIGINT)
+        return cancel(layer, ids, by)
+
+    monkeypatch.setattr(type(layer), "cancel", interrupted)
+    sentence = refused("channels_cancel", "--all")
+    assert sentence == "Interrupted: 2 messages were cancelled. The rest is untouched."
+    assert left(layer)[1] == 3
 
 
 def test_a_layer_of_no_database_is_one_sentence(layer, monkeypatch):

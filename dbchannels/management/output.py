@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import getpass
 import io
 import logging
 import re
 import signal
+import socket
 import sys
 import threading
 import time
@@ -119,6 +121,15 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, DBChannelsError):
         return text
     return f"The database refuses this: {text.partition(chr(10))[0] or type(error).__name__}."
+
+
+def operator() -> str:
+    """Return who runs a command: ``the command line (ann@host)``."""
+    try:
+        user = getpass.getuser()
+    except (OSError, KeyError, ImportError):  # a container's user need have no name
+        user = "somebody"
+    return f"the command line ({user}@{socket.gethostname()})"
 
 
 def on_database(layer: BaseLayer) -> DjangoLayer:

@@ -117,7 +117,7 @@ METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
 
 
 #: Of which numbers a counter of messages is the sum: a message dies when its consumer has raised for the last time.
-COUNTED = {"taken": (TAKEN,), "done": (DONE,), "failed": (FAILED, DEAD), "dead": (DEAD,)}
+COUNTED = (("taken", (TAKEN,)), ("done", (DONE,)), ("failed", (FAILED, DEAD)), ("dead", (DEAD,)))
 
 
 class Metrics(Collector):
@@ -140,7 +140,7 @@ class Metrics(Collector):
         """Yield the metrics, for prometheus-client."""
         counts, events = self._source.counted()
         values: dict[str, Values] = {**self._of_server(events), **self._of_site()}
-        for name, positions in COUNTED.items():
+        for name, positions in COUNTED:
             values[f"messages_{name}"] = [
                 ((one,), sum(numbers[position] for position in positions)) for one, numbers in counts.items()
             ]

@@ -252,7 +252,7 @@ BEFORE: dict[str, Callable[[Shop], Any]] = {
     "channels_status exports": an_export_runs,
     "filter(channel='exports')": an_export_runs,
     "/metrics/": a_failure_is_counted,
-    "--waiting": lambda shop: shop.wait(3, "newsletters"),
+    "channels_cancel newsletters": lambda shop: shop.wait(3, "newsletters"),
     "channel_statistics('invoice')": lambda shop: shop.wait(1, "invoice"),
     "manage.py check\n": a_consumer_elsewhere,
     "Group('order": Shop.orders,

@@ -18,6 +18,7 @@ OURS = [
     "runworker",
     "showchannels",
     "replay",
+    "channels_cancel",
     "channels_deploy",
     "channels_doctor",
     "channels_pause",

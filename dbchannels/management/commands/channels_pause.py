@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import socket
 from contextlib import suppress
 from typing import Any
 
@@ -12,7 +10,7 @@ from django.db import transaction
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.overview import channel_states
-from dbchannels.management.output import LayerCommand, ago, consumers_of, near, on_database
+from dbchannels.management.output import LayerCommand, ago, consumers_of, near, on_database, operator
 
 
 class Command(LayerCommand):
@@ -25,7 +23,7 @@ class Command(LayerCommand):
     def act(self, layer: BaseLayer, options: dict[str, Any]) -> None:
         layer = on_database(layer)
         with transaction.atomic(using=layer.database):  # all of them or none
-            paused = {name: layer.pause(name, by()) for name in dict.fromkeys(options["channels"])}
+            paused = {name: layer.pause(name, operator()) for name in dict.fromkeys(options["channels"])}
         found = {one.channel: one for one in channel_states(layer)}
         known = {
             one.channel for one in found.values() if one.ready or one.delayed or one.running or one.workers
@@ -41,12 +39,3 @@ class Command(LayerCommand):
             self.stdout.write(f"{name} is paused: run 'manage.py channels_resume {name}' to end that.")
             if name not in known:
                 self.warn(f"No route and no message has the channel {name}.{near(name, known)}")
-
-
-def by() -> str:
-    """Return who runs this command: ``the command line (ann@host)``."""
-    try:
-        user = getpass.getuser()
-    except (OSError, KeyError, ImportError):  # a container's user need have no name
-        user = "somebody"
-    return f"the command line ({user}@{socket.gethostname()})"

@@ -72,8 +72,8 @@ def channels(patient: Patient) -> Iterator[Finding]:
             wrong += 1
             yield Finding(
                 WRONG,
-                f"{one.channel} has {number} and no consumer: write one, or delete what waits by 'channels_purge "
-                f"--waiting --older-than 0s --channel {one.channel}'."
+                f"{one.channel} has {number} and no consumer: write one, or delete them by 'channels_cancel "
+                f"{one.channel}'."
                 f"{near(one.channel, filterfalse(is_protocol, consumers))}",
             )
         elif works and one.unattended and one.channel not in consumers:
