@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.sessions.backends.base import SessionBase
+from django.http import parse_cookie
+from django.utils.datastructures import CaseInsensitiveMapping
 
 from dbchannels import codec, conf, names, other_libraries
 from dbchannels.auth import users
@@ -62,6 +64,43 @@ class Message(other_libraries.ForeignNames):
 
     def __repr__(self) -> str:
         return f"<Message on {self.channel}: {', '.join(self.content) or 'empty'}>"
+
+    # What the client sent with its request or handshake.
+
+    @cached_property
+    def headers(self) -> Mapping[str, str]:
+        """The headers, by name in any case, as ``request.headers``; ``message["headers"]`` has the bytes.
+
+        The values of a repeated header are joined by commas. These three are there in ``http.request`` and
+        ``websocket.connect``, and raise NoClient for every other message.
+        """
+        joined: dict[str, str] = {}
+        for name, value in self._of_request("headers"):
+            text, key = value.decode("latin-1"), name.decode("latin-1").title()
+            joiner = "; " if key == "Cookie" else ","
+            joined[key] = f"{joined[key]}{joiner}{text}" if key in joined else text
+        return CaseInsensitiveMapping(joined)
+
+    @cached_property
+    def cookies(self) -> dict[str, str]:
+        """The cookies, as ``request.COOKIES``."""
+        return parse_cookie(self.headers.get("Cookie", "").encode("latin-1").decode("utf-8", "replace"))
+
+    @property
+    def client_address(self) -> str:
+        """The client's address, as REMOTE_ADDR: behind a trusted proxy the one that the proxy names.
+
+        It is empty for a client on a Unix socket.
+        """
+        return str(self._of_request("client")[0])
+
+    def _of_request(self, key: str) -> Any:
+        if self.channel.name not in WITH_HEADERS:
+            raise NoClient(
+                f"A message on {self.channel} has no {key}: read them in websocket.connect, and keep what you need in "
+                "message.channel_session."
+            )
+        return self.content[key]
 
     # The client that sent it; loaded on first use.
 

@@ -16,7 +16,7 @@ MAX_LENGTH = 100
 MAX_USER_ID = 255
 MAX_LOGIN = MAX_USER_ID + 1  # a sign goes in front, see layers/operations.py
 #: The channels of a WebSocket's life, in order.
-WEBSOCKET = ("websocket.connect", "websocket.receive", "websocket.disconnect")
+WEBSOCKET = ("websocket.connect", "websocket.receive", "websocket.event", "websocket.disconnect")
 #: The key, in a WSGI environ, of what the layer and Django's handler tell each other; see worker.views.RequestContext.
 REQUEST_CONTEXT = "dbchannels.request"
 RANDOM_LENGTH = 22  # characters of what random_part gives
@@ -79,6 +79,12 @@ def _check(name: object, pattern: re.Pattern[str], kind: str) -> str:
     else:
         rule, advice = "at most one '!' or one '?'", "remove all but one from"
     raise InvalidName(f"The name of a {kind} has {rule}: {advice} {safe_repr(name)}.")
+
+
+def event_handler(event: object) -> str:
+    """Return the name of the method for an event, ``chat_message`` for ``chat.message``; "" if there can be none."""
+    method = event.replace(".", "_") if isinstance(event, str) else ""
+    return method if method.isidentifier() and not method.startswith("_") else ""
 
 
 def split(name: str) -> tuple[str, str]:

@@ -42,15 +42,15 @@ NAMES: dict[str, dict[str, str]] = {
     # Attributes of an instance of such a class.
     "consumer": {
         **_DEFINED,
-        "scope": "use self.captures for the captures of the path, self.user, self.http_session and self.message",
+        "scope": "use self.captures, self.user, self.http_session, and in connect message.headers and cookies",
         "kwargs": "write self.captures",
         "session": "write self.http_session, or self.channel_session for data of this connection",
         "send_json": "subclass JsonWebsocketConsumer, or write self.send(json.dumps(content))",
         "path": 'write self.message["path"]',
         "channel_name": "write self.reply_channel.name",
         "channel_layer": "write Group(name).send({...}), or Channel(name).send({...})",
-        "dispatch": "write connect, receive and disconnect",
-        "group_send": "write Group(name).send({...}), or self.send_group_json(name, content)",
+        "dispatch": "write connect, receive, disconnect, and a method for each event of a group",
+        "group_send": "write Group(name).send({...}) or send_event(...), or self.send_group_json(name, content)",
         "group_add": "write Group(name).add(self.reply_channel), or name it in groups",
         "group_discard": "write Group(name).discard(self.reply_channel)",
         "base_send": "write self.send(text=...)",
@@ -79,19 +79,24 @@ NAMES: dict[str, dict[str, str]] = {
         "path": 'write message["path"]',
         "text": 'write message["text"], or message.get("text")',
         "GET": 'write QueryDict(message["query_string"])',
-        "COOKIES": "use message.user, message.http_session or message.channel_session",
+        "COOKIES": "write message.cookies",
+        "META": "write message.headers or message.client_address",
         "retry": "raise any exception, or ConsumeLater: the message comes again",
         "request": "write message.attempt",
     },
     # Keys of what is sent to a client.
     "reply": {
-        "type": "leave 'type' out, and send the frame itself, {'text': ...}",
         **dict.fromkeys(("text_data", "message", "data"), "write 'text'"),
         "bytes_data": "write 'bytes'",
         "json": "write 'text': json.dumps(...)",
         "code": "write 'close'",
         "reject_connection": "write 'accept': False",
     },
+    # The ``type`` of what is sent to a client, as to Channels' own server.
+    "event": dict.fromkeys(
+        ("websocket.send", "websocket.accept", "websocket.close"),
+        "leave 'type' out, and send {'text': ...}, {'accept': True} or {'close': True}",
+    ),
     # Keys of a response to a request.
     "response": {
         **dict.fromkeys(("body", "text", "bytes", "data", "json"), "write 'content': bytes"),

@@ -17,11 +17,13 @@ from dbchannels import (
     WebsocketConsumer,
     consumer,
     include,
+    names,
     route,
     route_class,
 )
 from dbchannels.checks import routes
 from dbchannels.checks.routes import mismatch
+from dbchannels.consumers import websocket
 from dbchannels.consumers.websocket import RESERVED
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.routing.table import Routing
@@ -158,11 +160,44 @@ def test_one_that_refuses_has_joined_nothing(layer, serve, visitor):
 
 
 @layers
-def test_a_group_that_no_name_can_be_made_for_refuses(serve, visitor, caplog):
+def test_a_group_that_no_name_can_be_made_for_refuses(serve, visitor, caplog, monkeypatch):
+    monkeypatch.setattr(websocket._refused, "_logged_at", -1e9)
     visitor.opens("/t\N{LATIN SMALL LETTER E WITH ACUTE}/")
     serve(Chat)
     assert visitor.told() == [{"accept": False, "status": 403}]
-    assert caplog.records == []  # a stranger has chosen the path
+    # A stranger has chosen the path, so the log has one line in a while.
+    (told,) = [one.getMessage() for one in caplog.records]
+    assert told.startswith(
+        "1 WebSocket(s) were refused, as their captures make no name of a group for Chat. The name of a group contains "
+    )
+
+
+class Filled(WebsocketConsumer):
+    groups = ["all", "room-{room}", "{kind}.{room}"]  # noqa: RUF012
+
+    def connect(self, message, **captures):
+        if message["path"] == "/no/1/":
+            raise DenyConnection
+
+
+@layers
+@pytest.mark.parametrize(
+    ("path", "groups"),
+    [("/tea/7/", ["all", "room-7", "tea.7"]), ("/no/1/", []), ("/tea/", []), ("/t!a/7/", [])],
+)
+def test_the_captures_fill_the_names_of_groups(layer, work_off, visitor, path, groups, monkeypatch):
+    monkeypatch.setattr(websocket._refused, "_logged_at", -1e9)
+    visitor.opens(path)
+    work_off(route_class(Filled, path=r"^/(?P<kind>[^/]+)/(?:(?P<room>\d+)/)?$"))
+    joined = [name for name in ("all", "room-7", "tea.7", "room-", "room-None") if Group(name).count()]
+    assert joined == groups
+    assert visitor.told() == ([] if groups else [{"accept": False, "status": 403}])
+
+
+def test_an_int_of_the_path_fills_a_name(layer, work_off, visitor):
+    visitor.opens("/tea/007/")
+    work_off(route_class(Filled, path="/<kind>/<int:room>/"))
+    assert Group("tea.7").channels() == [visitor.channel]
 
 
 class TextOnly(WebsocketConsumer):
@@ -257,7 +292,7 @@ class Careful(Chat):
 
 
 NAME = f"{__name__}.Careful"
-CHANNELS = ["websocket.connect", "websocket.receive", "websocket.disconnect"]
+CHANNELS = list(names.WEBSOCKET)
 
 
 def test_a_class_has_a_route_for_each_channel():
@@ -290,7 +325,7 @@ def test_a_class_without_its_base_is_one_sentence(made):
 
 
 @pytest.mark.parametrize("made", [route_class, route_class(path="/x/")])
-def test_a_function_has_no_three_channels(made):
+def test_a_function_has_no_four_channels(made):
     with pytest.raises(InvalidConfiguration, match=r"write route\(channel, \.\.\.\) or @consumer"):
         made(lambda message: None)
 
@@ -595,7 +630,7 @@ class Whole(Demultiplexer):
         (
             Chat,
             "/<code>/",
-            dict.fromkeys(["connect", "receive", "disconnect"], "'code' is another parameter"),
+            dict.fromkeys(["connect", "receive", "event", "disconnect"], "'code' is another parameter"),
         ),
     ],
 )
@@ -610,10 +645,47 @@ def test_a_route_that_its_class_does_not_fit_is_found(of, path, wrong):
     assert all(found[kind].startswith(text) for kind, text in wrong.items())
 
 
+@pytest.mark.parametrize(
+    ("groups", "path", "wrong"),
+    [
+        (["room-{room}"], "/<room>/", ""),
+        (
+            ["room-{rom}"],
+            "/<room>/<x>/",
+            "'room-{rom}', whose {rom} the route does not capture: write {room} or {x}",
+        ),
+        (["room-{room}"], "/", "the route does not capture: capture it, as in path='/<slug:room>/'"),
+        (["room-{}"], "/<room>/", "has 'room-{}'. The name of a group contains '{' as character 6"),
+        (["room-{0}"], "/<room>/", "The name of a group contains '{' as character 6"),
+        (["a", "{room.attr}"], "/<room>/", "The name of a group contains '{' as character 1"),
+        (["{room!r}"], "/<room>/", "The name of a group contains"),
+        (["{room:>9}"], "/<room>/", "The name of a group contains"),
+        (["tea room"], "/<room>/", "has 'tea room'. The name of a group contains ' ' as character 4"),
+        ([7], "/<room>/", "has 7. The name of a group must be a str"),
+    ],
+)
+@kinds.only("memory")
+def test_the_groups_of_a_class_fit_its_route(groups, path, wrong, visitor, work_off, caplog, monkeypatch):
+    monkeypatch.setattr(websocket._refused, "_logged_at", -1e9)
+    of = type("Of", (WebsocketConsumer,), {"groups": groups})
+    table = Routing([route_class(of, path=path)])
+    errors = [one.msg for one in routes.check_classes(table)]
+    assert len(errors) == bool(wrong) and wrong in "".join(errors)
+    inner = type("Inner", (JsonWebsocketConsumer,), {"groups": groups})
+    outer = type("Outer", (Demultiplexer,), {"consumers": {"inner": inner}})
+    errors = [one.msg for one in routes.check_classes(Routing([route_class(outer, path=path)]))]
+    assert len(errors) == bool(wrong) and wrong in "".join(errors)
+    visitor.opens(path.replace("<room>", "tea").replace("<x>", "y"))
+    work_off(route_class(of, path=path))
+    unfilled = "does not capture" in wrong  # the capture may be optional
+    assert visitor.told() == ([{"accept": False, "status": 403 if unfilled else 500}] if wrong else [])
+    assert ("in this path" if unfilled else wrong) in caplog.text
+
+
 def test_a_check_says_so():
     table = Routing([route_class(Chat, path="/<code>/")])
     errors = list(routes.check_classes(table))
-    assert [one.id for one in errors] == ["dbchannels.E004"]  # one mistake, though there are three routes
+    assert [one.id for one in errors] == ["dbchannels.E004"]  # one mistake, though there are four routes
     assert errors[0].msg.startswith(
         f"The route of {__name__}.Chat on websocket.connect (path=/<code>/) does not fit"
     )

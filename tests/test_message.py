@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import pytest
+from django.core.handlers.wsgi import WSGIRequest
 
 from dbchannels import Channel, Message
+from dbchannels.exceptions import NoClient
 
 
 def test_fields_are_read_by_key():
@@ -40,6 +44,50 @@ def test_the_attempt_counts_from_one_for_durable_messages():
 def test_a_message_is_shown_without_its_values():
     assert repr(Message("own", {"secret": "x", "id": 7})) == "<Message on own: secret, id>"
     assert repr(Message("own", {})) == "<Message on own: empty>"
+
+
+# What a client sent with its request or handshake.
+
+HEADERS = [
+    [b"host", b"h"],
+    [b"x-forwarded-for", b"1.1.1.1"],
+    [b"cookie", b'a=1; b="two words"'],
+    [b"x-forwarded-for", b"2.2.2.2"],
+    [b"cookie", b"c=caf\xe9; d=caf\xc3\xa9; a=3"],
+]
+
+
+@pytest.mark.parametrize("channel", ["http.request", "websocket.connect"])
+def test_headers_cookies_and_address_are_as_in_a_view(channel):
+    message = Message(channel, {"headers": HEADERS, "client": ["2001:db8::7", 4711]})
+    assert message.headers["HOST"] == message.headers["host"] == message.headers.get("Host") == "h"
+    assert message.headers["x-forwarded-for"] == "1.1.1.1,2.2.2.2" and "X-Absent" not in message.headers
+    assert list(message.headers) == ["Host", "X-Forwarded-For", "Cookie"]
+    # As Django, which reads a WSGI server's environ.
+    environ = {
+        "HTTP_COOKIE": 'a=1; b="two words"; c=caf\xe9; d=caf\xc3\xa9; a=3',
+        "REQUEST_METHOD": "GET",
+        "wsgi.input": BytesIO(),
+    }
+    cookies = {"a": "3", "b": "two words", "c": "caf\ufffd", "d": "caf\xe9"}
+    assert message.cookies == WSGIRequest(environ).COOKIES == cookies
+    assert message.client_address == "2001:db8::7"
+    assert message["headers"] is HEADERS
+    with pytest.raises(TypeError):
+        message.headers["x"] = "y"
+
+
+def test_there_may_be_no_cookies_and_no_address():
+    message = Message("websocket.connect", {"headers": [], "client": ["", 0]})
+    assert (dict(message.headers), message.cookies, message.client_address) == ({}, {}, "")
+
+
+@pytest.mark.parametrize("channel", ["websocket.receive", "websocket.event", "websocket.disconnect", "own"])
+@pytest.mark.parametrize("name", ["headers", "cookies", "client_address"])
+def test_a_later_message_has_none_and_nobody_can_forge_them(channel, name):
+    message = Message(channel, {"headers": HEADERS, "client": ["c", 1], "text": "hi"})
+    with pytest.raises(NoClient, match=r"read them in websocket\.connect, and keep what you need in"):
+        getattr(message, name)
 
 
 # As the keywords of the 2015 post.

@@ -23,10 +23,12 @@ from django.template import engines
 
 from dbchannels import Binding, Channel, Group, Message, reverse, signals
 from dbchannels.layers.operations import Connect, Disconnect, Send
+from dbchannels.protocol import EVENT
 from dbchannels.routing import table
 from dbchannels.routing.routes import ConsumerOptions
 from dbchannels.routing.table import Routing, load_routing
 from dbchannels.server.http.messages import RESPONSE_KEYS, Request, connect_message, request_message
+from dbchannels.server.relay import Reply
 from dbchannels.server.websocket.connection import Connection
 from dbchannels.server.websocket.messages import KEYS
 from tests import kinds
@@ -253,14 +255,18 @@ def test_the_page_has_every_field_of_a_frame():
     for data in ("text", b"bytes"):
         connection._send_frame(data)
     connection._send("websocket.disconnect", {"code": 1000, "reason": ""})
-    text, binary, end = (one for one in Server.sent if isinstance(one, dict))
+    connection.disconnected = False
+    connection._set_in_flight(None)
+    connection.deliver(Reply({EVENT: "a"}))
+    text, binary, end, event = (one for one in Server.sent if isinstance(one, dict))
+    assert fields_below("``websocket.event``") == set(event)
     assert fields_below("``websocket.receive``") == {*text, *binary}
     assert fields_below("``websocket.disconnect``") == {*end, "session"}
 
 
 def test_the_page_has_every_key_of_a_reply():
     assert fields_below("Response") == RESPONSE_KEYS
-    assert fields_below("Replies") == KEYS
+    assert fields_below("Replies") == KEYS | {EVENT}
 
 
 # docs/javascript.rst.

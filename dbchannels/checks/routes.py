@@ -12,10 +12,10 @@ from asgiref.sync import AsyncToSync, iscoroutinefunction
 from django.apps import apps
 from django.core import checks
 
-from dbchannels import conf, other_libraries
+from dbchannels import conf, names, other_libraries
 from dbchannels.checks.site import is_of_the_site, unnamed_modules
 from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
-from dbchannels.consumers.websocket import RESERVED, WebsocketConsumer, takes, wrong_receive
+from dbchannels.consumers.websocket import RESERVED, WebsocketConsumer, takes, wrong_groups, wrong_receive
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.routing.patterns import misses_the_slash, stray_capture
 from dbchannels.routing.routes import BoundRoute
@@ -31,6 +31,7 @@ FIELDS = {
     "http.disconnect": ("reply_channel", "path"),
     "websocket.connect": ("reply_channel", "scheme", "path", "root_path", "order"),
     "websocket.receive": ("reply_channel", "path", "text", "order"),
+    "websocket.event": ("reply_channel", "path", "type", "order"),
     "websocket.disconnect": ("reply_channel", "path", "code", "order"),
 }
 _OURS = {*Demultiplexer.__mro__, *JsonWebsocketConsumer.__mro__}
@@ -225,14 +226,14 @@ def check_names(table: Routing) -> Messages:
 
 
 def check_paths(table: Routing) -> Messages:
-    """W008: The path of a ``websocket.receive`` or ``websocket.disconnect`` route is almost that of a
-    ``websocket.connect`` route. Give them the same path.
+    """W008: The path of a ``websocket.receive``, ``websocket.event`` or ``websocket.disconnect`` route is almost that
+    of a ``websocket.connect`` route. Give them the same path.
     """
     routes = [(bound, bound.route.channel, shown_path(bound)) for bound in table.bound_routes()]
     opened = {path: bound for bound, channel, path in routes if channel == "websocket.connect" and path}
     known = {(channel, path) for _, channel, path in routes}
     for bound, channel, path in routes:
-        if channel not in ("websocket.receive", "websocket.disconnect") or not path or path in opened:
+        if channel not in names.WEBSOCKET[1:] or not path or path in opened:
             continue
         for other in difflib.get_close_matches(path, opened, n=1, cutoff=0.8):
             if (channel, other) not in known:
@@ -334,6 +335,8 @@ def _mismatch(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -
             wrong = f"{of.__qualname__}.receive {told}"
         if wrong:
             return wrong
+    if kind == "connect" and not callable(of.groups) and (wrong := wrong_groups(of, tuple(captures))):
+        return wrong
     for method, positional, keywords in _calls(of, kind):
         function, named = getattr(of, method), dict.fromkeys([*keywords, *captures])
         if is_generator(function) and method != "groups":
@@ -352,6 +355,8 @@ def _calls(of: type[WebsocketConsumer], kind: str) -> list[tuple[str, tuple[str,
     """Return the methods called for a kind of message, each with its positional and its keyword arguments."""
     if kind == "connect":
         return [*([("groups", (), ())] if callable(of.groups) else []), (kind, ("message",), ())]
+    if kind == "event":  # a handler takes the event alone, and a method may be none
+        return []
     if kind == "disconnect":
         return [(kind, ("code",), ())]
     if issubclass(of, JsonWebsocketConsumer):

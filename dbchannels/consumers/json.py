@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any, ClassVar
 
@@ -111,8 +111,9 @@ class Demultiplexer(JsonWebsocketConsumer):
 
     The payload is the consumer's ``content``, and its ``send_json`` adds the name of the stream. Other keys of a frame
     are ignored. All consumers are connected and disconnected with the socket, in this order, with the captures of its
-    route. If one refuses, the socket is refused; if the ``disconnect`` of one raises, the others still run. Further
-    error codes are ``invalid_frame`` and ``unknown_stream``.
+    route. If one refuses, the socket is refused; if the ``disconnect`` of one raises, the others still run. An event
+    of a group runs the method of each consumer that has one. Further error codes are ``invalid_frame`` and
+    ``unknown_stream``.
     """
 
     #: By the name of the stream.
@@ -122,6 +123,10 @@ class Demultiplexer(JsonWebsocketConsumer):
         returned = [super().consume_connect()]
         returned += [one.consume_connect() for one in map(self._inner, self.consumers)]
         return False if False in returned else None
+
+    def event_handlers(self, name: str) -> list[Callable[..., Any]]:
+        inner = [one for stream in self.consumers for one in self._inner(stream).event_handlers(name)]
+        return super().event_handlers(name) + inner
 
     def consume_disconnect(self) -> None:
         with ExitStack() as ends:  # runs all of them, the last one first

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
@@ -17,11 +19,18 @@ from dbchannels.exceptions import (
     safe_repr,
 )
 from dbchannels.message import Message
+from dbchannels.protocol import EVENT
 from dbchannels.protocol.close_codes import NORMAL_CLOSURE, UNSUPPORTED_DATA
+from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.routes import Include, Route
 from dbchannels.routing.table import consumer, include, route
-from dbchannels.worker.executor import completed
+from dbchannels.worker.executor import completed, log_unhandled
 
+GAP = re.compile(r"{([^\W\d]\w*)}")  # in the name of a group: a capture
+log = logging.getLogger("dbchannels.worker")
+_refused = RateLimitedLog(
+    log, "%d WebSocket(s) were refused, as their captures make no name of a group for %s. %s", None
+)
 #: Names of the methods' own parameters, which no capture may have.
 RESERVED = frozenset({"self", "message", "text", "bytes", "content", "code"})
 
@@ -29,6 +38,7 @@ RESERVED = frozenset({"self", "message", "text", "bytes", "content", "code"})
 class WebsocketConsumer(other_libraries.ForeignNames):
     """A consumer of WebSockets as a class: write ``connect``, ``receive`` and ``disconnect``, plain or ``async def``.
 
+    Each method for an event of a group has the event's name: ``chat_message(self, event)`` for ``chat.message``.
     An instance lives for one message. Keep state between messages in ``self.channel_session``. The route's captures
     are passed as keywords, and are also in ``self.captures``.
     """
@@ -36,8 +46,8 @@ class WebsocketConsumer(other_libraries.ForeignNames):
     _place = "consumer"
 
     CHANNELS: ClassVar[tuple[str, ...]] = names.WEBSOCKET
-    #: The names of the groups that a connected client is in; or a method that takes the captures and returns the names.
-    #: Never build a group name from unchecked client input.
+    #: The names of the groups that a connected client is in, in which ``{room}`` stands for the capture ``room``; or a
+    #: method that takes the captures and returns the names. Never build a group name from unchecked client input.
     groups: Any = ()
     #: Options of its routes, as ``consumer`` takes them: ``{"atomic": True}``.
     options: ClassVar[Mapping[str, Any]] = {}
@@ -141,7 +151,11 @@ class WebsocketConsumer(other_libraries.ForeignNames):
                 "its methods: rename the capture."
             )
         kind = self.message.channel.name.rpartition(".")[2]
-        run = {"connect": self.consume_connect, "receive": self.consume_receive}
+        run = {
+            "connect": self.consume_connect,
+            "receive": self.consume_receive,
+            "event": self.consume_event,
+        }
         return run.get(kind, self.consume_disconnect)()
 
     def consume_connect(self) -> Any:
@@ -158,32 +172,74 @@ class WebsocketConsumer(other_libraries.ForeignNames):
             raise WebSocketCloseException(UNSUPPORTED_DATA)
         self.call("receive", **{kind: self.message[kind]})
 
+    def consume_event(self) -> None:
+        """Run the handlers of a group's event."""
+        handlers = self.event_handlers(names.event_handler(self.message[EVENT]))
+        if not handlers:
+            log_unhandled(self.message[EVENT], type(self).__qualname__)
+        for handler in handlers:
+            completed(handler(self.message["event"]))
+
+    def event_handlers(self, name: str) -> list[Callable[..., Any]]:
+        """Return the method of this name that the site has written, or no method: an event runs none of dbchannels'."""
+        handler = getattr(type(self), name, None) if name else None
+        own = {base for base in type(self).__mro__ if base.__module__.startswith("dbchannels.")}
+        return (
+            [getattr(self, name)]
+            if callable(handler) and not any(hasattr(base, name) for base in own)
+            else []
+        )
+
     def consume_disconnect(self) -> None:
         """Run ``disconnect``; the server has already taken the connection out of its groups."""
         self.call("disconnect", self.message["code"])
 
     def join_groups(self) -> None:
-        """Add this client to the groups; refuse it if a method makes an invalid name of the captures."""
+        """Add this client to the groups; refuse it if its captures make an invalid name."""
         if isinstance(self.groups, str):  # each letter would be a group
             raise InvalidConfiguration(
                 f"{type(self).__qualname__}.groups is a str: write a list, groups = [{self.groups!r}]."
             )
-        if not callable(self.groups):
-            for name in self.groups:
-                Group(name, layer=self.message.layer).add(self.reply_channel)
-            return
         try:
-            given = self.groups(**self.captures)
-            names_ = given if inspect.isgenerator(given) else completed(given)
-            groups = [Group(name, layer=self.message.layer) for name in names_]
+            if callable(self.groups):
+                given = self.groups(**self.captures)
+                named = given if inspect.isgenerator(given) else completed(given)
+            else:
+                if wrong := wrong_groups(type(self)):  # type: ignore[arg-type]
+                    raise InvalidConfiguration(f"{wrong}.")
+                named = [GAP.sub(self._fill, name) for name in self.groups]
+            groups = [Group(name, layer=self.message.layer) for name in named]
         except InvalidName as error:
+            _refused.count(None, type(self).__qualname__, error)
             raise DenyConnection(str(error)) from None
         for group in groups:
             group.add(self.reply_channel)
 
+    def _fill(self, gap: re.Match[str]) -> str:
+        text = self.captures.get(gap[1])
+        if text in (None, ""):  # an optional part of the path
+            raise InvalidName(f"There is no {{{gap[1]}}} in this path.")
+        return str(text)
+
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         """Run a method with the captures, to its end; return its value."""
         return completed(getattr(self, method)(*arguments, **keywords, **self.captures))
+
+
+@cache
+def wrong_groups(of: type[WebsocketConsumer], captures: tuple[str, ...] | None = None) -> str:
+    """Return what is wrong with a list of groups, for a route with these captures or for any; "" if nothing is."""
+    for name in of.groups:
+        for gap in GAP.findall(name) if isinstance(name, str) else ():
+            if captures is not None and gap not in captures:
+                known = " or ".join(f"{{{one}}}" for one in captures)
+                advice = f"write {known}" if known else f"capture it, as in path='/<slug:{gap}>/'"
+                return f"{of.__qualname__}.groups has {name!r}, whose {{{gap}}} the route does not capture: {advice}"
+        try:
+            names.check_group_name(GAP.sub("x", name) if isinstance(name, str) else name)
+        except InvalidName as error:
+            return f"{of.__qualname__}.groups has {safe_repr(name)}. {str(error).removesuffix('.')}"
+    return ""
 
 
 @cache

@@ -15,6 +15,10 @@ Fields = dict[str, Any]
 # What a wakeup says: which kind of message waits. For the reader of a reply channel it is the name of the queue.
 HTTP, WEBSOCKET, DURABLE = KINDS = ("h", "w", "d")
 
+#: The key that makes a message an event, as in Channels. Its value names the method that handles it. An event is for
+#: event handlers and for the members of Channels' layer alone, any other message for sockets and requests alone.
+EVENT = "type"
+
 # Keys that workers add to a reply, or send alone.
 FINISHED = "finished"  # the order of the message whose consumer has ended; the server sends the next one
 AGAIN = "again"  # the order of a message whose consumer wants it later
@@ -72,6 +76,11 @@ def reason_phrase(status: int) -> str:
 def is_failure(message: Fields) -> bool:
     """Whether a reply says that no response comes, or no more of it."""
     return ERROR in message or LOST in message
+
+
+def is_event(message: Fields) -> bool:
+    """Whether a message for a request is an event, and not a response in the form of ASGI, which is a mistake."""
+    return EVENT in message and not str(message[EVENT]).startswith("http.") and not is_failure(message)
 
 
 def lost(why: str, channel: str | None = None) -> Fields:

@@ -62,8 +62,8 @@ _ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each c
 class Reply:
     """A message from a reply channel. It may have many receivers; a WebSocket's frame is made once for all."""
 
-    def __init__(self, message: dict[str, Any]) -> None:
-        self.message = message
+    def __init__(self, message: dict[str, Any], payload: bytes = b"") -> None:
+        self.message, self.payload = message, payload
         #: What a WebSocket has to do, after ``interpret``; None if the message asks for nothing that it can do.
         self.outgoing: Outgoing | None = None
         self.is_interpreted = False
@@ -72,7 +72,7 @@ class Reply:
     def read(cls, payload: bytes) -> Reply:
         """Decode a reply. If that fails, the reply is lost, and so is the answer that it may have been."""
         try:
-            return cls(codec.decode(payload))
+            return cls(codec.decode(payload), payload)
         except UnreadableMessage as error:
             log.error("A reply could not be read and was left out: %s", error)
             return cls(lost(WORKER_DIED))

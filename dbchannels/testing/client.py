@@ -13,7 +13,7 @@ from django.test.client import ClientHandler
 
 from dbchannels import names
 from dbchannels.channel import Channel
-from dbchannels.protocol import MORE_CONTENT
+from dbchannels.protocol import MORE_CONTENT, is_event
 from dbchannels.server.http.messages import Request
 from dbchannels.server.relay import Reply
 from dbchannels.server.wsgi_gateway import read_request
@@ -98,7 +98,8 @@ class LaterAnswer:
 
     def deliver(self, reply: Reply) -> None:
         """Add one message."""
-        self._messages.append(reply.message)
+        if not is_event(reply.message):
+            self._messages.append(reply.message)
 
     @property
     def arrived(self) -> bool:

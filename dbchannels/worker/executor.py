@@ -19,7 +19,7 @@ from django.conf import settings
 from django.db import transaction
 from django.http.response import HttpResponseBase
 
-from dbchannels import codec, names, signals
+from dbchannels import codec, names, other_libraries, signals
 from dbchannels.exceptions import (
     ConsumeLater,
     DenyConnection,
@@ -51,6 +51,7 @@ from dbchannels.protocol import (
     AGAIN,
     CONSUMER_RAISED,
     ERROR,
+    EVENT,
     FINISHED,
     LATER,
     TAKEN,
@@ -169,6 +170,8 @@ class Executor:
             if settings.DEBUG:
                 log.warning("%s", no_route_sentence(self.routing, message.get("path")))
             return self._finished(delivery, content, {"accept": False, "status": 404})
+        if delivery.channel == "websocket.event":
+            log_unhandled(str(message.get(EVENT)), f"the WebSocket on {safe_repr(message.get('path'), 200)}")
         if delivery.durable:
             raise InvalidMessage(
                 f"No route on {delivery.channel} has filters that match this message: correct them, or add a route "
@@ -351,6 +354,29 @@ def _check_result(route: Route, channel: str, result: Any) -> None:
     raise InvalidConfiguration(f"{route.name} returned {told}.")
 
 
+def log_unhandled(event: str, where: str) -> None:
+    """Log that a WebSocket has no handler for a group's event, the first time in this process."""
+    if event in _unhandled or len(_unhandled) == MOST_UNHANDLED:
+        return
+    _unhandled.add(event)
+    if told := other_libraries.advice("event", event):
+        log.warning("%s got the message %s: %s.", where.capitalize(), event, told)
+        return
+    method = names.event_handler(event)
+    advice = (
+        f"write a method {method}(self, event)" if method else "name it as a method, such as 'chat.message'"
+    )
+    log.warning(
+        "No consumer of %s handles the event %s: %s in its consumer class, or send the frame itself, "
+        "{'text': ...}, without a 'type'.",
+        where,
+        event,
+        advice,
+    )
+
+
+MOST_UNHANDLED = 1000  # names of events that are logged
+_unhandled = set[str]()
 _TAKEN = codec.encode_trusted({TAKEN: True})
 _NOT_YET = status_reply(503, "This cannot be answered yet: try again soon.", retry_after=1)
 #: As Django answers a request whose session was deleted before its end.

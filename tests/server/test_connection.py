@@ -22,7 +22,7 @@ from dbchannels.server.http.messages import Request
 from dbchannels.server.options import WebSocketLimits
 from dbchannels.server.relay import Reply
 from dbchannels.server.websocket import connection
-from dbchannels.server.websocket.connection import INBOX, Connection
+from dbchannels.server.websocket.connection import EVENTS, INBOX, Connection
 from dbchannels.server.websocket.handshake import Accepted, Denied
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -446,6 +446,111 @@ def test_frames_wait_until_the_connect_consumer_is_through(line):
     assert line.texts() == []
     line.reply(finished=0)
     assert line.texts() == ["first"]
+
+
+def test_an_event_waits_for_its_turn_among_the_frames(line):
+    line.connect().reply(accept=True)
+    line.reply(type="line.written", line=1, finished=-1)
+    line.start(frame(TEXT, b"first"))
+    line.reply(type="line.written", line=2)
+    assert line.sent("websocket.event") == []
+    line.reply(finished=0)
+    for _ in range(2):
+        line.finish()
+    assert [(channel, fields["order"]) for channel, fields in line.sent()[1:]] == [
+        ("websocket.event", 1),
+        ("websocket.receive", 2),
+        ("websocket.event", 3),
+    ]
+    assert line.sent("websocket.event")[0][1] == {
+        "reply_channel": "reply.s1!c1",
+        "path": "/chat/tea/",
+        "order": 1,
+        "type": "line.written",
+        "event": {"type": "line.written", "line": 1},
+    }
+    line.reply(type="line.written", line=3, finished=3)  # its consumer sends the next one to its own socket
+    assert line.sent()[-1][1]["event"]["line"] == 3 and line.received() == []
+
+
+def test_a_socket_that_sends_itself_an_event_at_the_connect_is_accepted(line):
+    line.connect().reply(type="greet", finished=0)
+    assert isinstance(line.decision(), Accepted)
+    assert line.start().sent()[-1][0] == "websocket.event"
+
+
+def test_frames_are_read_while_events_wait(line):
+    line.open()
+    for number in range(INBOX + 1):
+        line.reply(type="a", number=number)
+    line.say("hi")
+    until(lambda: len(line.connection._inbox) == INBOX + 1)
+    assert not line.connection._transport.paused
+
+
+def test_more_events_than_may_wait_are_dropped_and_counted(line, logged, monkeypatch):
+    monkeypatch.setattr(connection._dropped, "_logged_at", -1e9)
+    line.open()
+    for number in range(EVENTS + 4):
+        line.reply(type="line.written", number=number)
+    for _ in range(EVENTS):
+        line.finish()
+    line.reply(type="line.written", number=999)
+    line.finish()
+    sent = [fields["event"]["number"] for _, fields in line.sent("websocket.event")]
+    assert sent == [*range(EVENTS + 1), 999] and line.relay.counts.dropped_events == 3
+    assert [text for text in logged() if "dropped" in text] == [
+        "1 event(s) were dropped, as handlers take longer than events come. The last was line.written on /chat/tea/."
+    ]
+
+
+@pytest.mark.parametrize("end", ["vanishes", "is closed", "is refused", "leaves before the 101"])
+def test_no_event_is_sent_to_a_socket_that_ends_and_nothing_stays_counted(line, end):
+    events = [Reply({"type": "a", "number": number}, b"%d" % number) for number in range(3)]
+    if end in ("vanishes", "is closed"):
+        line.open()
+    else:
+        line.connect()
+    for event in events:
+        line.connection.deliver(event)
+    unsent = line.connection._unsent
+    assert unsent.used > 0
+    if end == "vanishes":
+        line.drop()
+    elif end == "is closed":
+        line.reply(close=4000)
+    else:
+        line.reply(**({"accept": False} if end == "is refused" else {}))
+        line.connection.abandon()
+    line.connection.deliver(Reply({"type": "a"}, b"4"))
+    line.finish()
+    assert unsent.used == line.connection.charged == 0
+    assert [fields["event"]["number"] for _, fields in line.sent("websocket.event")] in ([], [0])
+    assert line.connection._inbox == [] and line.connection._events == 0
+
+
+def test_a_payload_counts_once_for_all_members_and_the_fullest_socket_is_closed(new_line, monkeypatch):
+    lines = [new_line().open() for _ in range(2)]
+    unsent = lines[0].connection._unsent
+    lines[1].connection._unsent = unsent
+    for number in range(3):
+        event = Reply({"type": "a"}, bytes([number]) * 100_000)
+        for one in lines:
+            one.connection.deliver(event)
+    assert 200_000 < unsent.used < 210_000  # the first is in the layer
+    monkeypatch.setattr(unsent, "total", 300_000)
+    own = [Reply({"type": "a"}, bytes([number]) * 60_000) for number in (4, 5)]
+    for event in own:
+        lines[0].connection.deliver(event)
+    assert lines[0].closed_with() == 1013
+    assert lines[1].received() == [] and unsent.used <= 300_000
+
+
+@pytest.mark.parametrize(("why", "code"), [("worker died", 1011), ("expired", 1013)])
+def test_a_lost_event_closes_as_a_lost_frame_does(line, why, code):
+    line.open().reply(type="a")
+    line.lose(why, "websocket.event")
+    assert line.closed_with() == code
 
 
 def test_what_a_client_sends_before_it_closes_is_consumed_first(line):

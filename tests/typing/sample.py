@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -33,6 +33,10 @@ def join(message: Message, room: str) -> None:
         raise DenyConnection
     assert_type(message.reply_channel, Channel)
     Group(f"chat-{room}").add(message.reply_channel)
+    Group(f"chat-{room}").send_event("chat.joined", {"who": message.headers["User-Agent"]})
+    assert_type(message.headers, Mapping[str, str])
+    assert_type(message.cookies, dict[str, str])
+    assert_type(message.client_address, str)
 
 
 @consumer("thumbnails", retries=3, atomic=True, every=timedelta(minutes=5), filters={"name": "a"})

@@ -28,6 +28,7 @@ from dbchannels.protocol import (
     TAKEN,
     body_channel,
     flow_channel,
+    is_event,
     is_failure,
     lost,
 )
@@ -188,6 +189,8 @@ class Exchange:
     def deliver(self, reply: Reply) -> None:
         """Take one message, in the hub."""
         message = reply.message
+        if is_event(message):  # of a group that the request waits in
+            return
         self._answered = message.get(LOST) != DECLARED_DEAD  # else the request may still wait in the layer
         if self._turn is not None:
             self._turn.leave()

@@ -7,6 +7,7 @@ work is not read.
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 import time
@@ -20,8 +21,9 @@ from gevent.event import AsyncResult
 from dbchannels.auth.sessions import session_key
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.layers.relay import OutboxFull
-from dbchannels.protocol import AGAIN, DECLARED_DEAD, EXPIRED, FINISHED, FULL, LOST, WORKER_DIED
+from dbchannels.protocol import AGAIN, DECLARED_DEAD, EVENT, EXPIRED, FINISHED, FULL, LOST, WORKER_DIED
 from dbchannels.protocol.close_codes import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN, VANISHED
+from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
 from dbchannels.server.http.messages import Request, connect_message
@@ -29,15 +31,21 @@ from dbchannels.server.options import ServerConfig, WebSocketLimits
 from dbchannels.server.relay import Relay, Reply
 from dbchannels.server.websocket.framing import Closed, Deflate, Event
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied
-from dbchannels.server.websocket.messages import Outgoing
+from dbchannels.server.websocket.messages import WORKERS_KEYS, Outgoing
 from dbchannels.server.websocket.transport import Transport
 from dbchannels.wakeup import Backoff
 
 INBOX = 32  # messages that may wait here; then the socket is not read
+EVENTS = 100  # events that may wait beside them; later ones are dropped
 ENTRY = 120  # bytes of memory that each of them takes besides its payload
 FULL_DEADLINE = 20.0  # seconds in which a full channel must take a message
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds until a message whose consumer raised ConsumeLater is sent again
 RETRY_DEADLINE = 60.0  # seconds for which a consumer may postpone a message: the default expiry
+
+log = logging.getLogger("dbchannels.server")
+_dropped = RateLimitedLog(
+    log, "%d event(s) were dropped, as handlers take longer than events come. The last was %s on %s.", None
+)
 
 
 class RetrySchedule:
@@ -78,7 +86,10 @@ class Connection:
         # Towards the layer.
         budget = budget or MemoryBudget(ServerConfig.max_websocket_memory, limits.max_memory)
         self._share = Share(budget)
-        self._inbox: list[tuple[bool, bytes]] = []  # messages that wait: whether a text, and the payload
+        self._inbox: list[
+            tuple[bool, bytes] | Reply
+        ] = []  # what waits: whether a text, and the payload; or an event
+        self._events = 0  # how many of them are events
         self._last: dict[str, Any] | None = None  # the fields of websocket.disconnect while it waits
         self._in_flight: Send | None = None  # the message in the layer
         self._in_flight_size = 0  # bytes of it that count against the share
@@ -130,6 +141,7 @@ class Connection:
         """Give up a connection that never opened. If its connect consumer accepts it later, it is disconnected."""
         self._abandoned = True
         self._take_early()
+        self._drop_waiting()
         if self._in_flight is not None:
             return
         if isinstance(self._decided, Accepted):
@@ -187,6 +199,8 @@ class Connection:
         if LOST in message:
             self._lost(message[LOST], message.get("channel"))
             return
+        if EVENT in message:
+            self._take_event(reply)
         if not reply.is_interpreted:  # by another member of the group
             reply.interpret(self.reply_channel, self._path)
         out = reply.outgoing
@@ -233,9 +247,32 @@ class Connection:
         return early
 
     def drop(self, code: int) -> None:
-        """Discard what waits for the 101, and close the connection after it."""
+        """Discard what waits, and close the connection, if need be after its 101."""
+        if self._transport is not None:
+            self.close(code, "")
+            return
         self._take_early()
-        self._early = [Outgoing(None, b"", code, "", None, [])]
+        self._drop_waiting()
+        self._early = [Outgoing(close=code)]
+
+    def _take_event(self, reply: Reply) -> None:
+        """Have a worker run the handler of a group's event, after what waits."""
+        is_closing = self._transport is not None and (self._transport.closed or self._transport.closing)
+        if self.disconnected or self._abandoned or is_closing:
+            return
+        if self._in_flight is None:
+            self._send_event(reply)
+        elif self._events >= EVENTS:
+            self._relay.counts.dropped_events += 1
+            _dropped.count(None, reply.message[EVENT], self._path)
+        else:
+            self._inbox.append(reply)
+            self._events += 1
+            self._unsent.add(self, reply.payload)  # one payload for all members of the group
+
+    def _send_event(self, reply: Reply) -> None:
+        event = {key: one for key, one in reply.message.items() if key not in WORKERS_KEYS}
+        self._send("websocket.event", {EVENT: event[EVENT], "event": event})
 
     def _decide(self, decision: Accepted | Denied) -> None:
         self._decided = self._decided or decision
@@ -339,7 +376,7 @@ class Connection:
             data = event.encode() if isinstance(event, str) else event
             self._inbox.append((isinstance(event, str), data))
             self._share.hold(ENTRY + len(data))
-            if len(self._inbox) >= INBOX and self._transport is not None:
+            if len(self._inbox) - self._events >= INBOX and self._transport is not None:
                 self._transport.paused = True
 
     def _send_frame(self, data: str | bytes) -> None:
@@ -364,9 +401,8 @@ class Connection:
 
     def _drop_waiting(self) -> None:
         """Consume nothing more but the disconnect: the server has closed, or the client is lost."""
-        if self._inbox:
-            self._share.hold(-sum(ENTRY + len(data) for _, data in self._inbox))
-            self._inbox.clear()
+        while self._inbox:
+            self._take_waiting()
         if self._transport is not None:
             self._transport.read()
 
@@ -374,14 +410,27 @@ class Connection:
         """Send the next message if the last one is finished, and read on if few are waiting."""
         if self._in_flight is None:
             if self._inbox:
-                is_text, data = self._inbox.pop(0)
-                self._share.hold(-ENTRY - len(data))
-                self._send_frame(data.decode() if is_text else data)
+                first = self._take_waiting()
+                if isinstance(first, Reply):
+                    self._send_event(first)
+                else:
+                    self._send_frame(first[1].decode() if first[0] else first[1])
             elif self._last is not None:
                 last, self._last = self._last, None
                 self._send("websocket.disconnect", last)
-        if self._transport is not None and self._transport.paused and len(self._inbox) < INBOX // 2:
+        frames = len(self._inbox) - self._events
+        if self._transport is not None and self._transport.paused and frames < INBOX // 2:
             self._transport.read()
+
+    def _take_waiting(self) -> tuple[bool, bytes] | Reply:
+        """Return the first of what waits."""
+        first = self._inbox.pop(0)
+        if isinstance(first, Reply):
+            self._events -= 1
+            self._unsent.remove(self, first.payload)
+        else:
+            self._share.hold(-ENTRY - len(first[1]))
+        return first
 
     def _send_in_flight(self) -> None:
         if self._in_flight is None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from dbchannels import other_libraries
 from dbchannels.exceptions import safe_repr
-from dbchannels.protocol import AGAIN, FINISHED
+from dbchannels.protocol import AGAIN, EVENT, FINISHED
 from dbchannels.protocol.close_codes import NORMAL_CLOSURE, is_close_code
 from dbchannels.server.websocket.framing import BINARY, TEXT, encode_frame
 
@@ -25,12 +25,12 @@ WORKERS_KEYS = frozenset({FINISHED, AGAIN})
 class Outgoing(NamedTuple):
     """What a reply asks for; ``accept``, ``subprotocol`` and ``headers`` concern the handshake alone."""
 
-    accept: bool | None  # None: data accepts, and a close without data refuses
-    frame: bytes  # b"": no data; an empty message is a frame of 2 bytes
-    close: int | None  # the code to close with after the frame; None: stay open
-    reason: str  # of the close
-    subprotocol: str | None
-    headers: list[tuple[str, str]]
+    accept: bool | None = None  # None: data accepts, and a close without data refuses
+    frame: bytes = b""  # b"": no data; an empty message is a frame of 2 bytes
+    close: int | None = None  # the code to close with after the frame; None: stay open
+    reason: str = ""  # of the close
+    subprotocol: str | None = None
+    headers: list[tuple[str, str]] = []  # noqa: RUF012  (of a NamedTuple, and never changed)
 
 
 def outgoing(message: dict[str, Any]) -> Outgoing:
@@ -39,8 +39,11 @@ def outgoing(message: dict[str, Any]) -> Outgoing:
     Keys: ``accept`` bool, ``text`` str, ``bytes`` bytes, ``close`` True (1000) or a code, ``reason`` str,
     ``subprotocol`` str, ``headers`` list of pairs; or, in place of text and bytes, ``content`` str or bytes with
     ``binary`` bool. Data under more than one key, and unknown keys beside known ones, are ignored: see ``oversight``.
-    Raises ValueError, with one sentence to log, for an invalid value, and for a message that has unknown keys only.
+    An event asks for nothing here. Raises ValueError, with one sentence to log, for an invalid value, and for a message
+    that has unknown keys only.
     """
+    if EVENT in message:
+        return Outgoing()
     if KEYS.isdisjoint(message) and (not message or not message.keys() <= WORKERS_KEYS):
         own = sorted(message.keys() - WORKERS_KEYS)
         advice = next(filter(None, map(_advice, own)), "write 'text', 'bytes' or 'close'")
@@ -71,6 +74,8 @@ def outgoing(message: dict[str, Any]) -> Outgoing:
 
 def oversight(message: dict[str, Any]) -> str:
     """Return a sentence on what ``outgoing`` ignored of a message though it was meant; "" for nothing."""
+    if EVENT in message:
+        return ""
     given = _data_keys(message)
     if len(given) > 1:
         return f"It has {' and '.join(map(repr, given))}, so neither was sent: send a message for each."

@@ -39,6 +39,12 @@ class PageTest(ChannelTestCase):
         self.assertEqual([ben.receive(), cat.receive()], ["a line"] * 2)
         ann.assertNothingReceived()
 
+    def test_the_handler_runs_for_each_member_but_the_sender(self):
+        ann, ben, cat = (self.client.ws("/ws/lobby/a/") for _ in range(3))
+        ann.send_json({"message": "a line"})
+        self.assertEqual([ben.receive_json(), cat.receive_json()], [{"message": "a line"}] * 2)
+        ann.assertNothingReceived()
+
     def test_a_connection_follows_topics(self):
         ann = self.client.ws("/ws/topics/")
         ann.send_json({"topic": "news", "follow": True})
