@@ -17,6 +17,8 @@ only these names, and the exceptions:
     ``reverse("room", kwargs={"room": "tea"})`` returns the path of the route with this name.
 ``WebsocketConsumer``, ``JsonWebsocketConsumer``, ``Demultiplexer``, ``route_class``
     Consumers as classes, each for all messages of a WebSocket.
+``event_stream``
+    ``return event_stream("news")`` in a view sends the messages to a group as server-sent events.
 ``channel_layers``
     The configured layers by alias, such as ``channel_layers["default"]``.
 """
@@ -24,6 +26,7 @@ only these names, and the exceptions:
 from dbchannels.bindings.binding import Binding
 from dbchannels.channel import Channel, Group
 from dbchannels.consumers import Demultiplexer, JsonWebsocketConsumer, WebsocketConsumer, route_class
+from dbchannels.events import event_stream
 from dbchannels.exceptions import (
     ChannelFull,
     ConsumeLater,
@@ -67,6 +70,7 @@ __all__ = [
     "WebsocketConsumer",
     "channel_layers",
     "consumer",
+    "event_stream",
     "include",
     "reverse",
     "route",

@@ -107,17 +107,28 @@ class Group(other_libraries.ForeignNames):
 
     A connection's channel leaves all its groups when the connection ends. By default a consumer's sends and group
     changes are written when it returns. ``immediately=True`` writes them at once, for example to report progress, or to
-    join the group before reading the initial state. Raises InvalidName.
+    join the group before reading the initial state.
+
+    ``history=100`` keeps the last 100 messages that are sent, ``history=timedelta(hours=1)`` those of the last hour, so
+    that a client whose connection breaks gets what it missed. Raises InvalidName; ``send`` raises InvalidMessage for a
+    history that is neither.
     """
 
     _place = "group"
 
     def __init__(
-        self, name: str, *, immediately: bool = False, layer: str = "default", **others: NoReturn
+        self,
+        name: str,
+        *,
+        history: int | timedelta | None = None,
+        immediately: bool = False,
+        layer: str = "default",
+        **others: NoReturn,
     ) -> None:
         if others:
             other_libraries.refuse_keywords("send", "Group.__init__", others)
         self.name = names.check_group_name(name)
+        self._history = history
         self._immediately = immediately
         self._layer = _alias(layer)
 
@@ -135,7 +146,8 @@ class Group(other_libraries.ForeignNames):
         Raises InvalidMessage or MessageTooLarge; then nothing was sent.
         """
         content = _fields(message, fields)
-        channel_layers[self._layer].send_group(self.name, content, immediately=self._immediately)
+        kept = {} if self._history is None else {"history": self._history}
+        channel_layers[self._layer].send_group(self.name, content, immediately=self._immediately, **kept)
 
     def send_event(self, event: str, fields: Fields | None = None, /) -> None:
         """Run a method of the consumer class once for each WebSocket of the group::

@@ -94,6 +94,12 @@ RULES = {
         "seconds, more than 0 and at most ten years, such as 86400",
         "How long a membership lasts after the last ``add``, if its channel belongs to no live server.",
     ),
+    "history_expiry": Rule(
+        604_800.0,
+        _seconds(0.001, TEN_YEARS),
+        "seconds, more than 0 and at most ten years, such as 604800",
+        "How long a message is kept that was sent with ``history=N``, if no newer ones take its place.",
+    ),
     "capacity": Rule(
         10_000,
         _or_none(_whole(1, MAX_MESSAGES)),

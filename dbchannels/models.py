@@ -400,6 +400,55 @@ class Sample(models.Model):
         return f"{self.source or 'the site'} at {self.at}"
 
 
+class History(PayloadMixin, models.Model):
+    """A message that was sent to a group with ``history``, kept so that clients that come back get what they missed.
+
+    Senders insert rows without a position. Servers give the positions when the rows are committed, one server at a
+    time, so the positions become visible in their order, which is the order of delivery in all groups. A position is
+    the database's clock in microseconds since 1970, or one more than the last: so it is never used again, not even
+    after the database was restored from a backup.
+    """
+
+    id = models.BigAutoField(primary_key=True)
+    group = models.CharField("group", max_length=MAX_LENGTH)
+    payload = models.BinaryField("payload")
+    sent_at = models.DateTimeField("sent", db_default=Now())
+    position = models.BigIntegerField(
+        "position", null=True, blank=True, unique=True, help_text="empty until a server has given it"
+    )
+    keep = models.PositiveIntegerField(
+        "messages kept", null=True, blank=True, help_text="of the group; empty: as many as there are"
+    )
+    expires_at = models.DateTimeField("expires", db_index=True)
+
+    class Meta:
+        verbose_name = "kept message"
+        indexes = (
+            models.Index(fields=["group", "position"], name="dbchannels_history_group"),
+            models.Index(
+                fields=["id"], condition=models.Q(position__isnull=True), name="dbchannels_history_new"
+            ),
+        )
+
+    def __str__(self) -> str:
+        return f"{self.group} #{self.position or 'new'}"
+
+
+class Trimmed(models.Model):
+    """Up to which position a group's history was deleted. The group "" stands for all groups."""
+
+    group = models.CharField("group", max_length=MAX_LENGTH, primary_key=True)
+    position = models.BigIntegerField("position", db_index=True)
+
+    class Meta:
+        verbose_name = "trimmed history"
+        verbose_name_plural = "trimmed histories"
+        default_permissions = ()
+
+    def __str__(self) -> str:
+        return f"{self.group or 'all groups'} up to {self.position}"
+
+
 def parse_in_flight(messages: str) -> list[tuple[str, str]]:
     """Return (channel, reply channel) for each line of ``InFlight.messages``."""
     pairs = [line.partition(" ") for line in messages.splitlines()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from datetime import timedelta
 from html import unescape
 from typing import Any
@@ -25,6 +26,7 @@ from dbchannels.models import (
     Connection,
     DeadLetter,
     DurableMessage,
+    History,
     InFlight,
     Membership,
     Process,
@@ -34,7 +36,7 @@ from dbchannels.redaction import UNREADABLE, message_text
 
 pytestmark = pytest.mark.django_db
 
-SHOWN_MODELS = [Connection, DeadLetter, DurableMessage, Membership, Process, ProtocolMessage]
+SHOWN_MODELS = [Connection, DeadLetter, DurableMessage, History, Membership, Process, ProtocolMessage]
 DELETABLE = [DeadLetter, DurableMessage, Membership, ProtocolMessage]
 HEADERS = [
     [b"host", b"example.com"],
@@ -104,11 +106,17 @@ def socket(local: str = "abc", path: str = "/chat/") -> Connection:
     return Connection.objects.create(reply_channel=f"reply.web!{local}", server="web", path=path)
 
 
+def kept(group: str = "chat", text: str = "hi") -> History:
+    """Make a message of a group's history."""
+    fields = {"position": time.monotonic_ns(), "keep": 100, "expires_at": after(3600)}
+    return History.objects.create(group=group, payload=encoded({"text": text}), **fields)
+
+
 def row_of(model: type) -> Any:
     """Make one row of a model."""
     if model is ProtocolMessage:
         return protocol(REQUEST)
-    makers = {Connection: socket, DeadLetter: dead, DurableMessage: durable}
+    makers = {Connection: socket, DeadLetter: dead, DurableMessage: durable, History: kept}
     return {**makers, Membership: member, Process: process}[model]()
 
 
@@ -373,6 +381,8 @@ def copy_of(row: Any, number: int) -> None:
         row.pk = None
     if type(row) in names:
         setattr(row, names[type(row)], f"copy-{number}")
+    if type(row) is History:
+        row.position = None
     row._state.adding = True
     row.save(force_insert=True)
 
@@ -748,3 +758,18 @@ def test_a_connection_says_whose_it_is(admin_client: Client) -> None:
     assert "user-4711" in page(admin_client, list_url(Connection)) and "user-4711" in page(
         admin_client, url(row)
     )
+
+
+# What groups keep.
+
+
+def test_the_history_of_a_group_is_shown(admin_client: Client) -> None:
+    row, other = kept("news", "<b>first</b>"), kept("chat", "second")
+    assert "first" in page(admin_client, list_url(History)) and "second" in page(
+        admin_client, list_url(History)
+    )
+    narrowed = page(admin_client, f"{list_url(History)}?group=news")
+    assert "first" in narrowed and "second" not in narrowed
+    shown = source(admin_client, url(row))
+    assert "&lt;b&gt;first" in shown and "<b>first" not in shown
+    assert admin_client.post(url(other, "delete"), {"post": "yes"}).status_code == 403

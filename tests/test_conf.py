@@ -38,6 +38,7 @@ def test_defaults_are_what_the_documentation_says():
     assert conf.OPTIONS == {
         "expiry": 60,
         "group_expiry": 86_400,
+        "history_expiry": 604_800,
         "capacity": 10_000,
         "channel_capacity": {},
         "max_message_size": 2**20,
@@ -126,6 +127,7 @@ NO_NUMBERS = ("10", b"10", None, True, False, NAN, INFINITY, -1, [10], {}, 10j, 
 VALUES = {
     "expiry": ([0.001, 60, 60.0, 315_360_000], [*NO_NUMBERS, 0, 315_360_001]),
     "group_expiry": ([0.5, 86_400], [*NO_NUMBERS, 0]),
+    "history_expiry": ([0.5, 604_800], [*NO_NUMBERS, 0]),
     "capacity": ([None, 1, 10_000, 2**31 - 1], [*set(map(repr, NO_NUMBERS)), 0, -1, 1.5, True, 2**31, NAN]),
     "channel_capacity": (
         [{}, {"http.request": 200, "reports.*": None, "off": 0}],

@@ -21,7 +21,7 @@ LEVELS = (
     ("samples",),
     ("layers",),
     ("channel",),
-    ("auth", "bindings"),
+    ("auth", "bindings", "events"),
     ("message",),
     ("server", "routing"),
     ("worker",),

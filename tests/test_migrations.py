@@ -27,6 +27,8 @@ TABLES = {
     "dbchannels_schedule",
     "dbchannels_channelstate",
     "dbchannels_sample",
+    "dbchannels_history",
+    "dbchannels_trimmed",
 }
 UNLOGGED = {"dbchannels_protocolmessage", "dbchannels_inflight", "dbchannels_audience", "dbchannels_sample"}
 BUSY = TABLES - {
@@ -34,6 +36,7 @@ BUSY = TABLES - {
     "dbchannels_schedule",
     "dbchannels_channelstate",
     "dbchannels_sample",
+    "dbchannels_trimmed",
 }
 EARLY_VACUUM = {
     "autovacuum_vacuum_scale_factor=0.0",
@@ -134,6 +137,7 @@ def test_identities_are_bigint(layer):
     numbered = {
         "protocolmessage",
         "audience",
+        "history",
         "durablemessage",
         "deadletter",
         "membership",
@@ -185,6 +189,10 @@ def test_the_hot_statements_have_their_indexes(layer):
         ("dbchannels_process", ("name",)),
         ("dbchannels_process", ("queue",)),
         ("dbchannels_connection", ("server",)),
+        ("dbchannels_history", ("position",)),
+        ("dbchannels_history", ("group", "position")),
+        ("dbchannels_history", ("id",)),
+        ("dbchannels_history", ("expires_at",)),
     }
 
 
@@ -229,10 +237,11 @@ def test_a_database_that_was_not_migrated_is_one_sentence(layer, back_to):
 @postgresql
 def test_tables_made_without_migrations_can_broadcast_too(layer):
     with connections[layer.database].cursor() as cursor:
-        cursor.execute("DROP FUNCTION dbchannels_send_group")
+        cursor.execute("DROP FUNCTION dbchannels_send_group, dbchannels_keep_group")
     apps.get_app_config("dbchannels").ready()
     for _ in range(2):  # it is there already at the second
         emit_post_migrate_signal(verbosity=0, interactive=False, db=layer.database)
     layer.group_add("group", "reply.a!b")
-    layer.send_group("group", {"text": "hi"})
-    assert layer.receive(["reply.a!"]) == ("reply.a!b", {"text": "hi"})
+    for history in (None, 1):
+        layer.send_group("group", {"text": "hi"}, history=history)
+        assert layer.receive(["reply.a!"]) == ("reply.a!b", {"text": "hi"})

@@ -1,4 +1,4 @@
-"""The lists of messages: those that wait, and those that have failed for good."""
+"""The lists of messages: those that wait, those that have failed for good, and those that groups keep."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ from django.utils import html, timezone
 
 from dbchannels import models, names
 from dbchannels.admin.acts import Act, Delete, layer
-from dbchannels.admin.base import ByChannel, ReadOnlyAdmin, duration, one_line, relative_time, running_now
+from dbchannels.admin.base import (
+    ByChannel,
+    ByGroup,
+    ReadOnlyAdmin,
+    duration,
+    one_line,
+    relative_time,
+    running_now,
+)
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers.operations import PRIORITIES, delivery_options
 from dbchannels.layers.orm import STATES, DjangoLayer
@@ -184,7 +192,7 @@ class Prioritise(Reschedule):
 
 
 class MessageAdmin(ReadOnlyAdmin):
-    """The common part of the three tables of messages."""
+    """The common part of the tables of messages."""
 
     deletable: ClassVar[dict[str, Any]] = {}
     acts: ClassVar[tuple[Act, ...]] = (Delete(),)
@@ -358,3 +366,20 @@ class DeadLetterAdmin(MessageAdmin):
 
     def traceback(self, row: Any) -> str:
         return html.format_html(PRE, row.error[-ERROR:], "")
+
+
+@admin.register(models.History)
+class HistoryAdmin(MessageAdmin):
+    """What groups keep for clients that come back."""
+
+    deletable = None  # type: ignore[assignment]
+    acts = ()
+    list_filter = (ByGroup,)
+    search_fields = ("group",)
+    ordering = ("-id",)
+    list_display = ("position", "group", "line", "age", "expires", "size")
+    fields = ("group", "position", "sent_at", "age", "expires", "keep", "size", "message")
+    expires = relative_time("expires_at", "expires")
+
+    def get_queryset(self, request: Any) -> Any:
+        return super().get_queryset(request).annotate(channel=Value(""))  # its messages are the site's own

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import partial
 from typing import Any
@@ -40,6 +41,7 @@ from dbchannels.layers.operations import (
     Send,
     SendGroup,
     delivery_options,
+    history_options,
     reply,
 )
 
@@ -132,10 +134,21 @@ class BaseLayer(other_libraries.ForeignNames):
         """Remove every channel from a group."""
         self._submit([GroupClear(names.check_group_name(group))])
 
-    def send_group(self, group: str, message: Fields, *, immediately: bool = False) -> None:
-        """Send one message to each channel of a group. Channels that are full are skipped without an error."""
+    def send_group(
+        self,
+        group: str,
+        message: Fields,
+        *,
+        immediately: bool = False,
+        history: int | timedelta | None = None,
+    ) -> None:
+        """Send one message to each channel of a group. Channels that are full are skipped without an error.
+
+        With ``history`` the message is kept too, see ``Group``.
+        """
         payload = codec.encode(message, self.options["max_message_size"])
-        self._submit([SendGroup(names.check_group_name(group), payload)], immediately)
+        kept = history_options(history, self.options["history_expiry"])
+        self._submit([SendGroup(names.check_group_name(group), payload, **kept)], immediately)
 
     def make_send(self, channel: str, message: Fields, **delivery: Any) -> Send:
         """Check and encode a message; later changes of the dict have no effect."""

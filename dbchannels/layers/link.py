@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from dbchannels.layers.operations import BatchResult, Delivery, Operation, Send, resends
+from dbchannels.layers.operations import BatchResult, Delivery, Kept, Missed, Operation, Send, resends
 from dbchannels.wakeup import wait_readable
 
 if TYPE_CHECKING:
@@ -108,6 +108,28 @@ class Link:
                 self.layer.release(worker, delivery)
         popped = [delivery for delivery in done.returned if not delivery.durable]
         return self.apply([*done.operations, *resends(popped, self.layer.options["expiry"])])
+
+    # The histories of groups. Only servers read them, for the connections that they have.
+
+    def history_position(self) -> int:
+        """Return the position of the newest message in any history; 0 if there was none."""
+        return 0
+
+    def read_history(self, queue: str, after: int, limit: int) -> list[Kept]:
+        """Give positions to what was committed since, and return up to ``limit`` messages after a position, in order.
+
+        ``queue`` is the server's reply queue. A message to a group without a member there may come without its payload.
+        """
+        return []
+
+    def missed(self, queue: str, after: Mapping[str, int], limit: int, size: int) -> dict[str, Missed]:
+        """Return what channels of a server have missed, by the local part of their names.
+
+        ``after`` has the position up to which each of them has everything. A position that was never given, such as -1,
+        counts as one before all that is kept. At most ``limit`` messages are returned for each, and none after
+        ``size`` bytes. The groups are those in which the channel is now.
+        """
+        return {}
 
     # Periodic messages.
 

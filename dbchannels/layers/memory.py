@@ -10,7 +10,7 @@ from typing import Any
 from dbchannels.conf import LayerSettings
 from dbchannels.layers.operations import Delivery
 from dbchannels.layers.store import StoreLayer, StoreLink
-from dbchannels.protocol import KINDS
+from dbchannels.protocol import HISTORY, KINDS
 
 __all__ = ["MemoryLayer"]
 
@@ -83,4 +83,4 @@ class MemoryLink(StoreLink):
 
     def wait(self, timeout: float, *others: int) -> set[str]:
         before, self._seen = self._seen, self.layer.wait(timeout, self._seen)
-        return set() if self._seen == before else {*KINDS, *self._read}
+        return set() if self._seen == before else {*KINDS, HISTORY, *self._read}

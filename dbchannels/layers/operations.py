@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from django.utils import timezone as site_timezone
 
 from dbchannels import codec, names, samples
-from dbchannels.conf import TEN_YEARS
+from dbchannels.conf import MAX_MESSAGES, TEN_YEARS
 from dbchannels.exceptions import InvalidMessage, safe_repr
 from dbchannels.protocol import lost
 from dbchannels.protocol.close_codes import VANISHED
@@ -70,6 +70,25 @@ class SendGroup(NamedTuple):
 
     group: str
     payload: bytes
+    # With a history: how many messages the group keeps, None for any number, and for how many seconds; 0: no history.
+    keep: int | None = None
+    lasts: float = 0.0
+
+
+class Kept(NamedTuple):
+    """A message of a group's history, as the servers read it."""
+
+    position: int
+    payload: bytes
+    recipients: tuple[str, ...]  # the members on the server that reads, by their local parts
+
+
+class Missed(NamedTuple):
+    """What one channel has missed of the histories of its groups: (position, payload), in order."""
+
+    messages: Sequence[tuple[int, bytes]]
+    gap: int | None  # a position up to which messages are gone that the channel has not had; None: none are
+    complete: bool  # False: there is more
 
 
 class Connect(NamedTuple):
@@ -148,6 +167,15 @@ class Record(NamedTuple):
         """Return what the message of a disconnect carries when the record is deleted."""
         kept = {"session_key": self.session_key, "login": self.login, "session": self.session}
         return {"session": codec.encode_trusted(kept)} if self.session_key or self.session else {}
+
+
+def missed(rows: Sequence[tuple[int, bytes]], gap: int | None, limit: int, size: int) -> Missed:
+    """Return as many of the (position, payload) pairs as ``Link.missed`` gives at once."""
+    count, bytes_before = 0, 0
+    while count < min(limit, len(rows)) and bytes_before < size:
+        bytes_before += len(rows[count][1])
+        count += 1
+    return Missed(rows[:count], gap, count == len(rows))
 
 
 def session_digest(session_key: str) -> str:
@@ -322,6 +350,28 @@ def delivery_options(
             "consumer sends the message on."
         )
     return {"delay": seconds, "due_at": moment, "priority": priority, "unique": unique}
+
+
+def history_options(history: int | timedelta | None, expiry: float) -> dict[str, Any]:
+    """Check the ``history`` of a group, and return it as fields of ``SendGroup``. Raises InvalidMessage.
+
+    ``expiry``: for how many seconds a message is kept of which only the number is limited.
+    """
+    if history is None:
+        return {}
+    if isinstance(history, timedelta):
+        seconds = history.total_seconds()
+        if not 0 < seconds <= TEN_YEARS:
+            raise InvalidMessage(
+                f"A history lasts more than 0 seconds and at most ten years, not {safe_repr(history, 40)}."
+            )
+        return {"keep": None, "lasts": seconds}
+    if not isinstance(history, int) or isinstance(history, bool) or not 1 <= history <= MAX_MESSAGES:
+        raise InvalidMessage(
+            f"A history is a number of messages, at least 1, or a timedelta, not {safe_repr(history, 40)}: write "
+            "history=100 or history=timedelta(hours=1)."
+        )
+    return {"keep": history, "lasts": expiry}
 
 
 def _due(delay: object, deliver_at: object) -> tuple[float, datetime | None]:

@@ -14,6 +14,7 @@ Fields = dict[str, Any]
 
 # What a wakeup says: which kind of message waits. For the reader of a reply channel it is the name of the queue.
 HTTP, WEBSOCKET, DURABLE = KINDS = ("h", "w", "d")
+HISTORY = "history"  # something was sent that is kept; for the readers of all servers
 
 #: The key that makes a message an event, as in Channels. Its value names the method that handles it. An event is for
 #: event handlers and for the members of Channels' layer alone, any other message for sockets and requests alone.
@@ -31,6 +32,9 @@ LOST = "lost"  # no answer comes; the value is one of the reasons below, and "ch
 FROM_DESCRIPTOR = "from_descriptor"  # position and size: the response is a file, whose descriptor was sent
 CLOSED = "closed"  # the client has left, so nothing more comes, or is wanted
 MORE_CONTENT = "more_content"
+EVENT_STREAM = (
+    "server_sent_events"  # the response is a stream of them; the value is the client's last id, "" for none
+)
 # Keys of a worker's request for more of a body, and of the chunks that answer it.
 BODY, UNTIL, SINCE, OFFSET = "body", "until", "since", "offset"
 

@@ -45,10 +45,14 @@ class Housekeeper:
         self._overload, self._emptied = Overload(), Emptied(receivers, relay.lose)
         self._chores: queue.SimpleQueue[Callable[[Link], Any] | None] = queue.SimpleQueue()
 
-    def register(self) -> None:
-        """Put the server on record. Raises LayerUnavailable."""
+    def register(self) -> int:
+        """Put the server on record; return the position of the newest message with a history.
+
+        Raises LayerUnavailable.
+        """
         self._link = self._relay.layer.link("housekeeper", listen=False)
         self._link.register(self._relay.name, Process.SERVER, self._relay.queue)
+        return self._link.history_position()
 
     def run(self) -> None:
         """Work until ``stop`` is called, then end the server's record."""

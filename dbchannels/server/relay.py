@@ -38,6 +38,7 @@ from dbchannels.protocol import (
     DURABLE,
     FROM_DESCRIPTOR,
     FULL,
+    HISTORY,
     MORE_CONTENT,
     TAKEN,
     WORKER_DIED,
@@ -47,6 +48,7 @@ from dbchannels.protocol import (
     lost,
 )
 from dbchannels.server.counts import COUNTED, OTHER, ServerCounts
+from dbchannels.server.history import HistoryReader, Resume
 from dbchannels.server.housekeeper import Housekeeper
 from dbchannels.server.websocket.messages import Outgoing, outgoing, oversight
 from dbchannels.wakeup import Backoff, WakeupPipe
@@ -62,17 +64,18 @@ _ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each c
 class Reply:
     """A message from a reply channel. It may have many receivers; a WebSocket's frame is made once for all."""
 
-    def __init__(self, message: dict[str, Any], payload: bytes = b"") -> None:
+    def __init__(self, message: dict[str, Any], payload: bytes = b"", position: int = 0) -> None:
         self.message, self.payload = message, payload
+        self.position = position  # in the history of its group; 0: it has none
         #: What a WebSocket has to do, after ``interpret``; None if the message asks for nothing that it can do.
         self.outgoing: Outgoing | None = None
         self.is_interpreted = False
 
     @classmethod
-    def read(cls, payload: bytes) -> Reply:
+    def read(cls, payload: bytes, position: int = 0) -> Reply:
         """Decode a reply. If that fails, the reply is lost, and so is the answer that it may have been."""
         try:
-            return cls(codec.decode(payload), payload)
+            return cls(codec.decode(payload), payload, position)
         except UnreadableMessage as error:
             log.error("A reply could not be read and was left out: %s", error)
             return cls(lost(WORKER_DIED))
@@ -120,12 +123,21 @@ class Hub:
 class Receiver(Protocol):
     """What waits for replies: a WebSocket or an HTTP request."""
 
+    #: How far the client has come; None: it has not asked for what it missed.
+    resume: Resume | None
+
     @property
     def in_layer(self) -> Send | None:
         """The message that a worker has to answer; None if none is in the layer."""
 
     def deliver(self, reply: Reply) -> None:
         """Take one message. Called in the hub, so it must not block."""
+
+    def tell_gap(self, position: int) -> None:
+        """Tell a client with ``resume`` that messages up to a position are gone."""
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Call a function once a client with ``resume`` has taken what it was sent."""
 
 
 class Relay(BaseRelay):
@@ -148,6 +160,12 @@ class Relay(BaseRelay):
         self.counts = ServerCounts()
         self._renewed_at = time.monotonic()
         self.housekeeper = Housekeeper(self, self._receivers)
+        self.history = HistoryReader(
+            self._receivers,
+            self.hub.call,
+            lambda payload, position, channels: self._deliver(Reply.read(payload, position), channels),
+            self.reply_wakeup.notify,
+        )
         self._threads = [
             threading.Thread(target=target, name=name, daemon=True)
             for name, target in (
@@ -160,7 +178,7 @@ class Relay(BaseRelay):
     def start(self) -> None:
         """Register this server, then start the threads. Raises LayerUnavailable."""
         self.hub.start()
-        self.housekeeper.register()
+        self.history.begin(self.housekeeper.register())
         for thread in self._threads:
             thread.start()
 
@@ -347,10 +365,12 @@ class Relay(BaseRelay):
         for one in deliveries:
             reply_channels = [self.queue + local for local in one.recipients]
             self.hub.call(partial(self._deliver, Reply.read(one.payload), reply_channels))
-        return len(deliveries) == BATCH
+        return len(deliveries) == BATCH or self.history.read(link, self.queue, self.layer.poll_interval())
 
     def _is_for_reader(self, kinds: AbstractSet[str]) -> bool:
-        return self.queue in kinds
+        if HISTORY in kinds:
+            self.history.read_soon()
+        return self.queue in kinds or HISTORY in kinds
 
     def _woken(self, kinds: AbstractSet[str]) -> None:
         self.counts.wakeups += bool(kinds)
@@ -358,6 +378,7 @@ class Relay(BaseRelay):
 
     def _missed_wakeups(self) -> None:
         self._wake_workers(self._wakeups)  # they look for messages themselves
+        self.history.read_soon()
 
     def _wake_workers(self, kinds: Container[str]) -> None:
         for kind, wakeup in self._wakeups.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -13,7 +14,9 @@ from django.test.client import ClientHandler
 
 from dbchannels import names
 from dbchannels.channel import Channel
-from dbchannels.protocol import MORE_CONTENT, is_event
+from dbchannels.protocol import EVENT_STREAM, MORE_CONTENT, chunk, is_event
+from dbchannels.server.history import Resume
+from dbchannels.server.http import events
 from dbchannels.server.http.messages import Request
 from dbchannels.server.relay import Reply
 from dbchannels.server.wsgi_gateway import read_request
@@ -91,6 +94,8 @@ class ChannelClient(Client):
 class LaterAnswer:
     """The answer to a request whose view has raised ResponseLater: what is sent to its reply channel."""
 
+    resume: Resume | None = None  # of a stream of events
+
     def __init__(self, channels: Channels, path: str) -> None:
         self.reply_channel = channels.server.open(self)
         self._channels, self._path = channels, path
@@ -98,8 +103,25 @@ class LaterAnswer:
 
     def deliver(self, reply: Reply) -> None:
         """Add one message."""
-        if not is_event(reply.message):
-            self._messages.append(reply.message)
+        message = reply.message
+        if is_event(message):
+            return
+        if EVENT_STREAM in message:
+            self.resume = Resume(message[EVENT_STREAM], self._channels.server.history.position)
+            message = {key: value for key, value in message.items() if key != EVENT_STREAM}
+            self._channels.server.history.catch_up(self.reply_channel)
+        elif self.resume is not None:
+            self.resume.after = reply.position or self.resume.after
+            message = events.part(message, reply.position)
+        self._messages.append(message)
+
+    def tell_gap(self, position: int) -> None:
+        """Add the event that messages up to a position are gone."""
+        self._messages.append(chunk(events.event(str(position), position, "gap")))
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Call the function at once: the client takes everything."""
+        call()
 
     @property
     def arrived(self) -> bool:

@@ -140,3 +140,5 @@ class RecordingLink(StoreLink):
     finish = _apart(StoreLink.finish)
     register = _apart(StoreLink.register)
     move_time = _apart(StoreLink.move_time)
+    read_history = _apart(StoreLink.read_history)
+    missed = _apart(StoreLink.missed)

@@ -17,6 +17,7 @@ from dbchannels.testing.contract.case import LayerCase, raises, wait_until
 from dbchannels.testing.contract.delivery import DeliveryContract
 from dbchannels.testing.contract.durable import DurableContract, UniqueContract
 from dbchannels.testing.contract.groups import GroupContract
+from dbchannels.testing.contract.history import HistoryContract
 from dbchannels.testing.contract.liveness import ConnectionContract, LivenessContract
 from dbchannels.testing.contract.messages import MessageContract
 from dbchannels.testing.contract.operating import OperatingContract
@@ -28,6 +29,7 @@ class LayerContract(
     MessageContract,
     DeliveryContract,
     GroupContract,
+    HistoryContract,
     DurableContract,
     UniqueContract,
     OperatingContract,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +13,7 @@ from dbchannels.models import Process
 from dbchannels.protocol.close_codes import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
 from dbchannels.server.counts import ServerCounts
+from dbchannels.server.history import HistoryReader
 from dbchannels.server.http.messages import Refused, Request
 from dbchannels.server.options import LaunchConfig, ServerConfig, WebSocketLimits
 from dbchannels.server.relay import Receiver, Relay, Reply
@@ -55,13 +56,17 @@ class Transport:
     def read(self) -> None:
         """Nothing to do: events come by calls."""
 
-    def send(self, out: Outgoing) -> None:
+    def send(self, out: Outgoing, before: bytes = b"") -> None:
         """Write what a reply asks for."""
-        if out.frame and not self.closed:
-            opcode, payload = decode_frame(out.frame)
+        for frame in filter(None, (before, out.frame) if out.frame and not self.closed else ()):
+            opcode, payload = decode_frame(frame)
             self.arrived.append(payload.decode() if opcode == TEXT else payload)
         if out.close is not None:
             self.close(out.close, out.reason)
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Call the function at once: the client takes everything."""
+        call()
 
     def close(self, code: int, reason: str) -> None:
         """Close it; the client answers immediately."""
@@ -115,6 +120,8 @@ class Server:
         self._link = layer.link()
         self._link.register(self.name, Process.SERVER, self.queue)
         self._receivers: dict[str, Receiver] = {}
+        self.history = HistoryReader(self._receivers, lambda call: call(), self._deliver, lambda: None)
+        self.history.begin(self._link.history_position())
         self.counts, self.housekeeper = ServerCounts(), SimpleNamespace(has_sessions=False)
         # What is to be called, and when by the clock.
         self._calls: list[tuple[float, Callable[[], None]]] = []
@@ -145,10 +152,15 @@ class Server:
             call()
         while deliveries := self._link.receive_many([self.queue], 100):
             for delivery in deliveries:
-                reply = Reply.read(delivery.payload)
-                for local in delivery.recipients:
-                    if receiver := self._receivers.get(self.queue + local):
-                        receiver.deliver(reply)
+                self._deliver(delivery.payload, 0, [self.queue + local for local in delivery.recipients])
+        while self.history.read(self._link, self.queue, 0.0):
+            pass
+
+    def _deliver(self, payload: bytes, position: int, reply_channels: Sequence[str]) -> None:
+        reply = Reply.read(payload, position)
+        for reply_channel in reply_channels:
+            if receiver := self._receivers.get(reply_channel):
+                receiver.deliver(reply)
 
     # Handshakes.
 

@@ -32,6 +32,7 @@ from django.urls import URLResolver, get_resolver
 from dbchannels import codec, names
 from dbchannels.channel import Channel
 from dbchannels.conf import layer_settings
+from dbchannels.events import EventStream
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable, ResponseLater
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import is_unavailable
@@ -206,6 +207,9 @@ def teach_django() -> None:
         if context.reply_channel is not None:
             request.reply_channel = context.reply_channel
         response = get_response(self, request)
+        if isinstance(response, EventStream) and context.reply_channel is not None:
+            response.begin(request, context.reply_channel)
+            context.answered_later = True
         if context.outage and response.status_code == 500 and not settings.DEBUG:
             closers = response._resource_closers  # type: ignore[attr-defined]
             response = HttpResponse(

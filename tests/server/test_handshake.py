@@ -19,7 +19,7 @@ from dbchannels.server.websocket.handshake import (
     is_upgrade,
     origin_allowed,
     read_handshake,
-    take_heartbeat,
+    take_parameters,
 )
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # the sample of RFC 6455 section 1.3
@@ -577,4 +577,4 @@ def test_a_refusal_is_a_whole_answer(status, phrase):
     ],
 )
 def test_a_client_may_ask_for_heartbeats(target, rest, seconds):
-    assert take_heartbeat(target) == (rest, seconds)
+    assert take_parameters(target) == (rest, seconds, None)

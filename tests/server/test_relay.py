@@ -51,6 +51,8 @@ def until(condition):
 class Receiver:
     """Collects what is delivered."""
 
+    resume = None
+
     def __init__(self, relay):
         self.replies = []
         self.channel = relay.open(self)

@@ -20,8 +20,10 @@ from django.db.models.functions import Concat
 from django.utils import timezone
 
 from dbchannels import names
+from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
+from dbchannels.layers.database.history import Histories
 from dbchannels.layers.database.link import DatabaseLink, unavailable
 from dbchannels.layers.database.wakeups import WakeupFolder, wake_on_commit, wakeup_folder
 from dbchannels.layers.database.writer import Writer
@@ -31,11 +33,13 @@ from dbchannels.models import (
     Connection,
     DeadLetter,
     DurableMessage,
+    History,
     InFlight,
     Membership,
     Process,
     ProtocolMessage,
     Schedule,
+    Trimmed,
 )
 from dbchannels.protocol import DURABLE
 
@@ -46,6 +50,10 @@ MOST_ALONG = 500  # messages with one unique key that are deleted at once; no ru
 
 class DatabaseLayer(DjangoLayer):
     """See BaseLayer for what the methods take and give."""
+
+    def __init__(self, settings: LayerSettings) -> None:
+        super().__init__(settings)
+        self.histories = Histories(self)
 
     @property
     def wakeup_folder(self) -> WakeupFolder | None:
@@ -252,6 +260,8 @@ class DatabaseLayer(DjangoLayer):
                 Membership,
                 Schedule,
                 ChannelState,
+                History,
+                Trimmed,
             ):
                 self.rows(model).all().delete()
         self._received.clear()

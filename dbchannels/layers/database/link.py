@@ -28,6 +28,8 @@ from dbchannels.layers.operations import (
     BatchResult,
     Delivery,
     Disconnect,
+    Kept,
+    Missed,
     Operation,
     Send,
     disconnect_send,
@@ -49,7 +51,7 @@ from dbchannels.models import (
     Sample,
     Schedule,
 )
-from dbchannels.protocol import DURABLE, EXPIRED, KINDS, WORKER_DIED
+from dbchannels.protocol import DURABLE, EXPIRED, HISTORY, KINDS, WORKER_DIED
 from dbchannels.samples import KEPT
 
 if TYPE_CHECKING:
@@ -126,7 +128,7 @@ class DatabaseLink(Link):
             kinds = self._socket.wait(min(timeout, self.layer.poll_interval()), *others)
             if not self._socket.exists():
                 self._stop_listening()
-        return {*KINDS, *self._read} if kinds is None else kinds
+        return {*KINDS, HISTORY, *self._read} if kinds is None else kinds
 
     def _stop_listening(self) -> None:
         wakeup_socket, self._socket = self._socket, None
@@ -159,6 +161,21 @@ class DatabaseLink(Link):
             in_flight = self.layer.rows(InFlight).filter(worker=worker)  # none after a flush
             in_flight.update(messages=in_flight_lines(done.in_flight), since=timezone.now())
             return super().finish(worker, done)
+
+    # The histories of groups.
+
+    def history_position(self) -> int:
+        with unavailable():
+            return self.layer.histories.position()
+
+    def read_history(self, queue: str, after: int, limit: int) -> list[Kept]:
+        with unavailable():
+            self.layer.histories.number()
+            return self.layer.histories.read(queue, after, limit)
+
+    def missed(self, queue: str, after: Mapping[str, int], limit: int, size: int) -> dict[str, Missed]:
+        with unavailable():
+            return self.layer.histories.missed(queue, after, limit, size)
 
     # Periodic messages.
 
@@ -295,6 +312,7 @@ class DatabaseLink(Link):
                             silent.filter(expires_at__isnull=False).delete()
             if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
                 self.layer.rows(Membership).filter(expires_at__lt=now).delete()
+            self.layer.histories.trim()
             if closed := self.layer.closed_connections.take():
                 # Delete rows that were locked when these connections were closed, unless they are still locked.
                 try:

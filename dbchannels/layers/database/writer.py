@@ -10,8 +10,8 @@ from django.utils import timezone
 
 from dbchannels import names
 from dbchannels.layers import operations as ops
-from dbchannels.models import Connection, DurableMessage, Membership, Process, ProtocolMessage
-from dbchannels.protocol import DURABLE
+from dbchannels.models import Connection, DurableMessage, History, Membership, Process, ProtocolMessage
+from dbchannels.protocol import DURABLE, HISTORY
 
 if TYPE_CHECKING:
     from dbchannels.layers.database import DatabaseLayer
@@ -37,7 +37,12 @@ class Writer:
                     self.refused.append(operation)
             case ops.SendGroup(group, payload):
                 members: dict[str, list[str]] = {}
-                for queue, recipient in self._layer.members(group).values_list("channel", "recipient"):
+                rows_of = self._layer.members(group)
+                if operation.lasts:
+                    self._keep(operation)
+                    # Live servers deliver what they read in the history.
+                    rows_of = rows_of.filter(expires_at__isnull=False)
+                for queue, recipient in rows_of.values_list("channel", "recipient"):
                     members.setdefault(queue, []).append(recipient)
                 for queue, recipients in members.items():
                     if self._has_room(queue):
@@ -58,6 +63,17 @@ class Writer:
                 self._layer.delete_unlocked(rows(ProtocolMessage).filter(**operation._asdict()))
             case _:
                 self._write_connection(operation)
+
+    def _keep(self, send: ops.SendGroup) -> None:
+        now = timezone.now()
+        self._layer.rows(History).create(
+            group=send.group,
+            payload=send.payload,
+            sent_at=now,
+            keep=send.keep,
+            expires_at=now + timedelta(seconds=send.lasts),
+        )
+        self.kinds.add(HISTORY)
 
     def _write_connection(self, operation: ops.Connect | ops.Disconnect | ops.Identify | ops.Keep) -> None:
         channel, rows = operation.reply_channel, self._layer.rows(Connection)

@@ -130,6 +130,13 @@ SELECT channel, waited, has_room FROM room
 SEND_GROUP = """
 SELECT dbchannels_send_group(%s::text, %s::bytea, %s::float, %s::text[], %s::int[], %s::boolean, %s::text[])
 """
+# The same with a history, which also takes how many messages it keeps, and for how long. The servers deliver what they
+# read there, so only members that belong to no server get rows.
+KEEP_GROUP = """
+SELECT dbchannels_keep_group(
+    %s::text, %s::bytea, %s::float, %s::text[], %s::int[], %s::boolean, %s::text[], %s::int, %s::float
+)
+"""
 
 # The membership of a channel whose server is alive does not expire. The row is updated only if that changes it, so that
 # adding a channel at each of its messages writes nothing.
@@ -270,7 +277,9 @@ DELETE FROM dbchannels_deadletter;
 DELETE FROM dbchannels_inflight;
 DELETE FROM dbchannels_membership;
 DELETE FROM dbchannels_schedule;
-DELETE FROM dbchannels_channelstate
+DELETE FROM dbchannels_channelstate;
+DELETE FROM dbchannels_history;
+DELETE FROM dbchannels_trimmed
 """
 
 # The messages that wait, those that are taken and not finished, and the age in seconds of the oldest one that could be

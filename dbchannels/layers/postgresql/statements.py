@@ -337,15 +337,8 @@ def broadcast(
     """Return the statement that sends to a group, with its values."""
     patterns, capacities = layer.sql_capacities
     expiry, wakes = layer.options["expiry"], layer.wakeups
-    return sql.SEND_GROUP, (
-        send.group,
-        send.payload,
-        expiry,
-        patterns,
-        capacities,
-        wakes,
-        list(local_wakeups),
-    )
+    values = (send.group, send.payload, expiry, patterns, capacities, wakes, list(local_wakeups))
+    return (sql.KEEP_GROUP, (*values, send.keep, send.lasts)) if send.lasts else (sql.SEND_GROUP, values)
 
 
 def sql_capacities(options: dict[str, Any]) -> tuple[list[str], list[int | None]]:

@@ -20,7 +20,15 @@ from dbchannels.exceptions import ChannelFull, DeclaredDead
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.store.rows import ConnectionRow, Letter, Row, connection_rows, rows, sent_row
+from dbchannels.layers.store import history
+from dbchannels.layers.store.rows import (
+    ConnectionRow,
+    Letter,
+    Row,
+    connection_rows,
+    rows,
+    sent_row,
+)
 from dbchannels.protocol import EXPIRED, WORKER_DIED
 
 __all__ = ["StoreLayer", "StoreLink"]
@@ -28,9 +36,10 @@ __all__ = ["StoreLayer", "StoreLink"]
 #: The kinds of tables that ``flush`` empties. Messages by id: "waiting", one table for each queue, and "claims", one
 #: for each worker; "in_flight": by worker, (channel, reply channel) of what it has popped and not finished; "members",
 #: one for each group: when each channel leaves it; "letters": by id; "schedule": by "CHANNEL EVERY", when a periodic
-#: message is due, and when a live worker last had it.
+#: message is due, and when a live worker last had it; "history": by position; "trimmed": by group, up to which position
+#: its history was deleted, see the model ``Trimmed``.
 #: The others are "connections": by reply channel; "processes": by name, (kind, queue, end of the lease); and "numbers".
-FLUSHED = ("waiting", "claims", "in_flight", "members", "letters", "schedule")
+FLUSHED = ("waiting", "claims", "in_flight", "members", "letters", "schedule", "history", "trimmed")
 
 LEAVES = "websocket.disconnect"
 SERVER, WORKER = "server", "worker"  # the kinds of processes, as the model Process has them
@@ -93,7 +102,13 @@ class StoreLayer(BaseLayer):
             case ops.Send():
                 self._put(operation)
             case ops.SendGroup(group, payload):
-                for channel in filter(self._has_room, self.group_channels(group)):
+                members = self.group_channels(group)
+                if operation.lasts:
+                    history.keep(self, operation)
+                    # Live servers deliver what they read in the history.
+                    ends = self.table("members", group)
+                    members = [channel for channel in members if ends[channel] < inf]
+                for channel in filter(self._has_room, members):
                     self._put(ops.Send(channel, payload, "", self.options["expiry"]))
             case ops.GroupAdd(group, channel):
                 queue, local = names.split(channel)
@@ -298,6 +313,7 @@ class StoreLayer(BaseLayer):
             for members in [self.table("members", group) for group in self.table_names("members")]:
                 for channel in [one for one, end in members.items() if end <= self.clock()]:
                     del members[channel]
+            history.trim(self)
 
     def statistics(self, channel: str | None) -> dict[str, float]:
         with self.locked():
@@ -344,6 +360,18 @@ class StoreLink(Link):
             self.layer.table("in_flight")[worker] = messages
         else:
             self.layer.table("in_flight").pop(worker, None)
+
+    # The histories of groups.
+
+    def history_position(self) -> int:
+        return history.last_position(self.layer)
+
+    def read_history(self, queue: str, after: int, limit: int) -> list[ops.Kept]:
+        return history.read(self.layer, queue, after, limit)
+
+    def missed(self, queue: str, after: Mapping[str, int], limit: int, size: int) -> dict[str, ops.Missed]:
+        with self.layer.locked():
+            return {one: history.missed(self.layer, queue + one, after[one], limit, size) for one in after}
 
     # Periodic messages.
 

@@ -49,6 +49,17 @@ class Letter(NamedTuple):
     error: str  # the end of the traceback
 
 
+class HistoryRow(NamedTuple):
+    """A message of a group's history."""
+
+    position: int
+    group: str
+    payload: bytes
+    sent: float
+    keep: int | None  # messages of the group
+    end: float
+
+
 class ConnectionRow(NamedTuple):
     """An open WebSocket, with the fields of the model ``Connection``."""
 
@@ -85,6 +96,11 @@ def sent_row(send: ops.Send, number: int, now: float) -> Row:
 def rows(table: Mapping[str, Any]) -> Iterator[Row]:
     """Yield the messages of a table, in its order; a store may have made lists of them."""
     return (one if type(one) is Row else Row._make(one) for one in table.values())
+
+
+def history_rows(table: Mapping[str, Any]) -> Iterator[HistoryRow]:
+    """Yield the messages of all histories, in order."""
+    return map(HistoryRow._make, table.values())
 
 
 def connection_rows(table: Mapping[str, Any]) -> Iterator[ConnectionRow]:

@@ -18,6 +18,7 @@ from dbchannels.protocol import (
     BODY,
     CLOSED,
     DECLARED_DEAD,
+    EVENT_STREAM,
     FULL,
     LATER,
     LOST,
@@ -27,6 +28,7 @@ from dbchannels.protocol import (
     SERVER_STOPS,
     TAKEN,
     body_channel,
+    chunk,
     flow_channel,
     is_event,
     is_failure,
@@ -34,7 +36,8 @@ from dbchannels.protocol import (
 )
 from dbchannels.protocol.failures import failure_reply, status_reply
 from dbchannels.server.connection_limits import FairQueue, Turn
-from dbchannels.server.http import messages
+from dbchannels.server.history import Resume
+from dbchannels.server.http import events, messages
 from dbchannels.server.relay import Relay, Reply
 
 if TYPE_CHECKING:
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("dbchannels.server")
 
 WAITING = 4_194_304  # bytes in memory that may wait for a slow client: a window bounds views, but not groups
+
+_THEN = "then"  # what is to be done when the client has come so far
 
 Message = dict[str, Any]
 
@@ -146,6 +151,8 @@ class Exchange:
         self._later = False  # the view has raised ResponseLater
         self._left = self._broken = False  # by the client, or because the client takes less than comes
         self._in_groups = False  # the reply channel may be in some
+        self.resume: Resume | None = None  # of a stream of events
+        self._opened_position = relay.history.position
         self.reply_channel = relay.open(self)
         local = names.split(self.reply_channel)[1]
         self.flow_channel = flow_channel(local)
@@ -191,6 +198,13 @@ class Exchange:
         message = reply.message
         if is_event(message):  # of a group that the request waits in
             return
+        if EVENT_STREAM in message:
+            message = self._begin_events(message)
+        elif self.resume is not None:
+            self.resume.after = reply.position or self.resume.after
+            message = events.part(message, reply.position)
+        elif reply.position and not self._answered and "status" not in message:
+            return  # it was read before the head of a stream of events, which will catch up
         self._answered = message.get(LOST) != DECLARED_DEAD  # else the request may still wait in the layer
         if self._turn is not None:
             self._turn.leave()
@@ -205,16 +219,34 @@ class Exchange:
                 self._broken = True
                 log.warning("A response was broken off: its client reads more slowly than the site sends.")
 
+    def _begin_events(self, head: Message) -> Message:
+        """Begin a stream of events; its groups are on record. Return the first message of the response."""
+        self.resume = Resume(head[EVENT_STREAM], self._opened_position)
+        self.is_made = self._in_groups = True
+        self._relay.history.catch_up(self.reply_channel)
+        first = events.start(self.resume.after) if self.resume.is_new else events.COMMENT
+        return {**{key: value for key, value in head.items() if key != EVENT_STREAM}, **chunk(first)}
+
+    def tell_gap(self, position: int) -> None:
+        """Tell the client that messages up to a position are gone."""
+        self.buffer.put(chunk(events.event(str(position), position, "gap")))
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Call a function once the client has taken what it was sent."""
+        self.buffer.put({TAKEN: True, _THEN: call})
+
     def next_chunk(self, timeout: float) -> Message:
         """Return the next message of the response. Raises BrokenOff when there is none."""
         self._in_groups = True
         try:
-            chunk = self._next(timeout)
+            message = self._next(events.KEEP_ALIVE if self.resume else timeout)
         except Empty:
+            if self.resume:
+                return chunk(events.COMMENT)
             raise BrokenOff from None
-        if is_failure(chunk):
+        if is_failure(message):
             raise BrokenOff
-        return chunk
+        return message
 
     def _next(self, timeout: float) -> Message:
         """Return the next message. Raises Empty after the timeout, which is another one after ResponseLater."""
@@ -222,13 +254,16 @@ class Exchange:
         while True:
             if self._left or self._broken:
                 raise BrokenOff
-            latest = started + (self._later_timeout if self._later else timeout)
+            is_later = self._later and self.resume is None
+            latest = started + (self._later_timeout if is_later else timeout)
             message = self.buffer.get(timeout=max(0.0, latest - time.monotonic()))
             if LATER in message:
                 self._later = self._in_groups = True
                 self.on_later()
             elif TAKEN not in message:
                 return message
+            elif _THEN in message:
+                message[_THEN]()
 
     def report(self, report: Message) -> None:
         """Tell the worker that makes the response how far its client is."""

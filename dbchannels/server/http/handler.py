@@ -122,9 +122,9 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             self._write_refusal(Refused(500, SENTENCES[500]), request.method)
 
     def _read_request(self, head: RequestHead) -> Request:
-        options, target, heartbeat = self.interface.options, head.target, 0
-        if head.is_upgrade and handshake.HEARTBEAT in target:
-            target, heartbeat = handshake.take_heartbeat(target)
+        options, target, heartbeat, last_id = self.interface.options, head.target, 0, None
+        if head.is_upgrade and handshake.PARAMETERS in target:
+            target, heartbeat, last_id = handshake.take_parameters(target)
         request = Request(
             head.method,
             target,
@@ -135,6 +135,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
             self.server.public_address,
             options.root_path,
             heartbeat,
+            last_id,
         )
         return forwarded(request, options.proxies) if options.proxies is not None else request
 

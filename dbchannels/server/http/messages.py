@@ -72,6 +72,9 @@ class Request(NamedTuple):
     server: tuple[str, int]
     root_path: str = ""
     heartbeat: int = 0  # seconds between two heartbeats that a WebSocket's client asks for; 0: none
+    resume: str | None = (
+        None  # the last id of a WebSocket's client, "" for none yet; None: it asks for no ids
+    )
 
     @property
     def path_bytes(self) -> bytes:

@@ -26,13 +26,14 @@ from dbchannels.protocol.close_codes import INTERNAL_ERROR, SERVICE_RESTART, TRY
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
+from dbchannels.server.history import Resume
 from dbchannels.server.http.messages import Request, connect_message
 from dbchannels.server.options import ServerConfig, WebSocketLimits
 from dbchannels.server.relay import Relay, Reply
 from dbchannels.server.websocket.framing import Closed, Deflate, Event
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied
 from dbchannels.server.websocket.messages import WORKERS_KEYS, Outgoing
-from dbchannels.server.websocket.transport import Transport
+from dbchannels.server.websocket.transport import GAP, ID, START, Transport, position_frame
 from dbchannels.wakeup import Backoff
 
 INBOX = 32  # messages that may wait here; then the socket is not read
@@ -101,6 +102,7 @@ class Connection:
         self.deflate: Deflate | None = None  # how messages are compressed; set before `start`
         self._transport: Transport | None = None  # from `start` on
         self._early: list[Outgoing] = []  # data that came before the 101 was written
+        self.resume = None if request.resume is None else Resume(request.resume, relay.history.position)
         self._unsent, self.charged = budget.unsent, 0
         self.disconnected = False  # no more messages come from the client
 
@@ -161,6 +163,7 @@ class Connection:
         if buffered:
             self._transport.received(buffered)
         self._transport.read()
+        self._catch_up()
 
     @property
     def closed(self) -> bool:
@@ -208,7 +211,11 @@ class Connection:
             if FINISHED in message or "accept" in message:
                 self._decide(denied(500))  # the log has the error in the connect consumer's reply
         elif self._transport is not None:
-            self._transport.send(out)
+            if self.resume is not None and reply.position:
+                self.resume.after = reply.position
+                self._transport.send(out, position_frame(ID, reply.position))
+            else:
+                self._transport.send(out)
             if out.close is not None:
                 self._drop_waiting()
         elif not self.disconnected:  # before the 101
@@ -227,6 +234,28 @@ class Connection:
             self._finished(message[FINISHED])
         elif AGAIN in message:
             self._consume_again(message[AGAIN])
+
+    def _catch_up(self) -> None:
+        """Deliver what the client has missed, once the socket is open and the connect consumer has joined groups."""
+        is_connecting = self._in_flight is not None and self._in_flight.channel == "websocket.connect"
+        if self.resume is None or self._transport is None or is_connecting:
+            return
+        if self.resume.is_new:
+            self._send_position(START, self.resume.after)
+        self._relay.history.catch_up(self.reply_channel)
+
+    def tell_gap(self, position: int) -> None:
+        """Tell the client that messages up to a position are gone."""
+        self._send_position(GAP, position)
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Call a function once the client has taken what it was sent."""
+        if self._transport is not None:
+            self._transport.when_drained(call)
+
+    def _send_position(self, word: str, position: int) -> None:
+        if self._transport is not None:
+            self._transport.send(Outgoing(None, position_frame(word, position), None, "", None, []))
 
     def _keep(self, out: Outgoing) -> None:
         """Keep data until the 101 is written, as much as may wait for a client that does not read."""
@@ -290,6 +319,8 @@ class Connection:
             return
         self._set_in_flight(None)
         self._refused_at = self._retries = None
+        if finished.channel == "websocket.connect":
+            self._catch_up()
         denied = self._abandoned and isinstance(self._decided, Denied)
         if denied or finished.channel == "websocket.disconnect":
             self._end()
@@ -339,6 +370,7 @@ class Connection:
             self._decide(denied(502 if why == WORKER_DIED else 503))
             if self._abandoned:
                 self._end()
+            self._catch_up()
         elif channel == "websocket.disconnect" and why == WORKER_DIED:
             self._end()
         elif channel == "websocket.disconnect" or why == FULL:

@@ -35,7 +35,9 @@ from dbchannels.server.websocket.framing import DEFLATE, NARROWEST, WIDEST, Defl
 
 log = logging.getLogger("dbchannels.server")
 
-HEARTBEAT = "dbchannels-heartbeat"  # the query parameter that dbchannels.js adds
+# The query parameters that dbchannels.js adds.
+PARAMETERS = "dbchannels-"
+HEARTBEAT, RESUME = "dbchannels-heartbeat", "dbchannels-resume"
 LEAST_HEARTBEAT = 5  # seconds
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
@@ -99,20 +101,23 @@ def read_handshake(method: str, http_version: str, headers: RawHeaders) -> Hands
     return Handshake(keys[0].decode("ascii"), subprotocols, origin)
 
 
-def take_heartbeat(target: str) -> tuple[str, int]:
-    """Return a request's target without the heartbeat parameter, and the seconds between two heartbeats.
+def take_parameters(target: str) -> tuple[str, int, str | None]:
+    """Return a request's target without our parameters, the seconds between two heartbeats, and the last id.
 
-    0 seconds: the client wants no heartbeats. Whatever it asks for, LEAST_HEARTBEAT is the shortest interval.
+    0 seconds: the client wants no heartbeats. Whatever it asks for, LEAST_HEARTBEAT is the shortest interval. No last
+    id: the client wants no ids; "": it has none yet.
     """
     path, _, query = target.partition("?")
-    seconds, others = 0, []
+    seconds, last_id, others = 0, None, []
     for part in query.split("&"):
         name, _, value = part.partition("=")
-        if name != HEARTBEAT:
+        if name == RESUME:
+            last_id = value
+        elif name != HEARTBEAT:
             others.append(part)
         elif value.isascii() and value.isdigit() and len(value) <= 4 and value.strip("0"):
             seconds = max(LEAST_HEARTBEAT, int(value))
-    return "?".join(filter(None, (path, "&".join(others)))), seconds
+    return "?".join(filter(None, (path, "&".join(others)))), seconds, last_id
 
 
 class Origins(NamedTuple):

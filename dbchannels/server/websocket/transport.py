@@ -31,6 +31,14 @@ CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
 PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
 
 HEARTBEAT = encode_frame(TEXT, b"\0heartbeat")  # dbchannels.js hides it from the page
+# What a client is told that asked for ids: the id of the next message, up to which id it has everything from the start,
+# and up to which messages are gone.
+ID, START, GAP = "id", "start", "gap"
+
+
+def position_frame(word: str, position: int) -> bytes:
+    """Return the frame with one of these words and a position; dbchannels.js hides it from the page."""
+    return encode_frame(TEXT, f"\0{word} {position}".encode())
 
 
 class Transport:
@@ -61,6 +69,7 @@ class Transport:
         self._waiting = 0  # bytes in _frames
         self.charged = 0  # bytes of them, as UnsentFrames counts
         self._blocked_at: float | None = None  # since when the socket has taken nothing
+        self._on_drained: Callable[[], None] | None = None
         self._closing_at: float | None = None
         now = self._heard_at = self._pinged_at = self._message_at = self._opened_at = time.monotonic()
         self._pings_since = now  # since when the client's are counted
@@ -188,14 +197,22 @@ class Transport:
 
     # Out.
 
-    def send(self, out: Outgoing) -> None:
-        """Send what a reply asks for: a frame, a close, or both."""
+    def send(self, out: Outgoing, before: bytes = b"") -> None:
+        """Send what a reply asks for: a frame, a close, or both. The frame ``before`` is written together with it."""
         if out.frame and self._protocol.state == "open":
             if self._limits.idle_timeout:
                 self._message_at = time.monotonic()
-            self._write(out.frame if self._deflate is None else self._deflate.frame(out.frame))
+            frame = out.frame if self._deflate is None else self._deflate.frame(out.frame)
+            self._write(before + frame if before else frame)
         if out.close is not None:
             self.close(out.close, out.reason)
+
+    def when_drained(self, call: Callable[[], None]) -> None:
+        """Call a function once the socket has taken everything; at once if it has."""
+        if self._frames:
+            self._on_drained = call
+        else:
+            call()
 
     def close(self, code: int, reason: str) -> None:
         """Start the closing handshake, for which the client has CLOSE_DEADLINE."""
@@ -277,6 +294,9 @@ class Transport:
         self._blocked_at = None
         self._writer.stop()
         self._flush_protocol()
+        on_drained, self._on_drained = self._on_drained, None
+        if on_drained is not None:
+            on_drained()
 
     def drop(self, code: int = VANISHED) -> None:
         """Close the socket at once."""

@@ -3,21 +3,22 @@
 const SHORTEST = 500; // ms before coming back, at least
 const LONGEST = 10_000; // ms, at most
 const GOOD = 5_000; // ms that a connection has to last before waits are short again
+const HIDDEN = /^\0(heartbeat|id|start|gap)(?: (\d+))?$/; // what the server tells this script
 
 // Not when the site is done with us (1000, 1008), or has a reason of its own; 4401: logged out.
 export const comesBack = (code) => code !== 1000 && code !== 1008 && !(code >= 4000 && code <= 4999);
 
 export class Socket {
-  constructor(url, { protocols = [], queue = 0, longest = LONGEST, again = comesBack, heartbeat = 30 } = {}) {
+  constructor(url, { protocols = [], queue = 0, longest = LONGEST, again = comesBack, heartbeat = 30, resume = false } = {}) {
     heartbeat &&= Math.max(10, heartbeat); // s
-    Object.assign(this, { url, protocols, queue, longest, again, heartbeat });
+    Object.assign(this, { url, protocols, queue, longest, again, heartbeat, resume, lastId: "" });
     Object.assign(this, { state: "closed", ended: false, failures: 0, unsent: [], listeners: {}, streams: new Map() });
     this.hint = () => this.timer && !document.hidden && this.open(); // online or seen again
     queueMicrotask(() => this.ended || this.socket || this.open()); // the listeners come first
   }
 
   // "connecting", "open", "waiting" ({ seconds }), "closed" and "unauthorized" ({ code, reason }); "text",
-  // "json" (each text that is JSON, as its value), "binary" (an ArrayBuffer).
+  // "json" (each text that is JSON, as its value), "binary" (an ArrayBuffer), "gap" (messages are lost).
   on(event, listener) {
     (this.listeners[event] ??= []).push(listener);
     return this;
@@ -51,7 +52,10 @@ export class Socket {
     this.ended = false;
     const url = new URL(typeof this.url === "function" ? this.url() : this.url, location.href);
     url.protocol = url.protocol.replace("http", "ws");
-    if (this.heartbeat) url.search += (url.search && "&") + "dbchannels-heartbeat=" + (this.heartbeat >> 1);
+    const ask = (what, value) => (url.search += (url.search && "&") + `dbchannels-${what}=${value}`);
+    if (this.heartbeat) ask("heartbeat", this.heartbeat >> 1);
+    if (this.resume) ask("resume", this.lastId);
+    this.nextId = ""; // of the next message
     const socket = (this.socket = new WebSocket(url, this.protocols));
     socket.binaryType = "arraybuffer";
     let opened = Infinity;
@@ -67,7 +71,7 @@ export class Socket {
       for (const data of this.unsent.splice(0)) socket.send(data);
       this.#become("open");
     });
-    socket.onmessage = current(({ data }) => heard() || data === "\0heartbeat" || this.#read(data));
+    socket.onmessage = current(({ data }) => heard() || this.#hide(data) || this.#read(data));
     socket.onclose = closed;
     this.#become("connecting"); // the last: a listener may close it
   }
@@ -105,6 +109,15 @@ export class Socket {
     const ms = SHORTEST + Math.random() * Math.max(0, most - SHORTEST);
     this.timer = setTimeout(() => this.open(), ms);
     this.#become("waiting", { seconds: Math.ceil(ms / 1000) });
+  }
+
+  #hide(data) {
+    const [, word, position] = HIDDEN.exec(data) ?? [];
+    if (!word) this.lastId = this.nextId || this.lastId;
+    else if (word === "start" || word === "gap") this.lastId = position;
+    this.nextId = word === "id" ? position : word === "heartbeat" ? this.nextId : "";
+    if (word === "gap") this.#tell("gap", {});
+    return word;
   }
 
   #read(data) {

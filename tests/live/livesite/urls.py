@@ -200,6 +200,7 @@ urlpatterns = [
     path("never", waiting.never),
     path("ranged", waiting.ranged),
     path("events", waiting.events),
+    path("room-events/<room>", waiting.room_events),
     path("tell/<text>", waiting.tell),
     path("log-in/<name>", people.log_in),
     path("log-out", people.log_out),

@@ -12,7 +12,7 @@ from django.http import FileResponse, HttpResponse, JsonResponse
 from django.http.request import UnreadablePostError
 from django.views.decorators.csrf import csrf_exempt
 
-from dbchannels import Channel, Group, ResponseLater
+from dbchannels import Channel, Group, ResponseLater, event_stream
 from livesite.models import Entry
 
 PIECE = 65_536
@@ -137,3 +137,8 @@ def ranged(request):
         response.status_code = 206
         response["Content-Range"] = f"bytes {first}-{end - 1}/{len(data)}"
     return response
+
+
+def room_events(request, room):
+    """The messages to a room as server-sent events."""
+    return event_stream(f"room-{room}")

@@ -1,0 +1,64 @@
+"""``event_stream``: server-sent events from a plain view, without a worker that waits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from django.http import HttpResponse
+
+from dbchannels.channel import Channel, Group
+from dbchannels.exceptions import ResponseLater
+from dbchannels.protocol import EVENT_STREAM, MORE_CONTENT
+
+LAST_ID = "last-event-id"  # the query parameter; a browser sends the header when it comes back
+
+
+class EventStream(HttpResponse):
+    """The response of a view whose request stays open: each message to one of the groups is an event."""
+
+    def __init__(self, *groups: str, layer: str = "default", **options: Any) -> None:
+        super().__init__(content_type="text/event-stream", **options)
+        self.groups = [Group(name, layer=layer) for name in groups]
+        self.headers.setdefault("Cache-Control", "no-store")
+        self.headers.setdefault("X-Accel-Buffering", "no")  # nginx passes each event on at once
+        self._is_begun = False
+
+    def begin(self, request: Any, reply_channel: Channel) -> None:
+        """Add the request to the groups, and send the head of the response."""
+        for group in self.groups:
+            group.add(reply_channel)
+        for name in ("Content-Length", "ETag"):  # of the empty content, by middleware
+            self.headers.pop(name, None)
+        last_id = request.headers.get(LAST_ID) or request.GET.get(LAST_ID, "")
+        headers = [[name.encode("ascii"), value.encode("latin-1")] for name, value in self.items()]
+        cookies = [[b"Set-Cookie", one.OutputString().encode("latin-1")] for one in self.cookies.values()]
+        head = {
+            "status": self.status_code,
+            "headers": headers + cookies,
+            MORE_CONTENT: True,
+            EVENT_STREAM: last_id,
+        }
+        reply_channel.send(head)
+        self._is_begun = True
+
+    def __iter__(self) -> Iterator[bytes]:
+        if not self._is_begun:
+            raise ResponseLater(
+                "A stream of events needs a worker behind the interface server: do not serve this view with --http "
+                "direct, or by another server."
+            )
+        return iter(())
+
+
+def event_stream(*groups: str, layer: str = "default") -> EventStream:
+    """Return a response that stays open and sends the messages to these groups as server-sent events::
+
+        def news(request):
+            return event_stream("news")
+
+    Each message is an event with its ``text`` as data; ``event`` names another kind than "message", and ``close`` ends
+    the stream. Messages to groups with a ``history`` have ids: a browser that comes back gets what it missed. Raises
+    InvalidName.
+    """
+    return EventStream(*groups, layer=layer)

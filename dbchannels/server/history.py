@@ -1,0 +1,132 @@
+"""The histories of groups in the server: live delivery by position, and clients that come back for what they missed.
+
+All messages with a history go through the relay's reader, in the order of their positions. A client that comes back is
+*behind*: it gets none of them live, until the reader has read all that it missed up to the position of the server. As
+both happen in one thread, and reach the hub in order, the client then gets each later message, and none twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from dbchannels import names
+from dbchannels.layers.link import Link
+from dbchannels.layers.operations import Kept, Missed
+
+if TYPE_CHECKING:
+    from dbchannels.server.relay import Receiver
+
+LIVE = 500  # messages that are read at once for all clients
+MISSED = 32  # messages that are read at once for a client that is behind: a WebSocket lets 64 frames wait
+MISSED_BYTES = 262_144  # of them, after which a batch ends
+CLIENTS = 20  # that are behind and read for in one statement: what it reads is in memory
+UNKNOWN = -1  # in place of a last id that no server has given
+LONGEST_ID = 18  # digits: a position is a bigint
+
+
+def read_id(text: str) -> int:
+    """Return the position that a client gives as its last id."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= LONGEST_ID else UNKNOWN
+
+
+class Resume:
+    """How far a client has come that wants to miss nothing."""
+
+    def __init__(self, last_id: str, now: int) -> None:
+        """``last_id`` is the client's, "" if it has none yet; then it begins at ``now``, the server's position."""
+        self.is_new = not last_id
+        self.after = now if self.is_new else read_id(last_id)
+        self.is_behind = True
+
+    def takes(self, position: int) -> bool:
+        """Whether the client still needs a message that is delivered live."""
+        return not self.is_behind and position > self.after
+
+
+class HistoryReader:
+    """Reads for the hub. ``catch_up`` is called in the hub, ``read`` in the relay's reader."""
+
+    def __init__(
+        self,
+        receivers: dict[str, Receiver],
+        call: Callable[[Callable[[], None]], None],
+        deliver: Callable[[bytes, int, Sequence[str]], None],
+        wake: Callable[[], None],
+    ) -> None:
+        """``call`` runs a function in the hub, ``deliver`` delivers a payload there, ``wake`` wakes the reader."""
+        self._receivers, self._call, self._deliver, self._wake = receivers, call, deliver, wake
+        self.position = 0  # of the last message that was delivered live, in the hub
+        self._read = 0  # the same, in the reader
+        self._read_at = 0.0  # time.monotonic() of the next look
+        self._behind: deque[tuple[str, int]] = deque()  # reply channels, and where they are
+
+    def begin(self, position: int) -> None:
+        """Begin after a position, before the reader runs."""
+        self.position = self._read = position
+
+    def catch_up(self, reply_channel: str) -> None:
+        """Read what a client has missed. Call it when its groups are on record."""
+        receiver = self._receivers.get(reply_channel)
+        if receiver is not None and receiver.resume is not None:
+            self._behind.append((reply_channel, receiver.resume.after))
+            self._wake()
+
+    def read_soon(self) -> None:
+        """Read at the next call of ``read``: something new was committed."""
+        self._read_at = 0.0
+
+    def read(self, link: Link, queue: str, interval: float) -> bool:
+        """Deliver what is new, and a batch to clients that are behind; return whether there may be more.
+
+        Without ``read_soon`` it looks for new messages every ``interval`` seconds: a wakeup may get lost.
+        """
+        is_full = False
+        if (now := time.monotonic()) >= self._read_at:
+            found = link.read_history(queue, self._read, LIVE)
+            if found:
+                self._read = found[-1].position
+                self._call(partial(self._deliver_live, queue, found))
+            is_full = len(found) == LIVE
+            self._read_at = 0.0 if is_full else now + interval
+        if self._behind:
+            self._read_missed(link)
+        return is_full or bool(self._behind)
+
+    def _deliver_live(self, queue: str, found: Sequence[Kept]) -> None:
+        for position, payload, recipients in found:
+            channels = [queue + one for one in recipients if self._takes(queue + one, position)]
+            if channels:
+                self._deliver(payload, position, channels)
+            self.position = position
+
+    def _takes(self, reply_channel: str, position: int) -> bool:
+        receiver = self._receivers.get(reply_channel)
+        return receiver is None or receiver.resume is None or receiver.resume.takes(position)
+
+    def _read_missed(self, link: Link) -> None:
+        first = list(self._behind)[:CLIENTS]
+        for queue in {names.split(one)[0] for one, _ in first}:  # a server that was declared dead has two
+            after = {names.split(one)[1]: position for one, position in first if one.startswith(queue)}
+            for recipient, missed in link.missed(queue, after, MISSED, MISSED_BYTES).items():
+                self._call(partial(self._deliver_missed, queue + recipient, missed))
+        for _ in first:  # not before: if the database is away, they are read later
+            self._behind.popleft()
+
+    def _deliver_missed(self, reply_channel: str, missed: Missed) -> None:
+        receiver = self._receivers.get(reply_channel)
+        if receiver is None or receiver.resume is None:
+            return
+        resume = receiver.resume
+        if missed.gap is not None:
+            resume.after = missed.gap
+            receiver.tell_gap(missed.gap)
+        for position, payload in missed.messages:
+            self._deliver(payload, position, [reply_channel])
+        if missed.complete:
+            resume.is_behind = False
+        else:
+            receiver.when_drained(partial(self.catch_up, reply_channel))

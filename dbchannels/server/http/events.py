@@ -1,0 +1,46 @@
+"""Server-sent events: messages to a group as the parts of a response (HTML standard, section 9.2)."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from dbchannels.exceptions import safe_repr
+from dbchannels.protocol import MORE_CONTENT, chunk, is_failure
+
+log = logging.getLogger("dbchannels.server")
+
+KEEP_ALIVE = (
+    15.0  # seconds without an event, after which a comment is sent: proxies close what is silent for longer
+)
+COMMENT = b":\n\n"
+
+
+def event(text: str, position: int = 0, kind: str = "") -> bytes:
+    """Return one event; ``position`` becomes its id."""
+    lines = [f"id: {position}"] if position else []
+    lines += [f"event: {kind}"] if kind else []
+    lines += [f"data: {line}" for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
+    return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
+
+
+def start(position: int) -> bytes:
+    """Return what gives a new client its first id, without an event."""
+    return f"id: {position}\n\n".encode()
+
+
+def part(message: dict[str, Any], position: int) -> dict[str, Any]:
+    """Return a message as a part of the response: the event that a WebSocket would get as a text frame.
+
+    ``event`` names its kind, and ``close`` ends the response. A part that the site has written itself stays as it is.
+    """
+    if is_failure(message) or message.keys() & {"content", MORE_CONTENT}:
+        return message
+    text, kind = message.get("text"), message.get("event", "")
+    if isinstance(text, str) and isinstance(kind, str) and len(kind.splitlines()) <= 1:
+        return chunk(event(text, position, kind), more=not message.get("close"))
+    if not message.get("close"):
+        log.warning(
+            "A message is no event, and was left out (%s): write a 'text'.", safe_repr(sorted(message))
+        )
+    return chunk(b"", more=not message.get("close"))
