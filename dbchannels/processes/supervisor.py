@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from dbchannels import names
-from dbchannels.measures import Counts, new_report, read_report, total
+from dbchannels.measures import Counts, new_report, parse_report, read_report, total
 from dbchannels.protocol import HTTP, WEBSOCKET
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
 
@@ -56,7 +56,7 @@ class WorkerProcess:
         self.started_at = time.monotonic()
         self._reader = reader  # of the pipe
         self._report = report  # the file in which it leaves what it has counted
-        self._counted: tuple[Counts, dict[str, int]] = {}, {}
+        self._last_report = b""
         self._ready = False
         self._reading = threading.Lock()
         os.set_blocking(reader, False)
@@ -68,10 +68,10 @@ class WorkerProcess:
                 self._ready = os.read(self._reader, 1) == b"!" or self._ready
         return self._ready
 
-    def counted(self) -> tuple[Counts, dict[str, int]]:
-        """Return what the worker has counted since its start, about a second ago."""
-        self._counted = read_report(self._report) or self._counted
-        return self._counted
+    def report(self) -> bytes:
+        """Return what the worker had counted about a second ago, for ``parse_report``."""
+        self._last_report = read_report(self._report) or self._last_report
+        return self._last_report
 
     def close(self) -> None:
         """Close the pipes of a process that has ended."""
@@ -128,7 +128,8 @@ class Supervisor:
     def counted(self) -> tuple[Counts, dict[str, int]]:
         """Return what all workers have counted since this process began, those that have ended too."""
         with self._lock:
-            return total([self._counted, *(worker.counted() for worker in self._processes)])
+            ended, reports = self._counted, [worker.report() for worker in self._processes]
+        return total([ended, *map(parse_report, reports)])
 
     def ready_names(self) -> set[str]:
         """Return the names of the workers that take messages."""
@@ -207,7 +208,7 @@ class Supervisor:
         """Remove a worker that has ended; return whether another one had taken over from it."""
         with self._lock:
             self._processes.remove(worker)
-            self._counted = total([self._counted, worker.counted()])
+            self._counted = total([self._counted, parse_report(worker.report())])
             worker.close()
             replaced = slot.worker is not worker
             if not replaced:

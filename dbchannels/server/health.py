@@ -7,12 +7,11 @@ after a few seconds, and is the first to be closed when there are many.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Protocol
 
 import gevent
-from gevent.lock import BoundedSemaphore
 from gevent.server import StreamServer
 
 from dbchannels.server.http.messages import Refused, encode_head, refuse_response
@@ -29,8 +28,8 @@ NOT_INSTALLED = "Metrics need the package prometheus-client: pip install 'dbchan
 class Metrics(Protocol):
     """See ``metrics``, which is imported only where prometheus-client is installed."""
 
-    def text(self) -> bytes:
-        """Return the metrics as Prometheus reads them."""
+    def text(self) -> Sequence[bytes]:
+        """Return the metrics as Prometheus reads them, in pieces."""
 
 
 def check_health(path: str, why_not_ready: str) -> tuple[int, str]:
@@ -50,7 +49,7 @@ class HealthServer:
     def __init__(self, listener: Listener, why_not_ready: Callable[[], str], metrics: Metrics | None) -> None:
         """Without prometheus-client ``metrics`` is None."""
         self._why_not_ready, self._metrics = why_not_ready, metrics
-        self._rendering = BoundedSemaphore()
+        self._text: Any = None  # the result of a native thread that makes the metrics' text, or has made it
         self.listener = listener
         self._server = StreamServer(listener.socket, self._serve)
         self._open: dict[Any, None] = {}  # the greenlet of each connection, the oldest first
@@ -73,11 +72,12 @@ class HealthServer:
             with gevent.Timeout(DEADLINE, False), suppress(OSError):
                 for part in self._answer(sock):
                     sock.sendall(part)
+                    gevent.sleep(0)  # the kernel may take many megabytes at once
         finally:
             self._open.pop(greenlet, None)
 
     def _answer(self, sock: Any) -> tuple[bytes, ...]:
-        """Return the parts of the answer. The text of the metrics is one of them, which slow clients share."""
+        """Return the parts of the answer. Slow clients share those of the metrics."""
         reader = HeadReader(LIMITS)
         try:
             while not (head := reader.feed(data := sock.recv(LIMITS.size))):
@@ -89,16 +89,19 @@ class HealthServer:
             return (refuse_response(405, "Ask with GET.", [("Allow", "GET, HEAD")]),)
         path = head.target.partition("?")[0]
         if path == "/metrics" and self._metrics is not None:
-            with self._rendering:  # in a native thread, by one request for all that wait
-                text: bytes = gevent.get_hub().threadpool.apply(self._metrics.text)
-            headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(len(text)))]
+            if (
+                self._text is None or self._text.ready()
+            ):  # one thread for all that wait, also when they give up
+                self._text = gevent.get_hub().threadpool.spawn(self._metrics.text)
+            body: Sequence[bytes] = self._text.get()
+            headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(sum(map(len, body))))]
             headers += [("Cache-Control", "no-store"), ("Connection", "close")]
-            head_of_answer, body = encode_head("200 OK", headers), text
+            head_of_answer = encode_head("200 OK", headers)
         else:
             status, sentence = check_health(path, self._why_not_ready())
             if path == "/metrics":
                 status, sentence = 501, NOT_INSTALLED
             whole = refuse_response(status, sentence, [("Cache-Control", "no-store")])
             end = whole.index(b"\r\n\r\n") + 4
-            head_of_answer, body = whole[:end], whole[end:]
-        return (head_of_answer, body) if head.method == "GET" else (head_of_answer,)
+            head_of_answer, body = whole[:end], (whole[end:],)
+        return (head_of_answer, *body) if head.method == "GET" else (head_of_answer,)

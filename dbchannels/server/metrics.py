@@ -8,16 +8,16 @@ or for a worker, and several servers of one site show the same gauges.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import accumulate
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, islice
+from typing import Any, NamedTuple, Protocol
 
 from prometheus_client import Metric, generate_latest
-from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 from prometheus_client.utils import floatToGoString
 
 from dbchannels.measures import (
+    AT_ONCE,
     BOUNDS,
     DEAD,
     DONE,
@@ -28,14 +28,15 @@ from dbchannels.measures import (
     WAITED,
     WAITS,
     Counts,
+    in_pauses,
 )
 from dbchannels.samples import GAUGES, read_sample
 from dbchannels.server.counts import OTHER, ServerCounts
 
 STALE = 900.0  # seconds after which nobody seems to count the site any more, and its gauges are left out
 MOST = 100  # values of a label of the server's own counters
-AT_ONCE = 50  # lines that are made before the hub may run
 Values = Iterable[tuple[tuple[str, ...], float]]  # (values of the labels, value)
+Line = tuple[str, dict[str, str], float]  # (name, labels, value)
 
 
 class Source(Protocol):
@@ -121,39 +122,58 @@ METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
 COUNTED = (("taken", (TAKEN,)), ("done", (DONE,)), ("failed", (FAILED, DEAD)), ("dead", (DEAD,)))
 
 
-class Metrics(Collector):
-    """Makes the text, at most once a second, and so seldom that it takes 5 % of a processor at most."""
+class Registry(NamedTuple):
+    """What prometheus-client makes text of."""
+
+    metric: Metric
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric."""
+        yield self.metric
+
+
+class Metrics:
+    """Makes the text, at most once a second, and so seldom that it takes 5 % of a processor at most.
+
+    The text is in pieces. Making it takes a native thread half a second with a thousand channels, and the hub must not
+    wait for that: so between two pieces it may run.
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
-        self._text, self.good_until = b"", 0.0  # time.monotonic()
+        self._text: Sequence[bytes] = ()
+        self.good_until = 0.0  # time.monotonic()
 
-    def text(self) -> bytes:
-        """Return the text. Call it in a native thread, and in one at a time."""
+    def text(self) -> Sequence[bytes]:
+        """Return the text, in pieces. Call it in a native thread, and in one at a time."""
         started = time.monotonic()
         if started >= self.good_until:
-            self._text = generate_latest(self)
+            self._text = list(in_pauses(self._pieces(), 1))
             ended = time.monotonic()
             self.good_until = ended + max(1.0, 20 * (ended - started))
         return self._text
 
-    def collect(self) -> Iterator[Metric]:
-        """Yield the metrics, for prometheus-client."""
+    def _pieces(self) -> Iterator[bytes]:
+        for metric, lines in self._metrics():
+            registry = Registry(metric)
+            head = generate_latest(registry)
+            yield head
+            while some := list(islice(lines, AT_ONCE)):
+                metric.samples = [Sample(*line) for line in some]
+                yield generate_latest(registry)[len(head) :]
+
+    def _metrics(self) -> Iterator[tuple[Metric, Iterator[Line]]]:
         counts, events = self._source.counted()
         values: dict[str, Values] = {**self._of_server(events), **self._of_site()}
         for name, positions in COUNTED:
-            values[f"messages_{name}"] = [
-                ((one,), sum(numbers[position] for position in positions)) for one, numbers in counts.items()
-            ]
+            values[f"messages_{name}"] = _of_channels(counts, *positions)
         for name, kind, labels, text in METRICS:
             metric = Metric(f"dbchannels_{name}", text, kind)
             if kind == HISTOGRAM:
                 part, sums = (WAITS, WAITED) if name == "message_wait_seconds" else (RUNS, RAN)
-                lines = _histogram(metric.name, counts, part, sums)
+                yield metric, _histogram(metric.name, counts, part, sums)
             else:
-                lines = _lines(metric.name + "_total" * (kind == COUNTER), labels, values.get(name, ()))
-            metric.samples = _in_pauses(lines)  # type: ignore[assignment]  # it is only iterated over
-            yield metric
+                yield metric, _lines(metric.name + "_total" * (kind == COUNTER), labels, values.get(name, ()))
 
     def _of_server(self, events: Mapping[str, int]) -> dict[str, Values]:
         own, state, budgets = self._source.counts, self._source.state(), self._source.budgets()
@@ -181,17 +201,15 @@ class Metrics(Collector):
             return found
         names = {"oldest": "oldest_seconds", "dead": "dead_letters"}
         for position, gauge in enumerate(GAUGES):
-            channels = read.get("channels", {}).items()
-            found[f"site_{names.get(gauge, gauge)}"] = [
-                ((one,), numbers[position]) for one, numbers in channels
-            ]
+            found[f"site_{names.get(gauge, gauge)}"] = _of_channels(read.get("channels", {}), position)
         for gauge, name in (("sockets", "websockets"), ("servers", "servers"), ("workers", "workers")):
             if gauge in read:
                 found[f"site_{name}"] = [((), read[gauge])]
         return {**found, "site_counted_timestamp_seconds": [((), read["t"])]}
 
 
-Line = tuple[str, dict[str, str], float]
+def _of_channels(counts: Counts, *positions: int) -> Values:
+    return (((channel,), sum(numbers[one] for one in positions)) for channel, numbers in counts.items())
 
 
 def _by(counter: Mapping[Any, float]) -> Values:
@@ -217,11 +235,3 @@ def _histogram(name: str, counts: Counts, part: slice, sums: int) -> Iterator[Li
             yield f"{name}_bucket", {"channel": channel, "le": bound}, below
         yield f"{name}_count", {"channel": channel}, buckets[-1]
         yield f"{name}_sum", {"channel": channel}, numbers[sums]
-
-
-def _in_pauses(lines: Iterable[Line]) -> Iterator[Sample]:
-    """Yield samples; let the hub run every now and then, or it would wait for 5 ms whenever it wants to run."""
-    for number, line in enumerate(lines):
-        if number % AT_ONCE == AT_ONCE - 1:
-            time.sleep(0.0001)  # after a sleep of 0 this thread would go on before the other one is awake
-        yield Sample(*line)

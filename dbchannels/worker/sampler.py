@@ -7,12 +7,9 @@ database is away.
 
 from __future__ import annotations
 
-import json
-import os
 import random
 import threading
 import time
-import zlib
 
 from dbchannels import measures, samples
 from dbchannels.layers.link import Link
@@ -107,8 +104,7 @@ class Report:
         with self._lock:
             self.due_at = time.monotonic() + self.EVERY
             counts, events = measures.total((one.copy(), one.events.copy()) for one in self._measures)
-            text = json.dumps({"counts": measures.to_json(counts), "events": events}, separators=(",", ":"))
-            data = text.encode()
+            data = measures.report(counts, events)
             if data != self._last and len(data) <= measures.LONGEST_REPORT:
-                os.pwrite(self._descriptor, measures.HEADER.pack(len(data), zlib.crc32(data)) + data, 0)
+                measures.write_report(self._descriptor, data)
                 self._last = data

@@ -116,7 +116,7 @@ def test_those_who_come_at_once_go_at_once(site):
 
 def test_slow_clients_share_the_text_of_the_metrics(site, monkeypatch):
     text = b"x" * 100_000
-    monkeypatch.setattr(site.server._health, "_metrics", SimpleNamespace(text=lambda: text))
+    monkeypatch.setattr(site.server._health, "_metrics", SimpleNamespace(text=lambda: [text]))
     ours, client = socket.socketpair()
     with ours, client:
         client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")

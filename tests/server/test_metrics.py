@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import threading
 import time
@@ -10,13 +11,17 @@ import gevent
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from dbchannels.measures import BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS
+from dbchannels import measures
+from dbchannels.measures import AT_ONCE, BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS
 from dbchannels.samples import site_sample
 from dbchannels.server import health, server
+from dbchannels.server import metrics as metrics_module
 from dbchannels.server.counts import OTHER, ServerCounts
 from dbchannels.server.listeners import Address
 from dbchannels.server.metrics import METRICS, STALE, Metrics
 from dbchannels.server.metrics import MOST as MOST_VALUES
+from dbchannels.server.metrics import _histogram as histogram
+from dbchannels.server.metrics import _lines as lines
 from dbchannels.worker.batch import Measures
 from tests.server import test_server
 from tests.server.test_health import asked
@@ -50,6 +55,7 @@ class Source:
 def parsed(text):
     """Return the values by (name, labels)."""
     families = list(text_string_to_metric_families(text.decode()))
+    assert len({one.name for one in families}) == len(families)  # each has one head
     return {
         (one.name, tuple(sorted(one.labels.items()))): one.value
         for family in families
@@ -58,7 +64,7 @@ def parsed(text):
 
 
 def of(source):
-    return parsed(Metrics(source).text())
+    return parsed(b"".join(Metrics(source).text()))
 
 
 def test_counters_and_histograms_are_there_by_channel():
@@ -89,7 +95,8 @@ def test_counters_and_histograms_are_there_by_channel():
 
 
 def test_each_metric_is_declared_and_has_help():
-    families = {one.name: one for one in text_string_to_metric_families(Metrics(Source()).text().decode())}
+    text = b"".join(Metrics(Source()).text()).decode()
+    families = {one.name: one for one in text_string_to_metric_families(text)}
     assert set(families) == {f"dbchannels_{name}" for name, *_ in METRICS}
     for name, kind, labels, text in METRICS:
         family = families[f"dbchannels_{name}"]
@@ -156,25 +163,49 @@ def test_a_thousand_channels_are_shown_and_the_text_is_made_seldom():
     metrics = Metrics(crowded())
     text = metrics.text()
     assert metrics.text() is text  # not made again
-    found = parsed(text)
+    found = parsed(b"".join(text))
     assert found["dbchannels_messages_done_total", (("channel", OTHERS),)] == 1
-    assert len(text) < 8_000_000
+    assert sum(map(len, text)) < 8_000_000
 
 
-def test_the_hub_runs_while_the_text_is_made():
-    metrics, turns, done = Metrics(crowded()), [], threading.Event()
+class Clock:
+    """The module ``time`` for one that pauses: ``work`` are the numbers of things that were done between pauses."""
 
-    def make():
-        metrics.text()
-        done.set()
+    def __init__(self):
+        self.work = [0]
 
-    thread = threading.Thread(target=make)
-    thread.start()
-    while not done.is_set():
-        gevent.sleep(0)
-        turns.append(time.monotonic())
-    thread.join()
-    assert len(turns) > 20
+    def sleep(self, seconds):
+        assert seconds > 0  # or no other thread has a turn
+        self.work.append(0)
+
+    def count(self, items):
+        for item in items:
+            self.work[-1] += 1
+            yield item
+
+
+def test_the_hub_may_run_after_every_few_lines(monkeypatch):
+    source, clock = crowded(), Clock()
+    monkeypatch.setattr(measures, "time", clock)
+    monkeypatch.setattr(metrics_module, "_lines", lambda *given: clock.count(lines(*given)))
+    monkeypatch.setattr(metrics_module, "_histogram", lambda *given: clock.count(histogram(*given)))
+    pieces = Metrics(source).text()
+    assert sum(clock.work) > 36 * MOST
+    assert max(clock.work) == AT_ONCE
+    assert max(one.count(b"\n") for one in pieces) == AT_ONCE
+    assert max(map(len, pieces)) < 200 * AT_ONCE
+
+
+def test_the_hub_may_run_while_the_reports_of_workers_are_added_up(monkeypatch):
+    data, clock = measures.report(crowded().measures.copy(), {"renewals": 2}), Clock()
+    monkeypatch.setattr(measures, "time", clock)
+    from_json, add = measures.from_json, measures.add
+    monkeypatch.setattr(measures, "from_json", lambda counts: from_json(dict(clock.count(counts.items()))))
+    monkeypatch.setattr(measures, "add", lambda total, counts: add(total, dict(clock.count(counts.items()))))
+    counts, events = measures.total(map(measures.parse_report, [data] * 3))
+    assert (len(counts), counts["channel.7"][DONE], events) == (MOST + 1, 3, {"renewals": 6})
+    assert sum(clock.work) == 2 * 3 * (MOST + 1)
+    assert max(clock.work) <= 2 * AT_ONCE  # the rest of one, and the begin of the next
 
 
 # On the probes' port.
@@ -216,6 +247,27 @@ def test_many_who_ask_at_once_have_one_text_made(site, monkeypatch):
     gevent.joinall(jobs, timeout=60)
     assert len(answers) == 8 and len(set(answers)) == 1
     assert threading.get_ident() not in made  # in a native thread
+
+
+def test_who_gives_up_leaves_the_text_to_those_that_come_later(site, monkeypatch):
+    made, goes_on = [], threading.Event()
+
+    def text():
+        made.append(None)
+        goes_on.wait(60)
+        return [b"text"]
+
+    monkeypatch.setattr(site.server._health._metrics, "text", text)
+    monkeypatch.setattr(health, "DEADLINE", 0.1)
+    for _ in range(3):
+        with pytest.raises(http.client.RemoteDisconnected):
+            asked(site, "/metrics")
+    monkeypatch.setattr(health, "DEADLINE", 60.0)
+    later = gevent.spawn(asked, site, "/metrics")
+    until(lambda: len(site.server._health._open) == 1)
+    goes_on.set()
+    assert later.get(timeout=60).content == b"text"
+    assert len(made) == 1  # not one thread for each
 
 
 def test_without_the_package_a_sentence_says_what_to_install(new_site, monkeypatch):
