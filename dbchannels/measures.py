@@ -24,14 +24,14 @@ BUCKETS = len(BOUNDS) + 1
 
 # The numbers of a channel, by position: messages whose consumers were started, and then returned, raised, or raised for
 # the last time; the sums of seconds; and the messages in each bucket.
-TAKEN, DONE, FAILED, DEAD, WAITED, RAN = range(6)
+STARTED, DONE, FAILED, DEAD, WAITED, RAN = range(6)
 WAITS, RUNS = slice(6, 6 + BUCKETS), slice(6 + BUCKETS, 6 + 2 * BUCKETS)
 SIZE = RUNS.stop
 
 MOST = 1_000  # channels that are counted by name
 OTHERS = "(others)"  # the rest
 
-Counts = dict[str, list[float]]  # by channel, see TAKEN to RUNS
+Counts = dict[str, list[float]]  # by channel, see STARTED to RUNS
 
 
 def add(total: Counts, counts: Mapping[str, Sequence[float]]) -> None:

@@ -32,8 +32,8 @@ KEPT = 3_600  # seconds for which samples are kept
 LINE = 1_000  # characters, of which no line has more
 
 # Of a channel, and of all channels together:
-#: Messages that wait, that are not due, and that a worker has claimed; for how many seconds the message that was sent
-#: first could have been taken, 0 if none waits; and dead letters.
+#: Messages that are ready, that are delayed, and that a worker has claimed; for how many seconds the oldest ready one
+#: has waited, 0 if there is none; and dead letters.
 GAUGES = ("ready", "delayed", "running", "oldest", "dead")
 OLDEST = GAUGES.index("oldest")
 # ``in``, ``out`` and ``failures``: messages a second that came, that ended (done, failed or dead), and that failed or

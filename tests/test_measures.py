@@ -16,7 +16,7 @@ from dbchannels.measures import (
     OTHERS,
     RUNS,
     SIZE,
-    TAKEN,
+    STARTED,
     WAITS,
     quantile,
 )
@@ -40,7 +40,7 @@ def test_there_are_few_buckets_and_their_bounds_grow():
 
 def test_each_message_is_counted_once_in_each_histogram():
     (numbers,) = measured(("own", 0.0, DONE, 0.001), ("own", 601, FAILED, 3), ("own", 0.3, DEAD, 7)).values()
-    assert numbers[TAKEN] == 3
+    assert numbers[STARTED] == 3
     assert [numbers[one] for one in (DONE, FAILED, DEAD)] == [1, 1, 1]
     assert sum(numbers[WAITS]) == sum(numbers[RUNS]) == 3
     assert numbers[WAITS][0] == numbers[WAITS][-1] == 1
@@ -73,12 +73,12 @@ def test_the_number_of_channels_is_bounded():
         counters.ended(f"user.{number}", DONE, 0.0)
     counts = counters.copy()
     assert len(counts) == MOST + 1
-    assert counts[OTHERS][TAKEN] == counts[OTHERS][DONE] == 50
+    assert counts[OTHERS][STARTED] == counts[OTHERS][DONE] == 50
     total = {}
     measures.add(total, counts)
     measures.add(total, {"another": [1] * SIZE})
     assert len(total) == MOST + 1
-    assert total[OTHERS][TAKEN] == 51
+    assert total[OTHERS][STARTED] == 51
 
 
 def test_percentiles_are_at_most_a_bucket_away():

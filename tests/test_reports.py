@@ -48,7 +48,7 @@ def test_it_is_due_again_after_a_second(descriptor):
     assert report.due_at > time.monotonic() + 600
     counters.started("own", 0.1)
     report.write()
-    assert parse_report(read_report(descriptor))[0]["own"][measures.TAKEN] == 2
+    assert parse_report(read_report(descriptor))[0]["own"][measures.STARTED] == 2
 
 
 def test_a_shorter_text_replaces_a_longer_one(descriptor):

@@ -24,7 +24,7 @@ from dbchannels.measures import (
     FAILED,
     RAN,
     RUNS,
-    TAKEN,
+    STARTED,
     WAITED,
     WAITS,
     Counts,
@@ -67,7 +67,7 @@ COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
 METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("messages_sent", COUNTER, ("channel",), "Messages that this server sent to the layer"),
     (
-        "messages_taken",
+        "messages_started",
         COUNTER,
         ("channel",),
         "Messages whose consumers were started by this server's workers",
@@ -79,7 +79,7 @@ METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
         "message_wait_seconds",
         HISTOGRAM,
         ("channel",),
-        "How long messages waited before a worker took them",
+        "How long messages waited until their consumers started",
     ),
     ("message_run_seconds", HISTOGRAM, ("channel",), "How long consumers ran"),
     ("http_requests", COUNTER, ("status",), "HTTP requests that this server answered; 499: the client left"),
@@ -95,14 +95,14 @@ METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("layer_outages", COUNTER, (), "How often this server or one of its workers could not use the layer"),
     ("wakeups", COUNTER, (), "Wakeups that this server received"),
     ("lease_renewals", COUNTER, (), "Lease renewals of this server and its workers"),
-    ("site_ready", GAUGE, ("channel",), "Messages of the whole site that wait and can be taken"),
+    ("site_ready", GAUGE, ("channel",), "Messages of the whole site that are ready"),
     ("site_delayed", GAUGE, ("channel",), "Messages of the whole site that are not due yet"),
-    ("site_running", GAUGE, ("channel",), "Durable messages of the whole site that a worker has"),
+    ("site_running", GAUGE, ("channel",), "Durable messages of the whole site that a worker has claimed"),
     (
         "site_oldest_seconds",
         GAUGE,
         ("channel",),
-        "For how long the oldest message of the whole site could be taken",
+        "For how long the oldest ready message of the whole site has waited",
     ),
     ("site_dead_letters", GAUGE, ("channel",), "Dead letters of the whole site"),
     ("site_takers", GAUGE, ("channel",), "Workers of the whole site that take messages of the channel"),
@@ -119,7 +119,7 @@ METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
 
 
 #: Of which numbers a counter of messages is the sum: a message dies when its consumer has raised for the last time.
-COUNTED = (("taken", (TAKEN,)), ("done", (DONE,)), ("failed", (FAILED, DEAD)), ("dead", (DEAD,)))
+COUNTED = (("started", (STARTED,)), ("done", (DONE,)), ("failed", (FAILED, DEAD)), ("dead", (DEAD,)))
 
 
 class Registry(NamedTuple):

@@ -19,7 +19,7 @@ from dbchannels.measures import (
     OTHERS,
     RAN,
     SIZE,
-    TAKEN,
+    STARTED,
     WAITED,
     Counts,
 )
@@ -55,7 +55,7 @@ class Measures:
     def started(self, channel: str, waited: float) -> None:
         """Count a message whose consumer starts, ``waited`` seconds after it was sent or became due."""
         numbers = self.counts.get(channel) or self._new(channel)
-        numbers[TAKEN] += 1
+        numbers[STARTED] += 1
         numbers[WAITED] += waited
         numbers[6 + bisect_left(BOUNDS, waited)] += 1
 

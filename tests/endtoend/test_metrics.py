@@ -84,7 +84,7 @@ def test_what_was_done_is_what_is_shown(site):
     assert found["websocket_handshakes_total", "404"] == 1
     assert found["messages_sent_total", "http.request"] == 3
     assert found["messages_sent_total", "websocket.connect"] >= 3
-    assert found["message_wait_seconds_count", "stream"] == found["messages_taken_total", "stream"] == 5
+    assert found["message_wait_seconds_count", "stream"] == found["messages_started_total", "stream"] == 5
     assert found["workers_ready", ""] == 2
     assert found["lease_renewals_total", ""] > 0
     assert found["layer_outages_total", ""] == 0

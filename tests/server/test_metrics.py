@@ -73,7 +73,7 @@ def test_counters_and_histograms_are_there_by_channel():
         source.measures.started("own", 0.004)
         source.measures.ended("own", outcome, ran)
     found, own = of(source), (("channel", "own"),)
-    assert found["dbchannels_messages_taken_total", own] == 4
+    assert found["dbchannels_messages_started_total", own] == 4
     assert found["dbchannels_messages_done_total", own] == 2
     assert found["dbchannels_messages_failed_total", own] == 2  # with the one that is dead
     assert found["dbchannels_messages_dead_total", own] == 1

@@ -7,7 +7,7 @@ import pytest
 from dbchannels import route
 from dbchannels.exceptions import DenyConnection
 from dbchannels.layers.operations import Delivery, Failure, Result
-from dbchannels.measures import DEAD, DONE, FAILED, TAKEN
+from dbchannels.measures import DEAD, DONE, FAILED, STARTED
 from dbchannels.models import Sample
 from dbchannels.samples import read_sample, summarize
 from dbchannels.testing.contract.case import wait_until
@@ -23,7 +23,7 @@ def refuse(message):
 
 
 def numbers(worker, channel):
-    return [worker._batch.measures.counts[channel][one] for one in (TAKEN, DONE, FAILED, DEAD)]
+    return [worker._batch.measures.counts[channel][one] for one in (STARTED, DONE, FAILED, DEAD)]
 
 
 @pytest.mark.parametrize(
