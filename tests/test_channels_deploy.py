@@ -160,6 +160,13 @@ def test_systemd_makes_the_folder_of_the_socket(printed: Print, bind: str, folde
     assert ("--socket-owner" in unit) == bool(value(unit, "SupplementaryGroups")) == bind.startswith("unix:")
 
 
+def test_an_interpreter_that_is_named_by_a_relative_path_is_written_plainly(printed: Print) -> None:
+    """``sys.executable`` of ``../venv/bin/python`` has the dots in it."""
+    for target in ("systemd", "cron"):
+        text = printed(target, python="/srv/site/app/../venv/bin/python")
+        assert PYTHON in text and "/../" not in text
+
+
 def test_a_reload_starts_a_server_that_takes_over(printed: Print) -> None:
     unit = printed("systemd", "--workers", "8", "--pythonpath", "/srv/more")
     start, reload = words(value(unit, "ExecStart")[0]), words(value(unit, "ExecReload")[0])

@@ -67,6 +67,7 @@ class Program(NamedTuple):
     def this(cls) -> Program:
         """Read it from the running process."""
         python, *words = manage_command()
+        python = os.path.abspath(python)  # "../venv/bin/python" has its dots in sys.executable
         path = Path(words[-1])
         if words[0] == "-m" or path.parent == Path(python).parent:  # python -m site; django-admin
             return cls(Path.cwd(), python, words)
