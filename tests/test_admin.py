@@ -278,12 +278,23 @@ def test_a_worker_shows_what_it_holds(admin_client: Client) -> None:
     row = process("worker-1")
     lines = "http.request reply.a!b\nwebsocket.receive reply.a!c\nwebsocket.receive reply.a!d"
     InFlight.objects.create(worker="worker-1", messages=lines, since=after(-4.2))
-    durable(claimed_by="worker-1")
-    durable(claimed_by="another")
+    runs, _, _ = durable(claimed_by="worker-1"), durable(claimed_by="worker-1"), durable(claimed_by="another")
+    work = {"takes": ["thumbnails"], "runs": "thumbnails", "since": "2026-01-01 03:00:00", "id": runs.pk}
+    Process.objects.filter(pk=row.pk).update(work=json.dumps(work))
     for address in (list_url(Process), url(row)):
         text = page(admin_client, address)
-        held = r"http.request: 1, websocket.receive: 2, taken \d+\.\d s ago, durable messages: 1\b"
-        assert re.search(held, text)
+        assert f"runs thumbnails #{runs.pk} since 2026-01-01 03:00:00, http.request: 1" in text
+        assert re.search(r"websocket.receive: 2, received \d+\.\d s ago, claimed and not started: 1\b", text)
+
+
+def test_the_page_of_a_message_says_only_what_there_is_to_say(admin_client: Client) -> None:
+    text = page(admin_client, url(durable(due_at=None)))
+    assert re.search(r"Due:\s+now", text)
+    assert not any(label in text for label in ("Cancelled by:", "Unique key:", "Claimed alone:"))
+    row = durable(due_at=after(7300), unique_key="key", alone=True, cancelled_by="ann")
+    text = page(admin_client, url(row))
+    assert re.search(r"Due:\s+in\s2\sh", text)
+    assert all(label in text for label in ("Cancelled by:", "Unique key:", "Claimed alone:"))
 
 
 def test_a_worker_shows_what_waits_for_somebodys_transaction(admin_client: Client) -> None:

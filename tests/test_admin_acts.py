@@ -350,7 +350,7 @@ def test_a_periodic_message_is_sent_once_while_it_waits(admin_client: Client) ->
 def test_a_claimed_message_is_not_deleted(admin_client: Client) -> None:
     claimed, waiting = durable(claimed_by="worker-1"), durable()
     done = confirm(admin_client, choose(admin_client, "delete_selected", claimed, waiting))
-    assert said(done) == ["Delete: 1 of 2 durable messages (1 gone by then, or with a worker)."]
+    assert said(done) == ["Delete: 1 of 2 durable messages (1 gone or claimed by then)."]
     assert DurableMessage.objects.get().pk == claimed.pk
 
 
@@ -372,7 +372,7 @@ def test_filters_and_search_stay_with_the_act(admin_client: Client) -> None:
     query = "?state=delayed&channel=take-this&q=take"
     asked = admin_client.get(act_url(DurableMessage, "delete_selected", query))
     assert "1 durable message" in asked.content.decode()
-    for part in ("state: delayed", "channel: take-this", "search: take"):
+    for part in ("state <strong>delayed<", "channel <strong>take-this<", "search <strong>take<"):
         assert part in asked.content.decode()
     done = confirm(admin_client, asked)
     assert parse_qs(urlsplit(done.url).query) == parse_qs(query[1:])
@@ -597,6 +597,19 @@ def test_nothing_on_the_pages_needs_an_inline_script_or_style(admin_client: Clie
         html = source(admin_client, address)
         own = html[html.index('<div id="content"') :]
         assert not re.search(r"<script(?![^>]*src)|<style|style=|\son\w+=", own)
+
+
+def test_the_page_that_asks_names_the_rows_and_the_act(admin_client: Client) -> None:
+    row, other = durable(channel="thumbnails"), durable(channel="other")
+    html = source(admin_client, one_url(row, "cancel"))
+    assert f"<strong>1 durable message</strong>: thumbnails #{row.pk}" in html
+    assert 'value="Cancel the durable message"' in html and ">Go back</a>" in html
+    assert f"{row}, {other}" in choose(admin_client, "cancel", row, other).content.decode()
+    html = source(admin_client, act_url(DurableMessage, "priority", "?channel=other&q=oth"))
+    assert (
+        "<strong>1 durable message</strong> with channel <strong>other</strong>, search <strong>oth<" in html
+    )
+    assert 'value="Change priority"' in source(admin_client, act_url(DurableMessage, "priority"))
 
 
 def test_a_payload_stays_as_it_is(admin_client: Client) -> None:

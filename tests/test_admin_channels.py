@@ -175,7 +175,7 @@ def test_a_channel_leads_to_its_lists(admin_client: Client) -> None:
 def test_a_protocol_channel_cannot_be_paused(admin_client: Client, channel: str) -> None:
     protocol({"text": "x"}, channel)
     html = source(admin_client, channel_url(channel))
-    assert "act/pause" not in html and "Waiting" in html
+    assert "act/pause" not in html and "Ready" in html
     asked = admin_client.get(one_url(ChannelState(channel=channel), "pause"))
     assert "cannot be paused" in confirm(admin_client, asked).content.decode()
     assert not ChannelState.objects.exists()
@@ -205,7 +205,7 @@ def test_a_channel_is_paused_and_resumed(client: Client) -> None:
     row = ChannelState(channel="thumbnails")
     assert one_url(row, "pause") in source(client, channel_url("thumbnails"))
     asked = client.get(one_url(row, "pause"))
-    assert "Waiting now: 1. Running now: 0." in asked.content.decode()
+    assert "Ready now: 1. Running now: 0." in asked.content.decode()
     assert not ChannelState.objects.exists()
     done = confirm(client, asked)
     assert said(done) == ["Pause: 1 channel."]

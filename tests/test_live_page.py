@@ -102,7 +102,7 @@ def test_the_socket_tells_what_waits_and_what_was_measured(ask, layer, operator)
     *_, answer = ask(new_session(operator), {"since": 0, "channel": "own"})
     data = json.loads(answer["text"])
     (own,) = [one for one in data["channels"] if one["channel"] == "own"]
-    assert (own["ready"], own["state"], own["alarming"]) == (2, "paused by ann", True)
+    assert (own["ready"], own["state"], own["alarming"]) == (2, "paused", True)
     assert own["url"] == reverse("admin:dbchannels_channelstate_change", args=["own"])
     assert (data["channel"], data["series"]["values"]["out"]) == ("own", [2.0])
     assert data["ask_in"] >= live.AGAIN

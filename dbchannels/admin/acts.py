@@ -52,12 +52,13 @@ class Act:
 
     name = ""  # in the address of its page, and among the actions of the list
     title = ""  # "Run again"
+    button_names_rows = False  # "Cancel the messages", on a page where "Cancel" might be the way back
     permission = ""  # "replay" for dbchannels.replay_deadletter
     explanation = ""  # a sentence or two on the page that asks
     form: type[forms.Form] = forms.Form  # what it has to know
     lists = True  # whether it is offered for all that match
     flag = CHANGE  # of its entry in Django's log
-    missed = "gone by then, or with a worker"  # what has become of the rows that it left alone
+    missed = "gone or claimed by then"  # what has become of the rows that it left alone
     do_not_call_in_templates = True
 
     def allowed(self, request: Any, model_admin: Any) -> bool:
@@ -264,6 +265,16 @@ def _which(model_admin: Any, progress: Progress) -> str:
     return f"{model_ngettext(model_admin.opts, len(progress.keys))} {named}{' ...' * (len(progress.keys) > NAMED)}"
 
 
+def _named(model_admin: Any, progress: Progress) -> str:
+    """Return the selected rows as the admin names them; "" for rows that match."""
+    if progress.keys is None:
+        return ""
+    first = progress.keys[:NAMED]
+    rows = model_admin.rows().filter(pk__in=first).defer(*model_admin.long_columns)
+    names = {row.pk: str(row) for row in rows}
+    return ", ".join(names.get(key, str(key)) for key in first) + " ..." * (len(progress.keys) > NAMED)
+
+
 def _address(model_admin: Any, what: str) -> str:
     return f"admin:{model_admin.opts.app_label}_{model_admin.opts.model_name}_{what}"
 
@@ -278,7 +289,7 @@ def _ask(
     model_admin: Any, request: Any, act: Act, progress: Progress, form: forms.Form, problem: str = ""
 ) -> HttpResponse:
     """Show the page that counts and asks; or, when the act has begun, how far it has come."""
-    begun = progress.entry is not None
+    begun, rows = progress.entry is not None, model_ngettext(model_admin.opts, progress.total)
     filters = [
         ("search" if key == SEARCH_VAR else key, value)
         for key, value in request.GET.items()
@@ -296,9 +307,10 @@ def _ask(
         "begun": begun,
         "progress": progress,
         "total": counted(progress.total),
-        "rows": model_ngettext(model_admin.opts, progress.total),
+        "rows": rows,
+        "button": f"{act.title} the {rows}" if act.button_names_rows else act.title,
         "filters": filters if progress.keys is None else [],
-        "chosen": _which(model_admin, progress) if progress.keys is not None else "",
+        "chosen": _named(model_admin, progress),
         "state": progress.signed(_salt(model_admin, act)),
         "action": f"{act_url(model_admin, act)}?{progress.query}"
         if progress.query

@@ -54,7 +54,7 @@ class Pause(Act):
 
     def explained(self, progress: Any) -> str:
         (state,) = [one for one in _overview().channels if one.channel == progress.keys[0]] or [None]
-        now = f" Waiting now: {state.ready:,}. Running now: {state.running:,}." if state else ""
+        now = f" Ready now: {state.ready:,}. Running now: {state.running:,}." if state else ""
         return self.explanation + now
 
     def do(self, model_admin: Any, keys: Any, data: Any, by: str) -> int:
@@ -133,7 +133,7 @@ def shown(state: ChannelStatus, numbers: dict[str, Any], address: str) -> dict[s
     paused = ""
     if state.pause is not None:
         ago = duration(timezone.now() - state.pause.paused_at)
-        paused = f"paused by {state.pause.paused_by or 'somebody'} {ago} ago"
+        paused = f"paused by {state.pause.paused_by or 'somebody'}, {ago} ago"
     return {
         "channel": state.channel,
         "address": address,
@@ -220,7 +220,8 @@ class ChannelAdmin(LiveViews, ReadOnlyAdmin):
         if not self.has_view_permission(request):
             raise PermissionDenied
         search = request.GET.get(SEARCH_VAR, "").strip()
-        channels = [one for one in with_idle(_overview().channels) if search in one.channel]
+        seen = _overview()
+        channels = [one for one in with_idle(seen.channels) if search in one.channel]
         pages = Paginator(channels, PER_PAGE)
         page = pages.get_page(request.GET.get(PAGE_VAR))
         numbers = measured([one.channel for one in page]) if isinstance(layer(), DjangoLayer) else {}
@@ -234,6 +235,7 @@ class ChannelAdmin(LiveViews, ReadOnlyAdmin):
             page_range=pages.get_elided_page_range(page.number),
             search=search,
             nobody=sum(one.unattended for one in channels),
+            note=seen.note,
             resume=act_url(self, resume) if resume and any(one.pause for one in channels) else "",
         )
 

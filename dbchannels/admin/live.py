@@ -118,7 +118,7 @@ def _is_alarming(one: ChannelStatus) -> bool:
 
 def _row(one: ChannelStatus) -> dict[str, Any]:
     if one.pause is not None:
-        state = f"paused by {one.pause.paused_by}" if one.pause.paused_by else "paused"
+        state = "paused"
     elif one.unattended:
         state = "nobody takes it"
     else:

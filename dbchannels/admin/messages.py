@@ -108,6 +108,7 @@ class Cancel(Act):
     """Cancel durable messages, those that run among them."""
 
     name, title, permission, flag = "cancel", "Cancel", "cancel", DELETION
+    button_names_rows = True
     explanation = (
         "A message that waits is deleted. A consumer that runs is ended within about two seconds: its worker is "
         "replaced, and the message becomes a dead letter that says who cancelled it."
@@ -141,7 +142,7 @@ class MakeDue(Reschedule):
     explanation = (
         "Messages that are delayed, or wait for their next attempt, run as soon as a worker is free."
     )
-    missed = "due, gone or with a worker by then"
+    missed = "due, gone or claimed by then"
 
 
 class DelayForm(forms.Form):
@@ -286,13 +287,13 @@ class DurableMessageAdmin(MessageAdmin):
             "unique_key",
             "sent_at",
             "age",
-            "due_at",
+            "due",
             "attempts",
         ),
         *("alone", "size", "message"),
     )
+    said_if_set = ("cancelled_by", "unique_key", "alone")
     search_fields = ("channel", "claimed_by")
-    due = relative_time("due_at", "due")
 
     def get_queryset(self, request: Any) -> Any:
         live = models.Process.objects.filter(kind=models.Process.WORKER, lease_until__gt=self.clock())
@@ -307,6 +308,13 @@ class DurableMessageAdmin(MessageAdmin):
             return row.channel
         marked = '<span class="dbchannels-name">{}</span> <strong class="dbchannels-bad">{}</strong>'
         return html.format_html(marked, row.channel, "nobody takes it")
+
+    def get_fields(self, request: Any, obj: Any = None) -> list[str]:
+        """Return the fields of a row's page, without those that say nothing of it."""
+        return [name for name in self.fields if name not in self.said_if_set or getattr(obj, name, "")]
+
+    def due(self, row: Any) -> str:
+        return relative_time("due_at", "due")(self, row) or "now"
 
     @admin.display(description="claimed by")
     def holder(self, row: Any) -> str:

@@ -13,9 +13,9 @@ from django.db.models.functions import Concat
 
 from dbchannels import models
 from dbchannels.admin.acts import Act, Delete, layer
-from dbchannels.admin.base import ByGroup, ReadOnlyAdmin, duration, one_line, relative_time
+from dbchannels.admin.base import ByGroup, ReadOnlyAdmin, duration, one_line, relative_time, running_now
 from dbchannels.consumers import JsonWebsocketConsumer
-from dbchannels.layers.operations import periodic
+from dbchannels.layers.operations import periodic, read_work
 from dbchannels.protocol.close_codes import NORMAL_CLOSURE
 
 
@@ -93,6 +93,7 @@ class Close(SendText):
     """Close WebSockets."""
 
     name, title, permission, form = "close", "Close", "close", CloseForm
+    button_names_rows = True
     explanation = "Each of these WebSockets is closed with this code. Many pages open a new one at once."
 
     def message(self, data: Any) -> dict[str, Any]:
@@ -174,13 +175,19 @@ class ProcessAdmin(ReadOnlyAdmin):
     def state(self, row: Any) -> str:
         return "alive" if row.lease_until > row.clock else "lease expired"
 
+    @admin.display(description="runs and holds")
     def holds(self, row: Any) -> str:
-        """List the messages and connections that would be lost, or retried, if the process was killed now."""
+        """Say what a worker runs and since when, and what would be lost, or retried, if the process was killed now."""
         popped = Counter(channel for channel, _ in models.parse_in_flight(row.popped or ""))
         parts = [f"{channel}: {number}" for channel, number in popped.items()]
-        parts += [f"taken {duration(row.clock - row.since)} ago"] if popped else []
+        parts += [f"received {duration(row.clock - row.since)} ago"] if popped else []
         blocked = len(models.parse_in_flight(row.blocked or ""))
         parts += [f"done, but waiting for a transaction of others: {blocked:,}"] if blocked else []
-        parts += [f"durable messages: {row.claims:,}"] if row.claims else []
+        work = read_work(row.work)
+        if work["runs"]:
+            number = f" #{work['id']}" if work.get("id") else ""
+            parts.insert(0, f"runs {work['runs']}{number} {running_now(work)}".strip())
+        waiting = (row.claims or 0) - bool(work.get("id"))
+        parts += [f"claimed and not started: {waiting:,}"] if waiting > 0 else []
         parts += [f"connections: {row.sockets:,}"] if row.sockets else []
         return one_line(", ".join(parts) or "nothing")

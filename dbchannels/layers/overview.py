@@ -23,7 +23,9 @@ from dbchannels.layers.orm import DjangoLayer
 from dbchannels.models import ChannelState, DeadLetter, DurableMessage, InFlight, Process, ProtocolMessage
 
 MOST = 10_000  # messages of one kind on one channel that are counted
-MOST_CHANNELS = 2_000  # channels of one table that are looked at
+MOST_CHANNELS = 10_000  # channels of one table that are looked at: about a quarter of a second
+
+MANY = f"More than {MOST_CHANNELS:,} channels have messages: those that come last by name are missing."
 
 READY, DELAYED, RUNNING, DEAD = "ready", "delayed", "running", "dead"
 DUE = "due"  # delayed messages that have become due, and that no worker has seen yet: they are ready
@@ -82,6 +84,7 @@ class Overview(NamedTuple):
 
     channels: list[ChannelStatus]
     processes: list[ProcessStatus]
+    note: str = ""  # a sentence, if there are more channels than were looked at
 
 
 def overview(layer: DjangoLayer, most: int = MOST) -> Overview:
@@ -96,7 +99,7 @@ def overview(layer: DjangoLayer, most: int = MOST) -> Overview:
         return found.setdefault(name := folded(channel), ChannelStatus(name))
 
     bounded = connections[layer.database].vendor == "postgresql"
-    soonest = 0
+    soonest, seen = 0, Counter[str]()
     for kind, channel, number, waited in (_counted_by_sql if bounded else _counted_by_orm)(layer, most):
         one, name = status(channel), READY if kind == DUE else kind
         setattr(one, name, getattr(one, name) + number)
@@ -105,6 +108,7 @@ def overview(layer: DjangoLayer, most: int = MOST) -> Overview:
         if bounded and number >= most:
             one.more.add(name)
         soonest += number if kind in (DUE, DELAYED) else 0
+        seen[kind] += 1
     if bounded and soonest >= most:  # they are counted over all channels, in the order of time
         for one in found.values():
             one.more.add(DELAYED)
@@ -114,7 +118,8 @@ def overview(layer: DjangoLayer, most: int = MOST) -> Overview:
     for process in processes:
         for channel in process.takes if process.alive else ():
             status(channel).workers.append(process.name)
-    return Overview(sorted(found.values(), key=lambda one: one.channel), processes)
+    note = MANY if bounded and max(seen.values(), default=0) >= MOST_CHANNELS else ""
+    return Overview(sorted(found.values(), key=lambda one: one.channel), processes, note)
 
 
 def channel_states(layer: DjangoLayer, most: int = MOST) -> list[ChannelStatus]:

@@ -25,7 +25,7 @@ def states(layer):
 
 
 def test_without_a_row_there_is_no_channel(layer):
-    assert overview(layer) == ([], [])
+    assert overview(layer) == ([], [], "")
 
 
 def test_each_message_counts_where_it_stands(layer, new_link):
@@ -41,6 +41,16 @@ def test_each_message_counts_where_it_stands(layer, new_link):
     assert (own.ready, own.delayed, own.running, own.dead) == (4, 1, 2, 1)
     assert own.oldest is not None and own.oldest >= 0 and own.durable and own.unattended and not own.more
     assert (other.ready, other.delayed, other.oldest) == (0, 1, None)
+
+
+def test_channels_that_are_not_looked_at_are_not_left_out_in_silence(layer, monkeypatch):
+    layer.send_many([(f"own.{number}", {}) for number in range(3)])
+    assert len(overview(layer).channels) == 3 and not overview(layer).note
+    monkeypatch.setattr("dbchannels.layers.overview.MOST_CHANNELS", 2)
+    found = overview(layer)
+    bounded = connections[layer.database].vendor == "postgresql"
+    assert len(found.channels) == (2 if bounded else 3)
+    assert ("are missing" in found.note) == bounded
 
 
 def test_messages_of_clients_count_and_reply_queues_are_counted_together(layer, new_link):
@@ -92,7 +102,7 @@ def test_live_workers_take_what_they_have_recorded(layer, new_link):
     link.register("s1", Process.SERVER, "reply.s1!")
     layer.rows(Process).filter(name="w2").update(lease_until=layer.rows(Process).get(name="w2").started_at)
     layer.send("own", {})
-    channels, processes = overview(layer)
+    channels, processes, _ = overview(layer)
     assert [(one.channel, one.workers, one.unattended) for one in channels] == [("own", ["w1"], False)]
     assert [(one.name, one.alive) for one in processes] == [("s1", True), ("w1", True), ("w2", False)]
     assert processes[1].work["runs"] == "own"

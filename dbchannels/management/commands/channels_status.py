@@ -109,7 +109,8 @@ class Command(LayerCommand):
             for one in sorted([*found.channels, *idle], key=lambda one: one.channel)
             if not options["patterns"] or any(fnmatchcase(one.channel, text) for text in options["patterns"])
         ]
-        shown = Overview(channels, found.processes)
+        shown = Overview(channels, found.processes, found.note)
+        note += f"\n{found.note}" * bool(found.note)
         return as_json(shown, consumers) if options["json"] else as_text(shown, consumers) + note
 
 
@@ -129,7 +130,7 @@ def as_json(found: Overview, consumers: Consumers) -> str:
         for one in found.channels
     ]
     processes = [{**one._asdict(), "started_at": one.started_at.isoformat()} for one in found.processes]
-    return json.dumps({"channels": channels, "processes": processes})
+    return json.dumps({"channels": channels, "processes": processes, "note": found.note})
 
 
 def as_text(found: Overview, consumers: Consumers) -> str:
