@@ -352,13 +352,11 @@ def delivery_options(
     return {"delay": seconds, "due_at": moment, "priority": priority, "unique": unique}
 
 
-def history_options(history: int | timedelta | None, expiry: float) -> dict[str, Any]:
+def history_options(history: int | timedelta, expiry: float) -> dict[str, Any]:
     """Check the ``history`` of a group, and return it as fields of ``SendGroup``. Raises InvalidMessage.
 
     ``expiry``: for how many seconds a message is kept of which only the number is limited.
     """
-    if history is None:
-        return {}
     if isinstance(history, timedelta):
         seconds = history.total_seconds()
         if not 0 < seconds <= TEN_YEARS:

@@ -61,8 +61,9 @@ class HistoryReader:
         self._receivers, self._call, self._deliver, self._wake = receivers, call, deliver, wake
         self.position = 0  # of the last message that was delivered live, in the hub
         self._read = 0  # the same, in the reader
-        self._read_at = 0.0  # time.monotonic() of the next look
-        self._behind: deque[tuple[str, int]] = deque()  # reply channels, and where they are
+        #: time.monotonic() of the next look, and the reply channels of clients that are behind, and where they are.
+        self.read_at = 0.0
+        self.behind: deque[tuple[str, int]] = deque()
 
     def begin(self, position: int) -> None:
         """Begin after a position, before the reader runs."""
@@ -72,12 +73,12 @@ class HistoryReader:
         """Read what a client has missed. Call it when its groups are on record."""
         receiver = self._receivers.get(reply_channel)
         if receiver is not None and receiver.resume is not None:
-            self._behind.append((reply_channel, receiver.resume.after))
+            self.behind.append((reply_channel, receiver.resume.after))
             self._wake()
 
     def read_soon(self) -> None:
         """Read at the next call of ``read``: something new was committed."""
-        self._read_at = 0.0
+        self.read_at = 0.0
 
     def read(self, link: Link, queue: str, interval: float) -> bool:
         """Deliver what is new, and a batch to clients that are behind; return whether there may be more.
@@ -85,16 +86,16 @@ class HistoryReader:
         Without ``read_soon`` it looks for new messages every ``interval`` seconds: a wakeup may get lost.
         """
         is_full = False
-        if (now := time.monotonic()) >= self._read_at:
+        if (now := time.monotonic()) >= self.read_at:
             found = link.read_history(queue, self._read, LIVE)
             if found:
                 self._read = found[-1].position
                 self._call(partial(self._deliver_live, queue, found))
             is_full = len(found) == LIVE
-            self._read_at = 0.0 if is_full else now + interval
-        if self._behind:
+            self.read_at = 0.0 if is_full else now + interval
+        if self.behind:
             self._read_missed(link)
-        return is_full or bool(self._behind)
+        return is_full or bool(self.behind)
 
     def _deliver_live(self, queue: str, found: Sequence[Kept]) -> None:
         for position, payload, recipients in found:
@@ -108,13 +109,13 @@ class HistoryReader:
         return receiver is None or receiver.resume is None or receiver.resume.takes(position)
 
     def _read_missed(self, link: Link) -> None:
-        first = list(self._behind)[:CLIENTS]
+        first = list(self.behind)[:CLIENTS]
         for queue in {names.split(one)[0] for one, _ in first}:  # a server that was declared dead has two
             after = {names.split(one)[1]: position for one, position in first if one.startswith(queue)}
             for recipient, missed in link.missed(queue, after, MISSED, MISSED_BYTES).items():
                 self._call(partial(self._deliver_missed, queue + recipient, missed))
         for _ in first:  # not before: if the database is away, they are read later
-            self._behind.popleft()
+            self.behind.popleft()
 
     def _deliver_missed(self, reply_channel: str, missed: Missed) -> None:
         receiver = self._receivers.get(reply_channel)

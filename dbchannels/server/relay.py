@@ -365,7 +365,10 @@ class Relay(BaseRelay):
         for one in deliveries:
             reply_channels = [self.queue + local for local in one.recipients]
             self.hub.call(partial(self._deliver, Reply.read(one.payload), reply_channels))
-        return len(deliveries) == BATCH or self.history.read(link, self.queue, self.layer.poll_interval())
+        if len(deliveries) == BATCH:
+            return True
+        is_due = self.history.behind or time.monotonic() >= self.history.read_at
+        return bool(is_due) and self.history.read(link, self.queue, self.layer.poll_interval())
 
     def _is_for_reader(self, kinds: AbstractSet[str]) -> bool:
         if HISTORY in kinds:

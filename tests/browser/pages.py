@@ -14,7 +14,7 @@ from django.http import HttpResponse
 from django.template import engines
 from django.urls import path
 
-from dbchannels import Demultiplexer, DenyConnection, Group, JsonWebsocketConsumer, route
+from dbchannels import Demultiplexer, DenyConnection, Group, JsonWebsocketConsumer, event_stream, route
 
 PAGE = (Path(__file__).parents[2] / "docs" / "javascript.rst").read_text()
 
@@ -30,11 +30,16 @@ CLIENT = """{% load static %}
   window.events = [];
   window.connect = (url, options) => {
     const socket = new Socket(url, options);
-    for (const name of ["connecting", "open", "waiting", "closed", "unauthorized"])
+    for (const name of ["connecting", "open", "waiting", "closed", "unauthorized", "gap"])
       socket.on(name, (detail) => events.push([name, detail]));
     for (const name of ["text", "json"]) socket.on(name, (value) => events.push([name, value]));
     socket.on("binary", (data) => events.push(["binary", [...new Uint8Array(data)]]));
     return (window.socket = socket);
+  };
+  window.listen = (url) => {
+    const source = (window.source = new EventSource(url));
+    for (const name of ["open", "gap"]) source.addEventListener(name, () => events.push([name, {}]));
+    source.onmessage = ({ data }) => events.push(["text", data]);
   };
 </script>"""
 HTMX_4 = """{% load static %}<script src="{% static 'django_htmx/htmx-4.min.js' %}"></script>
@@ -53,6 +58,7 @@ def page(template: str):
 
 urlpatterns = [
     path("client/", page(CLIENT)),
+    path("news-events/", lambda request: event_stream("news")),
     path("docs/", page(block("a page"))),
     path("login/", page("Log in")),
     path("htmx/2/", page(block("htmx"))),
@@ -110,6 +116,11 @@ def sit(message):
     Group("garden").add(message.reply_channel)
 
 
+def join_news(message):
+    """Get the news, and what was missed of them."""
+    Group("news").add(message.reply_channel)
+
+
 exec(
     block("consumers.py"), {"__name__": "tests.browser.documented"}
 )  # which routes them, by their decorators
@@ -120,6 +131,7 @@ routes = [
     route("websocket.connect", refuse, path=r"^/refused/$"),
     route("websocket.connect", enter, path=r"^/room/$"),
     route("websocket.disconnect", leave, path=r"^/room/$"),
+    route("websocket.connect", join_news, path=r"^/news/$"),
     route("websocket.connect", sit, path=r"^/chat/garden/$"),
     route("websocket.receive", chat, path=r"^/chat/garden/$"),
 ]
