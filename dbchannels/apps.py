@@ -22,7 +22,9 @@ class DBChannelsConfig(AppConfig):
         from dbchannels import checks, redaction  # noqa: F401  (the import of checks registers them)
         from dbchannels.auth import logout
         from dbchannels.bindings import binding
+        from dbchannels.layers import addresses
 
+        addresses.learn()
         redaction.escape_logs()
         binding.connect_pending()
         post_migrate.connect(make_functions, sender=self)

@@ -712,6 +712,28 @@ def test_w012_asks_for_a_way_round_a_pooler(configured, monkeypatch, key, value)
         assert found() == []
 
 
+# W022: several addresses.
+
+
+@pytest.mark.postgresql
+def test_w022_says_what_several_addresses_need(monkeypatch):
+    settings = connections["default"].settings_dict
+    for key, value in (("HOST", "db1,db2"), ("PORT", "5432"), ("OPTIONS", {"connect_timeout": 3})):
+        monkeypatch.setitem(settings, key, value)
+    number, sentence, hint = only()
+    assert number == "dbchannels.W022"
+    assert sentence.startswith(
+        "HOST of the database 'default' names several addresses, and OPTIONS has no target_session_attrs and no "
+        "tcp_user_timeout: "
+    )
+    assert hint == "Add 'target_session_attrs': 'read-write', 'tcp_user_timeout': 10000 to its OPTIONS."
+    settings["OPTIONS"] |= {"target_session_attrs": "primary", "tcp_user_timeout": 5_000}
+    assert found() == []
+    monkeypatch.setitem(settings, "OPTIONS", {})
+    monkeypatch.setitem(settings, "HOST", "db1")
+    assert found() == []
+
+
 # W013: hosts.
 
 

@@ -63,6 +63,7 @@ LATE = {
     ("apps", "checks"),
     ("apps", "bindings.binding"),
     ("apps", "redaction"),
+    ("apps", "layers.addresses"),
     ("bindings.binding", "django.contrib.auth.models"),
     ("apps", "auth.logout"),
     ("auth.users", "django.contrib.auth.models"),

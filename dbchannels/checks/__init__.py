@@ -6,6 +6,7 @@ default``.
 
 from dbchannels.checks.routes import check_routing
 from dbchannels.checks.site import (
+    check_addresses,
     check_hosts,
     check_leftovers,
     check_modules,
@@ -19,6 +20,7 @@ from dbchannels.checks.site import (
 )
 
 __all__ = [
+    "check_addresses",
     "check_hosts",
     "check_leftovers",
     "check_modules",

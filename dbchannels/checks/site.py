@@ -17,6 +17,7 @@ from django.utils.module_loading import autodiscover_modules
 from dbchannels import conf, other_libraries
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import layer_class
+from dbchannels.layers.addresses import addresses
 
 _CONSUMER = re.compile(r"^@(?:dbchannels\.)?consumer\(", re.MULTILINE)
 _ROUTES = re.compile(
@@ -240,6 +241,25 @@ def check_pooler(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
         )
         and one.options["wakeups"]
         and not one.options["direct"]
+    ]
+
+
+@checks.register("dbchannels")
+def check_addresses(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W022: ``HOST`` of a database names several addresses, and its ``OPTIONS`` do not say how long a connection waits
+    for each, or that it wants the primary. Write the options that the message names.
+    """
+    wanted = {"target_session_attrs": "read-write", "connect_timeout": 2, "tcp_user_timeout": 10_000}
+    return [
+        checks.Warning(
+            f"HOST of the database {alias!r} names several addresses, and OPTIONS has no {' and no '.join(missing)}: a "
+            "connection may wait for minutes for a host that is gone, or end at a standby.",
+            hint="Add " + ", ".join(f"{name!r}: {wanted[name]!r}" for name in missing) + " to its OPTIONS.",
+            id="dbchannels.W022",
+        )
+        for alias in sorted(connections.settings)
+        if connections[alias].vendor == "postgresql" and addresses(connections[alias].settings_dict)
+        if (missing := [name for name in wanted if name not in connections[alias].settings_dict["OPTIONS"]])
     ]
 
 

@@ -22,6 +22,7 @@ import psycopg2.errors
 from psycopg2.extensions import TRANSACTION_STATUS_IDLE as IDLE
 
 from dbchannels.exceptions import LayerUnavailable
+from dbchannels.layers.addresses import addresses, joined, prefer
 from dbchannels.layers.postgresql import prepared, sql
 from dbchannels.layers.postgresql.prepared import LOST
 from dbchannels.wakeup import wait_readable
@@ -77,11 +78,9 @@ def connection_parameters(
         "port": settings.get("PORT"),
     }
     given = {key: value for key, value in own.items() if value not in ("", None)}
-    hosts, ports = str(settings.get("HOST")).split(","), str(settings.get("PORT") or "5432").split(",")
-    ports *= len(hosts) if len(ports) == 1 else 1
-    if len(ports) == len(hosts) > 1:  # else libpq says what is wrong
-        pairs = sorted(zip(hosts, ports, strict=True), key=lambda pair: pair == last)
-        given["host"], given["port"] = (",".join(one) for one in zip(*pairs, strict=True))
+    if pairs := addresses(settings):  # else libpq says what is wrong
+        several = joined(sorted(pairs, key=lambda pair: pair == last))
+        given["host"], given["port"] = several["HOST"], several["PORT"]
         given["connect_timeout"] = 2  # for each address: a host that is gone takes all of it
     # The encoding is the one that Django uses, whatever is set for the role.
     return {**_KEEPALIVE, **given, **options, "application_name": name[:63], "client_encoding": "UTF8"}
@@ -303,6 +302,7 @@ class Session:
             self._connection = psycopg2.connect(**parameters)
             self._connection.autocommit = True
             self._address = (str(self._connection.info.host), str(self._connection.info.port))
+            prefer(self._address)
             self._socket = socket.socket(fileno=os.dup(self._connection.fileno()))
             _deadlines.add(self)
             self._answer_due = time.monotonic() + ANSWER_WITHIN
