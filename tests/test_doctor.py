@@ -160,6 +160,19 @@ def test_a_channel_without_a_consumer_is_named_with_its_neighbour(layer, alive):
     )
 
 
+def test_of_a_thousand_channels_five_are_named(layer, alive):
+    names = sorted(f"user.{number}" for number in range(1_000))
+    layer.send_many([(name, {}) for name in names])
+    for number in range(6):
+        layer.pause(f"own.{number}", "ann")
+    found = findings("--max-connections", "100")
+    *named, more = wrong(found)
+    assert [text.partition(" has ")[0] for text in named] == names[:5]
+    assert more == "The same is true of 995 more channels: run channels_status."
+    *named, (_, more) = found["pauses"]
+    assert len(named) == 5 and more == "The same is true of 1 more channel: run channels_status."
+
+
 def test_requests_that_nobody_takes_are_reported(layer, alive):
     layer.send("http.disconnect", {})
     (text,) = wrong(findings("--max-connections", "100"))

@@ -15,6 +15,7 @@ from dbchannels.models import Process
 from dbchannels.names import is_protocol
 
 WAITS = 300.0  # seconds that a message may wait on a channel that is not paused
+SHOWN = 5  # channels of which the same is said, each on a line of its own
 BUSY = 30.0  # and those after which all of its workers are said to be busy, as the server's log does
 
 
@@ -54,38 +55,52 @@ def processes(patient: Patient) -> Iterator[Finding]:
 def channels(patient: Patient) -> Iterator[Finding]:
     """Whether everything that waits is taken."""
     found = {one.channel: one for one in patient.overview.channels}
-    consumers, wrong = patient.consumers or {}, 0
+    consumers, wrong = patient.consumers or {}, False
     works = any(one.alive and one.kind == Process.WORKER for one in patient.overview.processes)
     idle = [name for name in sorted(consumers) if not found.get(name, ChannelStatus(name)).workers]
     if works and idle:  # without any worker the line about that says enough
-        wrong += 1
+        wrong = True
         what, whom = ("a consumer", "it") if len(idle) == 1 else ("consumers", "them")
         yield Finding(
             WRONG,
             f"{listed(idle)} {'has' if len(idle) == 1 else 'have'} {what}, and no live worker takes {whom}: start a "
             "worker, or change --only and --exclude.",
         )
-    for one in found.values():
-        waits = one.ready + one.delayed
-        number = f"{waits:,}{'+' * bool(one.more & {READY, DELAYED})} message{'' if waits == 1 else 's'}"
-        if one.durable and waits and patient.consumers is not None and one.channel not in consumers:
-            wrong += 1
-            yield Finding(
-                WRONG,
-                f"{one.channel} has {number} and no consumer: write one, or delete them by 'channels_cancel "
-                f"{one.channel}'."
-                f"{near(one.channel, filterfalse(is_protocol, consumers))}",
-            )
-        elif works and one.unattended and one.channel not in consumers:
-            wrong += 1
-            yield Finding(WRONG, f"{one.channel} has {number}, and no live worker takes it: start a worker.")
-    if works and not wrong:
+    strays = [one for one in found.values() if one.channel not in consumers and one.ready + one.delayed]
+    is_read = patient.consumers is not None
+    none = [one for one in strays if is_read and one.durable]
+    for one in none[:SHOWN]:
+        yield Finding(
+            WRONG,
+            f"{one.channel} has {_number(one)} and no consumer: write one, or delete them by 'channels_cancel "
+            f"{one.channel}'."
+            f"{near(one.channel, filterfalse(is_protocol, consumers))}",
+        )
+    yield from _more(WRONG, none)
+    left = [one for one in strays if works and one.unattended and not (is_read and one.durable)]
+    for one in left[:SHOWN]:
+        yield Finding(
+            WRONG, f"{one.channel} has {_number(one)}, and no live worker takes it: start a worker."
+        )
+    yield from _more(WRONG, left)
+    if works and not (wrong or none or left):
         yield Finding(OK, "A live worker takes each channel that has a consumer or a message.")
+
+
+def _number(one: ChannelStatus) -> str:
+    waits = one.ready + one.delayed
+    return f"{waits:,}{'+' * bool(one.more & {READY, DELAYED})} message{'' if waits == 1 else 's'}"
+
+
+def _more(level: str, found: Sequence[ChannelStatus]) -> Iterator[Finding]:
+    """Yield a finding for those channels that were not shown."""
+    if (more := len(found) - SHOWN) > 0:
+        yield Finding(level, f"The same is true of {counted(more, 'more channel')}: run channels_status.")
 
 
 def listed(parts: Sequence[str]) -> str:
     """Return the first five, and how many more there are."""
-    first, more = list(parts[:5]), len(parts) - 5
+    first, more = list(parts[:SHOWN]), len(parts) - SHOWN
     last = f"{more:,} more" if more > 0 else first.pop()
     return f"{', '.join(first)} and {last}" if first else last
 
@@ -93,13 +108,14 @@ def listed(parts: Sequence[str]) -> str:
 def pauses(patient: Patient) -> Iterator[Finding]:
     """Channels that somebody has paused."""
     paused = [one for one in patient.overview.channels if one.pause]
-    for one in paused:
+    for one in paused[:SHOWN]:
         assert one.pause is not None
         yield Finding(
             NOTE,
             f"{one.channel} is paused, by {one.pause.paused_by or 'somebody'}: run 'manage.py channels_resume "
             f"{one.channel}' to end that.",
         )
+    yield from _more(NOTE, paused)
     if not paused:
         yield Finding(OK, "No channel is paused.")
 
