@@ -61,13 +61,15 @@ def to_json(counts: Counts) -> dict[str, list[float]]:
 
 
 def from_json(counts: Any, size: int = SIZE) -> Counts:
-    """Return counters that `to_json` has written, with ``size`` numbers each. Raises ValueError for anything else."""
-    if not isinstance(counts, dict) or not all(
-        isinstance(numbers, list) and len(numbers) <= size and all(map(is_number, numbers))
-        for numbers in counts.values()
-    ):
+    """Return counters that `to_json` has written, with ``size`` numbers each, in pauses. Raises ValueError."""
+    if not isinstance(counts, dict):
         raise ValueError("These are no counters of a worker.")
-    return {channel: [*numbers, *[0] * (size - len(numbers))] for channel, numbers in counts.items()}
+    found: Counts = {}
+    for channel, numbers in in_pauses(counts.items()):
+        if not (isinstance(numbers, list) and len(numbers) <= size and all(map(is_number, numbers))):
+            raise ValueError("These are no counters of a worker.")
+        found[channel] = [*numbers, *[0] * (size - len(numbers))]
+    return found
 
 
 def is_number(value: Any) -> bool:
