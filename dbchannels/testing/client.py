@@ -107,8 +107,7 @@ class LaterAnswer:
         if is_event(message):
             return
         if EVENT_STREAM in message:
-            self.resume = Resume(message[EVENT_STREAM], self._channels.server.history.position)
-            message = {key: value for key, value in message.items() if key != EVENT_STREAM}
+            self.resume, message = events.begin(message, self._channels.server.history.position)
             self._channels.server.history.catch_up(self.reply_channel)
         elif self.resume is not None:
             self.resume.after = reply.position or self.resume.after

@@ -103,9 +103,9 @@ def until(condition):
 class Line:
     """A connection with its fake relay, and the client's end of its socket."""
 
-    def __init__(self):
+    def __init__(self, last_id=None):
         self.relay = FakeRelay()
-        self.connection = Connection(self.relay, REQUEST)
+        self.connection = Connection(self.relay, REQUEST._replace(resume=last_id))
         self.client, self._server = socket.socketpair()
         self.client.setblocking(False)
         self._server.setblocking(False)
@@ -216,8 +216,8 @@ def _slow_machines_too(monkeypatch):
 def new_line():
     made = []
 
-    def new():
-        made.append(Line())
+    def new(last_id=None):
+        made.append(Line(last_id))
         return made[-1]
 
     yield new
@@ -1150,3 +1150,67 @@ def test_the_sessions_key_is_put_on_record_and_not_into_frames(line):
 def test_without_a_session_nobody_is_looked_after(line):
     line.open()
     assert not line.relay.housekeeper.has_sessions
+
+
+# --- clients that come back
+
+
+def kept(line, position, **message):
+    """Deliver a message of a history."""
+    line.connection.deliver(Reply(message, position=position))
+
+
+def test_a_new_client_has_an_id_before_any_message(new_line):
+    line = new_line("").open()
+    assert line.relay.behind == ["reply.s1!c1"] and line.connection.resume.is_behind
+    kept(line, 9, text="hi")
+    line.reply(text="plain")
+    assert line.received() == [
+        (TEXT, b"\0start 7"),
+        (TEXT, b"\0id 9"),
+        (TEXT, b"hi"),
+        (TEXT, b"plain"),
+    ]
+    assert line.connection.resume.after == 9
+
+
+def test_a_client_that_comes_back_is_told_of_a_gap(new_line):
+    line = new_line("3").open()
+    line.connection.tell_gap(5)
+    kept(line, 6, bytes=b"\1")
+    assert line.received() == [(TEXT, b"\0gap 5"), (TEXT, b"\0id 6"), (BINARY, b"\1")]
+
+
+def test_nothing_is_read_for_it_before_its_consumer_and_its_socket(new_line):
+    early, late = new_line("3").connect(), new_line("3").connect()
+    early.reply(accept=True)
+    early.start()
+    late.reply(finished=0)
+    assert early.relay.behind == late.relay.behind == []
+    early.reply(finished=0)
+    late.start()
+    assert early.relay.behind == late.relay.behind == ["reply.s1!c1"]
+
+
+def test_it_is_read_for_though_its_worker_died_after_the_acceptance(new_line):
+    line = new_line("3").connect()
+    line.reply(accept=True)
+    line.start()
+    line.lose("worker died", "websocket.connect")
+    assert line.relay.behind == ["reply.s1!c1"]
+
+
+def test_it_is_read_for_again_when_its_socket_has_taken_all(new_line):
+    line, calls = new_line("3").open(), []
+    line.connection.when_drained(lambda: calls.append("at once"))
+    kept(line, 8, text="x" * 900_000)
+    line.connection.when_drained(lambda: calls.append("later"))
+    assert calls == ["at once"]
+    until(lambda: line.received() and len(calls) == 2)
+    assert calls == ["at once", "later"]
+
+
+def test_who_does_not_ask_gets_no_id(line):
+    line.open()
+    kept(line, 9, text="hi")
+    assert line.received() == [(TEXT, b"hi")] and line.relay.behind == []

@@ -9,7 +9,7 @@ from django.contrib.auth.models import Group as Model
 from django.db import connection
 from django.test import TestCase, override_settings
 
-from dbchannels import Group
+from dbchannels import Group, ResponseLater
 from dbchannels.testing import ChannelClient, ChannelTestCase
 from tests.testing.site import ROUTING
 
@@ -46,6 +46,39 @@ class Later(ChannelTestCase):
         Group("waiting").send({"status": 204})
         assert later.receive().status_code == 204
 
+    def test_a_stream_of_events_has_what_is_sent_to_its_groups(self):
+        later = self.client.get("/news/").later
+        Group("news", history=5).send(text="one\ntwo")
+        Group("more").send(text="three", event="price")
+        self.assertSent(Group("news"), text="one\ntwo")
+        lines = [line for line in later.content.decode().split("\n") if not line.startswith("id: ")]
+        assert "\n".join(lines) == "\nevent: price\ndata: three\n\ndata: one\ndata: two\n\n"
+        Group("news").send(close=True)
+        response = later.receive()
+        assert (response.status_code, response["Content-Type"]) == (200, "text/event-stream")
+        assert (response["Cache-Control"], response["X-Accel-Buffering"]) == ("no-store", "no")
+        assert response["Set-Cookie"].startswith("seen=yes") and "Content-Length" not in response
+
+    def test_a_stream_of_events_begins_after_the_last_id(self):
+        first = self.client.get("/news/").later
+        for number in range(3):
+            Group("news", history=5).send(text=str(number))
+        ids = [line[4:] for line in first.content.decode().split("\n") if line.startswith("id: ")]
+        assert len(ids) == 4
+        first.leave()
+        for last_id, left in (
+            (ids[1], ["1", "2"]),
+            (ids[3], []),
+            ("garbage", ["0", "0", "1", "2"]),
+        ):  # first the gap
+            for given in (
+                {"headers": {"Last-Event-ID": last_id}},
+                {"query_params": {"last-event-id": last_id}},
+            ):
+                content = self.client.get("/news/", **given).later.content.decode()
+                heard = [line[6:] for line in content.split("\n") if line.startswith("data: ")]
+                assert heard == left, given
+
     def test_other_views_answer_as_ever(self):
         assert not hasattr(self.client.get("/rows/"), "later")
         with pytest.raises(ValueError, match="view failed"):
@@ -58,3 +91,7 @@ class Plain(TestCase):
 
     def test_without_channels_it_is_djangos_client(self):
         assert self.client.get("/rows/").content == b""
+
+    def test_a_stream_of_events_without_a_worker_is_an_error(self):
+        with pytest.raises(ResponseLater, match="interface server"):
+            list(self.client.get("/news/"))

@@ -6,7 +6,7 @@ from django.db import transaction
 from django.http import HttpResponse
 from django.urls import path
 
-from dbchannels import Channel, Group, ResponseLater
+from dbchannels import Channel, Group, ResponseLater, event_stream
 
 
 @transaction.atomic
@@ -36,4 +36,17 @@ def rows(request):
     return HttpResponse(",".join(Model.objects.order_by("pk").values_list("name", flat=True)))
 
 
-urlpatterns = [path("send/", send), path("fail/", fail), path("rows/", rows), path("later/", later)]
+def news(request):
+    """Send the news as events."""
+    response = event_stream("news", "more")
+    response.set_cookie("seen", "yes")
+    return response
+
+
+urlpatterns = [
+    path("news/", news),
+    path("send/", send),
+    path("fail/", fail),
+    path("rows/", rows),
+    path("later/", later),
+]

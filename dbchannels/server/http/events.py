@@ -6,7 +6,8 @@ import logging
 from typing import Any
 
 from dbchannels.exceptions import safe_repr
-from dbchannels.protocol import MORE_CONTENT, chunk, is_failure
+from dbchannels.protocol import EVENT_STREAM, MORE_CONTENT, chunk, is_failure
+from dbchannels.server.history import Resume
 
 log = logging.getLogger("dbchannels.server")
 
@@ -24,9 +25,14 @@ def event(text: str, position: int = 0, kind: str = "") -> bytes:
     return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
 
 
-def start(position: int) -> bytes:
-    """Return what gives a new client its first id, without an event."""
-    return f"id: {position}\n\n".encode()
+def begin(head: dict[str, Any], now: int) -> tuple[Resume, dict[str, Any]]:
+    """Return how far the client has come, and the first message of the response; ``now`` is the server's position.
+
+    A new client gets its first id, without an event.
+    """
+    resume = Resume(head[EVENT_STREAM], now)
+    content = f"id: {now}\n\n".encode() if resume.is_new else COMMENT
+    return resume, {**{key: value for key, value in head.items() if key != EVENT_STREAM}, **chunk(content)}
 
 
 def part(message: dict[str, Any], position: int) -> dict[str, Any]:

@@ -221,11 +221,10 @@ class Exchange:
 
     def _begin_events(self, head: Message) -> Message:
         """Begin a stream of events; its groups are on record. Return the first message of the response."""
-        self.resume = Resume(head[EVENT_STREAM], self._opened_position)
+        self.resume, first = events.begin(head, self._opened_position)
         self.is_made = self._in_groups = True
         self._relay.history.catch_up(self.reply_channel)
-        first = events.start(self.resume.after) if self.resume.is_new else events.COMMENT
-        return {**{key: value for key, value in head.items() if key != EVENT_STREAM}, **chunk(first)}
+        return first
 
     def tell_gap(self, position: int) -> None:
         """Tell the client that messages up to a position are gone."""
