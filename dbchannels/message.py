@@ -28,17 +28,25 @@ class Message(other_libraries.ForeignNames):
     """One message: its fields by key, its ``channel``, and its ``reply_channel``, or None.
 
     ``http_session``, ``channel_session`` and ``user`` belong to the client that sent it. ``attempt`` counts from 1 for
-    messages on the site's own channels, and is 0 for protocol messages.
+    messages on the site's own channels, and is 0 for protocol messages. ``worker`` is the name of the worker that runs
+    the consumer.
     """
 
     _place = "message"
 
     def __init__(
-        self, channel: str, content: dict[str, Any], *, attempt: int = 0, layer: str = "default"
+        self,
+        channel: str,
+        content: dict[str, Any],
+        *,
+        attempt: int = 0,
+        layer: str = "default",
+        worker: str = "",
     ) -> None:
         self.channel = received_channel(channel, layer)
         self.content = content
         self.attempt = attempt
+        self.worker = worker
         self._layer = layer
         reply_channel = content.get("reply_channel")
         self.reply_channel = received_channel(reply_channel, layer) if reply_channel else None

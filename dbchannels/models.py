@@ -15,6 +15,7 @@ from django.db.models.functions import Now
 
 from dbchannels import codec
 from dbchannels.names import MAX_LENGTH, MAX_LOGIN, MAX_USER_ID
+from dbchannels.protocol import FAILED, READY, SUCCESSFUL
 
 MAX_USER = 200  # characters of who did something in the admin or by a command
 
@@ -129,6 +130,10 @@ class DurableMessage(PayloadMixin, models.Model):
         blank=True,
         help_text="who cancelled the message while a worker had it: it becomes a dead letter",
     )
+    claimed_at = models.DateTimeField("claimed", null=True, blank=True, help_text="for the last time")
+    task = models.UUIDField(
+        "task", null=True, blank=True, help_text="the id of the task that the message runs"
+    )
 
     class Meta:
         verbose_name = "durable message"
@@ -157,6 +162,9 @@ class DurableMessage(PayloadMixin, models.Model):
                 condition=models.Q(claimed_by__isnull=False),
                 name="dbchannels_durable_claims",
             ),
+            models.Index(
+                fields=["task"], condition=models.Q(task__isnull=False), name="dbchannels_durable_task"
+            ),
         )
 
     def __str__(self) -> str:
@@ -173,14 +181,59 @@ class DeadLetter(PayloadMixin, models.Model):
     sent_at = models.DateTimeField("sent")
     failed_at = models.DateTimeField("failed", db_default=Now())
     error = models.TextField("traceback", help_text="the last 16 KiB")
+    task = models.UUIDField(
+        "task", null=True, blank=True, help_text="the id of the task that the message ran"
+    )
 
     class Meta:
         verbose_name = "dead letter"
         permissions = (("replay_deadletter", "Can run dead letters again"),)
-        indexes = (models.Index(fields=["channel", "id"], name="dbchannels_dead_channel"),)
+        indexes = (
+            models.Index(fields=["channel", "id"], name="dbchannels_dead_channel"),
+            models.Index(
+                fields=["task"], condition=models.Q(task__isnull=False), name="dbchannels_dead_task"
+            ),
+        )
 
     def __str__(self) -> str:
         return f"{self.channel} #{self.pk}"
+
+
+class TaskResult(PayloadMixin, models.Model):
+    """What came of a task: written when an attempt ends, and kept for ``result_ttl`` seconds.
+
+    While a durable message has the task's id, the task is ready or running, whatever stands here of earlier attempts.
+    The ids grow with the time of the enqueue.
+    """
+
+    id = models.UUIDField(primary_key=True)
+    channel = models.CharField("channel", max_length=MAX_LENGTH)
+    payload = models.BinaryField("payload")
+    priority = models.SmallIntegerField("priority")
+    status = models.CharField(
+        "status", max_length=10, choices=[(one, one.lower()) for one in (READY, FAILED, SUCCESSFUL)]
+    )
+    enqueued_at = models.DateTimeField("enqueued")
+    started_at = models.DateTimeField("started", null=True)
+    last_attempted_at = models.DateTimeField("last attempted", null=True)
+    finished_at = models.DateTimeField("ended", null=True)
+    expires_at = models.DateTimeField("expires")
+    worker_ids = models.TextField(
+        "workers", default="", help_text="the worker of each attempt, each followed by a space"
+    )
+    errors = models.TextField("errors", default="", help_text="a line of JSON for each error")
+    return_value = models.TextField("return value", default="", help_text="as JSON")
+
+    class Meta:
+        verbose_name = "task result"
+        permissions = (
+            ("replay_taskresult", "Can run failed tasks again"),
+            ("cancel_taskresult", "Can cancel tasks"),
+        )
+        indexes = (models.Index(fields=["expires_at"], name="dbchannels_result_expires"),)
+
+    def __str__(self) -> str:
+        return f"task {self.pk}"
 
 
 class Schedule(models.Model):

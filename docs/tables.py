@@ -4,6 +4,8 @@
     A command's options, or those that match a pattern.
 ``.. settings::``
     The OPTIONS of a layer.
+``.. task-options::``
+    The OPTIONS of a backend of tasks.
 ``.. checks::``
     The system checks.
 """
@@ -68,14 +70,19 @@ def _size(number: int) -> str:
     return f"{number:,}"
 
 
-def settings() -> list[Row]:
+def settings(rules: dict[str, conf.Rule] = conf.RULES) -> list[Row]:
     """Return a row for each of a layer's OPTIONS: its name, its default, and what it means and takes."""
     rows: list[Row] = [("option", "default", "meaning")]
-    for name, rule in conf.RULES.items():
+    for name, rule in rules.items():
         default = f"{rule.default:,g}" if type(rule.default) is float else f"{rule.default!r}"
         default = f"{rule.default:,}" if type(rule.default) is int else default
         rows.append((f"``{name}``", f"``{default}``", f"{rule.meaning} Takes {_code(rule.write)}."))
     return rows
+
+
+def task_options() -> list[Row]:
+    """Return a row for each option of a queue of tasks."""
+    return settings(conf.TASK_RULES)
 
 
 def checks() -> list[Row]:
@@ -90,10 +97,13 @@ def checks() -> list[Row]:
     return [("id", "meaning"), *((f"``{number}``", text) for number, text in sorted(found.items()))]
 
 
+KINDS = {"options": options, "settings": settings, "task-options": task_options, "checks": checks}
+
+
 def table(kind: str, *arguments: str) -> str:
     """Return a table as reStructuredText."""
     lines = [".. list-table::", "   :header-rows: 1", "   :widths: auto", ""]
-    for first, *others in {"options": options, "settings": settings, "checks": checks}[kind](*arguments):
+    for first, *others in KINDS[kind](*arguments):
         lines += [f"   * - {first}", *(f"     - {cell}" for cell in others)]
     return "\n".join(lines)
 
@@ -123,6 +133,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
         def run(self) -> list[Any]:
             return self.parse_text_to_nodes(table(self.name, *" ".join(self.arguments).split()))
 
-    for name in ("options", "settings", "checks"):
+    for name in KINDS:
         app.add_directive(name, Table)
     return {"parallel_read_safe": True}

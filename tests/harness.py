@@ -36,6 +36,7 @@ TABLES = (
     "dbchannels_inflight",
     "dbchannels_connection",
     "dbchannels_schedule",
+    "dbchannels_taskresult",
     "livesite_entry",
     "livesite_document",
 )

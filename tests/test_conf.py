@@ -39,6 +39,7 @@ def test_defaults_are_what_the_documentation_says():
         "expiry": 60,
         "group_expiry": 86_400,
         "history_expiry": 604_800,
+        "result_ttl": 86_400,
         "capacity": 10_000,
         "channel_capacity": {},
         "max_message_size": 2**20,
@@ -126,6 +127,7 @@ NO_NUMBERS = ("10", b"10", None, True, False, NAN, INFINITY, -1, [10], {}, 10j, 
 #: Values that fit, and values that do not, beside those that fit no number.
 VALUES = {
     "expiry": ([0.001, 60, 60.0, 315_360_000], [*NO_NUMBERS, 0, 315_360_001]),
+    "result_ttl": ([1, 86_400, 315_360_000], [*NO_NUMBERS, 0, 0.5, 315_360_001]),
     "group_expiry": ([0.5, 86_400], [*NO_NUMBERS, 0]),
     "history_expiry": ([0.5, 604_800], [*NO_NUMBERS, 0]),
     "capacity": ([None, 1, 10_000, 2**31 - 1], [*set(map(repr, NO_NUMBERS)), 0, -1, 1.5, True, 2**31, NAN]),

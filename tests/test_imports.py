@@ -23,6 +23,7 @@ LEVELS = (
     ("channel",),
     ("auth", "bindings", "events"),
     ("message",),
+    ("tasks",),
     ("server", "routing"),
     ("worker",),
     ("consumers",),

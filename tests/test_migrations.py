@@ -29,6 +29,7 @@ TABLES = {
     "dbchannels_sample",
     "dbchannels_history",
     "dbchannels_trimmed",
+    "dbchannels_taskresult",
 }
 UNLOGGED = {"dbchannels_protocolmessage", "dbchannels_inflight", "dbchannels_audience", "dbchannels_sample"}
 BUSY = TABLES - {
@@ -37,6 +38,7 @@ BUSY = TABLES - {
     "dbchannels_channelstate",
     "dbchannels_sample",
     "dbchannels_trimmed",
+    "dbchannels_taskresult",
 }
 EARLY_VACUUM = {
     "autovacuum_vacuum_scale_factor=0.0",
@@ -132,7 +134,7 @@ def test_tables_whose_rows_are_updated_leave_room_on_each_page(layer):
 def test_identities_are_bigint(layer):
     statement = """
         SELECT table_name, data_type, is_identity FROM information_schema.columns
-        WHERE table_name LIKE 'dbchannels_%%' AND column_name = 'id'
+        WHERE table_name LIKE 'dbchannels_%%' AND column_name = 'id' AND data_type <> 'uuid'
     """
     numbered = {
         "protocolmessage",

@@ -7,6 +7,7 @@ act can be left at any moment, and taken up again.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -127,7 +128,8 @@ class Progress:
 
     def signed(self, salt: str) -> str:
         """Return it as text for a form."""
-        return signing.dumps(asdict(self), salt=salt, compress=True)
+        plain = json.loads(json.dumps(asdict(self), default=str))  # a UUID is text then
+        return signing.dumps(plain, salt=salt, compress=True)
 
     def __str__(self) -> str:
         """``2,000 of 3,000``, or with more rows than are counted ``120,000 so far, about 12 %``."""

@@ -14,7 +14,7 @@ from django.db.models.functions import Concat, Length, Substr
 from django.template.defaultfilters import filesizeformat
 from django.utils import html, timezone
 
-from dbchannels import models, names
+from dbchannels import codec, models, names
 from dbchannels.admin.acts import Act, Delete, layer
 from dbchannels.admin.base import (
     ByChannel,
@@ -29,7 +29,7 @@ from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers.operations import PRIORITIES, delivery_options
 from dbchannels.layers.orm import STATES, DjangoLayer
 from dbchannels.layers.overview import process_list
-from dbchannels.redaction import UNREADABLE, message_text
+from dbchannels.redaction import DECODING_ERRORS, UNREADABLE, message_text, readable
 
 SHOWN = 4096  # characters of a message on its own page
 HEAD = 16_384  # bytes of a payload that a list reads
@@ -56,6 +56,17 @@ def reason_of(error: str) -> str:
     )  # the beginning was cut off
     found = _UNINDENTED.search(error, start)
     return found[1] if found else error.strip().rpartition("\n")[2]
+
+
+def task_call(payload: bytes) -> str:
+    """Return the message of a task as a call, with secrets masked: ``shop.tasks.send_bill(7, copy=True)``."""
+    try:
+        content = readable(codec.decode(bytes(payload)))
+        arguments = [repr(one) for one in content["args"]]
+        arguments += [f"{name}={value!r}" for name, value in content["kwargs"].items()]
+        return f"{content['task']}({', '.join(arguments)})"
+    except (*DECODING_ERRORS, KeyError, TypeError):
+        return UNREADABLE
 
 
 def hex_dump(data: bytes) -> str:
@@ -215,11 +226,11 @@ class MessageAdmin(ReadOnlyAdmin):
 
     @admin.display(description="message")
     def line(self, row: Any) -> str:
-        whole = row.octets <= HEAD
-        text = (
-            message_text(row.channel, row.head or b"", pretty=False) if whole else "(too long for the list)"
-        )
-        return one_line(text)
+        if row.octets > HEAD:
+            return one_line("(too long for the list)")
+        head = row.head or b""
+        text = task_call(head) if getattr(row, "task", None) else ""
+        return one_line(text or message_text(row.channel, head, pretty=False))
 
     def message(self, row: Any) -> str:
         text = message_text(row.channel, row.payload)

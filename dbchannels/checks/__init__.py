@@ -17,6 +17,7 @@ from dbchannels.checks.site import (
     check_settings,
     check_sqlite,
     check_tables,
+    check_tasks,
 )
 
 __all__ = [
@@ -32,4 +33,5 @@ __all__ = [
     "check_settings",
     "check_sqlite",
     "check_tables",
+    "check_tasks",
 ]

@@ -50,7 +50,7 @@ def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     is_broken = False
     for alias in conf.layer_aliases() if not conf.problems() else ():
         try:
-            table = load_routing(conf.layer_settings(alias).routing)
+            table = load_routing(conf.layer_settings(alias).routing, alias)
         except DBChannelsError as error:
             is_broken = True
             messages = [checks.Error(str(error), id="dbchannels.E002")]

@@ -18,6 +18,7 @@ from dbchannels import conf, other_libraries
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import layer_class
 from dbchannels.layers.addresses import addresses
+from dbchannels.tasks import channels_backends, library
 
 _CONSUMER = re.compile(r"^@(?:dbchannels\.)?consumer\(", re.MULTILINE)
 _ROUTES = re.compile(
@@ -46,6 +47,22 @@ def check_settings(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]
         except InvalidConfiguration as error:
             sentences.append(str(error))
     return [checks.Error(sentence, id="dbchannels.E001") for sentence in sentences]
+
+
+@checks.register("dbchannels")
+def check_tasks(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """E006: ``TASKS`` names the backend of dbchannels, but there is no task framework, or an option or a queue that
+    cannot be used. Install django-tasks, or write what the message says.
+    """
+    sentences: list[str] = []
+    if not library.AVAILABLE:
+        backends = [entry.get("BACKEND") for entry in getattr(settings, "TASKS", {}).values()]
+        if any("dbchannels" in str(backend) for backend in backends):
+            advice = "update to Django 6.0, or run pip install 'dbchannels[tasks]'"
+            sentences = [f"TASKS needs a task framework: {advice}."]
+    elif not conf.problems():
+        sentences = [problem for backend in channels_backends() for problem in backend.problems()]
+    return [checks.Error(sentence, id="dbchannels.E006") for sentence in sentences]
 
 
 @checks.register("dbchannels")

@@ -44,6 +44,7 @@ from dbchannels.layers.operations import (
     history_options,
     reply,
 )
+from dbchannels.layers.tasks import TaskRecord
 
 Fields = dict[str, Any]
 
@@ -365,7 +366,10 @@ class BaseLayer(other_libraries.ForeignNames):
         raise NotImplementedError
 
     def acknowledge(self, worker: str, delivery: Delivery) -> bool:
-        """End a claim in the caller's transaction. Return False if the claim was lost: the caller then rolls back."""
+        """End a claim in the caller's transaction. Return False if the claim was lost: the caller then rolls back.
+
+        Of a task the result is kept.
+        """
         raise NotImplementedError
 
     def fail(self, worker: str, failure: Failure) -> None:
@@ -376,8 +380,12 @@ class BaseLayer(other_libraries.ForeignNames):
         """Give back a claim whose consumer did not start: the attempt does not count. A lost claim changes nothing."""
         raise NotImplementedError
 
+    def task_record(self, task: str) -> TaskRecord | None:
+        """Return what is known of the task with this id, a UUID; None if it is unknown, or no longer known."""
+        raise NotImplementedError
+
     def flush(self) -> None:
-        """Delete all messages, those in flight among them, and all groups, dead letters and schedules."""
+        """Delete all messages, those in flight among them, and all groups, dead letters, results and schedules."""
         raise NotImplementedError
 
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:

@@ -36,6 +36,7 @@ class Send(NamedTuple):
     due_at: datetime | None = None  # or the moment itself
     priority: int = 0
     unique: str = ""  # not queued while a message with this key waits on the channel
+    task: str = ""  # the id of the task that it runs: what comes of it is kept under this id
     # Of protocol messages: queued even on a full channel, because somebody waits for it and for nothing else: a
     # connection for the end of its frame, a client for its answer. So there are no more of these than clients.
     certain: bool = False
@@ -194,6 +195,8 @@ class Delivery(NamedTuple):
     attempt: int = 0  # of a durable message: 1 for the first
     waited: float = 0.0  # seconds since it was sent, or became due
     cancelled_by: str = ""  # of a durable message that must not run: it becomes a dead letter
+    is_task: bool = False  # what comes of it is kept
+    return_value: str = "null"  # of a task that has run: what it returned, as JSON
 
     @property
     def durable(self) -> bool:
@@ -208,6 +211,7 @@ class Failure(NamedTuple):
     error: str  # the traceback
     retry_in: float | None  # seconds; None: no more attempts, it becomes a dead letter
     ran: bool = True  # False: the message did not run, so the last claim is no attempt
+    exception: type[BaseException] = Exception  # its class
 
     @property
     def attempts(self) -> int:
@@ -226,6 +230,7 @@ class Result(NamedTuple):
     failure: Failure | None  # of a durable message whose consumer raised
     acknowledge: bool  # False: the consumer's own transaction has ended the claim, or it is lost
     raised: bool = False  # the consumer has failed; its client has been answered, if one waits
+    return_value: str = "null"  # of a task, as JSON
 
 
 class BatchResult(NamedTuple):
@@ -330,6 +335,7 @@ def delivery_options(
     deliver_at: datetime | None = None,
     priority: int = 0,
     unique: str = "",
+    task: str = "",
 ) -> dict[str, Any]:
     """Check the options of a send, and return them as fields of ``operations.Send``.
 
@@ -338,6 +344,7 @@ def delivery_options(
     * ``priority``: messages with the highest one are taken first; 0 is the default
     * ``unique``: a key. While a message with this key waits on the channel, no second one is queued; the key is free
       again as soon as the message starts to run.
+    * ``task``: the id of the task that the message runs, a UUID
 
     Raises InvalidMessage.
     """
@@ -349,7 +356,7 @@ def delivery_options(
             f"Messages on {channel} have no delay, priority or unique key: send to a channel of your own, whose "
             "consumer sends the message on."
         )
-    return {"delay": seconds, "due_at": moment, "priority": priority, "unique": unique}
+    return {"delay": seconds, "due_at": moment, "priority": priority, "unique": unique, "task": task}
 
 
 def history_options(history: int | timedelta, expiry: float) -> dict[str, Any]:

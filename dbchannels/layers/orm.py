@@ -6,15 +6,17 @@ or by a command. Nothing there is in a hurry, so it is written once, by the ORM.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
+from asyncio import CancelledError
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from datetime import timezone as datetime_timezone
 from typing import Any
 
 from django.conf import settings
-from django.db import connections
+from django.db import connections, transaction
 from django.db.models import DateTimeField, Func, Q, TextField, Value
 from django.db.models.functions import Left, Now, Substr
 from django.utils import timezone
@@ -24,8 +26,9 @@ from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.models import MAX_USER, ChannelState, Connection, DurableMessage, Sample
-from dbchannels.protocol import DURABLE
+from dbchannels.layers.tasks import TaskRecord, error_line, read_errors
+from dbchannels.models import MAX_USER, ChannelState, Connection, DurableMessage, Sample, TaskResult
+from dbchannels.protocol import DURABLE, FAILED, READY, RUNNING, SUCCESSFUL
 from dbchannels.samples import LINE, line_start, read_sample
 
 #: Python's encodings by PostgreSQL's names; all others, and SQL_ASCII, take what UTF-8 does.
@@ -104,6 +107,76 @@ class DjangoLayer(BaseLayer):
         """Wake the readers of these kinds of messages when the caller's transaction commits; see ``Link.wait``."""
         raise NotImplementedError
 
+    # Tasks.
+
+    def task_record(self, task: str) -> TaskRecord | None:
+        # In this order: the result is written as the message goes.
+        message = self.rows(DurableMessage).filter(task=task).first()
+        kept = self.rows(TaskResult).filter(pk=task).first()
+        found = message or kept
+        if found is None:
+            return None
+        status = kept.status if kept else READY
+        started_at, attempted_at, worker_ids = None, None, list[str]()
+        if kept:
+            started_at, attempted_at = kept.started_at, kept.last_attempted_at
+            worker_ids = kept.worker_ids.split()
+        if message:
+            status = READY
+            if message.claimed_by is not None:
+                status, attempted_at = RUNNING, message.claimed_at
+                started_at = started_at or attempted_at
+                worker_ids.append(message.claimed_by)
+        return TaskRecord(
+            bytes(found.payload),
+            found.priority,
+            status,
+            started_at,
+            attempted_at,
+            None if message or not kept else kept.finished_at,
+            worker_ids,
+            read_errors(kept.errors) if kept else [],
+            json.loads(kept.return_value) if status == SUCCESSFUL and kept else None,
+        )
+
+    def keep_results(
+        self,
+        messages: Sequence[DurableMessage],
+        status: str,
+        *,
+        worker: str = "",
+        error: str = "",
+        seconds: float = 0.0,
+        return_value: str = "",
+    ) -> None:
+        """Keep what has come of tasks, in the caller's transaction; ``seconds`` until they run again.
+
+        ``worker`` is empty if they did not run.
+        """
+        before, now = self.rows(TaskResult).in_bulk([one.task for one in messages]), self.now()
+        results = []
+        for one in messages:
+            result = before.get(one.task) or TaskResult(
+                id=one.task, channel=one.channel, payload=one.payload, enqueued_at=one.sent_at
+            )
+            result.priority, result.status, result.return_value = one.priority, status, return_value
+            if worker:
+                result.last_attempted_at = one.claimed_at
+                result.started_at = result.started_at or one.claimed_at
+                result.worker_ids += f"{worker} "
+            result.errors += error
+            result.finished_at = None if status == READY else now
+            result.expires_at = now + timedelta(seconds=seconds + self.options["result_ttl"])
+            results.append(result)
+        changed = [field.name for field in TaskResult._meta.fields if not field.primary_key]
+        targeted = connections[self.database].features.supports_update_conflicts_with_target
+        self.rows(TaskResult).bulk_create(
+            results,
+            update_conflicts=True,
+            update_fields=changed,
+            unique_fields=["id"] if targeted else None,
+        )
+
     # What an operator does. Each takes one statement for a number of messages: give ids in parts of a few thousand.
 
     def pause(self, channel: str, by: str = "") -> bool:
@@ -137,9 +210,19 @@ class DjangoLayer(BaseLayer):
         A consumer that runs is ended within about a second, and its message becomes a dead letter that says who
         cancelled it. Messages that somebody has cancelled before are not counted again.
         """
+        by = by[:MAX_USER] or "somebody"
         messages = self.rows(DurableMessage).filter(id__in=ids)
-        deleted = messages.filter(claimed_by=None).delete()[0]
-        return deleted, messages.filter(cancelled_by="").update(cancelled_by=by[:MAX_USER] or "somebody")
+        waiting = messages.filter(claimed_by=None)
+        with transaction.atomic(using=self.database):
+            tasks = waiting.filter(task__isnull=False)
+            if connections[self.database].features.has_select_for_update:
+                tasks = tasks.select_for_update()
+            if found := list(tasks):
+                error = error_line(CancelledError, f"{by} cancelled this task before it ran.")
+                self.keep_results(found, FAILED, error=error)
+            deleted = messages.filter(id__in=[one.id for one in found]).delete()[0]
+            deleted += waiting.filter(task=None).delete()[0]
+        return deleted, messages.filter(cancelled_by="").update(cancelled_by=by)
 
     def reschedule(
         self, ids: Sequence[int], *, delay: float | None = None, priority: int | None = None

@@ -145,7 +145,7 @@ def on_database(layer: BaseLayer) -> DjangoLayer:
 def consumers_of(alias: str) -> dict[str, list[str]]:
     """Return the names of the consumers of each channel by the site's routing; raises InvalidConfiguration."""
     found: dict[str, list[str]] = {}
-    for one in load_routing(conf.layer_settings(alias).routing).bound_routes():
+    for one in load_routing(conf.layer_settings(alias).routing, alias).bound_routes():
         names = found.setdefault(one.route.channel, [])
         if one.route.name not in names:
             names.append(one.route.name)

@@ -80,4 +80,54 @@ class Migration(migrations.Migration):
             bases=(dbchannels.models.PayloadMixin, models.Model),
         ),
         migrations.RunPython(set_storage, drop_function, elidable=False),
+        migrations.CreateModel(
+            name='TaskResult',
+            fields=[
+                ('id', models.UUIDField(primary_key=True, serialize=False)),
+                ('channel', models.CharField(max_length=100, verbose_name='channel')),
+                ('payload', models.BinaryField(verbose_name='payload')),
+                ('priority', models.SmallIntegerField(verbose_name='priority')),
+                ('status', models.CharField(choices=[('READY', 'ready'), ('FAILED', 'failed'), ('SUCCESSFUL', 'successful')], max_length=10, verbose_name='status')),
+                ('enqueued_at', models.DateTimeField(verbose_name='enqueued')),
+                ('started_at', models.DateTimeField(null=True, verbose_name='started')),
+                ('last_attempted_at', models.DateTimeField(null=True, verbose_name='last attempted')),
+                ('finished_at', models.DateTimeField(null=True, verbose_name='ended')),
+                ('expires_at', models.DateTimeField(verbose_name='expires')),
+                ('worker_ids', models.TextField(default='', help_text='the worker of each attempt, each followed by a space', verbose_name='workers')),
+                ('errors', models.TextField(default='', help_text='a line of JSON for each error', verbose_name='errors')),
+                ('return_value', models.TextField(default='', help_text='as JSON', verbose_name='return value')),
+            ],
+            options={
+                'verbose_name': 'task result',
+                'permissions': (('replay_taskresult', 'Can run failed tasks again'), ('cancel_taskresult', 'Can cancel tasks')),
+            },
+            bases=(dbchannels.models.PayloadMixin, models.Model),
+        ),
+        migrations.AddField(
+            model_name='deadletter',
+            name='task',
+            field=models.UUIDField(blank=True, help_text='the id of the task that the message ran', null=True, verbose_name='task'),
+        ),
+        migrations.AddField(
+            model_name='durablemessage',
+            name='claimed_at',
+            field=models.DateTimeField(blank=True, help_text='for the last time', null=True, verbose_name='claimed'),
+        ),
+        migrations.AddField(
+            model_name='durablemessage',
+            name='task',
+            field=models.UUIDField(blank=True, help_text='the id of the task that the message runs', null=True, verbose_name='task'),
+        ),
+        migrations.AddIndex(
+            model_name='deadletter',
+            index=models.Index(condition=models.Q(('task__isnull', False)), fields=['task'], name='dbchannels_dead_task'),
+        ),
+        migrations.AddIndex(
+            model_name='durablemessage',
+            index=models.Index(condition=models.Q(('task__isnull', False)), fields=['task'], name='dbchannels_durable_task'),
+        ),
+        migrations.AddIndex(
+            model_name='taskresult',
+            index=models.Index(fields=['expires_at'], name='dbchannels_result_expires'),
+        ),
     ]

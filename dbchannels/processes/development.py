@@ -223,7 +223,7 @@ def run_in_process(config: LaunchConfig, announce: Announce) -> None:
     """Serve with workers in threads, until a signal comes or, beside Django's reloader, until that exits."""
     layer = channel_layers[config.layer]
     layer.check()
-    routing = load_routing(layer_settings(config.layer).routing)
+    routing = load_routing(layer_settings(config.layer).routing, config.layer)
     server = make_server(config, layer, {})
     in_main_thread = threading.current_thread() is threading.main_thread()
     stopped = stop_at_signals() if in_main_thread else Event()

@@ -44,6 +44,9 @@ SERVER_STOPS, DECLARED_DEAD = "server stops", "server declared dead"
 # Why a response ends in an error.
 CONSUMER_RAISED, BROKEN_OFF = "consumer", "broken off"
 
+# What has become of a task, in Django's words. No row has RUNNING: its message is claimed.
+READY, RUNNING, FAILED, SUCCESSFUL = "READY", "RUNNING", "FAILED", "SUCCESSFUL"
+
 CHUNK = 131_072  # bytes of a body or a response in one message
 WINDOW = 1_048_576  # bytes on the way at once: sent, and neither taken nor stored by the other side
 STALLED = 60.0  # seconds without a word from the other side, after which the transfer is given up

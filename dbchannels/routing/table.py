@@ -39,6 +39,7 @@ from dbchannels.routing.routes import (
     Texts,
     check_entries,
 )
+from dbchannels.routing.tasks import task_routes
 
 log = logging.getLogger("dbchannels.routing")
 
@@ -224,8 +225,11 @@ class Routing:
         return found
 
 
-def load_routing(setting: Any = None) -> Routing:
-    """Import the routing module of the setting and each app's consumers, and return their table."""
+def load_routing(setting: Any = None, layer: str = "default") -> Routing:
+    """Import the routing module of the setting and each app's consumers, and return their table.
+
+    The routes of tasks whose messages go through the layer come last.
+    """
     global _loaded
     _loaded = False
     configured = load_routes(setting) if isinstance(setting, str) else check_entries(setting or [], "ROUTING")
@@ -237,13 +241,13 @@ def load_routing(setting: Any = None) -> Routing:
         containing = apps.get_containing_app_config(entry.consumer.__module__)
         return positions[containing.name] if containing else len(positions)
 
-    return Routing([*configured, *sorted(_decorated, key=app_position)])
+    return Routing([*configured, *sorted(_decorated, key=app_position), *task_routes(layer)])
 
 
 @cache
 def site_routing(alias: str = "default") -> Routing:
     """Return the table of a layer, made on first use. Raises InvalidConfiguration."""
-    return load_routing(conf.layer_settings(alias).routing)
+    return load_routing(conf.layer_settings(alias).routing, alias)
 
 
 # For override_settings in tests.

@@ -139,6 +139,8 @@ class Batch:
         if failure is not None:
             self._failures.append(failure)
         elif delivery.id is not None and result.acknowledge:
+            if delivery.is_task:
+                delivery = delivery._replace(return_value=result.return_value)
             self._acknowledged.append(delivery)
         self._boundaries.append((delivery, len(self._operations)))
 

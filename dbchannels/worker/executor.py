@@ -8,6 +8,7 @@ import logging
 import math
 import re
 import threading
+from asyncio import CancelledError
 from collections.abc import Awaitable
 from contextlib import nullcontext
 from contextvars import copy_context
@@ -46,6 +47,7 @@ from dbchannels.layers.operations import (
     Send,
     reply,
 )
+from dbchannels.layers.tasks import ReturnValue
 from dbchannels.message import Message
 from dbchannels.protocol import (
     AGAIN,
@@ -80,9 +82,11 @@ class ClaimLost(Exception):
     """Another worker has claimed the message meanwhile: everything that this one did is rolled back."""
 
 
-def dead(delivery: Delivery, error: str, ran: bool = True) -> Result:
+def dead(
+    delivery: Delivery, error: str, ran: bool = True, exception: type[BaseException] = CancelledError
+) -> Result:
     """Return the end of a durable message that runs no more: a dead letter with this text."""
-    return Result([], Failure(delivery, error, None, ran), False)
+    return Result([], Failure(delivery, error, None, ran, exception), False)
 
 
 class Executor:
@@ -99,6 +103,7 @@ class Executor:
         self.views = views or ApplicationViews(threads=False)
         self._link = link
         self._route: Route | None = None  # of the message that runs
+        self._returned = "null"  # what its task has returned
         self._newer = RateLimitedLog(log, NEWER, None, every=math.inf)
 
     def execute(self, delivery: Delivery, worker: str) -> Result:
@@ -115,7 +120,7 @@ class Executor:
         return copy_context().run(self._execute, delivery, worker)
 
     def _execute(self, delivery: Delivery, worker: str) -> Result:
-        self._route = None
+        self._route, self._returned = None, "null"
         blocks = database_connections.open_blocks()
         with self.layer.buffered() as buffer:
             try:
@@ -124,9 +129,8 @@ class Executor:
                 if left := database_connections.end_transactions(blocks):
                     raise TransactionLeftOpen(left)
                 atomic = self._route is not None and self._route.options.atomic
-                return Result(
-                    _merged(sent, answers) if sent and answers else sent or answers, None, not atomic
-                )
+                operations = _merged(sent, answers) if sent and answers else sent or answers
+                return Result(operations, None, not atomic, return_value=self._returned)
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
                 database_connections.end_transactions(blocks)
                 return self._raised(delivery, error)
@@ -136,7 +140,7 @@ class Executor:
     def _run(self, delivery: Delivery, worker: str) -> list[Operation]:
         """Run the consumer or the view; return the replies that dbchannels itself sends when it has returned."""
         channel, content = delivery.channel, codec.decode(delivery.payload)
-        message = Message(channel, content, attempt=delivery.attempt, layer=self.layer.alias)
+        message = Message(channel, content, attempt=delivery.attempt, layer=self.layer.alias, worker=worker)
         found = self.routing.match(message)
         if found is None:
             return self._run_without_route(message, delivery, content)
@@ -149,7 +153,10 @@ class Executor:
         together = transaction.atomic(using=self.layer.database) if atomic else nullcontext()
         with signals.sending(self._route.consumer, message), together:
             try:
-                _check_result(self._route, channel, completed(self._route.run(message, captures)))
+                returned = completed(self._route.run(message, captures))
+                if isinstance(returned, ReturnValue):
+                    self._returned = returned
+                _check_result(self._route, channel, returned)
             except ResponseLater:
                 if answer is None:
                     raise
@@ -159,7 +166,8 @@ class Executor:
                 # A coroutine sends in a thread that has no transaction: its sends are written here.
                 self.layer.send_many([])
                 # The effect of the consumer and the end of its message are one transaction: both happen, or neither.
-                if delivery.durable and not self.layer.acknowledge(worker, delivery):
+                done = delivery._replace(return_value=self._returned) if delivery.is_task else delivery
+                if delivery.durable and not self.layer.acknowledge(worker, done):
                     raise ClaimLost
         return self._finished(delivery, content) if answer is None else [self._reply(delivery, answer)]
 
@@ -208,13 +216,13 @@ class Executor:
         if isinstance(error, UnreadableMessage) and self._route is None:
             log.error("A message on %s cannot be read. %s", delivery.channel, error)
             if delivery.durable:
-                return dead(delivery, str(error))
+                return dead(delivery, str(error), exception=type(error))
             return self.failed(delivery, "")
         if (answers := self._answer_to_exception(delivery, error)) is not None:
             return Result(answers, None, False)
         text = format_error(error)
         denied = isinstance(error, DenyConnection)
-        result = self.failed(delivery, text, 403 if denied else 500)
+        result = self.failed(delivery, text, 403 if denied else 500, type(error))
         if denied and not delivery.durable:  # it has refused a client, as it should
             result = result._replace(raised=False)
         if (failure := result.failure) is not None:
@@ -258,7 +266,13 @@ class Executor:
             return [self._reply(delivery, {**accept, "close": error.code, **reason, FINISHED: order})]
         return [self._reply(delivery, {AGAIN: order})]
 
-    def failed(self, delivery: Delivery, text: str, status: int = 500) -> Result:
+    def failed(
+        self,
+        delivery: Delivery,
+        text: str,
+        status: int = 500,
+        exception: type[BaseException] = TimeoutError,
+    ) -> Result:
         """Return what becomes of a message whose consumer has failed; ``status`` answers a handshake.
 
         The watchdog calls this from its own thread when a consumer hangs.
@@ -268,7 +282,7 @@ class Executor:
             if delivery.attempt <= self._option("retries"):
                 name = self._route.name if self._route else ""
                 retry_in = retry_delay(delivery.attempt, self._options.backoff, name)
-            return Result([], Failure(delivery, text, retry_in), False)
+            return Result([], Failure(delivery, text, retry_in, exception=exception), False)
         answers: list[Operation] = []
         if delivery.channel == "http.request" and delivery.reply_channel:
             answers = [self._reply(delivery, {ERROR: CONSUMER_RAISED})]

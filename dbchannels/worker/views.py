@@ -453,7 +453,7 @@ def load_site(layer: str) -> Routing:
 
     Otherwise the first message would import them, when the files may be those of the next deploy.
     """
-    routing = load_routing(layer_settings(layer).routing)
+    routing = load_routing(layer_settings(layer).routing, layer)
     if hasattr(settings, "ROOT_URLCONF"):
         resolver = get_resolver()
         load_urls(resolver)

@@ -1,4 +1,7 @@
-"""``python -m tests.benchmarks [--quick] [layer] [sockets]``: measure, and print the table."""
+"""``python -m tests.benchmarks [--quick] [--against PYTHON] [layer] [sockets] [tasks]``: measure, and print the table.
+
+``--against`` names the interpreter of an environment with the peers of the tasks, see ``tasks``.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,26 @@ def sockets(quick: bool) -> Iterator[Any]:
     return sockets.figures(quick)
 
 
-PARTS = {"layer": layer, "sockets": sockets}
+def tasks(quick: bool) -> Iterator[Any]:
+    """Django's tasks beside other systems, in processes of their own."""
+    from tests.benchmarks import tasks
+
+    return tasks.figures(quick, option("--against"))
+
+
+PARTS = {"layer": layer, "sockets": sockets, "tasks": tasks}
+
+
+def option(name: str) -> str:
+    """Return the word after an option of the command line; "" without the option."""
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else ""
 
 
 def main() -> None:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
-    named = [one for one in sys.argv[1:] if one != "--quick"]
+    options = {"--quick", "--against", option("--against")}
+    named = [one for one in sys.argv[1:] if one not in options]
     if unknown := set(named) - set(PARTS):
         sys.exit(
             f"There is no part {', '.join(sorted(unknown))}: name some of {', '.join(PARTS)}, or none for all."

@@ -13,13 +13,14 @@ from tests.docs import pages
 #: What is typed into the search box, with the pages that have to be found.
 WORDS = {
     "cancel": ("celery",),
-    "celery": ("celery",),
+    "celery": ("celery", "tasks"),
     "docker": ("containers",),
     "group_send": ("channels4",),
     "heroku": ("containers",),
     "performance": ("performance",),
     "prometheus": ("operating",),
     "redis": ("performance",),
+    "result": ("celery", "tasks"),
     "retry": ("celery",),
     "security": ("security",),
 }

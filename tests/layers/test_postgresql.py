@@ -735,7 +735,14 @@ def reading(number):
 #: By their ids, or by the worker: either is an index of few rows.
 CLAIMED = "Index Scan using dbchannels_durable"
 TOKEN = {"worker": "w", "ids": [1, 2, 3], "attempts": [1, 1, 1]}
-ONE = {"channels": ["own7"], "payloads": [b""], "priorities": [0], "delays": [0.0], "due_ats": [None]}
+ONE = {
+    "channels": ["own7"],
+    "payloads": [b""],
+    "priorities": [0],
+    "delays": [0.0],
+    "due_ats": [None],
+    "tasks": [""],
+}
 #: The others on the way of a message, with the index that they go by.
 HOT = [
     (sql_durable.SEND_UNIQUE, {**ONE, "unique_keys": ["key-21"]}, "dbchannels_durable_unique"),

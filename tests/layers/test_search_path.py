@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from uuid import uuid4
 
 import pytest
 from django.db import DatabaseError, connection
@@ -87,6 +88,11 @@ def everything(layer, link):
     link.finish(
         "w", BatchResult([], deliveries[:1], [], deliveries[1:], [], [(one, 0) for one in deliveries])
     )
+    link.apply(
+        [Send("tasks", b"\x80", "", 60.0, task=str(uuid4()), priority=priority) for priority in (0, 0, 1)]
+    )
+    done, failed, _ = link.claim(["tasks"], 3, "w")
+    link.finish("w", BatchResult(acknowledged=[done], failures=[Failure(failed, "error", None)]))
     link.next_due()
     link.renew("w")
     link.workers()

@@ -28,6 +28,7 @@ from dbchannels.layers.database.link import DatabaseLink, unavailable
 from dbchannels.layers.database.wakeups import WakeupFolder, wake_on_commit, wakeup_folder
 from dbchannels.layers.database.writer import Writer
 from dbchannels.layers.orm import DjangoLayer
+from dbchannels.layers.tasks import error_after, status_after
 from dbchannels.models import (
     ChannelState,
     Connection,
@@ -39,9 +40,10 @@ from dbchannels.models import (
     Process,
     ProtocolMessage,
     Schedule,
+    TaskResult,
     Trimmed,
 )
-from dbchannels.protocol import DURABLE
+from dbchannels.protocol import DURABLE, SUCCESSFUL
 
 __all__ = ["DatabaseLayer"]
 
@@ -174,11 +176,13 @@ class DatabaseLayer(DjangoLayer):
                     rows += found
         # A message that a dead worker had in its hands runs by itself, so that it alone is blamed.
         rows = self._first([row for row in rows if row.alone][:1] or rows)
+        now = timezone.now()
         for row in rows:
             row.attempts += 1
             row.claimed_by, row.ready_at, row.due_at = worker, row.due_at or row.ready_at, None
-        self.rows(DurableMessage).bulk_update(rows, ["attempts", "claimed_by", "ready_at", "due_at"])
-        now = timezone.now()
+            row.claimed_at = now
+        changed = ["attempts", "claimed_by", "claimed_at", "ready_at", "due_at"]
+        self.rows(DurableMessage).bulk_update(rows, changed)
         return [
             ops.Delivery(
                 row.channel,
@@ -187,6 +191,7 @@ class DatabaseLayer(DjangoLayer):
                 attempt=row.attempts,
                 waited=(now - (row.ready_at or row.sent_at)).total_seconds(),
                 cancelled_by=row.cancelled_by,
+                is_task=row.task is not None,
             )
             for row in rows
         ]
@@ -197,10 +202,22 @@ class DatabaseLayer(DjangoLayer):
         return rows.filter(id=delivery.id, attempts=delivery.attempt, claimed_by=worker)
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
-        return bool(self.claimed(worker, delivery).delete()[0])
+        claimed = self.claimed(worker, delivery)
+        if delivery.is_task:
+            return_value = delivery.return_value
+            self.keep_results(list(claimed), SUCCESSFUL, worker=worker, return_value=return_value)
+        return bool(claimed.delete()[0])
 
     def fail(self, worker: str, failure: ops.Failure) -> None:
         claimed, now = self.claimed(worker, failure.delivery), timezone.now()
+        if failure.delivery.is_task:
+            self.keep_results(
+                list(claimed),
+                status_after(failure),
+                worker=worker if failure.ran else "",
+                error=error_after(failure),
+                seconds=failure.retry_in or 0.0,
+            )
         if failure.retry_in is not None:
             due = now + timedelta(seconds=failure.retry_in)
             claimed.update(claimed_by=None, attempts=failure.attempts, due_at=due)
@@ -213,6 +230,7 @@ class DatabaseLayer(DjangoLayer):
                 sent_at=row.sent_at,
                 failed_at=now,
                 error=failure.stored_error(),
+                task=row.task,
             )
             row.delete()
 
@@ -256,6 +274,7 @@ class DatabaseLayer(DjangoLayer):
                 ProtocolMessage,
                 DurableMessage,
                 DeadLetter,
+                TaskResult,
                 InFlight,
                 Membership,
                 Schedule,
@@ -278,7 +297,8 @@ class DatabaseLayer(DjangoLayer):
                 self.rows(DeadLetter).filter(id__in=[letter.id for letter in letters]).delete()
                 for letter in letters:
                     channel = to or letter.channel
-                    writer.insert(channel, "", ops.Send(channel, letter.payload, "", 0))
+                    task = str(letter.task or "")
+                    writer.insert(channel, "", ops.Send(channel, letter.payload, "", 0, task=task))
                 moved += len(letters)
         self.wake(writer.kinds)
         return moved

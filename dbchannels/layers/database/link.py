@@ -50,8 +50,9 @@ from dbchannels.models import (
     ProtocolMessage,
     Sample,
     Schedule,
+    TaskResult,
 )
-from dbchannels.protocol import DURABLE, EXPIRED, HISTORY, KINDS, WORKER_DIED
+from dbchannels.protocol import DURABLE, EXPIRED, HISTORY, KINDS, READY, WORKER_DIED
 from dbchannels.samples import KEPT
 
 if TYPE_CHECKING:
@@ -266,7 +267,10 @@ class DatabaseLink(Link):
                 self._report_lost(row.lines(), WORKER_DIED)
                 row.delete()
             claims = self.layer.rows(DurableMessage).filter(claimed_by=name)
-            uncounted = F("attempts") - (0 if claims.count() == 1 else 1)
+            single = claims.count() == 1
+            counted = claims.filter(task__isnull=False, **({} if single else {"alone": True}))
+            self.layer.keep_results(list(counted), READY, worker=name)
+            uncounted = F("attempts") - (0 if single else 1)
             attempts = Case(When(alone=True, then=F("attempts")), default=uncounted)
             if claims.update(attempts=attempts, claimed_by=None, alone=True):
                 self.layer.wake({DURABLE})
@@ -313,6 +317,8 @@ class DatabaseLink(Link):
             if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
                 self.layer.rows(Membership).filter(expires_at__lt=now).delete()
             self.layer.histories.trim()
+            if self.layer.rows(TaskResult).filter(expires_at__lt=now).exists():
+                self.layer.rows(TaskResult).filter(expires_at__lt=now).delete()
             if closed := self.layer.closed_connections.take():
                 # Delete rows that were locked when these connections were closed, unless they are still locked.
                 try:

@@ -122,6 +122,7 @@ class Writer:
             due_at=due,
             priority=send.priority,
             unique_key=send.unique,
+            task=send.task or None,
         )
 
     def _has_room(self, queue: str) -> bool:

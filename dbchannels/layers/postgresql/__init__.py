@@ -28,10 +28,12 @@ from dbchannels.layers.postgresql.session import Session, one_line, session_name
 from dbchannels.layers.postgresql.statements import (
     CapacityCache,
     RouteCache,
+    acknowledged_tasks,
     broadcast,
     single,
     sql_capacities,
     statements,
+    tokens,
     without_room,
 )
 
@@ -122,9 +124,12 @@ class PostgreSQLLayer(DjangoLayer):
         return sorted(user_id for (user_id,) in rows)
 
     def acknowledge(self, worker: str, delivery: Delivery) -> bool:
-        token = {"worker": worker, "ids": [delivery.id], "attempts": [delivery.attempt]}
+        text, values = sql_durable.ACKNOWLEDGE, {"worker": worker, **tokens([delivery])}
+        if delivery.is_task:
+            text = sql_durable.ACKNOWLEDGE_TASKS
+            values = acknowledged_tasks(worker, [delivery], self.options["result_ttl"])
         with connections[self.database].cursor() as cursor:
-            cursor.execute(sql_durable.ACKNOWLEDGE, token)
+            cursor.execute(text, values)
             return bool(cursor.rowcount)
 
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:

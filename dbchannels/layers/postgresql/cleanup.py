@@ -49,7 +49,8 @@ class Cleaner:
             return
         self.report_lost(name)
         self.report_lost(name + InFlight.BLOCKED)
-        self._session.execute([(sql_durable.UNCLAIM, {"name": name})])
+        values = {"name": name, "result_ttl": self._layer.options["result_ttl"]}
+        self._session.execute([(sql_durable.KEEP_KILLED, values), (sql_durable.UNCLAIM, values)])
         kind, queue = gone[0]
         if kind != Process.SERVER:
             return
@@ -104,8 +105,9 @@ class Cleaner:
                 self._session.execute([(sql.DROP_MEMBERS, values)])
             more = len(expired) == BATCH
         self._session.execute([(sql.EXPIRE_MEMBERSHIPS, {}), (sql.EXPIRE_AUDIENCES, {})])
-        while self._session.execute([(sql.MERGE_TALLY, {"limit": BATCH})])[0][0] == BATCH:
-            pass
+        for statement in (sql.MERGE_TALLY, sql_durable.EXPIRE_RESULTS):
+            while self._session.execute([(statement, {"limit": BATCH})])[0][0] == BATCH:
+                pass
 
     def trim_histories(self) -> None:
         """Delete what no history keeps any more, a batch at a time."""

@@ -37,7 +37,14 @@ from dbchannels.layers.postgresql import sql, sql_durable, sql_history, sql_samp
 from dbchannels.layers.postgresql.cleanup import Cleaner
 from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
 from dbchannels.layers.postgresql.session import Cancelled, Session, Statement
-from dbchannels.layers.postgresql.statements import ScanHints, statements, without_room
+from dbchannels.layers.postgresql.statements import (
+    ScanHints,
+    acknowledged_tasks,
+    failed_tasks,
+    statements,
+    tokens,
+    without_room,
+)
 from dbchannels.redaction import RateLimitedLog
 
 log = logging.getLogger("dbchannels")
@@ -126,7 +133,7 @@ class PostgreSQLLink(Link):
             claims = [(sql_durable.LOCK_LIMITED, values), (sql_durable.CLAIM_LIMITED, values)]
         rows = self.session.execute([(sql_durable.PROMOTE, {}), *claims], takes=CLAIM)
         claimed, alone = [], []
-        for number, channel, payload, attempt, is_alone, waited, cancelled_by in rows:
+        for number, channel, payload, attempt, is_alone, waited, cancelled_by, is_task in rows:
             delivery = Delivery(
                 channel,
                 bytes(payload),
@@ -134,6 +141,7 @@ class PostgreSQLLink(Link):
                 attempt=attempt,
                 waited=waited,
                 cancelled_by=cancelled_by,
+                is_task=is_task,
             )
             claimed.append(delivery)
             if is_alone:
@@ -142,7 +150,7 @@ class PostgreSQLLink(Link):
             return claimed
         # A worker died with one of these: it runs alone, so that no other message is blamed if it happens again.
         others = [delivery for delivery in claimed if delivery is not alone[0]]
-        self.session.execute([(sql_durable.RELEASE, {"worker": worker, **_tokens(others)})])
+        self.session.execute([(sql_durable.RELEASE, {"worker": worker, **tokens(others)})])
         return alone[:1]
 
     def cancelled_by(self, worker: str, delivery: Delivery) -> str:
@@ -194,20 +202,25 @@ class PostgreSQLLink(Link):
 
     def _finish(self, worker: str, done: BatchResult, before: Sequence[Statement]) -> list[Send]:
         todo = list(before)
-        if done.acknowledged:
-            todo.append((sql_durable.ACKNOWLEDGE, {"worker": worker, **_tokens(done.acknowledged)}))
+        ttl = self.layer.options["result_ttl"]
+        if tasks := [delivery for delivery in done.acknowledged if delivery.is_task]:
+            todo.append((sql_durable.ACKNOWLEDGE_TASKS, acknowledged_tasks(worker, tasks, ttl)))
+        if others := [delivery for delivery in done.acknowledged if not delivery.is_task]:
+            todo.append((sql_durable.ACKNOWLEDGE, {"worker": worker, **tokens(others)}))
+        if failed := [failure for failure in done.failures if failure.delivery.is_task]:
+            todo.append((sql_durable.FAIL_TASKS, failed_tasks(worker, failed, ttl)))
         if again := [failure for failure in done.failures if failure.retry_in is not None]:
-            tokens = _tokens([failure.delivery for failure in again])
             seconds = [failure.retry_in for failure in again]
             tries = [failure.attempts for failure in again]
-            todo.append((sql_durable.RETRY, {"worker": worker, "seconds": seconds, "tries": tries, **tokens}))
+            values = tokens([failure.delivery for failure in again]) | {"seconds": seconds, "tries": tries}
+            todo.append((sql_durable.RETRY, {"worker": worker, **values}))
         if given_up := [failure for failure in done.failures if failure.retry_in is None]:
-            tokens = _tokens([failure.delivery for failure in given_up])
             errors = [failure.stored_error() for failure in given_up]
             tries = [failure.attempts for failure in given_up]
-            todo.append((sql_durable.GIVE_UP, {"worker": worker, "errors": errors, "tries": tries, **tokens}))
+            values = tokens([failure.delivery for failure in given_up]) | {"errors": errors, "tries": tries}
+            todo.append((sql_durable.GIVE_UP, {"worker": worker, **values}))
         if claims := [delivery for delivery in done.returned if delivery.durable]:
-            todo.append((sql_durable.RELEASE, {"worker": worker, **_tokens(claims)}))
+            todo.append((sql_durable.RELEASE, {"worker": worker, **tokens(claims)}))
         popped = [delivery for delivery in done.returned if not delivery.durable]
         sends = resends(popped, self.layer.options["expiry"]) if popped else []
         return self._write(todo, [*done.operations, *sends])
@@ -382,10 +395,6 @@ class PostgreSQLLink(Link):
 
     def close(self) -> None:
         self.session.close()
-
-
-def _tokens(deliveries: Sequence[Delivery]) -> dict[str, list[int | None]]:
-    return {"ids": [one.id for one in deliveries], "attempts": [one.attempt for one in deliveries]}
 
 
 class WakeupCheck:

@@ -46,6 +46,8 @@ _TYPES = {
     "recipients": "text[]",
     "reply_channel": "text",
     "reply_channels": "text[]",
+    "result_ttl": "float",
+    "return_values": "text[]",
     "wake": "text[]",
     "worker": "text",
 }
@@ -89,6 +91,7 @@ _OTHERS = [
     Prepared("dbchannels_claim_limited", sql_durable.CLAIM_LIMITED),
     Prepared("dbchannels_set_in_flight", sql.SET_IN_FLIGHT),
     Prepared("dbchannels_acknowledge", sql_durable.ACKNOWLEDGE),
+    Prepared("dbchannels_acknowledge_tasks", sql_durable.ACKNOWLEDGE_TASKS),
 ]
 
 #: By the text of the statement. A send with its wakeup is one text on Django's connection, and two plans here.

@@ -35,7 +35,7 @@ PAUSE = 0.005  # seconds in which foreign notifications are only read and droppe
 #: The names of our tables in a statement, and no others that begin like them.
 _TABLE = re.compile(
     r"\bdbchannels_(?:protocolmessage|audience|durablemessage|deadletter|membership|tally|process|inflight|connection"
-    r"|schedule|channelstate|sample|history|trimmed|send_group|keep_group)\b"
+    r"|schedule|channelstate|sample|history|trimmed|taskresult|send_group|keep_group)\b"
 )
 
 Statement = tuple[str, dict[str, Any] | tuple[Any, ...]]

@@ -274,6 +274,7 @@ DELETE FROM dbchannels_protocolmessage;
 DELETE FROM dbchannels_audience;
 DELETE FROM dbchannels_durablemessage;
 DELETE FROM dbchannels_deadletter;
+DELETE FROM dbchannels_taskresult;
 DELETE FROM dbchannels_inflight;
 DELETE FROM dbchannels_membership;
 DELETE FROM dbchannels_schedule;

@@ -10,12 +10,13 @@ from dbchannels.layers.postgresql.sql import QUIET, ROOM
 
 _INSERT_DURABLE = """
 INSERT INTO dbchannels_durablemessage
-    (channel, payload, priority, unique_key, attempts, alone, sent_at, due_at)
+    (channel, payload, priority, unique_key, attempts, alone, sent_at, due_at, task)
 SELECT channel, payload, priority, unique_key, 0, false, statement_timestamp(),
-       coalesce(due_at, CASE WHEN delay > 0::float THEN statement_timestamp() + delay * interval '1 second' END)
+       coalesce(due_at, CASE WHEN delay > 0::float THEN statement_timestamp() + delay * interval '1 second' END),
+       nullif(task, ''::text)::uuid
 FROM unnest(%(channels)s::text[], %(payloads)s::bytea[], %(priorities)s::int[], %(unique_keys)s::text[],
-            %(delays)s::float[], %(due_ats)s::timestamptz[]) WITH ORDINALITY
-     AS message(channel, payload, priority, unique_key, delay, due_at, position)
+            %(delays)s::float[], %(due_ats)s::timestamptz[], %(tasks)s::text[]) WITH ORDINALITY
+     AS message(channel, payload, priority, unique_key, delay, due_at, task, position)
 """
 SEND_DURABLE = _INSERT_DURABLE
 # The usual messages, due now and without a priority, need no other arrays.
@@ -27,6 +28,9 @@ FROM unnest(%(channels)s::text[], %(payloads)s::bytea[]) AS message(channel, pay
 SEND_DURABLE_ONE = """
 INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
 VALUES (%s, %s, 0, '', 0, false, statement_timestamp())"""
+SEND_TASK_ONE = """
+INSERT INTO dbchannels_durablemessage (channel, payload, task, priority, unique_key, attempts, alone, sent_at)
+VALUES (%s, %s, %s::uuid, 0, '', 0, false, statement_timestamp())"""
 _ROOM_DURABLE = ROOM.format("dbchannels_durablemessage", "AND waiting.claimed_by IS NULL")
 SEND_DURABLE_IF_ROOM = f"""
 WITH {_ROOM_DURABLE}, sent AS (
@@ -112,12 +116,13 @@ SELECT channel, payload FROM popped ORDER BY priority DESC, id
 # The attempt is counted before the consumer runs, so that a message that kills its worker counts.
 CLAIM = f"""
 WITH claimed AS (
-    UPDATE dbchannels_durablemessage SET claimed_by = %(worker)s, attempts = attempts + 1
+    UPDATE dbchannels_durablemessage
+    SET claimed_by = %(worker)s, claimed_at = statement_timestamp(), attempts = attempts + 1
     WHERE id = ANY({_READY})
-    RETURNING id, channel, payload, attempts, alone, priority, unique_key, cancelled_by,
+    RETURNING id, channel, payload, attempts, alone, priority, unique_key, cancelled_by, task IS NOT NULL AS is_task,
               extract(epoch FROM statement_timestamp() - coalesce(ready_at, sent_at))::float AS waited
 ), {_TAKEN_ALONG.format("claimed")}
-SELECT id, channel, payload, attempts, alone, waited, cancelled_by FROM claimed ORDER BY priority DESC, id
+SELECT id, channel, payload, attempts, alone, waited, cancelled_by, is_task FROM claimed ORDER BY priority DESC, id
 """
 
 # For channels whose consumers set `concurrency`: a worker claims only while fewer others have claimed, as each worker
@@ -191,10 +196,10 @@ WITH dead AS (
     USING unnest(%(ids)s::bigint[], %(attempts)s::int[], %(errors)s::text[], %(tries)s::int[])
           AS failed(id, attempt, error, tries)
     WHERE message.id = failed.id AND message.attempts = failed.attempt AND message.claimed_by = %(worker)s
-    RETURNING channel, payload, tries, sent_at, error
+    RETURNING channel, payload, tries, sent_at, error, task
 )
-INSERT INTO dbchannels_deadletter (channel, payload, attempts, sent_at, failed_at, error)
-SELECT channel, payload, tries, sent_at, statement_timestamp(), error FROM dead
+INSERT INTO dbchannels_deadletter (channel, payload, attempts, sent_at, failed_at, error, task)
+SELECT channel, payload, tries, sent_at, statement_timestamp(), error, task FROM dead
 """
 
 # Return what a dead worker had claimed. A batch does not tell which message killed the worker, so no attempt is counted
@@ -207,6 +212,62 @@ UPDATE dbchannels_durablemessage AS message
 SET claimed_by = NULL, alone = true,
     attempts = CASE WHEN alone OR claims.number = 1 THEN attempts ELSE attempts - 1 END
 FROM claims WHERE message.id = claims.id AND message.claimed_by = %(name)s
+"""
+
+# Tasks. What has come of them is kept by one statement for all that have succeeded, which ends their claims too, and by
+# one for all that have failed, before their claims end. The row is there if an earlier attempt has failed.
+_KEEP = """
+INSERT INTO dbchannels_taskresult AS kept
+    (id, channel, payload, priority, status, enqueued_at, started_at, last_attempted_at, finished_at, expires_at,
+     worker_ids, errors, return_value)
+SELECT task, channel, payload, priority, status, sent_at, claimed_at, claimed_at,
+       CASE WHEN status <> 'READY'::text THEN statement_timestamp() END,
+       statement_timestamp() + (seconds + %(result_ttl)s::float) * interval '1 second', worker_ids, error, return_value
+FROM ended
+ON CONFLICT (id) DO UPDATE SET
+    status = excluded.status, priority = excluded.priority,
+    started_at = coalesce(kept.started_at, excluded.started_at),
+    last_attempted_at = coalesce(excluded.last_attempted_at, kept.last_attempted_at),
+    finished_at = excluded.finished_at, expires_at = excluded.expires_at, return_value = excluded.return_value,
+    worker_ids = kept.worker_ids || excluded.worker_ids, errors = kept.errors || excluded.errors
+"""
+_ENDED = "task, channel, payload, priority, sent_at, claimed_at"
+ACKNOWLEDGE_TASKS = f"""
+WITH ended AS (
+    DELETE FROM dbchannels_durablemessage AS message
+    USING unnest(%(ids)s::bigint[], %(attempts)s::int[], %(return_values)s::text[])
+          AS done(id, attempt, return_value)
+    WHERE message.id = done.id AND message.attempts = done.attempt
+          AND message.claimed_by::text = %(worker)s::text
+    RETURNING {_ENDED}, 'SUCCESSFUL'::text AS status, 0::float AS seconds, %(worker)s::text || ' '::text AS worker_ids,
+              ''::text AS error, return_value
+) {_KEEP}"""
+FAIL_TASKS = f"""
+WITH ended AS (
+    SELECT {_ENDED}, status, seconds, worker_ids, error, ''::text AS return_value
+    FROM dbchannels_durablemessage AS message
+    JOIN unnest(%(ids)s::bigint[], %(attempts)s::int[], %(statuses)s::text[], %(seconds)s::float[],
+                %(worker_ids)s::text[], %(errors)s::text[]) AS failed(id, attempt, status, seconds, worker_ids, error)
+         ON message.id = failed.id AND message.attempts = failed.attempt
+    WHERE message.claimed_by::text = %(worker)s::text FOR UPDATE OF message
+) {_KEEP}"""
+# Of the tasks that a dead worker had claimed, those whose attempts count, see UNCLAIM.
+KEEP_KILLED = f"""
+WITH claims AS MATERIALIZED (
+    SELECT *, count(*) OVER () AS number FROM dbchannels_durablemessage WHERE claimed_by::text = %(name)s::text
+), ended AS (
+    SELECT {_ENDED}, 'READY'::text AS status, 0::float AS seconds, %(name)s::text || ' '::text AS worker_ids,
+           ''::text AS error, ''::text AS return_value
+    FROM claims WHERE task IS NOT NULL AND (alone OR number = 1::bigint)
+) {_KEEP}"""
+EXPIRE_RESULTS = """
+WITH expired AS (
+    DELETE FROM dbchannels_taskresult WHERE id = ANY(ARRAY(
+        SELECT id FROM dbchannels_taskresult WHERE expires_at < statement_timestamp()
+        ORDER BY expires_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+    )) RETURNING 1
+)
+SELECT count(*) FROM expired
 """
 
 # Periodic messages. The time is NULL if the message is not on record yet.
@@ -247,10 +308,11 @@ WITH again AS (
     DELETE FROM dbchannels_deadletter WHERE id = ANY(ARRAY(
         SELECT id FROM dbchannels_deadletter WHERE id = ANY(%(ids)s::bigint[]) ORDER BY id FOR UPDATE SKIP LOCKED
     ))
-    RETURNING id, channel, payload
+    RETURNING id, channel, payload, task
 ), sent AS (
-    INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at)
-    SELECT coalesce(nullif(%(to)s::text, ''::text), channel::text), payload, 0, '', 0, false, statement_timestamp()
+    INSERT INTO dbchannels_durablemessage (channel, payload, priority, unique_key, attempts, alone, sent_at, task)
+    SELECT coalesce(nullif(%(to)s::text, ''::text), channel::text), payload, 0, '', 0, false, statement_timestamp(),
+           task
     FROM again ORDER BY id
     RETURNING 1
 ), counted AS (SELECT count(*) AS number FROM sent)

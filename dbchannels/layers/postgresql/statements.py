@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dbchannels import names
 from dbchannels.layers.operations import (
     Connect,
+    Delivery,
     Disconnect,
+    Failure,
     GroupAdd,
     GroupClear,
     GroupDiscard,
@@ -29,6 +31,7 @@ from dbchannels.layers.operations import (
     Withdraw,
 )
 from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.tasks import error_after, status_after
 from dbchannels.protocol import DURABLE
 
 if TYPE_CHECKING:
@@ -43,11 +46,11 @@ Parameters = Values | tuple[Any, ...]
 #: A statement, its values, and the sends that it counts room for, if any.
 Planned = tuple[str, Parameters, list[Send]]
 
-# How one message is written, a protocol one and a durable one: without a NOTIFY, with one that asks whether the queue
-# of notifications has room, and with one that does not ask.
-_SILENT = sql.SEND_ONE, sql_durable.SEND_DURABLE_ONE
-_ASKING = sql.SEND_ONE + sql.WAKE_ONE, sql_durable.SEND_DURABLE_ONE + sql.WAKE_ONE
-_UNASKED = sql.SEND_ONE + sql.WAKE_ONE_UNASKED, sql_durable.SEND_DURABLE_ONE + sql.WAKE_ONE_UNASKED
+# How one message is written, a protocol one, a durable one and a task: without a NOTIFY, with one that asks whether the
+# queue of notifications has room, and with one that does not ask.
+_SILENT = sql.SEND_ONE, sql_durable.SEND_DURABLE_ONE, sql_durable.SEND_TASK_ONE
+_ASKING = [text + sql.WAKE_ONE for text in _SILENT]
+_UNASKED = [text + sql.WAKE_ONE_UNASKED for text in _SILENT]
 
 #: Operations of which each is one statement, whose values are its fields.
 _EACH = {
@@ -254,6 +257,8 @@ def single(
     notifies = layer.wakeups and wake not in local_wakeups
     texts = _SILENT if not notifies else _ASKING if asks else _UNASKED
     payloads = (wake,) if notifies else ()
+    if send.task:
+        return texts[2], (queue, send.payload, send.task, *payloads)
     if not protocol:
         return texts[1], (queue, send.payload, *payloads)
     return texts[0], (queue, recipient, send.reply_channel, send.payload, f"{send.expiry} s", *payloads)
@@ -285,12 +290,13 @@ def _durable(sends: list[Send], values: Values, has_room: bool) -> str:
         "unique_keys": [send.unique for send in sends],
         "delays": [send.delay for send in sends],
         "due_ats": [send.due_at for send in sends],
+        "tasks": [send.task for send in sends],
     }
     if sends[0].unique:
         return sql_durable.SEND_UNIQUE if has_room else sql_durable.SEND_UNIQUE_IF_ROOM
     if not has_room:
         return sql_durable.SEND_DURABLE_IF_ROOM
-    if any(send.delay or send.due_at or send.priority for send in sends):
+    if any(send.delay or send.due_at or send.priority or send.task for send in sends):
         return sql_durable.SEND_DURABLE
     return sql_durable.SEND_DURABLE_NOW
 
@@ -370,3 +376,27 @@ def of_connections(reply_channels: Sequence[str]) -> Values:
         "channels": [queue for queue, _ in parts],
         "recipients": [recipient for _, recipient in parts],
     }
+
+
+def acknowledged_tasks(worker: str, deliveries: Sequence[Delivery], result_ttl: float) -> Values:
+    """Return the values of ACKNOWLEDGE_TASKS."""
+    return_values = [one.return_value for one in deliveries]
+    return {"worker": worker, "result_ttl": result_ttl, "return_values": return_values, **tokens(deliveries)}
+
+
+def failed_tasks(worker: str, failures: Sequence[Failure], result_ttl: float) -> Values:
+    """Return the values of FAIL_TASKS."""
+    return {
+        "worker": worker,
+        "result_ttl": result_ttl,
+        "statuses": [status_after(failure) for failure in failures],
+        "seconds": [failure.retry_in or 0.0 for failure in failures],
+        "worker_ids": [f"{worker} " if failure.ran else "" for failure in failures],
+        "errors": [error_after(failure) for failure in failures],
+        **tokens([failure.delivery for failure in failures]),
+    }
+
+
+def tokens(deliveries: Sequence[Delivery]) -> Values:
+    """Return the tokens of claims, but for the worker's name."""
+    return {"ids": [one.id for one in deliveries], "attempts": [one.attempt for one in deliveries]}

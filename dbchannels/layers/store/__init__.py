@@ -20,7 +20,7 @@ from dbchannels.exceptions import ChannelFull, DeclaredDead
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
-from dbchannels.layers.store import history
+from dbchannels.layers.store import history, tasks
 from dbchannels.layers.store.rows import (
     ConnectionRow,
     Letter,
@@ -29,17 +29,21 @@ from dbchannels.layers.store.rows import (
     rows,
     sent_row,
 )
-from dbchannels.protocol import EXPIRED, WORKER_DIED
+from dbchannels.layers.tasks import TaskRecord, error_after, status_after
+from dbchannels.protocol import EXPIRED, READY, SUCCESSFUL, WORKER_DIED
 
 __all__ = ["StoreLayer", "StoreLink"]
 
 #: The kinds of tables that ``flush`` empties. Messages by id: "waiting", one table for each queue, and "claims", one
 #: for each worker; "in_flight": by worker, (channel, reply channel) of what it has popped and not finished; "members",
-#: one for each group: when each channel leaves it; "letters": by id; "schedule": by "CHANNEL EVERY", when a periodic
-#: message is due, and when a live worker last had it; "history": by position; "trimmed": by group, up to which position
-#: its history was deleted, see the model ``Trimmed``.
+#: one for each group: when each channel leaves it; "letters": by id; "results": by the id of the task; "schedule": by
+#: "CHANNEL EVERY", when a periodic message is due, and when a live worker last had it; "history": by position;
+#: "trimmed": by group, up to which position its history was deleted, see the model ``Trimmed``.
 #: The others are "connections": by reply channel; "processes": by name, (kind, queue, end of the lease); and "numbers".
-FLUSHED = ("waiting", "claims", "in_flight", "members", "letters", "schedule", "history", "trimmed")
+FLUSHED = (
+    *("waiting", "claims", "in_flight", "members", "letters", "results", "schedule"),
+    *("history", "trimmed"),
+)
 
 LEAVES = "websocket.disconnect"
 SERVER, WORKER = "server", "worker"  # the kinds of processes, as the model Process has them
@@ -244,24 +248,33 @@ class StoreLayer(BaseLayer):
             claims, deliveries = self.table("claims", worker), []
             for row in found:
                 self._take(row)
-                claims[str(row.id)] = claimed = row._replace(attempt=row.attempt + 1)
+                claimed = row._replace(attempt=row.attempt + 1, claimed=self.clock())
+                claims[str(row.id)] = claimed
                 deliveries.append(claimed.delivery())
             return deliveries
 
     def acknowledge(self, worker: str, delivery: ops.Delivery) -> bool:
         with self.locked():
-            return self._unclaim(worker, delivery) is not None
+            row = self._unclaim(worker, delivery)
+            if row and row.task:
+                tasks.keep(self, row, SUCCESSFUL, worker, return_value=delivery.return_value)
+            return row is not None
 
     def fail(self, worker: str, failure: ops.Failure) -> None:
         with self.locked():
             if not (row := self._unclaim(worker, failure.delivery)):
                 return
+            if row.task:
+                ran_by, seconds = worker if failure.ran else "", failure.retry_in or 0.0
+                tasks.keep(
+                    self, row, status_after(failure), ran_by, error=error_after(failure), seconds=seconds
+                )
             if failure.retry_in is not None:
                 due = self.clock() + failure.retry_in
                 self.put_back(row._replace(attempt=failure.attempts, due=due))
                 return
             error = failure.stored_error()
-            letter = Letter(row.id, row.channel, row.payload, failure.attempts, row.sent, error)
+            letter = Letter(row.id, row.channel, row.payload, failure.attempts, row.sent, error, row.task)
             self.table("letters")[str(row.id)] = letter
 
     def release(self, worker: str, delivery: ops.Delivery) -> None:
@@ -282,6 +295,9 @@ class StoreLayer(BaseLayer):
         """Put a claimed message back on its queue."""
         self.table("waiting", row.channel)[str(row.id)] = row
 
+    def task_record(self, task: str) -> TaskRecord | None:
+        return tasks.record(self, task)
+
     # The rest.
 
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
@@ -294,7 +310,7 @@ class StoreLayer(BaseLayer):
             letters = self.table("letters")
             again = [Letter._make(letters.pop(str(one))) for one in sorted(set(ids)) if str(one) in letters]
             for one in again:
-                self._put(ops.Send(to or one.channel, one.payload, "", 0))
+                self._put(ops.Send(to or one.channel, one.payload, "", 0, task=one.task))
             self.changed()
             return len(again)
 
@@ -314,6 +330,7 @@ class StoreLayer(BaseLayer):
                 for channel in [one for one, end in members.items() if end <= self.clock()]:
                     del members[channel]
             history.trim(self)
+            tasks.expire(self)
 
     def statistics(self, channel: str | None) -> dict[str, float]:
         with self.locked():
@@ -443,6 +460,8 @@ class StoreLink(Link):
             layer.table("claims", name).clear()
             # Claimed singly from now on: any message of the batch may have killed the worker.
             for row in claims:
+                if row.task and (row.alone or len(claims) == 1):
+                    tasks.keep(layer, row, READY, name)
                 counted = row.attempt if row.alone or len(claims) == 1 else row.attempt - 1
                 layer.put_back(row._replace(attempt=counted, alone=True))
             kind, queue, _ = process

@@ -24,6 +24,8 @@ class Row(NamedTuple):
     unique: str = ""
     attempt: int = 0
     alone: bool = False  # left by a dead worker: it is claimed by itself
+    task: str = ""  # the id of the task that it runs
+    claimed: float = 0.0  # when it was claimed last
 
     @property
     def queue(self) -> str:
@@ -35,7 +37,10 @@ class Row(NamedTuple):
         queue, recipient = names.split(self.channel)
         recipients = (recipient,) if recipient else ()
         number = None if names.is_protocol(queue) else self.id
-        return ops.Delivery(queue, self.payload, recipients, self.reply_channel, number, self.attempt)
+        return ops.Delivery(
+            *(queue, self.payload, recipients, self.reply_channel, number, self.attempt),
+            is_task=bool(self.task),
+        )
 
 
 class Letter(NamedTuple):
@@ -47,6 +52,7 @@ class Letter(NamedTuple):
     attempts: int
     sent: float
     error: str  # the end of the traceback
+    task: str = ""  # the id of the task that it ran
 
 
 class HistoryRow(NamedTuple):
@@ -88,9 +94,8 @@ def sent_row(send: ops.Send, number: int, now: float) -> Row:
     """Return the row of a message that is sent now."""
     end = now + send.expiry if names.is_protocol(send.channel) else inf
     due = now + send.due_in()
-    return Row(
-        number, send.channel, send.payload, send.reply_channel, now, due, end, send.priority, send.unique
-    )
+    fields = number, send.channel, send.payload, send.reply_channel, now, due, end, send.priority, send.unique
+    return Row(*fields, task=send.task)
 
 
 def rows(table: Mapping[str, Any]) -> Iterator[Row]:

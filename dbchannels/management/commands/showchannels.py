@@ -49,7 +49,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
-            routing = load_routing(layer_settings(options["layer"]).routing)
+            routing = load_routing(layer_settings(options["layer"]).routing, options["layer"])
         except DBChannelsError as error:
             raise CommandError(str(error)) from None
         patterns = options["patterns"] or ["*"]

@@ -1,0 +1,50 @@
+"""What layers know of tasks: durable messages of which is kept what came of them."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from dbchannels.layers.operations import Failure
+from dbchannels.protocol import FAILED, READY
+
+
+class ReturnValue(str):
+    """What the consumer of a task returns: the return value of the task, as JSON."""
+
+
+class TaskRecord(NamedTuple):
+    """What a layer knows of a task."""
+
+    payload: bytes  # of its message
+    priority: int
+    status: str
+    started_at: datetime | None
+    last_attempted_at: datetime | None
+    finished_at: datetime | None
+    worker_ids: list[str]  # of each attempt
+    errors: list[tuple[str, str]]  # the dotted path of each exception's class, and its traceback
+    return_value: Any
+
+
+def error_line(exception: type[BaseException], text: str) -> str:
+    """Return a line of ``TaskResult.errors``."""
+    return f"{json.dumps([f'{exception.__module__}.{exception.__qualname__}', text])}\n"
+
+
+def read_errors(lines: str) -> list[tuple[str, str]]:
+    """Return the errors in ``TaskResult.errors``."""
+    return [(path, text) for path, text in map(json.loads, lines.splitlines())]
+
+
+def status_after(failure: Failure) -> str:
+    """Return what a task is now that an attempt has failed."""
+    return FAILED if failure.retry_in is None else READY
+
+
+def error_after(failure: Failure) -> str:
+    """Return a line of ``TaskResult.errors``; none if the message merely waits for a later release."""
+    if failure.retry_in is not None and not failure.ran:
+        return ""
+    return error_line(failure.exception, failure.stored_error())

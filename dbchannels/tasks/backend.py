@@ -1,0 +1,287 @@
+"""``ChannelsBackend``: enqueue a task, run it in a worker, and tell what came of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import datetime, timezone
+from inspect import iscoroutine
+from typing import Any
+
+from asgiref.sync import sync_to_async
+from django.conf import settings
+from django.utils import timezone as site_timezone
+from django.utils.module_loading import import_string
+
+from dbchannels import codec, conf, names
+from dbchannels.exceptions import InvalidName, MessageTooLarge, safe_repr
+from dbchannels.layers import channel_layers
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.tasks import ReturnValue
+from dbchannels.message import Message
+from dbchannels.signals import message_dead
+from dbchannels.tasks.library import (
+    BaseTaskBackend,
+    InvalidTask,
+    Task,
+    TaskContext,
+    TaskError,
+    TaskResult,
+    TaskResultDoesNotExist,
+    TaskResultStatus,
+    normalize_json,
+    signals,
+    task_backends,
+)
+
+PREFIX = "tasks."  # of the channels
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ChannelTask(Task):
+    """A task with options of its own, as ``@task(retries=2)``; None stands for those of its queue."""
+
+    retries: int | None = None
+    backoff: float | Callable[[int], float] | None = None
+    atomic: bool | None = None
+    soft_timeout: float | None = None
+    hard_timeout: float | None = None
+
+
+class ChannelsBackend(BaseTaskBackend):
+    """Tasks as durable messages: of the queue ``mail`` on the channel ``tasks.mail``.
+
+    The message is a row of the caller's transaction. While it waits, its task is READY; while a worker has claimed it,
+    RUNNING. The end of the task is written with the end of the message. OPTIONS are described in docs/tasks.rst.
+    """
+
+    task_class = ChannelTask
+    supports_defer = supports_async_task = supports_get_result = supports_priority = True
+
+    @property
+    def layer_alias(self) -> str:
+        """The alias of the layer that carries the messages."""
+        return str(self.options.get("layer", "default"))
+
+    @property
+    def layer(self) -> BaseLayer:
+        """The layer that carries the messages."""
+        return channel_layers[self.layer_alias]
+
+    def channel(self, queue: str) -> str:
+        """Return the channel on which the tasks of a queue wait."""
+        return f"{PREFIX}{queue}"
+
+    def problems(self) -> list[str]:
+        """Return one sentence for each mistake in the backend's entry of TASKS."""
+        where = f"TASKS[{self.alias!r}]"
+        found = conf.task_problems(where, self.options, self.queues)
+        for queue in sorted(self.queues, key=str):
+            try:
+                names.check_channel_name(self.channel(queue))
+            except InvalidName as error:
+                found.append(f"{where}['QUEUES'] has {safe_repr(queue)}. {error}")
+        return found
+
+    def validate_task(self, task: Task) -> None:
+        """Raise InvalidTask for a task that cannot be enqueued."""
+        super().validate_task(task)
+        if task.queue_name not in self.queues:  # Django takes an empty list for any queue
+            raise InvalidTask(
+                f"The queue {task.queue_name!r} is not in QUEUES of TASKS[{self.alias!r}], so no worker would read it: "
+                "add it there."
+            )
+        for name, value in own_options(task).items():
+            if problem := conf.task_value_problem(name, value, f"The task {task.module_path}"):
+                raise InvalidTask(problem)
+
+    # Enqueueing.
+
+    def enqueue(self, task: Task, args: Any, kwargs: Any) -> TaskResult:
+        """Enqueue a task in the caller's transaction; in a consumer or a task, when that returns.
+
+        Raises InvalidTask, TypeError or ValueError for arguments that are no JSON, and what ``Channel.send`` raises.
+        """
+        self.validate_task(task)
+        result = self._result(task, new_id(), args, kwargs, enqueued_at=site_timezone.now())
+        content = {
+            "task": task.module_path,
+            "id": result.id,
+            "args": result.args,
+            "kwargs": result.kwargs,
+            "backend": self.alias,
+            "queue": task.queue_name,
+            "priority": task.priority,
+            "enqueued_at": time.time(),
+        }
+        if task.run_after is not None:
+            content["run_after"] = task.run_after.isoformat()
+        self.layer.send(
+            self.channel(task.queue_name),
+            content,
+            task=result.id,
+            priority=task.priority,
+            deliver_at=task.run_after,
+        )
+        signals.task_enqueued.send(type(self), task_result=result)
+        return result
+
+    # Running.
+
+    def options_of(self, queue: str, task: Task | None = None) -> dict[str, Any]:
+        """Return the options of a queue, or of a task on it, as a route takes them."""
+        given = {name: self.options[name] for name in conf.TASK_RULES if name in self.options}
+        given |= self.options.get("queues", {}).get(queue, {})
+        return given if task is None else given | own_options(task)
+
+    def run(self, message: Message) -> Any:
+        """Run the task that a message names; return its ReturnValue, or a coroutine that does."""
+        task = task_named(message["task"])
+        result = self._running(task, message)
+        signals.task_started.send(type(self), task_result=result)
+        context = [TaskContext(task_result=result)] if task.takes_context else []
+        value = task.func(*context, *result.args, **result.kwargs)
+        return self._awaited(result, value) if iscoroutine(value) else self._returned(result, value)
+
+    async def _awaited(self, result: TaskResult, value: Any) -> ReturnValue:
+        return await sync_to_async(self._returned)(result, await value)
+
+    def _returned(self, result: TaskResult, value: Any) -> ReturnValue:
+        value = normalize_json(value)
+        text, limit = ReturnValue(json.dumps(value)), self.layer.options["max_message_size"]
+        if len(text) > limit:
+            raise MessageTooLarge(len(text), limit)
+        _set(result, status=TaskResultStatus.SUCCESSFUL, finished_at=site_timezone.now(), _return_value=value)
+        signals.task_finished.send(type(self), task_result=result)
+        return text
+
+    def _running(self, task: Task, message: Message) -> TaskResult:
+        """Return the result of a task whose attempt begins; a later one knows of those before it."""
+        if message.attempt > 1:
+            try:
+                return self.get_result(message["id"])
+            except TaskResultDoesNotExist:  # somebody has deleted the message meanwhile
+                pass
+        content, now = message.content, site_timezone.now()
+        return self._result(
+            _as_enqueued(task, content),
+            content["id"],
+            content["args"],
+            content["kwargs"],
+            enqueued_at=_moment(content["enqueued_at"]),
+            status=TaskResultStatus.RUNNING,
+            started_at=now,
+            last_attempted_at=now,
+            worker_ids=[message.worker],
+        )
+
+    # Results.
+
+    def get_result(self, result_id: str) -> TaskResult:
+        """Return what is known of a task. Raises TaskResultDoesNotExist, also before the commit of its enqueue."""
+        try:
+            record = self.layer.task_record(str(uuid.UUID(result_id)))
+        except (ValueError, AttributeError, TypeError):
+            record = None
+        if record is None:
+            raise TaskResultDoesNotExist(result_id)
+        content = codec.decode(record.payload)
+        result = self._result(
+            _as_enqueued(task_named(content["task"]), {**content, "priority": record.priority}),
+            content["id"],
+            content["args"],
+            content["kwargs"],
+            enqueued_at=_moment(content["enqueued_at"]),
+            status=TaskResultStatus(record.status),
+            started_at=_local(record.started_at),
+            last_attempted_at=_local(record.last_attempted_at),
+            finished_at=_local(record.finished_at),
+            worker_ids=record.worker_ids,
+            errors=[
+                TaskError(exception_class_path=path, traceback=traceback) for path, traceback in record.errors
+            ],
+        )
+        _set(result, _return_value=record.return_value)
+        return result
+
+    def _result(self, task: Task, result_id: str, args: Any, kwargs: Any, **known: Any) -> TaskResult:
+        fields = {
+            "status": TaskResultStatus.READY,
+            "started_at": None,
+            "last_attempted_at": None,
+            "finished_at": None,
+            "errors": [],
+            "worker_ids": [],
+            **known,
+        }
+        return TaskResult(task=task, id=result_id, args=args, kwargs=kwargs, backend=self.alias, **fields)
+
+
+def task_named(path: str) -> Task:
+    """Return the task with this dotted path. Raises InvalidTask for anything else, so that only tasks are called."""
+    try:
+        task = import_string(path)
+    except ImportError as error:
+        raise InvalidTask(f"The task {path} cannot be imported ({error}): deploy its module.") from error
+    if not isinstance(task, Task):
+        raise InvalidTask(f"{path} is not a task: write @task above the function.")
+    return task
+
+
+def _as_enqueued(task: Task, content: dict[str, Any]) -> Task:
+    run_after = content.get("run_after")
+    enqueued = {
+        "backend": content["backend"],
+        "queue_name": content["queue"],
+        "priority": content["priority"],
+        "run_after": run_after and datetime.fromisoformat(run_after),
+    }
+    changes = {name: value for name, value in enqueued.items() if getattr(task, name) != value}
+    return dataclasses.replace(task, **changes) if changes else task
+
+
+def own_options(task: Task) -> dict[str, Any]:
+    """Return the options of a ChannelTask; another backend's task has none."""
+    own = {name: getattr(task, name, None) for name in conf.TASK_RULES}
+    return {name: value for name, value in own.items() if value is not None}
+
+
+def new_id() -> str:
+    """Return a UUID of version 7, which begins with the time (RFC 9562, section 5.7)."""
+    random = int.from_bytes(os.urandom(10), "big")
+    bits = (time.time_ns() // 1_000_000 << 80 | random) & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62
+    return str(uuid.UUID(int=bits))
+
+
+def _set(result: TaskResult, **values: Any) -> None:
+    for name, value in values.items():  # results are frozen
+        object.__setattr__(result, name, value)
+
+
+def _local(moment: datetime | None) -> datetime | None:
+    """Return a moment as ``timezone.now()`` gives it: without a time zone where USE_TZ is False."""
+    if moment is None or site_timezone.is_naive(moment) or settings.USE_TZ:
+        return moment
+    return site_timezone.make_naive(moment, site_timezone.get_default_timezone())
+
+
+def _moment(seconds: float) -> datetime | None:
+    return _local(datetime.fromtimestamp(seconds, timezone.utc))
+
+
+def report_failure(channel: str, content: dict[str, Any], **kwargs: Any) -> None:
+    """Send ``task_finished`` for a task that has failed for good."""
+    if not channel.startswith(PREFIX) or "id" not in content:
+        return
+    for backend in task_backends.all():
+        if backend.alias == content.get("backend") and isinstance(backend, ChannelsBackend):
+            with suppress(InvalidTask, TaskResultDoesNotExist):
+                signals.task_finished.send(type(backend), task_result=backend.get_result(content["id"]))
+
+
+message_dead.connect(report_failure)
