@@ -24,11 +24,14 @@ CRON = ["cronsim>=2.6"]  # reads crontab lines: @consumer(..., every="0 7 * * *"
 # Django's tasks, for Django before 6.0. Its older releases have a database backend of their own, and other names.
 TASKS = ["django-tasks>=0.12"]
 METRICS = ["prometheus-client>=0.22"]  # /metrics on the port of --probe-port
+CHANNELS = ["channels>=4.2"]  # CHANNEL_LAYERS of sites that run Channels' consumers
 TESTS = [
     *EXAMPLES,
     *CRON,
     *METRICS,
     *TASKS,
+    *CHANNELS,
+    "daphne>=4.1",  # serves the chat of Channels' tutorial on our channel layer
     "django-htmx>=1.29",  # ships htmx with its extension for WebSockets
     "django-stubs>=5.2",
     "gunicorn>=23",  # a WSGI server of threads, in front of dbchannels.wsgi
@@ -91,6 +94,7 @@ setup(
         "cron": CRON,
         "metrics": METRICS,
         "tasks": TASKS,
+        "channels": CHANNELS,
         "examples": EXAMPLES,
         "tests": TESTS,
         "docs": DOCS,

@@ -197,6 +197,15 @@ TASK_RULES = {
 }
 #: The options of a layer and their defaults.
 OPTIONS: dict[str, Any] = {name: rule.default for name, rule in RULES.items()}
+#: CONFIG of an entry of CHANNEL_LAYERS whose BACKEND is ours, with the defaults of Channels' layers.
+CHANNEL_LAYER_BACKEND = "dbchannels.layers.channels.ChannelLayer"
+CHANNEL_LAYER: dict[str, Any] = {
+    "expiry": 60,
+    "group_expiry": 86_400,
+    "capacity": 100,
+    "channel_capacity": {},
+    "layer": "default",
+}
 _KEYS: dict[str, Any] = {"BACKEND": None, "DATABASE": "default", "ROUTING": None, "OPTIONS": {}}
 
 
@@ -297,6 +306,23 @@ def task_value_problem(name: str, value: object, where: str) -> str:
     if rule is None or rule.fits(value):
         return ""
     return f"{where} has {name} = {safe_repr(value)}: write {rule.write}."
+
+
+def channel_layer_problems(where: str, config: object) -> list[str]:
+    """Return one sentence for each mistake in the CONFIG of a channel layer for Channels; see CHANNEL_LAYER."""
+    if not isinstance(config, dict):
+        return [f"{where} must be a dict, such as {{'capacity': 100}}."]
+    found = _unknown(config, CHANNEL_LAYER, where)
+    # Channels takes compiled patterns too, and None for no capacities.
+    capacities = {str(key): one for key, one in (config.get("channel_capacity") or {}).items()}
+    given = {**config, "channel_capacity": capacities}
+    for name in ("expiry", "group_expiry", "capacity", "channel_capacity"):
+        if name in given:
+            found += filter(None, [value_problem(name, given[name], where)])
+    alias = config.get("layer", "default")
+    if alias != "default" and alias not in _configured():
+        found.append(f"{where}['layer'] is {safe_repr(alias)}: write an alias of DBCHANNELS.")
+    return found
 
 
 def _configured() -> Any:

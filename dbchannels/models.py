@@ -317,13 +317,20 @@ class Tally(models.Model):
 
 
 class Process(models.Model):
-    """A live interface server or worker: its lease, and, as its id, the number of the advisory lock that it holds."""
+    """A live interface server, worker or process with Channels' layer: its lease, and the number of its advisory lock.
 
-    SERVER, WORKER = "server", "worker"
+    The number is the id.
+    """
+
+    SERVER, WORKER, CHANNELS = "server", "worker", "channels"
 
     id = models.BigAutoField(primary_key=True)
     name = models.CharField("name", max_length=MAX_LENGTH, unique=True)
-    kind = models.CharField("kind", max_length=10, choices=[(SERVER, "interface server"), (WORKER, "worker")])
+    kind = models.CharField(
+        "kind",
+        max_length=10,
+        choices=[(SERVER, "interface server"), (WORKER, "worker"), (CHANNELS, "process with Channels")],
+    )
     queue = models.CharField(
         "reply queue",
         max_length=MAX_LENGTH,

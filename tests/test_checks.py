@@ -866,6 +866,12 @@ def test_a_mistake_of_a_class_is_reported_once(configured):
 # W017: leftovers of other libraries.
 
 
+@pytest.fixture(autouse=True)
+def _no_channels(monkeypatch):
+    """Tests of the layer for Channels import it."""
+    monkeypatch.delitem(sys.modules, "channels", raising=False)
+
+
 @pytest.mark.parametrize(
     ("name", "library", "hint"),
     [

@@ -66,12 +66,28 @@ def check_tasks(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
 
 
 @checks.register("dbchannels")
+def check_channel_layers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+    """E007: ``CHANNEL_LAYERS`` names dbchannels' channel layer with a ``CONFIG`` that it does not take. Write what the
+    message says.
+    """
+    sentences: list[str] = []
+    layers = getattr(settings, "CHANNEL_LAYERS", None)
+    for alias, entry in layers.items() if isinstance(layers, dict) else ():
+        if isinstance(entry, dict) and entry.get("BACKEND") == conf.CHANNEL_LAYER_BACKEND:
+            where = f"CHANNEL_LAYERS[{alias!r}]['CONFIG']"
+            sentences += conf.channel_layer_problems(where, entry.get("CONFIG", {}))
+    return [checks.Error(sentence, id="dbchannels.E007") for sentence in sentences]
+
+
+@checks.register("dbchannels")
 def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """W017: ``CHANNEL_LAYERS``, ``ASGI_APPLICATION`` or a ``CELERY_...`` setting is left over from Channels or Celery,
     which the site does not import. Write what replaces it, and remove the setting.
     """
     # Daphne reads ASGI_APPLICATION, and Celery is no app.
     channels = any(map(apps.is_installed, ("channels", "daphne"))) or "channels" in sys.modules
+    # With our layer it is a site of Channels, though the process that checks need not import the library.
+    channels = channels or conf.CHANNEL_LAYER_BACKEND in str(getattr(settings, "CHANNEL_LAYERS", ""))
     found = []
     for name in sorted(dir(settings)):
         if name.startswith("CELERY") and name.isupper() and "celery" not in sys.modules:

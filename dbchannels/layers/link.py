@@ -83,6 +83,12 @@ class Link:
         """
         return self.layer.write(operations, drop=True)
 
+    def exchange(
+        self, operations: Sequence[Operation], queues: Sequence[str], limit: int
+    ) -> tuple[list[Send], list[Delivery]]:
+        """Write operations as ``apply`` does, and receive from the queues: in one round trip, where that can be."""
+        return self.apply(operations), self.receive_many(queues, limit)
+
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
         """Write operations as ``apply`` does, if the process with this name is registered at the commit.
 

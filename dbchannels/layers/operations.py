@@ -467,7 +467,8 @@ def gauges(rows: Iterable[tuple[int, str, int, float]]) -> dict[str, Any]:
     found: dict[str, Any] = {"channels": {}, **dict.fromkeys(samples.PROCESSES, 0)}
     for position, channel, number, age in rows:
         if position < 0:
-            found[f"{channel}s"] = number
+            if f"{channel}s" in found:  # not the processes with Channels
+                found[f"{channel}s"] = number
         else:
             numbers = found["channels"].setdefault(channel, [0] * len(samples.GAUGES))
             numbers[position] += number

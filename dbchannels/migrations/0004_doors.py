@@ -130,4 +130,9 @@ class Migration(migrations.Migration):
             model_name='taskresult',
             index=models.Index(fields=['expires_at'], name='dbchannels_result_expires'),
         ),
+        migrations.AlterField(
+            model_name='process',
+            name='kind',
+            field=models.CharField(choices=[('server', 'interface server'), ('worker', 'worker'), ('channels', 'process with Channels')], max_length=10, verbose_name='kind'),
+        ),
     ]

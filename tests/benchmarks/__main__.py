@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [--quick] [--against PYTHON] [layer] [sockets] [tasks]``: measure, and print the table.
+"""``python -m tests.benchmarks [--quick] [--against PYTHON] [layer] [sockets] [tasks] [channels]``: measure, and print the table.
 
 ``--against`` names the interpreter of an environment with the peers of the tasks, see ``tasks``.
 """
@@ -38,7 +38,14 @@ def tasks(quick: bool) -> Iterator[Any]:
     return tasks.figures(quick, option("--against"))
 
 
-PARTS = {"layer": layer, "sockets": sockets, "tasks": tasks}
+def channels(quick: bool) -> Iterator[Any]:
+    """Our channel layer for Channels beside the others, under uvicorn."""
+    from tests.benchmarks import channels
+
+    return channels.figures(quick)
+
+
+PARTS = {"layer": layer, "sockets": sockets, "tasks": tasks, "channels": channels}
 
 
 def option(name: str) -> str:

@@ -274,7 +274,7 @@ class DatabaseLink(Link):
             attempts = Case(When(alone=True, then=F("attempts")), default=uncounted)
             if claims.update(attempts=attempts, claimed_by=None, alone=True):
                 self.layer.wake({DURABLE})
-            if process.kind != Process.SERVER:
+            if process.kind == Process.WORKER:
                 return
             name, queue = process.name.removesuffix(UNFINISHED), process.queue
             messages, expiry = self.layer.rows(ProtocolMessage), self.layer.options["expiry"]

@@ -52,7 +52,7 @@ class Cleaner:
         values = {"name": name, "result_ttl": self._layer.options["result_ttl"]}
         self._session.execute([(sql_durable.KEEP_KILLED, values), (sql_durable.UNCLAIM, values)])
         kind, queue = gone[0]
-        if kind != Process.SERVER:
+        if kind == Process.WORKER:
             return
         name = name.removesuffix(UNFINISHED)
         of_queue = [sql.MEMBERSHIPS_OF, sql.REPLIES_OF, sql.REQUESTS_OF]

@@ -93,29 +93,35 @@ class PostgreSQLLink(Link):
         if worker and time.monotonic() < self.session.in_doubt_until[POP]:
             with self.session.transaction():
                 self._cleaner.report_lost(worker)  # the worker has finished everything that it knows of
-        found = []
+        found: list[Delivery] = []
         if protocol := [queue for queue in queues if self.layer.routes[queue].protocol]:
-            hints, started = self._hints, time.monotonic()
-            scan_from = (
-                hints.scan_from(protocol, self.session.generation) if hints.active else [0] * len(protocol)
-            )
-            values = {"queues": protocol, "limit": limit, "worker": worker, "scan_from": scan_from}
-            statement = sql.RECEIVE_IN_FLIGHT if worker else sql.RECEIVE
-            rows = self.session.execute([(statement, values)], takes=POP)
-            took = time.monotonic() - started
-            if hints.active or took >= hints.COSTLY:
-                hints.learn(((row[0], row[4]) for row in rows), took)
-            for channel, payload, recipients, reply_channel, _, waited in rows:
-                if recipients is None:
-                    log.warning("A broadcast was left out: its audience has been deleted.")
-                else:
-                    readers = tuple(recipients.split())
-                    found.append(Delivery(channel, bytes(payload), readers, reply_channel, waited=waited))
+            found = self._pop([], protocol, limit, worker)
         durable = [queue for queue in queues if not self.layer.routes[queue].protocol]
         if durable and len(found) < limit:
             values = {"queues": durable, "limit": limit - len(found)}
             rows = self.session.execute([(sql_durable.PROMOTE, {}), (sql_durable.RECEIVE_DURABLE, values)])
             found += [Delivery(row[0], bytes(row[1])) for row in rows]
+        return found
+
+    def _pop(
+        self, before: Sequence[Statement], queues: Sequence[str], limit: int, worker: str = ""
+    ) -> list[Delivery]:
+        """Run statements, and take protocol messages, in one round trip."""
+        hints, started = self._hints, time.monotonic()
+        scan_from = hints.scan_from(queues, self.session.generation) if hints.active else [0] * len(queues)
+        values = {"queues": queues, "limit": limit, "worker": worker, "scan_from": scan_from}
+        statement = sql.RECEIVE_IN_FLIGHT if worker else sql.RECEIVE
+        rows = self.session.execute([*before, (statement, values)], takes=POP)
+        took = time.monotonic() - started
+        if not before and (hints.active or took >= hints.COSTLY):
+            hints.learn(((row[0], row[4]) for row in rows), took)
+        found = []
+        for channel, payload, recipients, reply_channel, _, waited in rows:
+            if recipients is None:
+                log.warning("A broadcast was left out: its audience has been deleted.")
+            else:
+                readers = tuple(recipients.split())
+                found.append(Delivery(channel, bytes(payload), readers, reply_channel, waited=waited))
         return found
 
     def claim(
@@ -179,6 +185,14 @@ class PostgreSQLLink(Link):
 
     def apply(self, operations: Sequence[Operation]) -> list[Send]:
         return self._apply(operations, [])
+
+    def exchange(
+        self, operations: Sequence[Operation], queues: Sequence[str], limit: int
+    ) -> tuple[list[Send], list[Delivery]]:
+        plan = list(statements(self.layer, operations, self.local_wakeups))
+        if any(one[2] for one in plan) or any(isinstance(one, Disconnect) for one in operations):
+            return super().exchange(operations, queues, limit)  # the last rows are those of another statement
+        return [], self._pop([(text, values) for text, values, _ in plan], queues, limit)
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
         try:

@@ -119,6 +119,10 @@ class _Deadlines:
         with self._lock:
             self.sessions.discard(session)
 
+    def forget(self) -> None:
+        """Leave the sessions of the parent alone, in a forked child: their sockets are the parent's too."""
+        self.__init__()  # type: ignore[misc]  # the lock may have been held, too
+
     def _run(self) -> None:
         while True:
             time.sleep(ANSWER_WITHIN / 10)
@@ -131,6 +135,7 @@ class _Deadlines:
 
 
 _deadlines = _Deadlines()
+os.register_at_fork(after_in_child=_deadlines.forget)
 
 
 class Session:
