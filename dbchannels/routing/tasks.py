@@ -6,10 +6,11 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from dbchannels import tasks
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.message import Message
 from dbchannels.routing.routes import Captures, ConsumerOptions, Route
-from dbchannels.tasks import channels_backends, task_named
+from dbchannels.tasks import channels_backends
 
 if TYPE_CHECKING:
     from dbchannels.tasks import ChannelsBackend
@@ -30,7 +31,9 @@ class TaskRoute(Route):
             return None
         path = str(values("task"))
         if path not in self._routes:
-            self._routes[path] = self._route_of(task_named(path))
+            self._routes[path] = self._route_of(
+                tasks.task_named(path)
+            )  # there is none without a task framework
         return self._routes[path], {}
 
     def _route_of(self, task: Any) -> Route:

@@ -1,4 +1,4 @@
-"""``python -m tests.benchmarks [--quick] [--against PYTHON] [layer] [sockets] [tasks] [channels]``: measure, and print the table.
+"""``python -m tests.benchmarks [--quick] [--against PYTHON] [PART ...]``: measure, and print the table.
 
 ``--against`` names the interpreter of an environment with the peers of the tasks, see ``tasks``.
 """
