@@ -47,6 +47,12 @@ def test_a_view_sends_to_consumers(direct):
 
 
 @pytest.mark.postgresql
+def test_a_stream_of_events_needs_a_worker(direct):
+    assert direct.get("/room-events/tea").status == 500
+    assert "do not serve this view with --http direct" in direct.output()
+
+
+@pytest.mark.postgresql
 def test_requests_of_the_usual_kinds(direct):
     boundary, data = "xyz", bytes(range(256)) * 2000
     form = b"".join(

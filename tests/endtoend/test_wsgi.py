@@ -15,6 +15,7 @@ import pytest
 
 from tests.endtoend.conftest import migrated, postgresql_database
 from tests.harness import HOST, MANAGE, LiveSite, Served, connect, until
+from tests.returning import ReturningEvents
 
 MEBIBYTE = 1_048_576
 GUNICORN = (sys.executable, "-m", "gunicorn")
@@ -150,6 +151,23 @@ def test_a_stream_comes_as_it_is_made_and_no_faster_than_it_is_taken(behind):
         taken += len(data)
     assert taken > 24 * MEBIBYTE
     assert busiest <= 2 * MEBIBYTE
+
+
+def test_a_stream_of_events_misses_nothing(behind):
+    """Its client comes back to another process, perhaps, and has missed forty lines."""
+    client = ReturningEvents(lambda: behind.port, "/room-events/wsgi")
+    say = "from dbchannels import Group\nfor n in range({}, {}): Group('room-wsgi', history=99).send(text=str(n))"
+    assert client.connect() and client.hear()
+    behind.site.shell(say.format(0, 3))
+    while len(client.heard) < 3:
+        client.hear()
+    client.cut()
+    behind.site.shell(say.format(3, 43))
+    assert client.connect()
+    while len(client.heard) < 43:
+        client.hear()
+    assert client.heard == [str(number) for number in range(43)]
+    client.cut()
 
 
 def test_a_client_that_leaves_ends_the_stream(behind):
