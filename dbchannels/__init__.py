@@ -15,6 +15,8 @@ only these names, and the exceptions:
     Sends changes of a model's instances to groups.
 ``reverse``
     ``reverse("room", kwargs={"room": "tea"})`` returns the path of the route with this name.
+``render_to_group``
+    ``render_to_group("room-1", "line.html", context)`` sends HTML to the pages with ``{% live_group "room-1" %}``.
 ``WebsocketConsumer``, ``JsonWebsocketConsumer``, ``Demultiplexer``, ``route_class``
     Consumers as classes, each for all messages of a WebSocket.
 ``event_stream``
@@ -25,7 +27,13 @@ only these names, and the exceptions:
 
 from dbchannels.bindings.binding import Binding
 from dbchannels.channel import Channel, Group
-from dbchannels.consumers import Demultiplexer, JsonWebsocketConsumer, WebsocketConsumer, route_class
+from dbchannels.consumers import (
+    Demultiplexer,
+    JsonWebsocketConsumer,
+    WebsocketConsumer,
+    render_to_group,
+    route_class,
+)
 from dbchannels.events import event_stream
 from dbchannels.exceptions import (
     ChannelFull,
@@ -72,6 +80,7 @@ __all__ = [
     "consumer",
     "event_stream",
     "include",
+    "render_to_group",
     "reverse",
     "route",
     "route_class",

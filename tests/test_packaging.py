@@ -86,6 +86,7 @@ def test_the_wheel_has_every_file_of_the_package_and_nothing_else(wheel):
         "dbchannels/static/dbchannels/admin.css",
         "dbchannels/static/dbchannels/admin.js",
         "dbchannels/static/dbchannels/dbchannels.js",
+        "dbchannels/static/dbchannels/live-group.js",
         "dbchannels/templates/admin/dbchannels/actions.html",
         "dbchannels/templatetags/__init__.py",
     ],

@@ -11,8 +11,10 @@ from typing import Any
 
 from django.apps import apps
 from django.conf import settings
+from django.contrib.auth import HASH_SESSION_KEY
 from django.contrib.sessions.backends.base import SessionBase, UpdateError
 from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
+from django.contrib.sessions.backends.signed_cookies import SessionStore as CookieStore
 from django.http.cookie import parse_cookie
 from django.utils import timezone
 
@@ -20,6 +22,7 @@ from dbchannels import codec
 from dbchannels.auth import users
 from dbchannels.exceptions import InvalidMessage, LoginEnded, NoClient
 from dbchannels.layers import channel_layers
+from dbchannels.layers.operations import session_digest
 from dbchannels.protocol.close_codes import LOGGED_OUT
 
 log = logging.getLogger("dbchannels.worker")
@@ -84,6 +87,16 @@ def open_session(key: str) -> SessionBase:
 def installed() -> bool:
     """Whether the site has sessions; sessions outside the database need no application."""
     return apps.is_installed("django.contrib.sessions") or not issubclass(_store_class(), DatabaseStore)
+
+
+def session_identity(session: SessionBase) -> str:
+    """Return a digest that a session has for as long as it lasts, and no other session; "" for no session.
+
+    The key of a session that is stored in its cookie changes whenever it is saved. There the digest is that of its
+    login, so that visitors without a login have none.
+    """
+    login_hash = session.get(HASH_SESSION_KEY) or ""  # loads the session: a key that leads to none is dropped
+    return session_digest(login_hash if isinstance(session, CookieStore) else session.session_key or "")
 
 
 def save_session(session: SessionBase, key: str) -> bool:

@@ -1,7 +1,7 @@
 """The table of routes, which finds the consumer of a message, and its parts: ``consumer``, ``route``, ``include``.
 
-The first match wins, in this order: the routing module of the setting, the decorators in each app's ``consumers.py`` in
-the order of INSTALLED_APPS, and for ``http.request`` the view.
+The first match wins, in this order: the sockets of dbchannels itself, the routing module of the setting, the decorators
+in each app's ``consumers.py`` in the order of INSTALLED_APPS, and for ``http.request`` the view.
 """
 
 from __future__ import annotations
@@ -241,7 +241,10 @@ def load_routing(setting: Any = None, layer: str = "default") -> Routing:
         containing = apps.get_containing_app_config(entry.consumer.__module__)
         return positions[containing.name] if containing else len(positions)
 
-    return Routing([*configured, *sorted(_decorated, key=app_position), *task_routes(layer)])
+    decorated = sorted(_decorated, key=app_position)
+    # A route of the site that takes all paths does not take the sockets of dbchannels' own pages and tags.
+    own = [one for one in decorated if one.consumer.__module__.startswith("dbchannels.")]
+    return Routing([*own, *configured, *(one for one in decorated if one not in own), *task_routes(layer)])
 
 
 @cache

@@ -19,7 +19,7 @@ from docs import tables
 DOCS = Path(__file__).parents[2] / "docs"
 
 _BLOCK = re.compile(
-    r"^( *)\.\. code-block:: (\w+)\n(?:\1   :caption: (.+)\n)?\n((?:\1   .*\n|[ ]*\n)+)", re.MULTILINE
+    r"^( *)\.\. code-block:: ([\w+]+)\n(?:\1   :caption: (.+)\n)?\n((?:\1   .*\n|[ ]*\n)+)", re.MULTILINE
 )
 _TABLE = re.compile(r"^\.\. (options|settings|task-options|checks)::(.*(?:\n   .+)*)$", re.MULTILINE)
 

@@ -324,7 +324,7 @@ def test_a_decorated_consumer_stays_a_function(decorated):
     assert [(entry.channel, entry.consumer) for entry in decorated] == [("own", one)]
 
 
-def test_the_routing_module_comes_first_then_apps_in_their_order(module, decorated, settings):
+def test_dbchannels_comes_first_then_the_routing_module_then_apps_in_their_order(module, decorated, settings):
     def named(app):
         def consume(message):
             return app
@@ -339,9 +339,9 @@ def test_the_routing_module_comes_first_then_apps_in_their_order(module, decorat
     module("chat.routing", routes=[route("own", one)])
     table = load_routing("chat.routing")
     assert [entry.consumer.__module__ for entry in table.routes()] == [
-        __name__,
         "dbchannels.consumers",
         "dbchannels.consumers2",
+        __name__,
         "django.contrib.auth.consumers",
         "django.contrib.auth.consumers2",
         "nobodys.consumers",

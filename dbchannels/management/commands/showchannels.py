@@ -20,6 +20,7 @@ from dbchannels.server.options import add_options
 Row = dict[str, Any]
 
 HEADINGS = ("CHANNEL", "FILTERS", "CONSUMER", "OPTIONS")
+OWN_SOCKETS = ("dbchannels.admin.", "dbchannels.consumers.")
 VIEWS: Row = {
     "channel": "http.request",
     "durable": False,
@@ -58,8 +59,8 @@ class Command(BaseCommand):
             for row in rows_of(routing)
             if any(fnmatchcase(row[key], one) for key in ("channel", "consumer", "name") for one in patterns)
         ]
-        if not options["patterns"]:  # the socket of the admin's live page is listed if a pattern asks for it
-            rows = [row for row in rows if not row["consumer"].startswith("dbchannels.admin.")]
+        if not options["patterns"]:  # the sockets of dbchannels itself are listed if a pattern asks for them
+            rows = [row for row in rows if not row["consumer"].startswith(OWN_SOCKETS)]
         if not rows:
             raise CommandError("No channel, consumer or name matches: leave out PATTERN to list all.")
         self.stdout.write(json.dumps(rows, indent=2) if options["json"] else "\n".join(table(rows)))
