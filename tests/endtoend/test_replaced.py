@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.endtoend.test_life import asked, probes_of
 from tests.harness import HOST, Served, children, is_running, until
 from tests.soak.sites import options
 
@@ -97,7 +98,9 @@ def test_a_burst_ends_at_sigterm(site):
 
 
 def test_runchannels_replaces_workers_that_have_reached_a_limit(site):
-    served = site.serve("--workers", "2", "--max-messages", "3")
+    served = site.serve("--workers", "2", "--max-messages", "3", "--probe-port", "0")
+    served.workers(2)
+    descriptors = len(os.listdir(f"/proc/{served.process.pid}/fd"))
     texts = [str(number) for number in range(12)]
     site.send("ledger", *({"text": text} for text in texts))
     until(lambda: len(site.entries()) == 12, served.output, 60)
@@ -105,6 +108,11 @@ def test_runchannels_replaces_workers_that_have_reached_a_limit(site):
     assert len(pids(site)) >= 4
     assert " messages (--max-messages), so another one takes its place." in served.output()
     assert "starting another" not in served.output()
+    # The server keeps what those that have ended had counted, and nothing else of them.
+    done = 'dbchannels_messages_done_total{channel="ledger"} 12.0\n'
+    until(lambda: done in asked(probes_of(served), "/metrics")[1], served.output, 60)
+    until(lambda: site.count("process") == 3, "the old workers are off the record", 60)
+    until(lambda: len(os.listdir(f"/proc/{served.process.pid}/fd")) <= descriptors, "no descriptor is left")
     assert served.terminate() == 0
 
 
