@@ -2,14 +2,16 @@
 
 Both know the path of a Unix socket, ``--control``. They send each other JSON, one object a line:
 
-1. The new server connects and asks: ``{"version": 1}``.
+1. The new server connects and asks: ``{"version": 1, "site": ["mysite.settings", "site"]}``.
 2. The running one answers with its listening sockets (SCM_RIGHTS), this one included, and what they are; or with
    ``refused``, a sentence. From here on the kernel refuses no connection as long as one of the two lives.
 3. The new one starts its workers. When they are ready, it says which sockets it keeps: ``{"kept": [0, 1], ...}``.
 4. The running one stops accepting, answers ``{"drains": true}`` and finishes what it has. The new one accepts.
 
-If the connection ends before step 3, the running server goes on as before. If it ends after step 2 because the running
-server has died, the new one goes on.
+If the connection ends before step 3, or the new server is silent for too long, the running server goes on as before. If
+it ends after step 2 because the running server has died, the new one goes on. Both must never accept. So a running
+server that was late still reads step 3, and one that goes on says so. When the connection ends without a word, the new
+server looks whether the running one has died.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from gevent.server import StreamServer
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.server.listeners import BACKLOG, Address, Inherited, Listener, SocketPermissions, listen
+from dbchannels.wakeup import wait_readable
 
 log = logging.getLogger("dbchannels.server")
 
@@ -39,6 +42,8 @@ LONGEST = 65_536  # bytes of a line
 MOST_SOCKETS = 250  # that one message can carry
 ANSWER_WITHIN = 10.0  # seconds for a line that the other side can send at once
 READY_WITHIN = 60.0  # seconds in which the new server and its workers must be ready
+TAKEN_WITHIN = 120.0  # seconds for all of it, the system checks too, until another one may try
+DEAD_WITHIN = 2.0  # seconds from the end of a process's sockets to its own
 SITE, PROBE, CONTROL = "site", "probe", "control"
 
 
@@ -97,10 +102,11 @@ class ControlSocket:
         self,
         listener: Listener,
         listeners: Callable[[], Inherited],
+        site: list[str],
         watchdog: int,
         on_taken: Callable[[set[str]], None],
     ) -> None:
-        self._listener, self._listeners = listener, listeners
+        self._listener, self._listeners, self._site = listener, listeners, site
         self._watchdog, self._on_taken = watchdog, on_taken
         self._successor: Any = None  # the connection of the server that is about to take over
         self._pid = 0  # of that server
@@ -136,6 +142,13 @@ class ControlSocket:
                 raise TakeoverFailed(
                     "The running server hands over in another way than this one: restart the service instead."
                 )
+            if question.get("site") != self._site:
+                raise TakeoverFailed(
+                    "The running server is another project's (settings {!r}, database {!r}): give each project a "
+                    "--control of its own, or restart the service if it is the same project.".format(
+                        *self._site
+                    )
+                )
             if self._successor is not None:
                 raise TakeoverFailed(f"Process {self._pid} takes over already: wait until it is done.")
         except TakeoverFailed as error:
@@ -164,11 +177,18 @@ class ControlSocket:
         try:
             descriptors = [one.socket.fileno() for _, one in offered]
             send(sock, {"listeners": what, "watchdog": self._watchdog}, descriptors)
-            answer, _ = receive(sock, None)
+            try:
+                answer, _ = receive(sock, TAKEN_WITHIN)
+            except TimeoutError:
+                answer, _ = receive(sock, 0.0)  # this process may have been stopped meanwhile
             kept, workers = [offered[index][1] for index in answer["kept"]], set(answer["workers"])
-        except (OSError, EOFError, ValueError, LookupError, TypeError):
+        except (OSError, EOFError, ValueError, LookupError, TypeError) as error:
             if not self._closed:
-                log.warning("Process %d has ended before it took over, so this server goes on.", self._pid)
+                ended = isinstance(error, (EOFError, ConnectionError))
+                why = "has ended before it took over" if ended else "did not take over in time"
+                log.warning("Process %d %s, so this server goes on.", self._pid, why)
+                with suppress(OSError):
+                    send(sock, {"refused": "The running server did not understand this one, or not in time."})
             return
         if self._closed:
             return  # it knows
@@ -186,11 +206,11 @@ class ControlSocket:
 class Predecessor:
     """The running server, from which this one takes over. ``listeners`` are what it listens at."""
 
-    def __init__(self, sock: Any) -> None:
+    def __init__(self, sock: Any, site: list[str]) -> None:
         self._sock = sock
         self.pid = peer_of(sock)
         try:
-            send(sock, {"version": VERSION})
+            send(sock, {"version": VERSION, "site": site})
             offer, descriptors = receive(sock, ANSWER_WITHIN)
             if "refused" in offer:
                 raise TakeoverFailed(offer["refused"])
@@ -211,7 +231,7 @@ class Predecessor:
         self.listeners = Inherited(tuple(roles[SITE]), next(iter(roles[PROBE]), None))
 
     @classmethod
-    def find(cls, path: str) -> Predecessor | None:
+    def find(cls, path: str, site: list[str]) -> Predecessor | None:
         """Ask the server at a path for its listeners; None if no server is there. Raises TakeoverFailed."""
         sock = gevent_socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(ANSWER_WITHIN)
@@ -225,7 +245,11 @@ class Predecessor:
             raise TakeoverFailed(
                 f"The server at {path} cannot be asked to hand over: {error.strerror}."
             ) from None
-        return cls(sock)
+        try:
+            return cls(sock, site)
+        except TakeoverFailed:
+            sock.close()
+            raise
 
     def check(self) -> None:
         """Raise TakeoverFailed if the running server was told to stop meanwhile."""
@@ -236,7 +260,7 @@ class Predecessor:
     def take_over(self, used: Inherited, workers: set[str]) -> None:
         """Let the running server accept nothing more; ``used`` are the listeners that this one keeps.
 
-        Returns as well when the running server has died, or does not answer. Raises TakeoverFailed.
+        Returns as well when the running server has died, or does not answer: it will read this. Raises TakeoverFailed.
         """
         kept = {id(one) for one in (*used.site, used.probe, self.control)}
         numbers = [index for index, (one, _) in enumerate(self._offered) if id(one) in kept]
@@ -245,6 +269,11 @@ class Predecessor:
             send(self._sock, {"kept": numbers, "workers": sorted(workers)})
             line, _ = receive(self._sock, ANSWER_WITHIN)
         except (OSError, EOFError, ValueError) as error:
+            if not isinstance(error, TimeoutError) and is_alive(self.pid):
+                raise TakeoverFailed(
+                    f"The running server, process {self.pid}, goes on ({error!r}): look at its log, or restart "
+                    "the service."
+                ) from None
             log.warning("Process %d has not confirmed that this server takes over (%r).", self.pid, error)
         else:
             if "refused" in line:
@@ -255,6 +284,18 @@ class Predecessor:
             else:
                 listener.socket.close()
         self._sock.close()
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process goes on, whose sockets were closed just now."""
+    try:
+        process = os.pidfd_open(pid)
+    except OSError:
+        return False
+    try:
+        return not wait_readable([process], DEAD_WITHIN)
+    finally:
+        os.close(process)
 
 
 def control_listener(address: Address) -> Listener:

@@ -13,6 +13,7 @@ from typing import Any
 
 import django
 import gevent
+from django.db import connections
 from django.urls import set_script_prefix
 from gevent.event import Event
 
@@ -64,7 +65,11 @@ def run(config: LaunchConfig, write: Write, waiting: int | None = None) -> None:
     layer = usable_layer(config.layer, config.wait_for_database)
     checks = start_checks(config)
     try:
-        predecessor = Predecessor.find(config.control.path) if config.takeover and config.control else None
+        predecessor = None
+        if config.takeover and config.control:
+            predecessor = Predecessor.find(config.control.path, identity(config.layer))
+        if predecessor is None and waiting is not None:  # nobody would watch over this one
+            raise TakeoverFailed("There is no server to take over from: start one without --detach.")
         if predecessor is not None:
             if inherited != Inherited():
                 raise TakeoverFailed(
@@ -110,7 +115,10 @@ class Running:
         server, service = self.server, self.service
         if self.config.control is not None:
             control = predecessor.control if predecessor else control_listener(self.config.control)
-            self.control = ControlSocket(control, lambda: server.listeners, service.watchdog, self.taken)
+            site = identity(self.config.layer)
+            self.control = ControlSocket(
+                control, lambda: server.listeners, site, service.watchdog, self.taken
+            )
         restart_at_hangup(self.config, self.supervisor, self.stopping, service)
         server.start(accept=predecessor is None)
         self.supervisor.start()
@@ -154,7 +162,11 @@ class Running:
             raise TakeoverFailed(f"This server did not get ready ({why}), so the running one goes on.")
         # Before the running server can end: systemd would take its end for that of the service.
         self.service.tell(f"MAINPID={os.getpid()}")
-        predecessor.take_over(self.server.listeners, self.supervisor.ready_names())
+        try:
+            predecessor.take_over(self.server.listeners, self.supervisor.ready_names())
+        except TakeoverFailed:
+            self.service.tell(f"MAINPID={predecessor.pid}")
+            raise
         self.server.accept()
         if waiting is not None:
             with suppress(OSError):  # it has ended since
@@ -199,6 +211,12 @@ class Running:
 
 
 # The parts, for runserver too.
+
+
+def identity(alias: str) -> list[str]:
+    """Return what two servers of one project have in common: the settings, and the name of the layer's database."""
+    name = str(connections[layer_settings(alias).database].settings_dict["NAME"])
+    return [os.environ.get("DJANGO_SETTINGS_MODULE", ""), name]
 
 
 def usable_layer(alias: str, wait: float = 0.0) -> BaseLayer:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import select
+import shlex
 import shutil
 import signal
 import socket
@@ -27,6 +28,8 @@ from tests.endtoend.test_life import asked, probes_of
 from tests.harness import HOST, MANAGE, Served, is_running, until
 
 WORKERS = ("--workers", "1")
+#: The first line of a server that takes over from the fixture ``running``.
+ASKS = b'{"version": 1, "site": ["livesite.settings", "dbchannels_takeover"]}\n'
 
 
 @pytest.fixture
@@ -194,6 +197,33 @@ def test_nobody_notices_a_takeover_under_load(site, control, tmp_path):
     assert site.count("process") == 0
 
 
+def test_views_in_the_server_go_on_through_a_takeover(site, control):
+    arguments = ("--control", control, *WORKERS, "--http", "direct")
+    old = site.serve(*arguments)
+    talker = old.socket("/echo/")
+    new = takes_over_under_load(
+        old, lambda: site.serve(*arguments, "--takeover", bind="", ready=False), tcp(old.port)
+    )
+    assert talker.closed() == 1012
+    assert new.socket("/echo/").ask("hello") == "hello"
+
+
+def test_workers_that_others_have_started_stay_through_a_takeover(site, control):
+    arguments = ("--control", control, "--workers", "0")
+    worker = Served(site, ["runworker"], None)
+    site.processes.append(worker)
+    worker.wait_for_line("reads", 60)
+    old = site.serve(*arguments)
+    talker = old.socket("/echo/")
+    new = takes_over_under_load(
+        old, lambda: site.serve(*arguments, "--takeover", bind="", ready=False), tcp(old.port)
+    )
+    assert talker.closed() == 1012
+    assert new.socket("/echo/").ask("hello") == "hello"
+    assert worker.process.poll() is None
+    assert site.count("process") == 2
+
+
 def test_each_websocket_is_closed_with_1012_and_not_all_at_once(site, control):
     arguments = ("--control", control, *WORKERS)
     old = site.serve(*arguments, "--drain-websockets", "3")
@@ -330,6 +360,8 @@ def test_what_comes_to_the_control_socket_cannot_harm(lasting):
         b"[1]\n",
         b"\xff" * 70_000,
         b'{"version": 99}\n',
+        b'{"version": 1}\n',
+        b'{"version": 1, "site": ["other.settings", "other"]}\n',
         b"[" * 60_000 + b"\n",
     ):
         with closing(unix(control)()) as sock, suppress(BrokenPipeError, ConnectionResetError):
@@ -339,14 +371,14 @@ def test_what_comes_to_the_control_socket_cannot_harm(lasting):
             assert not said or "refused" in json.loads(said)
     for answer in (b"", b"{}\n", b'{"kept": [99], "workers": []}\n', b'{"kept": 1}\n'):
         with closing(unix(control)()) as sock:
-            sock.sendall(b'{"version": 1}\n')
+            sock.sendall(ASKS)
             line, descriptors, _, _ = socket.recv_fds(sock, 65_536, 10)
             assert (b"listeners" in line, len(descriptors)) == (True, 2)
             for one in descriptors:
                 os.close(one)
             sock.sendall(answer)
             sock.shutdown(socket.SHUT_WR)
-            assert sock.recv(1) == b""
+            assert "refused" in json.loads(b"".join(iter(lambda: sock.recv(65_536), b"")))
 
 
 def test_another_user_is_refused(lasting):
@@ -510,6 +542,13 @@ def test_a_detached_server_ends_with_a_command_that_was_killed(lasting):
     )
 
 
+def test_a_detached_server_that_finds_none_to_take_over_ends(site, control):
+    done = site.manage("runchannels", "--control", control, *DETACHED)
+    sentence = "CommandError: There is no server to take over from: start one without --detach.\n"
+    assert (done.returncode, done.stderr.endswith(sentence)) == (1, True), done.stderr
+    assert site.count("process") == 0
+
+
 # Socket activation.
 
 #: Listens as systemd does for a .socket unit, and becomes the server: sockets are "name=path" or ports.
@@ -631,3 +670,47 @@ def test_systemd_is_told_of_each_step(site, control, notified, monkeypatch):
     new.process.send_signal(signal.SIGTERM)
     assert "STOPPING=1" in notified("STOPPING=1")
     assert new.process.wait(60) == 0
+
+
+def test_the_printed_unit_works_without_systemd(site, control, notified, monkeypatch):
+    """The test does what systemd does: it starts the commands of the unit, and believes the last MAINPID."""
+    options = (
+        "--name",
+        "site",
+        "--user",
+        "site",
+        "--bind",
+        f"{HOST}:0",
+        "--probe-port",
+        "0",
+        "--workers",
+        "1",
+    )
+    unit = site.manage("channels_deploy", "systemd", *options, "--control", control).stdout
+    start, again = (
+        shlex.split(re.findall(f"^{name}=(.+)$", unit, re.M)[0]) for name in ("ExecStart", "ExecReload")
+    )
+    old = Served(site, start[2:], None)
+    site.processes.append(old)
+    assert notified("READY=1") == ["READY=1", "STATUS=Serving"]
+    monkeypatch.setenv("MAINPID", str(old.process.pid))
+    with (site.folder / "reload.log").open("w") as log:
+        reload = subprocess.run(
+            again, cwd=MANAGE.parent, env=site.environment(), stdout=log, stderr=log, timeout=120
+        )
+    pid = 0
+    try:
+        assert reload.returncode == 0, (site.folder / "reload.log").read_text()
+        (line,) = notified("MAINPID=")
+        pid = int(line.partition("=")[2])
+        assert pid != old.process.pid
+        assert notified("READY=1") == ["READY=1", "STATUS=Serving"]
+        assert old.process.wait(60) == 0
+        old.port = int(re.findall(rf"http://{HOST}:(\d+)", (site.folder / "reload.log").read_text())[0])
+        assert old.get("/").text == "hello"
+    finally:
+        if pid:
+            os.kill(pid, signal.SIGTERM)
+            until(lambda: not is_running(pid), "it has ended", 60)
+    assert "STOPPING=1" in notified("STOPPING=1")
+    assert site.count("process") == 0
