@@ -98,7 +98,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with two workers for all tests that leave it as it was; DEBUG is off."""
     site = migrated(postgresql_database("dbchannels_served"), tmp_path_factory.mktemp("served"))
     try:
-        yield site.serve("--workers", "2", "--max-body", "1114112")
+        yield site.serve("--workers", "2", "--max-body", "1114112", checks=True)
     finally:
         site.end()
 
@@ -108,7 +108,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server with one worker that takes bodies of 64 MiB, for all tests that leave it as it was."""
     site = migrated(postgresql_database("dbchannels_large"), tmp_path_factory.mktemp("large"))
     try:
-        yield site.serve("--workers", "1", "--max-body", LARGE)
+        yield site.serve("--workers", "1", "--max-body", LARGE, checks=True)
     finally:
         site.end()
 

@@ -24,17 +24,23 @@ def answer(message):
 """
 
 
+@pytest.fixture(scope="module")
+def installed(postgresql_site):
+    """The site's INSTALLED_APPS."""
+    return postgresql_site.shell("from django.conf import settings; print(*settings.INSTALLED_APPS)").split()
+
+
 @pytest.fixture
-def deployed(site, tmp_path):
+def deployed(site, tmp_path, installed):
     """A site with one app more, whose code a test may change: ``deployed.write("second")``."""
-    return Deployed(site, tmp_path)
+    return Deployed(site, tmp_path, [*installed, "deployed"])
 
 
 class Deployed:
     """The app's folder, and the server that runs it."""
 
-    def __init__(self, site: LiveSite, folder) -> None:
-        self.site, self.folder = site, folder / "deployed"
+    def __init__(self, site: LiveSite, folder, installed: list[str]) -> None:
+        self.site, self.folder, self.installed = site, folder / "deployed", installed
         self.folder.mkdir()
         (self.folder / "__init__.py").touch()
         self.write("first")
@@ -45,10 +51,10 @@ class Deployed:
 
     def serve(self, *arguments: str) -> Served:
         """Start the server; wait until all workers are there."""
-        done = self.site.shell("from django.conf import settings; print(*settings.INSTALLED_APPS)")
         served = self.site.serve(
             *("--workers", "2", f"--pythonpath={self.folder.parent}", *arguments),
-            settings={"INSTALLED_APPS": [*done.split(), "deployed"]},
+            settings={"INSTALLED_APPS": self.installed},
+            checks=True,
         )
         until(lambda: len(self.workers(served)) == 2, "both workers are there")
         return served
