@@ -179,15 +179,15 @@ def patterns_of(module, methods):
                         yield f"{module.__name__}.{name}.{method}", value, method
 
 
-def literals_of(module, tree):
+def literals_of(module, nodes):
     """Yield the same for patterns that are written where they are used."""
-    bound = {one.value for one in ast.walk(tree) if isinstance(one, ast.Assign)}
-    for node in ast.walk(tree):
+    bound = {one.value for one in nodes if isinstance(one, ast.Assign)}
+    for node in nodes:
         if (
             not isinstance(node, ast.Call)
             or not isinstance(node.func, ast.Attribute)
-            or ast.unparse(node.func.value) != "re"
             or node.func.attr not in METHODS | {"compile"}
+            or ast.unparse(node.func.value) != "re"
         ):
             continue
         if isinstance(node.args[0], ast.Constant):
@@ -201,17 +201,15 @@ def literals_of(module, tree):
 
 def all_patterns():
     """Return (name, pattern, method) for the whole package."""
-    trees = {}
-    for module in modules():
-        with open(module.__file__) as file:
-            trees[module] = ast.parse(file.read())
     found = []
-    for module, tree in trees.items():
+    for module in list(modules()):
+        with open(module.__file__) as file:
+            nodes = list(ast.walk(ast.parse(file.read())))
         methods: dict[str, set[str]] = {}
-        for node in ast.walk(tree):
+        for node in nodes:
             if isinstance(node, ast.Attribute) and node.attr in METHODS:
                 methods.setdefault(ast.unparse(node.value).rpartition(".")[2], set()).add(node.attr)
-        found += [*patterns_of(module, methods), *literals_of(module, tree)]
+        found += [*patterns_of(module, methods), *literals_of(module, nodes)]
     return found
 
 
