@@ -16,8 +16,8 @@ def exactly_once(found: ledger.Ledger, messages: int, workers: int) -> None:
 
 @pytest.mark.postgresql
 def test_eight_workers_book_each_message_once(site: LiveSite) -> None:
-    exactly_once(ledger.ledger(site, 8, 20_000), 20_000, 8)
+    exactly_once(ledger.ledger(site, 8, 5000), 5000, 8)
 
 
 def test_four_workers_on_sqlite_book_each_message_once(sqlite_site: LiveSite) -> None:
-    exactly_once(ledger.ledger(sqlite_site, 4, 2000), 2000, 4)
+    exactly_once(ledger.ledger(sqlite_site, 4, 1000), 1000, 4)
