@@ -194,7 +194,7 @@ def test_who_leaves_while_all_threads_are_taken_is_not_run(new_site):
 
 
 def test_what_takes_too_long_is_504_and_what_no_thread_took_503(new_site):
-    site = new_site(1, http_timeout=0.2)
+    site = new_site(1, http_timeout=0.5)
     late = site.send("/block")
     until(lambda: len(site.threads) == 1)
     assert site.get("/whole").status == 503

@@ -505,12 +505,12 @@ def test_one_that_leaves_in_the_middle_of_a_stream_is_told_of_once(site):
 
 
 def test_an_answer_may_come_later_than_others(new_site):
-    site = new_site(http_timeout=0.05, later_timeout=10.0)
+    site = new_site(http_timeout=0.5, later_timeout=10.0)
     site.on("http.request", lambda message, reply: reply(later=True))
     client = site.client()
     client.send_request("GET", "/later")
     (message,) = until(lambda: site.messages("http.request"))
-    gevent.sleep(0.2)
+    gevent.sleep(0.6)
     site.reply(message, status=200, content=b"in the end")
     assert client.response().content == b"in the end"
 

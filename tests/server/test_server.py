@@ -728,7 +728,7 @@ def test_a_stream_that_breaks_off_ends_the_connection(site, told, last):
 
 
 def test_a_stream_that_stalls_ends_the_connection(new_site, told):
-    site = new_site(http_timeout=0.05)
+    site = new_site(http_timeout=0.5)
     site.responding(*streamed(b"one")[:2])
     client = site.client()
     client.send_request("GET", "/")

@@ -111,9 +111,9 @@ def _rescue(site: LiveSite, given: dict[str, float]) -> Rescue:
     site.send("stream", {"text": "taken over", "sleep": 3600})
     until(lambda: "taken over" in site.entries(), "it is under way")
     site.work("--only", "stream", settings=host(-HOUR, given))
+    started = time.monotonic()
     ((name, lease),) = site.rows(LEASE.format(first.process.pid))
     first.process.kill()
-    started = time.monotonic()
     until(lambda: not site.rows(CLAIMED_BY.format(name)), "another has it", 60)
     return Rescue(time.monotonic() - started, lease)
 
