@@ -191,7 +191,7 @@ def test_a_message_to_channels_own_server_is_told_so(open_as, logged):
     Channel(ann.reply_channel).send({"type": "websocket.send", "text": "hi"})
     ann.assertNothingReceived()
     assert logged() == [
-        "Room got the message websocket.send: leave 'type' out, and send {'text': ...}, {'accept': True} or "
+        "The message websocket.send has come to Room: leave 'type' out, and send {'text': ...}, {'accept': True} or "
         "{'close': True}."
     ]
 

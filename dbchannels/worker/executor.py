@@ -374,7 +374,7 @@ def log_unhandled(event: str, where: str) -> None:
         return
     _unhandled.add(event)
     if told := other_libraries.advice("event", event):
-        log.warning("%s got the message %s: %s.", where.capitalize(), event, told)
+        log.warning("The message %s has come to %s: %s.", event, where, told)
         return
     method = names.event_handler(event)
     advice = (
