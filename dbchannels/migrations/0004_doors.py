@@ -8,8 +8,8 @@ from django.db import migrations, models
 
 _storage = import_module("dbchannels.migrations.0002_postgresql_storage")
 
-# What dbchannels_send_group does, for the members that expire, which belong to no server; and a row of the history, which
-# wakes the servers.
+# What dbchannels_send_group does, for the members that belong to no live server; and a row of the history, which wakes the
+# servers.
 _DIFFERENCES = (
     ("dbchannels_send_group", "dbchannels_keep_group"),
     ("local_wakeups text[]\n", "local_wakeups text[], keep int, lasts float\n"),
@@ -17,9 +17,11 @@ _DIFFERENCES = (
 BEGIN
     INSERT INTO our.dbchannels_history ("group", payload, keep, sent_at, expires_at)
     VALUES (to_group, body, keep, statement_timestamp(), statement_timestamp() + lasts * interval '1 second');"""),
-    ("HAVING sum(members) > 0", "HAVING sum(expiring) > 0"),
-    ("sum(expiring) = 0 AND sum(members) > 40 AS named", "false AS named"),
-    ("(expires_at IS NULL OR expires_at > statement_timestamp())", "expires_at > statement_timestamp()"),
+    ("    LOOP\n        FOR position", """    LOOP
+        CONTINUE WHEN EXISTS (
+            SELECT FROM our.dbchannels_process AS process WHERE process.queue = queue.channel AND kind = 'server'
+        );
+        FOR position"""),
 )
 
 

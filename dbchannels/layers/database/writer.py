@@ -41,7 +41,8 @@ class Writer:
                 if operation.lasts:
                     self._keep(operation)
                     # Live servers deliver what they read in the history.
-                    rows_of = rows_of.filter(expires_at__isnull=False)
+                    servers = rows(Process).filter(kind=Process.SERVER).values("queue")
+                    rows_of = rows_of.exclude(channel__in=servers)
                 for queue, recipient in rows_of.values_list("channel", "recipient"):
                     members.setdefault(queue, []).append(recipient)
                 for queue, recipients in members.items():

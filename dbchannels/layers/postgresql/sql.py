@@ -131,7 +131,7 @@ SEND_GROUP = """
 SELECT dbchannels_send_group(%s::text, %s::bytea, %s::float, %s::text[], %s::int[], %s::boolean, %s::text[])
 """
 # The same with a history, which also takes how many messages it keeps, and for how long. The servers deliver what they
-# read there, so only members that belong to no server get rows.
+# read there, so only members of other processes get rows.
 KEEP_GROUP = """
 SELECT dbchannels_keep_group(
     %s::text, %s::bytea, %s::float, %s::text[], %s::int[], %s::boolean, %s::text[], %s::int, %s::float

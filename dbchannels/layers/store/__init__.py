@@ -110,8 +110,8 @@ class StoreLayer(BaseLayer):
                 if operation.lasts:
                     history.keep(self, operation)
                     # Live servers deliver what they read in the history.
-                    ends = self.table("members", group)
-                    members = [channel for channel in members if ends[channel] < inf]
+                    servers = [one[1] for one in self.table("processes").values() if one[0] == SERVER]
+                    members = [one for one in members if names.split(one)[0] not in servers]
                 for channel in filter(self._has_room, members):
                     self._put(ops.Send(channel, payload, "", self.options["expiry"]))
             case ops.GroupAdd(group, channel):

@@ -53,12 +53,21 @@ class HistoryContract(LayerCase):
     def test_servers_read_what_is_kept_and_other_members_get_messages(self) -> None:
         layer = self.layer()
         link, other = self.server(layer), self.server(layer, "b")
+        link.register("history-others", "channels", "specific.kept!")  # reads no history
         start = link.history_position()
-        for member in ("reply.kept-a!x", "reply.kept-a!y", "reply.kept-b!z", "reply.foreign!x", "own"):
+        for member in (
+            "reply.kept-a!x",
+            "reply.kept-a!y",
+            "reply.kept-b!z",
+            "reply.foreign!x",
+            "specific.kept!x",
+            "own",
+        ):
             layer.group_add("group", member)
         self.say(layer, 1, 2)
         self.say(layer, 3, group="empty")
-        assert drain(layer, "own") == drain(layer, "reply.foreign!") == [{"number": 1}, {"number": 2}]
+        for queue in ("own", "reply.foreign!", "specific.kept!"):
+            assert drain(layer, queue) == [{"number": 1}, {"number": 2}]
         assert drain(layer, "reply.kept-a!", "reply.kept-b!") == []
         for reader, queue, members in ((link, "reply.kept-a!", ["x", "y"]), (other, "reply.kept-b!", ["z"])):
             read = self.read(reader, start, queue)
