@@ -580,6 +580,7 @@ def test_an_operation_that_the_layer_cannot_take_fails_alone(layer, monkeypatch)
     assert [type(one) for one in run(test())] == [type(None), ZeroDivisionError, type(None)]
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # since Python 3.12
 @on_postgresql
 def test_a_forked_child_has_threads_and_sessions_of_its_own(layer):
     channel = run(layer.new_channel())
