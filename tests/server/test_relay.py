@@ -754,13 +754,16 @@ def test_workers_are_rung_for_only_while_all_on_record_are_its_own(new_relay, ne
     wakeup = WakeupPipe.new()
     relay = new_relay({"h": wakeup}, lease=0.3)
     link = new_link(relay.layer)
-    link.register("own", Process.WORKER)
-    until(lambda: relay.harness.asked.count("clean_up") > 2)
+
+    def until_with(condition, *workers):
+        """Wait, and keep these workers alive meanwhile."""
+        until(lambda: [link.register(one, Process.WORKER) for one in workers] and condition())
+
+    until_with(lambda: relay.harness.asked.count("clean_up") > 2, "own")
     assert relay._local_wakeups == {}  # it has none that is ready
     relay.own_workers = lambda: {"own", "another that is not on record yet"}
-    until(lambda: relay._local_wakeups == {"h": wakeup})
-    link.register("stranger", Process.WORKER)
-    until(lambda: relay._local_wakeups == {})
+    until_with(lambda: relay._local_wakeups == {"h": wakeup}, "own")
+    until_with(lambda: relay._local_wakeups == {}, "own", "stranger")
     link.unregister("stranger")
     until(lambda: relay._local_wakeups == {"h": wakeup})
 

@@ -190,13 +190,15 @@ def test_without_time_outs_a_consumer_may_run_for_ever(layer, site):
 
 @kinds.only("memory")
 def test_a_response_that_goes_on_does_not_hang_and_one_that_stops_does(layer, site, caplog):
-    site.start(route("http.request", site.hang, soft_timeout=0.2, hard_timeout=0.3))
+    def go_on(message):
+        last_progress[threading.get_ident()] = time.monotonic() + 3600  # from now on, for an hour
+        site.hang(message)
+
+    site.start(route("http.request", go_on, soft_timeout=0.2, hard_timeout=0.3))
     layer.send("http.request", {"reply_channel": "reply.s!c", "path": "/"})
-    wait_until(lambda: site.ran)
-    for _ in range(50):
-        last_progress[site.thread.ident] = time.monotonic()
-        time.sleep(0.01)
+    wait_until(lambda: site.ran and site.worker._batch.running()[1] > 0.5)
     assert not site.replaced.is_set() and "soft_timeout" not in caplog.text
+    last_progress[site.thread.ident] = time.monotonic()
     assert site.replaced.wait(10)
 
 
