@@ -41,6 +41,7 @@ TESTS = [
     "pytest>=8.3",
     "pytest-django>=4.9",
     "pytest-xdist>=3.6",  # runs all tests in several processes
+    "PyMySQL>=1.1.2",  # the driver for the MariaDB that tests start, where one is installed
     "PyYAML>=6",  # reads the printed compose.yaml
     "pyuwsgi>=2.0.30",  # another WSGI server, ready built
     "ruff>=0.9",

@@ -27,14 +27,20 @@ class DBChannelsConfig(AppConfig):
         addresses.learn()
         redaction.escape_logs()
         binding.connect_pending()
-        post_migrate.connect(make_functions, sender=self)
+        post_migrate.connect(finish_tables, sender=self)
         if apps.is_installed("django.contrib.auth"):
             logout.connect_signals()
 
 
-def make_functions(using: str, **kwargs: Any) -> None:
-    """Create the SQL functions of the migrations if the tables were created without migrations, as some tests do."""
+def finish_tables(using: str, **kwargs: Any) -> None:
+    """Do what migrations cannot say for one kind of database.
+
+    On PostgreSQL create the functions of the migrations if the tables were created without migrations, as some tests
+    do. On MySQL and MariaDB let the tables compare names exactly.
+    """
     connection = connections[using]
+    if connection.vendor == "mysql":
+        import_module("dbchannels.layers.database.mysql").compare_exactly(connection)
     if connection.vendor != "postgresql":
         return
     storage = import_module("dbchannels.migrations.0002_postgresql_storage")

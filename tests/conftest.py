@@ -48,6 +48,7 @@ SLOW = (
     "endtoend",
     "faults",
     "layers/test_dumps.py",
+    "layers/test_mariadb.py",
     "layers/test_psycopg3.py",
     "test_examples.py",
     "test_linear.py",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from dbchannels import conf, other_libraries
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import layer_class
 from dbchannels.layers.addresses import addresses
+from dbchannels.layers.database import mysql
 from dbchannels.tasks import channels_backends, library
 
 _CONSUMER = re.compile(r"^@(?:dbchannels\.)?consumer\(", re.MULTILINE)
@@ -205,6 +207,26 @@ def check_sqlite(app_configs: Any, databases: Any = None, **kwargs: Any) -> list
             id="dbchannels.W001",
         )
     ]
+
+
+@checks.register("dbchannels", checks.Tags.database)
+def check_mysql(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
+    """W023: A layer is on MySQL or MariaDB, and a setting of the server or the session does not fit: the isolation
+    level, ``max_allowed_packet``, the storage engine or the version. Write what the message says.
+    """
+    found = []
+    for one in _layers():
+        connection: Any = connections[one.database]
+        if connection.vendor == "mysql" and one.database in (databases or []):
+            with suppress(DatabaseError):  # others report that they cannot connect
+                found += [
+                    checks.Warning(
+                        f"The layer {one.alias!r} is on the database {one.database!r}. {sentence}",
+                        id="dbchannels.W023",
+                    )
+                    for sentence in mysql.problems(connection, one.options["max_message_size"])
+                ]
+    return found
 
 
 @checks.register("dbchannels")

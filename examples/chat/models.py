@@ -1,7 +1,7 @@
 """Rooms, the people in them, and the lines they wrote."""
 
 from django.core.validators import RegexValidator
-from django.db import models
+from django.db import connections, models
 
 ROOM_NAME = "[a-z0-9-]{1,40}"
 ROOM_RULE = "A room's name has 1 to 40 characters: the letters a to z, digits and hyphens."
@@ -34,7 +34,9 @@ class Room(models.Model):
 class PresenceManager(models.Manager):
     def speaking(self, reply_channel):
         """Return the person on a reply channel, or None; lock the room until the transaction ends."""
-        people = self.select_related("room").select_for_update(of=("room",))
+        # MariaDB cannot leave out the person's own row.
+        of = ("room",) if connections[self.db].features.has_select_for_update_of else ()
+        people = self.select_related("room").select_for_update(of=of)
         return people.filter(reply_channel=reply_channel.name).first()
 
 

@@ -26,6 +26,8 @@ def database_url(entry: dict[str, Any]) -> str:
     """Return an entry of DATABASES as DATABASE_URL has it; a socket's folder stands in the host's place."""
     if entry["ENGINE"].endswith("sqlite3"):
         return f"sqlite:///{entry['NAME']}"
+    if entry["ENGINE"].endswith("mysql"):
+        return f"mysql://{entry['USER']}@/{entry['NAME']}?unix_socket={quote(entry['HOST'], safe='')}"
     user, password, host = (quote(str(entry[key]), safe="") for key in ("USER", "PASSWORD", "HOST"))
     return f"postgres://{user}:{password}@{host}:{entry['PORT']}/{entry['NAME']}"
 

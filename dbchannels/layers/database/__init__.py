@@ -1,4 +1,4 @@
-"""The layer on any database that Django supports, by the ORM. It is tested on SQLite and PostgreSQL.
+"""The layer on any database that Django supports, by the ORM. It is tested on SQLite, MariaDB and PostgreSQL.
 
 Readers of a SQLite file are woken by datagrams, see ``wakeups``; those of other databases poll every 50 ms.
 
@@ -8,13 +8,13 @@ writes later fails at once when another has written in between (https://www.sqli
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
-from django.db import connections, transaction
+from django.db import OperationalError, connections, transaction
 from django.db.models import Count, Exists, F, Min, OuterRef, Q, Subquery
 from django.db.models.functions import Concat
 from django.utils import timezone
@@ -25,6 +25,7 @@ from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import operations as ops
 from dbchannels.layers.database.history import Histories
 from dbchannels.layers.database.link import DatabaseLink, unavailable
+from dbchannels.layers.database.mysql import is_deadlock, packet_problem
 from dbchannels.layers.database.wakeups import WakeupFolder, wake_on_commit, wakeup_folder
 from dbchannels.layers.database.writer import Writer
 from dbchannels.layers.orm import DjangoLayer
@@ -47,6 +48,8 @@ from dbchannels.protocol import DURABLE, SUCCESSFUL
 
 __all__ = ["DatabaseLayer"]
 
+T = TypeVar("T")
+DEADLOCKS = 5  # of a transaction of ours, after which the last one is raised
 MOST_ALONG = 500  # messages with one unique key that are deleted at once; no rule allows more than a few
 
 
@@ -99,6 +102,19 @@ class DatabaseLayer(DjangoLayer):
     # Sending.
 
     def write(self, operations: Sequence[ops.Operation], drop: bool = False) -> list[ops.Send]:
+        return self.despite_deadlocks(lambda: self._write(operations, drop))
+
+    def despite_deadlocks(self, transact: Callable[[], T]) -> T:
+        """Call a function that is one transaction, again if the server has rolled it back to end a deadlock."""
+        for _ in range(0 if self.in_transaction() else DEADLOCKS):
+            try:
+                return transact()
+            except OperationalError as error:
+                if not is_deadlock(error):
+                    raise
+        return transact()
+
+    def _write(self, operations: Sequence[ops.Operation], drop: bool) -> list[ops.Send]:
         with self.atomic():
             writer = Writer(self)
             for operation in operations:
@@ -325,6 +341,13 @@ class DatabaseLayer(DjangoLayer):
             raise LayerUnavailable(
                 f"The database {self.database!r} has no tables for the channels yet: run 'manage.py migrate'."
             )
+        if connections[self.database].vendor == "mysql":
+            with unavailable():
+                wrong = packet_problem(connections[self.database], self.options["max_message_size"])
+            if wrong:
+                raise LayerUnavailable(
+                    f"The database {self.database!r} cannot carry the site's messages. {wrong}"
+                )
 
     def describe(self) -> str:
         connection = connections[self.database]

@@ -171,7 +171,7 @@ class DatabaseLink(Link):
 
     def read_history(self, queue: str, after: int, limit: int) -> list[Kept]:
         with unavailable():
-            self.layer.histories.number()
+            self.layer.despite_deadlocks(self.layer.histories.number)
             return self.layer.histories.read(queue, after, limit)
 
     def missed(self, queue: str, after: Mapping[str, int], limit: int, size: int) -> dict[str, Missed]:

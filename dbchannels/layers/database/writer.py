@@ -54,7 +54,9 @@ class Writer:
                 alive = queue.endswith("!") and rows(Process).filter(queue=queue).exists()
                 end = None if alive else timezone.now() + timedelta(seconds=self._layer.group_expiry)
                 key = {"group": group, "channel": queue, "recipient": recipient}
-                rows(Membership).update_or_create(**key, defaults={"expires_at": end})
+                # Not the database's default, which on MySQL is its local time.
+                made = {"expires_at": end, "added_at": timezone.now()}
+                rows(Membership).update_or_create(**key, defaults={"expires_at": end}, create_defaults=made)
             case ops.GroupDiscard(group, channel):
                 queue, recipient = names.split(channel)
                 rows(Membership).filter(group=group, channel=queue, recipient=recipient).delete()
@@ -81,7 +83,8 @@ class Writer:
         record = rows.filter(reply_channel=channel)
         match operation:
             case ops.Connect():
-                rows.get_or_create(reply_channel=channel, defaults=operation.fields())
+                made = {**operation.fields(), "connected_at": timezone.now()}
+                rows.get_or_create(reply_channel=channel, defaults=made)
             case ops.Disconnect():
                 queue, recipient = names.split(channel)
                 members = self._layer.rows(Membership).filter(channel=queue, recipient=recipient)
