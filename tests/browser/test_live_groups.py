@@ -193,6 +193,7 @@ def test_the_example_of_turbo_without_turbo(server: Served, visit: Visit) -> Non
     says_to_all([one.window for one in live])
 
 
+@pytest.mark.npm
 def test_the_example_of_turbo(
     server: Served, static: Path, tmp_path: Path, new_window: Callable[[], Window], visit: Visit
 ) -> None:
