@@ -22,8 +22,10 @@ from dbchannels import (
     route_class,
 )
 from dbchannels.exceptions import InvalidMessage, MessageTooLarge
+from dbchannels.protocol import is_event
 from dbchannels.routing import table
 from dbchannels.testing import ChannelClient, use_channels
+from dbchannels.testing.client import LaterAnswer
 from dbchannels.testing.sent import SentMessage
 from dbchannels.worker import executor
 
@@ -196,9 +198,34 @@ def test_a_message_to_channels_own_server_is_told_so(open_as, logged):
     ]
 
 
-def test_an_event_for_nobody_is_no_error_and_a_request_in_the_group_is_not_answered(channels):
+def test_an_event_for_nobody_is_no_error(channels):
     Group("empty").send_event("chat.message", {})
     assert channels.drain() == 0
+
+
+def test_a_request_that_waits_in_the_group_is_not_answered_by_an_event(channels):
+    waiting = LaterAnswer(channels, "/news/")
+    Group("news").add(waiting.reply_channel)
+    Group("news").send_event("chat.message", {"content": b"no response"})
+    assert not waiting.arrived and waiting.content == b""
+    Group("news").send({"content": b"news"})
+    assert waiting.receive().content == b"news"
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ({"type": "chat.message", "content": b""}, True),
+        ({"content": b""}, False),
+        (
+            {"type": "http.response.start", "status": 200},
+            False,
+        ),  # a response as ASGI has it, which is told so
+        ({"type": "a", "lost": "expired"}, False),
+    ],
+)
+def test_what_is_an_event_for_a_request(message, expected):
+    assert is_event(message) is expected
 
 
 @pytest.mark.parametrize("event", ["", "_a", "a b", "a-b", ".a", "1", "é!", None, 7, ["a"]])
