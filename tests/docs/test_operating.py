@@ -485,7 +485,7 @@ def test_the_connect_consumer_says_who_connects(
     monkeypatch.setattr(Message, "user", "AnonymousUser")
     consume(found, "websocket.connect", path="/orders/", headers=[[b"origin", b""], [b"host", b""]])
     # Where an earlier test has loaded the site's routing, a warning about the late consumer comes first.
-    assert caplog.messages[-1:] == ["['host', 'origin'], AnonymousUser"]
+    assert caplog.messages[-1:] == ["['Host', 'Origin'], AnonymousUser"]
 
 
 def test_what_the_admin_shows_of_secrets() -> None:

@@ -45,7 +45,7 @@ def consume(message, **captures):
 def test_what_is_reversed_is_matched(prefix, rest):
     routing = Routing([include([route("own", consume, path=rest[0], name="there")], path=prefix[0])])
     table.site_routing.cache_clear()
-    kept, table.load_routing = table.load_routing, lambda setting: routing
+    kept, table.load_routing = table.load_routing, lambda setting, alias: routing
     try:
         path = unquote(reverse("there", {**prefix[1], **rest[1]}))
     finally:
