@@ -63,7 +63,14 @@ TOKEN = {"worker": "w3", "ids": [10, 20, 30], "attempts": [1, 1, 1]}
 POP = {"queues": ["reply.new!"], "limit": 5, "scan_from": [0], "worker": "w"}
 CLOSED = of_connections(["reply.new!7", "reply.new!8"])
 MEMBER = {"group": "small", "channel": "reply.new!", "recipient": "3", "expiry": 9.0}
-ONE = {"channels": ["own"], "payloads": [b""], "priorities": [0], "delays": [0.0], "due_ats": [None], "tasks": [None]}
+ONE = {
+    "channels": ["own"],
+    "payloads": [b""],
+    "priorities": [0],
+    "delays": [0.0],
+    "due_ats": [None],
+    "tasks": [None],
+}
 HOT = {
     "send_group": (sql.SEND_GROUP, ("small", b"\x80", 60.0, ["^reply", ""], [100, None], False, [])),
     "pop": (sql.RECEIVE, POP),
