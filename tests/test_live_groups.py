@@ -72,6 +72,15 @@ def templates_of(files, *processors):
     return {"BACKEND": "django.template.backends.django.DjangoTemplates", "OPTIONS": options}
 
 
+@pytest.mark.parametrize("around", ["{tag}", "{{% autoescape off %}}{tag}{{% endautoescape %}}"])
+@pytest.mark.parametrize("tag", ['{% live_group "a" %}', '{% live_group "a" as live %}{{ live }}'])
+def test_the_element_is_written_whether_or_not_templates_escape(around, tag):
+    written = render("{% load dbchannels %}" + around.format(tag=tag), RequestFactory().get("/?a=<"))
+    assert written.startswith(
+        '<dbchannels-live groups="a" page="/?a=%3C" connect="/dbchannels/live/?page=%2F&amp;token='
+    )
+
+
 @override_settings(ROOT_URLCONF=__name__)
 class LiveCase(ChannelTestCase):
     def visit(self, client=None, address="/garden/"):

@@ -43,36 +43,38 @@ STALE = "The token is too old, or belongs to another session."
 SENDS_NOTHING = "A live group takes no frames: send them to a consumer of your own."
 
 
-class LiveGroup:
+class LiveGroup(SafeString):
     """What a page needs to receive what is sent to groups: ``{% live_group "room-garden" %}``.
 
     As text it is an element and its script. ``url`` opens the socket from other scripts. Raises InvalidName for a name
     that no group can have, and InvalidConfiguration.
     """
 
-    def __init__(self, request: HttpRequest | None, *groups: str) -> None:
+    groups: list[str]
+    page: str
+    url: str
+
+    def __new__(cls, request: HttpRequest | None, *groups: str) -> LiveGroup:
         if request is None:
             raise InvalidConfiguration(NO_REQUEST)
         if not groups:
             raise InvalidConfiguration(
                 '{% live_group %} names no group: write {% live_group "room-garden" %}.'
             )
-        self.groups = [names.check_group_name(name) for name in groups]
-        self.page = request.get_full_path()
-        token = signing.dumps([self.groups, *_bearer(request)], salt=SALT + request.path)
+        checked = [names.check_group_name(name) for name in groups]
+        token = signing.dumps([checked, *_bearer(request)], salt=SALT + request.path)
         root = request.META.get("SCRIPT_NAME", "").rstrip("/")
-        self.url = f"{root}/{PATH}?{urlencode({'page': request.path, 'token': token})}"
-        if len(self.url) > MAX_URL:
+        url = f"{root}/{PATH}?{urlencode({'page': request.path, 'token': token})}"
+        if len(url) > MAX_URL:
             raise InvalidConfiguration(
                 f"The address of this page and the names of its {len(groups)} live groups make a URL of "
-                f"{len(self.url)} characters, and the most is {MAX_URL}: use fewer groups or shorter names."
+                f"{len(url)} characters, and the most is {MAX_URL}: use fewer groups or shorter names."
             )
-
-    def __str__(self) -> SafeString:
+        page = request.get_full_path()
         files = (static(f"dbchannels/{name}.js") for name in ("dbchannels", "live-group"))
-        return format_html(ELEMENT, " ".join(self.groups), self.page, self.url, *files)
-
-    __html__ = __str__
+        made = super().__new__(cls, format_html(ELEMENT, " ".join(checked), page, url, *files))
+        made.groups, made.page, made.url = checked, page, url
+        return made
 
 
 def _bearer(request: HttpRequest) -> tuple[str, str]:

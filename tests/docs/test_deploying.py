@@ -300,7 +300,10 @@ def timeout_of(pid: int) -> int:
     return timeout_of(below[0])
 
 
-def test_the_page_on_cron_sends_what_its_consumer_takes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_on_cron_sends_what_its_consumer_takes(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dbchannels.routing.table._decorated", [])
     names: dict[str, Any] = {}
     exec(block("cron", "shop/consumers.py"), names)
     names["make_invoice"](Message("invoices", {"order": 7}))

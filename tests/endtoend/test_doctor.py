@@ -48,12 +48,12 @@ def test_a_stopped_server_is_reported_and_the_rest_goes_on(tmp_path: Path) -> No
 def test_a_database_without_tables_is_reported(tmp_path: Path) -> None:
     site = LiveSite(postgresql_database("dbchannels_bare"), tmp_path)
     (text,) = wrong(site)
-    assert text.startswith("The database lacks 3 migrations of dbchannels: run 'manage.py migrate")
+    assert text.startswith("The database lacks 4 migrations of dbchannels: run 'manage.py migrate")
 
 
 def test_a_file_without_tables_is_reported(tmp_path: Path) -> None:
     (text,) = wrong(LiveSite(sqlite_database(tmp_path), tmp_path))
-    assert text.startswith("The database lacks 3 migrations of dbchannels: run 'manage.py migrate")
+    assert text.startswith("The database lacks 4 migrations of dbchannels: run 'manage.py migrate")
 
 
 @pytest.mark.postgresql

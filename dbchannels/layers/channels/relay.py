@@ -44,6 +44,9 @@ from dbchannels.wakeup import Backoff
 log = logging.getLogger("dbchannels.layer")
 
 PATIENCE = 10.0  # seconds of an outage for which a send waits
+SLOWEST_LOOP = (
+    5.0  # seconds that an event loop may take to receive what it was woken for, or it counts as ended
+)
 LAST_WRITES = 3.0  # seconds at the end of the process
 DROPPED = "%d messages were dropped, because their channels had reached their capacity; the last one was %s."
 
@@ -62,12 +65,13 @@ class MessageTooLarge(errors.MessageTooLarge, channels_exceptions.MessageTooLarg
 class Inbox:
     """The messages of one channel that this process has, and those who wait for one. Used under the relay's lock."""
 
-    __slots__ = ("capacity", "messages", "waiters")
+    __slots__ = ("capacity", "filled_at", "messages", "waiters")
 
     def __init__(self, capacity: int | None) -> None:
         self.capacity = math.inf if capacity is None else capacity
         self.messages: deque[tuple[bytes, float]] = deque()  # and when each expires, by time.monotonic()
         self.waiters: list[asyncio.Future[None]] = []
+        self.filled_at = 0.0  # time.monotonic() when the last message came
 
     def take(self) -> bytes | None:
         """Return the next message that has not expired."""
@@ -307,6 +311,7 @@ class ChannelsRelay(BaseRelay):
                 message = one.payload, now + self.layer.options["expiry"] - one.waited
                 for channel in [one.channel + local for local in one.recipients] or [shown(one.channel)]:
                     inbox = self._inbox(channel)
+                    inbox.filled_at = now
                     if len(inbox.messages) < inbox.capacity:
                         inbox.messages.append(message)
                     else:
@@ -377,6 +382,8 @@ class ChannelsRelay(BaseRelay):
             ]
             for channel, inbox in left:
                 if "!" not in channel:
+                    if inbox.filled_at > now - SLOWEST_LOOP:
+                        continue
                     self._put_back(channel, inbox)
                 elif inbox.messages[0][1] > now:
                     continue
