@@ -26,10 +26,12 @@ import pytest
 from tests.endtoend.conftest import migrated, postgresql_database
 from tests.endtoend.test_life import asked, probes_of
 from tests.harness import HOST, MANAGE, Served, is_running, until
+from tests.settings import WORKER
 
 WORKERS = ("--workers", "1")
 #: The first line of a server that takes over from the fixture ``running``.
-ASKS = b'{"version": 1, "site": ["livesite.settings", "dbchannels_takeover"]}\n'
+DATABASE = "_".join(filter(None, ["dbchannels_takeover", WORKER]))  # as postgresql_database names it
+ASKS = b'{"version": 1, "site": ["livesite.settings", "%s"]}\n' % DATABASE.encode()
 
 
 @pytest.fixture
