@@ -20,7 +20,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import layer_class
 from dbchannels.layers.addresses import addresses
 from dbchannels.layers.database import mysql
-from dbchannels.tasks import channels_backends, library
+from dbchannels.tasks import channels_backends, framework
 
 _CONSUMER = re.compile(r"^@(?:dbchannels\.)?consumer\(", re.MULTILINE)
 _ROUTES = re.compile(
@@ -57,7 +57,7 @@ def check_tasks(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     cannot be used. Install django-tasks, or write what the message says.
     """
     sentences: list[str] = []
-    if not library.AVAILABLE:
+    if not framework.AVAILABLE:
         backends = [entry.get("BACKEND") for entry in getattr(settings, "TASKS", {}).values()]
         if any("dbchannels" in str(backend) for backend in backends):
             advice = "update to Django 6.0, or run pip install 'dbchannels[tasks]'"

@@ -228,8 +228,13 @@ def parse_moment(text: str) -> datetime:
 # Many rows.
 
 
-def by_channel(rows: Any, patterns: Sequence[str]) -> Any:
-    """Return those rows of a query set whose channel matches one of the patterns; all without a pattern."""
+def by_channel(rows: Any, patterns: Sequence[str], ids: Sequence[int] | None = None) -> Any:
+    """Return those rows of a query set whose channel matches one of the patterns; all without a pattern.
+
+    With ``ids``, only the rows with these ids are among them.
+    """
+    if ids is not None:
+        rows = rows.filter(id__in=[one for one in ids if abs(one) < 2**63])  # SQLite takes no greater one
     if not patterns:
         return rows
     if not any(set("*?[") & set(one) for one in patterns):

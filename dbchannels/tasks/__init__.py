@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from dbchannels.tasks import library
+from dbchannels.tasks import framework
 
 __all__ = ["ChannelsBackend", "channels_backends", "task_named"]
 
-if library.AVAILABLE:
+if framework.AVAILABLE:
     from dbchannels.tasks.backend import ChannelsBackend, task_named
 else:
 
@@ -25,5 +25,5 @@ else:
 
 def channels_backends() -> list[ChannelsBackend]:
     """Return the backends of the TASKS setting that are ours; none without a task framework."""
-    backends = library.task_backends.all() if library.AVAILABLE else []
+    backends = framework.task_backends.all() if framework.AVAILABLE else []
     return [one for one in backends if isinstance(one, ChannelsBackend)]

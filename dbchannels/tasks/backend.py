@@ -25,7 +25,7 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.tasks import ReturnValue
 from dbchannels.message import Message
 from dbchannels.signals import message_dead
-from dbchannels.tasks.library import (
+from dbchannels.tasks.framework import (
     BaseTaskBackend,
     InvalidTask,
     Task,

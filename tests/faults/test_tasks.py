@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from dbchannels.tasks import library
+from dbchannels.tasks import framework
 from examples.embedded_postgres import EmbeddedPostgres
 from tests.harness import LiveSite, until
 from tests.soak.workers import LONG_LEASE, kill_in_mid_consumer
 
 pytestmark = [
     pytest.mark.postgresql,
-    pytest.mark.skipif(not library.AVAILABLE, reason="no task framework: pip install django-tasks"),
+    pytest.mark.skipif(not framework.AVAILABLE, reason="no task framework: pip install django-tasks"),
 ]
 NUMBER = 300
 

@@ -8,7 +8,7 @@ import pytest
 from django.test import override_settings
 
 from dbchannels.routing.tasks import task_routes
-from dbchannels.tasks import library
+from dbchannels.tasks import framework
 
 BACKEND = "dbchannels.tasks.ChannelsBackend"
 TASKS = {"default": {"BACKEND": BACKEND, "QUEUES": ["default", "mail"], "OPTIONS": {}}}
@@ -17,7 +17,7 @@ TASKS = {"default": {"BACKEND": BACKEND, "QUEUES": ["default", "mail"], "OPTIONS
 @pytest.fixture
 def configure():
     """Set TASKS: ``configure(retries=0)`` with these OPTIONS of the default backend."""
-    if not library.AVAILABLE:
+    if not framework.AVAILABLE:
         pytest.skip("no task framework: pip install django-tasks")
     changed = []
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dbchannels.tasks import library
+from dbchannels.tasks import framework
 
-if library.AVAILABLE:
+if framework.AVAILABLE:
     try:
         from django.tasks import task
     except ImportError:

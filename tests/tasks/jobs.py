@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 
-from dbchannels.tasks import library
+from dbchannels.tasks import framework
 
-if library.AVAILABLE:
+if framework.AVAILABLE:
     try:
         from django.tasks import task
     except ImportError:

@@ -15,12 +15,12 @@ from dbchannels import Channel, route
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers.operations import BatchResult
 from dbchannels.models import DurableMessage, TaskResult
-from dbchannels.tasks import library
+from dbchannels.tasks import framework
 from tests import kinds
 
-if library.AVAILABLE:
+if framework.AVAILABLE:
     from dbchannels.tasks.backend import new_id
-    from dbchannels.tasks.library import InvalidTask, TaskResultDoesNotExist, TaskResultStatus, signals
+    from dbchannels.tasks.framework import InvalidTask, TaskResultDoesNotExist, TaskResultStatus, signals
 
 
 def status(result):

@@ -6,10 +6,10 @@ from importlib import import_module
 
 import pytest
 
-from dbchannels.tasks import library
+from dbchannels.tasks import framework
 
-if library.AVAILABLE:
-    from dbchannels.tasks.library import TaskResultStatus, task_backends
+if framework.AVAILABLE:
+    from dbchannels.tasks.framework import TaskResultStatus, task_backends
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from dbchannels.checks import check_routing, check_tasks
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.routing.table import load_routing
 from dbchannels.routing.tasks import task_routes
-from dbchannels.tasks import library
+from dbchannels.tasks import framework
 from tests.tasks.conftest import BACKEND
 
 
@@ -83,7 +83,7 @@ def test_two_backends_may_share_a_queue(configure):
 
 def test_a_setting_without_a_task_framework_is_told(settings, monkeypatch):
     settings.TASKS = {"default": {"BACKEND": BACKEND}}
-    monkeypatch.setattr(library, "AVAILABLE", False)
+    monkeypatch.setattr(framework, "AVAILABLE", False)
     (found,) = check_tasks(None)
     assert "pip install 'dbchannels[tasks]'" in found.msg and isinstance(found, checks.Error)
     assert task_routes("default") == []

@@ -51,9 +51,9 @@ class Command(LayerCommand):
 
     def act(self, layer: BaseLayer, options: dict[str, Any]) -> None:
         layer = on_database(layer)
-        rows = by_channel(layer.rows(DurableMessage).filter(cancelled_by=""), options["channels"])
-        if options["id"] is not None:
-            rows = rows.filter(id__in=[one for one in options["id"] if abs(one) < 2**63])
+        rows = by_channel(
+            layer.rows(DurableMessage).filter(cancelled_by=""), options["channels"], options["id"]
+        )
         if options["state"]:
             rows = rows.filter(STATES[options["state"]])
         if options["older_than"]:

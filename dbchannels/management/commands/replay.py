@@ -74,11 +74,7 @@ class Command(LayerCommand):
 
     def replay(self, layer: DjangoLayer, options: dict[str, Any]) -> int:
         """Run those that match the filters again; return how many."""
-        rows = by_channel(layer.rows(DeadLetter), options["channels"])
-        if options["id"] is not None:
-            rows = rows.filter(
-                id__in=[one for one in options["id"] if one < 2**63]
-            )  # SQLite takes no greater one
+        rows = by_channel(layer.rows(DeadLetter), options["channels"], options["id"])
         if options["error"]:
             rows = rows.filter(error__contains=options["error"])
         if options["since"]:
