@@ -16,8 +16,8 @@ from django.utils.functional import Promise
 from dbchannels.exceptions import InvalidMessage, MessageTooLarge, NewerFormat, UnreadableMessage, safe_repr
 
 #: The newest format that this release reads. Format 1 is a bare msgpack map; a later one begins with a byte that
-#: msgpack never uses, and its number. Each process has on record what it reads (``Process.reads``), so that a release
-#: with a format 2 can write format 1 for as long as a live process reads no other.
+#: msgpack never uses, and its number. Each process has on record what it reads (``Process.reads``). A release with a
+#: format 2 must write format 1 while a live process reads no other: a test in tests/worker/test_formats.py demands it.
 FORMAT = 1
 _LATER = 0xC1
 MAX_DEPTH = 64

@@ -17,7 +17,7 @@ from tests.soak.sites import on_postgresql, scaled
 from tests.soak.tally import Tally, drained, numbered, tally
 
 ROOT = MANAGE.parents[2]
-PREVIOUS = "259d66c"  # the last commit before migration 0003
+PREVIOUS = "9d6ec64"  # the last commit before migration 0004
 
 
 @contextmanager

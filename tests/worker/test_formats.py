@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 
+import msgpack
 import pytest
 
 from dbchannels import codec, route
 from dbchannels.exceptions import NewerFormat, UnreadableMessage
 from dbchannels.layers.operations import Send
-from dbchannels.models import DeadLetter, Process
+from dbchannels.models import DeadLetter, DurableMessage, History, Process, ProtocolMessage
 from dbchannels.testing.contract.case import wait_until, waiting
 from dbchannels.worker import executor
 from tests import kinds
@@ -48,9 +49,22 @@ def test_a_newer_format_is_one_clear_error():
     assert not isinstance(raised.value, NewerFormat)
 
 
-def test_every_payload_of_today_is_format_1():
-    assert codec.FORMAT == 1
-    assert codec.encode({})[0] != codec.encode({"a": 1})[0] != FORMAT_2[0]
+@kinds.on_databases
+def test_a_live_process_of_format_1_can_read_all_that_is_written(layer, new_link, monkeypatch):
+    """A release with a second format needs writers that know the lowest ``reads`` of the live processes."""
+    link = new_link(layer)
+    with monkeypatch.context() as release_before:
+        release_before.setattr(codec, "FORMAT", 1)
+        link.register("old", Process.SERVER, "reply.old!")
+    layer.group_add("room", "reply.old!a")
+    layer.send("own", {"number": 1})
+    layer.send("http.request", {})
+    layer.send_group("room", {"text": "plain"})
+    layer.send_group("room", {"text": "kept"}, history=1)
+    layer.close_connections(["reply.old!a"], 1000)  # as the server encodes its messages
+    rows = [one for model in (DurableMessage, ProtocolMessage, History) for one in layer.rows(model)]
+    assert len(rows) == 5
+    assert all(isinstance(msgpack.unpackb(bytes(one.payload)), dict) for one in rows)
 
 
 def test_a_durable_message_waits_for_a_worker_that_can_read_it(
