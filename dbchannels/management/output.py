@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
@@ -113,6 +113,34 @@ class LayerCommand(BaseCommand):
     def warn(self, text: str) -> None:
         """Write a warning to standard error."""
         self.stderr.write(self.style.WARNING(text))
+
+
+class RowsCommand(LayerCommand):
+    """A command on the rows of channels: of some, of some ids, or of all after a question."""
+
+    row, done = "", ""  # such as "message" and "cancelled"
+
+    def add_arguments(self, parser: Any) -> None:
+        parser.add_argument(
+            "channels",
+            nargs="*",
+            metavar="CHANNEL",
+            help=f"only {self.row}s of these channels, or of those that match a pattern such as 'reports.*' (all)",
+        )
+        super().add_arguments(parser)
+        parser.add_argument(
+            "--id",
+            type=int,
+            action="append",
+            metavar="N",
+            help=f"only this {self.row}, by its number in the admin; can be given more than once",
+        )
+        parser.add_argument(
+            "--all", action="store_true", help=f"do not ask before all of these {self.row}s are {self.done}"
+        )
+        parser.add_argument(
+            "--no-input", "--noinput", action="store_true", dest="all", help="the same as --all"
+        )
 
 
 def sentence(error: BaseException) -> str:
@@ -245,23 +273,20 @@ def by_channel(rows: Any, patterns: Sequence[str], ids: Sequence[int] | None = N
     )
 
 
-def counts(rows: Any) -> dict[str, int]:
-    """Return how many rows of a query set each channel has."""
-    return dict(rows.order_by("channel").values_list("channel").annotate(Count("id")))
+def ask(command: BaseCommand, rows: Any, question: str, word: str, yes: str) -> None:
+    """Show how many rows of a query set each channel has, and ask; raises CommandError unless the answer is yes.
 
-
-def ask(command: BaseCommand, found: Mapping[str, int], question: str, yes: str) -> None:
-    """Show the counts by channel, and ask; raises CommandError unless the answer is yes.
-
-    ``yes`` is the option that answers it.
+    If there is a row: ``{}`` in the question stands for their number with the word. ``yes`` is the option that answers.
     """
+    found = dict(rows.order_by("channel").values_list("channel").annotate(Count("id")))
+    if not found:
+        return
+    total = sum(found.values())
     if not sys.stdin.isatty():
-        raise CommandError(
-            f"There is no terminal to ask at: give {yes} if all {sum(found.values()):,} are meant."
-        )
+        raise CommandError(f"There is no terminal to ask at: give {yes} if all {total:,} are meant.")
     lines = [[f"  {channel}", f"{number:,}"] for channel, number in found.items()]
     command.stdout.write("\n".join(aligned(lines)))
-    if input(f"{question} [y/N] ").strip().lower() not in ("y", "yes"):
+    if input(f"{question.format(counted(total, word))} [y/N] ").strip().lower() not in ("y", "yes"):
         raise CommandError("Nothing was done.")
 
 

@@ -10,7 +10,6 @@ from dbchannels.management.output import (
     ask,
     by_channel,
     counted,
-    counts,
     in_batches,
     on_database,
     parse_duration,
@@ -42,9 +41,8 @@ class Command(LayerCommand):
         layer, age = on_database(layer), options["older_than"]
         before = layer.now() - parse_duration(age)
         rows = by_channel(layer.rows(DeadLetter), options["channel"]).filter(failed_at__lt=before)
-        if not options["no_input"] and (found := counts(rows)):
-            number = counted(sum(found.values()), "dead letter")
-            ask(self, found, f"Delete {number} older than {age}?", "--no-input")
+        if not options["no_input"]:
+            ask(self, rows, f"Delete {{}} older than {age}?", "dead letter", "--no-input")
 
         def result(number: int) -> str:
             return f"{counted(number, 'dead letter')} {'was' if number == 1 else 'were'} deleted."

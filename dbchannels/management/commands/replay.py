@@ -10,10 +10,9 @@ from dbchannels import names
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.orm import DjangoLayer
 from dbchannels.management.output import (
-    LayerCommand,
+    RowsCommand,
     ask,
     by_channel,
-    counts,
     in_batches,
     on_database,
     parse_moment,
@@ -21,28 +20,15 @@ from dbchannels.management.output import (
 )
 from dbchannels.models import DeadLetter
 
-NONE = "No dead letter matches: see the admin for a list."
 FILTERS = ("channels", "id", "error", "since", "until")
 
 
-class Command(LayerCommand):
+class Command(RowsCommand):
     help = "Moves dead letters back to their channels, where they run from the first attempt."
+    row, done = "dead letter", "moved"
 
     def add_arguments(self, parser: Any) -> None:
-        parser.add_argument(
-            "channels",
-            nargs="*",
-            metavar="CHANNEL",
-            help="run the dead letters of these channels, or of those that match a pattern such as 'reports.*' (all)",
-        )
         super().add_arguments(parser)
-        parser.add_argument(
-            "--id",
-            type=int,
-            action="append",
-            metavar="N",
-            help="only this dead letter, by its number in the admin; can be given more than once",
-        )
         parser.add_argument("--error", metavar="TEXT", help="only those with this text in their traceback")
         parser.add_argument(
             "--since",
@@ -52,10 +38,6 @@ class Command(LayerCommand):
         parser.add_argument("--until", metavar="TIME", help="only those that failed before this time")
         parser.add_argument(
             "--to", default="", metavar="CHANNEL", help="send them to this channel (their own)"
-        )
-        parser.add_argument("--all", action="store_true", help="do not ask before all dead letters run again")
-        parser.add_argument(
-            "--no-input", "--noinput", action="store_true", dest="all", help="the same as --all"
         )
 
     def act(self, layer: BaseLayer, options: dict[str, Any]) -> None:
@@ -69,7 +51,7 @@ class Command(LayerCommand):
             wanted = found if options["id"] is None else set(found).intersection(options["id"])
             moved = layer.replay(wanted, to)
         if not moved:
-            raise CommandError(NONE)
+            raise CommandError("No dead letter matches: see the admin for a list.")
         self.stdout.write(run_again(moved))
 
     def replay(self, layer: DjangoLayer, options: dict[str, Any]) -> int:
@@ -82,8 +64,5 @@ class Command(LayerCommand):
         if options["until"]:
             rows = rows.filter(failed_at__lt=parse_moment(options["until"]))
         if not options["all"] and not any(options[one] for one in FILTERS):
-            found = counts(rows)
-            if not found:
-                raise CommandError(NONE)
-            ask(self, found, "Run all of them again?", "--all")
+            ask(self, rows, "Run all of them again?", "dead letter", "--all")
         return in_batches(self, rows, lambda ids: layer.replay(ids, options["to"]), run_again)
