@@ -19,6 +19,6 @@ class ServerCounts:
         self.requests: Counter[int] = Counter()  # HTTP requests, by status
         self.handshakes: Counter[int] = Counter()  # of WebSockets, by status: 101 has accepted
         self.closes: Counter[int] = Counter()  # of WebSockets, by code
-        self.dropped_events = 0  # of groups, for WebSockets whose handlers take too long
+        self.dropped_events = 0  # of groups, for WebSockets; no worker took them in time
         self.wakeups = 0  # that the reader received
         self.renewals = 0  # of the lease

@@ -85,7 +85,7 @@ METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
     ("http_requests", COUNTER, ("status",), "HTTP requests that this server answered; 499: the client left"),
     ("websocket_handshakes", COUNTER, ("status",), "WebSocket handshakes; 101: accepted"),
     ("websocket_closes", COUNTER, ("code",), "WebSockets that ended"),
-    ("dropped_events", COUNTER, (), "Events of groups that WebSockets did not get, as too many waited"),
+    ("dropped_events", COUNTER, (), "Events of groups that WebSockets did not get, as they waited too long"),
     ("websockets", GAUGE, (), "WebSockets that are open at this server"),
     ("connections", GAUGE, (), "Connections that are open at this server, WebSockets among them"),
     ("connections_limit", GAUGE, (), "Connections that may be open at this server"),

@@ -548,11 +548,31 @@ def test_a_payload_counts_once_for_all_members_and_the_fullest_socket_is_closed(
     assert lines[1].received() == [] and unsent.used <= 300_000
 
 
-@pytest.mark.parametrize(("why", "code"), [("worker died", 1011), ("expired", 1013)])
-def test_a_lost_event_closes_as_a_lost_frame_does(line, why, code):
+def test_an_event_whose_worker_died_closes_as_a_frame_does(line):
     line.open().reply(type="a")
-    line.lose(why, "websocket.event")
-    assert line.closed_with() == code
+    line.lose("worker died", "websocket.event")
+    assert line.closed_with() == 1011
+
+
+@pytest.mark.parametrize("why", ["expired", "full", "later"])
+def test_an_event_that_no_worker_takes_in_time_is_dropped_and_the_next_message_goes_on(
+    line, logged, monkeypatch, why
+):
+    monkeypatch.setattr(connection._dropped, "_logged_at", -1e9)
+    monkeypatch.setattr(connection, "FULL_DEADLINE" if why == "full" else "RETRY_DEADLINE", -1.0)
+    line.open().reply(type="line.written")
+    line.say("hi")
+    until(lambda: line.connection._inbox)
+    if why == "later":
+        line.reply(again=1)
+    else:
+        line.lose(why, "websocket.event")
+    assert line.texts() == ["hi"] and not line.connection.closing
+    assert line.relay.counts.dropped_events == 1
+    assert "The last was line.written on /chat/tea/." in "".join(logged())
+    line.finish()
+    line.reply(type="a")
+    assert line.sent()[-1][0] == "websocket.event"
 
 
 def test_what_a_client_sends_before_it_closes_is_consumed_first(line):

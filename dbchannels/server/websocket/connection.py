@@ -18,6 +18,7 @@ from typing import Any
 import gevent
 from gevent.event import AsyncResult
 
+from dbchannels import codec
 from dbchannels.auth.sessions import session_key
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.layers.relay import OutboxFull
@@ -292,12 +293,15 @@ class Connection:
         if self._in_flight is None:
             self._send_event(reply)
         elif self._events >= EVENTS:
-            self._relay.counts.dropped_events += 1
-            _dropped.count(None, reply.message[EVENT], self._path)
+            self._drop_event(reply.message[EVENT])
         else:
             self._inbox.append(reply)
             self._events += 1
             self._unsent.add(self, reply.payload)  # one payload for all members of the group
+
+    def _drop_event(self, name: object) -> None:
+        self._relay.counts.dropped_events += 1
+        _dropped.count(None, name, self._path)
 
     def _send_event(self, reply: Reply) -> None:
         event = {key: one for key, one in reply.message.items() if key not in WORKERS_KEYS}
@@ -389,9 +393,17 @@ class Connection:
             self.call_later(random.uniform(0.2, 0.6), self._send_in_flight)
 
     def _fail(self, code: int) -> None:
-        """A message was lost, so the next ones are not consumed either, except the disconnect."""
+        """A message was lost, so the next ones are not consumed either, except the disconnect.
+
+        An event that no worker has taken in time is left out, as many members of its group may be in this position.
+        """
+        lost = self._in_flight
         self._set_in_flight(None)
-        self.close(code, "")
+        self._refused_at = self._retries = None
+        if lost is not None and lost.channel == "websocket.event" and code == TRY_AGAIN:
+            self._drop_event(codec.decode(lost.payload)[EVENT])
+        else:
+            self.close(code, "")
         self._pump()
 
     # From the client.
