@@ -314,7 +314,9 @@ def channel_layer_problems(where: str, config: object) -> list[str]:
         return [f"{where} must be a dict, such as {{'capacity': 100}}."]
     found = _unknown(config, CHANNEL_LAYER, where)
     # Channels takes compiled patterns too, and None for no capacities.
-    capacities = {str(key): one for key, one in (config.get("channel_capacity") or {}).items()}
+    capacities = config.get("channel_capacity") or {}
+    if isinstance(capacities, dict):
+        capacities = {str(key): one for key, one in capacities.items()}
     given = {**config, "channel_capacity": capacities}
     for name in ("expiry", "group_expiry", "capacity", "channel_capacity"):
         if name in given:
@@ -322,6 +324,11 @@ def channel_layer_problems(where: str, config: object) -> list[str]:
     alias = config.get("layer", "default")
     if alias != "default" and alias not in _configured():
         found.append(f"{where}['layer'] is {safe_repr(alias)}: write an alias of DBCHANNELS.")
+    elif not problems() and layer_settings(alias).backend == SHORT_BACKENDS["memory"]:
+        found.append(
+            f"DBCHANNELS[{alias!r}] is in the memory of one process: use channels.layers.InMemoryChannelLayer, or a "
+            "layer on a database."
+        )
     return found
 
 

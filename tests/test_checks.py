@@ -271,6 +271,13 @@ def test_below_static_files_another_runserver_is_run(settings):
     assert hint.startswith("Move 'dbchannels' above 'django.contrib.staticfiles', or silence dbchannels.W003")
 
 
+def test_daphne_has_a_runserver_of_its_own(settings, monkeypatch):
+    apps = [app for app in settings.INSTALLED_APPS if app != "dbchannels"]
+    settings.INSTALLED_APPS = [*apps, "dbchannels"]
+    monkeypatch.setattr(site, "get_commands", lambda: {"runserver": "daphne"})
+    assert found() == []
+
+
 def test_without_static_files_the_order_is_all_the_same(settings):
     settings.INSTALLED_APPS = [app for app in settings.INSTALLED_APPS if not app.endswith("staticfiles")]
     assert found() == []
@@ -940,7 +947,7 @@ class Named(WebsocketConsumer):
 # W018 and W019: what nobody names.
 
 
-def test_w018_says_which_routing_nobody_names(app, configured, monkeypatch):
+def test_w018_says_which_routing_nobody_names(app, configured, settings):
     for path in app.rglob("*.py"):
         path.unlink()
     (app / "__init__.py").touch()
@@ -950,6 +957,9 @@ def test_w018_says_which_routing_nobody_names(app, configured, monkeypatch):
         "unread_app.routing has routes or consumers, and nothing imports it, so no message reaches them.",
         "Set DBCHANNELS = {'default': {'ROUTING': 'unread_app.routing'}}, or import it in your routing module.",
     )
+    settings.CHANNEL_LAYERS = {"default": {"BACKEND": conf.CHANNEL_LAYER_BACKEND}}
+    assert found() == []  # the routing may be that of Channels
+    del settings.CHANNEL_LAYERS
     configured(ROUTING="unread_app.routing")
     assert found() == []
 

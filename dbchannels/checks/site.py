@@ -12,6 +12,7 @@ from typing import Any
 from django.apps import AppConfig, apps
 from django.conf import settings
 from django.core import checks
+from django.core.management import get_commands
 from django.db import DatabaseError, connections
 from django.utils.module_loading import autodiscover_modules
 
@@ -69,15 +70,21 @@ def check_tasks(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
 
 @checks.register("dbchannels")
 def check_channel_layers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
-    """E007: ``CHANNEL_LAYERS`` names dbchannels' channel layer with a ``CONFIG`` that it does not take. Write what the
-    message says.
+    """E007: ``CHANNEL_LAYERS`` names dbchannels' channel layer with a ``CONFIG`` that it does not take, or another name
+    in dbchannels. Write what the message says.
     """
     sentences: list[str] = []
     layers = getattr(settings, "CHANNEL_LAYERS", None)
     for alias, entry in layers.items() if isinstance(layers, dict) else ():
-        if isinstance(entry, dict) and entry.get("BACKEND") == conf.CHANNEL_LAYER_BACKEND:
-            where = f"CHANNEL_LAYERS[{alias!r}]['CONFIG']"
-            sentences += conf.channel_layer_problems(where, entry.get("CONFIG", {}))
+        where = f"CHANNEL_LAYERS[{alias!r}]"
+        backend = entry.get("BACKEND") if isinstance(entry, dict) else entry
+        if backend == conf.CHANNEL_LAYER_BACKEND and isinstance(entry, dict):
+            sentences += conf.channel_layer_problems(f"{where}['CONFIG']", entry.get("CONFIG", {}))
+        elif str(backend).startswith("dbchannels"):
+            advice = f"write {{'BACKEND': {conf.CHANNEL_LAYER_BACKEND!r}}}"
+            sentences.append(
+                f"{where} names {backend!r}, which is not a channel layer of Channels: {advice}."
+            )
     return [checks.Error(sentence, id="dbchannels.E007") for sentence in sentences]
 
 
@@ -86,13 +93,9 @@ def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage
     """W017: ``CHANNEL_LAYERS``, ``ASGI_APPLICATION`` or a ``CELERY_...`` setting is left over from Channels or Celery,
     which the site does not import. Write what replaces it, and remove the setting.
     """
-    # Daphne reads ASGI_APPLICATION, and Celery is no app.
-    channels = any(map(apps.is_installed, ("channels", "daphne"))) or "channels" in sys.modules
-    # With our layer it is a site of Channels, though the process that checks need not import the library.
-    channels = channels or conf.CHANNEL_LAYER_BACKEND in str(getattr(settings, "CHANNEL_LAYERS", ""))
-    found = []
+    channels, found = _runs_channels() or "channels" in sys.modules, []
     for name in sorted(dir(settings)):
-        if name.startswith("CELERY") and name.isupper() and "celery" not in sys.modules:
+        if name.startswith("CELERY") and name.isupper() and "celery" not in sys.modules:  # it is no app
             library = "Celery"
         elif name in ("CHANNEL_LAYERS", "ASGI_APPLICATION") and not channels:
             library = "Channels"
@@ -109,14 +112,20 @@ def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage
     return found
 
 
+def _runs_channels() -> bool:
+    """Whether this is a site of Channels, though the process that checks need not import the library."""
+    # Daphne reads ASGI_APPLICATION, and is the only app that Channels' tutorial lists.
+    installed = any(map(apps.is_installed, ("channels", "daphne")))
+    return installed or conf.CHANNEL_LAYER_BACKEND in str(getattr(settings, "CHANNEL_LAYERS", ""))
+
+
 @checks.register("dbchannels", checks.Tags.staticfiles)
 def check_order(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """W003: ``dbchannels`` is listed below ``django.contrib.staticfiles`` in INSTALLED_APPS, so ``runserver`` is
     Django's, which opens no WebSocket. Move it up.
     """
-    names = [config.name for config in apps.get_app_configs()]
     static = "django.contrib.staticfiles"
-    if static not in names or names.index("dbchannels") < names.index(static):
+    if get_commands().get("runserver") != static:  # daphne has a runserver, too
         return []
     return [
         checks.Warning(
@@ -359,7 +368,7 @@ def unnamed_modules() -> Iterator[checks.CheckMessage]:
     """W018: A ``routing.py``, or a ``consumers.py`` beside the settings, has routes, and nothing imports it. Name it
     in ``DBCHANNELS["default"]["ROUTING"]``, or import it in your routing module.
     """
-    if apps.is_installed("channels"):  # the modules may belong to Channels
+    if _runs_channels():  # the modules may belong to Channels
         return
     places = {config.name: Path(config.path) for config in apps.get_app_configs() if is_of_the_site(config)}
     wanted = [(f"{name}.routing", root / "routing.py") for name, root in places.items()]

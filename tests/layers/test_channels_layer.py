@@ -613,6 +613,7 @@ def test_a_forked_child_has_threads_and_sessions_of_its_own(layer):
         ({"capacity": 0}, r"\['capacity'\] is 0: write a whole number"),
         ({"expiry": -1}, r"\['expiry'\] is -1: write seconds"),
         ({"channel_capacity": {"a": "b"}}, r"\['channel_capacity'\] is"),
+        ({"channel_capacity": ["a"]}, r"\['channel_capacity'\] is"),
         ({"layer": "other"}, r"\['layer'\] is 'other': write an alias of DBCHANNELS"),
     ],
 )
@@ -639,7 +640,27 @@ def test_check_knows_the_backend():
         assert check_channel_layers(None) == check_leftovers(None) == []
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"BACKEND": "dbchannels.ChannelLayer"},
+        {"BACKEND": "dbchannels.layers.postgresql.PostgreSQLLayer"},
+        conf.CHANNEL_LAYER_BACKEND,
+    ],
+)
+def test_check_names_the_right_backend(entry):
+    with override_settings(CHANNEL_LAYERS={"default": entry}):
+        (found,) = check_channel_layers(None)
+    assert (
+        found.id == "dbchannels.E007" and f"write {{'BACKEND': '{conf.CHANNEL_LAYER_BACKEND}'}}" in found.msg
+    )
+
+
 @kinds.only("memory")
 def test_a_layer_in_memory_is_refused(new_channels):
     with pytest.raises(InvalidConfiguration, match=r"use channels\.layers\.InMemoryChannelLayer"):
         new_channels()
+    ours = {"BACKEND": conf.CHANNEL_LAYER_BACKEND}
+    with override_settings(CHANNEL_LAYERS={"default": ours}):
+        (found,) = check_channel_layers(None)
+    assert "InMemoryChannelLayer" in found.msg

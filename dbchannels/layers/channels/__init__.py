@@ -83,11 +83,6 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has no t
         }
         self._settings = settings._replace(options={**settings.options, **own})
         self._layer = self._make_layer()
-        if not self._layer.shared:
-            raise InvalidConfiguration(
-                f"DBCHANNELS[{settings.alias!r}] is in the memory of one process: use channels.layers."
-                "InMemoryChannelLayer, or a layer on a database."
-            )
         self._limit: int = settings.options["max_message_size"]
         self._inherited: list[ChannelsRelay | None] = []
         self._relay: ChannelsRelay | None = None
