@@ -23,12 +23,10 @@ EXAMPLES = [
 CRON = ["cronsim>=2.6"]  # reads crontab lines: @consumer(..., every="0 7 * * *")
 # Django's tasks, for Django before 6.0. Its older releases have a database backend of their own, and other names.
 TASKS = ["django-tasks>=0.12"]
-METRICS = ["prometheus-client>=0.22"]  # /metrics on the port of --probe-port
 CHANNELS = ["channels>=4.2"]  # CHANNEL_LAYERS of sites that run Channels' consumers
 TESTS = [
     *EXAMPLES,
     *CRON,
-    *METRICS,
     *TASKS,
     *CHANNELS,
     "daphne>=4.1",  # serves the chat of Channels' tutorial on our channel layer
@@ -38,6 +36,7 @@ TESTS = [
     "hypothesis>=6",
     "mypy>=1.15",
     "playwright>=1.50",
+    "prometheus-client>=0.22",  # parses /metrics as Prometheus does
     "pytest>=8.3",
     "pytest-django>=4.9",
     "pytest-xdist>=3.6",  # runs all tests in several processes
@@ -93,7 +92,6 @@ setup(
     ],
     extras_require={
         "cron": CRON,
-        "metrics": METRICS,
         "tasks": TASKS,
         "channels": CHANNELS,
         "examples": EXAMPLES,

@@ -21,6 +21,7 @@ from dbchannels.measures import (
     WAITS,
     Counts,
     from_json,
+    in_pauses,
     is_number,
     quantile,
     to_json,
@@ -92,12 +93,13 @@ def read_sample(source: str, text: str, channels: Collection[str] | None = None)
     try:
         head, *lines = text.splitlines()
         read: dict[str, Any] = {**json.loads(head), "source": source}
-        starts = None if channels is None else {line_start(name) for name in channels}
-        found = {}
-        for line in lines:
-            if starts is None or line[: line.find('":') + 2] in starts:
-                found.update(json.loads(f"{{{line}}}"))
-        read["channels"] = from_json(found, size)
+        if channels is not None:
+            starts = {line_start(name) for name in channels}
+            lines = [line for line in lines if line[: line.find('":') + 2] in starts]
+        found: Counts = {}
+        for line in in_pauses(lines):
+            found |= from_json(json.loads(f"{{{line}}}"), size)
+        read["channels"] = found
         if source or "all" in read:
             read["all"] = from_json({"": read["all"]}, size)[""]
         numbers = (

@@ -70,7 +70,6 @@ LATE = {
     ("apps", "auth.logout"),
     ("auth.users", "django.contrib.auth.models"),
     ("wsgi", "server.wsgi_gateway"),
-    ("server.server", "server.metrics"),
 }
 
 FILES = {

@@ -22,8 +22,8 @@ DASHBOARD = json.loads((ROOT / "examples/grafana-dashboard.json").read_text())
 
 #: The names of all lines that are shown, and the labels of each.
 LINES = {
-    f"dbchannels_{name}{end}": {*labels, *(("le",) if end == "_bucket" else ())}
-    for name, kind, labels, _ in METRICS
+    f"dbchannels_{name}{end}": {label, *(("le",) if end == "_bucket" else ())}
+    for name, kind, label, _ in METRICS
     for end in {COUNTER: ("_total",), HISTOGRAM: ("_bucket", "_sum", "_count")}.get(kind, ("",))
 }
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
@@ -33,8 +33,8 @@ ALERTS = re.findall(r"^ +expr: (.+)$", PAGE, re.MULTILINE)
 def test_the_table_has_each_metric():
     rows = re.findall(r"^``(\w+)``  +(counter|gauge|histogram)  +(\S+)  +(.+)$", PAGE, re.MULTILINE)
     assert rows == [
-        (name + "_total" * (kind == COUNTER), kind, "".join(f"``{one}``" for one in labels) or "\\", text)
-        for name, kind, labels, text in METRICS
+        (name + "_total" * (kind == COUNTER), kind, f"``{label}``" if label else "\\", text)
+        for name, kind, label, text in METRICS
     ]
 
 

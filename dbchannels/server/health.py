@@ -1,15 +1,15 @@
 """The health checks of this process: ``/healthz`` says that it lives, ``/readyz`` that it takes requests.
 
 They have a port of their own, so that no client reaches them, and are answered from what the hub knows, without a wait
-for the database or a worker. ``/metrics`` is there too, see ``metrics``. A connection that sends nothing is closed
-after a few seconds, and is the first to be closed when there are many.
+for the database or a worker. ``/metrics`` is there too, see ``metrics``. A connection that sends nothing, or reads
+nothing, is closed after a few seconds, and is the first to be closed when there are many.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
 import gevent
 from gevent.server import StreamServer
@@ -17,19 +17,14 @@ from gevent.server import StreamServer
 from dbchannels.server.http.messages import Refused, encode_head, refuse_response
 from dbchannels.server.http.parser import HeadLimits, HeadReader
 from dbchannels.server.listeners import Listener
+from dbchannels.server.metrics import Metrics
 
 MOST = 32  # connections at once
-DEADLINE = 5.0  # seconds for a request and its response
+DEADLINE = (
+    5.0  # seconds for a request, and for its response; not for the time that it takes to make the metrics
+)
 LIMITS = HeadLimits(line=1_024, size=8_192)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-NOT_INSTALLED = "Metrics need the package prometheus-client: pip install 'dbchannels[metrics]'."
-
-
-class Metrics(Protocol):
-    """See ``metrics``, which is imported only where prometheus-client is installed."""
-
-    def text(self) -> Sequence[bytes]:
-        """Return the metrics as Prometheus reads them, in pieces."""
 
 
 def check_health(path: str, why_not_ready: str) -> tuple[int, str]:
@@ -46,8 +41,7 @@ def check_health(path: str, why_not_ready: str) -> tuple[int, str]:
 class HealthServer:
     """Answers at a listener, from ``start`` to ``stop``."""
 
-    def __init__(self, listener: Listener, why_not_ready: Callable[[], str], metrics: Metrics | None) -> None:
-        """Without prometheus-client ``metrics`` is None."""
+    def __init__(self, listener: Listener, why_not_ready: Callable[[], str], metrics: Metrics) -> None:
         self._why_not_ready, self._metrics = why_not_ready, metrics
         self._text: Any = None  # the result of a native thread that makes the metrics' text, or has made it
         self.listener = listener
@@ -69,29 +63,33 @@ class HealthServer:
             del self._open[oldest]  # now: others come before it has ended
             oldest.kill(block=False)
         try:
-            with gevent.Timeout(DEADLINE, False), suppress(OSError):
-                for part in self._answer(sock):
-                    sock.sendall(part)
-                    gevent.sleep(0)  # the kernel may take many megabytes at once
+            with suppress(OSError):
+                answer = self._answer(sock)
+                with gevent.Timeout(DEADLINE, False):
+                    for part in answer:
+                        sock.sendall(part)
+                        gevent.sleep(0)  # the kernel may take many megabytes at once
         finally:
             self._open.pop(greenlet, None)
 
     def _answer(self, sock: Any) -> tuple[bytes, ...]:
         """Return the parts of the answer. Slow clients share those of the metrics."""
-        reader = HeadReader(LIMITS)
+        reader, head = HeadReader(LIMITS), None
         try:
-            while not (head := reader.feed(data := sock.recv(LIMITS.size))):
-                if not data:
-                    return ()
+            with gevent.Timeout(DEADLINE, False):
+                while not head:
+                    head = reader.feed(data := sock.recv(LIMITS.size))
+                    if not data:
+                        return ()
         except Refused as refused:
             return (refuse_response(refused.status, str(refused), refused.headers),)
+        if head is None:
+            return ()
         if head.method not in ("GET", "HEAD"):
             return (refuse_response(405, "Ask with GET.", [("Allow", "GET, HEAD")]),)
         path = head.target.partition("?")[0]
-        if path == "/metrics" and self._metrics is not None:
-            if (
-                self._text is None or self._text.ready()
-            ):  # one thread for all that wait, also when they give up
+        if path == "/metrics":
+            if self._text is None or self._text.ready():  # one thread for all that wait
                 self._text = gevent.get_hub().threadpool.spawn(self._metrics.text)
             body: Sequence[bytes] = self._text.get()
             headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(sum(map(len, body))))]
@@ -99,8 +97,6 @@ class HealthServer:
             head_of_answer = encode_head("200 OK", headers)
         else:
             status, sentence = check_health(path, self._why_not_ready())
-            if path == "/metrics":
-                status, sentence = 501, NOT_INSTALLED
             whole = refuse_response(status, sentence, [("Cache-Control", "no-store")])
             end = whole.index(b"\r\n\r\n") + 4
             head_of_answer, body = whole[:end], (whole[end:],)

@@ -1,4 +1,4 @@
-"""``/metrics`` on the probes' port, in Prometheus' text format, by the package prometheus-client.
+"""``/metrics`` on the probes' port, in Prometheus' text format.
 
 Counters and histograms are of this server and its workers, since its start. The gauges ``dbchannels_site_*`` are of the
 whole site: a worker counts them for its samples, and the housekeeper reads them. So nothing here waits for the database
@@ -9,15 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, islice
-from typing import Any, NamedTuple, Protocol
-
-from prometheus_client import Metric, generate_latest
-from prometheus_client.samples import Sample
-from prometheus_client.utils import floatToGoString
+from itertools import accumulate
+from typing import Any, Protocol
 
 from dbchannels.measures import (
-    AT_ONCE,
     BOUNDS,
     DEAD,
     DONE,
@@ -35,8 +30,8 @@ from dbchannels.server.counts import OTHER, ServerCounts
 
 STALE = 900.0  # seconds after which nobody seems to count the site any more, and its gauges are left out
 MOST = 100  # values of a label of the server's own counters
-Values = Iterable[tuple[tuple[str, ...], float]]  # (values of the labels, value)
-Line = tuple[str, dict[str, str], float]  # (name, labels, value)
+PIECE = 100_000  # characters of the text after which the hub may run: about a millisecond
+Values = Iterable[tuple[str, float]]  # (value of the label, value)
 
 
 class Source(Protocol):
@@ -63,80 +58,73 @@ class Source(Protocol):
 
 
 COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
-#: (name, kind, labels, help). The table in docs/metrics.rst has the same.
-METRICS: tuple[tuple[str, str, tuple[str, ...], str], ...] = (
-    ("messages_sent", COUNTER, ("channel",), "Messages that this server sent to the layer"),
+#: (name, kind, label or "", help). The table in docs/metrics.rst has the same.
+METRICS: tuple[tuple[str, str, str, str], ...] = (
+    ("messages_sent", COUNTER, "channel", "Messages that this server sent to the layer"),
     (
         "messages_started",
         COUNTER,
-        ("channel",),
+        "channel",
         "Messages whose consumers were started by this server's workers",
     ),
-    ("messages_done", COUNTER, ("channel",), "Messages whose consumers returned"),
-    ("messages_failed", COUNTER, ("channel",), "Messages whose consumers raised, for the last time too"),
-    ("messages_dead", COUNTER, ("channel",), "Messages that became dead letters"),
+    ("messages_done", COUNTER, "channel", "Messages whose consumers returned"),
+    ("messages_failed", COUNTER, "channel", "Messages whose consumers raised, for the last time too"),
+    ("messages_dead", COUNTER, "channel", "Messages that became dead letters"),
     (
         "message_wait_seconds",
         HISTOGRAM,
-        ("channel",),
+        "channel",
         "How long messages waited until their consumers started",
     ),
-    ("message_run_seconds", HISTOGRAM, ("channel",), "How long consumers ran"),
-    ("http_requests", COUNTER, ("status",), "HTTP requests that this server answered; 499: the client left"),
-    ("websocket_handshakes", COUNTER, ("status",), "WebSocket handshakes; 101: accepted"),
-    ("websocket_closes", COUNTER, ("code",), "WebSockets that ended"),
-    ("dropped_events", COUNTER, (), "Events of groups that WebSockets did not get, as they waited too long"),
-    ("websockets", GAUGE, (), "WebSockets that are open at this server"),
-    ("connections", GAUGE, (), "Connections that are open at this server, WebSockets among them"),
-    ("connections_limit", GAUGE, (), "Connections that may be open at this server"),
-    ("workers_ready", GAUGE, (), "Workers of this server that take messages"),
-    ("budget_bytes", GAUGE, ("budget",), "Bytes that clients make this server hold"),
-    ("budget_limit_bytes", GAUGE, ("budget",), "Bytes that clients may make this server hold"),
-    ("layer_outages", COUNTER, (), "How often this server or one of its workers could not use the layer"),
-    ("wakeups", COUNTER, (), "Wakeups that this server received"),
-    ("lease_renewals", COUNTER, (), "Lease renewals of this server and its workers"),
-    ("site_ready", GAUGE, ("channel",), "Messages of the whole site that are ready"),
-    ("site_delayed", GAUGE, ("channel",), "Messages of the whole site that are not due yet"),
-    ("site_running", GAUGE, ("channel",), "Durable messages of the whole site that a worker has claimed"),
+    ("message_run_seconds", HISTOGRAM, "channel", "How long consumers ran"),
+    ("http_requests", COUNTER, "status", "HTTP requests that this server answered; 499: the client left"),
+    ("websocket_handshakes", COUNTER, "status", "WebSocket handshakes; 101: accepted"),
+    ("websocket_closes", COUNTER, "code", "WebSockets that ended"),
+    ("dropped_events", COUNTER, "", "Events of groups that WebSockets did not get, as they waited too long"),
+    ("websockets", GAUGE, "", "WebSockets that are open at this server"),
+    ("connections", GAUGE, "", "Connections that are open at this server, WebSockets among them"),
+    ("connections_limit", GAUGE, "", "Connections that may be open at this server"),
+    ("workers_ready", GAUGE, "", "Workers of this server that take messages"),
+    ("budget_bytes", GAUGE, "budget", "Bytes that clients make this server hold"),
+    ("budget_limit_bytes", GAUGE, "budget", "Bytes that clients may make this server hold"),
+    ("layer_outages", COUNTER, "", "How often this server or one of its workers could not use the layer"),
+    ("wakeups", COUNTER, "", "Wakeups that this server received"),
+    ("lease_renewals", COUNTER, "", "Lease renewals of this server and its workers"),
+    ("site_ready", GAUGE, "channel", "Messages of the whole site that are ready"),
+    ("site_delayed", GAUGE, "channel", "Messages of the whole site that are not due yet"),
+    ("site_running", GAUGE, "channel", "Durable messages of the whole site that a worker has claimed"),
     (
         "site_oldest_seconds",
         GAUGE,
-        ("channel",),
+        "channel",
         "For how long the oldest ready message of the whole site has waited",
     ),
-    ("site_dead_letters", GAUGE, ("channel",), "Dead letters of the whole site"),
-    ("site_takers", GAUGE, ("channel",), "Workers of the whole site that take messages of the channel"),
-    ("site_websockets", GAUGE, (), "WebSockets of the whole site"),
-    ("site_servers", GAUGE, (), "Interface servers of the whole site"),
-    ("site_workers", GAUGE, (), "Workers of the whole site"),
+    ("site_dead_letters", GAUGE, "channel", "Dead letters of the whole site"),
+    ("site_takers", GAUGE, "channel", "Workers of the whole site that take messages of the channel"),
+    ("site_websockets", GAUGE, "", "WebSockets of the whole site"),
+    ("site_servers", GAUGE, "", "Interface servers of the whole site"),
+    ("site_workers", GAUGE, "", "Workers of the whole site"),
     (
         "site_counted_timestamp_seconds",
         GAUGE,
-        (),
+        "",
         "When the whole site was last counted, in seconds since 1970",
     ),
 )
 
 
 #: Of which numbers a counter of messages is the sum: a message dies when its consumer has raised for the last time.
-COUNTED = (("started", (STARTED,)), ("done", (DONE,)), ("failed", (FAILED, DEAD)), ("dead", (DEAD,)))
-
-
-class Registry(NamedTuple):
-    """What prometheus-client makes text of."""
-
-    metric: Metric
-
-    def collect(self) -> Iterator[Metric]:
-        """Yield the metric."""
-        yield self.metric
+COUNTED = {"started": (STARTED,), "done": (DONE,), "failed": (FAILED, DEAD), "dead": (DEAD,)}
+#: Which numbers are the buckets of a histogram, and which one is the sum.
+HISTOGRAMS = {"message_wait_seconds": (WAITS, WAITED), "message_run_seconds": (RUNS, RAN)}
+_BOUNDS = (*map(str, map(float, BOUNDS)), "+Inf")
 
 
 class Metrics:
     """Makes the text, at most once a second, and so seldom that it takes 5 % of a processor at most.
 
-    The text is in pieces. Making it takes a native thread half a second with a thousand channels, and the hub must not
-    wait for that: so between two pieces it may run.
+    Making it takes a native thread a tenth of a second with a thousand channels, and the hub must not wait for that: so
+    the text is in pieces, and between two of them the hub may run.
     """
 
     def __init__(self, source: Source) -> None:
@@ -146,34 +134,35 @@ class Metrics:
 
     def text(self) -> Sequence[bytes]:
         """Return the text, in pieces. Call it in a native thread, and in one at a time."""
-        started = time.monotonic()
-        if started >= self.good_until:
+        if time.monotonic() >= self.good_until:
+            started = time.thread_time()
             self._text = list(in_pauses(self._pieces(), 1))
-            ended = time.monotonic()
-            self.good_until = ended + max(1.0, 20 * (ended - started))
+            self.good_until = time.monotonic() + max(1.0, 20 * (time.thread_time() - started))
         return self._text
 
     def _pieces(self) -> Iterator[bytes]:
-        for metric, lines in self._metrics():
-            registry = Registry(metric)
-            head = generate_latest(registry)
-            yield head
-            while some := list(islice(lines, AT_ONCE)):
-                metric.samples = [Sample(*line) for line in some]
-                yield generate_latest(registry)[len(head) :]
+        some, size = list[str](), 0
+        for lines in self._lines():
+            some.append(lines)
+            size += len(lines)
+            if size >= PIECE:
+                yield "".join(some).encode(errors="replace")
+                some, size = [], 0
+        yield "".join(some).encode(errors="replace")
 
-    def _metrics(self) -> Iterator[tuple[Metric, Iterator[Line]]]:
+    def _lines(self) -> Iterator[str]:
+        """Yield the text, a few lines at once."""
         counts, events = self._source.counted()
         values: dict[str, Values] = {**self._of_server(events), **self._of_site()}
-        for name, positions in COUNTED:
+        for name, positions in COUNTED.items():
             values[f"messages_{name}"] = _of_channels(counts, *positions)
-        for name, kind, labels, text in METRICS:
-            metric = Metric(f"dbchannels_{name}", text, kind)
+        for short, kind, label, text in METRICS:
+            name = f"dbchannels_{short}" + "_total" * (kind == COUNTER)
+            yield f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
             if kind == HISTOGRAM:
-                part, sums = (WAITS, WAITED) if name == "message_wait_seconds" else (RUNS, RAN)
-                yield metric, _histogram(metric.name, counts, part, sums)
-            else:
-                yield metric, _lines(metric.name + "_total" * (kind == COUNTER), labels, values.get(name, ()))
+                yield from _histogram(name, counts, *HISTOGRAMS[short])
+            for value, number in values.get(short, ()):
+                yield f"{name}{{{_pair(label, value)}}} {number}\n" if label else f"{name} {number}\n"
 
     def _of_server(self, events: Mapping[str, int]) -> dict[str, Values]:
         own, state, budgets = self._source.counts, self._source.state(), self._source.budgets()
@@ -182,20 +171,18 @@ class Metrics:
             "http_requests": _by(own.requests),
             "websocket_handshakes": _by(own.handshakes),
             "websocket_closes": _by(own.closes),
-            "dropped_events": [((), own.dropped_events)],
-            "budget_bytes": [((name,), used) for name, (used, _) in budgets.items()],
-            "budget_limit_bytes": [((name,), limit) for name, (_, limit) in budgets.items()],
-            "layer_outages": [((), self._source.outages() + events.get("outages", 0))],
-            "wakeups": [((), own.wakeups)],
-            "lease_renewals": [((), own.renewals + events.get("renewals", 0))],
-            **{name: [((), number)] for name, number in state.items()},
+            "dropped_events": [("", own.dropped_events)],
+            "budget_bytes": [(name, used) for name, (used, _) in budgets.items()],
+            "budget_limit_bytes": [(name, limit) for name, (_, limit) in budgets.items()],
+            "layer_outages": [("", self._source.outages() + events.get("outages", 0))],
+            "wakeups": [("", own.wakeups)],
+            "lease_renewals": [("", own.renewals + events.get("renewals", 0))],
+            **{name: [("", number)] for name, number in state.items()},
         }
 
     def _of_site(self) -> dict[str, Values]:
         sample, takers = self._source.site()
-        found: dict[str, Values] = {
-            "site_takers": [((channel,), number) for channel, number in takers.items()]
-        }
+        found: dict[str, Values] = {"site_takers": [(channel, number) for channel, number in takers.items()]}
         read = read_sample("", sample)
         if read is None or time.time() - read["t"] > STALE:
             return found
@@ -204,34 +191,34 @@ class Metrics:
             found[f"site_{names.get(gauge, gauge)}"] = _of_channels(read.get("channels", {}), position)
         for gauge, name in (("sockets", "websockets"), ("servers", "servers"), ("workers", "workers")):
             if gauge in read:
-                found[f"site_{name}"] = [((), read[gauge])]
-        return {**found, "site_counted_timestamp_seconds": [((), read["t"])]}
+                found[f"site_{name}"] = [("", read[gauge])]
+        return {**found, "site_counted_timestamp_seconds": [("", read["t"])]}
 
 
 def _of_channels(counts: Counts, *positions: int) -> Values:
-    return (((channel,), sum(numbers[one] for one in positions)) for channel, numbers in counts.items())
+    return ((channel, sum([numbers[one] for one in positions])) for channel, numbers in counts.items())
 
 
 def _by(counter: Mapping[Any, float]) -> Values:
     """Return the values of a label: only the first ones by name, because clients, consumers and views choose them."""
-    found = [((str(value),), number) for value, number in dict(counter).items()]
+    found = [(str(value), number) for value, number in dict(counter).items()]
     if rest := found[MOST:]:
-        found[MOST:] = [((OTHER,), sum(number for _, number in rest))]
+        found[MOST:] = [(OTHER, sum(number for _, number in rest))]
     return found
 
 
-def _lines(name: str, labels: tuple[str, ...], values: Values) -> Iterator[Line]:
-    for given, value in values:
-        yield name, dict(zip(labels, given, strict=True)), value
-
-
-_BOUNDS = (*map(floatToGoString, BOUNDS), "+Inf")
-
-
-def _histogram(name: str, counts: Counts, part: slice, sums: int) -> Iterator[Line]:
+def _histogram(name: str, counts: Counts, part: slice, total: int) -> Iterator[str]:
     for channel, numbers in counts.items():
-        buckets = list(accumulate(numbers[part]))
-        for bound, below in zip(_BOUNDS, buckets, strict=True):
-            yield f"{name}_bucket", {"channel": channel, "le": bound}, below
-        yield f"{name}_count", {"channel": channel}, buckets[-1]
-        yield f"{name}_sum", {"channel": channel}, numbers[sums]
+        pair, buckets = _pair("channel", channel), list(accumulate(numbers[part]))
+        lines = [
+            f'{name}_bucket{{{pair},le="{bound}"}} {below}\n'
+            for bound, below in zip(_BOUNDS, buckets, strict=True)
+        ]
+        yield (
+            "".join(lines) + f"{name}_count{{{pair}}} {buckets[-1]}\n{name}_sum{{{pair}}} {numbers[total]}\n"
+        )
+
+
+def _pair(label: str, value: str) -> str:
+    escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    return f'{label}="{escaped}"'

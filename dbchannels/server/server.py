@@ -27,7 +27,7 @@ from dbchannels.server.connection_limits import (
     first_kept,
     reject,
 )
-from dbchannels.server.health import HealthServer, Metrics
+from dbchannels.server.health import HealthServer
 from dbchannels.server.http import messages
 from dbchannels.server.http.dispatch import Requests
 from dbchannels.server.http.handler import Handler
@@ -41,6 +41,7 @@ from dbchannels.server.listeners import (
     listen,
     listen_all,
 )
+from dbchannels.server.metrics import Metrics
 from dbchannels.server.options import ServerConfig
 from dbchannels.server.proxy_headers import forwarded_scheme
 from dbchannels.server.relay import Hub, Relay
@@ -144,15 +145,6 @@ class Measured:
         }
 
 
-def load_metrics(source: Measured) -> Metrics | None:
-    """Return the metrics of a server; None if prometheus-client is not installed."""
-    try:
-        from dbchannels.server.metrics import Metrics as PrometheusMetrics
-    except ImportError:
-        return None
-    return PrometheusMetrics(source)
-
-
 class InterfaceServer:
     """Listens at its addresses at once; ``start`` needs the layer, ``stop`` lets requests and consumers finish."""
 
@@ -182,9 +174,8 @@ class InterfaceServer:
             probe = listen(options.health_address, SocketPermissions())
         self._health: HealthServer | None = None
         if probe:
-            metrics = load_metrics(Measured(self, self._budget))
-            self.relay.housekeeper.watches_site = metrics is not None
-            self._health = HealthServer(probe, self.why_not_ready, metrics)
+            self.relay.housekeeper.watches_site = True
+            self._health = HealthServer(probe, self.why_not_ready, Metrics(Measured(self, self._budget)))
         self.health_address = probe.address if probe else None
         try:
             self._sockets = listen_all(options.addresses, options.socket_permissions, inherited.site)

@@ -109,7 +109,7 @@ def test_runchannels_replaces_workers_that_have_reached_a_limit(site):
     assert " messages (--max-messages), so another one takes its place." in served.output()
     assert "starting another" not in served.output()
     # The server keeps what those that have ended had counted, and nothing else of them.
-    done = 'dbchannels_messages_done_total{channel="ledger"} 12.0\n'
+    done = 'dbchannels_messages_done_total{channel="ledger"} 12\n'
     until(lambda: done in asked(probes_of(served), "/metrics")[1], served.output, 60)
     until(lambda: site.count("process") == 3, "the old workers are off the record", 60)
     until(lambda: len(os.listdir(f"/proc/{served.process.pid}/fd")) <= descriptors, "no descriptor is left")

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import threading
 import time
 
 import gevent
 import pytest
+from gevent import socket
 from prometheus_client.parser import text_string_to_metric_families
 
 from dbchannels import measures
-from dbchannels.measures import AT_ONCE, BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS
-from dbchannels.samples import site_sample
-from dbchannels.server import health, server
+from dbchannels.measures import ADDED_AT_ONCE, AT_ONCE, BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS
+from dbchannels.samples import read_sample, site_sample
+from dbchannels.server import health
 from dbchannels.server import metrics as metrics_module
 from dbchannels.server.counts import OTHER, ServerCounts
 from dbchannels.server.listeners import Address
-from dbchannels.server.metrics import METRICS, STALE, Metrics
+from dbchannels.server.metrics import METRICS, PIECE, STALE, Metrics
 from dbchannels.server.metrics import MOST as MOST_VALUES
-from dbchannels.server.metrics import _histogram as histogram
-from dbchannels.server.metrics import _lines as lines
 from dbchannels.worker.batch import Measures
+from tests.harness import HOST
 from tests.server import test_server
 from tests.server.test_health import asked
 from tests.server.test_server import Client, until
@@ -98,11 +97,11 @@ def test_each_metric_is_declared_and_has_help():
     text = b"".join(Metrics(Source()).text()).decode()
     families = {one.name: one for one in text_string_to_metric_families(text)}
     assert set(families) == {f"dbchannels_{name}" for name, *_ in METRICS}
-    for name, kind, labels, text in METRICS:
+    for name, kind, label, text in METRICS:
         family = families[f"dbchannels_{name}"]
         assert (family.type, family.documentation) == (kind, text)
         assert ("whole site" in text) is name.startswith("site_")
-        assert all(set(labels) <= set(one.labels) for one in family.samples)
+        assert all(label in one.labels or not label for one in family.samples)
 
 
 def test_gauges_of_the_site_are_those_of_the_newest_sample():
@@ -129,13 +128,20 @@ def test_old_gauges_are_left_out(data):
     assert ("dbchannels_site_counted_timestamp_seconds", ()) in of(source)
 
 
-@pytest.mark.parametrize("channel", ['a"b', "a\\b", "a\nb", "a} 1\nforged 2", "ü"])
+@pytest.mark.parametrize(
+    "channel", ['a"b', "a\\b", "a\\nb", "a\nb", "a} 1\nforged 2", "a\r", "", "ü", "🐙" * 63, "\\"]
+)
 def test_a_value_of_a_label_cannot_break_a_line(channel):
     source = Source()
     source.takers = {channel: 1}
-    found = of(source)
-    assert found["dbchannels_site_takers", (("channel", channel),)] == 1
+    source.measures.started(channel, 0.01)
+    found, labels = of(source), (("channel", channel),)
+    assert (
+        found["dbchannels_site_takers", labels] == found["dbchannels_message_wait_seconds_count", labels] == 1
+    )
     assert not [name for name, _ in found if not name.startswith("dbchannels_")]
+    source.takers = {channel + "\ud800": 1}  # half of a character, which JSON can carry
+    assert of(source)["dbchannels_site_takers", (("channel", channel + "?"),)] == 1
 
 
 def test_the_number_of_values_of_a_label_is_bounded():
@@ -168,6 +174,11 @@ def test_a_thousand_channels_are_shown_and_the_text_is_made_seldom():
     assert sum(map(len, text)) < 8_000_000
 
 
+@pytest.fixture
+def clock(monkeypatch):
+    return monkeypatch.setattr(measures, "time", Clock()) or measures.time
+
+
 class Clock:
     """The module ``time`` for one that pauses: ``work`` are the numbers of things that were done between pauses."""
 
@@ -184,28 +195,40 @@ class Clock:
             yield item
 
 
-def test_the_hub_may_run_after_every_few_lines(monkeypatch):
-    source, clock = crowded(), Clock()
-    monkeypatch.setattr(measures, "time", clock)
-    monkeypatch.setattr(metrics_module, "_lines", lambda *given: clock.count(lines(*given)))
-    monkeypatch.setattr(metrics_module, "_histogram", lambda *given: clock.count(histogram(*given)))
-    pieces = Metrics(source).text()
-    assert sum(clock.work) > 36 * MOST
-    assert max(clock.work) == AT_ONCE
-    assert max(one.count(b"\n") for one in pieces) == AT_ONCE
-    assert max(map(len, pieces)) < 200 * AT_ONCE
+def test_the_hub_may_run_between_pieces_of_the_same_size(clock):
+    pieces = Metrics(crowded()).text()
+    assert len(clock.work) == len(pieces) + 1  # a pause after each
+    assert all(PIECE <= len(one) < PIECE + 5_000 for one in pieces[:-1])
+    assert len(pieces) < 40  # a busy hub holds up each piece by 5 ms and more
 
 
-def test_the_hub_may_run_while_the_reports_of_workers_are_added_up(monkeypatch):
-    data, clock = measures.report(crowded().measures.copy(), {"renewals": 2}), Clock()
-    monkeypatch.setattr(measures, "time", clock)
+def test_the_hub_may_run_while_the_reports_of_workers_are_added_up(clock, monkeypatch):
+    data = measures.report(crowded().measures.copy(), {"renewals": 2})
     from_json, add = measures.from_json, measures.add
     monkeypatch.setattr(measures, "from_json", lambda counts: from_json(dict(clock.count(counts.items()))))
     monkeypatch.setattr(measures, "add", lambda total, counts: add(total, dict(clock.count(counts.items()))))
     counts, events = measures.total(map(measures.parse_report, [data] * 3))
     assert (len(counts), counts["channel.7"][DONE], events) == (MOST + 1, 3, {"renewals": 6})
     assert sum(clock.work) == 2 * 3 * (MOST + 1)
-    assert max(clock.work) <= 2 * AT_ONCE  # the rest of one, and the begin of the next
+    assert max(clock.work) <= AT_ONCE + ADDED_AT_ONCE  # the rest of one, and the begin of the next
+    assert len(clock.work) == 1 + 3 * (MOST // AT_ONCE + MOST // ADDED_AT_ONCE)
+
+
+def test_the_hub_may_run_while_a_sample_is_read(clock):
+    gauges = {f"channel.{number}": [1] * 5 for number in range(MOST)}
+    text = site_sample(int(time.time()), 0.01, {"channels": gauges})
+    assert read_sample("", text)["channels"] == gauges
+    assert len(clock.work) == 1 + MOST // AT_ONCE
+    assert read_sample("", text, ["channel.7"])["channels"] == {"channel.7": [1] * 5}
+    assert len(clock.work) == 1 + MOST // AT_ONCE  # lines of others need no pause
+
+
+def test_a_text_that_took_long_is_kept_for_longer(monkeypatch):
+    metrics = Metrics(Source())
+    spent = iter((5.0, 5.5))  # seconds of this thread, which may have waited for the hub much longer
+    monkeypatch.setattr(metrics_module.time, "thread_time", lambda: next(spent))
+    metrics.text()
+    assert 5.0 < metrics.good_until - time.monotonic() <= 10.0
 
 
 # On the probes' port.
@@ -249,7 +272,7 @@ def test_many_who_ask_at_once_have_one_text_made(site, monkeypatch):
     assert threading.get_ident() not in made  # in a native thread
 
 
-def test_who_gives_up_leaves_the_text_to_those_that_come_later(site, monkeypatch):
+def test_a_text_is_waited_for_however_long_it_takes(site, monkeypatch):
     made, goes_on = [], threading.Event()
 
     def text():
@@ -258,20 +281,25 @@ def test_who_gives_up_leaves_the_text_to_those_that_come_later(site, monkeypatch
         return [b"text"]
 
     monkeypatch.setattr(site.server._health._metrics, "text", text)
-    monkeypatch.setattr(health, "DEADLINE", 0.1)
-    for _ in range(3):
-        with pytest.raises(http.client.RemoteDisconnected):
-            asked(site, "/metrics")
-    monkeypatch.setattr(health, "DEADLINE", 60.0)
-    later = gevent.spawn(asked, site, "/metrics")
-    until(lambda: len(site.server._health._open) == 1)
+    monkeypatch.setattr(health, "DEADLINE", 0.05)
+    served = site.server._health
+    jobs = [gevent.spawn(asked, site, "/metrics") for _ in range(3)]
+    until(lambda: len(served._open) == 3 and made)
+    with socket.create_connection(
+        (HOST, site.server.health_address.port)
+    ) as silent:  # comes later, and is closed
+        assert silent.recv(1) == b""
+    assert len(served._open) == 3
     goes_on.set()
-    assert later.get(timeout=60).content == b"text"
+    assert [one.get(timeout=60).content for one in jobs] == [b"text"] * 3
     assert len(made) == 1  # not one thread for each
 
 
-def test_without_the_package_a_sentence_says_what_to_install(new_site, monkeypatch):
-    monkeypatch.setattr(server, "load_metrics", lambda source: None)
-    answer = asked(new_site(health_address=Address("127.0.0.1", 0)), "/metrics")
-    assert answer.status == 501
-    assert b"pip install 'dbchannels[metrics]'" in answer.content
+def test_a_client_that_reads_nothing_is_left(site, monkeypatch):
+    monkeypatch.setattr(site.server._health._metrics, "text", lambda: [bytes(100_000)] * 100)
+    monkeypatch.setattr(health, "DEADLINE", 0.2)
+    with socket.create_connection((HOST, site.server.health_address.port)) as idle:
+        idle.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+        until(lambda: site.server._health._open)
+        until(lambda: not site.server._health._open)
+        assert len(b"".join(iter(lambda: idle.recv(1_000_000), b""))) < 10_000_000

@@ -23,7 +23,11 @@ from tests.soak.row import Row, Seen
 from tests.soak.sites import scaled
 
 WORKERS = 4
-SCRAPE = "import sys, urllib.request; print(len(urllib.request.urlopen(sys.argv[1], timeout=60).read()))"
+SCRAPE = """
+import sys, time, urllib.request
+began = time.monotonic()
+print(len(urllib.request.urlopen(sys.argv[1], timeout=60).read()), time.monotonic() - began)
+"""
 
 
 class Source:
@@ -72,36 +76,42 @@ def longest_turn(over: Callable[[], bool]) -> float:
     return 1000 * longest
 
 
-def standstills(number: int) -> tuple[list[float], list[float], int]:
-    """Return the longest standstill during each of so many scrapes, and without any, and the bytes of one."""
+def standstills(number: int) -> tuple[list[float], list[float], int, float]:
+    """Return the longest standstill during each of so many scrapes, and without any; the bytes and seconds of one."""
     metrics = Metrics(Source())
     health = HealthServer(listen(Address(HOST, 0), SocketPermissions()), lambda: "", metrics)
     health.start()
     url = f"http://{health.listener.address}/metrics"
-    during, beside, size = list[float](), list[float](), 0
+    during, beside, size, longest = list[float](), list[float](), 0.0, 0.0
     try:
         for _ in range(number):
             metrics.good_until = 0.0
             client = subprocess.Popen([sys.executable, "-c", SCRAPE, url], stdout=subprocess.PIPE)
             during.append(longest_turn(lambda client=client: client.poll() is not None))
-            size = int(client.stdout.read())
+            size, seconds = (float(one) for one in client.stdout.read().split())
+            longest = max(longest, seconds)
             ends_at = time.perf_counter() + 1.0
             beside.append(longest_turn(lambda ends_at=ends_at: time.perf_counter() > ends_at))
     finally:
         health.stop()
-    return sorted(during), sorted(beside), size
+    return sorted(during), sorted(beside), int(size), longest
 
 
 def _standstills(scale: float) -> Seen:
-    during, beside, size = standstills(scaled(20, scale, 3))
+    during, beside, size, longest = standstills(scaled(20, scale, 3))
     middle = len(during) // 2
     text = (
         f"{during[middle]:.1f} ms at most in the median scrape of {size:,} bytes, {during[-1]:.1f} in the worst; "
-        f"without one {beside[middle]:.1f} and {beside[-1]:.1f}"
+        f"without one {beside[middle]:.1f} and {beside[-1]:.1f}; the slowest answer after {longest:.1f} s"
     )
-    return Seen(text, during[middle] < 5)
+    return Seen(text, during[middle] < 5 and longest < 5)
 
 
 ROWS = [
-    Row(0, "the hub while the metrics of 1,000 channels are read", "stands still for < 5 ms", _standstills)
+    Row(
+        0,
+        "a busy hub while the metrics of 1,000 channels are read",
+        "stands still for < 5 ms, and answers in < 5 s",
+        _standstills,
+    )
 ]
