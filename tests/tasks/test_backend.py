@@ -8,12 +8,14 @@ from datetime import timedelta
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import transaction
+from django.db import connection, connections, transaction
+from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dbchannels import Channel, route
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers.operations import BatchResult
+from dbchannels.layers.postgresql import sql_durable
 from dbchannels.models import DurableMessage, TaskResult
 from dbchannels.tasks import framework
 from tests import kinds
@@ -263,14 +265,40 @@ def test_cancelled_tasks_have_failed(jobs, layer, run):
 
 
 @kinds.on_databases
-def test_results_expire(jobs, new_layer, run, new_link):
+def test_results_expire_a_batch_at_a_time(jobs, new_layer, run, new_link, monkeypatch):
+    for module in ("postgresql.cleanup", "database.link"):
+        monkeypatch.setattr(f"dbchannels.layers.{module}.BATCH", 2)
     layer = new_layer(result_ttl=1.0)
-    result = jobs.add.enqueue(1)
+    expired = [jobs.add.enqueue(number) for number in range(5)]
     run()
     layer.rows(TaskResult).update(expires_at=timezone.now() - timedelta(seconds=1))
-    new_link(layer).clean_up()
-    with pytest.raises(TaskResultDoesNotExist):
-        result.refresh()
+    kept = jobs.add.enqueue(5)
+    run()
+    layer.rows(TaskResult).filter(pk=kept.id).update(expires_at=timezone.now() + timedelta(hours=1))
+    link = new_link(layer)
+    with CaptureQueriesContext(connections[layer.database]) as queries:
+        link.clean_up()
+    assert list(layer.rows(TaskResult).values_list("pk", flat=True)) == [uuid.UUID(kept.id)]
+    if connections[layer.database].vendor != "postgresql":
+        assert sum("DELETE FROM" in one["sql"] and "taskresult" in one["sql"] for one in queries) == 3
+    for result in expired:
+        with pytest.raises(TaskResultDoesNotExist):
+            result.refresh()
+
+
+@kinds.only("postgresql")
+def test_what_reads_results_goes_by_an_index(layer):
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO dbchannels_taskresult (id, channel, payload, priority, status, enqueued_at, expires_at,"
+            " worker_ids, errors, return_value) SELECT gen_random_uuid(), 'tasks.default', '', 0, 'FAILED', now(),"
+            " now() + g * interval '1 s', '', '', '' FROM generate_series(-10, 20000) AS g"
+        )
+        cursor.execute("ANALYZE dbchannels_taskresult")
+        cursor.execute(f"EXPLAIN {sql_durable.EXPIRE_RESULTS}", {"limit": 5000})
+        plan = "\n".join(row[0] for row in cursor.fetchall())
+        assert "dbchannels_result_expires" in plan and "Seq Scan on dbchannels_taskresult" not in plan, plan
+        cursor.execute("TRUNCATE dbchannels_taskresult")
 
 
 def test_flush_forgets_results(jobs, layer, run):

@@ -20,6 +20,7 @@ from django.utils import timezone
 
 from dbchannels import codec, names
 from dbchannels.exceptions import DeclaredDead, LayerUnavailable
+from dbchannels.layers.database.history import BATCH
 from dbchannels.layers.database.wakeups import WakeupSocket
 from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.link import Link
@@ -300,25 +301,30 @@ class DatabaseLink(Link):
     def _report_lost(self, messages: Sequence[tuple[str, str]], why: str) -> None:
         self.layer.write(lost_messages(messages, why, self.layer.options["expiry"]), drop=True)
 
+    def _expire_messages(self, now: datetime) -> None:
+        """Delete some of the messages that have expired, and tell those who wait for an answer."""
+        with self.layer.atomic():
+            expired = list(self.layer.rows(ProtocolMessage).filter(expires_at__lt=now)[:BATCH])
+            self.layer.rows(ProtocolMessage).filter(id__in=[row.id for row in expired]).delete()
+            self._report_lost([(row.channel, row.reply_channel) for row in expired], EXPIRED)
+            for row in expired:
+                if row.channel.endswith("!"):
+                    members = self.layer.rows(Membership).filter(channel=row.channel)
+                    silent = members.filter(recipient__in=row.recipients.split())
+                    silent.filter(expires_at__isnull=False).delete()
+
     def clean_up(self) -> None:
         with unavailable():
             now = timezone.now()
             # A look costs SQLite no lock.
-            if self.layer.rows(ProtocolMessage).filter(expires_at__lt=now).exists():
-                with self.layer.atomic():
-                    expired = list(self.layer.rows(ProtocolMessage).filter(expires_at__lt=now))
-                    self.layer.rows(ProtocolMessage).filter(id__in=[row.id for row in expired]).delete()
-                    self._report_lost([(row.channel, row.reply_channel) for row in expired], EXPIRED)
-                    for row in expired:
-                        if row.channel.endswith("!"):
-                            members = self.layer.rows(Membership).filter(channel=row.channel)
-                            silent = members.filter(recipient__in=row.recipients.split())
-                            silent.filter(expires_at__isnull=False).delete()
+            while self.layer.rows(ProtocolMessage).filter(expires_at__lt=now).exists():
+                self._expire_messages(now)
             if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
                 self.layer.rows(Membership).filter(expires_at__lt=now).delete()
             self.layer.histories.trim()
-            if self.layer.rows(TaskResult).filter(expires_at__lt=now).exists():
-                self.layer.rows(TaskResult).filter(expires_at__lt=now).delete()
+            results = self.layer.rows(TaskResult).filter(expires_at__lt=now).order_by("expires_at")
+            while expired := list(results.values_list("pk", flat=True)[:BATCH]):
+                self.layer.rows(TaskResult).filter(pk__in=expired).delete()
             if closed := self.layer.closed_connections.take():
                 # Delete rows that were locked when these connections were closed, unless they are still locked.
                 try:
