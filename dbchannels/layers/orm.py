@@ -13,6 +13,7 @@ from asyncio import CancelledError
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from datetime import timezone as datetime_timezone
+from functools import partial
 from typing import Any
 
 from django.conf import settings
@@ -26,7 +27,7 @@ from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.tasks import TaskRecord, error_line, read_errors
+from dbchannels.layers.tasks import TaskRecord, error_line, read_errors, tasks_cancelled
 from dbchannels.models import MAX_USER, ChannelState, Connection, DurableMessage, Sample, TaskResult
 from dbchannels.protocol import DURABLE, FAILED, READY, RUNNING, SUCCESSFUL
 from dbchannels.samples import LINE, line_start, read_sample
@@ -113,6 +114,8 @@ class DjangoLayer(BaseLayer):
         # In this order: the result is written as the message goes.
         message = self.rows(DurableMessage).filter(task=task).first()
         kept = self.rows(TaskResult).filter(pk=task).first()
+        if message and kept and message.claimed_at and message.claimed_at == kept.last_attempted_at:
+            message = None  # the attempt has ended, if only between the two
         found = message or kept
         if found is None:
             return None
@@ -220,6 +223,8 @@ class DjangoLayer(BaseLayer):
             if found := list(tasks):
                 error = error_line(CancelledError, f"{by} cancelled this task before it ran.")
                 self.keep_results(found, FAILED, error=error)
+                say = partial(tasks_cancelled.send_robust, type(self), messages=found)
+                transaction.on_commit(say, using=self.database)
             deleted = messages.filter(id__in=[one.id for one in found]).delete()[0]
             deleted += waiting.filter(task=None).delete()[0]
         return deleted, messages.filter(cancelled_by="").update(cancelled_by=by)

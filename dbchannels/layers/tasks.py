@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from dbchannels.layers.operations import Failure
+from django.dispatch import Signal
+
+from dbchannels.layers.operations import Delivery, Failure
 from dbchannels.protocol import FAILED, READY
+
+#: Sent when the cancellation of tasks that waited is committed, with ``messages``, the rows that they had.
+tasks_cancelled = Signal()
 
 
 class ReturnValue(str):
     """What the consumer of a task returns: the return value of the task, as JSON."""
+
+    #: Is called when the end of the task is committed.
+    written: Callable[[], Any] = staticmethod(lambda: None)
+
+
+def report_written(deliveries: Sequence[Delivery]) -> None:
+    """Call ``written`` of the tasks among messages that have ended."""
+    for one in deliveries:
+        if isinstance(one.return_value, ReturnValue):
+            one.return_value.written()
 
 
 class TaskRecord(NamedTuple):

@@ -7,11 +7,12 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import datetime, timezone
+from functools import partial
 from inspect import iscoroutine
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -22,7 +23,7 @@ from dbchannels import codec, conf, names
 from dbchannels.exceptions import InvalidName, MessageTooLarge, safe_repr
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.tasks import ReturnValue
+from dbchannels.layers.tasks import ReturnValue, tasks_cancelled
 from dbchannels.message import Message
 from dbchannels.signals import message_dead
 from dbchannels.tasks.framework import (
@@ -38,6 +39,9 @@ from dbchannels.tasks.framework import (
     signals,
     task_backends,
 )
+
+if TYPE_CHECKING:
+    from dbchannels.models import DurableMessage
 
 PREFIX = "tasks."  # of the channels
 
@@ -108,7 +112,9 @@ class ChannelsBackend(BaseTaskBackend):
         Raises InvalidTask, TypeError or ValueError for arguments that are no JSON, and what ``Channel.send`` raises.
         """
         self.validate_task(task)
-        result = self._result(task, new_id(), args, kwargs, enqueued_at=site_timezone.now())
+        _check_findable(task)
+        now = time.time()
+        result = self._result(task, new_id(), args, kwargs, enqueued_at=_moment(now))
         content = {
             "task": task.module_path,
             "id": result.id,
@@ -116,8 +122,8 @@ class ChannelsBackend(BaseTaskBackend):
             "kwargs": result.kwargs,
             "backend": self.alias,
             "queue": task.queue_name,
-            "priority": task.priority,
-            "enqueued_at": time.time(),
+            "priority": int(task.priority),  # Django takes 1.0 too
+            "enqueued_at": now,
         }
         if task.run_after is not None:
             content["run_after"] = task.run_after.isoformat()
@@ -125,7 +131,7 @@ class ChannelsBackend(BaseTaskBackend):
             self.channel(task.queue_name),
             content,
             task=result.id,
-            priority=task.priority,
+            priority=content["priority"],
             deliver_at=task.run_after,
         )
         signals.task_enqueued.send(type(self), task_result=result)
@@ -143,7 +149,7 @@ class ChannelsBackend(BaseTaskBackend):
         """Run the task that a message names; return its ReturnValue, or a coroutine that does."""
         task = task_named(message["task"])
         result = self._running(task, message)
-        signals.task_started.send(type(self), task_result=result)
+        signals.task_started.send_robust(type(self), task_result=result)
         context = [TaskContext(task_result=result)] if task.takes_context else []
         value = task.func(*context, *result.args, **result.kwargs)
         return self._awaited(result, value) if iscoroutine(value) else self._returned(result, value)
@@ -157,7 +163,7 @@ class ChannelsBackend(BaseTaskBackend):
         if len(text) > limit:
             raise MessageTooLarge(len(text), limit)
         _set(result, status=TaskResultStatus.SUCCESSFUL, finished_at=site_timezone.now(), _return_value=value)
-        signals.task_finished.send(type(self), task_result=result)
+        text.written = partial(signals.task_finished.send_robust, type(self), task_result=result)
         return text
 
     def _running(self, task: Task, message: Message) -> TaskResult:
@@ -183,7 +189,10 @@ class ChannelsBackend(BaseTaskBackend):
     # Results.
 
     def get_result(self, result_id: str) -> TaskResult:
-        """Return what is known of a task. Raises TaskResultDoesNotExist, also before the commit of its enqueue."""
+        """Return what is known of a task. Raises TaskResultDoesNotExist, also before the commit of its enqueue.
+
+        Raises InvalidTask if the task is gone from the code.
+        """
         try:
             record = self.layer.task_record(str(uuid.UUID(result_id)))
         except (ValueError, AttributeError, TypeError):
@@ -196,6 +205,7 @@ class ChannelsBackend(BaseTaskBackend):
             content["id"],
             content["args"],
             content["kwargs"],
+            backend=content["backend"],
             enqueued_at=_moment(content["enqueued_at"]),
             status=TaskResultStatus(record.status),
             started_at=_local(record.started_at),
@@ -217,9 +227,10 @@ class ChannelsBackend(BaseTaskBackend):
             "finished_at": None,
             "errors": [],
             "worker_ids": [],
+            "backend": self.alias,
             **known,
         }
-        return TaskResult(task=task, id=result_id, args=args, kwargs=kwargs, backend=self.alias, **fields)
+        return TaskResult(task=task, id=result_id, args=args, kwargs=kwargs, **fields)
 
 
 def task_named(path: str) -> Task:
@@ -233,7 +244,20 @@ def task_named(path: str) -> Task:
     return task
 
 
+def _check_findable(task: Task) -> None:
+    """Raise InvalidTask for a task that a worker would not find by its path."""
+    with suppress(InvalidTask):
+        task_named(task.module_path)
+        if task.func.__module__ != "__main__":  # which is another module in a worker
+            return
+    raise InvalidTask(
+        f"No worker would find the task {task.module_path}: write @task above a function of a module, and import it "
+        "from there."
+    )
+
+
 def _as_enqueued(task: Task, content: dict[str, Any]) -> Task:
+    """Return the task as it was enqueued. TASKS may have changed since, so it is not validated again."""
     run_after = content.get("run_after")
     enqueued = {
         "backend": content["backend"],
@@ -241,8 +265,12 @@ def _as_enqueued(task: Task, content: dict[str, Any]) -> Task:
         "priority": content["priority"],
         "run_after": run_after and datetime.fromisoformat(run_after),
     }
-    changes = {name: value for name, value in enqueued.items() if getattr(task, name) != value}
-    return dataclasses.replace(task, **changes) if changes else task
+    if all(getattr(task, name) == value for name, value in enqueued.items()):
+        return task
+    copy: Task = object.__new__(type(task))
+    own = {one.name: getattr(task, one.name) for one in dataclasses.fields(task)}
+    _set(copy, **own | enqueued)
+    return copy
 
 
 def own_options(task: Task) -> dict[str, Any]:
@@ -258,9 +286,9 @@ def new_id() -> str:
     return str(uuid.UUID(int=bits))
 
 
-def _set(result: TaskResult, **values: Any) -> None:
-    for name, value in values.items():  # results are frozen
-        object.__setattr__(result, name, value)
+def _set(frozen: Task | TaskResult, **values: Any) -> None:
+    for name, value in values.items():
+        object.__setattr__(frozen, name, value)
 
 
 def _local(moment: datetime | None) -> datetime | None:
@@ -284,4 +312,11 @@ def report_failure(channel: str, content: dict[str, Any], **kwargs: Any) -> None
                 signals.task_finished.send(type(backend), task_result=backend.get_result(content["id"]))
 
 
+def report_cancelled(messages: Sequence[DurableMessage], **kwargs: Any) -> None:
+    """Send ``task_finished`` for tasks that were cancelled while they waited."""
+    for one in messages:
+        report_failure(one.channel, codec.decode(one.payload))
+
+
 message_dead.connect(report_failure)
+tasks_cancelled.connect(report_cancelled)

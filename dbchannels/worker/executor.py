@@ -125,10 +125,12 @@ class Executor:
         with self.layer.buffered() as buffer:
             try:
                 answers = self._run(delivery, worker)
+                atomic = self._options.atomic
+                if atomic and isinstance(self._returned, ReturnValue):
+                    self._returned.written()
                 sent = buffer.pending()
                 if left := database_connections.end_transactions(blocks):
                     raise TransactionLeftOpen(left)
-                atomic = self._route is not None and self._route.options.atomic
                 operations = _merged(sent, answers) if sent and answers else sent or answers
                 return Result(operations, None, not atomic, return_value=self._returned)
             except BaseException as error:  # SystemExit and asyncio's CancelledError too

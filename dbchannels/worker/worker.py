@@ -29,6 +29,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import UNREGISTER_TRIES, LayerHealth
 from dbchannels.layers.operations import Delivery
+from dbchannels.layers.tasks import report_written
 from dbchannels.models import Process
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.table import Routing
@@ -282,8 +283,9 @@ class Worker:
             if dropped:
                 self._dropped.count(None, names.split(dropped[-1].channel)[0], number=len(dropped))
             self._written_at = time.monotonic()
-        if result.failures and dropped is not None:
+        if dropped is not None:
             signals.send_dead(Worker, result.failures)
+            report_written(result.acknowledged)
 
     # What the watchdog calls, in its thread.
 

@@ -44,3 +44,11 @@ if framework.AVAILABLE:
 def plain():
     """A function without the decorator."""
     raise AssertionError("only tasks are called")
+
+
+class Report:
+    """A class with a function that could be a task, were it outside."""
+
+    @staticmethod
+    def make():
+        raise AssertionError("a worker finds no methods")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import uuid
 from datetime import timedelta
 
@@ -22,7 +23,13 @@ from tests import kinds
 
 if framework.AVAILABLE:
     from dbchannels.tasks.backend import new_id
-    from dbchannels.tasks.framework import InvalidTask, TaskResultDoesNotExist, TaskResultStatus, signals
+    from dbchannels.tasks.framework import (
+        InvalidTask,
+        TaskResultDoesNotExist,
+        TaskResultStatus,
+        signals,
+        task_backends,
+    )
 
 
 def status(result):
@@ -55,7 +62,7 @@ def test_a_task_is_ready_then_running_then_successful(jobs, layer, run, new_link
 
 def test_the_result_is_found_by_its_id_alone(jobs, layer):
     result = jobs.add.enqueue(1)
-    assert jobs.add.get_result(result.id).id == result.id
+    assert jobs.add.get_result(result.id) == result
     for unknown in (str(uuid.uuid4()), "no id", ""):
         with pytest.raises(TaskResultDoesNotExist):
             jobs.add.get_result(unknown)
@@ -184,12 +191,17 @@ def test_only_tasks_are_called(jobs, new_layer, run, path):
     assert len(layer.dead_letter_ids(["tasks.default"])) == 1
 
 
-def test_the_signals_come_once_each(jobs, configure, layer, run):
-    configure(retries=1, backoff=0)
+@pytest.mark.parametrize("atomic", [False, True])
+def test_the_signals_come_once_each_and_their_receivers_change_nothing(jobs, configure, layer, run, atomic):
+    configure(retries=1, backoff=0, atomic=atomic)
     said = []
 
     def note(signal, task_result, sender, **kwargs):
-        said.append((names[signal], task_result.id, str(task_result.status)))
+        stored = task_result.task.get_result(task_result.id)
+        same = (stored.status, stored.attempts) == (task_result.status, task_result.attempts)
+        said.append((names[signal], task_result.id, str(task_result.status) if same else stored))
+        if signal is not signals.task_enqueued:
+            raise RuntimeError
 
     names = {
         signals.task_enqueued: "enqueued",
@@ -256,8 +268,18 @@ def test_a_task_has_options_of_its_own(jobs, configure, layer, run):
 @kinds.on_databases
 def test_cancelled_tasks_have_failed(jobs, layer, run):
     result = jobs.add.enqueue(1)
+    said = []
+
+    def note(task_result, **kwargs):
+        said.append((task_result.id, str(task_result.status)))
+
     ids = list(layer.rows(DurableMessage).values_list("id", flat=True))
-    assert layer.cancel(ids, "ann") == (1, 0)
+    signals.task_finished.connect(note)
+    with transaction.atomic(using=layer.database):
+        assert layer.cancel(ids, "ann") == (1, 0)
+        assert said == []
+    signals.task_finished.disconnect(note)
+    assert said == [(result.id, "FAILED")]
     result.refresh()
     assert (result.status, result.attempts) == (TaskResultStatus.FAILED, 0)
     assert result.errors[0].traceback == "ann cancelled this task before it ran."
@@ -314,6 +336,48 @@ def test_arguments_that_cannot_be_sent_are_refused_at_once(jobs, layer):
         jobs.add.enqueue({1, 2})
     with pytest.raises(InvalidMessage):
         jobs.add.enqueue(2**70)
+
+
+def test_a_task_that_no_worker_would_find_is_refused(jobs, layer, monkeypatch):
+    for function in (jobs.plain, jobs.Report.make):
+        with pytest.raises(InvalidTask, match="No worker would find the task tests"):
+            jobs.task(function).enqueue()
+    monkeypatch.setattr(jobs.add.func, "__module__", "__main__")
+    monkeypatch.setattr(sys.modules["__main__"], "add", jobs.add, raising=False)
+    with pytest.raises(InvalidTask, match="No worker would find the task __main__"):
+        jobs.add.enqueue()
+
+
+def test_a_priority_may_be_what_django_takes_for_a_whole_number(jobs, layer):
+    for priority in (5.0, True):
+        task = jobs.add.using(priority=priority)
+        assert task.get_result(task.enqueue(1).id).task.priority == priority
+
+
+def test_results_outlive_a_change_of_the_setting(jobs, configure, layer, run):
+    result = jobs.greet.using(priority=7).enqueue("bob")
+    run()
+    entry = {"BACKEND": "dbchannels.tasks.ChannelsBackend"}
+    configure({"default": entry, "other": entry})  # there is no queue "mail" any more
+    found = task_backends["other"].get_result(result.id)
+    assert (found.status, found.backend, found.return_value["name"]) == ("SUCCESSFUL", "default", "bob")
+    assert (found.task.queue_name, found.task.priority, found.task.backend) == ("mail", 7, "default")
+
+
+@kinds.on_databases
+def test_a_result_that_is_read_while_an_attempt_ends_has_it_once(jobs, layer, new_link, monkeypatch):
+    result, link = jobs.add.enqueue(1), new_link(layer)
+    (claimed,) = link.claim(["tasks.default"], 1, "w1")
+    rows = layer.rows
+
+    def between(model):
+        if model is TaskResult:
+            monkeypatch.undo()
+            layer.acknowledge("w1", claimed._replace(return_value="1"))
+        return rows(model)
+
+    monkeypatch.setattr(layer, "rows", between)
+    assert (status(result), result.worker_ids, result.return_value) == ("SUCCESSFUL", ["w1"], 1)
 
 
 def test_any_queue_must_be_listed(jobs, configure, layer):
