@@ -35,7 +35,7 @@ class Site:
 
     def __init__(self, server, lease):
         self.server = server
-        self.environment = site_environment(LAYER, server.settings(), [])
+        self.environment = site_environment(LAYER, {"default": server.settings()}, [])
         self.environment["CHANNELS_OPTIONS"] = f'{{"lease": {lease}}}'
         subprocess.run([sys.executable, "-m", SITE, "migrate", "-v0"], env=self.environment, check=True)
 
