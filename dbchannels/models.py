@@ -17,20 +17,24 @@ from dbchannels import codec
 from dbchannels.names import MAX_LENGTH, MAX_LOGIN, MAX_USER_ID
 from dbchannels.protocol import FAILED, READY, SUCCESSFUL
 
+QUEUE = "of a reply channel, the part up to and including the '!'"
 MAX_USER = 200  # characters of who did something in the admin or by a command
 
 
-class PayloadMixin:
-    """For models with a ``payload``: the encoded message."""
+class WithPayload(models.Model):
+    """A row with an encoded message."""
 
-    payload: bytes
+    payload = models.BinaryField("payload")
+
+    class Meta:
+        abstract = True
 
     def content(self) -> dict[str, Any]:
         """Return the decoded message."""
         return codec.decode(bytes(self.payload))
 
 
-class ProtocolMessage(PayloadMixin, models.Model):
+class ProtocolMessage(WithPayload):
     """A message on ``http.*``, ``websocket.*`` or a reply channel: taken once, deleted when it expires.
 
     UNLOGGED on PostgreSQL: such traffic means nothing after a crash of the database, which empties the table and
@@ -38,9 +42,7 @@ class ProtocolMessage(PayloadMixin, models.Model):
     """
 
     id = models.BigAutoField(primary_key=True)
-    channel = models.CharField(
-        "channel", max_length=MAX_LENGTH, help_text="of a reply channel, the part up to and including the '!'"
-    )
+    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text=QUEUE)
     recipients = models.TextField(
         "recipients",
         default="",
@@ -54,7 +56,6 @@ class ProtocolMessage(PayloadMixin, models.Model):
         help_text="the key of the Audience that lists the recipients, if they are many",
     )
     reply_channel = models.CharField("reply channel", max_length=MAX_LENGTH, default="", blank=True)
-    payload = models.BinaryField("payload")
     sent_at = models.DateTimeField("sent", db_default=Now())
     expires_at = models.DateTimeField("expires")
 
@@ -91,7 +92,7 @@ class Audience(models.Model):
         return f"audience {self.key}"
 
 
-class DurableMessage(PayloadMixin, models.Model):
+class DurableMessage(WithPayload):
     """A message on one of the site's own channels: claimed, run at least once, then deleted.
 
     Readers look at messages with neither ``claimed_by`` nor ``due_at``. Delayed messages are in another index, so that
@@ -100,7 +101,6 @@ class DurableMessage(PayloadMixin, models.Model):
 
     id = models.BigAutoField(primary_key=True)
     channel = models.CharField("channel", max_length=MAX_LENGTH)
-    payload = models.BinaryField("payload")
     attempts = models.PositiveSmallIntegerField("attempts", default=0, db_default=0)
     sent_at = models.DateTimeField("sent", db_default=Now())
     due_at = models.DateTimeField(
@@ -171,12 +171,11 @@ class DurableMessage(PayloadMixin, models.Model):
         return f"{self.channel} #{self.pk}"
 
 
-class DeadLetter(PayloadMixin, models.Model):
+class DeadLetter(WithPayload):
     """A durable message that failed at every attempt, with the last traceback."""
 
     id = models.BigAutoField(primary_key=True)
     channel = models.CharField("channel", max_length=MAX_LENGTH)
-    payload = models.BinaryField("payload")
     attempts = models.PositiveSmallIntegerField("attempts")
     sent_at = models.DateTimeField("sent")
     failed_at = models.DateTimeField("failed", db_default=Now())
@@ -199,7 +198,7 @@ class DeadLetter(PayloadMixin, models.Model):
         return f"{self.channel} #{self.pk}"
 
 
-class TaskResult(PayloadMixin, models.Model):
+class TaskResult(WithPayload):
     """What came of a task: written when an attempt ends, and kept for ``result_ttl`` seconds.
 
     While a durable message has the task's id, the task is ready or running, whatever stands here of earlier attempts.
@@ -208,7 +207,6 @@ class TaskResult(PayloadMixin, models.Model):
 
     id = models.UUIDField(primary_key=True)
     channel = models.CharField("channel", max_length=MAX_LENGTH)
-    payload = models.BinaryField("payload")
     priority = models.SmallIntegerField("priority")
     status = models.CharField(
         "status", max_length=10, choices=[(one, one.lower()) for one in (READY, FAILED, SUCCESSFUL)]
@@ -260,9 +258,7 @@ class Membership(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     group = models.CharField("group", max_length=MAX_LENGTH)
-    channel = models.CharField(
-        "channel", max_length=MAX_LENGTH, help_text="of a reply channel, the part up to and including the '!'"
-    )
+    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text=QUEUE)
     recipient = models.CharField("recipient", max_length=MAX_LENGTH, default="", blank=True)
     added_at = models.DateTimeField("added", db_default=Now())
     expires_at = models.DateTimeField("expires", null=True, blank=True)
@@ -296,9 +292,7 @@ class Tally(models.Model):
 
     id = models.BigAutoField(primary_key=True)
     group = models.CharField("group", max_length=MAX_LENGTH)
-    channel = models.CharField(
-        "channel", max_length=MAX_LENGTH, help_text="of a reply channel, the part up to and including the '!'"
-    )
+    channel = models.CharField("channel", max_length=MAX_LENGTH, help_text=QUEUE)
     members = models.BigIntegerField("members")
     expiring = models.BigIntegerField("members that expire")
     digest = models.DecimalField("digest", max_digits=60, decimal_places=0)
@@ -317,10 +311,7 @@ class Tally(models.Model):
 
 
 class Process(models.Model):
-    """A live interface server, worker or process with Channels' layer: its lease, and the number of its advisory lock.
-
-    The number is the id.
-    """
+    """A live server, worker or process with Channels' layer: its lease. Its id is the number of its advisory lock."""
 
     SERVER, WORKER, CHANNELS = "server", "worker", "channels"
 
@@ -385,7 +376,8 @@ class InFlight(models.Model):
 
     def lines(self) -> list[tuple[str, str]]:
         """Return (channel, reply channel) for each message in flight."""
-        return parse_in_flight(self.messages)
+        pairs = [line.partition(" ") for line in self.messages.splitlines()]
+        return [(channel, reply_channel) for channel, _, reply_channel in pairs]
 
 
 class Connection(models.Model):
@@ -460,7 +452,7 @@ class Sample(models.Model):
         return f"{self.source or 'the site'} at {self.at}"
 
 
-class History(PayloadMixin, models.Model):
+class History(WithPayload):
     """A message that was sent to a group with ``history``, kept so that clients that come back get what they missed.
 
     Senders insert rows without a position. Servers give the positions when the rows are committed, one server at a
@@ -471,7 +463,6 @@ class History(PayloadMixin, models.Model):
 
     id = models.BigAutoField(primary_key=True)
     group = models.CharField("group", max_length=MAX_LENGTH)
-    payload = models.BinaryField("payload")
     sent_at = models.DateTimeField("sent", db_default=Now())
     position = models.BigIntegerField(
         "position", null=True, blank=True, unique=True, help_text="empty until a server has given it"
@@ -507,9 +498,3 @@ class Trimmed(models.Model):
 
     def __str__(self) -> str:
         return f"{self.group or 'all groups'} up to {self.position}"
-
-
-def parse_in_flight(messages: str) -> list[tuple[str, str]]:
-    """Return (channel, reply channel) for each line of ``InFlight.messages``."""
-    pairs = [line.partition(" ") for line in messages.splitlines()]
-    return [(channel, reply_channel) for channel, _, reply_channel in pairs]

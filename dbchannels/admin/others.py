@@ -178,10 +178,10 @@ class ProcessAdmin(ReadOnlyAdmin):
     @admin.display(description="runs and holds")
     def holds(self, row: Any) -> str:
         """Say what a worker runs and since when, and what would be lost, or retried, if the process was killed now."""
-        popped = Counter(channel for channel, _ in models.parse_in_flight(row.popped or ""))
+        popped = Counter(channel for channel, _ in models.InFlight(messages=row.popped or "").lines())
         parts = [f"{channel}: {number}" for channel, number in popped.items()]
         parts += [f"received {duration(row.clock - row.since)} ago"] if popped else []
-        blocked = len(models.parse_in_flight(row.blocked or ""))
+        blocked = len(models.InFlight(messages=row.blocked or "").lines())
         parts += [f"done, but waiting for a transaction of others: {blocked:,}"] if blocked else []
         work = read_work(row.work)
         if work["runs"]:

@@ -2,7 +2,6 @@
 
 from importlib import import_module
 
-import dbchannels.models
 import django.db.models.functions.datetime
 from django.db import migrations, models
 
@@ -79,7 +78,6 @@ class Migration(migrations.Migration):
                 'verbose_name': 'kept message',
                 'indexes': [models.Index(fields=['group', 'position'], name='dbchannels_history_group'), models.Index(condition=models.Q(('position__isnull', True)), fields=['id'], name='dbchannels_history_new')],
             },
-            bases=(dbchannels.models.PayloadMixin, models.Model),
         ),
         migrations.RunPython(set_storage, drop_function, elidable=False),
         migrations.CreateModel(
@@ -103,7 +101,6 @@ class Migration(migrations.Migration):
                 'verbose_name': 'task result',
                 'permissions': (('replay_taskresult', 'Can run failed tasks again'), ('cancel_taskresult', 'Can cancel tasks')),
             },
-            bases=(dbchannels.models.PayloadMixin, models.Model),
         ),
         migrations.AddField(
             model_name='deadletter',

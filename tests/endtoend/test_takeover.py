@@ -199,8 +199,8 @@ def test_nobody_notices_a_takeover_under_load(site, control, tmp_path):
     assert site.count("process") == 0
 
 
-def test_views_in_the_server_go_on_through_a_takeover(site, control):
-    arguments = ("--control", control, *WORKERS, "--http", "direct")
+def goes_on_through_a_takeover(site, *arguments):
+    """Let a server take over from another under load: requests are answered, and WebSockets come back."""
     old = site.serve(*arguments)
     talker = old.socket("/echo/")
     new = takes_over_under_load(
@@ -208,20 +208,17 @@ def test_views_in_the_server_go_on_through_a_takeover(site, control):
     )
     assert talker.closed() == 1012
     assert new.socket("/echo/").ask("hello") == "hello"
+
+
+def test_views_in_the_server_go_on_through_a_takeover(site, control):
+    goes_on_through_a_takeover(site, "--control", control, *WORKERS, "--http", "direct")
 
 
 def test_workers_that_others_have_started_stay_through_a_takeover(site, control):
-    arguments = ("--control", control, "--workers", "0")
     worker = Served(site, ["runworker"], None)
     site.processes.append(worker)
     worker.wait_for_line("reads", 60)
-    old = site.serve(*arguments)
-    talker = old.socket("/echo/")
-    new = takes_over_under_load(
-        old, lambda: site.serve(*arguments, "--takeover", bind="", ready=False), tcp(old.port)
-    )
-    assert talker.closed() == 1012
-    assert new.socket("/echo/").ask("hello") == "hello"
+    goes_on_through_a_takeover(site, "--control", control, "--workers", "0")
     assert worker.process.poll() is None
     assert site.count("process") == 2
 

@@ -24,6 +24,7 @@ from dbchannels.server.relay import Reply
 from dbchannels.server.websocket import connection
 from dbchannels.server.websocket.connection import EVENTS, INBOX, Connection
 from dbchannels.server.websocket.handshake import Accepted, Denied
+from tests.server.test_server import until
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 REQUEST = Request("GET", "/chat/tea/?a=b", "1.1", [(b"host", b"h")], "http", ("c", 1), ("s", 2))
@@ -88,15 +89,6 @@ def server_frames(data):
             break
         found.append((data[0] & 15, data[start : start + length]))
         data = data[start + length :]
-    return found
-
-
-def until(condition):
-    """Let the hub run until the condition holds; return what it gave."""
-    end = time.monotonic() + 10
-    while not (found := condition()):
-        assert time.monotonic() < end, "This did not come true within 10 s."
-        gevent.sleep(0.001)
     return found
 
 

@@ -8,7 +8,6 @@ import os
 import queue
 import re
 import threading
-import time
 from itertools import groupby
 
 import gevent
@@ -27,6 +26,7 @@ from dbchannels.server.server import GeventHub
 from dbchannels.testing.contract.case import drain
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
 from tests import kinds
+from tests.server.test_server import until
 
 on_both = kinds.only("memory", "postgresql")
 on_postgresql = kinds.only("postgresql")
@@ -37,15 +37,6 @@ TERMINATE_OTHERS = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity
 WHERE datname = current_database() AND application_name ~ 'publisher|receiver|housekeeper'
 """
-
-
-def until(condition):
-    """Let the hub run until the condition holds; return what it gave."""
-    end = time.monotonic() + 10
-    while not (found := condition()):
-        assert time.monotonic() < end, "This did not come true within 10 s."
-        gevent.sleep(0.002)
-    return found
 
 
 class Receiver:

@@ -9,7 +9,7 @@ from dbchannels.layers.operations import UNFINISHED, Record, Send, disconnect_se
 from dbchannels.layers.postgresql import sql, sql_durable, sql_history
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
-from dbchannels.models import InFlight, Process, parse_in_flight
+from dbchannels.models import InFlight, Process
 from dbchannels.protocol import EXPIRED, WORKER_DIED
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ class Cleaner:
     def report_lost(self, worker: str) -> None:
         """Tell the clients of the messages that a worker has in flight that these are lost."""
         for (messages,) in self._session.execute([(sql.TAKE_IN_FLIGHT, {"name": worker})]):
-            self._report(parse_in_flight(messages), WORKER_DIED)
+            self._report(InFlight(messages=messages).lines(), WORKER_DIED)
 
     # Connections.
 
