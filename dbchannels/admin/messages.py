@@ -6,6 +6,7 @@ import re
 from datetime import timedelta
 from typing import Any, ClassVar
 
+import msgpack
 from django import forms
 from django.contrib import admin
 from django.contrib.admin.models import DELETION
@@ -67,6 +68,17 @@ def task_call(payload: bytes) -> str:
         return f"{content['task']}({', '.join(arguments)})"
     except (*DECODING_ERRORS, KeyError, TypeError):
         return UNREADABLE
+
+
+def task_path(head: bytes) -> str:
+    """Return the dotted path at the beginning of a task's message, of which ``head`` may be a part; "" for another."""
+    unpacker = msgpack.Unpacker()
+    unpacker.feed(bytes(head))
+    try:
+        unpacker.read_map_header()
+        return str(unpacker.unpack()) if unpacker.unpack() == "task" else ""
+    except (ValueError, msgpack.UnpackException):
+        return ""
 
 
 def hex_dump(data: bytes) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any, ClassVar
 
 from django.contrib import admin
@@ -10,10 +11,10 @@ from django.db.models import BinaryField, Exists, OuterRef
 from django.db.models.functions import Length, Substr
 from django.utils import html
 
-from dbchannels import models
+from dbchannels import codec, models
 from dbchannels.admin.acts import Delete, layer
 from dbchannels.admin.base import ByChannel, ReadOnlyAdmin, one_line, relative_time
-from dbchannels.admin.messages import HEAD, PRE, SHOWN, Cancel, Replay, reason_of, task_call
+from dbchannels.admin.messages import HEAD, PRE, SHOWN, Cancel, Replay, reason_of, task_call, task_path
 from dbchannels.layers.tasks import read_errors
 from dbchannels.protocol import FAILED, READY, RUNNING, SUCCESSFUL
 from dbchannels.redaction import message_text, readable
@@ -56,6 +57,27 @@ class ByStatus(admin.SimpleListFilter):
         return queryset.filter(status=self.value()) if self.value() else queryset
 
 
+class ByTask(admin.SimpleListFilter):
+    """A filter by the path of the function. It lists those of the newest results; any other may be in the address."""
+
+    NEWEST, LONGEST = 1000, 512  # results; bytes of their payloads
+    title = parameter_name = "task"
+
+    def lookups(self, request: Any, model_admin: Any) -> list[tuple[str, str]]:
+        start = Substr("payload", 1, self.LONGEST, output_field=BinaryField())
+        newest = model_admin.rows().order_by("-pk").values_list(start, flat=True)[: self.NEWEST]
+        number = Counter(filter(None, map(task_path, newest)))
+        return [(path, f"{path} ({number[path]:,})") for path in sorted(number)[: ByChannel.MOST]]
+
+    def queryset(self, request: Any, queryset: Any) -> Any:
+        if not self.value():
+            return queryset
+        # A payload begins with one byte for the number of its keys, the first of which is "task".
+        path = codec.encode_trusted("task") + codec.encode_trusted(self.value())
+        start = Substr("payload", 2, len(path), output_field=BinaryField())
+        return queryset.alias(start=start).filter(start=path)
+
+
 def status_of(row: Any) -> str:
     """Return the status of a task: that of its message, if there is one again."""
     return RUNNING if row.is_running else READY if row.is_waiting else row.status
@@ -71,7 +93,7 @@ class TaskResultAdmin(ReadOnlyAdmin):
         *("call", "channel", "state", "attempts", "worker_ids", "enqueued_at", "started_at"),
         *("last_attempted_at", "finished_at", "expires_at", "all_errors", "whole_value", "message"),
     )
-    list_filter = (ByStatus, ByChannel)
+    list_filter = (ByStatus, ByTask, ByChannel)
     search_fields = ("id", "channel", "worker_ids")
     ordering = ("-id",)  # ids grow with time
     ended = relative_time("finished_at", "ended")
@@ -93,7 +115,7 @@ class TaskResultAdmin(ReadOnlyAdmin):
 
     @admin.display(description="task")
     def call(self, row: Any) -> str:
-        return one_line(task_call(row.head) if row.octets <= HEAD else "(too long for the list)")
+        return one_line(task_call(row.head) if row.octets <= HEAD else f"{task_path(row.head)}(...)")
 
     @admin.display(description="status")
     def state(self, row: Any) -> str:

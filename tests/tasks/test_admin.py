@@ -6,6 +6,7 @@ import pytest
 from django.contrib.auth.models import User
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
 from dbchannels.models import DeadLetter, DurableMessage, TaskResult
 from tests import kinds
@@ -54,6 +55,18 @@ def test_what_has_ended_shows_what_came_of_it(jobs, configure, layer, run, admin
     assert "ValueError: &lt;b&gt;no&lt;/b&gt;" in text and "<b>no</b>" not in text
     assert "raise ValueError(text)" in page(admin, "taskresult", bad.id)
     assert "21" in page(admin, "taskresult", good.id)
+
+
+def test_results_are_filtered_by_the_path_of_the_task(jobs, layer, run, admin):
+    short, long = jobs.add.enqueue(1), jobs.add.using(run_after=timezone.now()).enqueue("x" * 20_000)
+    jobs.greet.enqueue("bob")
+    run()
+    text = page(admin, "taskresult")
+    assert "?task=tests.tasks.jobs.add" in text and "tests.tasks.jobs.add (2)" in text
+    assert "tests.tasks.jobs.add(...)" in text  # of the long one the list reads the beginning
+    for path, found in (("tests.tasks.jobs.add", [long.id, short.id]), ("tests.tasks.jobs.ad", [])):
+        rows = admin.get(reverse("admin:dbchannels_taskresult_changelist"), {"task": path})
+        assert [str(row.pk) for row in rows.context_data["cl"].result_list] == found
 
 
 def test_failed_tasks_run_again_and_waiting_ones_are_cancelled(jobs, configure, layer, run, admin):
