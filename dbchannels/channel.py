@@ -155,8 +155,8 @@ class Group(other_libraries.ForeignNames):
             Group("room-garden").send_event("chat.message", {"line": 7})  # runs chat_message(self, event)
 
         The method gets a dict, the fields with the event's name as ``type``. Each run is a message of its own, so
-        ``send`` costs much less where all members get the same frame. Raises InvalidMessage or MessageTooLarge; then
-        nothing was sent.
+        ``send`` costs much less where all members get the same frame. Raises InvalidMessage, also for a group with a
+        history, or MessageTooLarge; then nothing was sent.
         """
         if not names.event_handler(event):
             raise InvalidMessage(

@@ -148,7 +148,7 @@ class BaseLayer(other_libraries.ForeignNames):
         With ``history`` the message is kept too, see ``Group``.
         """
         payload = codec.encode(message, self.options["max_message_size"])
-        kept = {} if history is None else history_options(history, self.options["history_expiry"])
+        kept = {} if history is None else history_options(message, history, self.options["history_expiry"])
         self._submit([SendGroup(names.check_group_name(group), payload, **kept)], immediately)
 
     def make_send(self, channel: str, message: Fields, **delivery: Any) -> Send:

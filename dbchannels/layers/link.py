@@ -118,7 +118,7 @@ class Link:
     # The histories of groups. Only servers read them, for the connections that they have.
 
     def history_position(self) -> int:
-        """Return the position of the newest message in any history; 0 if there was none."""
+        """Return the position of the newest message in any history, which may get it now; 0 if there was none."""
         return 0
 
     def read_history(self, queue: str, after: int, limit: int) -> list[Kept]:

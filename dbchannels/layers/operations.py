@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from itertools import chain
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from django.utils import timezone as site_timezone
 from dbchannels import codec, names, samples
 from dbchannels.conf import MAX_MESSAGES, TEN_YEARS
 from dbchannels.exceptions import InvalidMessage, safe_repr
-from dbchannels.protocol import lost
+from dbchannels.protocol import EVENT, lost
 from dbchannels.protocol.close_codes import VANISHED
 
 PRIORITIES = range(-32_768, 32_768)  # PostgreSQL's smallint
@@ -359,11 +359,15 @@ def delivery_options(
     return {"delay": seconds, "due_at": moment, "priority": priority, "unique": unique, "task": task}
 
 
-def history_options(history: int | timedelta, expiry: float) -> dict[str, Any]:
-    """Check the ``history`` of a group, and return it as fields of ``SendGroup``. Raises InvalidMessage.
+def history_options(message: Mapping[str, Any], history: int | timedelta, expiry: float) -> dict[str, Any]:
+    """Check the ``history`` of a message to a group, and return it as fields of ``SendGroup``. Raises InvalidMessage.
 
     ``expiry``: for how many seconds a message is kept of which only the number is limited.
     """
+    if EVENT in message:
+        raise InvalidMessage(
+            f"An event ({EVENT!r}) runs code and is not kept: send it to a Group without history, or send a text."
+        )
     if isinstance(history, timedelta):
         seconds = history.total_seconds()
         if not 0 < seconds <= TEN_YEARS:

@@ -128,7 +128,7 @@ def test_the_statements_read_by_indexes_alone(layer, new_link):
             [GROUPS, ROWS],
         )
         cursor.execute("VACUUM ANALYZE dbchannels_history")
-    common = {"queue": "reply.a!", "limit": 100, "size": 2**20, "expiry": 60.0}
+    common = {"queue": "reply.a!", "limit": 100, "size": 2**20, "expiry": 60.0, "scan_from": 0}
     for statement, values in (
         (sql_history.POSITION, {}),
         (sql_history.NUMBER, {}),
@@ -150,13 +150,15 @@ def test_the_statements_read_by_indexes_alone(layer, new_link):
 
 @on_postgresql
 def test_many_are_trimmed_in_batches(new_layer, new_link, monkeypatch):
-    monkeypatch.setattr("dbchannels.layers.postgresql.cleanup.BATCH", 10)
+    monkeypatch.setattr("dbchannels.layers.postgresql.history.BATCH", 10)
     layer = new_layer(expiry=0.001)
     link = new_link(layer)
     for group in ("one", "two"):
         say(layer, *range(30), group=group, history=5)
     read(link)
     History.objects.filter(group="two").update(expires_at="2020-01-01T00:00Z")
+    values = {"after": 0, "limit": 10, "expiry": 0.001}
+    assert link.session.execute([(sql_history.TRIM, values)])[0][1:] == (10, 10)
     link.clean_up()
     assert [row.content()["number"] for row in History.objects.order_by("position")] == [25, 26, 27, 28, 29]
     assert set(Trimmed.objects.values_list("group", flat=True)) == {"one", "two"}

@@ -81,7 +81,11 @@ class Histories:
         return self._layer.rows(Membership).filter(unexpired)
 
     def trim(self) -> None:
-        """Delete what no history keeps any more; what servers may not have read yet stays."""
+        """Delete what no history keeps any more; what servers may not have read yet stays.
+
+        A site without a server has nobody else to give the positions.
+        """
+        self.number()
         now, options = timezone.now(), self._layer.options
         rows = self._layer.rows(History).filter(sent_at__lte=now - timedelta(seconds=options["expiry"]))
         rows = rows.filter(position__isnull=False)

@@ -168,6 +168,7 @@ class DatabaseLink(Link):
 
     def history_position(self) -> int:
         with unavailable():
+            self.layer.despite_deadlocks(self.layer.histories.number)
             return self.layer.histories.position()
 
     def read_history(self, queue: str, after: int, limit: int) -> list[Kept]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from dbchannels.layers.operations import UNFINISHED, Record, Send, disconnect_send, lost_messages
-from dbchannels.layers.postgresql import sql, sql_durable, sql_history
+from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
 from dbchannels.models import InFlight, Process
@@ -24,7 +24,6 @@ class Cleaner:
     def __init__(self, layer: PostgreSQLLayer, session: Session) -> None:
         self._layer = layer
         self._session = session
-        self._looked_up_to = 0  # the position up to which the groups' histories were looked at
 
     # Processes.
 
@@ -108,19 +107,6 @@ class Cleaner:
         for statement in (sql.MERGE_TALLY, sql_durable.EXPIRE_RESULTS):
             while self._session.execute([(statement, {"limit": BATCH})])[0][0] == BATCH:
                 pass
-
-    def trim_histories(self) -> None:
-        """Delete what no history keeps any more, a batch at a time."""
-        options = self._layer.options
-        looked, doomed = BATCH, 0
-        while looked == BATCH or doomed >= BATCH:
-            values = {"after": self._looked_up_to, "limit": BATCH, "expiry": options["expiry"]}
-            rows = self._session.execute([(sql_history.TRIM_LOCK, {}), (sql_history.TRIM, values)])
-            ((last, looked, doomed),) = rows
-            if doomed < BATCH:
-                self._looked_up_to = last or self._looked_up_to
-        forget = (sql_history.FORGET, {"expiry": options["history_expiry"]})
-        self._session.execute([(sql_history.TRIM_LOCK, {}), forget])
 
     def _report(self, messages: Sequence[tuple[str, str]], why: str) -> None:
         self._write(lost_messages(messages, why, self._layer.options["expiry"]))

@@ -10,8 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from itertools import groupby
-from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import psycopg2.errors
@@ -33,8 +31,9 @@ from dbchannels.layers.operations import (
     read_work,
     resends,
 )
-from dbchannels.layers.postgresql import sql, sql_durable, sql_history, sql_samples
+from dbchannels.layers.postgresql import sql, sql_durable, sql_samples
 from dbchannels.layers.postgresql.cleanup import Cleaner
+from dbchannels.layers.postgresql.history import Histories
 from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
 from dbchannels.layers.postgresql.session import Cancelled, Session, Statement
 from dbchannels.layers.postgresql.statements import (
@@ -77,6 +76,7 @@ class PostgreSQLLink(Link):
         super().__init__(layer)
         self.session = session
         self._cleaner = Cleaner(layer, session)
+        self._histories = Histories(session, layer.options)
         self._lock_waits = LockWaits(self._finish)
         self._hints = ScanHints()
         self._poll_interval = layer.poll_interval()
@@ -260,29 +260,13 @@ class PostgreSQLLink(Link):
     # The histories of groups.
 
     def history_position(self) -> int:
-        return int(self.session.execute([(sql_history.POSITION, {})])[0][0])
+        return self._histories.position()
 
     def read_history(self, queue: str, after: int, limit: int) -> list[Kept]:
-        values = {"queue": queue, "after": after, "limit": limit}
-        steps = (sql_history.LOCK, sql_history.NUMBER, sql_history.READ)
-        rows = self.session.execute([(step, values) for step in steps])
-        members: dict[str, tuple[str, ...]] = {}
-        found = []
-        for position, group, payload, recipients in rows:
-            here = members.setdefault(group, tuple((recipients or "").split()))
-            found.append(Kept(position, bytes(payload or b""), here))
-        return found
+        return self._histories.read(queue, after, limit)
 
     def missed(self, queue: str, after: Mapping[str, int], limit: int, size: int) -> dict[str, Missed]:
-        values = {"queue": queue, "recipients": list(after), "afters": list(after.values())}
-        rows = self.session.execute([(sql_history.MISSED, {**values, "limit": limit + 1, "size": size})])
-        found = {}
-        for recipient, several in groupby(rows, key=itemgetter(0)):
-            listed = list(several)
-            messages = [(row[2], bytes(row[3])) for row in listed if row[2] is not None]
-            complete = len(messages) <= limit and len(messages) == (listed[0][4] or 0)
-            found[recipient] = Missed(messages[:limit], listed[0][1], complete)
-        return found
+        return self._histories.missed(queue, after, limit, size)
 
     # Periodic messages.
 
@@ -367,7 +351,7 @@ class PostgreSQLLink(Link):
 
     def clean_up(self) -> None:
         self._cleaner.expire()
-        self._cleaner.trim_histories()
+        self._histories.trim()
         self._cleaner.clean_up_closed_connections()
         if self.layer.wakeups and not self.session.listens:
             self.layer.wakeup_check.look(

@@ -5,7 +5,8 @@ A message is written by ``dbchannels_keep_group`` of migration 0004, in the send
 
 # Positions become visible in their order, because the lock is held until they are committed. NUMBER is a statement of
 # its own after LOCK, so that its snapshot shows all positions that were given before. 1684169833 is the first half of
-# no other lock of ours, see sql.LOCK_KEY.
+# no other lock of ours, see sql.LOCK_KEY. ``scan_from`` is a hint, and often 0, see ScanHints: while a stranger's
+# transaction is open, each message leaves an entry in the index of those without a position.
 LOCK = "SELECT pg_advisory_xact_lock(1684169833, 1)"
 _LAST = """
 greatest((SELECT max(position) FROM dbchannels_history), (SELECT max(position) FROM dbchannels_trimmed), 0::bigint)
@@ -15,7 +16,7 @@ NUMBER = f"""
 UPDATE dbchannels_history AS message SET position = base.last + fresh.number
 FROM (
     SELECT id, row_number() OVER (ORDER BY id) AS number FROM (
-        SELECT id FROM dbchannels_history WHERE position IS NULL ORDER BY id LIMIT %(limit)s
+        SELECT id FROM dbchannels_history WHERE position IS NULL AND id > %(scan_from)s ORDER BY id LIMIT %(limit)s
     ) AS oldest
 ) AS fresh, (
     SELECT greatest({_LAST}, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS last
@@ -25,7 +26,7 @@ WHERE message.id = fresh.id
 # The members of a group are listed once. Of messages to groups without members here only the positions are read.
 READ = """
 WITH fresh AS MATERIALIZED (
-    SELECT position, "group", payload FROM dbchannels_history WHERE position > %(after)s
+    SELECT position, "group", payload, id FROM dbchannels_history WHERE position > %(after)s
     ORDER BY position LIMIT %(limit)s
 ), here AS MATERIALIZED (
     SELECT "group", (
@@ -35,7 +36,7 @@ WITH fresh AS MATERIALIZED (
     ) AS recipients FROM (SELECT DISTINCT "group" FROM fresh) AS one
 )
 SELECT position, "group", CASE WHEN recipients IS NOT NULL THEN payload END,
-       CASE WHEN row_number() OVER (PARTITION BY "group" ORDER BY position) = 1 THEN recipients END
+       CASE WHEN row_number() OVER (PARTITION BY "group" ORDER BY position) = 1 THEN recipients END, id
 FROM fresh JOIN here USING ("group") ORDER BY position
 """
 
@@ -67,6 +68,7 @@ ORDER BY recipient, position
 # What servers may not have read yet stays: a server that does not read for so long is declared dead, and its clients
 # come back. Of groups that have had messages in the meantime, all but the newest are deleted, as many as the newest one
 # says; and what has expired. One process at a time trims, so that no two wait for each other.
+HAS_SERVER = "SELECT EXISTS (SELECT FROM dbchannels_process WHERE kind = 'server')"
 TRIM_LOCK = "SELECT pg_advisory_xact_lock(1684169833, 2)"
 TRIM = """
 WITH horizon AS MATERIALIZED (
@@ -92,10 +94,11 @@ WITH horizon AS MATERIALIZED (
               AND message.position <= (SELECT position FROM horizon)
         ORDER BY message.position LIMIT %(limit)s
     ) AS message
-    UNION SELECT id FROM (
+    UNION ALL SELECT id FROM (
         SELECT id FROM dbchannels_history WHERE expires_at < statement_timestamp()
                AND position <= (SELECT position FROM horizon) ORDER BY expires_at LIMIT %(limit)s
     ) AS expired
+    LIMIT %(limit)s
 ), gone AS (
     DELETE FROM dbchannels_history WHERE id = ANY(ARRAY(SELECT id FROM doomed)) RETURNING "group", position
 ), noted AS (

@@ -205,6 +205,25 @@ class HistoryContract(LayerCase):
         assert link.history_position() == last
         assert self.missed(link, last) == Missed([], None, True)
 
+    def test_what_nobody_reads_is_trimmed_too(self) -> None:
+        layer = self.layer(expiry=SOON)
+        link = self.link(layer)  # no server
+        self.say(layer, 1, 2, history=1)
+
+        def trimmed() -> bool:
+            link.clean_up()
+            layer.group_add("group", "reply.kept-a!x")
+            found = link.missed("reply.kept-a!", {"x": -1}, MANY, MUCH)["x"]
+            return numbers(found.messages) == [2]
+
+        wait_until(trimmed)
+
+    def test_a_server_begins_after_everything_that_was_committed(self) -> None:
+        layer = self.layer()
+        link = self.server(layer)
+        self.say(layer, 1, 2)
+        assert link.read_history("reply.kept-a!", link.history_position(), MANY) == []
+
     def test_no_position_is_given_twice(self) -> None:
         layer = self.layer()
         link = self.server(layer)
@@ -220,6 +239,8 @@ class HistoryContract(LayerCase):
         for bad in (0, -1, True, 1.5, "100", 2**31, timedelta(0), timedelta(days=-1), timedelta(days=4000)):
             with raises(InvalidMessage):
                 self.say(layer, 1, history=bad)
+        with raises(InvalidMessage):
+            layer.send_group("group", {"type": "an.event"}, history=1)
         with raises(layer.MessageTooLarge):
             layer.send_group("group", {"text": "x" * (2**20 + 1)}, history=1)
         assert self.server(layer).read_history("reply.kept-a!", 0, MANY) == []
