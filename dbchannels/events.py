@@ -24,8 +24,13 @@ class EventStream(HttpResponse):
         self.headers.setdefault("X-Accel-Buffering", "no")  # nginx passes each event on at once
         self._is_begun = False
 
-    def begin(self, request: Any, reply_channel: Channel) -> None:
-        """Add the request to the groups, and send the head of the response."""
+    def begin(self, request: Any, reply_channel: Channel) -> bool:
+        """Add the request to the groups, and send the head of the response; False: it is whole already."""
+        self._is_begun = True
+        if (
+            request.method == "HEAD" or self.status_code != 200
+        ):  # an event stream is a 200 (HTML standard, 9.2.2)
+            return False
         for group in self.groups:
             group.add(reply_channel)
         for name in ("Content-Length", "ETag"):  # of the empty content, by middleware
@@ -40,7 +45,7 @@ class EventStream(HttpResponse):
             EVENT_STREAM: last_id,
         }
         reply_channel.send(head)
-        self._is_begun = True
+        return True
 
     def __iter__(self) -> Iterator[bytes]:
         if not self._is_begun:

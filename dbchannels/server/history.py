@@ -39,12 +39,22 @@ class Resume:
     def __init__(self, last_id: str, now: int) -> None:
         """``last_id`` is the client's, "" if it has none yet; then it begins at ``now``, the server's position."""
         self.is_new = not last_id
+        #: The position of the last message that was delivered, and the gap of which the client was told last.
         self.after = now if self.is_new else read_id(last_id)
+        self.gap = UNKNOWN
         self.is_behind = True
 
+    @property
+    def told(self) -> int:
+        """The last id that the client was told."""
+        return max(self.after, self.gap, 0)
+
     def takes(self, position: int) -> bool:
-        """Whether the client still needs a message that is delivered live."""
-        return not self.is_behind and position > self.after
+        """Whether the client needs a message that is delivered live; then it counts as delivered."""
+        if self.is_behind or position <= self.after:
+            return False
+        self.after = position
+        return True
 
 
 class HistoryReader:
@@ -81,9 +91,10 @@ class HistoryReader:
         self.read_at = 0.0
 
     def read(self, link: Link, queue: str, interval: float) -> bool:
-        """Deliver what is new, and a batch to clients that are behind; return whether there may be more.
+        """Deliver what is new, and a batch to clients that are behind; return whether more may be new.
 
-        Without ``read_soon`` it looks for new messages every ``interval`` seconds: a wakeup may get lost.
+        Without ``read_soon`` it looks for new messages every ``interval`` seconds: a wakeup may get lost. While clients
+        are behind the reader is woken again, so that it hears the wakeups between two batches.
         """
         is_full = False
         if (now := time.monotonic()) >= self.read_at:
@@ -95,7 +106,9 @@ class HistoryReader:
             self.read_at = 0.0 if is_full else now + interval
         if self.behind:
             self._read_missed(link)
-        return is_full or bool(self.behind)
+        if self.behind:
+            self._wake()
+        return is_full
 
     def _deliver_live(self, queue: str, found: Sequence[Kept]) -> None:
         for position, payload, recipients in found:
@@ -113,21 +126,28 @@ class HistoryReader:
         for queue in {names.split(one)[0] for one, _ in first}:  # a server that was declared dead has two
             after = {names.split(one)[1]: position for one, position in first if one.startswith(queue)}
             for recipient, missed in link.missed(queue, after, MISSED, MISSED_BYTES).items():
-                self._call(partial(self._deliver_missed, queue + recipient, missed))
+                self._call(partial(self._deliver_missed, queue + recipient, after[recipient], missed))
         for _ in first:  # not before: if the database is away, they are read later
             self.behind.popleft()
 
-    def _deliver_missed(self, reply_channel: str, missed: Missed) -> None:
+    def _deliver_missed(self, reply_channel: str, after: int, missed: Missed) -> None:
+        """Deliver what was found after a position, unless that was delivered before an outage.
+
+        A gap in one group does not hide the messages that others had before it. They get its id, because the client
+        would be told of the gap again if it came back with theirs.
+        """
         receiver = self._receivers.get(reply_channel)
-        if receiver is None or receiver.resume is None:
+        if receiver is None or receiver.resume is None or receiver.resume.after != after:
             return
         resume = receiver.resume
-        if missed.gap is not None:
-            resume.after = missed.gap
+        if missed.gap is not None and missed.gap > resume.gap:
+            resume.gap = missed.gap
             receiver.tell_gap(missed.gap)
         for position, payload in missed.messages:
-            self._deliver(payload, position, [reply_channel])
+            resume.after = position
+            self._deliver(payload, max(position, resume.gap), [reply_channel])
         if missed.complete:
             resume.is_behind = False
+            resume.after = resume.after if missed.messages or missed.gap is None else missed.gap
         else:
             receiver.when_drained(partial(self.catch_up, reply_channel))

@@ -110,7 +110,6 @@ class LaterAnswer:
             self.resume, message = events.begin(message, self._channels.server.history.position)
             self._channels.server.history.catch_up(self.reply_channel)
         elif self.resume is not None:
-            self.resume.after = reply.position or self.resume.after
             message = events.part(message, reply.position)
         self._messages.append(message)
 

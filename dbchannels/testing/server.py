@@ -58,7 +58,7 @@ class Transport:
 
     def send(self, out: Outgoing, before: bytes = b"") -> None:
         """Write what a reply asks for."""
-        for frame in filter(None, (before, out.frame) if out.frame and not self.closed else ()):
+        for frame in filter(None, () if self.closed else (before, out.frame)):
             opcode, payload = decode_frame(frame)
             self.arrived.append(payload.decode() if opcode == TEXT else payload)
         if out.close is not None:
@@ -153,7 +153,7 @@ class Server:
         while deliveries := self._link.receive_many([self.queue], 100):
             for delivery in deliveries:
                 self._deliver(delivery.payload, 0, [self.queue + local for local in delivery.recipients])
-        while self.history.read(self._link, self.queue, 0.0):
+        while self.history.read(self._link, self.queue, 0.0) or self.history.behind:
             pass
 
     def _deliver(self, payload: bytes, position: int, reply_channels: Sequence[str]) -> None:

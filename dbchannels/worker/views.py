@@ -208,8 +208,7 @@ def teach_django() -> None:
             request.reply_channel = context.reply_channel
         response = get_response(self, request)
         if isinstance(response, EventStream) and context.reply_channel is not None:
-            response.begin(request, context.reply_channel)
-            context.answered_later = True
+            context.answered_later = response.begin(request, context.reply_channel)
         if context.outage and response.status_code == 500 and not settings.DEBUG:
             closers = response._resource_closers  # type: ignore[attr-defined]
             response = HttpResponse(

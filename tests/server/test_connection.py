@@ -1183,7 +1183,6 @@ def test_a_new_client_has_an_id_before_any_message(new_line):
         (TEXT, b"hi"),
         (TEXT, b"plain"),
     ]
-    assert line.connection.resume.after == 9
 
 
 def test_a_client_that_comes_back_is_told_of_a_gap(new_line):
@@ -1220,6 +1219,29 @@ def test_it_is_read_for_again_when_its_socket_has_taken_all(new_line):
     assert calls == ["at once"]
     until(lambda: line.received() and len(calls) == 2)
     assert calls == ["at once", "later"]
+
+
+def test_a_text_that_looks_like_a_frame_of_ours_follows_an_id(new_line):
+    """Or any member of a chat could make the pages of the others believe in a gap."""
+    line = new_line("3").open()
+    line.reply(text="\0gap 9")
+    kept(line, 6, text="\0start 1")
+    line.reply(bytes=b"\0")
+    assert line.received() == [
+        (TEXT, b"\0id 3"),
+        (TEXT, b"\0gap 9"),
+        (TEXT, b"\0id 6"),
+        (TEXT, b"\0start 1"),
+        (TEXT, b"\0id 3"),
+        (BINARY, b"\0"),
+    ]
+
+
+def test_a_close_has_an_id_too(new_line):
+    """Or a client that comes back would be closed again and again."""
+    line = new_line("3").open()
+    kept(line, 6, close=1012)
+    assert line.received() == [(TEXT, b"\0start 6"), (CLOSE, (1012).to_bytes(2, "big"))]
 
 
 def test_who_does_not_ask_gets_no_id(line):

@@ -27,8 +27,6 @@ class Receiver:
 
     def deliver(self, position):
         self.heard.append(position)
-        if self.resume:
-            self.resume.after = position
 
     def tell_gap(self, position):
         self.gaps.append(position)
@@ -58,10 +56,9 @@ class Link:
             raise LayerUnavailable
         found = {}
         for one, position in after.items():
-            pairs = [
-                (other, codec.encode({})) for other in self.positions if other > max(position, self.trimmed)
-            ]
-            gap = self.trimmed if self.trimmed > position else None
+            start = -1 if position > max(self.positions, default=0) else position
+            pairs = [(other, codec.encode({})) for other in self.positions if other > start]
+            gap = self.trimmed if self.trimmed > start else None
             found[one] = Missed(pairs[:limit], gap, len(pairs) <= limit)
         return found
 
@@ -73,11 +70,15 @@ class Site:
         self.clients = {QUEUE + name: client for name, client in clients.items()}
         self.link = Link(clients)
         self.calls = []
-        self.reader = HistoryReader(self.clients, self.calls.append, self._deliver, lambda: None)
+        self.wakeups = 0
+        self.reader = HistoryReader(self.clients, self.calls.append, self._deliver, self._wake)
 
     def _deliver(self, payload, position, channels):
         for channel in set(channels) & set(self.clients):
             self.clients[channel].deliver(position)
+
+    def _wake(self):
+        self.wakeups += 1
 
     def say(self, *positions):
         self.link.positions += positions
@@ -88,8 +89,10 @@ class Site:
 
     def run(self):
         """Read and deliver until nothing is left."""
-        more = True
+        more, reads = True, 0
         while more or self.calls:
+            reads += 1
+            assert reads < 1000, "It reads without end."
             more = self.read()
             for call in self.calls[:]:
                 self.calls.remove(call)
@@ -174,14 +177,41 @@ def test_a_slow_client_gets_a_batch_at_a_time_and_delays_nobody():
     assert slow.heard == other.heard == site.link.positions
 
 
-def test_a_gap_is_told_once():
-    site = Site(back=Receiver("2"))
-    (back,) = site.clients.values()
-    site.say(*range(1, 100))
-    site.link.trimmed = 5
-    site.reader.catch_up(f"{QUEUE}back")
+def test_a_gap_is_told_once_and_no_older_id_after_it():
+    """Other groups have messages from before the gap, more than a batch; they get its id."""
+    site = Site(back=Receiver("2"), unknown=Receiver("9" * 18))
+    back, unknown = site.clients.values()
+    site.say(*range(3, 100))
+    site.link.trimmed = 50
+    for name in ("back", "unknown"):
+        site.reader.catch_up(QUEUE + name)
     site.run()
-    assert (back.gaps, back.heard) == ([5], list(range(6, 100)))
+    assert (back.gaps, back.heard) == ([50], [50] * 47 + list(range(50, 100)))
+    site.say(100)
+    site.run()
+    assert back.heard[-1] == unknown.heard[-1] == 100
+
+
+def test_who_is_behind_does_not_keep_the_reader_from_its_wakeups():
+    """Between two batches the reader waits, and does not wait long."""
+    site = Site(**{f"c{number}": Receiver("0") for number in range(3 * history.CLIENTS)})
+    for channel in site.clients:
+        site.reader.catch_up(channel)
+    woken = site.wakeups
+    assert [site.read() for _ in range(3)] == [False] * 3
+    assert site.wakeups - woken == 2
+
+
+def test_what_an_outage_has_repeated_is_delivered_once():
+    """A server with two queues reads for one of them, and then the database is away."""
+    site = Site(back=Receiver("0"))
+    (back,) = site.clients.values()
+    site.say(*range(1, 3 * history.MISSED))
+    for _ in range(2):
+        site.reader.behind.append((f"{QUEUE}back", 0))
+        site.read()
+    site.run()
+    assert back.heard == site.link.positions
 
 
 def test_many_are_read_for_in_turn_and_who_has_left_is_none():
@@ -219,10 +249,11 @@ def test_an_outage_loses_nobody_who_is_behind():
         ({"text": "id: 9\n\nevent: x"}, b"id: 7\ndata: id: 9\ndata: \ndata: event: x\n\n"),
         ({"text": "", "event": "price"}, b"id: 7\nevent: price\ndata: \n\n"),
         ({"text": "\udc80"}, b"id: 7\ndata: ?\n\n"),
-        ({"close": True}, b""),
-        ({"bytes": b"\0"}, b""),
-        ({"text": "x", "event": "two\nlines"}, b""),
-        ({"text": "x", "event": 7}, b""),
+        ({"close": True}, b"id: 7\n\n"),
+        ({"bytes": b"\0"}, b"id: 7\n\n"),
+        ({"text": "x", "event": "two\nlines"}, b"id: 7\n\n"),
+        ({"text": "x", "event": "ends\n"}, b"id: 7\n\n"),
+        ({"text": "x", "event": 7}, b"id: 7\n\n"),
     ],
 )
 def test_a_message_is_an_event(message, content):
@@ -231,7 +262,12 @@ def test_a_message_is_an_event(message, content):
 
 
 def test_what_the_site_has_written_itself_stays_as_it_is():
-    for message in ({"content": b": still here\n\n", "more_content": True}, {"lost": "full"}):
+    for message in (
+        {"content": b": still here\n\n", "more_content": True},
+        {"lost": "full"},
+        {"later": True},
+        {"taken": True},
+    ):
         assert events.part(message, 7) is message
 
 

@@ -6,7 +6,7 @@ import logging
 from typing import Any
 
 from dbchannels.exceptions import safe_repr
-from dbchannels.protocol import EVENT_STREAM, MORE_CONTENT, chunk, is_failure
+from dbchannels.protocol import EVENT_STREAM, LATER, MORE_CONTENT, TAKEN, chunk, is_failure
 from dbchannels.server.history import Resume
 
 log = logging.getLogger("dbchannels.server")
@@ -40,13 +40,14 @@ def part(message: dict[str, Any], position: int) -> dict[str, Any]:
 
     ``event`` names its kind, and ``close`` ends the response. A part that the site has written itself stays as it is.
     """
-    if is_failure(message) or message.keys() & {"content", MORE_CONTENT}:
+    if is_failure(message) or message.keys() & {"content", MORE_CONTENT, LATER, TAKEN}:
         return message
     text, kind = message.get("text"), message.get("event", "")
-    if isinstance(text, str) and isinstance(kind, str) and len(kind.splitlines()) <= 1:
+    if isinstance(text, str) and isinstance(kind, str) and not {"\r", "\n"} & set(kind):
         return chunk(event(text, position, kind), more=not message.get("close"))
     if not message.get("close"):
         log.warning(
             "A message is no event, and was left out (%s): write a 'text'.", safe_repr(sorted(message))
         )
-    return chunk(b"", more=not message.get("close"))
+    # The id alone makes no event. Without it, a client would come back to the same end again and again.
+    return chunk(f"id: {position}\n\n".encode() if position else b"", more=not message.get("close"))

@@ -201,7 +201,6 @@ class Exchange:
         if EVENT_STREAM in message:
             message = self._begin_events(message)
         elif self.resume is not None:
-            self.resume.after = reply.position or self.resume.after
             message = events.part(message, reply.position)
         elif reply.position and not self._answered and "status" not in message:
             return  # it was read before the head of a stream of events, which will catch up

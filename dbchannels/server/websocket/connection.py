@@ -34,7 +34,7 @@ from dbchannels.server.relay import Relay, Reply
 from dbchannels.server.websocket.framing import Closed, Deflate, Event
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied
 from dbchannels.server.websocket.messages import WORKERS_KEYS, Outgoing
-from dbchannels.server.websocket.transport import GAP, ID, START, Transport, position_frame
+from dbchannels.server.websocket.transport import GAP, START, Transport, id_before, position_frame
 from dbchannels.wakeup import Backoff
 
 INBOX = 32  # messages that may wait here; then the socket is not read
@@ -212,11 +212,7 @@ class Connection:
             if FINISHED in message or "accept" in message:
                 self._decide(denied(500))  # the log has the error in the connect consumer's reply
         elif self._transport is not None:
-            if self.resume is not None and reply.position:
-                self.resume.after = reply.position
-                self._transport.send(out, position_frame(ID, reply.position))
-            else:
-                self._transport.send(out)
+            self._transport.send(out, id_before(self.resume, out, reply.position))
             if out.close is not None:
                 self._drop_waiting()
         elif not self.disconnected:  # before the 101

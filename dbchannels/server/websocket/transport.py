@@ -21,8 +21,18 @@ import gevent
 
 from dbchannels.protocol.close_codes import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
 from dbchannels.server.budget import LEAST_ROOM, Share
+from dbchannels.server.history import Resume
 from dbchannels.server.options import LINGERING, WebSocketLimits
-from dbchannels.server.websocket.framing import STEP, TEXT, Closed, Deflate, Event, WebSocket, encode_frame
+from dbchannels.server.websocket.framing import (
+    STEP,
+    TEXT,
+    Closed,
+    Deflate,
+    Event,
+    WebSocket,
+    decode_frame,
+    encode_frame,
+)
 from dbchannels.server.websocket.messages import Outgoing
 
 READ = 65_536  # bytes read at once
@@ -31,14 +41,28 @@ CLOSE_DEADLINE = 5.0  # seconds for the client's half of the closing handshake
 PINGS_WITHIN = 10.0  # seconds in which the client's pings are counted
 
 HEARTBEAT = encode_frame(TEXT, b"\0heartbeat")  # dbchannels.js hides it from the page
-# What a client is told that asked for ids: the id of the next message, up to which id it has everything from the start,
-# and up to which messages are gone.
+# What a client is told that asked for ids: the id of the next message, up to which id it has everything, and up to
+# which messages are gone.
 ID, START, GAP = "id", "start", "gap"
 
 
 def position_frame(word: str, position: int) -> bytes:
     """Return the frame with one of these words and a position; dbchannels.js hides it from the page."""
     return encode_frame(TEXT, f"\0{word} {position}".encode())
+
+
+def id_before(resume: Resume | None, out: Outgoing, position: int) -> bytes:
+    """Return the frame before a message with this position, 0 for none; b"" if the client needs no such frame.
+
+    What follows an id is always a message. So a text that looks like one of our own frames, perhaps another client's,
+    gets the last id once more.
+    """
+    if resume is None:
+        return b""
+    if position:
+        return position_frame(ID if out.frame else START, position)
+    looks_like_ours = out.frame and decode_frame(out.frame[:11])[1][:1] == b"\0"
+    return position_frame(ID, resume.told) if looks_like_ours else b""
 
 
 class Transport:
@@ -199,10 +223,10 @@ class Transport:
 
     def send(self, out: Outgoing, before: bytes = b"") -> None:
         """Send what a reply asks for: a frame, a close, or both. The frame ``before`` is written together with it."""
-        if out.frame and self._protocol.state == "open":
+        if (out.frame or before) and self._protocol.state == "open":
             if self._limits.idle_timeout:
                 self._message_at = time.monotonic()
-            frame = out.frame if self._deflate is None else self._deflate.frame(out.frame)
+            frame = out.frame if self._deflate is None or not out.frame else self._deflate.frame(out.frame)
             self._write(before + frame if before else frame)
         if out.close is not None:
             self.close(out.close, out.reason)

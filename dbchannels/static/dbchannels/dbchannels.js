@@ -112,10 +112,13 @@ export class Socket {
   }
 
   #hide(data) {
+    const id = this.nextId;
+    this.nextId = "";
+    if (id) return (this.lastId = id), false; // a message, whatever it begins with
     const [, word, position] = HIDDEN.exec(data) ?? [];
-    if (!word) this.lastId = this.nextId || this.lastId;
-    else if (word === "start" || word === "gap") this.lastId = position;
-    this.nextId = word === "id" ? position : word === "heartbeat" ? this.nextId : "";
+    if (word !== "heartbeat" && !this.resume) return false;
+    if (word === "id") this.nextId = position;
+    else if (position) this.lastId = position;
     if (word === "gap") this.#tell("gap", {});
     return word;
   }
