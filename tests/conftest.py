@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from django.apps import apps
 from django.conf import settings
-from django.contrib.auth.models import User
-from django.contrib.sessions.models import Session
-from django.db import connections
+from django.contrib.auth.models import Permission
+from django.contrib.contenttypes.models import ContentType
+from django.db import connections, transaction
 from django.test.utils import setup_databases, teardown_databases
 
 from dbchannels import conf
@@ -182,10 +182,10 @@ def django_db_setup(django_test_environment: None, django_db_blocker: Any) -> It
 
 @pytest.fixture
 def tables(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
-    """Open both databases to the test and its threads, without a transaction around it; empty our tables after it.
+    """Open both databases to the test and its threads, without a transaction around it; empty the tables after it.
 
     With transaction=True pytest-django truncates every table of both databases after each test, which takes
-    150 ms; these few DELETEs take 10 ms at most. A test that writes into other tables clears up itself.
+    150 ms; these DELETEs take 10 ms at most.
     """
     with django_db_blocker.unblock():
         yield
@@ -194,13 +194,35 @@ def tables(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
         channel_layers.reset()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _leave_no_rows(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail where the tests of a file left rows in a test database, which tests of other files would find."""
+    yield
+    if "DBCHANNELS_TEST_NAME" in os.environ:  # the databases are there
+        with request.getfixturevalue("django_db_blocker").unblock():
+            assert [f"{alias}: {table}" for alias in settings.DATABASES for table in with_rows(alias)] == []
+
+
+def tables_of_tests() -> list[str]:
+    """Return the tables that a test finds empty: all but those that the migrations fill."""
+    models = [one for one in apps.get_models(include_auto_created=True) if one._meta.can_migrate("default")]
+    return sorted({one._meta.db_table for one in models if one not in (ContentType, Permission)})
+
+
+def with_rows(alias: str) -> list[str]:
+    """Return the tables of tests that have rows in a database."""
+    queries = [f"SELECT '{table}' WHERE EXISTS (SELECT 1 FROM {table})" for table in tables_of_tests()]
+    with connections[alias].cursor() as cursor:
+        cursor.execute(" UNION ALL ".join(queries))
+        return [table for (table,) in cursor.fetchall()]
+
+
 def empty_tables(alias: str) -> None:
-    """Delete all rows of dbchannels from a database."""
-    models = apps.get_app_config("dbchannels").get_models()
-    statements = [f"DELETE FROM {model._meta.db_table}" for model in models]
+    """Delete all rows of tests from a database."""
+    statements = [f"DELETE FROM {table}" for table in tables_of_tests()]
     if connections[alias].vendor == "postgresql":  # takes them all in one round trip
         statements = ["; ".join(statements)]
-    with connections[alias].cursor() as cursor:
+    with transaction.atomic(alias), connections[alias].cursor() as cursor:
         for statement in statements:
             cursor.execute(statement)
 
@@ -281,8 +303,6 @@ def work_off(layer: BaseLayer, make_worker: Callable[..., Worker]) -> Callable[.
 
 
 @pytest.fixture
-def anna(layer: BaseLayer) -> Iterator[Any]:
-    """A user, who is gone afterwards with all others and their sessions."""
-    yield new_user()
-    Session.objects.all().delete()
-    User.objects.all().delete()
+def anna(layer: BaseLayer) -> Any:
+    """A user."""
+    return new_user()

@@ -144,8 +144,6 @@ def blog(module, layer):
             binding.disconnect()
     post_save.receivers[:] = receivers
     post_save.sender_receivers_cache.clear()
-    Post.objects.all().delete()
-    User.objects.all().delete()
 
 
 def frames(layer):

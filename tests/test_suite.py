@@ -7,9 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from django.contrib.auth.models import User
 from hypothesis import settings
 
 from tests import conftest, harness, profiles
+from tests.blog.models import Post
 from tests.settings import DATABASES, FOLDER, WORKER
 
 
@@ -57,6 +59,15 @@ def test_no_other_test_may_start_a_server(tmp_path):
     with pytest.raises(AssertionError, match="add its file to SLOW"):
         harness.LiveSite({"ENGINE": "django.db.backends.sqlite3", "NAME": "x"}, tmp_path).serve()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_that_a_test_leaves_are_named(tables):
+    User.objects.create(username="left")
+    Post.objects.using("sqlite").create()
+    assert [conftest.with_rows(alias) for alias in ("default", "sqlite")] == [["auth_user"], ["blog_post"]]
+    for alias in ("default", "sqlite"):
+        conftest.empty_tables(alias)
+        assert conftest.with_rows(alias) == []
 
 
 def test_the_pipes_of_a_test_are_closed_and_no_others():

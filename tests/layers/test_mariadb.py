@@ -51,7 +51,7 @@ def server(django_db_setup: None, django_db_blocker: Any) -> Iterator[MariaDB]:
         others = dict(connections.settings)
         connections.settings.update(connections.configure_settings({**others, "mariadb": entry}))
         try:
-            call_command("migrate", database="mariadb", verbosity=0, skip_checks=True)
+            call_command("migrate", database="mariadb", verbosity=0, skip_checks=True, run_syncdb=True)
             yield server
         finally:
             connections["mariadb"].close()
@@ -60,7 +60,7 @@ def server(django_db_setup: None, django_db_blocker: Any) -> Iterator[MariaDB]:
 
 @pytest.fixture
 def mariadb_tables(server: MariaDB, django_db_blocker: Any) -> Iterator[None]:
-    """Open the database to the test and its threads, and empty our tables after it."""
+    """Open the database to the test and its threads, and empty the tables after it."""
     with django_db_blocker.unblock():
         yield
         empty_tables("mariadb")

@@ -16,11 +16,9 @@ pytestmark = kinds.only("postgresql")
 
 @pytest.fixture
 def admin(tables):
-    user = User.objects.create_superuser("olga")
     client = Client()
-    client.force_login(user)
-    yield client
-    user.delete()
+    client.force_login(User.objects.create_superuser("olga"))
+    return client
 
 
 def page(client, model, *arguments):
