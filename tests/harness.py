@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import select
 import selectors
 import signal
 import socket
@@ -16,6 +17,7 @@ import struct
 import subprocess
 import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -40,6 +42,19 @@ TABLES = (
     "livesite_entry",
     "livesite_document",
 )
+
+#: Runs each line, (code, file) in JSON, in a fork that prints into the file, and answers with its exit status.
+FORKS = """
+import json, os, sys
+for line in sys.stdin:
+    code, path = json.loads(line)
+    if not os.fork():
+        output = os.open(path, os.O_WRONLY | os.O_CREAT)
+        os.dup2(output, 1), os.dup2(output, 2)
+        exec(code)
+        sys.exit()
+    print(os.waitstatus_to_exitcode(os.wait()[1]), flush=True)
+"""
 
 OPENED: list[socket.socket] = []
 #: Whether the test that runs is marked ``slow``: only such a test may start a server. See tests/conftest.py.
@@ -87,6 +102,7 @@ class LiveSite:
         self.database = {key: str(value) if key == "NAME" else value for key, value in database.items()}
         self.folder = folder
         self.processes: list[Served] = []
+        self.forks: subprocess.Popen[str] | None = None  # the process whose forks run `shell`
 
     def environment(self, settings: dict[str, Any] | None = None) -> dict[str, str]:
         """Return what the site's processes find in their environment."""
@@ -115,10 +131,28 @@ class LiveSite:
         )
 
     def shell(self, code: str) -> str:
-        """Run a line of Python in the site's shell; return what it printed."""
-        done = self.manage("shell", "--verbosity", "0", "-c", code)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
+        """Run a line of Python in the site's shell; return what it printed.
+
+        Django starts once: each line runs in a fork of that process, which has no connection to the database.
+        """
+        if self.manage_py != MANAGE:  # the code of other sites changes
+            done = self.manage("shell", "--verbosity", "0", "-c", code)
+            assert done.returncode == 0, done.stderr
+            return done.stdout.strip()
+        if self.forks is None:
+            command = [sys.executable, str(MANAGE), "shell", "--verbosity", "0", "-c", FORKS]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            self.forks = subprocess.Popen(
+                command, env=self.environment(), start_new_session=True, bufsize=1, **pipes
+            )
+            weakref.finalize(self, self.forks.communicate)
+        assert self.forks.stdin and self.forks.stdout
+        printed = self.folder / f"shell-{secrets.token_hex(4)}.log"
+        self.forks.stdin.write(json.dumps([code, str(printed)]) + "\n")
+        assert select.select([self.forks.stdout], [], [], 120)[0], printed.read_text()
+        status = self.forks.stdout.readline().strip()
+        assert status == "0", f"{status}: {printed.read_text()}"
+        return printed.read_text().strip()
 
     def rows(self, query: str) -> list[tuple[Any, ...]]:
         """Run a statement on the site's database; return its rows, of an UPDATE or DELETE none."""
