@@ -72,6 +72,15 @@ def alive(layer, new_link):
     return link
 
 
+def test_the_processes_that_are_alive_are_listed_by_kind_and_host(layer, alive):
+    host = layer.rows(Process).get(name="w1").host
+    kinds_alive = [f"Alive {kind}: {host} (1)." for kind in ("servers", "workers")]
+    assert [text for _, text in findings()["processes"]] == kinds_alive
+    for name in ("asgi1", "asgi2"):
+        alive.register(name, Process.CHANNELS, f"{name}!")
+    assert findings()["processes"][2] == ("ok", f"Alive processes with Channels: {host} (2).")
+
+
 # A site that is well.
 
 

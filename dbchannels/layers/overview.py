@@ -66,10 +66,10 @@ class ChannelStatus:
 
 
 class ProcessStatus(NamedTuple):
-    """A server or worker on record."""
+    """A server, a worker, or a process with Channels on record."""
 
     name: str
-    kind: str  # Process.SERVER or Process.WORKER
+    kind: str  # Process.SERVER, Process.WORKER or Process.CHANNELS
     host: str
     pid: int
     started_at: datetime

@@ -30,12 +30,16 @@ def processes(patient: Patient) -> Iterator[Finding]:
     patient.overview = overview(patient.layer)
     found = patient.overview.processes
     alive = [one for one in found if one.alive]
-    for kind, start in ((Process.SERVER, "runchannels"), (Process.WORKER, "runchannels or runworker")):
+    for kind, plural, start in (
+        (Process.SERVER, "servers", "runchannels"),
+        (Process.WORKER, "workers", "runchannels or runworker"),
+        (Process.CHANNELS, "processes with Channels", ""),  # most sites have none
+    ):
         by_host = Counter(one.host for one in alive if one.kind == kind)
         where = ", ".join(f"{host} ({number})" for host, number in sorted(by_host.items()))
         if by_host:
-            yield Finding(OK, f"Alive {kind}s: {where}.")
-        else:
+            yield Finding(OK, f"Alive {plural}: {where}.")
+        elif start:
             yield Finding(WRONG, f"No {kind} is alive: start {start}.")
     if gone := [one.name for one in found if not one.alive]:
         yield Finding(
