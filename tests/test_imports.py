@@ -70,6 +70,7 @@ LATE = {
     ("apps", "auth.logout"),
     ("auth.users", "django.contrib.auth.models"),
     ("wsgi", "server.wsgi_gateway"),
+    ("management.commands.runworker", "processes.probes"),
 }
 
 FILES = {

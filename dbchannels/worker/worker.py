@@ -187,6 +187,15 @@ class Worker:
         self.stopping.set()
         self._wake.notify()
 
+    def why_not_ready(self) -> str:
+        """Return why this worker takes no messages; "" if it takes them. Safe to call from any thread."""
+        if self.stopping.is_set():
+            return "stopping"
+        if not self._work_on_record:
+            return "the worker is starting"
+        overdue = time.monotonic() - self._renewed_at > self.layer.options["lease"]
+        return "the layer cannot be used" if overdue or self._health.failing else ""
+
     def abandon(self) -> None:
         """Give back what this worker holds, as if it had not run: its process ends now, even if a consumer runs.
 
@@ -322,9 +331,9 @@ class Worker:
         if not self._wakeups and now - self._cleaned_at > every:
             self._cleaned_at = now
             self.link.clean_up()
+        self.measures.events["outages"] = self._health.outages
         report = self._process.report
         if report is not None and now >= report.due_at:
-            self.measures.events["outages"] = self._health.outages
             report.write()
         if now >= self._sampler.due_at:
             self._sampler.look(self.name)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -98,18 +99,24 @@ def test_a_burst_ends_at_sigterm(site):
 
 
 def test_runchannels_replaces_workers_that_have_reached_a_limit(site):
-    served = site.serve("--workers", "2", "--max-messages", "3", "--probe-port", "0")
+    limits = ("--max-messages", "3", "--max-memory", "300M")
+    served = site.serve("--workers", "2", *limits, "--probe-port", "0")
     served.workers(2)
     descriptors = len(os.listdir(f"/proc/{served.process.pid}/fd"))
     texts = [str(number) for number in range(12)]
     site.send("ledger", *({"text": text} for text in texts))
     until(lambda: len(site.entries()) == 12, served.output, 60)
     assert sorted(site.entries()) == sorted(texts)
-    assert len(pids(site)) >= 4
+    assert len(pids(site)) == 4
     assert " messages (--max-messages), so another one takes its place." in served.output()
     assert "starting another" not in served.output()
+    site.send("ledger", {"text": "grows", "grow": 300 * 2**20}, {"text": "next"})
+    until(lambda: "next" in site.entries(), served.output, 60)
+    assert site.entries()[12:] == ["grows", "next"]
+    assert len(pids(site)) == 6
+    assert " MiB of memory (--max-memory), so another one takes its place." in served.output()
     # The server keeps what those that have ended had counted, and nothing else of them.
-    done = 'dbchannels_messages_done_total{channel="ledger"} 12\n'
+    done = 'dbchannels_messages_done_total{channel="ledger"} 14\n'
     until(lambda: done in asked(probes_of(served), "/metrics")[1], served.output, 60)
     until(lambda: site.count("process") == 3, "the old workers are off the record", 60)
     until(lambda: len(os.listdir(f"/proc/{served.process.pid}/fd")) <= descriptors, "no descriptor is left")
@@ -117,13 +124,18 @@ def test_runchannels_replaces_workers_that_have_reached_a_limit(site):
 
 
 def test_a_lone_worker_that_has_reached_a_limit_starts_anew(site_on_sqlite):
-    worker = site_on_sqlite.work("--only", "ledger", "--max-memory", "32M")
-    assert "raise --max-memory" in worker.output()
-    site_on_sqlite.send("ledger", {"text": "1"}, {"text": "2"})
-    until(lambda: site_on_sqlite.entries() == ["1", "2"], worker.output)
-    until(lambda: worker.output().count("reads ledger") == 3, worker.output)
-    assert worker.process.poll() is None
+    """Its probes go on at the same address."""
+    with socket.create_server((HOST, 0)) as free:
+        port = free.getsockname()[1]
+    worker = site_on_sqlite.work("--only", "ledger", "--max-memory", "300M", "--probe-port", str(port))
+    site_on_sqlite.send("ledger", {"text": "1"}, {"text": "grows", "grow": 300 * 2**20})
+    until(lambda: worker.output().count("Probes: ") == 2, worker.output)
+    site_on_sqlite.send("ledger", {"text": "2"})
+    until(lambda: site_on_sqlite.entries() == ["1", "grows", "2"], worker.output)
+    assert worker.output().count("reads ledger") == 2
     assert pids(site_on_sqlite) == {worker.process.pid}
+    assert asked(port, "/readyz") == (200, "Ready.\n")
+    assert 'messages_done_total{channel="ledger"} 1\n' in asked(port, "/metrics")[1]  # since it started anew
     assert worker.terminate() == 0
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from dbchannels.processes.first import leave_first_place
 from dbchannels.processes.reloader import CodeChanges
 from dbchannels.processes.supervisor import REPLACED, has_terminal
 from dbchannels.routing.table import Routing
+from dbchannels.server.listeners import Address
 from dbchannels.server.options import LEAST_MEMORY, add_options, check_number
 from dbchannels.wakeup import LONGEST_TIMEOUT, WakeupPipe, check_timeout, wait_readable
 from dbchannels.worker import database_connections
@@ -102,7 +103,7 @@ class Command(HintingCommand):
         parser.add_argument(
             "--burst", action="store_true", help="end when no message is left that is due, as for a cron job"
         )
-        add_options(parser, "max_messages", "max_memory", "layer", "wait_for_database")
+        add_options(parser, "max_messages", "max_memory", "probe_port", "layer", "wait_for_database")
         for name, keywords in CHILD_OPTIONS.items():
             parser.add_argument(name, **keywords | {"help": f"set by runchannels: {keywords['help']}"})
 
@@ -120,6 +121,7 @@ class Command(HintingCommand):
                 raise CommandError("No channel with a consumer is left: change --only or --exclude.")
             stop_at_signals(workers, options["graceful_timeout"], sys.stdin.fileno() if child else None)
             worker.load()
+            probes = make_probes(options["probe_port"], workers)
         except KeyboardInterrupt:  # it may have waited for the database
             raise SystemExit(130) from None
         except DBChannelsError as error:
@@ -128,23 +130,40 @@ class Command(HintingCommand):
             self.stdout.write(
                 f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}."
             )
-        threads = [threading.Thread(target=one.run, name=one.name, daemon=True) for one in workers[1:]]
-        for thread in threads:
-            thread.start()
-        try:
-            worker.run()
-        except DBChannelsError as error:
-            raise CommandError(
-                f"The database was away for longer than --wait-for-database allows ({error}), so this burst has ended."
-            ) from None
-        for thread in threads:
-            thread.join()
+        with probes as address:
+            if address:
+                self.stdout.write(f"Probes: /healthz and /readyz at {address}")
+            run(workers)
         if worker.wants_successor:
             if child:
                 raise SystemExit(REPLACED)
             start_anew()
         if options["burst"] and not worker.stopping.is_set():
             self.stdout.write(f"Nothing is left to do. Messages run: {worker.consumed:,}.")
+
+
+def make_probes(address: str, workers: Sequence[Worker]) -> AbstractContextManager[Any]:
+    """Return what answers probes while it is entered, and is the address then. Raises InvalidConfiguration."""
+    if not address:
+        return nullcontext()
+    from dbchannels.processes.probes import Probes  # and with it gevent, which no other worker needs
+
+    return Probes(Address.parse(address), workers)
+
+
+def run(workers: Sequence[Worker]) -> None:
+    """Run the first worker here, and each other one in a thread. Raises CommandError."""
+    threads = [threading.Thread(target=one.run, name=one.name, daemon=True) for one in workers[1:]]
+    for thread in threads:
+        thread.start()
+    try:
+        workers[0].run()
+    except DBChannelsError as error:
+        raise CommandError(
+            f"The database was away for longer than --wait-for-database allows ({error}), so this burst has ended."
+        ) from None
+    for thread in threads:
+        thread.join()
 
 
 def load(options: dict[str, Any]) -> tuple[BaseLayer, Routing]:

@@ -137,6 +137,9 @@ if getattr(settings, "TICKING", False):
         Entry.objects.create(text=message["scheduled_at"])
 
 
+KEPT: list[bytes] = []  # by workers that grow
+
+
 @consumer("ledger")
 def ledger(message):
     """Write down that it ran."""
@@ -144,6 +147,7 @@ def ledger(message):
         Entry.objects.create(text=f"started {message['text']}")
     if message.get("sleep"):
         time.sleep(message["sleep"])
+    KEPT.append(b"." * message.get("grow", 0))
     end = time.monotonic() + message.get("busy", 0)
     while time.monotonic() < end:
         pass
