@@ -13,7 +13,7 @@ import threading
 from itertools import pairwise
 
 import pytest
-from django.core.management import CommandError, call_command
+from django.core.management import CommandError, call_command, get_commands, load_command_class
 
 from dbchannels import conf, consumer
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
@@ -21,6 +21,7 @@ from dbchannels.layers import channel_layers, make_layer
 from dbchannels.management import output
 from dbchannels.management.commands import runchannels, runserver, runworker
 from dbchannels.processes import production
+from dbchannels.processes.supervisor import worker_command
 from dbchannels.routing import table
 from dbchannels.server.listeners import DEFAULT, Address, SocketPermissions
 from dbchannels.server.options import LaunchConfig, ServerConfig
@@ -435,6 +436,15 @@ def run(*arguments):
     out = io.StringIO()
     call_command("runworker", *arguments, stdout=out)
     return out.getvalue()
+
+
+def test_the_workers_are_ours_where_the_runworker_is_that_of_channels(settings):
+    assert worker_command() == "runworker"
+    pytest.importorskip("channels")
+    settings.INSTALLED_APPS = ["channels", *settings.INSTALLED_APPS]
+    name = worker_command()
+    command = load_command_class(get_commands()[name], name)
+    assert type(command) is runworker.Command
 
 
 def test_a_layer_in_memory_has_no_workers(memory):

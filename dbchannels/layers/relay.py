@@ -87,6 +87,8 @@ class BaseRelay:
             ended = False
             while not ended:
                 operations, ended = next_batch(self._outbox)
+                if not operations:  # nothing says that the layer can be used
+                    continue
                 try:
                     self._write(link, operations)
                 except Exception:

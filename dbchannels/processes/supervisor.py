@@ -16,6 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
+from django.core.management import get_commands
+
 from dbchannels import names
 from dbchannels.measures import Counts, new_report, parse_report, read_report, total
 from dbchannels.protocol import HTTP, WEBSOCKET
@@ -266,14 +268,19 @@ class Supervisor:
         return True
 
 
+def worker_command() -> str:
+    """Return the name of our ``runworker``: Channels has a command of that name, and may be listed above dbchannels."""
+    return "channels_runworker" if get_commands()["runworker"] == "channels" else "runworker"
+
+
 def start_worker(name: str, task: Task) -> WorkerProcess:
-    """Start ``runworker``. Its standard input is a pipe, which closes when this process dies in any way."""
+    """Start a worker. Its standard input is a pipe, which closes when this process dies in any way."""
     pipes, local_pipes = task.wakeups.values(), dict(task.local_wakeups)
     reader, writer = os.pipe()
     report = new_report()
     command = [
         *manage_command(),
-        "runworker",
+        worker_command(),
         f"--child={name}",
         f"--ready={writer}",
         f"--report={report}",

@@ -468,6 +468,14 @@ def query(layer, text, **values):
 # Ends and outages.
 
 
+@on_postgresql
+def test_a_test_runner_can_drop_the_database(layer):
+    run(layer.group_add("all", run(layer.new_channel())))
+    until(lambda: len(query(layer, SESSIONS)) == 3, "the sessions are open")
+    with connections[layer._layer.database]._nodb_cursor():
+        assert query(layer, SESSIONS) == []
+
+
 @shared
 def test_the_process_is_on_record_until_it_closes_the_layer(layer):
     async def test():
@@ -560,6 +568,20 @@ def test_a_send_in_an_outage_waits_and_then_says_so(layer, monkeypatch):
         await layer.send("plain", HELLO)
 
     run(test())
+
+
+@on_postgresql
+def test_an_end_in_an_outage_does_not_say_that_it_is_over(layer, monkeypatch, caplog):
+    def fail(link, operations):
+        if operations:
+            raise LayerUnavailable("It is down.")
+
+    monkeypatch.setattr(type(layer._layer.link()), "apply", fail)
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    with pytest.raises(LayerUnavailable, match="It is down"):
+        run(layer.send("plain", HELLO))
+    layer.stop()
+    assert "cannot be used now" in caplog.text and "can be used again" not in caplog.text
 
 
 @on_postgresql

@@ -21,6 +21,8 @@ except ImportError as error:
         "dbchannels.layers.channels needs Channels 4: pip install 'dbchannels[channels]'."
     ) from error
 from django.db import connections
+from django.db.backends.base.base import NO_DB_ALIAS, BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 from django.db.models import Q
 
 from dbchannels import codec, conf, names
@@ -49,6 +51,16 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+
+
+def _end_sessions(connection: BaseDatabaseWrapper, **kwargs: Any) -> None:
+    """End our sessions before a test runner drops its database: a connection to no database is made for that alone."""
+    if connection.alias == NO_DB_ALIAS:
+        for layer in _layers:
+            layer.stop()
+
+
+connection_created.connect(_end_sessions)
 
 
 class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has no types
@@ -193,10 +205,14 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has no t
 
     async def close(self) -> None:
         """End the threads and sessions of this process. The next call starts them again, with other channels."""
+        await asyncio.get_running_loop().run_in_executor(None, self.stop)
+
+    def stop(self) -> None:
+        """Do what ``close`` does, and wait for it."""
         with self._starting:
             relay, self._relay = self._relay, None
         if relay is not None:
-            await asyncio.get_running_loop().run_in_executor(None, relay.stop)
+            relay.stop()
 
     def _started(self) -> ChannelsRelay:
         """Return the relay of this process."""

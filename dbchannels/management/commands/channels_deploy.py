@@ -24,7 +24,7 @@ from django.template import Context, Engine
 from dbchannels.conf import layer_settings
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.management import formats
-from dbchannels.processes.supervisor import manage_command
+from dbchannels.processes.supervisor import manage_command, worker_command
 from dbchannels.server.listeners import Address
 from dbchannels.server.options import DEFAULTS, FLAGS, LaunchConfig, add_options
 
@@ -284,7 +284,7 @@ def program_context(program: Program, values: dict[str, Any], options: dict[str,
         "environment": [f"{name}={value}" for name, value in variables.items() if value],
         "server": [*start, "runchannels", *option_words(values, FLAGS), *own],
         "worker": [
-            *(*start, "runworker", "--exclude", "http.*", "--exclude", "websocket.*"),
+            *(*start, worker_command(), "--exclude", "http.*", "--exclude", "websocket.*"),
             *(*option_words(values, names), *own),
         ],
         "purge": [*start, "channels_purge", "--older-than", "30d", "--no-input", *own],
