@@ -79,11 +79,14 @@ class Message(other_libraries.ForeignNames):
     def headers(self) -> Mapping[str, str]:
         """The headers, by name in any case, as ``request.headers``; ``message["headers"]`` has the bytes.
 
-        The values of a repeated header are joined by commas. These three are there in ``http.request`` and
+        The values of a repeated header are joined by commas. A name with an underscore is left out, because a client
+        may send ``X_User`` where a proxy sets ``X-User``. These three are there in ``http.request`` and
         ``websocket.connect``, and raise NoClient for every other message.
         """
         joined: dict[str, str] = {}
         for name, value in self._of_request("headers"):
+            if b"_" in name:
+                continue
             text, key = value.decode("latin-1"), name.decode("latin-1").title()
             joiner = "; " if key == "Cookie" else ","
             joined[key] = f"{joined[key]}{joiner}{text}" if key in joined else text

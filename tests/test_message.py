@@ -53,6 +53,7 @@ HEADERS = [
     [b"x-forwarded-for", b"1.1.1.1"],
     [b"cookie", b'a=1; b="two words"'],
     [b"x-forwarded-for", b"2.2.2.2"],
+    [b"x_forwarded-for", b"3.3.3.3"],
     [b"cookie", b"c=caf\xe9; d=caf\xc3\xa9; a=3"],
 ]
 
