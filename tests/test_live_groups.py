@@ -21,6 +21,7 @@ from django.http import HttpResponse
 from django.template import engines
 from django.test import RequestFactory, override_settings
 from django.urls import path
+from django.utils.functional import SimpleLazyObject
 
 from dbchannels import Group, InvalidConfiguration, InvalidName, codec, render_to_group, route
 from dbchannels.consumers import live_groups
@@ -29,6 +30,7 @@ from dbchannels.redaction import log_field, message_text
 from dbchannels.routing.table import load_routing
 from dbchannels.server.http.messages import connect_message
 from dbchannels.testing import ChannelClient, ChannelTestCase
+from dbchannels.worker import executor
 from tests.docs import pages
 
 PAGE = '{% load dbchannels %}{{ user }}{% live_group "room-garden" "news" %}'
@@ -79,6 +81,14 @@ def test_the_element_is_written_whether_or_not_templates_escape(around, tag):
     assert written.startswith(
         '<dbchannels-live groups="a" page="/?a=%3C" connect="/dbchannels/live/?page=%2F&amp;token='
     )
+
+
+@pytest.mark.parametrize("name", ["_csp_nonce", "csp_nonce"])
+def test_the_script_has_the_nonce_of_the_content_security_policy(name):
+    request = RequestFactory().get("/")
+    assert "nonce" not in str(LiveGroup(request, "news"))
+    setattr(request, name, SimpleLazyObject(lambda: 'a"b'))
+    assert 'live-group.js" nonce="a&quot;b"></script>' in str(LiveGroup(request, "news"))
 
 
 @override_settings(ROOT_URLCONF=__name__)
@@ -378,6 +388,18 @@ class Attacks(LiveCase):
             socket.send(frame)
             assert socket.close_code == 1008
 
+    def test_an_event_of_the_group_runs_nothing(self):
+        socket = self.assertOpens(self.url)
+        with mock.patch.object(executor, "_unhandled", set()), self.assertLogs("dbchannels.worker") as logged:
+            for event in ("chat.message", "connect", "chat.message"):
+                Group("news").send_event(event)
+            socket.assertNothingReceived()
+        assert not socket.closed
+        assert [record.getMessage() for record in logged.records] == [
+            f"No consumer of {{% live_group %}} handles the event {event}: {live_groups.TAKES_NO_EVENTS}."
+            for event in ("chat.message", "connect")
+        ]
+
     def test_the_token_is_masked_in_logs_and_in_the_admin(self):
         token = token_of(self.url)
         assert log_field(f"GET {self.url} HTTP/1.1", 1_000) == (
@@ -430,14 +452,6 @@ class Fragments(LiveCase):
     def test_a_wrong_name_is_refused(self):
         with override_settings(TEMPLATES=[templates_of({"a.html": "a"})]), pytest.raises(InvalidName):
             render_to_group("room garden", "a.html")
-
-    @staticmethod
-    def templates(files):
-        loader = ("django.template.loaders.locmem.Loader", files)
-        return {
-            "BACKEND": "django.template.backends.django.DjangoTemplates",
-            "OPTIONS": {"loaders": [loader]},
-        }
 
 
 class Line:

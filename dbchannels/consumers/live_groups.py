@@ -24,7 +24,9 @@ from dbchannels.channel import Group
 from dbchannels.consumers.websocket import WebsocketConsumer, route_class
 from dbchannels.exceptions import InvalidConfiguration, WebSocketCloseException
 from dbchannels.message import Message
+from dbchannels.protocol import EVENT
 from dbchannels.protocol.close_codes import POLICY_VIOLATION, STALE_TOKEN
+from dbchannels.worker.executor import log_unhandled
 
 PATH = "dbchannels/live/"
 SALT = "dbchannels.live_group.1"  # the number is that of the token's format
@@ -33,7 +35,7 @@ MAX_URL = 6_000  # characters; a server reads 8,192 bytes of a request's first l
 
 ELEMENT = (
     '<dbchannels-live groups="{}" page="{}" connect="{}" client="{}" hidden></dbchannels-live>'
-    '<script type="module" src="{}"></script>'
+    '<script type="module" src="{}"{}></script>'
 )
 NO_REQUEST = (
     "{% live_group %} needs the request: render the page by render(request, ...), and have "
@@ -41,6 +43,7 @@ NO_REQUEST = (
 )
 STALE = "The token is too old, or belongs to another session."
 SENDS_NOTHING = "A live group takes no frames: send them to a consumer of your own."
+TAKES_NO_EVENTS = "send pages HTML by render_to_group, and events to a group without pages"
 
 
 class LiveGroup(SafeString):
@@ -72,7 +75,10 @@ class LiveGroup(SafeString):
             )
         page = request.get_full_path()
         files = (static(f"dbchannels/{name}.js") for name in ("dbchannels", "live-group"))
-        made = super().__new__(cls, format_html(ELEMENT, " ".join(checked), page, url, *files))
+        # Of Django 6's ContentSecurityPolicyMiddleware, or of django-csp's.
+        nonce = getattr(request, "_csp_nonce", getattr(request, "csp_nonce", None))
+        allowed = "" if nonce is None else format_html(' nonce="{}"', nonce)
+        made = super().__new__(cls, format_html(ELEMENT, " ".join(checked), page, url, *files, allowed))
         made.groups, made.page, made.url = checked, page, url
         return made
 
@@ -101,6 +107,10 @@ class LiveGroups(WebsocketConsumer):
 
     def receive(self, text: str | None = None, bytes: bytes | None = None) -> None:
         raise WebSocketCloseException(POLICY_VIOLATION, SENDS_NOTHING)
+
+    def consume_event(self) -> None:
+        """Leave the event alone: a page has no handlers."""
+        log_unhandled(self.message[EVENT], "{% live_group %}", TAKES_NO_EVENTS)
 
 
 def _signed_groups(message: Message) -> list[str]:

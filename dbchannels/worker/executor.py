@@ -370,29 +370,27 @@ def _check_result(route: Route, channel: str, result: Any) -> None:
     raise InvalidConfiguration(f"{route.name} returned {told}.")
 
 
-def log_unhandled(event: str, where: str) -> None:
+def log_unhandled(event: str, where: str, advice: str = "") -> None:
     """Log that a WebSocket has no handler for a group's event, the first time in this process."""
-    if event in _unhandled or len(_unhandled) == MOST_UNHANDLED:
+    if (event, advice) in _unhandled or len(_unhandled) == MOST_UNHANDLED:
         return
-    _unhandled.add(event)
+    _unhandled.add((event, advice))
     if told := other_libraries.advice("event", event):
         log.warning("The message %s has come to %s: %s.", event, where, told)
         return
-    method = names.event_handler(event)
-    advice = (
-        f"write a method {method}(self, event)" if method else "name it as a method, such as 'chat.message'"
-    )
-    log.warning(
-        "No consumer of %s handles the event %s: %s in its consumer class, or send the frame itself, "
-        "{'text': ...}, without a 'type'.",
-        where,
-        event,
-        advice,
-    )
+    if not advice:
+        method = names.event_handler(event)
+        write = (
+            f"write a method {method}(self, event)"
+            if method
+            else "name it as a method, such as 'chat.message'"
+        )
+        advice = f"{write} in its consumer class, or send the frame itself, {{'text': ...}}, without a 'type'"
+    log.warning("No consumer of %s handles the event %s: %s.", where, event, advice)
 
 
 MOST_UNHANDLED = 1000  # names of events that are logged
-_unhandled = set[str]()
+_unhandled = set[tuple[str, str]]()
 _TAKEN = codec.encode_trusted({TAKEN: True})
 _NOT_YET = status_reply(503, "This cannot be answered yet: try again soon.", retry_after=1)
 #: As Django answers a request whose session was deleted before its end.
