@@ -25,7 +25,8 @@ from tests.docs import pages
 
 CLIENT = """<!doctype html><title>Page</title><link rel="icon" href="data:,">{% load dbchannels static %}
 <p id="a">a</p><ul id="lines"><li id="first">first</li></ul>
-{% live_group "room-garden" %}<script src="{% static 'listen.js' %}"></script>"""
+<div id="box"><input id="field"></div>
+{% live_group "room-garden" %}<script nonce="{{ request.csp_nonce }}" src="{% static 'listen.js' %}"></script>"""
 
 sys.modules["chat"] = sys.modules["chat.models"] = models = ModuleType("chat.models")
 models.Line = Entry
@@ -42,12 +43,20 @@ def example(kind):
 
 
 def csp(get_response):
-    """Let the browser refuse scripts that stand in a page, except where htmx and Turbo add a style to it."""
+    """Let the browser refuse scripts that stand in a page, except where htmx and Turbo add a style to it.
+
+    On ``/client/`` a script needs the nonce.
+    """
 
     def answer(request):
+        scripts = "'self'"
+        if request.path == "/client/":
+            request.csp_nonce = "of-this-page"
+            scripts = "'nonce-of-this-page'"
         response = get_response(request)
         if not request.path.startswith(("/htmx/", "/turbo/")):
-            response["Content-Security-Policy"] = "default-src 'self'; img-src data:"
+            policy = f"default-src 'self'; img-src data:; script-src {scripts}"
+            response["Content-Security-Policy"] = policy
         return response
 
     return answer
@@ -56,27 +65,35 @@ def csp(get_response):
 def client(request):
     """A page whose token is two hours old: on the first visit, or whenever ``?always`` is given.
 
-    A script that comes for a new token is answered as ``?then`` says: with a status, or "login".
+    A script that comes for a new token is answered as ``?then`` says: with a status, "login" or "sso". With ``?other``
+    its group is another one.
     """
     first = request.headers["Sec-Fetch-Dest"] == "document"
     then = request.GET.get("then", "")
     if not first and then == "login":
         return redirect("/members/")
+    if not first and then == "sso":
+        return redirect("https://sso.invalid/")
     if not first and then:
         return HttpResponse(status=int(then))
     then = time.time() - 7200 if "old" in request.GET and (first or "always" in request.GET) else time.time()
     with mock.patch("time.time", return_value=then):
-        return HttpResponse(engines["django"].from_string(CLIENT).render({}, request))
+        template = CLIENT.replace("room-garden", "other") if "other" in request.GET else CLIENT
+        return HttpResponse(engines["django"].from_string(template).render({}, request))
 
 
 @csrf_exempt
 def send(request):
-    """Send a text to the group of the page, and with ``?keep`` into its history; ``close 1012`` closes the sockets."""
+    """Send a text to the group of the page, or to another, and with ``?keep`` into its history.
+
+    ``close 1012`` closes the sockets.
+    """
     text = request.body.decode()
+    name = request.GET.get("group", "room-garden")
     if text.startswith("close "):
-        Group("room-garden").send({"close": int(text.removeprefix("close "))})
+        Group(name).send({"close": int(text.removeprefix("close "))})
     else:
-        Group("room-garden", history=100 if "keep" in request.GET else None).send({"text": text})
+        Group(name, history=100 if "keep" in request.GET else None).send({"text": text})
     return HttpResponse(status=204)
 
 

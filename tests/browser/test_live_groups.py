@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 import dbchannels
 from tests.browser.conftest import Window
@@ -131,7 +131,7 @@ def visit(server: Served, new_window: Callable[[], Window]) -> Visit:
 
 def test_it_is_small_and_needs_no_other_file() -> None:
     text = FILE.read_text()
-    assert FILE.stat().st_size < 7_000
+    assert FILE.stat().st_size < 8_192
     assert "eval(" not in text and "\nimport " not in text
 
 
@@ -320,6 +320,50 @@ def test_an_element_that_leaves_the_page_closes_its_socket(visit: Visit) -> None
     assert live.page.locator("#a").inner_text() == "b"
 
 
+def test_an_element_that_is_moved_keeps_its_socket(visit: Visit) -> None:
+    live = visit()
+    live.page.evaluate("document.body.prepend(document.querySelector('dbchannels-live'))")
+    live.send("<p id=a>b</p>")
+    assert live.codes() == [None] and live.element.get_attribute("state") == "open"
+
+
+def test_an_element_that_becomes_that_of_another_page_takes_its_groups(visit: Visit) -> None:
+    """As Turbo and htmx do it when they morph a page."""
+    live = visit()
+    live.page.evaluate("document.querySelector('dbchannels-live').removeAttribute('state')")
+    assert live.element.get_attribute("state") == "open"
+    live.page.evaluate("""async () => {
+        const page = new DOMParser().parseFromString(await (await fetch("/client/?other")).text(), "text/html");
+        const before = document.querySelector("dbchannels-live"), now = page.querySelector("dbchannels-live");
+        for (const { name, value } of now.attributes) before.setAttribute(name, value);
+    }""")
+    until(lambda: live.codes() == [1000, None], lambda: f"{live.codes()}")
+    expect(live.element).to_have_attribute("state", "open")
+    assert live.server.request("POST", "/send/?group=other", b"<p id=a>other</p>").status == 204
+    expect(live.page.locator("#a")).to_have_text("other")
+
+
+def test_a_page_that_turbo_shows_from_its_cache_opens_no_socket(visit: Visit) -> None:
+    live = visit()
+    live.page.evaluate("""() => {
+        document.documentElement.setAttribute("data-turbo-preview", "");
+        document.body.append(document.querySelector("dbchannels-live").cloneNode(true));
+        document.documentElement.removeAttribute("data-turbo-preview");
+    }""")
+    live.send("<p id=a>b</p>")
+    assert live.codes() == [None]
+
+
+def test_the_focus_stays_in_a_field_that_is_replaced(visit: Visit) -> None:
+    live = visit()
+    live.page.locator("#field").fill("abc")
+    live.page.evaluate("document.querySelector('#field').setSelectionRange(1, 2)")
+    live.send('<div id="box"><input id="field" value="defg"></div>')
+    code = "(({ id, selectionStart, selectionEnd }) => [id, selectionStart, selectionEnd])(document.activeElement)"
+    assert live.page.evaluate(code) == ["field", 1, 2]
+    live.send('<div id="box">no field</div>')
+
+
 # Tokens.
 
 
@@ -329,9 +373,10 @@ def test_a_token_that_is_too_old_is_renewed_from_the_page(visit: Visit) -> None:
     live.send("<p id=a>b</p>")
     expect(live.page.locator("#a")).to_have_text("b")
     assert [one for one in live.names() if one == "closed"] == []
+    assert ["waiting", {"seconds": 0}] in live.events()  # it is the page's first try
 
 
-@pytest.mark.parametrize("then", ["403", "404", "204", "login"])
+@pytest.mark.parametrize("then", ["403", "404", "204", "login", "sso"])
 def test_a_page_that_refuses_ends_it(visit: Visit, then: str) -> None:
     live = visit(f"/client/?old=1&then={then}", "closed")
     assert live.events()[-1] == [
@@ -339,8 +384,8 @@ def test_a_page_that_refuses_ends_it(visit: Visit, then: str) -> None:
         {"code": 4410, "reason": "The token is too old, or belongs to another session."},
     ]
     assert live.codes() == [4410]
-    live.window.forgive("403")
-    live.window.forgive("404")
+    for problem in ("403", "404", "ERR_ABORTED"):  # the last is a redirect that is not followed
+        live.window.forgive(problem)
 
 
 def test_a_new_token_that_is_refused_too_ends_it(visit: Visit) -> None:
@@ -351,23 +396,25 @@ def test_a_new_token_that_is_refused_too_ends_it(visit: Visit) -> None:
 
 
 def test_a_server_that_cannot_answer_is_asked_again(visit: Visit, new_window: Callable[[], Window]) -> None:
-    window, answers = new_window(), [503, 429]
-    window.context.route(
-        "**/client/*",
-        lambda route: (
-            route.fulfill(status=answers.pop())
-            if answers and route.request.resource_type == "fetch"
-            else route.continue_()
-        ),
-    )
+    window, answers = new_window(), [503, 0, 429]  # 0: the network fails
+
+    def answer(route: Route) -> None:
+        if not answers or route.request.resource_type != "fetch":
+            route.continue_()
+        elif status := answers.pop():
+            route.fulfill(status=status)
+        else:
+            route.abort()
+
+    window.context.route("**/client/*", answer)
     window.context.add_init_script(
         "{ const later = window.setTimeout; window.setTimeout = (f, ms, ...a) => later(f, Math.min(ms, 1000), ...a); }"
     )
     live = visit("/client/?old=1", window=window)
     until(lambda: live.codes() == [4410, None], lambda: f"{live.codes()}")
     assert answers == []
-    for answer in ("503", "429", "ERR_ABORTED"):  # nobody reads the rest of these answers
-        window.forgive(answer)
+    for problem in ("503", "429", "ERR_FAILED", "ERR_ABORTED"):  # nobody reads the rest of these answers
+        window.forgive(problem)
 
 
 def test_a_login_in_another_window_gives_the_page_a_new_token(server: Served, visit: Visit) -> None:
@@ -375,10 +422,11 @@ def test_a_login_in_another_window_gives_the_page_a_new_token(server: Served, vi
     other = live.window.context.new_page()
     other.goto(f"{live.url}/login/ann/")
     assert live.codes() == [None]
-    code = "document.querySelector('dbchannels-live')"
-    live.page.evaluate(f"{{ const one = {code}; one.remove(); document.body.append(one); }}")
-    until(lambda: live.codes()[1:] == [4410, None], lambda: f"{live.codes()}")
+    assert live.server.request("POST", "/send/", b"close 1012").status == 204
+    until(lambda: live.codes() == [1012, 4410, None], lambda: f"{live.codes()}")
     live.send("<p id=a>for ann</p>")
+    waits = [detail["seconds"] for name, detail in live.events() if name == "waiting"]
+    assert len(waits) == 2 and 1 <= waits[1] <= 5  # many pages may have lost their connections at once
 
 
 def test_a_logout_in_another_window_closes_it(
