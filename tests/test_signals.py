@@ -27,10 +27,7 @@ def new_worker(make_worker, layer):
 @pytest.fixture
 def hear():
     """Connect receivers to signals for this test: ``hear(signal)`` returns what it has said, as a list of dicts."""
-    connected, before = (
-        [],
-        [list(signal.receivers) for signal in SIGNALS],
-    )  # a backend of tasks has one of its own
+    connected, before = [], [list(signal.receivers) for signal in SIGNALS]
 
     def listen(signal, receiver=None, sender=None):
         said = []

@@ -212,6 +212,7 @@ class Failure(NamedTuple):
     retry_in: float | None  # seconds; None: no more attempts, it becomes a dead letter
     ran: bool = True  # False: the message did not run, so the last claim is no attempt
     exception: type[BaseException] = Exception  # its class
+    task_result: Any = None  # of a task that raised: its TaskResult as it was when the attempt began
 
     @property
     def attempts(self) -> int:

@@ -27,7 +27,7 @@ from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.tasks import TaskRecord, error_line, read_errors, tasks_cancelled
+from dbchannels.layers.tasks import TaskRecord, error_line, read_errors, task_failed
 from dbchannels.models import MAX_USER, ChannelState, Connection, DurableMessage, Sample, TaskResult
 from dbchannels.protocol import DURABLE, FAILED, READY, RUNNING, SUCCESSFUL
 from dbchannels.samples import LINE, line_start, read_sample
@@ -223,8 +223,9 @@ class DjangoLayer(BaseLayer):
             if found := list(tasks):
                 error = error_line(CancelledError, f"{by} cancelled this task before it ran.")
                 self.keep_results(found, FAILED, error=error)
-                say = partial(tasks_cancelled.send_robust, type(self), messages=found)
-                transaction.on_commit(say, using=self.database)
+                for one in found:
+                    say = partial(task_failed.send_robust, None, payload=one.payload, failure=None)
+                    transaction.on_commit(say, using=self.database)
             deleted = messages.filter(id__in=[one.id for one in found]).delete()[0]
             deleted += waiting.filter(task=None).delete()[0]
         return deleted, messages.filter(cancelled_by="").update(cancelled_by=by)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.dispatch import Signal
 
-from dbchannels.layers.operations import Delivery, Failure
+from dbchannels.layers.operations import BatchResult, Failure
 from dbchannels.protocol import FAILED, READY
 
-#: Sent when the cancellation of tasks that waited is committed, with ``messages``, the rows that they had.
-tasks_cancelled = Signal()
+#: The TaskResult of the task that runs in this context.
+running: ContextVar[Any] = ContextVar("running", default=None)
+#: Sent when it is committed that a task has failed for good, with ``payload``, that of its message, and ``failure``:
+#: None if it was cancelled while it waited.
+task_failed = Signal()
 
 
 class ReturnValue(str):
@@ -23,11 +27,14 @@ class ReturnValue(str):
     written: Callable[[], Any] = staticmethod(lambda: None)
 
 
-def report_written(deliveries: Sequence[Delivery]) -> None:
-    """Call ``written`` of the tasks among messages that have ended."""
-    for one in deliveries:
-        if isinstance(one.return_value, ReturnValue):
-            one.return_value.written()
+def report_ended(done: BatchResult) -> None:
+    """Say which tasks have ended, after the result of a batch was committed."""
+    for delivery in done.acknowledged:
+        if isinstance(delivery.return_value, ReturnValue):
+            delivery.return_value.written()
+    for failure in done.failures:
+        if failure.delivery.is_task and failure.retry_in is None:
+            task_failed.send_robust(None, payload=failure.delivery.payload, failure=failure)
 
 
 class TaskRecord(NamedTuple):

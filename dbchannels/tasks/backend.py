@@ -7,7 +7,7 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
@@ -20,12 +20,11 @@ from django.utils import timezone as site_timezone
 from django.utils.module_loading import import_string
 
 from dbchannels import codec, conf, names
-from dbchannels.exceptions import InvalidName, MessageTooLarge, safe_repr
+from dbchannels.exceptions import InvalidName, MessageTooLarge, UnreadableMessage, safe_repr
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.tasks import ReturnValue, tasks_cancelled
+from dbchannels.layers.tasks import ReturnValue, running, task_failed
 from dbchannels.message import Message
-from dbchannels.signals import message_dead
 from dbchannels.tasks.framework import (
     BaseTaskBackend,
     InvalidTask,
@@ -41,7 +40,7 @@ from dbchannels.tasks.framework import (
 )
 
 if TYPE_CHECKING:
-    from dbchannels.models import DurableMessage
+    from dbchannels.layers.operations import Failure
 
 PREFIX = "tasks."  # of the channels
 
@@ -149,6 +148,7 @@ class ChannelsBackend(BaseTaskBackend):
         """Run the task that a message names; return its ReturnValue, or a coroutine that does."""
         task = task_named(message["task"])
         result = self._running(task, message)
+        running.set(result)
         signals.task_started.send_robust(type(self), task_result=result)
         context = [TaskContext(task_result=result)] if task.takes_context else []
         value = task.func(*context, *result.args, **result.kwargs)
@@ -302,21 +302,23 @@ def _moment(seconds: float) -> datetime | None:
     return _local(datetime.fromtimestamp(seconds, timezone.utc))
 
 
-def report_failure(channel: str, content: dict[str, Any], **kwargs: Any) -> None:
+def report_failure(payload: bytes, failure: Failure | None, **kwargs: Any) -> None:
     """Send ``task_finished`` for a task that has failed for good."""
-    if not channel.startswith(PREFIX) or "id" not in content:
-        return
-    for backend in task_backends.all():
-        if backend.alias == content.get("backend") and isinstance(backend, ChannelsBackend):
-            with suppress(InvalidTask, TaskResultDoesNotExist):
-                signals.task_finished.send(type(backend), task_result=backend.get_result(content["id"]))
+    with suppress(UnreadableMessage, KeyError, InvalidTask, TaskResultDoesNotExist):
+        content = codec.decode(payload)
+        backend = next((one for one in task_backends.all() if one.alias == content["backend"]), None)
+        if not isinstance(backend, ChannelsBackend):
+            return
+        if failure is None or (result := failure.task_result) is None:
+            result = backend.get_result(content["id"])
+        else:  # a new connection for each of many that fail at once would take far longer than the tasks
+            error = TaskError(
+                exception_class_path=f"{failure.exception.__module__}.{failure.exception.__qualname__}",
+                traceback=failure.stored_error(),
+            )
+            errors, now = [*result.errors, error], site_timezone.now()
+            _set(result, status=TaskResultStatus.FAILED, finished_at=now, errors=errors)
+        signals.task_finished.send_robust(type(backend), task_result=result)
 
 
-def report_cancelled(messages: Sequence[DurableMessage], **kwargs: Any) -> None:
-    """Send ``task_finished`` for tasks that were cancelled while they waited."""
-    for one in messages:
-        report_failure(one.channel, codec.decode(one.payload))
-
-
-message_dead.connect(report_failure)
-tasks_cancelled.connect(report_cancelled)
+task_failed.connect(report_failure)

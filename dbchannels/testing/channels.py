@@ -14,7 +14,7 @@ from dbchannels.channel import Channel, Group
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import Delivery
-from dbchannels.layers.tasks import report_written
+from dbchannels.layers.tasks import report_ended
 from dbchannels.routing.table import site_routing
 from dbchannels.server.http.messages import Refused, Request
 from dbchannels.testing.layer import RecordingLayer
@@ -192,7 +192,7 @@ class Runner:
         report = batch.report()
         self._link.finish(WORKER, report)
         signals.send_dead(Worker, report.failures)
-        report_written(report.acknowledged)
+        report_ended(report)
         self.ran = [*self.ran[-9:], channel]
         if raise_exception and executor.error is not None:
             raise executor.error

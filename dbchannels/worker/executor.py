@@ -47,7 +47,7 @@ from dbchannels.layers.operations import (
     Send,
     reply,
 )
-from dbchannels.layers.tasks import ReturnValue
+from dbchannels.layers.tasks import ReturnValue, running
 from dbchannels.message import Message
 from dbchannels.protocol import (
     AGAIN,
@@ -284,7 +284,7 @@ class Executor:
             if delivery.attempt <= self._option("retries"):
                 name = self._route.name if self._route else ""
                 retry_in = retry_delay(delivery.attempt, self._options.backoff, name)
-            return Result([], Failure(delivery, text, retry_in, exception=exception), False)
+            return Result([], Failure(delivery, text, retry_in, True, exception, running.get()), False)
         answers: list[Operation] = []
         if delivery.channel == "http.request" and delivery.reply_channel:
             answers = [self._reply(delivery, {ERROR: CONSUMER_RAISED})]

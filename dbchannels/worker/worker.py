@@ -29,7 +29,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import UNREGISTER_TRIES, LayerHealth
 from dbchannels.layers.operations import Delivery
-from dbchannels.layers.tasks import report_written
+from dbchannels.layers.tasks import report_ended
 from dbchannels.models import Process
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.table import Routing
@@ -294,7 +294,7 @@ class Worker:
             self._written_at = time.monotonic()
         if dropped is not None:
             signals.send_dead(Worker, result.failures)
-            report_written(result.acknowledged)
+            report_ended(result)
 
     # What the watchdog calls, in its thread.
 

@@ -191,6 +191,16 @@ def test_only_tasks_are_called(jobs, new_layer, run, path):
     assert len(layer.dead_letter_ids(["tasks.default"])) == 1
 
 
+@kinds.only("postgresql")
+def test_a_task_that_fails_at_once_costs_no_connection_of_djangos(jobs, configure, layer, run):
+    configure(retries=0)
+    result = jobs.broken.enqueue("no")
+    with CaptureQueriesContext(connection) as queries:
+        run()
+    assert [one["sql"] for one in queries] == []
+    assert status(result) == TaskResultStatus.FAILED
+
+
 @pytest.mark.parametrize("atomic", [False, True])
 def test_the_signals_come_once_each_and_their_receivers_change_nothing(jobs, configure, layer, run, atomic):
     configure(retries=1, backoff=0, atomic=atomic)
@@ -198,7 +208,9 @@ def test_the_signals_come_once_each_and_their_receivers_change_nothing(jobs, con
 
     def note(signal, task_result, sender, **kwargs):
         stored = task_result.task.get_result(task_result.id)
-        same = (stored.status, stored.attempts) == (task_result.status, task_result.attempts)
+        same = all(
+            getattr(stored, name) == getattr(task_result, name) for name in ("status", "attempts", "errors")
+        )
         said.append((names[signal], task_result.id, str(task_result.status) if same else stored))
         if signal is not signals.task_enqueued:
             raise RuntimeError
