@@ -347,6 +347,107 @@ def test_flush_takes_what_is_of_channels_alone(layer):
     assert [one.channel for one in rows(layer, Membership)] == ["reply.A!"]
 
 
+# Delivery within the process.
+
+
+@on_postgresql
+def test_what_stays_in_the_process_is_not_written(layer, monkeypatch):
+    async def test():
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        monkeypatch.setattr(type(layer._layer.link()), "_write", None)
+        monkeypatch.setattr(type(layer._layer.link()), "_pop", None)
+        layer._relay._take = lambda link: False
+        await layer.group_send("group", {**HELLO, "number": 1})
+        await layer.send(channel, {**HELLO, "number": 2})
+        await layer.group_send("nobody", HELLO)
+        return [(await layer.receive(channel))["number"] for _ in range(2)]
+
+    assert run(test()) == [1, 2]
+
+
+@on_postgresql
+def test_nothing_overtakes_what_waits_in_the_database(new_channels):
+    layer = new_channels()
+
+    async def test():
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        layer._relay._take = lambda link: False  # the reader takes nothing
+        for number in range(0, 12, 4):
+            await in_thread(Group("group").send_event, "test.message", {"number": number})
+            await layer.group_send("group", {**HELLO, "number": number + 1})
+            await in_thread(Channel(channel).send, {**HELLO, "number": number + 2})
+            await layer.send(channel, {**HELLO, "number": number + 3})
+            for expected in range(number, number + 4):
+                assert (await layer.receive(channel))["number"] == expected
+
+    run(test())
+
+
+@on_postgresql
+def test_members_here_and_elsewhere_get_messages_in_order(new_channels):
+    layer, other = new_channels(), new_channels()
+
+    async def test():
+        mine, theirs = await layer.new_channel(), await other.new_channel()
+        for group, member in (("both", mine), ("both", theirs), ("own", mine)):
+            await layer.group_add(group, member)
+        for number in range(40):
+            # Not one after the other, so that some share a batch.
+            await asyncio.gather(
+                *(layer.group_send(group, {**HELLO, "number": number}) for group in ("both", "own"))
+            )
+        found = [(await layer.receive(mine))["number"] for _ in range(80)]
+        assert found == [number for number in range(40) for _ in range(2)]
+        assert [(await other.receive(theirs))["number"] for _ in range(40)] == list(range(40))
+
+    run(test())
+
+
+@on_postgresql
+def test_memberships_that_others_change_count_at_once(new_channels):
+    layer, other = new_channels(), new_channels()
+
+    async def test():
+        mine, second = await layer.new_channel(), await layer.new_channel()
+        await layer.group_add("group", mine)
+        for number in range(3):
+            await layer.group_send("group", {**HELLO, "number": number})
+            await other.group_add("group", second)
+            await layer.group_send("group", {**HELLO, "number": number + 0.5})
+            await other.group_discard("group", second)
+            found = [(await layer.receive(mine))["number"] for _ in range(2)]
+            assert found == [number, number + 0.5] == [number, (await layer.receive(second))["number"]]
+        await other.group_discard("group", mine)
+        await layer.group_send("group", HELLO)
+        await nothing(layer, mine, second)
+
+    run(test())
+
+
+@on_postgresql
+def test_a_delivery_that_an_outage_interrupts_happens_once(layer, monkeypatch):
+    members_here, failures = type(layer._layer.link()).members_here, iter([True, True])
+
+    def fail(link, *args):
+        if next(failures, False):
+            raise LayerUnavailable("It is down.")
+        return members_here(link, *args)
+
+    monkeypatch.setattr(type(layer._layer.link()), "members_here", fail)
+
+    async def test():
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        await layer.group_send("group", HELLO)
+        assert await layer.receive(channel) == HELLO
+        await nothing(layer, channel)
+
+    run(test())
+    assert next(failures, None) is None
+
+
 # With dbchannels in one project.
 
 

@@ -11,11 +11,11 @@ import pytest
 from django.db import connections
 
 from dbchannels.exceptions import LayerUnavailable
-from dbchannels.layers.postgresql import link as link_module
 from dbchannels.layers.postgresql import session as session_module
 from dbchannels.layers.postgresql import sql
-from dbchannels.layers.postgresql.link import PROBE, WakeupCheck
+from dbchannels.layers.postgresql import wakeup_check as module
 from dbchannels.layers.postgresql.session import connection_parameters
+from dbchannels.layers.postgresql.wakeup_check import PROBE, WakeupCheck
 from dbchannels.testing.contract.case import DEADLINE, raises, wait_until
 from tests import kinds
 
@@ -59,7 +59,7 @@ class Listener:
 @pytest.fixture
 def check(monkeypatch):
     """A check of a process that listens and has waited; a probe is overdue at once."""
-    monkeypatch.setattr(link_module, "PROBE_WITHIN", -3600.0)
+    monkeypatch.setattr(module, "PROBE_WITHIN", -3600.0)
     made = WakeupCheck(lambda: 1.0)
     made.wait(Listener(), 0.0)
     return made
@@ -108,7 +108,7 @@ def test_while_they_arrive_one_in_half_a_minute_is_enough(check, database):
 
 
 def test_one_that_is_not_overdue_is_waited_for(check, database, said, monkeypatch):
-    monkeypatch.setattr(link_module, "PROBE_WITHIN", 3600.0)
+    monkeypatch.setattr(module, "PROBE_WITHIN", 3600.0)
     for _ in range(3):
         check.look(database)
     assert (len(database.sent), said()) == (1, [])
@@ -116,7 +116,7 @@ def test_one_that_is_not_overdue_is_waited_for(check, database, said, monkeypatc
 
 def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
     """A worker that always has messages never waits, and hears nothing."""
-    monkeypatch.setattr(link_module, "PROBE_WITHIN", 0.0)
+    monkeypatch.setattr(module, "PROBE_WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
     check._listener = 1
     for _ in range(3):
@@ -128,7 +128,7 @@ def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
 
 
 def test_a_wait_that_ends_with_its_session_proves_nothing(database, said, monkeypatch):
-    monkeypatch.setattr(link_module, "PROBE_WITHIN", 0.0)
+    monkeypatch.setattr(module, "PROBE_WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
     check._listener = 1
     check.look(database)

@@ -17,7 +17,7 @@ from dbchannels import channel_layers, codec
 from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers import postgresql
 from dbchannels.layers.operations import BatchResult
-from dbchannels.layers.postgresql import prepared, sql, sql_durable
+from dbchannels.layers.postgresql import prepared, sql, sql_durable, sql_groups
 from dbchannels.layers.postgresql.session import Session, connection_parameters, session_name
 from dbchannels.layers.postgresql.statements import CapacityCache, ScanHints, single, sql_pattern
 from dbchannels.models import InFlight
@@ -853,7 +853,7 @@ def test_the_users_of_a_group_are_found_by_indexes(layer):
         )
         cursor.execute("ANALYZE dbchannels_connection")
         cursor.execute("ANALYZE dbchannels_membership")
-    plan = plan_of(sql.GROUP_USERS, {"group": "group-7"})
+    plan = plan_of(sql_groups.GROUP_USERS, {"group": "group-7"})
     assert "Seq Scan" not in plan, plan
     assert len(layer.group_users("group-7")) == 5
 

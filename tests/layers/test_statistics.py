@@ -8,7 +8,7 @@ import pytest
 from django.db import connection
 
 from dbchannels.layers.operations import Connect, GroupAdd
-from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql import sql, sql_durable, sql_groups
 from dbchannels.layers.postgresql.statements import of_connections
 from dbchannels.models import Process
 from tests import kinds
@@ -63,6 +63,7 @@ TOKEN = {"worker": "w3", "ids": [10, 20, 30], "attempts": [1, 1, 1]}
 POP = {"queues": ["reply.new!"], "limit": 5, "scan_from": [0], "worker": "w"}
 CLOSED = of_connections(["reply.new!7", "reply.new!8"])
 MEMBER = {"group": "small", "channel": "reply.new!", "recipient": "3", "expiry": 9.0}
+QUEUES = {"groups": ["small", "missing"], "queues": ["reply.new!", "reply.other!"]}
 ONE = {
     "channels": ["own"],
     "payloads": [b""],
@@ -72,7 +73,7 @@ ONE = {
     "tasks": [None],
 }
 HOT = {
-    "send_group": (sql.SEND_GROUP, ("small", b"\x80", 60.0, ["^reply", ""], [100, None], False, [])),
+    "send_group": (sql_groups.SEND_GROUP, ("small", b"\x80", 60.0, ["^reply", ""], [100, None], False, [])),
     "pop": (sql.RECEIVE, POP),
     "pop and hold": (sql.RECEIVE_IN_FLIGHT, POP),
     "claim": (sql_durable.CLAIM, OWN),
@@ -85,11 +86,14 @@ HOT = {
     "release": (sql_durable.RELEASE, TOKEN),
     "retry": (sql_durable.RETRY, {**TOKEN, "seconds": [1.0] * 3, "tries": [1] * 3}),
     "give up": (sql_durable.GIVE_UP, {**TOKEN, "errors": [""] * 3, "tries": [1] * 3}),
-    "add": (sql.GROUP_ADD, MEMBER),
-    "discard": (sql.GROUP_DISCARD, MEMBER),
-    "count": (sql.GROUP_COUNT, MEMBER),
-    "channels": (sql.GROUP_CHANNELS, MEMBER),
-    "users": (sql.GROUP_USERS, MEMBER),
+    "waiting": (sql_groups.WAITING, QUEUES),
+    "members by queue": (sql_groups.MEMBERS_BY_QUEUE, QUEUES),
+    "members in queues": (sql_groups.MEMBERS_IN_QUEUES, QUEUES),
+    "add": (sql_groups.GROUP_ADD, MEMBER),
+    "discard": (sql_groups.GROUP_DISCARD, MEMBER),
+    "count": (sql_groups.GROUP_COUNT, MEMBER),
+    "channels": (sql_groups.GROUP_CHANNELS, MEMBER),
+    "users": (sql_groups.GROUP_USERS, MEMBER),
     "disconnect": (sql.DISCONNECT, CLOSED),
     "left behind": (sql.LEFT_BEHIND, CLOSED),
     "drop members": (sql.DROP_MEMBERS, CLOSED),

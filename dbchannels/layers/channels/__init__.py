@@ -67,8 +67,9 @@ class ChannelLayer(BaseChannelLayer):  # type: ignore[misc]  # Channels has no t
     """The layer for CHANNEL_LAYERS. CONFIG takes ``expiry`` (60 s), ``group_expiry`` (86,400 s), ``capacity`` (100),
     ``channel_capacity`` (a dict of globs or compiled patterns), and ``layer``, an alias of the DBCHANNELS setting.
 
-    Everything is written at once, on sessions of its own, never in a transaction of the caller. If the database cannot
-    be used, a call waits for about ten seconds, and then raises LayerUnavailable.
+    A call returns when its message is written, or delivered in this process. That happens at once, on sessions of its
+    own, never in a transaction of the caller. If the database cannot be used, a call waits for about ten seconds, and
+    then raises LayerUnavailable.
     """
 
     extensions = ("groups", "flush")

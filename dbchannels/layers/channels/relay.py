@@ -4,6 +4,17 @@ A process-specific channel, ``specific.A!B``, is a reply channel as those of the
 the process's channels come in one queue, ``specific.A!``, and wait in the *inbox* of the channel until they are
 received. A plain channel, ``thumbnails``, is the queue ``thumbnails?``, so that it has a capacity and its messages
 expire, unlike those of a durable channel of that name. Nothing is taken from it before somebody receives.
+
+The publisher delivers a batch itself, and writes nothing, if all its recipients are channels of this process. It asks
+the database each time who the members are: others may add and discard them. The order of messages stays, because
+
+* the publisher alone delivers in this way, in the order of the outbox;
+* it holds ``_popping`` from the question until all is in the inboxes, so that the reader has nothing half delivered;
+* the same question says whether a message waits in the queues of this process. All that was committed before a message
+  was put into the outbox is then in an inbox, or waits. If anything waits, the batch is written, and popped behind it.
+
+The question changes nothing, so a batch that an outage interrupts is delivered once. Capacity and expiry are those of
+the inboxes. Whatever this process does not deliver, because a member is elsewhere or the reader is at work, is written.
 """
 
 from __future__ import annotations
@@ -17,7 +28,7 @@ import random
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
@@ -50,6 +61,8 @@ SLOWEST_LOOP = (
 LAST_WRITES = 3.0  # seconds at the end of the process
 DROPPED = "%d messages were dropped, because their channels had reached their capacity; the last one was %s."
 
+#: The channels that a message is for, its payload, and for how many seconds it has waited.
+Incoming = tuple[Sequence[str], bytes, float]
 #: Futures with what they raise, if anything.
 Ended = Sequence[tuple[asyncio.Future[None], Exception | None]]
 
@@ -194,18 +207,24 @@ class ChannelsRelay(BaseRelay):
         the site, so they are written apart.
         """
         own = list(self._queues.values())
-        to_own = all(isinstance(one, (Send, SendGroup)) for one in operations) and any(
-            isinstance(one, SendGroup) or (isinstance(one, Send) and names.split(one.channel)[0] in own)
-            for one in operations
-        )
+        only_sends = all(isinstance(one, (Send, SendGroup)) for one in operations)
+        local = [names.split(one.channel)[0] in own for one in operations if isinstance(one, Send)]
+        groups = {one.group for one in operations if isinstance(one, SendGroup)}
         link.local_wakeups = dict.fromkeys(own, self.reply_wakeup)
-        if not (own and to_own and self._popping.acquire(blocking=False)):
+        if not (own and only_sends and (groups or any(local)) and self._popping.acquire(blocking=False)):
             return link.apply(operations), []
         try:
+            here = link.members_here(groups, own) if all(local) else None
+            if here is not None and here.keys() == groups:
+                return [], self._deliver(
+                    ([one.channel] if isinstance(one, Send) else here[one.group], one.payload, 0.0)
+                    for one in operations
+                    if isinstance(one, (Send, SendGroup))
+                )
             full, deliveries = link.exchange(operations, own, BATCH)
             if len(deliveries) == BATCH:
                 self.reply_wakeup.notify()
-            return full, self._deliver(deliveries)
+            return full, self._deliver(map(incoming, deliveries))
         finally:
             self._popping.release()
 
@@ -294,22 +313,22 @@ class ChannelsRelay(BaseRelay):
             wanted = {one: len(self._inboxes[one].waiters) for one in self._plain}
         for channel, number in wanted.items():
             if number:
-                finish(self._deliver(link.receive_many([stored(channel)], number)))
+                finish(self._deliver(map(incoming, link.receive_many([stored(channel)], number))))
         queues = list(self._queues.values())
         with self._popping:
             deliveries = link.receive_many(queues, BATCH) if queues else []
-            woken = self._deliver(deliveries)
+            woken = self._deliver(map(incoming, deliveries))
         finish(woken)
         return len(deliveries) == BATCH
 
-    def _deliver(self, deliveries: Sequence[Delivery]) -> Ended:
+    def _deliver(self, messages: Iterable[Incoming]) -> Ended:
         """Put messages into their inboxes; return who waits for them."""
         woken: list[tuple[asyncio.Future[None], Exception | None]] = []
-        now = time.monotonic()
+        now, expiry = time.monotonic(), self.layer.options["expiry"]
         with self._lock:
-            for one in deliveries:
-                message = one.payload, now + self.layer.options["expiry"] - one.waited
-                for channel in [one.channel + local for local in one.recipients] or [shown(one.channel)]:
+            for channels, payload, waited in messages:
+                message = payload, now + expiry - waited
+                for channel in channels:
                     inbox = self._inbox(channel)
                     inbox.filled_at = now
                     if len(inbox.messages) < inbox.capacity:
@@ -401,6 +420,12 @@ def stored(channel: str) -> str:
 def shown(queue: str) -> str:
     """Return the channel's name, as Channels knows it."""
     return queue.removesuffix("?")
+
+
+def incoming(delivery: Delivery) -> Incoming:
+    """Return a message that was popped, with the whole names of its channels."""
+    channels = [delivery.channel + local for local in delivery.recipients] or [shown(delivery.channel)]
+    return channels, delivery.payload, delivery.waited
 
 
 def finish(results: Ended) -> None:

@@ -22,8 +22,8 @@ from dbchannels.exceptions import ChannelFull, LayerUnavailable
 from dbchannels.layers.health import is_unavailable, may_pass
 from dbchannels.layers.operations import Delivery, Operation, Send, SendGroup
 from dbchannels.layers.orm import DjangoLayer
-from dbchannels.layers.postgresql import sql, sql_durable
-from dbchannels.layers.postgresql.link import PostgreSQLLink, WakeupCheck
+from dbchannels.layers.postgresql import sql, sql_durable, sql_groups
+from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.session import Session, one_line, session_name
 from dbchannels.layers.postgresql.statements import (
     CapacityCache,
@@ -36,6 +36,7 @@ from dbchannels.layers.postgresql.statements import (
     tokens,
     without_room,
 )
+from dbchannels.layers.postgresql.wakeup_check import WakeupCheck
 
 __all__ = ["PostgreSQLLayer"]
 
@@ -113,14 +114,14 @@ class PostgreSQLLayer(DjangoLayer):
         return refused
 
     def group_count(self, group: str) -> int:
-        return int(self._query(sql.GROUP_COUNT, {"group": names.check_group_name(group)})[0][0])
+        return int(self._query(sql_groups.GROUP_COUNT, {"group": names.check_group_name(group)})[0][0])
 
     def group_channels(self, group: str) -> list[str]:
-        rows = self._query(sql.GROUP_CHANNELS, {"group": names.check_group_name(group)})
+        rows = self._query(sql_groups.GROUP_CHANNELS, {"group": names.check_group_name(group)})
         return [channel for (channel,) in rows]
 
     def group_users(self, group: str) -> list[str]:
-        rows = self._query(sql.GROUP_USERS, {"group": names.check_group_name(group)})
+        rows = self._query(sql_groups.GROUP_USERS, {"group": names.check_group_name(group)})
         return sorted(user_id for (user_id,) in rows)
 
     def acknowledge(self, worker: str, delivery: Delivery) -> bool:

@@ -1,14 +1,13 @@
-"""The reader's side of the PostgreSQL layer, on a session of its own, and the check whether its wakeups arrive."""
+"""The reader's side of the PostgreSQL layer, on a session of its own."""
 
 from __future__ import annotations
 
 import logging
 import os
-import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +30,13 @@ from dbchannels.layers.operations import (
     read_work,
     resends,
 )
-from dbchannels.layers.postgresql import sql, sql_durable, sql_samples
+from dbchannels.layers.postgresql import sql, sql_durable, sql_groups, sql_samples
 from dbchannels.layers.postgresql.cleanup import Cleaner
 from dbchannels.layers.postgresql.history import Histories
 from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
 from dbchannels.layers.postgresql.session import Cancelled, Session, Statement
 from dbchannels.layers.postgresql.statements import (
+    MOST,
     ScanHints,
     acknowledged_tasks,
     failed_tasks,
@@ -44,20 +44,8 @@ from dbchannels.layers.postgresql.statements import (
     tokens,
     without_room,
 )
-from dbchannels.redaction import RateLimitedLog
 
 log = logging.getLogger("dbchannels")
-layer_log = logging.getLogger("dbchannels.layer")
-
-PROBE = "probe."  # how a probe's payload begins
-PROBE_EVERY = 30.0  # seconds between two probes while they arrive; at each clean-up while they do not
-PROBE_WITHIN = 2.0  # seconds in which one must have arrived: NOTIFY takes 0.3 ms
-WARN_ABOVE = 0.1  # of the queue of notifications; NOTIFY is skipped above a half
-QUEUE_FILLS = (
-    "The database's queue of notifications is %.0f %% full: a session that LISTENs sits in a transaction. End it "
-    "(pg_stat_activity, state 'idle in transaction'); above 50 %% nobody is woken, and the poll finds the messages "
-    "every %g s."
-)
 
 COUNT_WITHIN_MS = 2_000  # for the count of all tables
 
@@ -79,6 +67,8 @@ class PostgreSQLLink(Link):
         self._histories = Histories(session, layer.options)
         self._lock_waits = LockWaits(self._finish)
         self._hints = ScanHints()
+        #: By group and queue: the tally of the members that were read last, and their channels.
+        self._members: dict[tuple[str, str], tuple[str, list[str]]] = {}
         self._poll_interval = layer.poll_interval()
         self._waiter = 0  # the thread that waits
         #: The registered name, and the session's generation of its lock.
@@ -193,6 +183,37 @@ class PostgreSQLLink(Link):
         if any(one[2] for one in plan) or any(isinstance(one, Disconnect) for one in operations):
             return super().exchange(operations, queues, limit)  # the last rows are those of another statement
         return [], self._pop([(text, values) for text, values, _ in plan], queues, limit)
+
+    def members_here(
+        self, groups: Collection[str], queues: Sequence[str]
+    ) -> Mapping[str, Sequence[str]] | None:
+        if self._hints.active:  # it takes long to see that nothing waits
+            return None
+        values: dict[str, Any] = {"groups": list(groups), "queues": list(queues)}
+        rows = self.session.execute([(sql_groups.MEMBERS_BY_QUEUE, values)]) if groups else []
+        if (rows or self.session.execute([(sql_groups.WAITING, values)]))[0][0]:
+            return None
+        found: dict[str, list[str]] = {group: [] for group in groups}
+        changed = set()
+        for _, group, queue, number, digest, expires in rows:
+            if queue not in queues or expires:
+                found.pop(group, None)
+            elif self._members.get((group, queue), ("",))[0] != f"{number} {digest}":
+                changed.add(group)
+        for _, group, queue, *_ in rows:
+            if group in found and group not in changed:
+                found[group] += self._members[group, queue][1]
+        if changed := changed & found.keys():
+            if len(self._members) >= MOST:
+                self._members.clear()
+            values["groups"] = list(changed)
+            for group, queue, number, digest, recipients in self.session.execute(
+                [(sql_groups.MEMBERS_IN_QUEUES, values)]
+            ):
+                channels = [queue + one for one in recipients.split()]
+                self._members[group, queue] = f"{number} {digest}", channels
+                found[group] += channels
+        return found
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
         try:
@@ -393,92 +414,3 @@ class PostgreSQLLink(Link):
 
     def close(self) -> None:
         self.session.close()
-
-
-class WakeupCheck:
-    """Whether notifications arrive: the process that LISTENs has another session NOTIFY it. One for each process.
-
-    They do not arrive when a pooler gives each transaction another session, when somebody has replaced ``pg_notify``,
-    or when the queue of notifications is full. The poll still finds the messages, and nobody would know why everything
-    takes a second. So the log says it once, and once more when notifications arrive again.
-
-    One thread waits; the heartbeat calls ``look``.
-    """
-
-    def __init__(self, poll_interval: Callable[[], float]) -> None:
-        self._poll_interval = poll_interval
-        self._lock = threading.Lock()
-        self._listener = 0  # the listening session's generation; 0: nobody waits here
-        #: Its payload, the listener's generation, and time.monotonic() of its sending.
-        self._probe: tuple[str, int, float] | None = None
-        self._waiting_since: float | None = None  # time.monotonic(), while a thread waits
-        self._waited_from = 0.0  # when the last wait that ended had begun
-        self._looked_at = -PROBE_EVERY
-        self._queue_fills = RateLimitedLog(layer_log, QUEUE_FILLS, every=60.0)
-        self.arrive = True
-
-    def wait(self, session: Session, timeout: float, *others: int) -> set[str]:
-        """Wait as ``session.wait`` does; note that notifications are read meanwhile, and take out the probes.
-
-        A process that is busy reads none, which proves nothing.
-        """
-        self._waiting_since = began = time.monotonic()
-        try:
-            payloads = session.wait(timeout, *others)
-            self._listener = session.generation
-            probes = {payload for payload in payloads if payload.startswith(PROBE)}
-            if probes:
-                with self._lock:
-                    arrived = self._probe is not None and self._probe[0] in probes
-                    self._probe = None if arrived else self._probe
-                if arrived:
-                    self._conclude(True)
-            self._waited_from = began
-        finally:
-            self._waiting_since = None
-        return payloads - probes
-
-    def look(self, query: Callable[[str, dict[str, Any]], Sequence[tuple[Any, ...]]]) -> None:
-        """Judge the last probe, send the next, and warn of a queue that fills; to be called every few seconds.
-
-        ``query`` runs a statement on another session than the listening one: through a pooler, a session's own NOTIFY
-        would arrive.
-        """
-        now = time.monotonic()
-        with self._lock:
-            probe, listener, since = self._probe, self._listener, self._waiting_since
-            # A wait began when the probe was already due, or has lasted for longer than a probe takes.
-            overdue = probe is not None and (
-                self._waited_from > probe[2] + PROBE_WITHIN
-                or (since is not None and now - max(since, probe[2]) > PROBE_WITHIN)
-            )
-            if overdue:
-                self._probe = None
-        if overdue and probe is not None and probe[1] == listener:
-            self._conclude(False)
-        due = listener and (not self.arrive or now - self._looked_at >= PROBE_EVERY) and self._probe is None
-        token = PROBE + secrets.token_hex(4)
-        if due:
-            self._looked_at = now
-            with self._lock:  # before it is sent: it may be heard at once
-                self._probe = (token, listener, now)
-        ((usage, sent, _),) = query(sql.PROBE if due else sql.QUEUE_USAGE, {"wake": token})
-        if due and not sent:
-            with self._lock:
-                self._probe = None
-        if usage > WARN_ABOVE:
-            self._queue_fills.count(None, usage * 100, self._poll_interval())
-
-    def _conclude(self, arrive: bool) -> None:
-        if arrive == self.arrive:
-            return
-        self.arrive = arrive
-        if arrive:
-            layer_log.warning("Wakeups arrive again.")
-        else:
-            layer_log.warning(
-                "Wakeups do not arrive: the poll finds the messages every %g s. See that no pooler in transaction mode "
-                "stands between this process and the database (OPTIONS['direct'] goes round it), and that nothing "
-                "replaces pg_notify.",
-                self._poll_interval(),
-            )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import psycopg2.errors
 
-from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql import sql, sql_durable, sql_groups
 
 REPLAN_AFTER = 1.0  # seconds, when the session has run something so OFTEN, or something SLOW
 OFTEN = 100  # times
@@ -36,6 +36,7 @@ _TYPES = {
     "channel": "text",
     "channels": "text[]",
     "expiry": "float",
+    "groups": "text[]",
     "scan_from": "bigint[]",
     "ids": "bigint[]",
     "limit": "bigint",
@@ -87,6 +88,9 @@ _OTHERS = [
     Prepared("dbchannels_next_due", sql_durable.NEXT_DUE),
     Prepared("dbchannels_receive", sql.RECEIVE),
     Prepared("dbchannels_receive_in_flight", sql.RECEIVE_IN_FLIGHT),
+    Prepared("dbchannels_members_by_queue", sql_groups.MEMBERS_BY_QUEUE),
+    Prepared("dbchannels_waiting", sql_groups.WAITING),
+    Prepared("dbchannels_members_in_queues", sql_groups.MEMBERS_IN_QUEUES),
     Prepared("dbchannels_lock_limited", sql_durable.LOCK_LIMITED),
     Prepared("dbchannels_claim_limited", sql_durable.CLAIM_LIMITED),
     Prepared("dbchannels_set_in_flight", sql.SET_IN_FLIGHT),

@@ -1,4 +1,4 @@
-"""Every statement of the PostgreSQL layer, whole; see also ``sql_durable``.
+"""Every statement of the PostgreSQL layer, whole; see also ``sql_durable``, ``sql_groups`` and ``sql_history``.
 
 ``statement_timestamp()`` is the database's clock at this statement: the clocks of hosts decide nothing, and ``now()``
 would be the start of the site's transaction, however long that lasts.
@@ -72,7 +72,7 @@ QUIET = "pg_notification_queue_usage() < 0.5::float"
 # serves while the queue is known to have room, see PostgreSQLLayer. The payload is the last parameter.
 WAKE_ONE = f" RETURNING CASE WHEN {QUIET} THEN pg_catalog.pg_notify('dbchannels', %s) END"
 WAKE_ONE_UNASKED = "; NOTIFY dbchannels, %s"
-# How full the queue is, from 0 to 1, and whether a probe was sent, see link.WakeupCheck.
+# How full the queue is, from 0 to 1, and whether a probe was sent, see wakeup_check.py.
 QUEUE_USAGE = "SELECT pg_notification_queue_usage(), false, NULL"
 PROBE = f"""
 SELECT pg_notification_queue_usage(), {QUIET},
@@ -123,48 +123,6 @@ WITH {ROOM.format("dbchannels_protocolmessage", "")}, sent AS (
     WHERE certain OR channel IN (SELECT channel FROM room WHERE has_room) ORDER BY position
 )
 SELECT channel, waited, has_room FROM room
-"""
-
-# One row for each queue that has members, however many they are: the body is stored once. The function is in migration
-# 0002, because a statement that is planned at each broadcast takes three times as long.
-SEND_GROUP = """
-SELECT dbchannels_send_group(%s::text, %s::bytea, %s::float, %s::text[], %s::int[], %s::boolean, %s::text[])
-"""
-# The same with a history, which also takes how many messages it keeps, and for how long. The servers deliver what they
-# read there, so only members of other processes get rows.
-KEEP_GROUP = """
-SELECT dbchannels_keep_group(
-    %s::text, %s::bytea, %s::float, %s::text[], %s::int[], %s::boolean, %s::text[], %s::int, %s::float
-)
-"""
-
-# The membership of a channel whose server is alive does not expire. The row is updated only if that changes it, so that
-# adding a channel at each of its messages writes nothing.
-GROUP_ADD = """
-INSERT INTO dbchannels_membership ("group", channel, recipient, added_at, expires_at)
-SELECT %(group)s::text, %(channel)s::text, %(recipient)s::text, statement_timestamp(),
-       CASE WHEN %(channel)s::text NOT LIKE '%%!'
-                 OR NOT EXISTS (SELECT FROM dbchannels_process WHERE queue::text = %(channel)s::text)
-            THEN statement_timestamp() + %(expiry)s::float * interval '1 second' END
-ON CONFLICT ("group", channel, recipient) DO UPDATE SET expires_at = EXCLUDED.expires_at
-WHERE dbchannels_membership.expires_at IS NOT NULL OR EXCLUDED.expires_at IS NOT NULL
-"""
-
-GROUP_DISCARD = """
-DELETE FROM dbchannels_membership
-WHERE "group"::text = %(group)s::text AND channel::text = %(channel)s::text AND recipient::text = %(recipient)s::text
-"""
-
-GROUP_CLEAR = 'DELETE FROM dbchannels_membership WHERE "group"::text = %(group)s::text'
-
-GROUP_COUNT = """
-SELECT count(*) FROM dbchannels_membership
-WHERE "group"::text = %(group)s::text AND (expires_at IS NULL OR expires_at > statement_timestamp())
-"""
-
-GROUP_CHANNELS = """
-SELECT channel::text || recipient::text FROM dbchannels_membership
-WHERE "group"::text = %(group)s::text AND (expires_at IS NULL OR expires_at > statement_timestamp()) ORDER BY id
 """
 
 CONNECT = """
@@ -321,14 +279,6 @@ SERVER = "SELECT pg_catalog.current_setting('server_version'), current_database(
 IDENTIFY = """
 UPDATE dbchannels_connection SET user_id = %(user_id)s
 WHERE reply_channel::text = %(reply_channel)s::text AND user_id::text <> %(user_id)s::text
-"""
-
-GROUP_USERS = """
-SELECT DISTINCT connection.user_id FROM dbchannels_membership AS member
-JOIN dbchannels_connection AS connection
-     ON connection.reply_channel::text = member.channel::text || member.recipient::text
-WHERE member."group"::text = %(group)s::text AND connection.user_id::text <> ''::text
-      AND (member.expires_at IS NULL OR member.expires_at > statement_timestamp())
 """
 
 # Live processes, and what dead ones and expired messages leave behind.

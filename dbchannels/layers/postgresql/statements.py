@@ -30,7 +30,7 @@ from dbchannels.layers.operations import (
     SendGroup,
     Withdraw,
 )
-from dbchannels.layers.postgresql import sql, sql_durable
+from dbchannels.layers.postgresql import sql, sql_durable, sql_groups
 from dbchannels.layers.tasks import error_after, status_after
 from dbchannels.protocol import DURABLE
 
@@ -54,9 +54,9 @@ _UNASKED = [text + sql.WAKE_ONE_UNASKED for text in _SILENT]
 
 #: Operations of which each is one statement, whose values are its fields.
 _EACH = {
-    GroupAdd: sql.GROUP_ADD,
-    GroupDiscard: sql.GROUP_DISCARD,
-    GroupClear: sql.GROUP_CLEAR,
+    GroupAdd: sql_groups.GROUP_ADD,
+    GroupDiscard: sql_groups.GROUP_DISCARD,
+    GroupClear: sql_groups.GROUP_CLEAR,
     Identify: sql.IDENTIFY,
     Keep: sql.KEEP,
 }
@@ -344,7 +344,11 @@ def broadcast(
     patterns, capacities = layer.sql_capacities
     expiry, wakes = layer.options["expiry"], layer.wakeups
     values = (send.group, send.payload, expiry, patterns, capacities, wakes, list(local_wakeups))
-    return (sql.KEEP_GROUP, (*values, send.keep, send.lasts)) if send.lasts else (sql.SEND_GROUP, values)
+    return (
+        (sql_groups.KEEP_GROUP, (*values, send.keep, send.lasts))
+        if send.lasts
+        else (sql_groups.SEND_GROUP, values)
+    )
 
 
 def sql_capacities(options: dict[str, Any]) -> tuple[list[str], list[int | None]]:
