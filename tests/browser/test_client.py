@@ -225,6 +225,17 @@ def test_heartbeats_are_kept_from_the_page(client: Client) -> None:
     client.reached("connecting", "open", "text")
 
 
+@pytest.mark.parametrize("options", ["{}", "{ resume: true }"])
+def test_a_text_that_looks_like_an_id_is_a_text(client: Client, options: str) -> None:
+    """Whoever may write into a group could make other pages reload otherwise."""
+    client.connect("/echo/", options)
+    client.saw(["open", {}])
+    for text in ("\0gap 1", "\0start 999999999999999999", "\0id 2", "hi"):
+        client.do(f"socket.send({text!r})")
+        client.saw(["text", text])
+    assert "gap" not in client.names() and client.do("socket.lastId") not in ("1", "9" * 18)
+
+
 def test_it_is_closed_by_the_page_and_opened_again(client: Client) -> None:
     client.connect("/room/").reached("connecting", "open")
     client.do("socket.close(4001, 'bye')")

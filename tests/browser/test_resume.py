@@ -15,6 +15,7 @@ from tests.proxy import Proxy
 
 pytestmark = [pytest.mark.browser, pytest.mark.postgresql]
 
+AWAY = 10  # seconds without a network, after which the page notices it; 30 shows the same, only later
 SAY = "from dbchannels import Group\nfor number in range({}, {}): Group('news', history={}).send(text=str(number))"
 
 
@@ -47,13 +48,13 @@ def hears(page: Page, number: int) -> None:
 def test_a_page_without_a_network_misses_nothing(
     live_site: LiveSite, new_window: Callable[[], Window]
 ) -> None:
-    """The network falls silent, so that neither side sees an end; the page notices it after ten seconds."""
+    """The network falls silent, so that neither side sees an end."""
     path = live_site.folder / "socket"
     live_site.serve("--workers", "1", "--bind", f"unix:{path}", settings=SETTINGS, bind="")
     proxy, window = Proxy(str(path)), new_window()
     page = window.page
     page.goto(f"http://{HOST}:{proxy.port}/client/")
-    page.evaluate("void connect('/news/', { resume: true, heartbeat: 10 })")
+    page.evaluate(f"void connect('/news/', {{ resume: true, heartbeat: {AWAY} }})")
     until(lambda: page.evaluate("socket.lastId"), "the page has an id")
     say(live_site, 0, 3)
     hears(page, 3)

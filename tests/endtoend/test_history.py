@@ -42,6 +42,7 @@ def test_a_client_that_is_cut_off_again_and_again_hears_everything_once(any_site
     speaker.join()
     assert client.heard == [str(number) for number in range(SAID)]
     assert client.gaps == 0
+    assert "left out" not in any_site.processes[-1].output()
 
 
 def test_what_was_said_meanwhile_comes_first_and_in_order(any_site, client):

@@ -11,8 +11,9 @@ from django.db import connection, transaction
 from dbchannels import codec
 from dbchannels.layers.operations import Send, SendGroup
 from dbchannels.layers.postgresql import sql_history
+from dbchannels.layers.postgresql.statements import ScanHints
 from dbchannels.models import History, ProtocolMessage, Trimmed
-from dbchannels.testing.contract.case import DEADLINE, in_thread
+from dbchannels.testing.contract.case import DEADLINE, in_thread, wait_until
 from tests import kinds
 
 ROWS, GROUPS = 20_000, 100
@@ -58,6 +59,44 @@ def test_of_two_transactions_the_one_that_commits_first_is_first(layer, new_link
     missed = link.missed("reply.a!", {"x": 0}, 100, 2**20)["x"]
     assert [position for position, _ in missed.messages] == [*positions, *later]
     link.unregister("history-a")
+
+
+@on_postgresql
+def test_a_long_transaction_is_found_though_readers_look_at_newer_rows_first(layer, new_link, monkeypatch):
+    """As they do while a stranger's transaction keeps the index full of dead entries."""
+    monkeypatch.setattr(ScanHints, "COSTLY", 0.0)
+    monkeypatch.setattr(ScanHints, "LAG", 0.0)
+    link = new_link(layer)
+    looks = []
+    execute = link.session.execute
+    monkeypatch.setattr(
+        link.session, "execute", lambda steps: looks.append(steps[1][1]["scan_from"]) or execute(steps)
+    )
+    begun, done = threading.Event(), threading.Event()
+
+    def slow():
+        with transaction.atomic(using=layer.database):
+            say(layer, 0)
+            begun.set()
+            done.wait(DEADLINE)
+
+    thread = in_thread(layer, slow)
+    assert begun.wait(DEADLINE)
+    last, found = 0, []
+
+    def look():
+        nonlocal last
+        for one in link.read_history("reply.a!", last, 500):
+            last = one.position
+            found.append(History.objects.get(position=last).content()["number"])
+
+    for number in range(1, 5):
+        say(layer, number)
+        look()
+    assert found == [1, 2, 3, 4] and looks[-1] > 0
+    done.set()
+    thread.join(DEADLINE)
+    wait_until(lambda: look() or found[-1] == 0)
 
 
 @on_postgresql

@@ -59,6 +59,12 @@ class Later(ChannelTestCase):
         assert (response["Cache-Control"], response["X-Accel-Buffering"]) == ("no-store", "no")
         assert response["Set-Cookie"].startswith("seen=yes") and "Content-Length" not in response
 
+    def test_a_stream_of_events_has_a_head_alone_too(self):
+        """A request that waits would hold its connection until its client left."""
+        response = self.client.head("/news/")
+        assert (response.status_code, response["Content-Type"]) == (200, "text/event-stream")
+        assert not hasattr(response, "later")
+
     def test_a_stream_of_events_begins_after_the_last_id(self):
         first = self.client.get("/news/").later
         for number in range(3):
