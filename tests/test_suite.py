@@ -55,6 +55,14 @@ def test_each_process_begins_with_some_of_the_slow_files(processes):
     assert all(places[file] == list(range(min(places[file]), min(places[file]) + 5)) for file in files[1:5])
 
 
+def test_each_process_collects_from_its_own_part_on():
+    assert ["".join(conftest.turned(list("abcde"), number, 3)) for number in range(3)] == [
+        "abcde",
+        "bcdea",
+        "deabc",
+    ]
+
+
 def test_no_other_test_may_start_a_server(tmp_path):
     with pytest.raises(AssertionError, match="add its file to SLOW"):
         harness.LiveSite({"ENGINE": "django.db.backends.sqlite3", "NAME": "x"}, tmp_path).serve()
