@@ -163,6 +163,8 @@ class Group(other_libraries.ForeignNames):
                 f"The name of an event must be that of a method, with dots in place of underscores, not "
                 f"{safe_repr(event, 60)}: write 'chat.message', for example."
             )
+        if fields is not None and not isinstance(fields, dict):
+            raise InvalidMessage(f"The fields of an event are a dict, not {safe_repr(fields, 60)}.")
         if fields is not None and EVENT in fields:
             raise InvalidMessage(f"The field {EVENT!r} of an event is its name: give the field another name.")
         self.send({EVENT: event, **(fields or {})})

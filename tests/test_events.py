@@ -237,6 +237,8 @@ def test_a_name_that_no_method_can_have_is_refused(channels, event):
 
 
 def test_the_fields_of_an_event(channels):
+    with pytest.raises(InvalidMessage, match=r"The fields of an event are a dict, not \['hi'\]\."):
+        Group("a").send_event("chat", ["hi"])
     with pytest.raises(InvalidMessage, match="The field 'type' of an event is its name"):
         Group("a").send_event("chat", {"type": "other"})
     with pytest.raises(MessageTooLarge):

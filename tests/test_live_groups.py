@@ -504,7 +504,12 @@ def test_jinja2_writes_it_as_it_is():
     ("source", "error", "words"),
     [
         ("{% live_group %}", InvalidConfiguration, "names no group: write"),
-        ("{% live_group missing %}", InvalidName, "is empty"),
+        ("{% live_group missing %}", InvalidName, "is empty: the variable is missing, or a filter"),
+        (
+            '{% live_group "news" "room-"|add:7 %}',
+            InvalidName,
+            "is empty: the variable is missing, or a filter",
+        ),
         ("{% live_group 7 %}", InvalidName, "7"),
         ('{% live_group "room garden" %}', InvalidName, "room garden"),
     ],

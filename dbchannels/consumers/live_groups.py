@@ -22,7 +22,7 @@ from dbchannels import names
 from dbchannels.auth import sessions, users
 from dbchannels.channel import Group
 from dbchannels.consumers.websocket import WebsocketConsumer, route_class
-from dbchannels.exceptions import InvalidConfiguration, WebSocketCloseException
+from dbchannels.exceptions import InvalidConfiguration, InvalidName, WebSocketCloseException
 from dbchannels.message import Message
 from dbchannels.protocol import EVENT
 from dbchannels.protocol.close_codes import POLICY_VIOLATION, STALE_TOKEN
@@ -40,6 +40,10 @@ ELEMENT = (
 NO_REQUEST = (
     "{% live_group %} needs the request: render the page by render(request, ...), and have "
     "'django.template.context_processors.request' in TEMPLATES."
+)
+EMPTY = (
+    "A name in {% live_group %} is empty: the variable is missing, or a filter gives nothing, as 'room-'|add:7 does "
+    "with a number. Make the name in the view or in a method of the model."
 )
 STALE = "The token is too old, or belongs to another session."
 SENDS_NOTHING = "A live group takes no frames: send them to a consumer of your own."
@@ -64,6 +68,8 @@ class LiveGroup(SafeString):
             raise InvalidConfiguration(
                 '{% live_group %} names no group: write {% live_group "room-garden" %}.'
             )
+        if "" in groups:
+            raise InvalidName(EMPTY)
         checked = [names.check_group_name(name) for name in groups]
         token = signing.dumps([checked, *_bearer(request)], salt=SALT + request.path)
         root = request.META.get("SCRIPT_NAME", "").rstrip("/")
