@@ -27,7 +27,7 @@ from dbchannels.conf import LayerSettings
 from dbchannels.exceptions import InvalidMessage, InvalidName
 from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.tasks import TaskRecord, error_line, read_errors, task_failed
+from dbchannels.layers.tasks import MOST_ERRORS, TaskRecord, error_line, read_errors, task_failed
 from dbchannels.models import MAX_USER, ChannelState, Connection, DurableMessage, Sample, TaskResult
 from dbchannels.protocol import DURABLE, FAILED, READY, RUNNING, SUCCESSFUL
 from dbchannels.samples import LINE, line_start, read_sample
@@ -167,7 +167,7 @@ class DjangoLayer(BaseLayer):
                 result.last_attempted_at = one.claimed_at
                 result.started_at = result.started_at or one.claimed_at
                 result.worker_ids += f"{worker} "
-            result.errors += error
+            result.errors = result.errors[-MOST_ERRORS:] + error
             result.finished_at = None if status == READY else now
             result.expires_at = now + timedelta(seconds=seconds + self.options["result_ttl"])
             results.append(result)

@@ -20,6 +20,10 @@ running: ContextVar[Any] = ContextVar("running", default=None)
 task_failed = Signal()
 
 
+#: Characters of the earlier errors of a task that are kept when it fails again: about sixty long tracebacks.
+MOST_ERRORS = 1_048_576
+
+
 class ReturnValue(str):
     """What the consumer of a task returns: the return value of the task, as JSON."""
 
@@ -57,8 +61,9 @@ def error_line(exception: type[BaseException], text: str) -> str:
 
 
 def read_errors(lines: str) -> list[tuple[str, str]]:
-    """Return the errors in ``TaskResult.errors``."""
-    return [(path, text) for path, text in map(json.loads, lines.splitlines())]
+    """Return the errors in ``TaskResult.errors``, of which the first may be cut off: it is left out."""
+    whole = [line for line in lines.splitlines() if line.startswith('["')]
+    return [(path, text) for path, text in map(json.loads, whole)]
 
 
 def status_after(failure: Failure) -> str:

@@ -17,6 +17,7 @@ from dbchannels import Channel, route
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers.operations import BatchResult
 from dbchannels.layers.postgresql import sql_durable
+from dbchannels.layers.tasks import MOST_ERRORS, error_line
 from dbchannels.models import DurableMessage, TaskResult
 from dbchannels.tasks import framework
 from tests import kinds
@@ -121,6 +122,21 @@ def test_a_task_that_raises_is_tried_again_and_fails_at_last(jobs, configure, la
     assert (status(result), result.attempts, result.finished_at) == (TaskResultStatus.READY, 3, None)
     run()
     assert (status(result), result.attempts, len(result.errors)) == (TaskResultStatus.FAILED, 6, 6)
+
+
+@kinds.on_databases
+def test_of_many_errors_the_last_are_kept(jobs, configure, layer, run):
+    configure(retries=1, backoff=0)
+    result = jobs.broken.enqueue("no")
+    run()
+    line = error_line(KeyError, "x" * 10_000)
+    layer.rows(TaskResult).update(errors=line * 200)
+    assert layer.replay(layer.dead_letter_ids(["tasks.default"])) == 1
+    run()
+    assert MOST_ERRORS < len(layer.rows(TaskResult).get().errors) < MOST_ERRORS + 2 * len(line)
+    found = errors(result)
+    assert found[-2:] == [ValueError] * 2 and set(found[:-2]) == {KeyError}
+    assert len(found) == MOST_ERRORS // len(line) + 2
 
 
 def test_between_two_attempts_a_task_is_ready_with_its_error(jobs, configure, layer, run):

@@ -7,6 +7,7 @@ is the worker's name and the number of the attempt.
 from __future__ import annotations
 
 from dbchannels.layers.postgresql.sql import QUIET, ROOM
+from dbchannels.layers.tasks import MOST_ERRORS
 
 _INSERT_DURABLE = """
 INSERT INTO dbchannels_durablemessage
@@ -216,7 +217,7 @@ FROM claims WHERE message.id = claims.id AND message.claimed_by = %(name)s
 
 # Tasks. What has come of them is kept by one statement for all that have succeeded, which ends their claims too, and by
 # one for all that have failed, before their claims end. The row is there if an earlier attempt has failed.
-_KEEP = """
+_KEEP = f"""
 INSERT INTO dbchannels_taskresult AS kept
     (id, channel, payload, priority, status, enqueued_at, started_at, last_attempted_at, finished_at, expires_at,
      worker_ids, errors, return_value)
@@ -229,7 +230,8 @@ ON CONFLICT (id) DO UPDATE SET
     started_at = coalesce(kept.started_at, excluded.started_at),
     last_attempted_at = coalesce(excluded.last_attempted_at, kept.last_attempted_at),
     finished_at = excluded.finished_at, expires_at = excluded.expires_at, return_value = excluded.return_value,
-    worker_ids = kept.worker_ids || excluded.worker_ids, errors = kept.errors || excluded.errors
+    worker_ids = kept.worker_ids || excluded.worker_ids,
+    errors = pg_catalog.right(kept.errors, {MOST_ERRORS}) || excluded.errors
 """
 _ENDED = "task, channel, payload, priority, sent_at, claimed_at"
 ACKNOWLEDGE_TASKS = f"""

@@ -8,7 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dbchannels.layers.store.rows import Row, rows
-from dbchannels.layers.tasks import TaskRecord, read_errors
+from dbchannels.layers.tasks import MOST_ERRORS, TaskRecord, read_errors
 from dbchannels.protocol import READY, RUNNING
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class ResultRow(NamedTuple):
             priority=message.priority,
             status=status,
             finished=None if status == READY else now,
-            errors=self.errors + error,
+            errors=self.errors[-MOST_ERRORS:] + error,
             return_value=return_value,
         )
 
