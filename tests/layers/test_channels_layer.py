@@ -20,6 +20,7 @@ from dbchannels import Channel, Group, conf
 from dbchannels.checks.site import check_channel_layers, check_leftovers
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, InvalidName, LayerUnavailable
 from dbchannels.layers import channel_layers
+from dbchannels.layers.operations import UNFINISHED
 from dbchannels.models import DurableMessage, Membership, Process
 from tests import kinds
 from tests.harness import until
@@ -622,6 +623,29 @@ def test_a_process_that_was_declared_dead_joins_its_groups_again(new_channels, n
 
     run(test())
     assert "its channels join their groups again" in caplog.text
+
+
+@on_postgresql
+def test_what_was_locked_at_a_death_is_not_cleaned_up_after_a_return(new_channels, new_link):
+    layer = new_channels({"lease": 0.9})
+
+    async def test():
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        name, link = channel.partition("!")[0], new_link(channel_layers["default"])
+
+        def declare_dead():
+            with transaction.atomic():
+                list(rows(layer, Membership).select_for_update())
+                link.clean_up_after(name)
+                until(rows(layer, Process).filter(name=name).exists, "the process is back")
+
+        await in_thread(declare_dead)
+        await in_thread(link.clean_up_after, name + UNFINISHED)
+        await layer.group_send("group", HELLO)
+        assert await layer.receive(channel) == HELLO
+
+    run(test())
 
 
 @pytest.mark.parametrize("session", ["publisher", "receiver", "housekeeper"])

@@ -224,6 +224,8 @@ class DatabaseLink(Link):
         fields = {"kind": kind, "queue": queue, "host": socket.gethostname(), "pid": os.getpid()}
         fields |= {"started_at": timezone.now(), "lease_until": self._lease_end(), "reads": codec.FORMAT}
         with unavailable():
+            # Of a process that is back under its name: what it has now is not what it left.
+            self.layer.rows(Process).filter(name=name + UNFINISHED).delete()
             self.layer.rows(Process).update_or_create(name=name, defaults=fields)
 
     def renew(self, name: str) -> bool:

@@ -17,6 +17,7 @@ from dbchannels import codec, measures, samples
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
+    UNFINISHED,
     BatchResult,
     Delivery,
     Disconnect,
@@ -320,7 +321,8 @@ class PostgreSQLLink(Link):
     def register(self, name: str, kind: str, queue: str = "") -> None:
         values = {"name": name, "kind": kind, "queue": queue, "lease": self.layer.options["lease"]}
         values |= {"host": socket.gethostname(), "pid": os.getpid(), "reads": codec.FORMAT}
-        ((row_id,),) = self.session.execute([(sql.REGISTER, values)])
+        finished = (sql.FINISHED, {"unfinished": name + UNFINISHED})
+        ((row_id,),) = self.session.execute([finished, (sql.REGISTER, values)])
         self._lock(name, row_id)
 
     def renew(self, name: str) -> bool:

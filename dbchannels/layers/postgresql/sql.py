@@ -298,6 +298,8 @@ RETURNING id
 LOCK_KEY = "((1684169832::bigint << 32) | (%(id)s::bigint & 4294967295))"
 LOCK = f"SELECT pg_try_advisory_lock({LOCK_KEY})"
 TRY_LOCK = f"SELECT pg_try_advisory_xact_lock({LOCK_KEY})"
+# Of a process that was declared dead, and is back under its name: what it has now is not what it left.
+FINISHED = "DELETE FROM dbchannels_process WHERE name = %(unfinished)s"
 
 RENEW = """
 UPDATE dbchannels_process SET lease_until = statement_timestamp() + %(lease)s * interval '1 second'
