@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from dbchannels.protocol import EXPIRED, WORKER_DIED
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
 
+LONGEST = 2.0  # seconds of one clean-up, which leaves the rest for the next: between two the lease is renewed
 BATCH = 5000  # rows that one statement expires or merges: it has 10 s (ANSWER_WITHIN), however many there are
 
 
@@ -89,8 +91,8 @@ class Cleaner:
 
     # Time.
 
-    def expire(self) -> None:
-        """Delete what has expired, and merge the tally."""
+    def expire(self, until: float) -> None:
+        """Delete what has expired, and merge the tally, in batches until ``time.monotonic()`` is over ``until``."""
         more = True
         while more:
             expired = self._session.execute([(sql.EXPIRE_MESSAGES, {"limit": BATCH})])
@@ -102,11 +104,13 @@ class Cleaner:
                 channels, recipients = zip(*silent, strict=True)
                 values = {"channels": list(channels), "recipients": list(recipients)}
                 self._session.execute([(sql.DROP_MEMBERS, values)])
-            more = len(expired) == BATCH
+            more = len(expired) == BATCH and time.monotonic() < until
         self._session.execute([(sql.EXPIRE_MEMBERSHIPS, {}), (sql.EXPIRE_AUDIENCES, {})])
         for statement in (sql.MERGE_TALLY, sql_durable.EXPIRE_RESULTS):
-            while self._session.execute([(statement, {"limit": BATCH})])[0][0] == BATCH:
-                pass
+            more = True
+            while more:
+                ((count,),) = self._session.execute([(statement, {"limit": BATCH})])
+                more = count == BATCH and time.monotonic() < until
 
     def _report(self, messages: Sequence[tuple[str, str]], why: str) -> None:
         self._write(lost_messages(messages, why, self._layer.options["expiry"]))

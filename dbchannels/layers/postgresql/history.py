@@ -63,16 +63,20 @@ class Histories:
             found[recipient] = Missed(messages[:limit], listed[0][1], complete)
         return found
 
-    def trim(self) -> None:
-        """Delete what no history keeps any more, a batch at a time. Where no server is, nobody else gives positions."""
+    def trim(self, until: float) -> None:
+        """Delete what no history keeps any more, in batches until ``time.monotonic()`` is over ``until``.
+
+        Where no server is, nobody else gives positions.
+        """
         if not self._session.execute([(sql.HAS_SERVER, {})])[0][0]:
             self.position()
-        looked, doomed = BATCH, 0
-        while looked == BATCH or doomed >= BATCH:
+        more = True
+        while more:
             values = {"after": self._looked_up_to, "limit": BATCH, "expiry": self._options["expiry"]}
             rows = self._session.execute([(sql.TRIM_LOCK, {}), (sql.TRIM, values)])
             ((last, looked, doomed),) = rows
             if doomed < BATCH:
                 self._looked_up_to = last or self._looked_up_to
+            more = (looked == BATCH or doomed >= BATCH) and time.monotonic() < until
         forget = (sql.FORGET, {"expiry": self._options["history_expiry"]})
         self._session.execute([(sql.TRIM_LOCK, {}), forget])

@@ -32,7 +32,7 @@ from dbchannels.layers.operations import (
     resends,
 )
 from dbchannels.layers.postgresql import sql, sql_durable, sql_groups, sql_samples
-from dbchannels.layers.postgresql.cleanup import Cleaner
+from dbchannels.layers.postgresql.cleanup import LONGEST, Cleaner
 from dbchannels.layers.postgresql.history import Histories
 from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
 from dbchannels.layers.postgresql.session import Cancelled, Session, Statement
@@ -373,8 +373,9 @@ class PostgreSQLLink(Link):
         self._cleaner.clean_up_after(name)
 
     def clean_up(self) -> None:
-        self._cleaner.expire()
-        self._histories.trim()
+        until = time.monotonic() + LONGEST
+        self._cleaner.expire(until)
+        self._histories.trim(until)
         self._cleaner.clean_up_closed_connections()
         if self.layer.wakeups and not self.session.listens:
             self.layer.wakeup_check.look(
