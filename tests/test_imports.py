@@ -167,7 +167,7 @@ def test_each_name_above_is_of_a_module():
 
 
 def test_the_reader_of_imports_sees_them():
-    assert "message" in graph()["routing.table"]
+    assert "message" in graph()["worker.executor"]
     assert "layers.operations" in graph()["layers.database"]
     assert "layers.base" not in graph()["layers.link"]
     assert "django.db" in reached("channel")

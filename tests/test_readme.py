@@ -57,7 +57,7 @@ def consumers(monkeypatch):
 
 def consume(routing, channel, **fields):
     """Route a message, and run its consumer as a worker does."""
-    route, captures = routing.match(Message(channel, fields))
+    route, captures = routing.match(channel, fields)
     route.run(Message(channel, fields), captures)
 
 

@@ -96,7 +96,7 @@ def site(module, settings):
     ],
 )
 def test_the_routes_of_the_page_match(site, channel, fields, consumer, captures):
-    route, found = site.match(Message(channel, fields))
+    route, found = site.match(channel, fields)
     assert (route.consumer.__name__, found) == (consumer, captures)
 
 
@@ -105,7 +105,7 @@ def test_the_routes_of_the_page_match(site, channel, fields, consumer, captures)
     [("websocket.connect", {"path": "/chat/tea"}), ("thumbnails", {"kind": "photos"}), ("thumbnails", {})],
 )
 def test_what_the_page_says_matches_nothing(site, channel, fields):
-    assert site.match(Message(channel, fields)) is None
+    assert site.match(channel, fields) is None
 
 
 def test_the_page_reverses_them(site):
@@ -162,7 +162,7 @@ def test_a_socket_is_told_of_posts(module, layer, blog):
     code, _ = blog
     old = Post.objects.create(title="Old", blog="tea")
     module("blog.consumers", code["blog/consumers.py"])
-    route, captures = Routing(table._decorated).match(Message("websocket.connect", {"path": "/blog/tea/"}))
+    route, captures = Routing(table._decorated).match("websocket.connect", {"path": "/blog/tea/"})
     message = Message("websocket.connect", {"path": "/blog/tea/", "reply_channel": "reply.b!1"})
     route.run(message, captures)
     post = Post.objects.create(title="Tea", price="1.5", blog="tea")

@@ -42,9 +42,10 @@ from dbchannels.layers.operations import (
     SendGroup,
     delivery_options,
     history_options,
-    reply,
 )
 from dbchannels.layers.tasks import TaskRecord
+from dbchannels.protocol import lost
+from dbchannels.protocol.close_codes import VANISHED
 
 Fields = dict[str, Any]
 
@@ -171,6 +172,37 @@ class BaseLayer(other_libraries.ForeignNames):
         send = Send(channel, payload, reply_channel, self.options["expiry"])
         return send._replace(**options) if options else send
 
+    # Messages that dbchannels makes itself. They are queued even on a full channel, because somebody waits for them.
+
+    def reply(self, channel: str, fields: Fields) -> Send:
+        """Return the send of a reply."""
+        return Send(channel, codec.encode_trusted(fields), "", self.options["expiry"], certain=True)
+
+    def lost_messages(self, messages: Iterable[tuple[str, str]], why: str) -> list[Send]:
+        """Return the replies to messages that nobody will answer: a (channel, reply channel) pair for each.
+
+        ``why`` is WORKER_DIED or EXPIRED of ``protocol``.
+        """
+        return [
+            self.reply(reply_channel, lost(why, channel))
+            for channel, reply_channel in messages
+            if reply_channel
+        ]
+
+    def disconnect_send(self, record: Record, path: str) -> Send:
+        """Return the ``websocket.disconnect`` of a connection whose server died, with what was on record of it."""
+        about = {"reply_channel": record.reply_channel, "path": path, "code": VANISHED, "reason": ""}
+        send = self.reply("websocket.disconnect", {**about, "order": -1, **record.kept()})
+        return send._replace(reply_channel=record.reply_channel)
+
+    def resends(self, deliveries: Iterable[Delivery]) -> list[Send]:
+        """Return the sends that put protocol messages back on their channels."""
+        return [
+            Send(one.channel + to, one.payload, one.reply_channel, self.options["expiry"], certain=True)
+            for one in deliveries
+            for to in one.recipients or ("",)
+        ]
+
     @contextmanager
     def buffered(self) -> Iterator[Buffer]:
         """Buffer what this context sends and adds outside ``atomic()``; the caller writes what is ``pending()``."""
@@ -218,7 +250,7 @@ class BaseLayer(other_libraries.ForeignNames):
 
     def close_connections(self, channels: Iterable[str], code: int) -> None:
         """Close the WebSockets with these reply channels. Those that are already closed are ignored."""
-        if closing := [reply(channel, {"close": code}, self.options["expiry"]) for channel in channels]:
+        if closing := [self.reply(channel, {"close": code}) for channel in channels]:
             self._submit(closing)
 
     # Receiving, without a link of one's own.

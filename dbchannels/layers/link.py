@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
-from dbchannels.layers.operations import BatchResult, Delivery, Kept, Missed, Operation, Send, resends
+from dbchannels.layers.operations import BatchResult, Delivery, Kept, Missed, Operation, Send
 from dbchannels.wakeup import wait_readable
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Link:
             if delivery.durable:
                 self.layer.release(worker, delivery)
         popped = [delivery for delivery in done.returned if not delivery.durable]
-        return self.apply([*done.operations, *resends(popped, self.layer.options["expiry"])])
+        return self.apply([*done.operations, *self.layer.resends(popped)])
 
     # The histories of groups. Only servers read them, for the connections that they have.
 

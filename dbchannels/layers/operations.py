@@ -1,6 +1,6 @@
 """What a layer can write, as values, so that a consumer's writes can wait in order until it returns.
 
-Here is also what makes these values: the options of a send, and the messages that dbchannels sends itself.
+Here is also what makes these values of the options of a send.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from django.utils import timezone as site_timezone
 from dbchannels import codec, names, samples
 from dbchannels.conf import MAX_MESSAGES, TEN_YEARS
 from dbchannels.exceptions import InvalidMessage, safe_repr
-from dbchannels.protocol import EVENT, lost
-from dbchannels.protocol.close_codes import VANISHED
+from dbchannels.protocol import EVENT
 
 PRIORITIES = range(-32_768, 32_768)  # PostgreSQL's smallint
 UNFINISHED = " (unfinished)"  # after the name of a dead server some of whose rows were locked
@@ -269,53 +268,14 @@ def merged(dones: Iterable[BatchResult]) -> BatchResult:
     return BatchResult(*(list(chain.from_iterable(field)) for field in fields))
 
 
-def reply(channel: str, fields: dict[str, Any], expiry: float) -> Send:
-    """Return the send of a message that dbchannels makes itself; it is queued even on a full channel."""
-    return Send(channel, codec.encode_trusted(fields), "", expiry, certain=True)
-
-
 def storable(text: str) -> str:
     """Return a text that every database takes: NUL and halves of surrogate pairs are written as escapes."""
     return text.replace("\0", "\\0").encode("utf-8", "backslashreplace").decode()
 
 
-def resends(deliveries: Sequence[Delivery], expiry: float) -> list[Send]:
-    """Return the sends that put protocol messages back on their channels."""
-    return [
-        Send(one.channel + recipient, one.payload, one.reply_channel, expiry, certain=True)
-        for one in deliveries
-        for recipient in one.recipients or ("",)
-    ]
-
-
 def in_flight_lines(deliveries: Sequence[Delivery]) -> str:
     """Return the text of an ``InFlight`` row: a line ``CHANNEL REPLY_CHANNEL`` for each protocol message."""
     return "\n".join(f"{one.channel} {one.reply_channel}" for one in deliveries if not one.durable)
-
-
-def lost_messages(messages: Iterable[tuple[str, str]], why: str, expiry: float) -> list[Send]:
-    """Return the replies to messages that nobody will answer: a (channel, reply channel) pair for each.
-
-    ``why`` is WORKER_DIED or EXPIRED of ``protocol``.
-    """
-    return [
-        reply(reply_channel, lost(why, channel), expiry)
-        for channel, reply_channel in messages
-        if reply_channel
-    ]
-
-
-def disconnect_send(record: Record, path: str, expiry: float) -> Send:
-    """Return the ``websocket.disconnect`` of a connection whose server died, with what was on record of it."""
-    message = {
-        "reply_channel": record.reply_channel,
-        "path": path,
-        "code": VANISHED,
-        "reason": "",
-        "order": -1,
-    }
-    payload = codec.encode_trusted({**message, **record.kept()})
-    return Send("websocket.disconnect", payload, record.reply_channel, expiry, certain=True)
 
 
 def periodic(channel: str, every: str, at: datetime) -> Send:

@@ -105,11 +105,11 @@ def body_ends() -> Fields:
     return {**chunk(b"", more=False), CLOSED: True}
 
 
-def flow_channel(local: str) -> str:
-    """Return the channel for reports on a response; ``local``: the local part of its reply channel."""
-    return f"http.flow?{local}"
+def flow_channel(reply_channel: str) -> str:
+    """Return the channel for reports on the response to the request with this reply channel."""
+    return f"http.flow?{reply_channel.partition('!')[2]}"
 
 
-def body_channel(local: str) -> str:
-    """Return the channel for the rest of a request's body; ``local`` as for ``flow_channel``."""
-    return f"http.request.body?{local}"
+def body_channel(reply_channel: str) -> str:
+    """Return the channel for the rest of the body of the request with this reply channel."""
+    return f"http.request.body?{reply_channel.partition('!')[2]}"

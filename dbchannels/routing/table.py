@@ -26,7 +26,6 @@ from django.utils.module_loading import autodiscover_modules, import_string
 
 from dbchannels import conf, names, other_libraries
 from dbchannels.exceptions import InvalidConfiguration, safe_repr
-from dbchannels.message import Message
 from dbchannels.routing.interval import Entry
 from dbchannels.routing.patterns import Pattern
 from dbchannels.routing.routes import (
@@ -205,11 +204,10 @@ class Routing:
         entries = [(route.channel, route.options.interval()) for route in self.routes()]
         return list({(name, str(every)): Entry(name, every) for name, every in entries if every}.values())
 
-    def match(self, message: Message, channel: str = "") -> tuple[Route, Captures] | None:
-        """Return the first route that matches a message, with its captures; or None."""
-        channel = channel or message.channel.name
+    def match(self, channel: str, fields: Mapping[str, Any]) -> tuple[Route, Captures] | None:
+        """Return the first route that matches a message with these fields, with its captures; or None."""
         for entry in self._by_channel.get(channel, ()):
-            if (found := entry.match(channel, message.content.get)) is not None:
+            if (found := entry.match(channel, fields.get)) is not None:
                 return found
         return None
 

@@ -291,11 +291,10 @@ class Relay(BaseRelay):
                 # The connection may have been added to a group too late.
                 self._outbox.put([Disconnect(reply_channel)])
                 # A view that streams a response, or reads a body, would otherwise wait for a minute.
-                local = names.split(reply_channel)[1]
                 if reply.message.get(MORE_CONTENT) and FROM_DESCRIPTOR not in reply.message:
-                    self._outbox.put([self.make_send(flow_channel(local), {CLOSED: True})])
+                    self._outbox.put([self.make_send(flow_channel(reply_channel), {CLOSED: True})])
                 if isinstance(reply.message.get(BODY), dict):
-                    self._outbox.put([self.make_send(body_channel(local), body_ends())])
+                    self._outbox.put([self.make_send(body_channel(reply_channel), body_ends())])
 
     # The publisher.
 

@@ -45,7 +45,6 @@ from dbchannels.layers.operations import (
     Operation,
     Result,
     Send,
-    reply,
 )
 from dbchannels.layers.tasks import ReturnValue, running
 from dbchannels.message import Message
@@ -142,11 +141,11 @@ class Executor:
     def _run(self, delivery: Delivery, worker: str) -> list[Operation]:
         """Run the consumer or the view; return the replies that dbchannels itself sends when it has returned."""
         channel, content = delivery.channel, codec.decode(delivery.payload)
-        message = Message(channel, content, attempt=delivery.attempt, layer=self.layer.alias, worker=worker)
-        found = self.routing.match(message)
+        found = self.routing.match(channel, content)
         if found is None:
-            return self._run_without_route(message, delivery, content)
+            return self._run_without_route(delivery, content)
         self._route, captures = found
+        message = Message(channel, content, attempt=delivery.attempt, layer=self.layer.alias, worker=worker)
         if delivery.attempt > 1 and delivery.attempt > self._option("retries") + 1:
             raise WorkerKilled(delivery.attempt - 1)
         # A consumer may answer its request late, or have another process do so: then the next of its address may come.
@@ -173,15 +172,15 @@ class Executor:
                     raise ClaimLost
         return self._finished(delivery, content) if answer is None else [self._reply(delivery, answer)]
 
-    def _run_without_route(self, message: Message, delivery: Delivery, content: Fields) -> list[Operation]:
+    def _run_without_route(self, delivery: Delivery, content: Fields) -> list[Operation]:
         if delivery.channel == "http.request":
-            return self.views.respond(message, self._link, self.layer)
-        if delivery.channel == "websocket.connect" and not self.routing.match(message, "websocket.receive"):
+            return self.views.respond(content, self._link, self.layer)
+        if delivery.channel == "websocket.connect" and not self.routing.match("websocket.receive", content):
             if settings.DEBUG:
-                log.warning("%s", no_route_sentence(self.routing, message.get("path")))
+                log.warning("%s", no_route_sentence(self.routing, content.get("path")))
             return self._finished(delivery, content, {"accept": False, "status": 404})
         if delivery.channel == "websocket.event":
-            log_unhandled(str(message.get(EVENT)), f"the WebSocket on {safe_repr(message.get('path'), 200)}")
+            log_unhandled(str(content.get(EVENT)), f"the WebSocket on {safe_repr(content.get('path'), 200)}")
         if delivery.durable:
             raise InvalidMessage(
                 f"No route on {delivery.channel} has filters that match this message: correct them, or add a route "
@@ -190,7 +189,7 @@ class Executor:
         return self._finished(delivery, content)
 
     def _reply(self, delivery: Delivery, fields: Fields) -> Operation:
-        return reply(delivery.reply_channel, fields, self.layer.options["expiry"])
+        return self.layer.reply(delivery.reply_channel, fields)
 
     def _finished(
         self, delivery: Delivery, content: Fields, decision: Fields | None = None

@@ -30,15 +30,14 @@ from django.template import engines
 from django.urls import URLResolver, get_resolver
 
 from dbchannels import codec, names
-from dbchannels.channel import Channel
+from dbchannels.channel import Channel, received_channel
 from dbchannels.conf import layer_settings
 from dbchannels.events import EventStream
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable, ResponseLater
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import is_unavailable
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import Operation, Send, reply
-from dbchannels.message import Message
+from dbchannels.layers.operations import Operation, Send
 from dbchannels.protocol import (
     BODY,
     CHUNK,
@@ -78,33 +77,31 @@ class ApplicationViews:
             self._application = site_application()
         return self._application
 
-    def respond(self, message: Message, link: Link, layer: BaseLayer) -> list[Operation]:
+    def respond(self, message: Fields, link: Link, layer: BaseLayer) -> list[Operation]:
         """Answer a request in a worker; return the sending of the response. A long one is sent while it is made."""
-
-        assert message.reply_channel is not None
-        reply_channel, expiry = message.reply_channel.name, layer.options["expiry"]
+        reply_channel = message["reply_channel"]
 
         def send(fields: Fields) -> bool:
-            return not link.apply([reply(reply_channel, fields, expiry)])
+            return not link.apply([layer.reply(reply_channel, fields)])
 
         def receive_flow() -> list[Fields]:
             channel = message.get("flow_channel")
             return [codec.decode(one.payload) for one in link.receive_many([channel], 100)] if channel else []
 
-        context = RequestContext(message.reply_channel)
-        with open_body(message, link, expiry) as body:
+        context = RequestContext(received_channel(reply_channel, layer.alias))
+        with open_body(message, link, layer.options["expiry"]) as body:
             environ = {**make_environ(message), **self._processes, "wsgi.input": body}
             response = Response(self.load(), environ, context)
             try:
                 content = response.content
                 if context.answered_later:
-                    return [reply(reply_channel, {LATER: True}, expiry)]
+                    return [layer.reply(reply_channel, {LATER: True})]
                 if isinstance(content, bytes) and len(content) <= CHUNK:
-                    return [reply(reply_channel, {**response.head, "content": content}, expiry)]
+                    return [layer.reply(reply_channel, {**response.head, "content": content})]
                 if self._files and not response.written:
                     head = self._files.send(reply_channel, response.head, response.result)
                     if head is not None:
-                        return [reply(reply_channel, head, expiry)]
+                        return [layer.reply(reply_channel, head)]
                 pieces = [content] if isinstance(content, bytes) else content
                 ChunkWriter(send, receive_flow).run(response.head, pieces)
                 return []
@@ -285,9 +282,8 @@ def is_outage(error: BaseException) -> bool:
     return bool(codes) and (codes[0] is None or codes[0].startswith(_UNAVAILABLE_CODES))
 
 
-def make_environ(message: Message | dict[str, Any]) -> dict[str, Any]:
+def make_environ(fields: Fields) -> dict[str, Any]:
     """Return the WSGI environment of an ``http.request`` message (PEP 3333)."""
-    fields = message.content if isinstance(message, Message) else message
     root_path = fields.get("root_path", "").encode("utf-8", "surrogateescape")
     path = fields.get("path_bytes") or fields["path"].encode("utf-8", "surrogateescape")
     path = path.removeprefix(root_path) if (path + b"/").startswith(root_path + b"/") else path
@@ -423,17 +419,19 @@ class BodyRest(io.RawIOBase):
         return None
 
 
-def open_body(message: Message, link: Link, expiry: float) -> IO[bytes]:
+def open_body(fields: Fields, link: Link, expiry: float) -> IO[bytes]:
     """Return the body of an ``http.request`` message as a stream of bytes; ``expiry`` is of what it sends, in seconds.
 
     A link that shares its connection with the site's transactions could not read while one is open, and on SQLite
     the server could not write: there the whole body is fetched before the view runs.
     """
-    fields = message.content
-    first, channel = fields.get("body", b""), fields.get("body_channel")
-    if not channel or message.reply_channel is None:
+    first, channel, reply_channel = (
+        fields.get("body", b""),
+        fields.get("body_channel"),
+        fields["reply_channel"],
+    )
+    if not channel:
         return io.BytesIO(first)
-    reply_channel = message.reply_channel.name
 
     def ask(wanted: Fields) -> None:
         link.apply([Send(reply_channel, codec.encode_trusted(wanted), "", expiry)])

@@ -292,7 +292,7 @@ class Worker:
             if dropped:
                 self._dropped.count(None, names.split(dropped[-1].channel)[0], number=len(dropped))
             self._written_at = time.monotonic()
-        if dropped is not None:
+        if dropped is not None and (result.acknowledged or result.failures):
             signals.send_dead(Worker, result.failures)
             report_ended(result)
 

@@ -56,7 +56,7 @@ def run(found: list[Route]) -> Run:
 
 def consume(routing: Routing, channel: str, **fields: Any) -> None:
     """Route a message, and run its consumer."""
-    matched = routing.match(Message(channel, fields))
+    matched = routing.match(channel, fields)
     assert matched is not None
     route, captures = matched
     route.run(Message(channel, fields), captures)

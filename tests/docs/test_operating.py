@@ -434,7 +434,7 @@ def found(monkeypatch: pytest.MonkeyPatch) -> list[Route]:
 def consume(routes: list[Route], channel: str, **fields: Any) -> None:
     """Run the consumer of a message."""
     message = Message(channel, {"reply_channel": "reply.a!b", **fields})
-    matched = Routing(routes).match(message)
+    matched = Routing(routes).match(channel, message.content)
     assert matched is not None
     route, captures = matched
     route.run(message, captures)

@@ -134,7 +134,7 @@ def test_what_a_client_sends_stands_for_nothing_else(layer, others, seen, tables
     def run(event, query):
         for table in tables:
             message = received(event, query)
-            found, captures = table.match(message)
+            found, captures = table.match(message.channel.name, message.content)
             found.run(message, captures)
             message.save_sessions()
 

@@ -8,7 +8,7 @@ from urllib.parse import unquote
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbchannels import Message, include, reverse, route
+from dbchannels import include, reverse, route
 from dbchannels.routing import table
 from dbchannels.routing.patterns import EXPRESSION, compile_pattern
 from dbchannels.routing.table import Routing
@@ -51,7 +51,7 @@ def test_what_is_reversed_is_matched(prefix, rest):
     finally:
         table.load_routing = kept
         table.site_routing.cache_clear()
-    found = routing.match(Message("own", {"path": path}))
+    found = routing.match("own", {"path": path})
     assert found and found[1] == {**prefix[1], **rest[1]}
 
 

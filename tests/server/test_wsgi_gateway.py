@@ -11,7 +11,6 @@ import pytest
 
 from dbchannels import conf
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.message import Message
 from dbchannels.server import wsgi_gateway
 from dbchannels.server.http import messages
 from dbchannels.server.wsgi_gateway import Gateway, ThreadHub, read_body, read_request
@@ -30,7 +29,7 @@ def again(**given):
     """Return the environment that a worker makes of the message made of an environment."""
     request = read_request(environ(**given))
     fields = messages.request_message(request, "reply.a!b", b"", "http.flow?b")
-    return make_environ(Message("http.request", fields))
+    return make_environ(fields)
 
 
 NO_UTF_8 = ["/caf\xe9", "/\xfe", "/\xff", "/\0", "/\xef\xbf\xbd"]  # the last is U+FFFD itself

@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from dbchannels import Message, codec
+from dbchannels import codec
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Delivery
@@ -141,11 +141,11 @@ class Through(Link):
 
 def request(body=BODY):
     fields = {"reply_channel": "reply.a!b", "body": body[:FIRST], "body_size": len(body)}
-    return Message("http.request", {**fields, "body_channel": "http.request.body?b"})
+    return {**fields, "body_channel": "http.request.body?b"}
 
 
 def test_a_small_body_is_in_its_message():
-    message = Message("http.request", {"reply_channel": "reply.a!b", "body": b"small", "body_channel": None})
+    message = {"reply_channel": "reply.a!b", "body": b"small", "body_channel": None}
     assert open_body(message, Through(None, True), 60).read() == b"small"
 
 

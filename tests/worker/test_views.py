@@ -22,7 +22,7 @@ from django.http import (
 from django.test import RequestFactory
 from django.urls import path, reverse
 
-from dbchannels import Channel, Message, ResponseLater, channel_layers, codec, conf, route
+from dbchannels import Channel, ResponseLater, channel_layers, codec, conf, route
 from dbchannels.layers import make_layer
 from dbchannels.layers.link import Link
 from dbchannels.protocol import CHUNK, WINDOW
@@ -263,7 +263,7 @@ def client(layer):
 
 def respond(client, address="/echo/", views=None, **fields):
     """Run the view of an address; return the messages of its response, in order."""
-    message = Message("http.request", {**FIELDS, "path": address, **fields})
+    message = {**FIELDS, "path": address, **fields}
     operations = (views or ApplicationViews()).respond(message, client, client.layer)
     return client.messages + [codec.decode(send.payload) for send in operations]
 
@@ -292,7 +292,7 @@ def content(messages):
 
 def environ(**fields):
     """Return the environment of a request."""
-    return make_environ(Message("http.request", {**FIELDS, **fields}))
+    return make_environ({**FIELDS, **fields})
 
 
 # The environment.
@@ -332,7 +332,7 @@ def test_every_text_of_the_environment_is_latin_1():
 
 def test_a_request_says_no_more_than_it_must():
     few = {key: FIELDS[key] for key in ("method", "path", "query_string", "http_version", "headers")}
-    made = make_environ(Message("http.request", few))
+    made = make_environ(few)
     assert (made["SERVER_NAME"], made["SERVER_PORT"], made["REMOTE_ADDR"]) == ("localhost", "80", "")
     assert (made.get("CONTENT_LENGTH"), made["wsgi.input"].read(), made["wsgi.url_scheme"]) == (
         None,

@@ -562,7 +562,7 @@ def test_a_request_that_is_none_is_answered_at_once(layer, new_worker):
 def test_what_a_view_sends_is_written_with_its_response(layer, new_worker, monkeypatch):
     def respond(self, message, link, its_layer):
         Channel("out").send({"number": 1})
-        return [executor.reply(message.reply_channel.name, {"status": 200}, 60.0)]
+        return [its_layer.reply(message["reply_channel"], {"status": 200})]
 
     monkeypatch.setattr(executor.ApplicationViews, "respond", respond)
     request(layer)

@@ -33,10 +33,8 @@ from dbchannels.layers.operations import (
     Missed,
     Operation,
     Send,
-    disconnect_send,
     gauges,
     in_flight_lines,
-    lost_messages,
     read_work,
 )
 from dbchannels.layers.orm import record_of
@@ -281,14 +279,13 @@ class DatabaseLink(Link):
             if process.kind == Process.WORKER:
                 return
             name, queue = process.name.removesuffix(UNFINISHED), process.queue
-            messages, expiry = self.layer.rows(ProtocolMessage), self.layer.options["expiry"]
+            messages = self.layer.rows(ProtocolMessage)
             members = self.layer.rows(Membership).filter(channel=queue)
             records = self.layer.rows(Connection).filter(server=name)
             messages.filter(channel=queue).delete()
             # Requests that no worker has taken: their clients went with the server.
-            self.layer.delete_unlocked(
-                messages.filter(channel="http.request", reply_channel__startswith=queue)
-            )
+            untaken = messages.filter(channel="http.request", reply_channel__startswith=queue)
+            self.layer.delete_unlocked(untaken)
             self.layer.delete_unlocked(members)
             # Connections whose disconnect consumer runs by a message of the server's own are left.
             in_flight = [line for row in self.layer.rows(InFlight) for line in row.lines()]
@@ -299,10 +296,11 @@ class DatabaseLink(Link):
                 self.register(name + UNFINISHED, Process.SERVER, queue)
                 over = _stored(datetime.now(utc))
                 self.layer.rows(Process).filter(name=name + UNFINISHED).update(lease_until=over)
-            self.layer.write([disconnect_send(record_of(one), one.path, expiry) for one in lost], drop=True)
+            sends = [self.layer.disconnect_send(record_of(one), one.path) for one in lost]
+            self.layer.write(sends, drop=True)
 
     def _report_lost(self, messages: Sequence[tuple[str, str]], why: str) -> None:
-        self.layer.write(lost_messages(messages, why, self.layer.options["expiry"]), drop=True)
+        self.layer.write(self.layer.lost_messages(messages, why), drop=True)
 
     def _expire_messages(self, now: datetime) -> None:
         """Delete some of the messages that have expired, and tell those who wait for an answer."""

@@ -40,9 +40,8 @@ class Writer:
                 rows_of = self._layer.members(group)
                 if operation.lasts:
                     self._keep(operation)
-                    # Live servers deliver what they read in the history.
-                    servers = rows(Process).filter(kind=Process.SERVER).values("queue")
-                    rows_of = rows_of.exclude(channel__in=servers)
+                    servers = rows(Process).filter(kind=Process.SERVER)  # deliver what is in the history
+                    rows_of = rows_of.exclude(channel__in=servers.values("queue"))
                 for queue, recipient in rows_of.values_list("channel", "recipient"):
                     members.setdefault(queue, []).append(recipient)
                 for queue, recipients in members.items():

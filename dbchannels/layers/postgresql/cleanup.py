@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from dbchannels.layers.operations import UNFINISHED, Record, Send, disconnect_send, lost_messages
+from dbchannels.layers.operations import UNFINISHED, Record, Send
 from dbchannels.layers.postgresql import sql, sql_durable
 from dbchannels.layers.postgresql.session import Session
 from dbchannels.layers.postgresql.statements import of_connections, statements
@@ -61,10 +61,9 @@ class Cleaner:
         connections = self._session.execute([(sql.CONNECTIONS_OF, {"name": name})])
         values = {"name": name, "queue": queue, "unfinished": name + UNFINISHED}
         self._session.execute([(sql.UNFINISHED_OF, values)])
-        expiry = self._layer.options["expiry"]
         self._write(
             [
-                disconnect_send(Record(channel, key, login, bytes(session or b"")), path, expiry)
+                self._layer.disconnect_send(Record(channel, key, login, bytes(session or b"")), path)
                 for path, channel, key, login, session in connections
             ]
         )
@@ -113,7 +112,7 @@ class Cleaner:
                 more = count == BATCH and time.monotonic() < until
 
     def _report(self, messages: Sequence[tuple[str, str]], why: str) -> None:
-        self._write(lost_messages(messages, why, self._layer.options["expiry"]))
+        self._write(self._layer.lost_messages(messages, why))
 
     def _write(self, sends: Sequence[Send]) -> None:
         if sends:

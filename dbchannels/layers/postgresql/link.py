@@ -29,7 +29,6 @@ from dbchannels.layers.operations import (
     gauges,
     in_flight_lines,
     read_work,
-    resends,
 )
 from dbchannels.layers.postgresql import sql, sql_durable, sql_groups, sql_samples
 from dbchannels.layers.postgresql.cleanup import LONGEST, Cleaner
@@ -258,7 +257,7 @@ class PostgreSQLLink(Link):
         if claims := [delivery for delivery in done.returned if delivery.durable]:
             todo.append((sql_durable.RELEASE, {"worker": worker, **tokens(claims)}))
         popped = [delivery for delivery in done.returned if not delivery.durable]
-        sends = resends(popped, self.layer.options["expiry"]) if popped else []
+        sends = self.layer.resends(popped) if popped else []
         return self._write(todo, [*done.operations, *sends])
 
     def _write(self, before: Sequence[Statement], operations: Sequence[Operation]) -> list[Send]:

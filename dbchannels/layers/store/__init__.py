@@ -164,7 +164,7 @@ class StoreLayer(BaseLayer):
 
     def report_lost(self, messages: Iterable[tuple[str, str]], why: str) -> None:
         """Send the replies to messages that nobody will answer, (channel, reply channel)."""
-        for reply in ops.lost_messages(messages, why, self.options["expiry"]):
+        for reply in self.lost_messages(messages, why):
             self._put(reply)
         self.changed()
 
@@ -486,8 +486,7 @@ class StoreLink(Link):
                     del connections[lost_row.reply_channel]
                 if len(lost) < len(left):
                     layer.table("processes")[name + ops.UNFINISHED] = (SERVER, queue, layer.clock())
-                expiry = layer.options["expiry"]
-                layer.write([ops.disconnect_send(row.record(), row.path, expiry) for row in lost], drop=True)
+                layer.write([layer.disconnect_send(row.record(), row.path) for row in lost], drop=True)
             layer.changed()
 
     def clean_up(self) -> None:

@@ -11,7 +11,6 @@ from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from dbchannels import names
 from dbchannels.layers.operations import Disconnect, Operation, Send, Withdraw
 from dbchannels.layers.relay import OutboxFull
 from dbchannels.protocol import (
@@ -154,9 +153,8 @@ class Exchange:
         self.resume: Resume | None = None  # of a stream of events
         self._opened_position = relay.history.position
         self.reply_channel = relay.open(self)
-        local = names.split(self.reply_channel)[1]
-        self.flow_channel = flow_channel(local)
-        self.body_channel = body_channel(local)
+        self.flow_channel = flow_channel(self.reply_channel)
+        self.body_channel = body_channel(self.reply_channel)
 
     def request(self, message: Message, timeout: float) -> Message:
         """Send the request; return the first message of its response, or of the failure to answer with.
