@@ -177,11 +177,18 @@ def test_the_example_of_htmx_is_loaded_again_when_its_token_is_too_old(
 ) -> None:
     window = new_window()
     window.page.goto(f"http://{HOST}:{server.port}/htmx/")
-    window.page.wait_for_function("sockets.length > 0 && sockets.every((one) => one.opened)")
+    opened = "sockets.length > 0 && sockets.every((one) => one.opened)"
+    window.page.wait_for_function(opened)
     detail = "{ detail: { event: { code: 4410 } } }"
+    close = f"void document.dispatchEvent(new CustomEvent('htmx:wsClose', {detail}))"
     with window.page.expect_navigation():
-        window.page.evaluate(f"void document.dispatchEvent(new CustomEvent('htmx:wsClose', {detail}))")
-    window.page.wait_for_function("sockets.length > 0 && sockets.every((one) => one.opened)")
+        window.page.evaluate(close)
+    window.page.wait_for_function(opened)
+    window.page.evaluate(f"window.mark = 1; {close}")  # a page from a cache would be loaded for ever
+    window.page.evaluate(
+        "fetch(location.href).then((answer) => answer.text())"
+    )  # after what a reload would fetch
+    assert window.page.evaluate("mark") == 1
 
 
 def test_the_example_of_turbo_without_turbo(server: Served, visit: Visit) -> None:
