@@ -10,8 +10,8 @@ from django.contrib import admin, messages
 from django.contrib.admin.utils import quote
 from django.core.paginator import Paginator
 from django.db import connections
-from django.db.models import Count, Value
-from django.db.models.functions import Now
+from django.db.models import Count, DateTimeField, Value
+from django.db.models.functions import Cast, Now
 from django.http import HttpResponseRedirect
 from django.urls import path
 from django.utils import html, timezone
@@ -125,8 +125,10 @@ class ReadOnlyAdmin(admin.ModelAdmin):
 
     def clock(self) -> Any:
         """Return the clock that wrote the rows: PostgreSQL's, or Python's for the polling layer."""
-        own = connections[self.rows().db].vendor == "postgresql"
-        return Now() if own else Value(timezone.now())
+        vendor, moment = connections[self.rows().db].vendor, Value(timezone.now())
+        if vendor == "mysql":  # a literal in a SELECT is text to the server
+            return Cast(moment, DateTimeField())
+        return Now() if vendor == "postgresql" else moment
 
     def get_queryset(self, request: Any) -> Any:
         rows = self.rows().annotate(clock=self.clock())

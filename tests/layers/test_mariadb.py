@@ -14,6 +14,7 @@ import websocket
 from django.core.management import call_command
 from django.db import OperationalError, connections
 from django.test import override_settings
+from django.urls import reverse
 from django.utils import timezone
 
 from dbchannels import checks, codec, conf
@@ -24,12 +25,22 @@ from dbchannels.layers.database import DEADLOCKS, DatabaseLayer
 from dbchannels.layers.database.mysql import packet_problem, problems
 from dbchannels.layers.database.writer import Writer
 from dbchannels.layers.operations import Connect, GroupDiscard
-from dbchannels.models import Connection, Membership
+from dbchannels.models import (
+    Connection,
+    DeadLetter,
+    DurableMessage,
+    History,
+    Membership,
+    Process,
+    ProtocolMessage,
+)
 from dbchannels.testing.contract.case import in_thread, wait_until
 from dbchannels.testing.layers import LayerContract
 from tests.browser.demosite import DemoSite
 from tests.conftest import empty_tables
 from tests.mariadb import MISSING, MariaDB, mariadb
+from tests.test_admin import list_url, url
+from tests.test_admin_acts import choose, confirm
 from tests.test_examples import manage
 
 pytestmark = [
@@ -263,6 +274,29 @@ def test_the_largest_message_fits_the_least_packet(server, layer):
 def test_the_layer_says_that_it_polls(layer):
     assert not layer.wakeups
     assert layer.describe() == "MariaDB, database dbchannels; readers look every 0.05 s"
+
+
+@pytest.mark.django_db(databases=["default", "mariadb"])
+def test_the_admin_shows_the_rows_and_acts_on_them(layer, settings, admin_client):
+    settings.DBCHANNELS = {"default": {"DATABASE": "mariadb"}}
+    now, empty = timezone.now(), codec.encode({})
+    message, later = {"channel": "jobs", "payload": empty, "sent_at": now}, now + timedelta(hours=1)
+    process = {"kind": Process.WORKER, "host": "web1", "pid": 1, "lease_until": now}
+    made = [
+        layer.rows(DurableMessage).create(**message),
+        layer.rows(DeadLetter).create(**message, failed_at=now, attempts=1, error="ValueError"),
+        layer.rows(ProtocolMessage).create(**message, expires_at=later),
+        layer.rows(History).create(group="chat", payload=empty, expires_at=later),
+        layer.rows(Membership).create(group="chat", channel="reply.web!", recipient="abc"),
+        layer.rows(Connection).create(reply_channel="reply.web!abc", server="web", path="/chat/"),
+        layer.rows(Process).create(name="worker-1", **process),
+    ]
+    lists = [admin_client.get(list_url(type(row))) for row in made]
+    pages = [admin_client.get(url(row)) for row in made]
+    assert [response.status_code for response in lists + pages] == [200] * 2 * len(made)
+    assert "jobs" in admin_client.get(reverse("admin:dbchannels_channelstate_changelist")).content.decode()
+    confirm(admin_client, choose(admin_client, "replay", made[1]))
+    assert (layer.rows(DeadLetter).count(), layer.rows(DurableMessage).count()) == (0, 2)
 
 
 def test_the_chat_of_the_examples(server, tmp_path, monkeypatch):
