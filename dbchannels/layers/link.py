@@ -141,8 +141,8 @@ class Link:
         """Return what channels of a server have missed, by the local part of their names.
 
         ``after`` has the position up to which each of them has everything. A position that was never given, such as -1,
-        counts as one before all that is kept. At most ``limit`` messages are returned for each, and none after
-        ``size`` bytes. The groups are those in which the channel is now.
+        counts as one before all that is kept. At most ``limit`` messages are returned for each, and after the first no
+        more than ``size`` bytes in all. The groups are those in which the channel is now.
         """
         return {}
 

@@ -171,9 +171,11 @@ class Record(NamedTuple):
 
 def missed(rows: Sequence[tuple[int, bytes]], gap: int | None, limit: int, size: int) -> Missed:
     """Return as many of the (position, payload) pairs as ``Link.missed`` gives at once."""
-    count, bytes_before = 0, 0
-    while count < min(limit, len(rows)) and bytes_before < size:
-        bytes_before += len(rows[count][1])
+    count, left = 0, size
+    for _, payload in rows[:limit]:
+        left -= len(payload)
+        if count and left < 0:
+            break
         count += 1
     return Missed(rows[:count], gap, count == len(rows))
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LIVE = 500  # messages that are read at once for all clients
 MISSED = 32  # messages that are read at once for a client that is behind: a WebSocket lets 64 frames wait
-MISSED_BYTES = 262_144  # of them, after which a batch ends
+MISSED_BYTES = 262_144  # of them, unless one alone is larger: a WebSocket lets 1 MiB wait
 CLIENTS = 20  # that are behind and read for in one statement: what it reads is in memory
 UNKNOWN = -1  # in place of a last id that no server has given
 LONGEST_ID = 18  # digits: a position is a bigint

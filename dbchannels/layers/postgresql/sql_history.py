@@ -40,7 +40,8 @@ SELECT position, "group", CASE WHEN recipients IS NOT NULL THEN payload END,
 FROM fresh JOIN here USING ("group") ORDER BY position
 """
 
-# The rows of each channel: at most ``limit``, and none after ``size`` bytes; one without a position if there are none.
+# The rows of each channel: at most ``limit``, and after the first no more than ``size`` bytes in all; one without a
+# position if there are none.
 MISSED = f"""
 WITH known AS MATERIALIZED (SELECT {_LAST} AS last), client AS MATERIALIZED (
     SELECT recipient, groups, CASE WHEN after > last THEN -1 ELSE after END AS start, (
@@ -56,12 +57,12 @@ WITH known AS MATERIALIZED (SELECT {_LAST} AS last), client AS MATERIALIZED (
 SELECT recipient, CASE WHEN trimmed > start THEN trimmed END, position, payload, number
 FROM client LEFT JOIN LATERAL (
     SELECT position, payload, count(*) OVER () AS number,
-           sum(octet_length(payload)) OVER (ORDER BY position) - octet_length(payload) AS before
+           sum(octet_length(payload)) OVER (ORDER BY position) AS bytes, octet_length(payload) AS own
     FROM unnest(groups) AS name CROSS JOIN LATERAL (
         SELECT position, payload FROM dbchannels_history
         WHERE "group"::text = name AND position > start ORDER BY position LIMIT %(limit)s
     ) AS message
-) AS message ON before < %(size)s
+) AS message ON bytes <= %(size)s OR bytes = own
 ORDER BY recipient, position
 """
 

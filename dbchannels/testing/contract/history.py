@@ -122,9 +122,11 @@ class HistoryContract(LayerCase):
         assert (numbers(first.messages), first.complete) == ([1, 2], False)
         rest = self.missed(link, first.messages[-1][0], limit=2)
         assert (numbers(rest.messages), rest.complete) == ([3], True)
-        # A batch ends with the message that fills it, however large that is.
-        one = self.missed(link, start, size=1)
-        assert (numbers(one.messages), one.complete) == ([1], False)
+        # A batch ends before the message that makes it too large, unless that is its first.
+        (_, payload), *_ = first.messages
+        for size, count in ((1, 1), (len(payload), 1), (2 * len(payload) - 1, 1), (2 * len(payload), 2)):
+            found = self.missed(link, start, size=size)
+            assert (numbers(found.messages), found.complete) == ([1, 2][:count], False), size
         whole = self.missed(link, start, limit=3)
         assert (numbers(whole.messages), whole.complete) == ([1, 2, 3], True)
 
