@@ -19,6 +19,7 @@ from dbchannels.server.history import Resume
 from dbchannels.server.http import events
 from dbchannels.server.http.messages import Request
 from dbchannels.server.relay import Reply
+from dbchannels.server.websocket.handshake import take_parameters
 from dbchannels.server.wsgi_gateway import read_request
 from dbchannels.testing.channels import Channels, current_channels, in_use
 from dbchannels.testing.sockets import ClientSocket
@@ -53,6 +54,8 @@ class ChannelClient(Client):
         ``raise_request_exception=False``, the socket has the status 500 instead, as for a browser.
         """
         request = self._handshake(path, subprotocols, secure, headers or {}, query_params)
+        target, heartbeat, last_id = take_parameters(request.target)
+        request = request._replace(target=target, heartbeat=heartbeat, resume=last_id)
         socket = current_channels().connect(request, self.raise_request_exception)
         for name, value in socket.headers:
             if name.lower() == "set-cookie":

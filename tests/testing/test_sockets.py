@@ -43,6 +43,16 @@ class Sockets(ChannelTestCase):
         ):
             assert self.client.ws("/address/?x=1&y= ", **options).receive() == shown
 
+    def test_a_client_that_comes_back_gets_what_it_missed(self):
+        first = self.client.ws("/room/a/?dbchannels-resume=")
+        Group("room-a", history=5).send(text="one")
+        *_, last_id, text = first.receive_all()
+        assert (last_id[:4], text) == ("\0id ", "one")
+        first.close()
+        Group("room-a", history=5).send(text="two")
+        back = self.client.ws(f"/room/a/?dbchannels-resume={last_id[4:]}")
+        assert [frame for frame in back.receive_all() if frame in ("one", "two")] == ["two"]
+
     def test_a_subprotocol_is_one_that_the_client_offers(self):
         socket = self.client.ws("/choose/?chat", subprotocols=["chat", "other"])
         assert (socket.accepted, socket.subprotocol) == (True, "chat")
