@@ -9,6 +9,7 @@ import time
 import gevent
 import pytest
 from gevent import socket
+from gevent.threadpool import ThreadPool
 from prometheus_client.parser import text_string_to_metric_families
 
 from dbchannels import measures
@@ -270,6 +271,27 @@ def test_many_who_ask_at_once_have_one_text_made(site, monkeypatch):
     gevent.joinall(jobs, timeout=60)
     assert len(answers) == 8 and len(set(answers)) == 1
     assert threading.get_ident() not in made  # in a native thread
+
+
+def test_those_who_ask_at_the_same_moment_have_one_text_made(site, monkeypatch):
+    made, goes_on, served = [], threading.Event(), site.server._health
+    monkeypatch.setattr(
+        served._metrics, "text", lambda: made.append(None) or (goes_on.wait(60) and [b"text"])
+    )
+    spawn = ThreadPool.spawn  # lets other greenlets run, but not each time
+    monkeypatch.setattr(ThreadPool, "spawn", lambda *given: gevent.sleep(0.001) or spawn(*given))
+    pairs = [socket.socketpair() for _ in range(health.MOST)]
+    for _, client in pairs:
+        client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
+    greenlets = [gevent.spawn(served._serve, ours, None) for ours, _ in pairs]
+    until(lambda: made)
+    goes_on.set()
+    gevent.joinall(greenlets)
+    assert [client.recv(1_000)[:15] for _, client in pairs] == [b"HTTP/1.1 200 OK"] * health.MOST
+    assert len(made) == 1
+    for pair in pairs:
+        for one in pair:
+            one.close()
 
 
 def test_a_text_is_waited_for_however_long_it_takes(site, monkeypatch):
