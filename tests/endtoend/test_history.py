@@ -14,50 +14,56 @@ SAY = (
     "import time\nfrom dbchannels import Group\nfor number in range({}):\n"
     "    Group('room-hall', history=10_000).send(text=str(number)); time.sleep({})"
 )
-CLIENTS = {"socket": (ReturningSocket, "/room/hall/"), "events": (ReturningEvents, "/room-events/hall")}
 
 
-@pytest.fixture(params=CLIENTS)
-def client(request, any_site):
-    """A client of a site that serves with two workers."""
+@pytest.fixture
+def clients(any_site):
+    """A WebSocket and an EventSource in one room of a site that serves with two workers."""
     served = any_site.serve("--workers", "2")
-    kind, path = CLIENTS[request.param]
-    made = kind(lambda: served.port, path)
+    made = [
+        ReturningSocket(lambda: served.port, "/room/hall/"),
+        ReturningEvents(lambda: served.port, "/room-events/hall"),
+    ]
+    for client in made:
+        assert client.connect() and client.hear()
+        assert client.last_id and not client.heard
     yield made
-    made.cut()
+    for client in made:
+        client.cut()
 
 
-def test_a_client_that_is_cut_off_again_and_again_hears_everything_once(any_site, client):
-    """It begins before the first message, and is away while many are said."""
-    assert client.connect() and client.hear()
-    assert client.last_id and not client.heard
+def test_clients_that_are_cut_off_again_and_again_hear_everything_once(any_site, clients):
+    """They begin before the first message, and are away while many are said."""
     speaker = threading.Thread(target=any_site.shell, args=(SAY.format(SAID, 0.005),))
     speaker.start()
-    while len(client.heard) < SAID:
-        client.cut()
-        assert client.connect()
-        before = len(client.heard)
-        while len(client.heard) < min(SAID, before + 20):
-            assert client.hear()
+    while any(len(client.heard) < SAID for client in clients):
+        for client in clients:
+            client.cut()
+            assert client.connect()
+            enough = min(SAID, len(client.heard) + 20)
+            while len(client.heard) < enough:
+                assert client.hear()
     speaker.join()
-    assert client.heard == [str(number) for number in range(SAID)]
-    assert client.gaps == 0
+    for client in clients:
+        assert client.heard == [str(number) for number in range(SAID)]
+        assert client.gaps == 0
     assert "left out" not in any_site.processes[-1].output()
 
 
-def test_what_was_said_meanwhile_comes_first_and_in_order(any_site, client):
-    assert client.connect() and client.hear()
-    client.cut()
-    until(lambda: any_site.count("membership") == 0, "the client has left")
+def test_what_was_said_meanwhile_comes_first_and_in_order(any_site, clients):
+    for client in clients:
+        client.cut()
+    until(lambda: any_site.count("membership") == 0, "the clients have left")
     any_site.shell(SAY.format(100, 0))
-    assert client.connect()
-    while len(client.heard) < 100:
-        client.hear()
+    for client in clients:
+        assert client.connect()
+        while len(client.heard) < 100:
+            client.hear()
     any_site.shell("from dbchannels import Group\nGroup('room-hall', history=1).send(text='live')")
-    client.hear()
-    while len(client.heard) < 101:
-        client.hear()
-    assert client.heard == [*map(str, range(100)), "live"]
+    for client in clients:
+        while len(client.heard) < 101:
+            client.hear()
+        assert client.heard == [*map(str, range(100)), "live"]
 
 
 def test_an_id_that_no_server_gave_is_a_gap_and_then_all_that_is_kept(site):
