@@ -26,6 +26,7 @@ from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 from django.conf import settings
+from django.utils.crypto import salted_hmac
 
 from dbchannels.exceptions import InvalidConfiguration, safe_repr
 
@@ -354,3 +355,8 @@ def _unknown(given: dict[str, Any], known: dict[str, Any], where: str) -> list[s
         advice = f"write {spelled[0]!r}" if spelled else f"it takes {', '.join(known)}"
         found.append(f"{where} has the unknown key {key!r}: {advice}.")
     return found
+
+
+def site_mark() -> str:
+    """Return a text that differs from that of a site with another SECRET_KEY or ROOT_URLCONF."""
+    return salted_hmac("dbchannels.site", getattr(settings, "ROOT_URLCONF", "")).hexdigest()[:12]

@@ -81,6 +81,22 @@ def test_the_processes_that_are_alive_are_listed_by_kind_and_host(layer, alive):
     assert findings()["processes"][2] == ("ok", f"Alive processes with Channels: {host} (2).")
 
 
+def test_workers_of_two_projects_on_the_same_tables_are_wrong(layer, alive):
+    work = {"takes": ["http.request"], "site": "a"}
+    for name, found in (
+        ("w1", work),
+        ("w2", work),
+        ("w3", {**work, "site": "b"}),
+        ("w4", {"takes": [], "site": "c"}),
+    ):
+        alive.register(name, Process.WORKER)
+        alive.record_work(name, json.dumps(found))
+    (text,) = [text for status, text in findings()["processes"] if status == "wrong"]
+    assert text.startswith(
+        "The workers w1 and w3 answer the same requests with different SECRET_KEYs or ROOT_URLCONFs"
+    )
+
+
 # A site that is well.
 
 

@@ -426,6 +426,23 @@ def read_work(text: str) -> dict[str, Any]:
     return {**work, "takes": [one for one in takes if isinstance(one, str)]}
 
 
+def several_sites(works: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a sentence if workers of several sites answer the same requests, else "".
+
+    ``works``: see ``Link.workers``.
+    """
+    marks: dict[str, str] = {}
+    for name, work in sorted(works.items()):
+        if "http.request" in work["takes"] and work.get("site"):
+            marks.setdefault(str(work["site"]), name)
+    if len(marks) < 2:
+        return ""
+    return (
+        f"The workers {' and '.join(marks.values())} answer the same requests with different SECRET_KEYs or "
+        "ROOT_URLCONFs: unless a deploy is changing these, give each project tables of its own."
+    )
+
+
 def gauges(rows: Iterable[tuple[int, str, int, float]]) -> dict[str, Any]:
     """Return what ``Link.gauges`` returns of rows (position in ``samples.GAUGES``, channel, number, age).
 

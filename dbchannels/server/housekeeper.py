@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.health import UNREGISTER_TRIES
 from dbchannels.layers.link import Link
+from dbchannels.layers.operations import several_sites
 from dbchannels.models import Process
 from dbchannels.server.emptied import Emptied
 from dbchannels.server.overload import Overload
@@ -41,7 +42,7 @@ class Housekeeper:
         self.watches_site = False
         self.site: tuple[str, Mapping[str, int]] = "", {}
         self.has_sessions = False  # whether a WebSocket has brought a session's cookie
-        self._checked_at = time.monotonic()
+        self._checked_at, self._several_sites = time.monotonic(), ""
         self._overload, self._emptied = Overload(), Emptied(receivers, relay.lose)
         self._chores: queue.SimpleQueue[Callable[[Link], Any] | None] = queue.SimpleQueue()
 
@@ -121,6 +122,9 @@ class Housekeeper:
         workers = link.workers()
         relay.choose_wakeups(workers)
         self._overload.look(link, workers)
+        told, self._several_sites = self._several_sites, several_sites(workers)
+        if self._several_sites and not told:
+            log.warning("%s", self._several_sites)
         if self.watches_site:
             takers = Counter(channel for work in workers.values() for channel in work["takes"])
             self.site = link.newest_sample(), takers

@@ -24,7 +24,7 @@ from django.conf import settings
 from django.core.cache import caches
 from django.urls import get_script_prefix, set_script_prefix
 
-from dbchannels import names, signals
+from dbchannels import conf, names, signals
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import UNREGISTER_TRIES, LayerHealth
@@ -109,7 +109,7 @@ class Worker:
         patience: float = math.inf,
     ) -> None:
         self.layer, self.routing, self.name = layer, routing, name or new_worker_name()
-        self.channels = selected_channels(routing, only, exclude)
+        self.channels, self._site = selected_channels(routing, only, exclude), conf.site_mark()
         if settings.DEBUG:
             layer.consumed_channels = set(routing.channels())
         # The channel that was served longest ago comes first.
@@ -360,6 +360,7 @@ class Worker:
         work = json.dumps(
             {
                 "takes": self.channels,
+                "site": self._site,
                 "runs": runs,
                 "since": since,
                 "id": running.id if running else None,

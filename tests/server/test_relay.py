@@ -784,6 +784,19 @@ def test_what_waits_since_all_workers_are_busy_is_told_of(new_relay, new_link, m
     assert caplog.text.count("Messages on own have waited") == 1
 
 
+@on_postgresql
+def test_workers_of_two_projects_are_told_of_once(new_relay, new_link, caplog):
+    relay = new_relay(lease=0.3)
+    link = new_link(relay.layer)
+    for name in ("w1", "w2"):
+        link.register(name, Process.WORKER)
+        link.record_work(name, f'{{"takes": ["http.request"], "site": "{name}"}}')
+    until(lambda: "The workers w1 and w2 answer the same requests" in caplog.text)
+    asked = len(relay.harness.asked)
+    until(lambda: relay.harness.asked[asked:].count("clean_up") > 1)
+    assert caplog.text.count("answer the same requests") == 1
+
+
 # Logins.
 
 

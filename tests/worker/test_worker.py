@@ -16,7 +16,7 @@ from django.urls import get_script_prefix, get_urlconf, path, set_script_prefix,
 from django.utils import timezone, translation
 from django.utils.translation import get_language
 
-from dbchannels import Channel, DenyConnection, Group, ResponseLater, codec, route
+from dbchannels import Channel, DenyConnection, Group, ResponseLater, codec, conf, route
 from dbchannels import wakeup as wakeup_module
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
 from dbchannels.layers.operations import Send
@@ -1211,7 +1211,8 @@ def test_a_busy_worker_has_on_record_what_it_takes_and_runs(layer, new_worker, n
     def recorded():
         return new_link(layer).workers()[one.name]
 
-    idle = {"takes": ["own"], "runs": "", "since": "", "id": None, "soft_timeout": 0.0, "hard_timeout": 0.0}
+    idle = {"takes": ["own"], "site": conf.site_mark(), "runs": "", "since": "", "id": None}
+    idle |= {"soft_timeout": 0.0, "hard_timeout": 0.0}
     one = new_worker(route("own", slow, soft_timeout=30, hard_timeout=60), only=["own"], registered=False)
     run(one)
     wait_until(

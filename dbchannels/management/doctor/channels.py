@@ -8,6 +8,7 @@ from itertools import filterfalse
 
 from django.conf import settings
 
+from dbchannels.layers.operations import several_sites
 from dbchannels.layers.overview import DEAD, DELAYED, READY, ChannelStatus, overview
 from dbchannels.management.doctor.patient import NOTE, OK, WRONG, Finding, Patient
 from dbchannels.management.output import consumers_of, counted, near, short
@@ -49,6 +50,8 @@ def processes(patient: Patient) -> Iterator[Finding]:
     versions = {one.reads for one in alive}
     if len(versions) > 1:
         yield Finding(NOTE, "Processes of two versions are alive: that is right while a deploy goes on.")
+    if told := several_sites({one.name: one.work for one in alive}):
+        yield Finding(WRONG, told)
     here = {one.host for one in alive}
     if len(here) > 1 and settings.SESSION_ENGINE.endswith("sessions.backends.file"):
         yield Finding(
