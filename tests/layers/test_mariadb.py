@@ -216,6 +216,8 @@ def test_a_session_that_is_killed_and_a_server_that_restarts_are_outages(server,
         assert gone.value.may_pass
         server.start()
 
+    kill()
+    layer.check()
     for fault in (kill, restart):
         link.renew("nobody")
         fault()

@@ -335,15 +335,18 @@ class DatabaseLayer(DjangoLayer):
         }
 
     def check(self) -> None:
+        connection = connections[self.database]
+        if not connection.in_atomic_block:
+            connection.close()  # the server may have ended the session, which is no outage
         with unavailable():
-            tables = connections[self.database].introspection.table_names()
+            tables = connection.introspection.table_names()
         if Process._meta.db_table not in tables:
             raise LayerUnavailable(
                 f"The database {self.database!r} has no tables for the channels yet: run 'manage.py migrate'."
             )
-        if connections[self.database].vendor == "mysql":
+        if connection.vendor == "mysql":
             with unavailable():
-                wrong = packet_problem(connections[self.database], self.options["max_message_size"])
+                wrong = packet_problem(connection, self.options["max_message_size"])
             if wrong:
                 raise LayerUnavailable(
                     f"The database {self.database!r} cannot carry the site's messages. {wrong}"
