@@ -89,14 +89,10 @@ class Histories:
         now, options = timezone.now(), self._layer.options
         rows = self._layer.rows(History).filter(sent_at__lte=now - timedelta(seconds=options["expiry"]))
         rows = rows.filter(position__isnull=False)
-        looked_at = list(
-            rows.filter(position__gt=self._looked_up_to)
-            .order_by("position")
-            .values_list("position", "group")[:BATCH]
-        )
-        doomed = list(
-            rows.filter(expires_at__lte=now).order_by("expires_at").values_list("id", flat=True)[:BATCH]
-        )
+        unseen = rows.filter(position__gt=self._looked_up_to).order_by("position")
+        looked_at = list(unseen.values_list("position", "group")[:BATCH])
+        expired = rows.filter(expires_at__lte=now).order_by("expires_at")
+        doomed = list(expired.values_list("id", flat=True)[:BATCH])
         for group in {group for _, group in looked_at}:
             newest = (
                 self._layer.rows(History).filter(group=group, position__isnull=False).order_by("-position")
