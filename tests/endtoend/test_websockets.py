@@ -65,14 +65,10 @@ def test_a_frame_comes_back_as_it_was(served, frame):
     assert served.socket("/echo/").ask(frame) == frame
 
 
-def test_frames_come_back_on_each_database(any_site):
+def test_a_room_hears_what_is_said_in_it_and_no_other_room(any_site):
     served = any_site.serve("--workers", "2")
     client = served.socket("/echo/")
     assert [client.ask(str(number)) for number in range(10)] == [str(number) for number in range(10)]
-
-
-def test_a_room_hears_what_is_said_in_it_and_no_other_room(any_site):
-    served = any_site.serve("--workers", "2")
     anna, bert = enter(served, "/room/tea/", 2)
     (carl,) = enter(served, "/room/coffee/")
     anna.send("milk?")
@@ -83,7 +79,8 @@ def test_a_room_hears_what_is_said_in_it_and_no_other_room(any_site):
     assert (anna.receive(), bert.receive()) == ("yes", "yes")
 
 
-def test_each_clients_frames_stay_in_order_under_load(site):
+def test_frames_stay_in_order_under_load(site, room):
+    """Those of each client, and in a room those of a speaker, for everybody."""
     served = site.serve("--workers", "4")
     sockets = [served.socket("/echo/") for _ in range(20)]
     said = [[f"{client}.{number}" for number in range(50)] for client in range(20)]
@@ -91,14 +88,10 @@ def test_each_clients_frames_stay_in_order_under_load(site):
         for client, socket in enumerate(sockets):
             socket.send(said[client][number])
     assert gather(sockets, 50) == said
-
-
-def test_a_speakers_words_reach_everybody_in_order(site, room):
-    served = site.serve("--workers", "4")
-    sockets = enter(served, room, 5)
+    in_room = enter(served, room, 5)
     for number in range(50):
-        sockets[0].send(str(number))
-    assert gather(sockets, 50) == [[str(number) for number in range(50)]] * 5
+        in_room[0].send(str(number))
+    assert gather(in_room, 50) == [[str(number) for number in range(50)]] * 5
 
 
 # Handshakes.
