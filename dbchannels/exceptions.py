@@ -58,9 +58,10 @@ class WorkerKilled(DBChannelsError):
     """Each attempt to run a durable message ended its worker; it is not tried again."""
 
     def __init__(self, attempts: int) -> None:
+        tried = "The only attempt" if attempts == 1 else f"Each of {attempts} attempts"
         super().__init__(
-            f"Each of {attempts} attempts to run this message ended its worker, by a kill, a crash or os._exit: see "
-            "the logs of that time, correct the consumer, and send the message again."
+            f"{tried} to run this message ended its worker, by a kill, a crash or os._exit: see the logs of "
+            "that time, correct the consumer, and send the message again."
         )
 
 

@@ -1,8 +1,9 @@
 """Background tasks beside Celery on Redis, procrastinate and django-tasks-db, each in processes of its own.
 
-``--against PYTHON`` names the interpreter of an environment with ``celery[redis] procrastinate django-tasks-db
-psycopg[binary] psycopg2-binary``, and Redis must be installed. Without it only ours is measured. The systems take
-turns. Each has one worker process, keeps its results, and enqueues one task per transaction; the server syncs.
+``--against PYTHON`` names the interpreter of an environment with ``celery[redis] procrastinate django-tasks
+django-tasks-db psycopg[binary] psycopg2-binary``, and Redis must be installed. Without it only ours is measured. The
+systems take turns. Each has one worker process, keeps its results, and enqueues one task per transaction; the server
+syncs.
 """
 
 from __future__ import annotations
