@@ -61,19 +61,16 @@ def test_idle_sockets_are_asked_whether_they_live_and_stay(site: LiveSite) -> No
         assert site.rows(query) == [(3,)]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "sent", "code"),
-    [
-        (["--ws-max-pings", "50"], client_frame(PING, b"") * 51, 1008),
-        (["--ws-max-fragments", "50"], b"\x01\x80" + bytes(4) + (b"\x00\x80" + bytes(4)) * 50, 1009),
-        (["--ws-max-size", "1000"], client_frame(2, bytes(1001))[:8], 1009),
-    ],
-)
-def test_a_limit_of_the_command_line_closes_that_socket_alone(
-    site: LiveSite, arguments: list[str], sent: bytes, code: int
-) -> None:
-    served = site.serve("--workers", "1", *arguments)
-    good, bad = served.socket("/echo/"), served.socket("/echo/")
-    bad.raw.sendall(sent)
-    assert bad.closed() == code
-    assert good.ask("hello") == "hello"
+def test_a_limit_of_the_command_line_closes_that_socket_alone(site: LiveSite) -> None:
+    limits = ("--ws-max-pings", "50", "--ws-max-fragments", "50", "--ws-max-size", "1000")
+    served = site.serve("--workers", "1", *limits)
+    good = served.socket("/echo/")
+    for sent, code in (
+        (client_frame(PING, b"") * 51, 1008),
+        (b"\x01\x80" + bytes(4) + (b"\x00\x80" + bytes(4)) * 50, 1009),
+        (client_frame(2, bytes(1001))[:8], 1009),
+    ):
+        bad = served.socket("/echo/")
+        bad.raw.sendall(sent)
+        assert bad.closed() == code
+        assert good.ask("hello") == "hello"

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from tests.harness import LiveSite, Served, Socket
+from tests.harness import LiveSite
 from tests.soak import stranger
 
 pytestmark = pytest.mark.postgresql
@@ -33,16 +33,10 @@ def locked_connection(site: LiveSite, path: str) -> Iterator[None]:
         connection.rollback()
 
 
-def pair(served: Served) -> tuple[Socket, Socket]:
-    """Open two sockets, of which the first is to be held up; both have said something."""
+def test_one_client_waits_for_a_strangers_lock_and_is_told_when_the_worker_dies(site: LiveSite) -> None:
+    served = site.serve("--workers", "1")
     held, other = served.socket("/named/held/"), served.socket("/named/other/")
     assert [one.ask("hello") for one in (held, other)] == ["hello"] * 2
-    return held, other
-
-
-def test_one_client_waits_for_a_strangers_lock_and_the_others_do_not(site: LiveSite) -> None:
-    served = site.serve("--workers", "1")
-    held, other = pair(served)
     with locked_connection(site, "/named/held/"):
         for text in ("1", "2"):
             held.send(text)
@@ -51,15 +45,10 @@ def test_one_client_waits_for_a_strangers_lock_and_the_others_do_not(site: LiveS
         assert not held.frames
     assert [held.receive(), held.receive()] == ["1", "2"]
     assert site.rows("SELECT user_id FROM dbchannels_connection ORDER BY path") == [("2",), ("19",)]
-
-
-def test_who_waits_is_told_when_the_worker_dies(site: LiveSite) -> None:
-    served = site.serve("--workers", "1")
-    held, other = pair(served)
     with locked_connection(site, "/named/held/"):
-        held.send("1")
-        assert other.ask("2") == "2"  # so that the first frame has run
+        held.send("3")
+        assert other.ask("20") == "20"  # so that the first frame has run
         (worker,) = served.workers(1)
         os.kill(worker, signal.SIGKILL)
         assert held.closed() == 1011
-        assert other.ask("3") == "3"
+        assert other.ask("21") == "21"
