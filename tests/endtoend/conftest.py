@@ -11,7 +11,7 @@ import psycopg2
 import pytest
 from django.conf import settings
 
-from tests.harness import LiveSite, Served, close_all
+from tests.harness import LiveSite, Served, close_all, until
 from tests.settings import WORKER
 
 #: Fixtures that are a site on PostgreSQL; those on each database mark their own parameters.
@@ -104,11 +104,29 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
+def served_on_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The like on SQLite; it takes bodies of 64 MiB."""
+    folder = tmp_path_factory.mktemp("served-on-sqlite")
+    site = migrated(sqlite_database(folder), folder)
+    try:
+        yield site.serve("--workers", "2", "--max-body", LARGE, checks=True)
+    finally:
+        site.end()
+
+
+@pytest.fixture(params=[pytest.param("served", marks=pytest.mark.postgresql), "served_on_sqlite"])
+def any_served(request: pytest.FixtureRequest) -> Served:
+    """The server of `served` on each database in turn, without connections and entries of earlier tests."""
+    return emptied(request.getfixturevalue(request.param))
+
+
+@pytest.fixture(scope="session")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """A server with one worker that takes bodies of 64 MiB, for all tests that leave it as it was."""
+    """A server with one worker that takes bodies of 64 MiB; the lease decides nothing while tests run."""
+    settings = {"DBCHANNELS": {"default": {"OPTIONS": {"lease": 600}}}}
     site = migrated(postgresql_database("dbchannels_large"), tmp_path_factory.mktemp("large"))
     try:
-        yield site.serve("--workers", "1", "--max-body", LARGE, checks=True)
+        yield site.serve("--workers", "1", "--max-body", LARGE, settings=settings, checks=True)
     finally:
         site.end()
 
@@ -136,6 +154,14 @@ def any_site(request: pytest.FixtureRequest) -> Iterator[LiveSite]:
 def site_on_sqlite(sqlite_site: LiveSite) -> Iterator[LiveSite]:
     """The site on SQLite."""
     yield from quiet(sqlite_site)
+
+
+def emptied(served: Served) -> Served:
+    """Wait until the clients of earlier tests have left a server that goes on; delete the entries."""
+    left = [f"(SELECT count(*) FROM dbchannels_{table})" for table in ("connection", "durablemessage")]
+    until(lambda: served.site.rows(f"SELECT {' + '.join(left)}") == [(0,)], "all have left")
+    served.site.rows("DELETE FROM livesite_entry")
+    return served
 
 
 def quiet(site: LiveSite) -> Iterator[LiveSite]:
