@@ -10,8 +10,8 @@ from functools import lru_cache
 
 import pytest
 
-from tests.endtoend.conftest import LARGE
-from tests.endtoend.test_http import highest_memory, multipart, options
+from tests.endtoend.conftest import LARGE, emptied
+from tests.endtoend.test_http import highest_memory, multipart
 from tests.harness import HOST, Served, connect, reset, until
 
 MEBIBYTE = 1_048_576
@@ -53,12 +53,12 @@ def test_a_body_of_any_size_reaches_the_view_whole(large, size):
         assert connection.getresponse().read() == b"hello"
 
 
-def test_a_body_reaches_a_view_on_sqlite_inside_a_transaction(site_on_sqlite):
-    served = site_on_sqlite.serve("--workers", "1", "--max-body", LARGE)
+def test_a_body_reaches_a_view_on_sqlite_inside_a_transaction(served_on_sqlite):
+    emptied(served_on_sqlite)
     data = content(3 * MEBIBYTE)
-    answer = served.request("POST", "/in-a-transaction", data)
+    answer = served_on_sqlite.request("POST", "/in-a-transaction", data)
     assert answer.json() == {"size": len(data), "sha256": sha256(data)}
-    assert site_on_sqlite.entries() == ["uploaded"]
+    assert served_on_sqlite.site.entries() == ["uploaded"]
 
 
 def test_a_file_of_50_mebibytes_is_uploaded_and_nobody_holds_it(large):
@@ -89,9 +89,9 @@ def test_a_body_that_no_view_reads_is_dropped(large):
     until(lambda: large.site.count("protocolmessage", rows) == 0, "nothing of them is left")
 
 
-def test_a_client_that_leaves_makes_the_body_unreadable(site):
-    served = site.serve("--workers", "1", "--max-body", LARGE)
-    raw = begin(served, "/read/sign", content(8 * MEBIBYTE))
+def test_a_client_that_leaves_makes_the_body_unreadable(large):
+    site = emptied(large).site
+    raw = begin(large, "/read/sign", content(8 * MEBIBYTE))
     until(lambda: "began sign" in site.entries(), "the view reads")
     reset(raw)
     until(lambda: site.rows("SELECT 1 FROM dbchannels_protocolmessage") or site.entries()[1:], "it was told")
@@ -99,19 +99,12 @@ def test_a_client_that_leaves_makes_the_body_unreadable(site):
     until(lambda: any("unreadable" in text for text in site.entries()), site.entries)
     (said,) = [text for text in site.entries() if text.startswith("unreadable")]
     assert said == "unreadable: The client went away before the request's body was read."
-    assert served.get("/").text == "hello"
+    assert large.get("/").text == "hello"
 
 
-def test_a_worker_that_dies_in_the_middle_is_answered_at_once(site):
-    served = site.serve(
-        "--workers",
-        "1",
-        "--max-body",
-        LARGE,
-        settings=options(lease=600),
-    )
-    assert served.request("POST", "/die/x", content(8 * MEBIBYTE)).status == 502
-    assert served.get("/").text == "hello"
+def test_a_worker_that_dies_in_the_middle_is_answered_at_once(large):
+    assert large.request("POST", "/die/x", content(8 * MEBIBYTE)).status == 502
+    assert large.get("/").text == "hello"
 
 
 def test_a_worker_that_is_stopped_in_the_middle_reads_to_the_end(site):
