@@ -13,7 +13,7 @@ from tests.endtoend.conftest import migrated, postgresql_database
 from tests.harness import LiveSite, Served, until
 
 
-def test_views_run_in_the_server_and_websockets_in_workers(any_site):
+def test_views_run_in_the_server_to_their_end_and_websockets_in_workers(any_site):
     served = any_site.serve("--http", "direct", "--workers", "1", settings={"DEBUG": True})
     assert f"{served.process.pid}" == served.get("/pid").text
     assert "Views:   in this process, 16 threads" in served.output()
@@ -21,8 +21,16 @@ def test_views_run_in_the_server_and_websockets_in_workers(any_site):
     assert client.ask("pid") == str(served.workers(1)[0])
     assert served.get("/static/admin/css/base.css").status == 200
     assert any_site.count("protocolmessage") == 0
-    assert served.terminate() == 0
+    with served.connection() as connection:
+        connection.request("GET", "/stream/direct")
+        response = connection.getresponse()
+        assert response.readline() == b"first\n"
+        served.process.send_signal(signal.SIGTERM)
+        until(lambda: "Stopping." in served.output(), "it has begun to stop")
+        any_site.note("direct")
+        assert response.read() == b"second\n"
     assert client.closed() == 1001
+    assert served.process.wait(20) == 0
 
 
 @pytest.fixture(scope="module")
@@ -87,19 +95,6 @@ def test_threads_leave_no_database_connection_behind(direct):
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: direct.get("/visits").text, range(40))) == {"1"}
     until(lambda: sessions(direct.site, direct.process.pid) == 0, "every request has closed its own")
-
-
-def test_a_request_under_way_is_finished_before_the_end(site):
-    served = site.serve("--http", "direct", "--workers", "1")
-    with served.connection() as connection:
-        connection.request("GET", "/stream/direct")
-        response = connection.getresponse()
-        assert response.readline() == b"first\n"
-        served.process.send_signal(signal.SIGTERM)
-        until(lambda: "Stopping." in served.output(), "it has begun to stop")
-        site.note("direct")
-        assert response.read() == b"second\n"
-    assert served.process.wait(20) == 0
 
 
 def test_a_thread_that_hangs_does_not_hold_up_the_end(site):
