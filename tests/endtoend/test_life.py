@@ -84,7 +84,8 @@ def test_workers_run_new_code_after_sighup_and_no_socket_notices(deployed):
     after = deployed.workers(served)
     assert len(after) == 2 and not before & after
     assert not any(is_running(pid) for pid in before)
-    assert served.terminate() == 0
+    served.process.send_signal(signal.SIGTERM)
+    assert (client.closed(), other.closed(), served.process.wait(60)) == (1001, 1001, 0)
 
 
 def test_new_code_that_is_broken_leaves_the_old_at_work_and_a_stop_goes_before_new_code(deployed):
@@ -110,7 +111,8 @@ def test_new_code_that_is_broken_leaves_the_old_at_work_and_a_stop_goes_before_n
     served.wait_for_line("The workers run the new code.", 60)
     assert client.ask("?") == "third, and mended"
     served.process.send_signal(signal.SIGHUP)
-    assert served.terminate() == 0
+    served.process.send_signal(signal.SIGTERM)
+    assert (client.closed(), served.process.wait(60)) == (1001, 0)
     assert served.workers() == []
     assert deployed.site.count("process") == 0
 
