@@ -177,12 +177,12 @@ def test_a_layer_that_no_other_process_can_reach(site, command):
 # What is printed.
 
 
-def test_the_banner_says_what_runs_where(site):
-    served = site.serve("--workers", "2")
+def test_the_banner_says_what_runs_where(served):
     lines = served.output().splitlines()
     assert re.match(r"dbchannels \d\S*, Django 5\S*, settings 'livesite.settings'$", lines[0])
     assert re.match(
-        rf"Layer: +PostgreSQL \d\S*, database {site.database['NAME']}; wakeups by LISTEN/NOTIFY$", lines[1]
+        rf"Layer: +PostgreSQL \d\S*, database {served.site.database['NAME']}; wakeups by LISTEN/NOTIFY$",
+        lines[1],
     )
     assert lines[2] == "Workers: 2 processes, one kept for http.* and websocket.*"
     assert lines[3] == (
@@ -200,10 +200,9 @@ def test_the_banner_names_a_sqlite_file(sqlite_site):
     assert "Workers: none here: start them with runworker" in output
 
 
-def test_each_request_is_a_line_in_the_log(site):
-    served = site.serve("--workers", "1")
-    served.get("/seen?a=b")
-    until(lambda: '"GET /seen?a=b HTTP/1.1" 200 ' in served.output(), "a line for the request")
+def test_each_request_is_a_line_in_the_log(served):
+    served.get("/seen?line=1")
+    until(lambda: '"GET /seen?line=1 HTTP/1.1" 200 ' in served.output(), "a line for the request")
 
 
 # The end.

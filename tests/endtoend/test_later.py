@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 
+from tests.endtoend.conftest import emptied
 from tests.endtoend.test_http import open_request
 from tests.harness import until
 
@@ -37,8 +38,8 @@ def test_an_answer_that_never_comes_is_a_504(site):
     assert site.entries() == ["waits"]
 
 
-def test_events_go_to_everybody_in_the_group_until_the_end(site):
-    served = site.serve("--workers", "1")
+def test_events_go_to_everybody_in_the_group_until_the_end(served):
+    site = emptied(served).site
     readers = [open_request(served, "/events") for _ in range(3)]
     for reader in readers:
         head = read_until(reader, b": hello\n\n")
@@ -54,23 +55,26 @@ def test_events_go_to_everybody_in_the_group_until_the_end(site):
     assert site.entries() == []
 
 
-def test_a_reader_of_events_that_leaves_is_told_of_and_in_no_group(any_site):
-    served = any_site.serve("--workers", "1")
-    readers = [open_request(served, "/events") for _ in range(2)]
+def test_a_reader_of_events_that_leaves_is_told_of_and_in_no_group(any_served):
+    site = any_served.site
+    readers = [open_request(any_served, "/events") for _ in range(2)]
     for reader in readers:
         read_until(reader, b": hello\n\n")
-    until(lambda: any_site.count("membership") == 2, "both are in the group")
+    until(lambda: site.count("membership") == 2, "both are in the group")
     readers[0].close()
-    until(lambda: any_site.entries() == ["gone /events"], any_site.entries)
-    until(lambda: any_site.count("membership") == 1, "one is left in the group")
-    served.get("/tell/still")
+    until(lambda: site.entries() == ["gone /events"], site.entries)
+    until(lambda: site.count("membership") == 1, "one is left in the group")
+    any_served.get("/tell/still")
     assert b"data: still" in read_until(readers[1], b"\n\n")
+    readers[1].close()
+    until(lambda: site.entries() == ["gone /events"] * 2, site.entries)
+    until(lambda: site.count("membership") == 0, "the group is empty")
 
 
-def test_a_client_that_leaves_before_its_answer_is_told_of(site):
-    served = site.serve("--workers", "1")
+def test_a_client_that_leaves_before_its_answer_is_told_of(served):
+    site, before = emptied(served).site, len(served.output())
     waiting = open_request(served, "/never")
     until(lambda: site.entries() == ["waits"], "the view has run")
     waiting.close()
     until(lambda: site.entries() == ["waits", "gone /never"], site.entries)
-    assert '"GET /never HTTP/1.1" 499 ' in served.output()
+    assert '"GET /never HTTP/1.1" 499 ' in served.output()[before:]

@@ -52,8 +52,14 @@ def test_a_lone_worker_starts_anew_when_what_it_runs_is_cancelled(any_site):
     assert worker.terminate() == 0
 
 
-def test_runchannels_replaces_the_worker_of_a_cancelled_message(site):
+def test_runchannels_replaces_a_worker_at_sighup_and_that_of_a_cancelled_message(site):
     served = site.serve("--workers", "1")
+    (old,) = served.workers(1)
+    until(lambda: site.count("process") == 2, "it takes messages")
+    os.kill(old, signal.SIGHUP)
+    until(lambda: not is_running(old) and served.workers(1) != [old], served.output)
+    assert served.get("/").status == 200
+    assert "starting another" not in served.output()
     (old,) = served.workers(1)
     site.send("ledger", {"text": "hangs", "announce": True, "sleep": 3600})
     until(lambda: site.entries() == ["started hangs"], "it runs")
@@ -151,16 +157,6 @@ def test_sighup_starts_a_lone_worker_anew_when_its_consumer_has_ended(site):
     assert site.entries() == ["started slow", "slow"]
     assert worker.terminate(signal.SIGUSR1) == 0
     assert site.count("process") == 0
-
-
-def test_sighup_to_a_worker_of_runchannels_replaces_it(site):
-    served = site.serve("--workers", "1")
-    (old,) = served.workers(1)
-    until(lambda: site.count("process") == 2, "it takes messages")
-    os.kill(old, signal.SIGHUP)
-    until(lambda: not is_running(old) and served.workers(1) != [old], served.output)
-    assert served.get("/").status == 200
-    assert "starting another" not in served.output()
 
 
 # Process 1.
