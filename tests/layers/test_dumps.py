@@ -13,7 +13,7 @@ from django.db import connection
 
 from dbchannels.layers.operations import GroupAdd
 from dbchannels.layers.postgresql.session import connection_parameters
-from dbchannels.layers.postgresql.sql import SEND_GROUP
+from dbchannels.layers.postgresql.sql_groups import SEND_GROUP
 from dbchannels.models import DurableMessage, Membership, Process
 from examples import embedded_postgres
 from examples.embedded_postgres import binaries
