@@ -144,7 +144,7 @@ def sends_files(served: Served) -> bool:
 
 def test_on_postgresql_too(site, copy):
     there = Copy(site.database, copy.folder, copy.manage_py)
-    served = there.develop(settings=DEBUG)
+    served = there.develop("--workers", "1", settings=DEBUG)
     try:
         assert served.get("/").text == "hello"
         there.edit("urls.py", 'HttpResponse("hello")', 'HttpResponse("changed")')
@@ -152,7 +152,8 @@ def test_on_postgresql_too(site, copy):
         client = served.socket("/echo/")
         there.edit("consumers.py", ECHO, LOUD)
         answers(client, "TEA")
-        assert served.terminate(signal.SIGINT) == 0
+        served.process.send_signal(signal.SIGINT)
+        assert (client.closed(), served.process.wait(60)) == (1001, 0)
         assert site.count("process") == site.count("connection") == 0
     finally:
         there.end()
@@ -247,8 +248,9 @@ def test_a_layer_in_memory_is_one_process(copy):
     assert first.receive() == second.receive() == "hello"
     assert served.get("/").text == "hello"
     assert children(served.process.pid) == []
-    assert served.terminate(signal.SIGINT) == 0
+    served.process.send_signal(signal.SIGINT)
     assert [client.closed() for client in (first, second)] == [1001] * 2
+    assert served.process.wait(60) == 0
 
 
 def test_in_memory_the_whole_process_is_started_again(copy):

@@ -257,8 +257,9 @@ def test_websockets_may_stay_with_the_old_server_and_idle_connections_get_one_mo
         assert [client.receive() for client in (*room, newcomer)] == ["to all"] * 3
         assert silent.sock.recv(1) == b""  # closed, after a while
     assert old.process.poll() is None
-    assert old.terminate() == 0  # now it stops, and closes them at once
+    old.process.send_signal(signal.SIGTERM)  # now it stops, and closes them at once
     assert [client.closed() for client in room] == [1012, 1012]
+    assert old.process.wait(60) == 0
     assert newcomer.is_open()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -52,7 +53,9 @@ def test_through_a_pooler_the_poll_delivers_and_the_start_says_why(pooled_site: 
     unbroken(pooled_site, served, sockets)
     sockets[0].close()
     until(lambda: any(text.startswith("left") for text in pooled_site.entries()), "one has left")
-    assert served.terminate() == 0
+    served.process.send_signal(signal.SIGTERM)
+    assert [one.closed() for one in sockets[1:]] == [1001] * 2
+    assert served.process.wait(60) == 0
     assert pooled_site.count("membership") == pooled_site.count("process") == 0
 
 
