@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 
-from tests.harness import LiveSite
+from tests.harness import LiveSite, Served
 
 BINDING = """
 import os, signal
@@ -28,21 +28,22 @@ def change(site: LiveSite, code: str) -> int:
     return site.manage("shell", "--verbosity", "0", "-c", BINDING + code).returncode
 
 
-def test_sockets_are_told_of_what_another_process_commits(any_site: LiveSite) -> None:
-    served = any_site.serve("--workers", "1")
-    here, there = served.socket("/room/a/"), served.socket("/room/b/")
+def test_sockets_are_told_of_what_another_process_commits(any_served: Served) -> None:
+    here, there = any_served.socket("/room/a/"), any_served.socket("/room/b/")
     assert (here.status, there.status) == (101, 101)
-    assert change(any_site, "entry = Entry.objects.create(text='a1'); entry.text = 'b2'; entry.save()") == 0
+    assert (
+        change(any_served.site, "entry = Entry.objects.create(text='a1'); entry.text = 'b2'; entry.save()")
+        == 0
+    )
     assert [json.loads(here.receive() or "")["action"] for _ in range(2)] == ["create", "delete"]
     frame = json.loads(there.receive() or "")
     assert (frame["model"], frame["action"], frame["data"]) == ("livesite.entry", "create", {"text": "b2"})
 
 
-def test_nothing_is_told_of_what_a_killed_process_has_not_committed(any_site: LiveSite) -> None:
-    served = any_site.serve("--workers", "1")
-    here = served.socket("/room/a/")
+def test_nothing_is_told_of_what_a_killed_process_has_not_committed(any_served: Served) -> None:
+    here = any_served.socket("/room/a/")
     dies = "Entry.objects.create(text='a lost'); os.kill(os.getpid(), signal.SIGKILL)"
-    assert change(any_site, f"with transaction.atomic(): {dies}") == -signal.SIGKILL
-    assert change(any_site, "Entry.objects.create(text='a kept')") == 0
+    assert change(any_served.site, f"with transaction.atomic(): {dies}") == -signal.SIGKILL
+    assert change(any_served.site, "Entry.objects.create(text='a kept')") == 0
     assert json.loads(here.receive() or "")["data"] == {"text": "a kept"}
-    assert any_site.entries() == ["a kept"]
+    assert any_served.site.entries() == ["a kept"]

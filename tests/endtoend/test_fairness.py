@@ -39,14 +39,12 @@ def ask_all(served: Served, ahead: list[int]) -> list[int]:
     return list(answers.values())
 
 
-def test_thirty_two_clients_get_about_the_same(site):
-    served = site.serve("--workers", "2")
+def test_thirty_two_clients_get_about_the_same(served):
     answers = ask_all(served, [1] * CLIENTS)
     assert min(answers) >= EACH / 3, sorted(answers)
 
 
-def test_one_that_sends_twenty_requests_at_once_has_no_more_than_its_turns(site):
-    served = site.serve("--workers", "2")
+def test_one_that_sends_twenty_requests_at_once_has_no_more_than_its_turns(served):
     answers = ask_all(served, [AHEAD, *[1] * (CLIENTS - 1)])
     assert min(answers) >= EACH / 3, answers
     assert answers[0] <= 5 * EACH, answers  # its twenty to one would be 20 * EACH
