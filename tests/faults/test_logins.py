@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
+from tests.endtoend.conftest import emptied, migrated, postgresql_database
 from tests.harness import LiveSite, Served, Socket, until
 from tests.soak.logins import CHANGES, PATHS, PROMISED, log_in, logins, who
 from tests.soak.sites import options
@@ -13,16 +16,27 @@ pytestmark = pytest.mark.postgresql
 LOOK = "from django.contrib.auth.models import User\n"
 
 
-@pytest.fixture(autouse=True)
-def _forget_users(site: LiveSite) -> None:
-    site.rows("DELETE FROM django_session")
-    site.rows("DELETE FROM auth_user")
+def forget_users(site: LiveSite) -> None:
+    """Delete all users and their sessions."""
+    for table in ("django_session", "auth_user"):
+        site.rows(f"DELETE FROM {table}")
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A server with two workers for the tests that leave it at work."""
+    site = migrated(postgresql_database("dbchannels_logins"), tmp_path_factory.mktemp("logins"))
+    try:
+        yield site.serve("--workers", "2")
+    finally:
+        site.end()
 
 
 @pytest.fixture
-def served(site: LiveSite) -> Served:
-    """The site, with two workers."""
-    return site.serve("--workers", "2")
+def served(lasting: Served) -> Served:
+    """That server, without users and without connections of earlier tests."""
+    forget_users(emptied(lasting).site)
+    return lasting
 
 
 def code(socket: Socket) -> int | None:
@@ -82,6 +96,7 @@ def test_a_key_in_the_query_string_is_none(served: Served) -> None:
 
 
 def test_what_was_kept_is_told_when_a_killed_server_is_found_and_then_gone(site: LiveSite) -> None:
+    forget_users(site)
     served = site.serve("--workers", "0", settings=options(lease=1))
     site.work(settings=options(lease=1))
     socket = served.socket("/who/", Cookie=log_in(served, "anna"))
