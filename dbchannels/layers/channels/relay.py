@@ -431,7 +431,7 @@ def incoming(delivery: Delivery) -> Incoming:
 def finish(futures: Futures, raised: Mapping[asyncio.Future[None], Exception] | None = None) -> None:
     """Set the results of futures, or their errors, from any thread: each event loop is woken once.
 
-    A broadcast has a future for each member. A tuple for each took twice as long, and woke the garbage collector.
+    A broadcast has a future for each member. With a tuple for each its sender took twice as long.
     """
 
     def set_all(of_loop: Futures) -> None:
