@@ -359,4 +359,6 @@ def _unknown(given: dict[str, Any], known: dict[str, Any], where: str) -> list[s
 
 def site_mark() -> str:
     """Return a text that differs from that of a site with another SECRET_KEY or ROOT_URLCONF."""
-    return salted_hmac("dbchannels.site", getattr(settings, "ROOT_URLCONF", "")).hexdigest()[:12]
+    return salted_hmac(
+        "dbchannels.site", getattr(settings, "ROOT_URLCONF", ""), algorithm="sha256"
+    ).hexdigest()[:12]

@@ -60,7 +60,7 @@ def test_the_address_that_answered_comes_first_in_each_entry_that_has_it(databas
 
 def connection(vendor="postgresql", host="b", port=2, **settings):
     raw = SimpleNamespace(info=SimpleNamespace(host=host, port=port))
-    return SimpleNamespace(vendor=vendor, settings_dict=settings, connection=raw)
+    return SimpleNamespace(alias="default", vendor=vendor, settings_dict=settings, connection=raw)
 
 
 def test_djangos_own_connections_tell_which_address_answered(databases):

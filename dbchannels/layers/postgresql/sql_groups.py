@@ -21,12 +21,13 @@ MEMBERS_BY_QUEUE = f"""
 SELECT {_WAITS}, "group", channel, sum(members)::bigint, sum(digest)::text, sum(expiring) > 0
 FROM dbchannels_tally WHERE "group" = ANY(%(groups)s::text[]) GROUP BY "group", channel HAVING sum(members) > 0
 """
-# The members, with the tally that they make up.
+# The members, with the tally that they make up. Only groups without members elsewhere are looked up, so they are
+# found by their names. The empty text keeps PostgreSQL from the index on channels, which has all members in a queue.
 MEMBERS_IN_QUEUES = """
 SELECT "group", channel, count(*), sum(
     hashtextextended(recipient, 0)::numeric * 18446744073709551616 + hashtextextended(recipient, 1)
 )::text, string_agg(recipient, ' ')
-FROM dbchannels_membership WHERE "group" = ANY(%(groups)s::text[]) AND channel = ANY(%(queues)s::text[])
+FROM dbchannels_membership WHERE "group" = ANY(%(groups)s::text[]) AND channel || '' = ANY(%(queues)s::text[])
       AND (expires_at IS NULL OR expires_at > statement_timestamp())
 GROUP BY "group", channel
 """
