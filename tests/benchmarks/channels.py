@@ -21,6 +21,7 @@ from typing import Any
 
 from examples.embedded_postgres import EmbeddedPostgres
 from tests.benchmarks.crowd import Crowd
+from tests.benchmarks.measure import beside_others
 from tests.benchmarks.sockets import FRAME, SIZE, most, rounds
 from tests.harness import HOST, until
 
@@ -50,18 +51,7 @@ def figures(quick: bool) -> Iterator[str]:
                     subprocess.run(migrate, env=environment, check=True)
                 with serving(environment, *UVICORN) as (port, _):
                     found.setdefault(name, []).append(measure(port, size, seconds))
-    medians = {
-        name: {key: statistics.median(one[key] for one in numbers) for key in TARGETS}
-        for name, numbers in found.items()
-    }
-    yield f"{f'broadcasts to {size:,}':<20}" + "".join(f"{key:>28}" for key in TARGETS)
-    for name, numbers in medians.items():
-        yield f"{name:<20}" + "".join(f"{numbers[key]:>28,.2f}" for key in TARGETS)
-    for key, (target, more) in TARGETS.items() if len(medians) > 1 else ():
-        others = [numbers[key] for name, numbers in medians.items() if name != OURS]
-        best = max(others) if more else min(others)
-        sign = ">=" if more else "<="
-        yield f"{key}: {medians[OURS][key] / best:.2f} of the best of the others, target {sign} {target}"
+    yield from beside_others(f"broadcasts to {size:,}", found, TARGETS)
 
 
 def available(server: EmbeddedPostgres, stack: ExitStack) -> dict[str, tuple[Any, Any, list[str]]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 ROUNDS = 5
@@ -47,6 +47,30 @@ def compare(
     ratios = [one / other for one, other in pairs]
     first, second = (statistics.median(values) for values in zip(*pairs, strict=True))
     return Figure(name, unit, first, second, statistics.median(ratios), min(ratios), max(ratios), target)
+
+
+def beside_others(
+    title: str,
+    found: Mapping[str, Sequence[Mapping[str, float]]],
+    targets: Mapping[str, tuple[float, bool]],
+    ours: str = "dbchannels",
+) -> Iterator[str]:
+    """Yield a table of the medians of each system's rounds, then ours beside the best of the others.
+
+    A target is what that ratio is to reach, and whether more is better.
+    """
+    medians = {
+        name: {key: statistics.median(one[key] for one in numbers) for key in targets}
+        for name, numbers in found.items()
+    }
+    yield f"{title:<20}" + "".join(f"{key:>28}" for key in targets)
+    for name, numbers in medians.items():
+        yield f"{name:<20}" + "".join(f"{numbers[key]:>28,.2f}" for key in targets)
+    for key, (target, more) in targets.items() if len(medians) > 1 else ():
+        others = [numbers[key] for name, numbers in medians.items() if name != ours]
+        ratio = medians[ours][key] / (max(others) if more else min(others))
+        sign = ">=" if more else "<="
+        yield f"{key}: {ratio:.2f} of the best of the others, target {sign} {target}"
 
 
 def rate(action: Callable[[], object], each: int = 1, seconds: float = 0.5, most: int = MOST) -> float:

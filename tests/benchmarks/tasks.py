@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import socket
-import statistics
 import struct
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from examples.embedded_postgres import EmbeddedPostgres
+from tests.benchmarks.measure import beside_others
 
 ROUNDS = 5
 #: How many tasks each system has in a round: about three seconds' work.
@@ -147,15 +147,4 @@ def figures(quick: bool, against: str = "") -> Iterator[str]:
         for _ in range(rounds):
             for one in systems:
                 found[one.name].append(one.round(TASKS[one.name] // share))
-    medians = {
-        name: {key: statistics.median(one[key] for one in numbers) for key in TARGETS}
-        for name, numbers in found.items()
-    }
-    yield f"{'':<18}" + "".join(f"{key:>14}" for key in TARGETS)
-    for name, numbers in medians.items():
-        yield f"{name:<18}" + "".join(f"{numbers[key]:>14,.1f}" for key in TARGETS)
-    for key, (target, more) in TARGETS.items() if len(medians) > 1 else ():
-        others = [numbers[key] for name, numbers in medians.items() if name != OURS]
-        best = max(others) if more else min(others)
-        sign = ">=" if more else "<="
-        yield f"{key}: {medians[OURS][key] / best:.2f} of the best of the others, target {sign} {target}"
+    yield from beside_others("", found, TARGETS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 from django.db import connection, transaction
 
@@ -32,6 +32,26 @@ def read(link, after=0):
     return [one.position for one in found], numbers
 
 
+@contextmanager
+def uncommitted(layer, number):
+    """Say a number in a transaction of another thread, which commits at the end of the block."""
+    begun, done = threading.Event(), threading.Event()
+
+    def slow():
+        with transaction.atomic(using=layer.database):
+            say(layer, number)
+            begun.set()
+            done.wait(DEADLINE)
+
+    thread = in_thread(layer, slow)
+    assert begun.wait(DEADLINE)
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join(DEADLINE)
+
+
 @kinds.only("postgresql", "polling")
 def test_of_two_transactions_the_one_that_commits_first_is_first(layer, new_link):
     """The open transaction delays nobody, and what it sent comes after what was read meanwhile."""
@@ -39,21 +59,10 @@ def test_of_two_transactions_the_one_that_commits_first_is_first(layer, new_link
     layer.group_add("group", "reply.a!x")
     link.register("history-a", "server", "reply.a!")
     layer.group_add("group", "reply.a!x")
-    begun, done = threading.Event(), threading.Event()
-
-    def slow():
-        with transaction.atomic(using=layer.database):
-            say(layer, 1)
-            begun.set()
-            done.wait(DEADLINE)
-
-    thread = in_thread(layer, slow)
-    assert begun.wait(DEADLINE)
-    say(layer, 2)
-    positions, numbers = read(link)
-    assert numbers == [2]
-    done.set()
-    thread.join(DEADLINE)
+    with uncommitted(layer, 1):
+        say(layer, 2)
+        positions, numbers = read(link)
+        assert numbers == [2]
     later, numbers = read(link, positions[0])
     assert numbers == [1] and later[0] > positions[0]
     missed = link.missed("reply.a!", {"x": 0}, 100, 2**20)["x"]
@@ -72,16 +81,6 @@ def test_a_long_transaction_is_found_though_readers_look_at_newer_rows_first(lay
     monkeypatch.setattr(
         link.session, "execute", lambda steps: looks.append(steps[1][1]["scan_from"]) or execute(steps)
     )
-    begun, done = threading.Event(), threading.Event()
-
-    def slow():
-        with transaction.atomic(using=layer.database):
-            say(layer, 0)
-            begun.set()
-            done.wait(DEADLINE)
-
-    thread = in_thread(layer, slow)
-    assert begun.wait(DEADLINE)
     last, found = 0, []
 
     def look():
@@ -90,12 +89,11 @@ def test_a_long_transaction_is_found_though_readers_look_at_newer_rows_first(lay
             last = one.position
             found.append(History.objects.get(position=last).content()["number"])
 
-    for number in range(1, 5):
-        say(layer, number)
-        look()
-    assert found == [1, 2, 3, 4] and looks[-1] > 0
-    done.set()
-    thread.join(DEADLINE)
+    with uncommitted(layer, 0):
+        for number in range(1, 5):
+            say(layer, number)
+            look()
+        assert found == [1, 2, 3, 4] and looks[-1] > 0
     wait_until(lambda: look() or found[-1] == 0)
 
 
