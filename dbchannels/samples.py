@@ -20,11 +20,12 @@ from dbchannels.measures import (
     SIZE,
     WAITS,
     Counts,
+    Pause,
     from_json,
-    in_pauses,
     is_number,
     quantile,
     to_json,
+    with_pauses,
 )
 from dbchannels.names import is_protocol
 
@@ -83,7 +84,9 @@ def line_start(channel: str) -> str:
     return f"{json.dumps(channel)}:"
 
 
-def read_sample(source: str, text: str, channels: Collection[str] | None = None) -> dict[str, Any] | None:
+def read_sample(
+    source: str, text: str, channels: Collection[str] | None = None, pause: Pause = None
+) -> dict[str, Any] | None:
     """Return a sample, or None for one that is not complete or cannot be read.
 
     ``source`` is the worker's name, or "" for the site. The result has the numbers of the first line, of which ``all``
@@ -97,7 +100,7 @@ def read_sample(source: str, text: str, channels: Collection[str] | None = None)
             starts = {line_start(name) for name in channels}
             lines = [line for line in lines if line[: line.find('":') + 2] in starts]
         found: Counts = {}
-        for line in in_pauses(lines):
+        for line in with_pauses(lines, pause):
             found |= from_json(json.loads(f"{{{line}}}"), size)
         read["channels"] = found
         if source or "all" in read:

@@ -9,7 +9,7 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from dbchannels.measures import Counts, total
+from dbchannels.measures import Counted, total
 from dbchannels.server.counts import ServerCounts
 from dbchannels.server.health import HealthServer
 from dbchannels.server.listeners import Address, SocketPermissions, listen
@@ -17,15 +17,15 @@ from dbchannels.server.metrics import Metrics
 from dbchannels.worker.worker import Worker
 
 
-class Counted:
+class Measured:
     """What the metrics show of workers in this process, see ``metrics.Source``."""
 
     def __init__(self, workers: Sequence[Worker]) -> None:
         self._workers, self.counts = workers, ServerCounts()
 
-    def counted(self) -> tuple[Counts, dict[str, int]]:
+    def counted(self) -> tuple[Counted, Sequence[bytes]]:
         """Return what the workers have counted."""
-        return total([(one.measures.copy(), one.measures.events.copy()) for one in self._workers])
+        return total((one.measures.copy(), one.measures.events.copy()) for one in self._workers), ()
 
     def state(self) -> dict[str, float]:
         """Return how many of them take messages."""
@@ -70,7 +70,9 @@ class Probes:
         watcher: Any = hub.loop.async_()
         watcher.start(stopping.set)
         self._stop = watcher.send
-        server = HealthServer(self._listener, self._workers[0].why_not_ready, Metrics(Counted(self._workers)))
+        server = HealthServer(
+            self._listener, self._workers[0].why_not_ready, Metrics(Measured(self._workers))
+        )
         server.start()
         self._started.set()
         stopping.wait()

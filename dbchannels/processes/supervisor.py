@@ -19,7 +19,7 @@ from typing import NamedTuple
 from django.core.management import get_commands
 
 from dbchannels import names
-from dbchannels.measures import Counts, new_report, parse_report, read_report, total
+from dbchannels.measures import Counted, new_report, parse_report, read_report, total
 from dbchannels.protocol import HTTP, WEBSOCKET
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
 
@@ -105,7 +105,8 @@ class Supervisor:
         self.unready_end = ""  # how the last worker ended that had not got ready
         self._had_ready = False
         self._processes: list[WorkerProcess] = []  # all that run, with those that are about to take over
-        self._counted: tuple[Counts, dict[str, int]] = {}, {}  # by those that have ended
+        self._ended: Counted = {}, {}  # what those counted that have ended
+        self._counted: tuple[Counted, Sequence[bytes]] = self._ended, ()
         self._slots = [Slot(number, task) for number, task in enumerate(tasks, 1)]
         self._threads = [
             threading.Thread(target=self._keep, args=(slot,), name=f"worker {slot.number}", daemon=True)
@@ -127,11 +128,17 @@ class Supervisor:
                 self._lock.release()
         return self._had_ready
 
-    def counted(self) -> tuple[Counts, dict[str, int]]:
-        """Return what all workers have counted since this process began, those that have ended too."""
-        with self._lock:
-            ended, reports = self._counted, [worker.report() for worker in self._processes]
-        return total([ended, *map(parse_report, reports)])
+    def counted(self) -> tuple[Counted, Sequence[bytes]]:
+        """Return what workers that have ended counted since this process began, and the reports of those that run.
+
+        This never blocks: while a worker is started or ends, it is what it was before.
+        """
+        if self._lock.acquire(blocking=False):
+            try:
+                self._counted = self._ended, [worker.report() for worker in self._processes]
+            finally:
+                self._lock.release()
+        return self._counted
 
     def ready_names(self) -> set[str]:
         """Return the names of the workers that take messages."""
@@ -210,7 +217,7 @@ class Supervisor:
         """Remove a worker that has ended; return whether another one had taken over from it."""
         with self._lock:
             self._processes.remove(worker)
-            self._counted = total([self._counted, parse_report(worker.report())])
+            self._ended = total([self._ended, parse_report(worker.report())])
             worker.close()
             replaced = slot.worker is not worker
             if not replaced:

@@ -43,9 +43,7 @@ class HealthServer:
 
     def __init__(self, listener: Listener, why_not_ready: Callable[[], str], metrics: Metrics) -> None:
         self._why_not_ready, self._metrics = why_not_ready, metrics
-        self._text: Any = (
-            None  # the greenlet that waits for a native thread to make the metrics' text, or has it
-        )
+        self._text: Any = None  # the greenlet that makes the metrics' text, or has made it
         self.listener = listener
         self._server = StreamServer(listener.socket, self._serve)
         self._open: dict[Any, None] = {}  # the greenlet of each connection, the oldest first
@@ -92,8 +90,7 @@ class HealthServer:
         path = head.target.partition("?")[0]
         if path == "/metrics":
             if self._text is None or self._text.ready():
-                # One thread for all that wait; the pool's spawn lets others run, who would find nothing here.
-                self._text = gevent.spawn(gevent.get_hub().threadpool.apply, self._metrics.text)
+                self._text = gevent.spawn(self._metrics.text)  # one for all that wait
             body: Sequence[bytes] = self._text.get()
             headers = [("Content-Type", CONTENT_TYPE), ("Content-Length", str(sum(map(len, body))))]
             headers += [("Cache-Control", "no-store"), ("Connection", "close")]

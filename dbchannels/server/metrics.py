@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate
+from itertools import accumulate, chain
 from typing import Any, Protocol
+
+import gevent
 
 from dbchannels.measures import (
     BOUNDS,
@@ -22,27 +24,30 @@ from dbchannels.measures import (
     STARTED,
     WAITED,
     WAITS,
+    Counted,
     Counts,
-    in_pauses,
+    parse_report,
+    total,
+    with_pauses,
 )
 from dbchannels.samples import GAUGES, read_sample
 from dbchannels.server.counts import OTHER, ServerCounts
 
 STALE = 900.0  # seconds after which nobody seems to count the site any more, and its gauges are left out
 MOST = 100  # values of a label of the server's own counters
-PIECE = 100_000  # characters of the text after which the hub may run: about a millisecond
+PIECE = 50_000  # characters of the text that are made in about half a millisecond
 Values = Iterable[tuple[str, float]]  # (value of the label, value)
 
 
 class Source(Protocol):
-    """What the metrics are made of; every method is called in a native thread."""
+    """What the metrics are made of. The hub calls every method, and none blocks."""
 
     @property
     def counts(self) -> ServerCounts:
         """Return the server's own counters."""
 
-    def counted(self) -> tuple[Counts, dict[str, int]]:
-        """Return what the workers of this process tree have counted."""
+    def counted(self) -> tuple[Counted, Sequence[bytes]]:
+        """Return what workers of this process tree have counted, and the reports of others, see ``parse_report``."""
 
     def state(self) -> dict[str, float]:
         """Return the numbers of the moment: ``websockets``, ``connections``, ``connections_limit``, ``workers``."""
@@ -123,22 +128,32 @@ _BOUNDS = (*map(str, map(float, BOUNDS)), "+Inf")
 class Metrics:
     """Makes the text, at most once a second, and so seldom that it takes 5 % of a processor at most.
 
-    Making it takes a native thread a tenth of a second with a thousand channels, and the hub must not wait for that: so
-    the text is in pieces, and between two of them the hub may run.
+    With a thousand channels that is a tenth of a second, in which the hub must not stand still: so every millisecond
+    other greenlets have their turns. A native thread would wait for the interpreter after each of its pauses, half a
+    minute in all beside a hub that never rests.
     """
 
     def __init__(self, source: Source) -> None:
         self._source = source
         self._text: Sequence[bytes] = ()
         self.good_until = 0.0  # time.monotonic()
+        self._spent = 0.0  # seconds of the processor for the text that is being made
+        self._since = 0.0  # time.thread_time() at which the current slice began
 
     def text(self) -> Sequence[bytes]:
-        """Return the text, in pieces. Call it in a native thread, and in one at a time."""
+        """Return the text, in pieces. Call it in a greenlet, and in one at a time."""
         if time.monotonic() >= self.good_until:
-            started = time.thread_time()
-            self._text = list(in_pauses(self._pieces(), 1))
-            self.good_until = time.monotonic() + max(1.0, 20 * (time.thread_time() - started))
+            self._spent, self._since = 0.0, time.thread_time()
+            self._text = list(with_pauses(self._pieces(), self._pause, 1))
+            self.good_until = time.monotonic() + max(1.0, 20 * self._spent)
         return self._text
+
+    def _pause(self) -> None:
+        self._spent += time.thread_time() - self._since
+        gevent.sleep(
+            0.0001
+        )  # after a sleep of 0 this greenlet would go on before the hub has looked at its sockets
+        self._since = time.thread_time()
 
     def _pieces(self) -> Iterator[bytes]:
         some, size = list[str](), 0
@@ -152,7 +167,10 @@ class Metrics:
 
     def _lines(self) -> Iterator[str]:
         """Yield the text, a few lines at once."""
-        counts, events = self._source.counted()
+        ended, reports = self._source.counted()
+        counts, events = total(
+            chain([ended], (parse_report(one, self._pause) for one in reports)), self._pause
+        )
         values: dict[str, Values] = {**self._of_server(events), **self._of_site()}
         for name, positions in COUNTED.items():
             values[f"messages_{name}"] = _of_channels(counts, *positions)
@@ -183,7 +201,7 @@ class Metrics:
     def _of_site(self) -> dict[str, Values]:
         sample, takers = self._source.site()
         found: dict[str, Values] = {"site_takers": [(channel, number) for channel, number in takers.items()]}
-        read = read_sample("", sample)
+        read = read_sample("", sample, pause=self._pause)
         if read is None or time.time() - read["t"] > STALE:
             return found
         names = {"oldest": "oldest_seconds", "dead": "dead_letters"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gevent
@@ -13,7 +13,7 @@ from gevent.pywsgi import WSGIServer
 from gevent.queue import SimpleQueue
 
 from dbchannels.layers.base import BaseLayer
-from dbchannels.measures import Counts
+from dbchannels.measures import Counted
 from dbchannels.protocol.close_codes import GOING_AWAY, SERVICE_RESTART
 from dbchannels.protocol.failures import SENTENCES
 from dbchannels.redaction import escaped
@@ -166,8 +166,8 @@ class InterfaceServer:
         self.hub_time = self._budget.hub_time
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
-        #: Returns what the workers of this process tree have counted.
-        self.counted: Callable[[], tuple[Counts, dict[str, int]]] = lambda: ({}, {})
+        #: Returns what the workers of this process tree have counted, see ``metrics.Source``.
+        self.counted: Callable[[], tuple[Counted, Sequence[bytes]]] = lambda: (({}, {}), ())
         self.readers: set[RequestReader] = set()  # of all connections that are not WebSockets
         probe = inherited.probe
         if options.health_address and not (probe and probe.is_at(options.health_address)):

@@ -13,7 +13,7 @@ import types
 
 import pytest
 
-from dbchannels.measures import DONE, new_report
+from dbchannels.measures import DONE, new_report, parse_report, total
 from dbchannels.processes import supervisor
 from dbchannels.processes.supervisor import Supervisor, Task, WorkerProcess, manage_command, start_worker
 from dbchannels.testing.contract.case import wait_until
@@ -478,20 +478,25 @@ def counting(descriptor, number):
     report.write()
 
 
+def counted(one):
+    ended, reports = one.counted()
+    return total([ended, *map(parse_report, reports)])
+
+
 def test_the_counters_of_workers_that_have_ended_are_kept(shell, supervise):
     shell(READY, READY)
     one = supervise(1)
     wait_until(lambda: one.ready_names())
     (first,) = one._processes
     counting(first._report, 3)
-    assert one.counted()[0]["own"][DONE] == 3
+    assert counted(one)[0]["own"][DONE] == 3
     counting(first._report, 5)  # nobody asks before it ends
     first.process.kill()
     wait_until(lambda: one._processes and one._processes != [first] and one.ready_names())
-    assert one.counted()[0]["own"][DONE] == 5
+    assert counted(one)[0]["own"][DONE] == 5
     (second,) = one._processes
     counting(second._report, 2)
-    assert one.counted() == ({"own": [7, 7, *one.counted()[0]["own"][2:]]}, {"renewals": 2})
+    assert counted(one) == ({"own": [7, 7, *counted(one)[0]["own"][2:]]}, {"renewals": 2})
 
 
 def test_a_report_that_was_cut_short_leaves_what_was_read_before(shell, supervise):
@@ -500,9 +505,13 @@ def test_a_report_that_was_cut_short_leaves_what_was_read_before(shell, supervis
     wait_until(lambda: one._processes)
     (worker,) = one._processes
     counting(worker._report, 3)
-    assert one.counted()[0]["own"][DONE] == 3
+    assert counted(one)[0]["own"][DONE] == 3
     os.pwrite(worker._report, b"x", 30)
-    assert one.counted()[0]["own"][DONE] == 3
+    assert counted(one)[0]["own"][DONE] == 3
+    counting(worker._report, 4)
+    with one._lock:  # as while a worker is started
+        assert counted(one)[0]["own"][DONE] == 3
+    assert counted(one)[0]["own"][DONE] == 4
 
 
 # How they are started.

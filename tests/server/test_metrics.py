@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
+from itertools import count
 
 import gevent
 import pytest
 from gevent import socket
-from gevent.threadpool import ThreadPool
+from gevent.event import Event
 from prometheus_client.parser import text_string_to_metric_families
 
-from dbchannels import measures
+from dbchannels import measures, samples
 from dbchannels.measures import ADDED_AT_ONCE, AT_ONCE, BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS
 from dbchannels.samples import read_sample, site_sample
 from dbchannels.server import health
@@ -37,7 +37,7 @@ class Source:
         self.counts, self.measures, self.sample, self.takers = ServerCounts(), Measures(), "", {}
 
     def counted(self):
-        return self.measures.copy(), self.measures.events
+        return (self.measures.copy(), self.measures.events), ()
 
     def state(self):
         return {"websockets": 3, "connections": 4, "connections_limit": 16_000, "workers_ready": 2}
@@ -175,19 +175,14 @@ def test_a_thousand_channels_are_shown_and_the_text_is_made_seldom():
     assert sum(map(len, text)) < 8_000_000
 
 
-@pytest.fixture
-def clock(monkeypatch):
-    return monkeypatch.setattr(measures, "time", Clock()) or measures.time
-
-
-class Clock:
-    """The module ``time`` for one that pauses: ``work`` are the numbers of things that were done between pauses."""
+class Slices:
+    """What is done between two pauses: ``work`` are the numbers of things."""
 
     def __init__(self):
         self.work = [0]
 
-    def sleep(self, seconds):
-        assert seconds > 0  # or no other thread has a turn
+    def pause(self, *seconds):
+        assert min(seconds, default=1) > 0  # a sleep of 0 ends before the hub has looked at its sockets
         self.work.append(0)
 
     def count(self, items):
@@ -196,40 +191,49 @@ class Clock:
             yield item
 
 
-def test_the_hub_may_run_between_pieces_of_the_same_size(clock):
-    pieces = Metrics(crowded()).text()
-    assert len(clock.work) == len(pieces) + 1  # a pause after each
-    assert all(PIECE <= len(one) < PIECE + 5_000 for one in pieces[:-1])
-    assert len(pieces) < 40  # a busy hub holds up each piece by 5 ms and more
-
-
-def test_the_hub_may_run_while_the_reports_of_workers_are_added_up(clock, monkeypatch):
+def test_the_text_is_made_in_slices(monkeypatch):
+    """The hub's other greenlets have a turn after each piece, and within the reports of workers and the sample."""
+    source, slices = Source(), Slices()
     data = measures.report(crowded().measures.copy(), {"renewals": 2})
-    from_json, add = measures.from_json, measures.add
-    monkeypatch.setattr(measures, "from_json", lambda counts: from_json(dict(clock.count(counts.items()))))
-    monkeypatch.setattr(measures, "add", lambda total, counts: add(total, dict(clock.count(counts.items()))))
-    counts, events = measures.total(map(measures.parse_report, [data] * 3))
-    assert (len(counts), counts["channel.7"][DONE], events) == (MOST + 1, 3, {"renewals": 6})
-    assert sum(clock.work) == 2 * 3 * (MOST + 1)
-    assert max(clock.work) <= AT_ONCE + ADDED_AT_ONCE  # the rest of one, and the begin of the next
-    assert len(clock.work) == 1 + 3 * (MOST // AT_ONCE + MOST // ADDED_AT_ONCE)
-
-
-def test_the_hub_may_run_while_a_sample_is_read(clock):
     gauges = {f"channel.{number}": [1] * 5 for number in range(MOST)}
-    text = site_sample(int(time.time()), 0.01, {"channels": gauges})
-    assert read_sample("", text)["channels"] == gauges
-    assert len(clock.work) == 1 + MOST // AT_ONCE
-    assert read_sample("", text, ["channel.7"])["channels"] == {"channel.7": [1] * 5}
-    assert len(clock.work) == 1 + MOST // AT_ONCE  # lines of others need no pause
+    source.counted = lambda: (({}, {}), [data] * 3)
+    source.sample = site_sample(int(time.time()), 0.01, {"channels": gauges})
+    from_json, add = measures.from_json, measures.add
+    for module in (measures, samples):
+        monkeypatch.setattr(
+            module, "from_json", lambda counts, *size: from_json(dict(slices.count(counts.items())), *size)
+        )
+    monkeypatch.setattr(measures, "add", lambda total, counts: add(total, dict(slices.count(counts.items()))))
+    monkeypatch.setattr(metrics_module.gevent, "sleep", slices.pause)
+    pieces = Metrics(source).text()
+    found = parsed(b"".join(pieces))
+    assert found["dbchannels_messages_done_total", (("channel", "channel.7"),)] == 3
+    assert found["dbchannels_lease_renewals_total", ()] == 6
+    assert found["dbchannels_site_ready", (("channel", "channel.7"),)] == 1
+    assert sum(slices.work) == 2 * 3 * (MOST + 1) + MOST + 1  # the sample has all channels together, too
+    assert max(slices.work) <= AT_ONCE + ADDED_AT_ONCE  # the rest of one, and the begin of the next
+    pauses = 3 * (MOST // AT_ONCE + MOST // ADDED_AT_ONCE) + MOST // AT_ONCE + len(pieces)
+    assert len(slices.work) == 1 + pauses
+    assert all(PIECE <= len(one) < PIECE + 5_000 for one in pieces[:-1])
+
+
+def test_what_no_hub_waits_for_is_read_without_pauses():
+    text = site_sample(1, 0.01, {"channels": {"one": [1] * 5, "two": [2] * 5}})
+    assert read_sample("", text, ["two"])["channels"] == {"two": [2] * 5}
+    data = measures.report(crowded().measures.copy(), {})
+    assert measures.total([measures.parse_report(data)])[0]["channel.7"][DONE] == 1
 
 
 def test_a_text_that_took_long_is_kept_for_longer(monkeypatch):
     metrics = Metrics(Source())
-    spent = iter((5.0, 5.5))  # seconds of this thread, which may have waited for the hub much longer
+    spent = count(
+        100.0, 0.5
+    )  # seconds of this thread: in each slice, and in each pause, which does not count
     monkeypatch.setattr(metrics_module.time, "thread_time", lambda: next(spent))
-    metrics.text()
-    assert 5.0 < metrics.good_until - time.monotonic() <= 10.0
+    monkeypatch.setattr(metrics_module, "PIECE", 3_000)
+    pieces = metrics.text()
+    assert len(pieces) > 1
+    assert 10.0 * len(pieces) - 5.0 < metrics.good_until - time.monotonic() <= 10.0 * len(pieces)
 
 
 # On the probes' port.
@@ -264,22 +268,20 @@ def test_requests_are_counted_by_their_status(site):
 def test_many_who_ask_at_once_have_one_text_made(site, monkeypatch):
     made = []
     metrics = site.server._health._metrics
-    text = metrics.text
-    monkeypatch.setattr(metrics, "text", lambda: made.append(threading.get_ident()) or text())
+    pieces = metrics._pieces
+    monkeypatch.setattr(metrics, "_pieces", lambda: made.append(None) or pieces())
     answers = []
     jobs = [gevent.spawn(lambda: answers.append(asked(site, "/metrics").content)) for _ in range(8)]
     gevent.joinall(jobs, timeout=60)
     assert len(answers) == 8 and len(set(answers)) == 1
-    assert threading.get_ident() not in made  # in a native thread
+    assert len(made) == 1
 
 
 def test_those_who_ask_at_the_same_moment_have_one_text_made(site, monkeypatch):
-    made, goes_on, served = [], threading.Event(), site.server._health
+    made, goes_on, served = [], Event(), site.server._health
     monkeypatch.setattr(
         served._metrics, "text", lambda: made.append(None) or (goes_on.wait(60) and [b"text"])
     )
-    spawn = ThreadPool.spawn  # lets other greenlets run, but not each time
-    monkeypatch.setattr(ThreadPool, "spawn", lambda *given: gevent.sleep(0.001) or spawn(*given))
     pairs = [socket.socketpair() for _ in range(health.MOST)]
     for _, client in pairs:
         client.sendall(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -295,7 +297,7 @@ def test_those_who_ask_at_the_same_moment_have_one_text_made(site, monkeypatch):
 
 
 def test_a_text_is_waited_for_however_long_it_takes(site, monkeypatch):
-    made, goes_on = [], threading.Event()
+    made, goes_on = [], Event()
 
     def text():
         made.append(None)
@@ -314,7 +316,7 @@ def test_a_text_is_waited_for_however_long_it_takes(site, monkeypatch):
     assert len(served._open) == 3
     goes_on.set()
     assert [one.get(timeout=60).content for one in jobs] == [b"text"] * 3
-    assert len(made) == 1  # not one thread for each
+    assert len(made) == 1
 
 
 def test_a_client_that_reads_nothing_is_left(site, monkeypatch):
