@@ -71,6 +71,9 @@ LATE = {
     ("auth.users", "django.contrib.auth.models"),
     ("wsgi", "server.wsgi_gateway"),
     ("management.commands.runworker", "processes.probes"),
+    ("tasks", "tasks.framework"),
+    ("tasks", "tasks.backend"),
+    ("checks.site", "tasks.framework"),
 }
 
 FILES = {

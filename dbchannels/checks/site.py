@@ -21,7 +21,7 @@ from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.layers import layer_class
 from dbchannels.layers.addresses import addresses
 from dbchannels.layers.database import mysql
-from dbchannels.tasks import channels_backends, framework
+from dbchannels.tasks import channels_backends
 
 _CONSUMER = re.compile(r"^@(?:dbchannels\.)?consumer\(", re.MULTILINE)
 _ROUTES = re.compile(
@@ -57,9 +57,13 @@ def check_tasks(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """E006: ``TASKS`` names the backend of dbchannels, but there is no task framework, or an option or a queue that
     cannot be used. Install django-tasks, or write what the message says.
     """
+    if not settings.is_overridden("TASKS"):
+        return []
+    from dbchannels.tasks import framework
+
     sentences: list[str] = []
     if not framework.AVAILABLE:
-        backends = [entry.get("BACKEND") for entry in getattr(settings, "TASKS", {}).values()]
+        backends = [entry.get("BACKEND") for entry in settings.TASKS.values()]
         if any("dbchannels" in str(backend) for backend in backends):
             advice = "update to Django 6.0, or run pip install 'dbchannels[tasks]'"
             sentences = [f"TASKS needs a task framework: {advice}."]

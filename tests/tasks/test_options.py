@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
+
 import pytest
 from django.core import checks
 
+from dbchannels import tasks
 from dbchannels.checks import check_routing, check_tasks
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.routing.table import load_routing
@@ -89,3 +93,14 @@ def test_a_setting_without_a_task_framework_is_told(settings, monkeypatch):
     assert task_routes("default") == []
     settings.TASKS = {}
     assert sentences() == []
+
+
+def test_a_site_without_the_setting_imports_no_framework(settings, monkeypatch):
+    for name in ("framework", "backend"):
+        monkeypatch.setitem(sys.modules, f"dbchannels.tasks.{name}", None)  # an import of it fails
+        monkeypatch.delattr(tasks, name)
+    importlib.reload(tasks)
+    assert task_routes("default") == [] and sentences() == []
+    settings.TASKS = {"default": {"BACKEND": BACKEND}}
+    with pytest.raises(ImportError):
+        task_routes("default")
