@@ -14,6 +14,7 @@ from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import session as session_module
 from dbchannels.layers.postgresql import sql
 from dbchannels.layers.postgresql import wakeup_check as module
+from dbchannels.layers.postgresql.link import PostgreSQLLink
 from dbchannels.layers.postgresql.session import connection_parameters
 from dbchannels.layers.postgresql.wakeup_check import PROBE, WakeupCheck
 from dbchannels.testing.contract.case import DEADLINE, raises, wait_until
@@ -45,15 +46,14 @@ def database():
     return Database()
 
 
-class Listener:
-    """A session that hears these payloads at its next wait."""
+def wait(check, *payloads, generation=1):
+    """Wait as a link does whose session hears these payloads."""
+    session = Mock(listens=True, generation=generation, wait=Mock(return_value=set(payloads)))
+    return link_of(check, session).wait(0.0)
 
-    def __init__(self, *payloads, generation=1):
-        self.generation = generation
-        self.payloads = set(payloads)
 
-    def wait(self, timeout, *others):
-        return self.payloads
+def link_of(check, session):
+    return PostgreSQLLink(Mock(wakeup_check=check, poll_interval=lambda: 1.0), session)
 
 
 @pytest.fixture
@@ -61,7 +61,7 @@ def check(monkeypatch):
     """A check of a process that listens and has waited; a probe is overdue at once."""
     monkeypatch.setattr(module, "PROBE_WITHIN", -3600.0)
     made = WakeupCheck(lambda: 1.0)
-    made.wait(Listener(), 0.0)
+    wait(made)
     return made
 
 
@@ -84,7 +84,7 @@ def test_probes_that_arrive_are_nothing_to_speak_of(check, database, said):
     for _ in range(3):
         check._looked_at = -3600.0
         check.look(database)
-        assert check.wait(Listener("h", database.sent[-1]), 0.0) == {"h"}
+        assert wait(check, "h", database.sent[-1]) == {"h"}
     assert (len(database.sent), said()) == (3, [])
 
 
@@ -92,7 +92,7 @@ def test_one_that_does_not_arrive_is_said_once_and_so_is_their_coming_back(check
     for _ in range(4):
         check.look(database)
     assert said() == [FAILING]
-    check.wait(Listener(database.sent[-1]), 0.0)
+    wait(check, database.sent[-1])
     assert said() == [FAILING, AGAIN]
     check._looked_at = -3600.0
     check.look(database)
@@ -103,7 +103,7 @@ def test_one_that_does_not_arrive_is_said_once_and_so_is_their_coming_back(check
 def test_while_they_arrive_one_in_half_a_minute_is_enough(check, database):
     for _ in range(5):
         check.look(database)
-        check.wait(Listener(database.sent[-1]), 0.0)
+        wait(check, database.sent[-1])
     assert len(database.sent) == 1
 
 
@@ -118,11 +118,11 @@ def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
     """A worker that always has messages never waits, and hears nothing."""
     monkeypatch.setattr(module, "PROBE_WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
-    check._listener = 1
+    check.listener = 1
     for _ in range(3):
         check.look(database)
     assert said() == []
-    check.wait(Listener(), 0.0)  # it has waited, long enough, and has heard none
+    wait(check)  # it has waited, long enough, and has heard none
     check.look(database)
     assert said() == [FAILING]
 
@@ -130,11 +130,11 @@ def test_while_nobody_waits_none_is_missed(database, said, monkeypatch):
 def test_a_wait_that_ends_with_its_session_proves_nothing(database, said, monkeypatch):
     monkeypatch.setattr(module, "PROBE_WITHIN", 0.0)
     check = WakeupCheck(lambda: 1.0)
-    check._listener = 1
+    check.listener = 1
     check.look(database)
-    ended = Mock(wait=Mock(side_effect=LayerUnavailable))
+    ended = Mock(listens=True, wait=Mock(side_effect=LayerUnavailable))
     with pytest.raises(LayerUnavailable):
-        check.wait(ended, 0.0)
+        link_of(check, ended).wait(0.0)
     check.look(database)
     assert said() == []
 
@@ -148,13 +148,13 @@ def test_who_does_not_listen_sends_none(database, said):
 
 def test_one_sent_before_a_reconnect_proves_nothing(check, database, said):
     check.look(database)
-    check.wait(Listener(generation=2), 0.0)
+    wait(check, generation=2)
     check.look(database)
     assert said() == []
 
 
 def test_probes_of_others_are_for_nobody(check):
-    assert check.wait(Listener(PROBE + "other", "d"), 0.0) == {"d"}
+    assert wait(check, PROBE + "other", "d") == {"d"}
 
 
 def test_none_is_missed_that_was_not_sent(check, database, said):

@@ -44,6 +44,7 @@ from dbchannels.layers.postgresql.statements import (
     tokens,
     without_room,
 )
+from dbchannels.layers.postgresql.wakeup_check import PROBE
 
 log = logging.getLogger("dbchannels")
 
@@ -169,7 +170,17 @@ class PostgreSQLLink(Link):
         if not self.session.listens:
             return self.session.wait(timeout, *others)
         self._waiter = threading.get_ident()
-        return self.layer.wakeup_check.wait(self.session, timeout, *others)
+        check = self.layer.wakeup_check
+        check.waiting_since = began = time.monotonic()
+        try:
+            payloads = self.session.wait(timeout, *others)
+        finally:
+            check.waiting_since = None
+        check.listener = self.session.generation
+        if probes := {payload for payload in payloads if payload.startswith(PROBE)}:
+            check.heard(probes)
+        check.waited_from = began  # only now: a probe that was heard is not overdue
+        return payloads - probes
 
     # Giving.
 

@@ -6,11 +6,10 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 from dbchannels.layers.postgresql import sql
-from dbchannels.layers.postgresql.session import Session
 from dbchannels.redaction import RateLimitedLog
 
 layer_log = logging.getLogger("dbchannels.layer")
@@ -33,41 +32,29 @@ class WakeupCheck:
     or when the queue of notifications is full. The poll still finds the messages, and nobody would know why everything
     takes a second. So the log says it once, and once more when notifications arrive again.
 
-    One thread waits; the heartbeat calls ``look``.
+    One thread waits, in ``PostgreSQLLink.wait``, which notes when it does: a process that is busy reads no
+    notifications, which proves nothing. The heartbeat calls ``look``.
     """
 
     def __init__(self, poll_interval: Callable[[], float]) -> None:
         self._poll_interval = poll_interval
         self._lock = threading.Lock()
-        self._listener = 0  # the listening session's generation; 0: nobody waits here
+        self.listener = 0  # the generation of the session that has listened last; 0: nobody has waited here
+        self.waiting_since: float | None = None  # time.monotonic(), while a thread waits
+        self.waited_from = 0.0  # when the last wait that ended had begun
         #: Its payload, the listener's generation, and time.monotonic() of its sending.
         self._probe: tuple[str, int, float] | None = None
-        self._waiting_since: float | None = None  # time.monotonic(), while a thread waits
-        self._waited_from = 0.0  # when the last wait that ended had begun
         self._looked_at = -PROBE_EVERY
         self._queue_fills = RateLimitedLog(layer_log, QUEUE_FILLS, every=60.0)
         self.arrive = True
 
-    def wait(self, session: Session, timeout: float, *others: int) -> set[str]:
-        """Wait as ``session.wait`` does; note that notifications are read meanwhile, and take out the probes.
-
-        A process that is busy reads none, which proves nothing.
-        """
-        self._waiting_since = began = time.monotonic()
-        try:
-            payloads = session.wait(timeout, *others)
-            self._listener = session.generation
-            probes = {payload for payload in payloads if payload.startswith(PROBE)}
-            if probes:
-                with self._lock:
-                    arrived = self._probe is not None and self._probe[0] in probes
-                    self._probe = None if arrived else self._probe
-                if arrived:
-                    self._conclude(True)
-            self._waited_from = began
-        finally:
-            self._waiting_since = None
-        return payloads - probes
+    def heard(self, probes: Collection[str]) -> None:
+        """Note that probes have arrived, perhaps those of other processes."""
+        with self._lock:
+            arrived = self._probe is not None and self._probe[0] in probes
+            self._probe = None if arrived else self._probe
+        if arrived:
+            self._conclude(True)
 
     def look(self, query: Callable[[str, dict[str, Any]], Sequence[tuple[Any, ...]]]) -> None:
         """Judge the last probe, send the next, and warn of a queue that fills; to be called every few seconds.
@@ -77,10 +64,10 @@ class WakeupCheck:
         """
         now = time.monotonic()
         with self._lock:
-            probe, listener, since = self._probe, self._listener, self._waiting_since
+            probe, listener, since = self._probe, self.listener, self.waiting_since
             # A wait began when the probe was already due, or has lasted for longer than a probe takes.
             overdue = probe is not None and (
-                self._waited_from > probe[2] + PROBE_WITHIN
+                self.waited_from > probe[2] + PROBE_WITHIN
                 or (since is not None and now - max(since, probe[2]) > PROBE_WITHIN)
             )
             if overdue:
