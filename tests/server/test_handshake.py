@@ -16,7 +16,6 @@ from dbchannels.server.websocket.handshake import (
     Origins,
     accept_response,
     host_allowed,
-    is_upgrade,
     origin_allowed,
     read_handshake,
     take_parameters,
@@ -60,34 +59,6 @@ def assert_refused(status, word, headers, method="GET", version="1.1"):
 
 
 # --- reading
-
-
-@pytest.mark.parametrize(
-    "upgrade", [b"websocket", b"WebSocket", b" websocket ", b"h2c, websocket", b"WEBSOCKET,h2c"]
-)
-def test_a_request_that_asks_for_a_websocket(upgrade):
-    assert is_upgrade([(b"upgrade", upgrade)])
-    assert read_handshake("GET", "1.1", request(upgrade=upgrade)).key == KEY
-
-
-@pytest.mark.parametrize(
-    "headers",
-    [
-        [],
-        [(b"upgrade", b"h2c")],
-        [(b"upgrade", b"")],
-        [(b"upgrade", b"websockets")],
-        [(b"upgrade", b"xwebsocketx")],
-        [(b"upgrade", b"web socket")],
-        [(b"connection", b"websocket")],
-    ],
-)
-def test_a_request_that_does_not_ask_for_a_websocket(headers):
-    assert not is_upgrade(headers)
-
-
-def test_two_upgrade_headers_are_one_list():
-    assert is_upgrade([(b"upgrade", b"h2c"), (b"upgrade", b"websocket")])
 
 
 def test_a_proper_handshake_is_read():
@@ -148,11 +119,6 @@ def test_another_method_than_get_is_refused(method):
 @pytest.mark.parametrize("version", ["1.0", "0.9", "2"])
 def test_another_http_version_is_refused(version):
     assert_refused(400, "HTTP/1.1", request(), version=version)
-
-
-@pytest.mark.parametrize("upgrade", [b"h2c", b"xwebsocketx", b""])
-def test_another_upgrade_is_refused(upgrade):
-    assert_refused(400, "Upgrade: websocket", request(upgrade=upgrade))
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,36 @@ def test_what_is_kept_alive(version, lines, kept):
 
 
 @pytest.mark.parametrize(
+    "lines",
+    [
+        ["Upgrade: websocket"],
+        ["Upgrade:  WebSocket "],
+        ["Upgrade: h2c, websocket"],
+        ["Upgrade: WEBSOCKET,h2c"],
+        ["Upgrade: h2c", "Upgrade: websocket"],
+    ],
+)
+def test_a_request_that_asks_for_a_websocket(lines):
+    assert head_of(get(*lines)).is_upgrade
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [],
+        ["Upgrade: h2c"],
+        ["Upgrade:"],
+        ["Upgrade: websockets"],
+        ["Upgrade: xwebsocketx"],
+        ["Upgrade: web socket"],
+        ["Connection: websocket"],
+    ],
+)
+def test_a_request_that_does_not_ask_for_a_websocket(lines):
+    assert not head_of(get(*lines)).is_upgrade
+
+
+@pytest.mark.parametrize(
     ("version", "lines", "expects"),
     [
         ("1.1", ["Expect: 100-Continue", "Content-Length: 1"], True),
