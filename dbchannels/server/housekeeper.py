@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.health import UNREGISTER_TRIES
 from dbchannels.layers.link import Link
-from dbchannels.layers.operations import several_sites
+from dbchannels.layers.operations import Send, several_sites
 from dbchannels.models import Process
-from dbchannels.server.emptied import Emptied
-from dbchannels.server.overload import Overload
+from dbchannels.protocol import EXPIRED, WORKER_DIED
 
 if TYPE_CHECKING:
     from dbchannels.server.relay import Receiver, Relay
@@ -29,6 +28,8 @@ log = logging.getLogger("dbchannels.server")
 TRIES = 5  # of a chore, once the server stops
 LAST_CHORE = 0.5  # seconds at the end for what a killed worker held
 CHECK_LOGINS = 60.0  # seconds between two looks at who is still logged in; see auth/logout.py
+LAST_REPLIES = 0.5  # seconds in which the reader takes replies from just before a look at the tables
+EMPTIED = "The database has lost the messages of %d client(s) in a crash or a failover; each is answered with an error."
 
 
 class Housekeeper:
@@ -135,3 +136,80 @@ class Housekeeper:
             link.apply([relay.make_send("websocket.logins", {"server": relay.name})])
         link.clean_up()
         self.http_workers, self.servers = link.count_live("http.request")
+
+
+class Overload:
+    """Logs once that messages of a channel wait because all workers that take it are busy, and what these run."""
+
+    PATIENCE = 30.0  # seconds that the oldest message may wait until the line is logged
+    NAMED = 10  # workers that a line names
+
+    def __init__(self) -> None:
+        # By channel: since when messages wait (time.monotonic), the greatest id then, and whether it was logged.
+        self._waits: dict[str, tuple[float, int, bool]] = {}
+
+    def look(self, link: Link, works: Mapping[str, Mapping[str, Any]]) -> None:
+        """Look at the channels whose workers are all busy. ``works``: see ``Link.workers``."""
+        idle = {channel for work in works.values() if not work["runs"] for channel in work["takes"]}
+        busy = {channel for work in works.values() for channel in work["takes"]} - idle
+        heads = link.heads(sorted(busy)) if busy else {}
+        self._waits = {channel: wait for channel, wait in self._waits.items() if channel in heads}
+        now = time.monotonic()
+        for channel, (head, last) in heads.items():
+            since, mark, logged = self._waits.get(channel, (now, last, False))
+            if head > mark:  # all messages that waited then have been taken
+                since, mark = now, last
+            if now - since >= self.PATIENCE and not logged:
+                logged = True
+                runs = [
+                    f"{name} runs {work['runs']} since {work['since']}"
+                    for name, work in sorted(works.items())
+                    if channel in work["takes"]
+                ]
+                log.warning(
+                    "Messages on %s have waited for %.0f s, because every worker that takes them is busy: %s. "
+                    "Start more workers, with --workers or runworker.",
+                    channel,
+                    now - since,
+                    ", ".join([*runs[: self.NAMED], *(["..."] if runs[self.NAMED :] else [])]),
+                )
+            self._waits[channel] = since, mark, logged
+
+
+class Emptied:
+    """Finds the clients that would wait in vain after a crash of the database, or a failover, emptied UNLOGGED tables.
+
+    Their messages neither wait nor are in flight. A message may be in the hands of a worker, which puts it on record again when it renews its lease. So the look at
+    the tables comes after that. ``lose`` is the relay's.
+    """
+
+    def __init__(self, receivers: Mapping[str, Receiver], lose: Callable[[str, str, str], None]) -> None:
+        self._receivers, self._lose = receivers, lose
+        #: By reply channel: what was in the layer when the tables were empty.
+        self._waiting: dict[str, Send] = {}
+        self._look_at = 0.0  # time.monotonic()
+
+    def look(self, link: Link, name: str) -> None:
+        """Answer the clients of lost messages; called by the housekeeper. ``name`` is the server's."""
+        now = time.monotonic()
+        if link.emptied(name):
+            self._look_at = now + link.layer.options["lease"] / 2  # workers renew their leases after a third
+            self._waiting = self._in_layer()
+        if not self._waiting or now < self._look_at:
+            return
+        waiting, self._waiting = self._waiting, {}
+        unfinished = link.unfinished(list(waiting))
+        time.sleep(LAST_REPLIES)
+        current = self._in_layer()
+        lost = [
+            (one, send) for one, send in waiting.items() if current.get(one) is send and one not in unfinished
+        ]
+        if lost:
+            log.warning(EMPTIED, len(lost))
+        for one, send in lost:
+            # A disconnect message is sent again.
+            self._lose(one, EXPIRED if send.channel == "websocket.disconnect" else WORKER_DIED, send.channel)
+
+    def _in_layer(self) -> dict[str, Send]:
+        receivers = list(self._receivers.items())  # at once: the hub changes it
+        return {one: send for one, receiver in receivers if (send := receiver.in_layer)}

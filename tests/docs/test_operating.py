@@ -34,9 +34,9 @@ from dbchannels.protocol import close_codes, failures
 from dbchannels.routing.routes import Route
 from dbchannels.routing.table import Routing
 from dbchannels.server import connection_limits
+from dbchannels.server.housekeeper import Overload
 from dbchannels.server.http import body, dispatch, reader
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.overload import Overload
 from dbchannels.signals import consumer_finished
 from dbchannels.testing import use_channels
 from dbchannels.worker import executor, retries

@@ -8,8 +8,8 @@ import pytest
 
 from dbchannels.layers.operations import Send
 from dbchannels.protocol import EXPIRED, WORKER_DIED
-from dbchannels.server import emptied
-from dbchannels.server.emptied import Emptied
+from dbchannels.server import housekeeper
+from dbchannels.server.housekeeper import Emptied
 
 
 class Link:
@@ -31,7 +31,7 @@ class Link:
 
 @pytest.fixture
 def told(monkeypatch):
-    monkeypatch.setattr(emptied, "LAST_REPLIES", 0)
+    monkeypatch.setattr(housekeeper, "LAST_REPLIES", 0)
     return []
 
 

@@ -20,7 +20,7 @@ from dbchannels.layers.operations import Connect, Disconnect, Send, Withdraw
 from dbchannels.layers.relay import OutboxFull, next_batch
 from dbchannels.models import Connection, Process
 from dbchannels.protocol import DECLARED_DEAD
-from dbchannels.server.overload import Overload
+from dbchannels.server.housekeeper import Overload
 from dbchannels.server.relay import Relay
 from dbchannels.server.server import GeventHub
 from dbchannels.testing.contract.case import drain
