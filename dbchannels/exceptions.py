@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dbchannels.protocol.close_codes import LOGGED_OUT, NORMAL_CLOSURE, is_close_code
+from dbchannels.protocol import LOGGED_OUT, NORMAL_CLOSURE, is_close_code
 
 
 class DBChannelsError(Exception):

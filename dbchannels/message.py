@@ -18,7 +18,7 @@ from dbchannels.channel import received_channel
 from dbchannels.exceptions import LoginEnded, NoClient, WebSocketCloseException
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import Record, session_digest
-from dbchannels.protocol.close_codes import GOING_AWAY
+from dbchannels.protocol import GOING_AWAY
 
 #: The server makes all of these messages; other messages may contain text that a client has written.
 WITH_HEADERS = ("http.request", "websocket.connect")

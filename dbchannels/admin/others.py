@@ -16,7 +16,7 @@ from dbchannels.admin.acts import Act, Delete, layer
 from dbchannels.admin.base import ByGroup, ReadOnlyAdmin, duration, one_line, relative_time, running_now
 from dbchannels.consumers import JsonWebsocketConsumer
 from dbchannels.layers.operations import periodic, read_work
-from dbchannels.protocol.close_codes import NORMAL_CLOSURE
+from dbchannels.protocol import NORMAL_CLOSURE
 
 
 @admin.register(models.Membership)

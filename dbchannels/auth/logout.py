@@ -26,7 +26,7 @@ from dbchannels.auth.sessions import close_session, installed, stored_sessions
 from dbchannels.channel import Channel
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import NOBODY, UNKNOWN, Record, session_digest
-from dbchannels.protocol.close_codes import LOGGED_OUT
+from dbchannels.protocol import LOGGED_OUT
 
 if TYPE_CHECKING:
     from dbchannels.message import Message

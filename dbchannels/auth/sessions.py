@@ -23,7 +23,7 @@ from dbchannels.auth import users
 from dbchannels.exceptions import InvalidMessage, LoginEnded, NoClient
 from dbchannels.layers import channel_layers
 from dbchannels.layers.operations import session_digest
-from dbchannels.protocol.close_codes import LOGGED_OUT
+from dbchannels.protocol import LOGGED_OUT
 
 log = logging.getLogger("dbchannels.worker")
 

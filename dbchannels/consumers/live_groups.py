@@ -24,8 +24,7 @@ from dbchannels.channel import Group
 from dbchannels.consumers.websocket import WebsocketConsumer, route_class
 from dbchannels.exceptions import InvalidConfiguration, InvalidName, WebSocketCloseException
 from dbchannels.message import Message
-from dbchannels.protocol import EVENT
-from dbchannels.protocol.close_codes import POLICY_VIOLATION, STALE_TOKEN
+from dbchannels.protocol import EVENT, POLICY_VIOLATION, STALE_TOKEN
 from dbchannels.worker.executor import log_unhandled
 
 PATH = "dbchannels/live/"

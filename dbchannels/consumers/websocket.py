@@ -19,8 +19,7 @@ from dbchannels.exceptions import (
     safe_repr,
 )
 from dbchannels.message import Message
-from dbchannels.protocol import EVENT
-from dbchannels.protocol.close_codes import NORMAL_CLOSURE, UNSUPPORTED_DATA
+from dbchannels.protocol import EVENT, NORMAL_CLOSURE, UNSUPPORTED_DATA
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.routing.routes import Include, Route
 from dbchannels.routing.table import consumer, include, route

@@ -44,8 +44,7 @@ from dbchannels.layers.operations import (
     history_options,
 )
 from dbchannels.layers.tasks import TaskRecord
-from dbchannels.protocol import lost
-from dbchannels.protocol.close_codes import VANISHED
+from dbchannels.protocol import VANISHED, lost
 
 Fields = dict[str, Any]
 

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import gevent
 from gevent.hub import Waiter
 
-from dbchannels.protocol.close_codes import TRY_AGAIN
+from dbchannels.protocol import TRY_AGAIN
 
 SPARE = 8  # this fraction of the total is kept for copies, which are not counted
 RESERVED = 4096  # bytes that each connection may hold even when the others hold all

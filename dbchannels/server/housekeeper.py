@@ -179,8 +179,8 @@ class Overload:
 class Emptied:
     """Finds the clients that would wait in vain after a crash of the database, or a failover, emptied UNLOGGED tables.
 
-    Their messages neither wait nor are in flight. A message may be in the hands of a worker, which puts it on record again when it renews its lease. So the look at
-    the tables comes after that. ``lose`` is the relay's.
+    Their messages neither wait nor are in flight. A message may be in the hands of a worker, which puts it on record
+    again when it renews its lease. So the look at the tables comes after that. ``lose`` is the relay's.
     """
 
     def __init__(self, receivers: Mapping[str, Receiver], lose: Callable[[str, str, str], None]) -> None:

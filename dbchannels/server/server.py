@@ -14,8 +14,7 @@ from gevent.queue import SimpleQueue
 
 from dbchannels.layers.base import BaseLayer
 from dbchannels.measures import Counted
-from dbchannels.protocol.close_codes import GOING_AWAY, SERVICE_RESTART
-from dbchannels.protocol.failures import SENTENCES
+from dbchannels.protocol import GOING_AWAY, SENTENCES, SERVICE_RESTART
 from dbchannels.redaction import escaped
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import SLICE, MemoryBudget

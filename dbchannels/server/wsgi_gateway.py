@@ -21,8 +21,7 @@ from django.core.handlers.wsgi import WSGIHandler
 from dbchannels import conf, names
 from dbchannels.exceptions import DBChannelsError, InvalidConfiguration, LayerUnavailable
 from dbchannels.layers import make_layer
-from dbchannels.protocol import MORE_CONTENT
-from dbchannels.protocol.failures import status_reply
+from dbchannels.protocol import MORE_CONTENT, status_reply
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import Exchange, Stream
 from dbchannels.server.relay import Hub, Relay

@@ -30,7 +30,7 @@ from django.test import TransactionTestCase
 
 from dbchannels import Channel, conf
 from dbchannels.exceptions import DBChannelsError, InvalidConfiguration
-from dbchannels.protocol.close_codes import GOING_AWAY
+from dbchannels.protocol import GOING_AWAY
 from dbchannels.wakeup import wait_readable
 
 READY_WITHIN = 60.0  # seconds

@@ -10,7 +10,7 @@ from typing import Any
 from dbchannels import names
 from dbchannels.layers.operations import Operation
 from dbchannels.models import Process
-from dbchannels.protocol.close_codes import TOO_LARGE, is_close_code
+from dbchannels.protocol import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
 from dbchannels.server.counts import ServerCounts
 from dbchannels.server.history import HistoryReader

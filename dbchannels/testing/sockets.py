@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any
 
 from dbchannels.exceptions import safe_repr
-from dbchannels.protocol.close_codes import NORMAL_CLOSURE
+from dbchannels.protocol import NORMAL_CLOSURE
 from dbchannels.server.http.messages import Request
 from dbchannels.server.websocket.handshake import Accepted
 from dbchannels.testing.server import TestedConnection

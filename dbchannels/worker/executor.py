@@ -59,8 +59,8 @@ from dbchannels.protocol import (
     WORKER_DIED,
     Fields,
     lost,
+    status_reply,
 )
-from dbchannels.protocol.failures import status_reply
 from dbchannels.redaction import Lines, RateLimitedLog
 from dbchannels.routing.routes import ConsumerOptions, Route
 from dbchannels.routing.table import Routing

@@ -25,12 +25,11 @@ from django.contrib import admin
 from django.db import OperationalError, connection
 from django.test import override_settings
 
-from dbchannels import Channel, Group, Message, conf, redaction, route
+from dbchannels import Channel, Group, Message, conf, protocol, redaction, route
 from dbchannels.exceptions import ChannelFull, DenyConnection, LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import LayerHealth
 from dbchannels.models import DeadLetter
-from dbchannels.protocol import close_codes, failures
 from dbchannels.routing.routes import Route
 from dbchannels.routing.table import Routing
 from dbchannels.server import connection_limits
@@ -604,20 +603,20 @@ def test_the_answers_are_those_of_the_server() -> None:
     for text, status in answers.items():
         if status == 429:
             assert text.encode() in connection_limits.TOO_MANY
-        elif text not in (*others, failures.SENTENCES[status]):
+        elif text not in (*others, protocol.SENTENCES[status]):
             assert text.encode() in connection_limits.FULL + executor._NOT_YET["content"]
     said = set(answers.values())
     assert said == {429, 500, 502, 503, 504}
-    assert failures.SENTENCES[403] in words("troubleshooting")
-    assert set(failures.SENTENCES) - said == {403, 404}
+    assert protocol.SENTENCES[403] in words("troubleshooting")
+    assert set(protocol.SENTENCES) - said == {403, 404}
 
 
 def test_the_close_codes_are_all_there() -> None:
     listed = {int(code) for code, _ in rows("troubleshooting", "code  ") if code.isdigit()}
-    constants = {value for value in vars(close_codes).values() if isinstance(value, int)}
-    sent = {one for one in constants if close_codes.is_close_code(one)}
+    constants = {value for value in vars(protocol).values() if isinstance(value, int)}
+    sent = {one for one in constants if protocol.is_close_code(one)}
     assert sent <= listed
-    assert all(map(close_codes.is_close_code, listed))
+    assert all(map(protocol.is_close_code, listed))
 
 
 @pytest.mark.parametrize("page", PAGES)

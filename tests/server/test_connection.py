@@ -1116,7 +1116,7 @@ def put_off_for_too_long(line, monkeypatch, order):
     line.reply(again=order)
     now = time.monotonic()
     monkeypatch.setattr(time, "monotonic", lambda: now + 61)
-    line.connection._retries.is_waiting = False
+    line.connection._is_postponed = False
     line.reply(again=order)
     monkeypatch.undo()
 

@@ -20,8 +20,7 @@ from dbchannels import conf
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.relay import OutboxFull
-from dbchannels.protocol import REPORT_EVERY
-from dbchannels.protocol.failures import SENTENCES
+from dbchannels.protocol import REPORT_EVERY, SENTENCES
 from dbchannels.server import relay, server
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import BrokenOff, Exchange, Stream

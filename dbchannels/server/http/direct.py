@@ -27,10 +27,11 @@ from dbchannels.protocol import (
     WINDOW,
     Window,
     chunk,
+    failure_reply,
     is_failure,
     lost,
+    status_reply,
 )
-from dbchannels.protocol.failures import failure_reply, status_reply
 from dbchannels.server.connection_limits import FairQueue, Turn
 from dbchannels.server.http.exchange import BrokenOff, ResponseBuffer
 

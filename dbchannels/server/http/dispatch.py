@@ -16,8 +16,7 @@ from django.core.exceptions import SuspiciousOperation
 from django.http import Http404, HttpRequest
 from django.views.static import serve
 
-from dbchannels.protocol import CLOSED, FROM_DESCRIPTOR, MORE_CONTENT
-from dbchannels.protocol.failures import SENTENCES, status_reply
+from dbchannels.protocol import CLOSED, FROM_DESCRIPTOR, MORE_CONTENT, SENTENCES, status_reply
 from dbchannels.server.connection_limits import FairQueue, address_key, is_local
 from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile, BodyStorageError, BodyUpload
 from dbchannels.server.http.direct import DirectExchange, DirectViews

@@ -28,12 +28,13 @@ from dbchannels.protocol import (
     TAKEN,
     body_channel,
     chunk,
+    failure_reply,
     flow_channel,
     is_event,
     is_failure,
     lost,
+    status_reply,
 )
-from dbchannels.protocol.failures import failure_reply, status_reply
 from dbchannels.server.connection_limits import FairQueue, Turn
 from dbchannels.server.history import Resume
 from dbchannels.server.http import events, messages

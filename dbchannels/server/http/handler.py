@@ -18,7 +18,7 @@ import gevent
 from gevent.pywsgi import format_date_time
 from geventwebsocket.handler import WebSocketHandler
 
-from dbchannels.protocol.failures import SENTENCES
+from dbchannels.protocol import SENTENCES
 from dbchannels.server.access_log import log_request
 from dbchannels.server.connection_limits import CountedSocket, address_of
 from dbchannels.server.http.exchange import Stream

@@ -13,8 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from dbchannels import other_libraries
 from dbchannels.exceptions import safe_repr
-from dbchannels.protocol import MORE_CONTENT, reason_phrase
-from dbchannels.protocol.failures import status_reply
+from dbchannels.protocol import MORE_CONTENT, reason_phrase, status_reply
 from dbchannels.server.http.headers import (
     Headers,
     RawHeaders,

@@ -22,8 +22,20 @@ from dbchannels import codec
 from dbchannels.auth.sessions import session_key
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.layers.relay import OutboxFull
-from dbchannels.protocol import AGAIN, DECLARED_DEAD, EVENT, EXPIRED, FINISHED, FULL, LOST, WORKER_DIED
-from dbchannels.protocol.close_codes import INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN, VANISHED
+from dbchannels.protocol import (
+    AGAIN,
+    DECLARED_DEAD,
+    EVENT,
+    EXPIRED,
+    FINISHED,
+    FULL,
+    INTERNAL_ERROR,
+    LOST,
+    SERVICE_RESTART,
+    TRY_AGAIN,
+    VANISHED,
+    WORKER_DIED,
+)
 from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
@@ -48,22 +60,6 @@ log = logging.getLogger("dbchannels.server")
 _dropped = RateLimitedLog(
     log, "%d event(s) were dropped, as handlers take longer than events come. The last was %s on %s.", None
 )
-
-
-class RetrySchedule:
-    """When to send a message again whose consumer raised ConsumeLater."""
-
-    def __init__(self) -> None:
-        self._deadline = time.monotonic() + RETRY_DEADLINE
-        self._delays = Backoff(RETRY_FIRST, RETRY_MOST)
-        self.is_waiting = False  # from `next_delay` until the message is sent
-
-    def next_delay(self) -> float | None:
-        """Return the seconds until the message is sent again; None after the deadline."""
-        if time.monotonic() > self._deadline:
-            return None
-        self.is_waiting = True
-        return self._delays.delay()
 
 
 class Connection:
@@ -98,7 +94,9 @@ class Connection:
         self._order = 0  # of the last message that was sent to the layer
         self._abandoned = False
         self._refused_at: float | None = None  # since when the channel has been full
-        self._retries: RetrySchedule | None = None  # if the consumer postponed the message in the layer
+        self._retries: Backoff | None = None  # if the consumer has postponed the message in the layer
+        self._retry_until = 0.0  # time.monotonic()
+        self._is_postponed = False  # until it is sent again
         # Towards the client.
         self.deflate: Deflate | None = None  # how messages are compressed; set before `start`
         self._transport: Transport | None = None  # from `start` on
@@ -194,8 +192,7 @@ class Connection:
     @property
     def in_layer(self) -> Send | None:
         """The message that a worker has to consume; None while its consumer has postponed it."""
-        postponed = self._retries is not None and self._retries.is_waiting
-        return None if postponed else self._in_flight
+        return None if self._is_postponed else self._in_flight
 
     def deliver(self, reply: Reply) -> None:
         """Take a reply: data, a decision on the handshake, or what became of the message in the layer."""
@@ -318,7 +315,6 @@ class Connection:
         if finished is None or order != self._order:
             return
         self._set_in_flight(None)
-        self._refused_at = self._retries = None
         if finished.channel == "websocket.connect":
             self._catch_up()
         denied = self._abandoned and isinstance(self._decided, Denied)
@@ -331,13 +327,14 @@ class Connection:
 
     def _consume_again(self, order: object) -> None:
         """The consumer of the message in the layer wants it later. No message overtakes it, as only one is sent."""
-        if self._in_flight is None or order != self._order:
+        if self._in_flight is None or order != self._order or self._is_postponed:  # the reply came twice
             return
-        retries = self._retries = self._retries or RetrySchedule()
-        if retries.is_waiting:  # the reply came twice
-            return
-        if (delay := retries.next_delay()) is not None:
-            self.call_later(delay, self._send_again, retries)
+        now = time.monotonic()
+        if self._retries is None:
+            self._retries, self._retry_until = Backoff(RETRY_FIRST, RETRY_MOST), now + RETRY_DEADLINE
+        if now <= self._retry_until:
+            self._is_postponed = True
+            self.call_later(self._retries.delay(), self._send_again, self._in_flight)
         elif self._in_flight.channel == "websocket.disconnect":
             self._end()
         else:
@@ -347,9 +344,10 @@ class Connection:
         """Call a function after so many seconds; tests replace the clock."""
         gevent.spawn_later(delay, function, *arguments)
 
-    def _send_again(self, retries: RetrySchedule) -> None:
-        retries.is_waiting = False
-        self._send_in_flight()
+    def _send_again(self, send: Send) -> None:
+        if send is self._in_flight:
+            self._is_postponed = False
+            self._send_in_flight()
 
     def _lost(self, why: str, channel: str | None) -> None:
         """The message in the layer will not be consumed; ``channel`` None: whichever message it is."""
@@ -395,7 +393,6 @@ class Connection:
         """
         lost = self._in_flight
         self._set_in_flight(None)
-        self._refused_at = self._retries = None
         if lost is not None and lost.channel == "websocket.event" and code == TRY_AGAIN:
             self._drop_event(codec.decode(lost.payload)[EVENT])
         else:
@@ -438,6 +435,7 @@ class Connection:
         size = 0 if send is None or send.channel == "websocket.connect" else sys.getsizeof(send.payload)
         self._share.hold(size - self._in_flight_size)
         self._in_flight, self._in_flight_size = send, size
+        self._refused_at, self._retries, self._is_postponed = None, None, False
 
     def _drop_waiting(self) -> None:
         """Consume nothing more but the disconnect: the server has closed, or the client is lost."""

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from dbchannels.protocol.close_codes import (
+from dbchannels.protocol import (
     INVALID_DATA,
     NO_CODE,
     NORMAL_CLOSURE,

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from django.utils.http import is_same_domain
 
-from dbchannels.protocol.failures import SENTENCES
+from dbchannels.protocol import SENTENCES
 from dbchannels.server.http.headers import (
     HOST,
     TOKEN,

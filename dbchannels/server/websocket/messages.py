@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 
 from dbchannels import other_libraries
 from dbchannels.exceptions import safe_repr
-from dbchannels.protocol import AGAIN, EVENT, FINISHED
-from dbchannels.protocol.close_codes import NORMAL_CLOSURE, is_close_code
+from dbchannels.protocol import AGAIN, EVENT, FINISHED, NORMAL_CLOSURE, is_close_code
 from dbchannels.server.websocket.framing import BINARY, TEXT, encode_frame
 
 #: The keys of a reply. ``content`` with ``binary`` is the same as ``text`` or ``bytes``.

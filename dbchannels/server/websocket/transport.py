@@ -19,7 +19,7 @@ from typing import Any
 
 import gevent
 
-from dbchannels.protocol.close_codes import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
+from dbchannels.protocol import GOING_AWAY, POLICY_VIOLATION, TRY_AGAIN, VANISHED
 from dbchannels.server.budget import LEAST_ROOM, Share
 from dbchannels.server.history import Resume
 from dbchannels.server.options import LINGERING, WebSocketLimits

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dbchannels import codec
 from dbchannels.exceptions import DeclaredDead
 from dbchannels.layers.operations import BatchResult, Connect, Disconnect, Record, session_digest
-from dbchannels.protocol import WORKER_DIED, lost
-from dbchannels.protocol.close_codes import NORMAL_CLOSURE, VANISHED
+from dbchannels.protocol import NORMAL_CLOSURE, VANISHED, WORKER_DIED, lost
 from dbchannels.testing.contract.case import SOON, LayerCase, drain, process_name, raises, wait_until, waiting
 from dbchannels.testing.contract.durable import claim, numbers
 

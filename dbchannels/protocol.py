@@ -1,8 +1,7 @@
 """What servers and workers tell each other: the words, codes and sizes that both sides must agree on.
 
 The messages themselves are described in docs/messages.rst. This module names every key and reason that dbchannels
-writes into them on its own account. ``close_codes`` has the close codes of WebSockets, and ``failures`` the responses
-that no consumer has written.
+writes into them on its own account, the close codes of WebSockets, and the responses that no consumer has written.
 """
 
 from __future__ import annotations
@@ -47,6 +46,27 @@ CONSUMER_RAISED, BROKEN_OFF = "consumer", "broken off"
 # What has become of a task, in Django's words. No row has RUNNING: its message is claimed.
 READY, RUNNING, FAILED, SUCCESSFUL = "READY", "RUNNING", "FAILED", "SUCCESSFUL"
 
+# Close codes of a WebSocket (RFC 6455, section 7.4.1, and IANA's registry).
+NORMAL_CLOSURE, GOING_AWAY, PROTOCOL_ERROR, UNSUPPORTED_DATA = 1000, 1001, 1002, 1003
+NO_CODE, VANISHED = 1005, 1006  # the client gave no code; the client vanished. Never sent
+INVALID_DATA, POLICY_VIOLATION, TOO_LARGE = 1007, 1008, 1009
+INTERNAL_ERROR, SERVICE_RESTART, TRY_AGAIN = 1011, 1012, 1013
+LOGGED_OUT = 4401  # the user of the connection is logged out: 4000 and HTTP's 401
+STALE_TOKEN = 4410  # the token of a live group is good no more; the page has a new one. 4000 and HTTP's 410
+
+#: The sentences of responses that dbchannels makes, such as when a worker died, the site's code raised, or the time is
+#: over; other statuses have their standard phrase.
+SENTENCES = {
+    403: "The site refused this connection.",
+    404: "There is no WebSocket at this address.",
+    500: "The site could not answer: its code raised an error, which is in the log.",
+    502: "The worker that held this request died; it was not tried again.",
+    503: "This request could not be taken now: try again soon.",
+    504: "No worker answered this request in time.",
+}
+#: The statuses of lost requests, by the reason; any other reason is a 503.
+LOST_STATUSES = {WORKER_DIED: 502, EXPIRED: 504}
+
 CHUNK = 131_072  # bytes of a body or a response in one message
 WINDOW = 1_048_576  # bytes on the way at once: sent, and neither taken nor stored by the other side
 STALLED = 60.0  # seconds without a word from the other side, after which the transfer is given up
@@ -72,6 +92,11 @@ class Window:
         return not report.get(CLOSED)
 
 
+def is_close_code(code: int) -> bool:
+    """Whether a Close frame may carry the code."""
+    return NORMAL_CLOSURE <= code <= UNSUPPORTED_DATA or INVALID_DATA <= code <= 1014 or 3000 <= code <= 4999
+
+
 def reason_phrase(status: int) -> str:
     """Return the standard phrase of a status (RFC 9110, section 15)."""
     try:
@@ -83,6 +108,20 @@ def reason_phrase(status: int) -> str:
 def is_failure(message: Fields) -> bool:
     """Whether a reply says that no response comes, or no more of it."""
     return ERROR in message or LOST in message
+
+
+def failure_reply(message: Fields) -> Fields:
+    """Return the response to a request whose reply says that no response comes, see ``is_failure``."""
+    return status_reply(500 if ERROR in message else LOST_STATUSES.get(message[LOST], 503))
+
+
+def status_reply(status: int, sentence: str = "", retry_after: int = 5) -> Fields:
+    """Return a whole response with one sentence in plain text."""
+    headers = [[b"Content-Type", b"text/plain; charset=utf-8"]]
+    if status in (503, 504):
+        headers.append([b"Retry-After", str(retry_after).encode()])
+    text = sentence or SENTENCES.get(status, reason_phrase(status) + ".")
+    return {"status": status, "headers": headers, "content": f"{text}\n".encode()}
 
 
 def is_event(message: Fields) -> bool:
