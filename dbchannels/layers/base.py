@@ -14,6 +14,7 @@ import difflib
 import logging
 import random
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ class Buffer:
         return self._operations[done:]
 
 
-class BaseLayer(other_libraries.ForeignNames):
+class BaseLayer(other_libraries.ForeignNames, ABC):
     """The contract of a layer. The positional arguments are those of the ASGI draft of Channels 1."""
 
     _place = "layer"
@@ -356,12 +357,12 @@ class BaseLayer(other_libraries.ForeignNames):
         transaction.on_commit(commit, using=self.database)
         return lambda: not committed and all(entry[1] is not commit for entry in connection.run_on_commit)
 
+    @abstractmethod
     def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
         """Write operations in order, in the caller's transaction, all or none. May raise ChannelFull.
 
         With ``drop``, sends to full channels are left out and returned.
         """
-        raise NotImplementedError
 
     def connections(
         self, after: str = "", limit: int = 500, *, watched: bool = False, **fields: Sequence[str]
@@ -374,17 +375,17 @@ class BaseLayer(other_libraries.ForeignNames):
         """
         return []
 
+    @abstractmethod
     def group_channels(self, group: str) -> list[str]:
         """Return the full names of a group's channels. Raises InvalidName, as all methods that take a name."""
-        raise NotImplementedError
 
     def group_count(self, group: str) -> int:
         """Return how many channels a group has."""
         return len(self.group_channels(group))
 
+    @abstractmethod
     def group_users(self, group: str) -> list[str]:
         """Return the ids of the users whose connections are in a group, each once, sorted as text."""
-        raise NotImplementedError
 
     def pop(self, queues: Sequence[str], limit: int) -> list[Delivery]:
         """Remove up to ``limit`` messages from the queues and return them."""
@@ -396,12 +397,12 @@ class BaseLayer(other_libraries.ForeignNames):
         """Claim due messages of durable channels for a worker, and count the attempt; see ``Link.claim``."""
         raise NotImplementedError
 
+    @abstractmethod
     def acknowledge(self, worker: str, delivery: Delivery) -> bool:
         """End a claim in the caller's transaction. Return False if the claim was lost: the caller then rolls back.
 
         Of a task the result is kept.
         """
-        raise NotImplementedError
 
     def fail(self, worker: str, failure: Failure) -> None:
         """End a claim after a failure: the message is due again, or a dead letter. A lost claim changes nothing."""
@@ -411,18 +412,19 @@ class BaseLayer(other_libraries.ForeignNames):
         """Give back a claim whose consumer did not start: the attempt does not count. A lost claim changes nothing."""
         raise NotImplementedError
 
+    @abstractmethod
     def task_record(self, task: str) -> TaskRecord | None:
         """Return what is known of the task with this id, a UUID; None if it is unknown, or no longer known."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flush(self) -> None:
         """Delete all messages, those in flight among them, and all groups, dead letters, results and schedules."""
-        raise NotImplementedError
 
+    @abstractmethod
     def dead_letter_ids(self, channels: Sequence[str] = ()) -> list[int]:
         """Return the ids of the dead letters of these channels, or of all channels, oldest first."""
-        raise NotImplementedError
 
+    @abstractmethod
     def replay(self, ids: Iterable[int], to: str = "") -> int:
         """Move dead letters back to their channels, to run again from the first attempt; return how many were moved.
 
@@ -431,11 +433,10 @@ class BaseLayer(other_libraries.ForeignNames):
         transaction on the layer's database, or in one of their own. An id is ignored if there is no such dead letter,
         or if another process is moving it at this moment, so each runs again once.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def statistics(self, channel: str | None) -> dict[str, float]:
         """Return the numbers of ``global_statistics`` for one channel, or for all channels together."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Raise LayerUnavailable, with a sentence for the operator, if the layer cannot be used now."""

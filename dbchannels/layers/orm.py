@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from abc import abstractmethod
 from asyncio import CancelledError
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
@@ -104,9 +105,9 @@ class DjangoLayer(BaseLayer):
         """Return a query set of one of our models on the layer's database."""
         return model.objects.using(self.database)
 
+    @abstractmethod
     def wake(self, kinds: set[str]) -> None:
         """Wake the readers of these kinds of messages when the caller's transaction commits; see ``Link.wait``."""
-        raise NotImplementedError
 
     # Tasks.
 

@@ -242,6 +242,7 @@ class Predecessor:
             log.info("No server is at %s, so there is nothing to take over.", path)
             return None
         except OSError as error:
+            sock.close()
             raise TakeoverFailed(
                 f"The server at {path} cannot be asked to hand over: {error.strerror}."
             ) from None

@@ -29,6 +29,7 @@ def layers(settings):
         "by vendor": {"DATABASE": "sqlite"},
         "own": {"BACKEND": f"{__name__}.OwnLayer", "OPTIONS": {"of its own": 1}},
         "missing": {"BACKEND": "nowhere.Layer"},
+        "unfinished": {"BACKEND": "dbchannels.layers.store.StoreLayer"},
     }
     return ChannelLayers()
 
@@ -69,6 +70,12 @@ def test_a_wrong_backend_is_one_sentence(layers):
         layers["missing"]
     assert "DBCHANNELS['missing']['BACKEND']" in refused.sentence
     assert "memory" in refused.sentence
+
+
+def test_the_methods_that_a_backend_lacks_are_one_sentence(layers):
+    with raises(InvalidConfiguration) as refused:
+        layers["unfinished"]
+    assert refused.sentence.endswith("which lacks methods: add locked, table, table_names.")
 
 
 def test_a_misspelt_backend_is_one_sentence_for_every_layer(layers, settings):

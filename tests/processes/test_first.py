@@ -25,7 +25,7 @@ child = os.fork()
 if not child:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
     os.execv("/bin/sh", ["sh", "-c", sys.argv[2]])
-os.execv(sys.executable, [sys.executable, "-I", "-S", sys.argv[1], str(child)])
+os.execv(sys.executable, [sys.executable, "-I", sys.argv[1], str(child)])
 """
 
 

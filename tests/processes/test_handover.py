@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
+import struct
 import tempfile
 from contextlib import closing
 
@@ -36,13 +38,13 @@ def path():
 
 @pytest.fixture
 def running(path):
-    """A running server, as far as it hands over: its listener, and a list with a set of workers once it was taken."""
+    """A running server, as far as it hands over: its listener, a list of the workers once it was taken, and itself."""
     taken = []
     listener = listen(Address(HOST, 0), SocketPermissions())
     control = control_listener(Address("", 0, path))
     served = ControlSocket(control, lambda: Inherited((listener,)), PROJECT, 0, taken.append)
     served.start()
-    yield listener, taken
+    yield listener, taken, served
     while Newcomer.made:
         Newcomer.made.pop().sock.close()
     served.close()
@@ -54,11 +56,11 @@ class Newcomer:
 
     made = []  # noqa: RUF012
 
-    def __init__(self, path):
+    def __init__(self, path, version=handover.VERSION, descriptors=()):
         self.made.append(self)
         self.sock = gevent_socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.connect(path)
-        handover.send(self.sock, {"version": handover.VERSION, "site": PROJECT})
+        handover.send(self.sock, {"version": version, "site": PROJECT}, list(descriptors))
         self.offer, descriptors = handover.receive(self.sock, 10.0)
         for one in descriptors:
             os.close(one)
@@ -83,7 +85,7 @@ def taken_over(path, listener):
 def test_one_that_is_silent_is_told_that_it_was_too_late_and_the_next_one_takes_over(
     running, path, monkeypatch
 ):
-    listener, taken = running
+    listener, taken, _ = running
     monkeypatch.setattr(handover, "TAKEN_WITHIN", 0.1)
     silent = Newcomer(path)
     with pytest.raises(TakeoverFailed, match="takes over already"):
@@ -98,7 +100,7 @@ def test_one_that_is_silent_is_told_that_it_was_too_late_and_the_next_one_takes_
 
 
 def test_one_that_says_nothing_at_all_is_in_nobodys_way(running, path):
-    listener, taken = running
+    listener, taken, _ = running
     with closing(gevent_socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as silent:
         silent.connect(path)
         taken_over(path, listener)
@@ -106,7 +108,7 @@ def test_one_that_says_nothing_at_all_is_in_nobodys_way(running, path):
 
 
 def test_a_running_server_that_was_stopped_for_too_long_reads_what_came_meanwhile(running, path, monkeypatch):
-    _, taken = running
+    _, taken, _ = running
     receive = handover.receive
 
     def late(sock, timeout):
@@ -125,7 +127,7 @@ def test_a_running_server_that_was_stopped_for_too_long_reads_what_came_meanwhil
 
 
 def test_one_that_is_killed_before_it_has_read_the_offer_has_ended(running, path, caplog):
-    _, taken = running
+    _, taken, _ = running
     with closing(gevent_socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
         sock.connect(path)
         handover.send(sock, {"version": handover.VERSION, "site": PROJECT})
@@ -140,7 +142,7 @@ def test_one_that_is_killed_before_it_has_read_the_offer_has_ended(running, path
     "answer", [{}, {"kept": [99], "workers": []}, {"kept": 1}, {"kept": [0], "workers": 1}]
 )
 def test_a_running_server_that_goes_on_says_so(running, path, answer):
-    _, taken = running
+    _, taken, _ = running
     newcomer = Newcomer(path)
     handover.send(newcomer.sock, answer)
     assert "refused" in newcomer.told()
@@ -156,6 +158,71 @@ def test_a_server_of_another_project_is_refused(running, path, site, caplog):
     with pytest.raises(TakeoverFailed, match=sentence):
         Predecessor.find(path, site)
     assert "A takeover was refused: " in caplog.text
+
+
+def test_a_server_of_another_version_is_refused(running, path):
+    refused = Newcomer(path, version=handover.VERSION + 1).offer["refused"]
+    assert refused.startswith("The running server hands over in another way than this one: restart ")
+    assert not running[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        (b"[]", "a line was no object"),
+        (b"[" * 50_000, "a line was nested too deeply"),
+        (b"x" * handover.LONGEST, "a line or its descriptors were too long"),
+    ],
+)
+def test_what_cannot_be_read_is_logged_and_its_descriptors_are_closed(running, path, caplog, line, why):
+    listener, taken, _ = running
+    reader, writer = os.pipe()
+    with closing(gevent_socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as sock:
+        sock.connect(path)
+        socket.send_fds(sock, [line[:100]], [reader])
+        os.close(reader)
+        sock.sendall(line[100:] + b"\n")
+        with gevent.Timeout(10.0):
+            while f"Something at the control socket could not be read: {why}." not in caplog.text:
+                gevent.sleep(0.01)
+    with open(writer, "wb", buffering=0) as pipe, pytest.raises(BrokenPipeError):
+        pipe.write(b"x")
+    taken_over(path, listener)
+    assert taken == [{"w"}]
+
+
+def test_descriptors_that_come_with_the_question_are_closed(running, path):
+    reader, writer = os.pipe()
+    Newcomer(path, descriptors=[reader])
+    os.close(reader)
+    with open(writer, "wb", buffering=0) as pipe, pytest.raises(BrokenPipeError):
+        pipe.write(b"x")
+
+
+def test_a_running_server_that_is_told_to_stop_is_not_taken_over(running, path):
+    _, taken, served = running
+    newcomer = Newcomer(path)
+    served.close()
+    assert newcomer.told() == {"refused": "The running server was told to stop, so this one stops too."}
+    newcomer.keep()
+    with pytest.raises(EOFError):
+        newcomer.told()
+    assert not taken
+
+
+@pytest.mark.parametrize(("user", "own", "allowed"), [(7, 7, True), (0, 7, True), (7, 8, False), (7, 0, False)])
+def test_both_processes_are_of_one_user_or_the_other_one_is_root_s(monkeypatch, user, own, allowed):
+    class Peer:
+        def getsockopt(self, level, option, size):
+            assert (level, option, size) == (socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+            return struct.pack("3i", 4711, user, user)
+
+    monkeypatch.setattr(os, "geteuid", lambda: own)
+    if allowed:
+        assert handover.peer_of(Peer()) == 4711
+    else:
+        with pytest.raises(TakeoverFailed, match=f"must be of one user: {user} is not {own}"):
+            handover.peer_of(Peer())
 
 
 # The new server.
@@ -206,6 +273,69 @@ def test_the_end_of_the_connection_is_the_death_of_the_running_server_only_if_it
                 found.take_over(found.listeners, set())
         else:
             found.take_over(found.listeners, set())
+    finally:
+        found._sock.close()
+        for one in (*found.listeners.site, found.control):
+            one.socket.close()
+        old.end()
+
+
+def test_where_no_server_is_there_is_nothing_to_take_over(path):
+    assert Predecessor.find(path, PROJECT) is None
+    control_listener(Address("", 0, path)).socket.close()  # as a server leaves it that was killed
+    assert Predecessor.find(path, PROJECT) is None
+    with pytest.raises(TakeoverFailed, match=r"cannot be asked to hand over: Not a directory\.$"):
+        Predecessor.find(f"{path}/control", PROJECT)
+
+
+def test_an_offer_that_cannot_be_read_is_one_sentence(path):
+    with closing(control_listener(Address("", 0, path)).socket) as control:
+
+        def serve():
+            with gevent_socket.socket(fileno=os.dup(control.fileno())) as server, server.accept()[0] as sock:
+                handover.receive(sock, 10.0)
+                handover.send(sock, {"watchdog": 0})
+
+        served = gevent.spawn(serve)
+        sentence = rf"^The running server, process {os.getpid()}, does not hand over \(KeyError\('listeners'\)\): "
+        with pytest.raises(TakeoverFailed, match=sentence):
+            Predecessor.find(path, PROJECT)
+        served.join(10)
+
+
+def test_a_refusal_of_the_running_server_ends_the_takeover_and_unused_listeners_are_closed(path):
+    def take(sock):
+        assert handover.receive(sock, 10.0)[0] == {"kept": [1], "workers": []}
+        handover.send(sock, answers.pop(0))
+
+    answers = [{"refused": "It goes on."}, {"drains": True}]
+    for refused in (True, False):
+        old = Offering(path, take)
+        found = Predecessor.find(path, PROJECT)
+        (site,) = found.listeners.site
+        try:
+            if refused:
+                with pytest.raises(TakeoverFailed, match=r"^It goes on\.$"):
+                    found.take_over(Inherited(), set())
+            else:
+                found.take_over(Inherited(), set())
+            assert (site.socket.fileno() == -1) is not refused
+        finally:
+            found._sock.close()
+            site.socket.close()
+            found.control.socket.close()
+            old.end()
+
+
+@pytest.mark.parametrize("line", [{"refused": "It stops."}, {}])
+def test_a_running_server_that_stops_meanwhile_ends_the_takeover(path, line):
+    old = Offering(path, lambda sock: handover.send(sock, line))
+    found = Predecessor.find(path, PROJECT)
+    old.greenlet.join(10)
+    try:
+        sentence = line.get("refused", "The running server does not hand over any more.")
+        with pytest.raises(TakeoverFailed, match=f"^{re.escape(sentence)}$"):
+            found.check()
     finally:
         found._sock.close()
         for one in (*found.listeners.site, found.control):

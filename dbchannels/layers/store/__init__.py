@@ -9,6 +9,7 @@ one. Each look at a queue goes through all its messages, so a store that can fin
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime, timezone
@@ -56,14 +57,15 @@ class StoreLayer(BaseLayer):
 
     # For layers to implement.
 
+    @abstractmethod
     def locked(self) -> AbstractContextManager[Any]:
         """Return a context manager that locks the tables against all other readers and writers.
 
         The calling thread may enter it again inside the block. At the end of the block everything that it wrote is
         kept; if the process dies before, nothing is. The rules raise no exception once they have begun to write.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def table(self, kind: str, name: str = "") -> MutableMapping[str, Any]:
         """Return a table, inside ``locked()``. It is empty until something is put there.
 
@@ -71,11 +73,10 @@ class StoreLayer(BaseLayer):
         float (infinity too), bool, and tuples of these, which may come back as lists. A value is replaced, never
         changed in place.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def table_names(self, kind: str) -> list[str]:
         """Return the names of the non-empty tables of a kind, inside ``locked()``."""
-        raise NotImplementedError
 
     def changed(self) -> None:
         """Wake waiting readers, inside ``locked()``. It may do nothing if ``wakeups`` is False: then readers poll."""
