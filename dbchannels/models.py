@@ -88,9 +88,6 @@ class Audience(models.Model):
             models.Index(fields=["expires_at"], name="dbchannels_audience_expires"),
         )
 
-    def __str__(self) -> str:
-        return f"audience {self.key}"
-
 
 class DurableMessage(WithPayload):
     """A message on one of the site's own channels: claimed, run at least once, then deleted.
@@ -306,9 +303,6 @@ class Tally(models.Model):
             models.Index(fields=["id"], name="dbchannels_tally_fresh", condition=models.Q(merged=False)),
         )
 
-    def __str__(self) -> str:
-        return f"{self.members} on {self.channel} in {self.group}"
-
 
 class Process(models.Model):
     """A live server, worker or process with Channels' layer: its lease. Its id is the number of its advisory lock."""
@@ -370,9 +364,6 @@ class InFlight(models.Model):
     class Meta:
         verbose_name = "messages in flight"
         verbose_name_plural = "messages in flight"
-
-    def __str__(self) -> str:
-        return f"in flight at {self.worker}"
 
     def lines(self) -> list[tuple[str, str]]:
         """Return (channel, reply channel) for each message in flight."""
@@ -448,9 +439,6 @@ class Sample(models.Model):
         default_permissions = ()
         constraints = (models.UniqueConstraint(fields=["at", "source"], name="dbchannels_sample_once"),)
 
-    def __str__(self) -> str:
-        return f"{self.source or 'the site'} at {self.at}"
-
 
 class History(WithPayload):
     """A message that was sent to a group with ``history``, kept so that clients that come back get what they missed.
@@ -495,6 +483,3 @@ class Trimmed(models.Model):
         verbose_name = "trimmed history"
         verbose_name_plural = "trimmed histories"
         default_permissions = ()
-
-    def __str__(self) -> str:
-        return f"{self.group or 'all groups'} up to {self.position}"

@@ -65,7 +65,9 @@ def layer_class(settings: conf.LayerSettings) -> type[BaseLayer]:
     if not (isinstance(found, type) and issubclass(found, BaseLayer)):
         raise InvalidConfiguration(f"{where} names {backend!r}, which is not a layer class: {choices}.")
     if missing := sorted(found.__abstractmethods__):
-        raise InvalidConfiguration(f"{where} names {backend!r}, which lacks methods: add {', '.join(missing)}.")
+        raise InvalidConfiguration(
+            f"{where} names {backend!r}, which lacks methods: add {', '.join(missing)}."
+        )
     if backend == conf.SHORT_BACKENDS["postgresql"] and vendor != "postgresql":
         raise InvalidConfiguration(
             f"{where} is for PostgreSQL, and the database {settings.database!r} is not (its vendor is {vendor!r}): "

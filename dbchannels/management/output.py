@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any, NoReturn
+from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
 from django.db import Error
@@ -45,7 +45,7 @@ class HintingCommand(BaseCommand):
         parser = super().create_parser(*arguments, **keywords)
         refuse = parser.error
 
-        def error(message: str) -> NoReturn:
+        def error(message: str) -> None:
             _, unknown, given = message.partition("unrecognized arguments: ")
             words = [word.partition("=")[0] for word in given.split()] if unknown else []
             hints = [
@@ -56,7 +56,6 @@ class HintingCommand(BaseCommand):
             if words and not words[0].startswith("-") and "--only" in parser.format_usage():
                 hints.append(f"write --only {words[0]}")  # Channels' command takes the names themselves
             refuse("; ".join([message, *hints]))
-            raise AssertionError  # refuse has ended the process
 
         parser.error = error  # type: ignore[method-assign]
         return parser

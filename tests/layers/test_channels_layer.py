@@ -16,11 +16,12 @@ from asgiref.sync import async_to_sync
 from django.db import connections, transaction
 from django.test import override_settings
 
-from dbchannels import Channel, Group, conf
+from dbchannels import Channel, Group, codec, conf
 from dbchannels.checks.site import check_channel_layers, check_leftovers
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, InvalidName, LayerUnavailable
 from dbchannels.layers import channel_layers
-from dbchannels.layers.operations import UNFINISHED
+from dbchannels.layers import relay as relay_module
+from dbchannels.layers.operations import UNFINISHED, Send
 from dbchannels.models import DurableMessage, Membership, Process
 from tests import kinds
 from tests.harness import until
@@ -725,6 +726,70 @@ def test_an_operation_that_the_layer_cannot_take_fails_alone(layer, monkeypatch)
         return await asyncio.gather(*sends, return_exceptions=True)
 
     assert [type(one) for one in run(test())] == [type(None), ZeroDivisionError, type(None)]
+
+
+@shared
+def test_a_send_beyond_what_may_wait_for_the_database_is_refused(layer, monkeypatch):
+    async def test():
+        with monkeypatch.context() as patch, pytest.raises(LayerUnavailable, match="Too many messages wait"):
+            patch.setattr(relay_module, "OUTBOX", -1)
+            await layer.send("plain", HELLO)
+        await layer.send("plain", {**HELLO, "text": "later"})
+        assert (await layer.receive("plain"))["text"] == "later"
+        await nothing(layer, "plain")
+
+    run(test())
+
+
+@shared
+@pytest.mark.parametrize("error", [LayerUnavailable("It is down."), ZeroDivisionError("a bug")])
+def test_nothing_is_sent_until_the_process_is_on_record(layer, monkeypatch, caplog, error):
+    look, broken = module.ChannelsRelay._look, threading.Event()
+
+    def fail(relay, link):
+        if broken.is_set():
+            raise error
+        look(relay, link)
+
+    monkeypatch.setattr(module.ChannelsRelay, "_look", fail)
+    monkeypatch.setattr(module, "PATIENCE", 0.2)
+    broken.set()
+
+    async def test():
+        channel = await layer.new_channel()
+        with pytest.raises(LayerUnavailable, match="this process is not on record there"):
+            await layer.send(channel, HELLO)
+        broken.clear()
+        await eventually(layer._relay._ready.is_set)
+        await layer.send(channel, {**HELLO, "text": "later"})
+        assert (await layer.receive(channel))["text"] == "later"
+
+    run(test())
+    logged = [record.exc_info[0] for record in caplog.records if record.exc_info]
+    assert set(logged) == ({ZeroDivisionError} if isinstance(error, ZeroDivisionError) else set())
+
+
+@shared
+def test_what_an_event_loop_has_left_of_a_plain_channel_goes_to_another_process(new_channels, monkeypatch):
+    ended, other = new_channels(), new_channels()
+    monkeypatch.setattr(module, "SLOWEST_LOOP", 0.0)
+    run(ended.send("other", HELLO))
+    ended._relay._deliver([(["plain"], codec.encode(HELLO), 0.0)])
+    ended._relay._let_go()
+    assert run(other.receive("plain")) == HELLO
+
+
+@shared
+def test_a_message_that_cannot_be_read_is_left_out(layer, caplog):
+    layer._layer.write([Send("plain?", b"\xc1", "", 60.0, certain=True)])
+    connections.close_all()
+
+    async def test():
+        await layer.send("plain", HELLO)
+        return await layer.receive("plain")
+
+    assert run(test()) == HELLO
+    assert "A message on plain could not be read and was left out: " in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")  # since Python 3.12

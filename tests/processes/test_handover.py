@@ -210,7 +210,9 @@ def test_a_running_server_that_is_told_to_stop_is_not_taken_over(running, path):
     assert not taken
 
 
-@pytest.mark.parametrize(("user", "own", "allowed"), [(7, 7, True), (0, 7, True), (7, 8, False), (7, 0, False)])
+@pytest.mark.parametrize(
+    ("user", "own", "allowed"), [(7, 7, True), (0, 7, True), (7, 8, False), (7, 0, False)]
+)
 def test_both_processes_are_of_one_user_or_the_other_one_is_root_s(monkeypatch, user, own, allowed):
     class Peer:
         def getsockopt(self, level, option, size):
@@ -297,7 +299,9 @@ def test_an_offer_that_cannot_be_read_is_one_sentence(path):
                 handover.send(sock, {"watchdog": 0})
 
         served = gevent.spawn(serve)
-        sentence = rf"^The running server, process {os.getpid()}, does not hand over \(KeyError\('listeners'\)\): "
+        sentence = (
+            rf"^The running server, process {os.getpid()}, does not hand over \(KeyError\('listeners'\)\): "
+        )
         with pytest.raises(TakeoverFailed, match=sentence):
             Predecessor.find(path, PROJECT)
         served.join(10)

@@ -16,6 +16,8 @@ import pytest
 from dbchannels import codec
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers import relay as relay_module
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.operations import Connect, Disconnect, Send, Withdraw
 from dbchannels.layers.relay import OutboxFull, next_batch
 from dbchannels.models import Connection, Process
@@ -181,6 +183,19 @@ def test_what_is_sent_arrives_in_order(relay):
     for number in range(50):
         send(relay, number)
     assert numbers(relay, 50) == list(range(50))
+
+
+@in_memory
+def test_the_link_of_the_base_class_is_enough(new_relay, monkeypatch):
+    monkeypatch.setattr(MemoryLayer, "link", BaseLayer.link)
+    relay = new_relay(lease=0.0)  # so that each look renews it, and does all chores
+    receiver = Receiver(relay)
+    send(relay, 1, receiver.channel)
+    assert numbers(relay, 1) == [1]
+    answer(relay, receiver, text="hi")
+    until(receiver.messages)
+    assert receiver.messages() == [{"text": "hi"}] and relay.deaths == []
+    until(lambda: relay.harness.asked.count("renew") > 1)
 
 
 @on_both

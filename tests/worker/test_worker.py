@@ -19,6 +19,8 @@ from django.utils.translation import get_language
 from dbchannels import Channel, DenyConnection, Group, ResponseLater, codec, conf, route
 from dbchannels import wakeup as wakeup_module
 from dbchannels.exceptions import InvalidConfiguration, LayerUnavailable
+from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.operations import Send
 from dbchannels.layers.store import StoreLayer
 from dbchannels.models import DeadLetter, DurableMessage, InFlight, Process
@@ -113,6 +115,25 @@ def raising(error):
         raise error
 
     return consume
+
+
+@kinds.only("memory")
+def test_the_link_of_the_base_class_is_enough(new_layer, new_worker, at_once, monkeypatch):
+    monkeypatch.setattr(MemoryLayer, "link", BaseLayer.link)
+    layer, ran = new_layer(lease=0.0), []  # so that each look renews it, and does all chores
+
+    def twice(message):
+        ran.append(message["number"])
+        if len(ran) == 1:
+            raise RuntimeError(BOOM)
+
+    one = new_worker(route("own", twice), route("websocket.receive", quiet))
+    Channel("own").send({"number": 1})
+    frame(layer)
+    work(one)
+    assert ran == [1, 1] and replies(layer) == [{"finished": 1}]
+    one._keep_alive()
+    assert one.measures.events["renewals"] > 0 and waiting(layer, "own") == 0
 
 
 # Shares.
