@@ -225,7 +225,7 @@ def check_sqlite(app_configs: Any, databases: Any = None, **kwargs: Any) -> list
 @checks.register("dbchannels", checks.Tags.database)
 def check_mysql(app_configs: Any, databases: Any = None, **kwargs: Any) -> list[checks.CheckMessage]:
     """W023: A layer is on MySQL or MariaDB, and a setting of the server or the session does not fit: the isolation
-    level, ``max_allowed_packet``, the storage engine or the version. Write what the message says.
+    level, ``CONN_MAX_AGE``, ``max_allowed_packet``, the storage engine or the version. Write what the message says.
     """
     found = []
     for one in _layers():

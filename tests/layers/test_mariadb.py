@@ -242,6 +242,9 @@ def _rows(statement: str) -> list[tuple[Any, ...]]:
 
 def test_what_does_not_fit_is_reported(server, layer):
     connection = connections["mariadb"]
+    (told,) = problems(connection, conf.OPTIONS["max_message_size"])
+    assert told.startswith("A worker opens a new session for each message")
+    connection.settings_dict["CONN_MAX_AGE"] = 60
     assert problems(connection, conf.OPTIONS["max_message_size"]) == []
     server.execute("SET GLOBAL max_allowed_packet = 2097152")
     connection.close()
@@ -262,6 +265,7 @@ def test_what_does_not_fit_is_reported(server, layer):
             assert checks.check_mysql(None, databases=[]) == []
     finally:
         del connection.settings_dict["OPTIONS"]["isolation_level"]
+        connection.settings_dict["CONN_MAX_AGE"] = 0
         server.execute("SET GLOBAL max_allowed_packet = 16777216")
         connection.close()
     layer.check()

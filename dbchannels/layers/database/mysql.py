@@ -50,6 +50,11 @@ def problems(connection: Any, max_message_size: int) -> list[str]:
         )
     if too_small := packet_problem(connection, max_message_size):
         found.append(too_small)
+    if connection.settings_dict["CONN_MAX_AGE"] == 0:
+        found.append(
+            "A worker opens a new session for each message, which may take longer than the message: set CONN_MAX_AGE "
+            "to 60 in its entry."
+        )
     if engine != "InnoDB":
         found.append(
             f"It makes tables for {engine}, which has no transactions: set default_storage_engine to InnoDB, and "
