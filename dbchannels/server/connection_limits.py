@@ -95,7 +95,7 @@ class ConnectionLimits:
 
 
 class FairQueue:
-    """Starts requests, or handshakes, when it is their address's turn; used in the hub alone.
+    """Starts requests, handshakes, or reads of histories, when it is their address's turn; used in the hub alone.
 
     ``per_address`` None allows REQUESTS, and any number from this machine; an address that ``is_proxy`` may have any
     number too.

@@ -3,6 +3,9 @@
 All messages with a history go through the relay's reader, in the order of their positions. A client that comes back is
 *behind*: it gets none of them live, until the reader has read all that it missed up to the position of the server. As
 both happen in one thread, and reach the hub in order, the client then gets each later message, and none twice.
+
+Addresses take turns: whoever opens a thousand sockets with an old last id delays its own catching up. The hub has
+delivered what was read for one batch of clients before the next batch is read.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import TYPE_CHECKING
 from dbchannels import names
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Kept, Missed
+from dbchannels.server.connection_limits import FairQueue, Turn
 
 if TYPE_CHECKING:
     from dbchannels.server.relay import Receiver
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
 LIVE = 500  # messages that are read at once for all clients
 MISSED = 32  # messages that are read at once for a client that is behind: a WebSocket lets 64 frames wait
 MISSED_BYTES = 262_144  # of them, unless one alone is larger: a WebSocket lets 1 MiB wait
-CLIENTS = 20  # that are behind and read for in one statement: what it reads is in memory
+CLIENTS = 5  # of one address that are behind and read for at once; four times as many of all addresses
 UNKNOWN = -1  # in place of a last id that no server has given
 LONGEST_ID = 18  # digits: a position is a bigint
 
@@ -57,6 +61,14 @@ class Resume:
         return True
 
 
+class Behind:
+    """A client whose turn it is to catch up, and where it is."""
+
+    def __init__(self, reply_channel: str, address: str, after: int) -> None:
+        self.reply_channel, self.address, self.after = reply_channel, address, after
+        self.turn: Turn | None = None
+
+
 class HistoryReader:
     """Reads for the hub. ``catch_up`` is called in the hub, ``read`` in the relay's reader."""
 
@@ -71,20 +83,30 @@ class HistoryReader:
         self._receivers, self._call, self._deliver, self._wake = receivers, call, deliver, wake
         self.position = 0  # of the last message that was delivered live, in the hub
         self._read = 0  # the same, in the reader
-        #: time.monotonic() of the next look, and the reply channels of clients that are behind, and where they are.
+        #: time.monotonic() of the next look, and the clients that are behind and have their turn.
         self.read_at = 0.0
-        self.behind: deque[tuple[str, int]] = deque()
+        self.behind: deque[Behind] = deque()
+        self._turns = FairQueue(CLIENTS)
 
     def begin(self, position: int) -> None:
         """Begin after a position, before the reader runs."""
         self.position = self._read = position
 
-    def catch_up(self, reply_channel: str) -> None:
-        """Read what a client has missed. Call it when its groups are on record."""
+    def catch_up(self, reply_channel: str, address: str) -> None:
+        """Read what a client has missed, when it is its address's turn. Call it when its groups are on record."""
         receiver = self._receivers.get(reply_channel)
         if receiver is not None and receiver.resume is not None:
-            self.behind.append((reply_channel, receiver.resume.after))
-            self._wake()
+            one = Behind(reply_channel, address, receiver.resume.after)
+            one.turn = self._turns.enter(address, partial(self._begin_turn, one))
+
+    def _begin_turn(self, one: Behind) -> None:
+        self.behind.append(one)
+        self._wake()
+
+    def _end_turns(self, ended: Sequence[Behind]) -> None:
+        for one in ended:
+            if one.turn is not None:
+                one.turn.leave()
 
     def read_soon(self) -> None:
         """Read at the next call of ``read``: something new was committed."""
@@ -93,8 +115,7 @@ class HistoryReader:
     def read(self, link: Link, queue: str, interval: float) -> bool:
         """Deliver what is new, and a batch to clients that are behind; return whether more may be new.
 
-        Without ``read_soon`` it looks for new messages every ``interval`` seconds: a wakeup may get lost. While clients
-        are behind the reader is woken again, so that it hears the wakeups between two batches.
+        Without ``read_soon`` it looks for new messages every ``interval`` seconds: a wakeup may get lost.
         """
         is_full = False
         if (now := time.monotonic()) >= self.read_at:
@@ -106,8 +127,6 @@ class HistoryReader:
             self.read_at = 0.0 if is_full else now + interval
         if self.behind:
             self._read_missed(link)
-        if self.behind:
-            self._wake()
         return is_full
 
     def _deliver_live(self, queue: str, found: Sequence[Kept]) -> None:
@@ -122,22 +141,29 @@ class HistoryReader:
         return receiver is None or receiver.resume is None or receiver.resume.takes(position)
 
     def _read_missed(self, link: Link) -> None:
-        first = list(self.behind)[:CLIENTS]
-        for queue in {names.split(one)[0] for one, _ in first}:  # a server that was declared dead has two
-            after = {names.split(one)[1]: position for one, position in first if one.startswith(queue)}
+        first = list(self.behind)
+        here = {one.reply_channel: one for one in first if one.reply_channel in self._receivers}
+        for queue in {names.split(channel)[0] for channel in here}:  # a server that was declared dead has two
+            after = {
+                names.split(channel)[1]: one.after
+                for channel, one in here.items()
+                if channel.startswith(queue)
+            }
             for recipient, missed in link.missed(queue, after, MISSED, MISSED_BYTES).items():
-                self._call(partial(self._deliver_missed, queue + recipient, after[recipient], missed))
+                self._call(partial(self._deliver_missed, here[queue + recipient], missed))
         for _ in first:  # not before: if the database is away, they are read later
             self.behind.popleft()
+        self._call(partial(self._end_turns, first))
 
-    def _deliver_missed(self, reply_channel: str, after: int, missed: Missed) -> None:
+    def _deliver_missed(self, one: Behind, missed: Missed) -> None:
         """Deliver what was found after a position, unless that was delivered before an outage.
 
         A gap in one group does not hide the messages that others had before it. They get its id, because the client
         would be told of the gap again if it came back with theirs.
         """
+        reply_channel = one.reply_channel
         receiver = self._receivers.get(reply_channel)
-        if receiver is None or receiver.resume is None or receiver.resume.after != after:
+        if receiver is None or receiver.resume is None or receiver.resume.after != one.after:
             return
         resume = receiver.resume
         if missed.gap is not None and missed.gap > resume.gap:
@@ -150,4 +176,4 @@ class HistoryReader:
             resume.is_behind = False
             resume.after = resume.after if missed.messages or missed.gap is None else missed.gap
         else:
-            receiver.when_drained(partial(self.catch_up, reply_channel))
+            receiver.when_drained(partial(self._call, partial(self.catch_up, reply_channel, one.address)))

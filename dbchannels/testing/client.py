@@ -111,7 +111,7 @@ class LaterAnswer:
             return
         if EVENT_STREAM in message:
             self.resume, message = events.begin(message, self._channels.server.history.position)
-            self._channels.server.history.catch_up(self.reply_channel)
+            self._channels.server.history.catch_up(self.reply_channel, "")
         elif self.resume is not None:
             message = events.part(message, reply.position)
         self._messages.append(message)

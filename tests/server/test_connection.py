@@ -37,7 +37,9 @@ class FakeRelay:
 
     def __init__(self):
         self.counts, self.housekeeper = ServerCounts(), SimpleNamespace(has_sessions=False)
-        self.history = SimpleNamespace(position=7, catch_up=lambda channel: self.behind.append(channel))
+        self.history = SimpleNamespace(
+            position=7, catch_up=lambda channel, address: self.behind.append(channel)
+        )
         self.behind = []  # the channels that are to catch up
         self.operations = []
         self.receivers = {}

@@ -45,6 +45,7 @@ class Link:
         self.positions = []
         self.trimmed = 0
         self.fails = 0
+        self.asked = 0  # for so many clients
 
     def read_history(self, queue, after, limit):
         found = [one for one in self.positions if one > after][:limit]
@@ -55,6 +56,7 @@ class Link:
             self.fails -= 1
             raise LayerUnavailable
         found = {}
+        self.asked += len(after)
         for one, position in after.items():
             start = -1 if position > max(self.positions, default=0) else position
             pairs = [(other, codec.encode({})) for other in self.positions if other > start]
@@ -93,11 +95,14 @@ class Site:
         while more or self.calls:
             reads += 1
             assert reads < 1000, "It reads without end."
-            more = self.read()
-            for call in self.calls[:]:
-                self.calls.remove(call)
-                call()
-            more = more or bool(self.reader.behind)
+            more = self.step() or bool(self.reader.behind)
+
+    def step(self):
+        """Read once and deliver that; return whether there may be more."""
+        more = self.read()
+        while self.calls:
+            self.calls.pop(0)()
+        return more
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,7 @@ def test_a_client_that_is_behind_gets_nothing_live_and_then_all_in_order():
     site.say(1, 2, 3)
     site.run()
     assert (plain.heard, back.heard) == ([1, 2, 3], [])
-    site.reader.catch_up(f"{QUEUE}back")
+    site.reader.catch_up(f"{QUEUE}back", "")
     site.say(4)
     site.run()
     site.say(5)
@@ -143,7 +148,7 @@ def test_what_was_committed_between_the_two_reads_comes_once():
     site = Site(back=Receiver("0"))
     (back,) = site.clients.values()
     site.say(1)
-    site.reader.catch_up(f"{QUEUE}back")
+    site.reader.catch_up(f"{QUEUE}back", "")
     read_live = site.link.read_history
 
     def then_say(*arguments):
@@ -165,7 +170,7 @@ def test_a_slow_client_gets_a_batch_at_a_time_and_delays_nobody():
     slow.is_slow = True
     site.say(*range(1, 3 * history.MISSED))
     for name in ("slow", "other"):
-        site.reader.catch_up(QUEUE + name)
+        site.reader.catch_up(QUEUE + name, "")
     site.run()
     assert len(slow.heard) == history.MISSED and len(other.heard) == 3 * history.MISSED - 1
     site.say(1000)
@@ -184,7 +189,7 @@ def test_a_gap_is_told_once_and_no_older_id_after_it():
     site.say(*range(3, 100))
     site.link.trimmed = 50
     for name in ("back", "unknown"):
-        site.reader.catch_up(QUEUE + name)
+        site.reader.catch_up(QUEUE + name, "")
     site.run()
     assert (back.gaps, back.heard) == ([50], [50] * 47 + list(range(50, 100)))
     site.say(100)
@@ -193,13 +198,39 @@ def test_a_gap_is_told_once_and_no_older_id_after_it():
 
 
 def test_who_is_behind_does_not_keep_the_reader_from_its_wakeups():
-    """Between two batches the reader waits, and does not wait long."""
-    site = Site(**{f"c{number}": Receiver("0") for number in range(3 * history.CLIENTS)})
+    """Between two batches the reader waits, until the hub has delivered the first and wakes it."""
+    site = Site(**{f"c{number}": Receiver("0") for number in range(2 * history.CLIENTS)})
+    site.say(1)
     for channel in site.clients:
-        site.reader.catch_up(channel)
+        site.reader.catch_up(channel, "")
+    assert [site.read() for _ in range(2)] == [False] * 2 and site.link.asked == history.CLIENTS
     woken = site.wakeups
-    assert [site.read() for _ in range(3)] == [False] * 3
-    assert site.wakeups - woken == 2
+    site.run()
+    assert site.wakeups > woken and site.link.asked == 2 * history.CLIENTS
+
+
+def test_addresses_catch_up_in_turn():
+    """A stranger's many sockets delay each other; a client of another address has its place beside five of them."""
+    many = 10 * history.CLIENTS
+    site = Site(**{f"c{number}": Receiver("0") for number in range(many)}, other=Receiver("0"))
+    site.say(*range(1, 3 * history.MISSED))
+    for channel in list(site.clients):
+        site.reader.catch_up(channel, "192.0.2.1" if channel.endswith("other") else "203.0.113.9")
+    other = site.clients[f"{QUEUE}other"]
+    while len(other.heard) < len(site.link.positions):
+        site.step()
+        assert site.link.asked <= 4 * (history.CLIENTS + 1), "The other client waits for the stranger's."
+
+
+def test_a_client_that_has_left_is_not_read_for():
+    site = Site(**{f"c{number}": Receiver("0") for number in range(2 * history.CLIENTS)}, last=Receiver("0"))
+    site.say(1)
+    for channel in list(site.clients):
+        site.reader.catch_up(channel, "")
+    for channel in list(site.clients)[:-1]:
+        del site.clients[channel]
+    site.run()
+    assert site.link.asked == 1 and site.clients[f"{QUEUE}last"].heard == [1]
 
 
 def test_what_an_outage_has_repeated_is_delivered_once():
@@ -208,7 +239,7 @@ def test_what_an_outage_has_repeated_is_delivered_once():
     (back,) = site.clients.values()
     site.say(*range(1, 3 * history.MISSED))
     for _ in range(2):
-        site.reader.behind.append((f"{QUEUE}back", 0))
+        site.reader.behind.append(history.Behind(f"{QUEUE}back", "", 0))
         site.read()
     site.run()
     assert back.heard == site.link.positions
@@ -219,7 +250,7 @@ def test_many_are_read_for_in_turn_and_who_has_left_is_none():
     site = Site(**{f"c{number}": Receiver("0") for number in range(count)})
     site.say(1, 2)
     for channel in list(site.clients):
-        site.reader.catch_up(channel)
+        site.reader.catch_up(channel, "")
     gone = site.clients.pop(f"{QUEUE}c3")
     site.run()
     assert [one.heard for one in site.clients.values()] == [[1, 2]] * (count - 1)
@@ -230,7 +261,7 @@ def test_an_outage_loses_nobody_who_is_behind():
     site = Site(back=Receiver("0"))
     (back,) = site.clients.values()
     site.say(1)
-    site.reader.catch_up(f"{QUEUE}back")
+    site.reader.catch_up(f"{QUEUE}back", "")
     site.link.fails = 1
     with pytest.raises(LayerUnavailable):
         site.read()

@@ -147,6 +147,7 @@ class Exchange:
         self.is_made = False  # the response needs no worker any more
         self._sent: Send | None = None  # the request, and its path
         self._path: str | None = None
+        self._address = ""  # of the client
         self._answered = False  # by a worker, if only in part
         self._later = False  # the view has raised ResponseLater
         self._left = self._broken = False  # by the client, or because the client takes less than comes
@@ -166,11 +167,12 @@ class Exchange:
             raise BrokenOff
         if self._relay.refuses:
             return status_reply(503)
+        self._address = message["client"][0]
         start = partial(self._send_request, message, timeout)
         if self._turns is None:
             start()
         else:
-            self._turn = self._turns.enter(message["client"][0], start)
+            self._turn = self._turns.enter(self._address, start)
         try:
             first = self._next(timeout)
         except Empty:
@@ -221,7 +223,7 @@ class Exchange:
         """Begin a stream of events; its groups are on record. Return the first message of the response."""
         self.resume, first = events.begin(head, self._opened_position)
         self.is_made = self._in_groups = True
-        self._relay.history.catch_up(self.reply_channel)
+        self._relay.history.catch_up(self.reply_channel, self._address)
         return first
 
     def tell_gap(self, position: int) -> None:

@@ -236,7 +236,7 @@ class Connection:
             return
         if self.resume.is_new:
             self._send_position(START, self.resume.after)
-        self._relay.history.catch_up(self.reply_channel)
+        self._relay.history.catch_up(self.reply_channel, self.request.client[0])
 
     def tell_gap(self, position: int) -> None:
         """Tell the client that messages up to a position are gone."""
