@@ -23,10 +23,15 @@ def server(site: DemoSite) -> Command:
     return site.demo("--workers", "0")
 
 
+@pytest.fixture(scope="module")
+def second(site: DemoSite, server: Command) -> Command:
+    """A second server, which runs the views itself and does not read the layer."""
+    return site.start("runchannels", "127.0.0.1:0", "--workers", "0", "--http", "direct", says="quit with")
+
+
 @pytest.fixture
-def admin(site: DemoSite, server: Command, new_window: Callable[[], Window]) -> Page:
-    """A window on the admin, which a second process serves that does not read the layer; logged in."""
-    second = site.start("runchannels", "127.0.0.1:0", "--workers", "0", "--http", "direct", says="quit with")
+def admin(second: Command, new_window: Callable[[], Window]) -> Page:
+    """A window on the admin of the second server; logged in."""
     page = new_window().page
     page.goto(f"{second.url}/admin/")
     page.get_by_label("Username").fill("admin")

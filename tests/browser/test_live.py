@@ -21,8 +21,8 @@ LIVE = "/admin/dbchannels/channelstate/live/"
 
 @pytest.fixture(scope="module")
 def server(site: DemoSite) -> Command:
-    """The examples with all their workers."""
-    return site.demo()
+    """The examples, with two workers."""
+    return site.demo("--workers", "2")
 
 
 @pytest.fixture
