@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import logging
 import os
@@ -298,6 +300,19 @@ def test_runworker_takes_what_runchannels_passes_on(number):
 def test_hosts_are_allowed_as_django_does(settings, debug, configured, allowed):
     settings.DEBUG, settings.ALLOWED_HOSTS = debug, configured
     assert config().server.allowed_hosts == allowed
+
+
+# The start of a process, and its end.
+
+
+@pytest.mark.parametrize("module", [runchannels, runserver, runworker])
+def test_no_collection_walks_through_what_was_imported(module, monkeypatch):
+    done = []
+    monkeypatch.setattr(gc, "freeze", lambda: done.append("frozen"))
+    monkeypatch.setattr(atexit, "register", lambda call: done.append(call))
+    with pytest.raises(SystemExit):
+        module.Command().run_from_argv(["manage.py", "command", "--help"])
+    assert done == ["frozen", gc.freeze]
 
 
 # Before runchannels serves.

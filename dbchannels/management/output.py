@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import difflib
+import gc
 import getpass
 import io
 import logging
@@ -29,6 +31,7 @@ from dbchannels.exceptions import DBChannelsError, InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.orm import DjangoLayer
+from dbchannels.processes.first import leave_first_place
 from dbchannels.routing.table import load_routing
 from dbchannels.server.access_log import TerminalFormatter
 from dbchannels.server.options import add_options
@@ -38,8 +41,15 @@ PROGRESS = 2.0  # seconds between two lines of progress
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class HintingCommand(BaseCommand):
-    """A command that answers an option of another framework's command with its name here."""
+class LongRunningCommand(BaseCommand):
+    """A command that runs until it is stopped. It answers an option of another framework with the name here."""
+
+    def run_from_argv(self, argv: list[str]) -> None:
+        leave_first_place()
+        # What was imported stays: no collection walks through it, and neither do the last ones, at the end of Python.
+        gc.freeze()
+        atexit.register(gc.freeze)
+        super().run_from_argv(argv)
 
     def create_parser(self, *arguments: Any, **keywords: Any) -> Any:
         parser = super().create_parser(*arguments, **keywords)

@@ -8,20 +8,15 @@ from typing import Any
 from django.core.management.base import CommandError
 
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.management.output import HintingCommand, log_to_terminal
+from dbchannels.management.output import LongRunningCommand, log_to_terminal
 from dbchannels.processes import handover, production
-from dbchannels.processes.first import leave_first_place
 from dbchannels.server.access_log import use_format
 from dbchannels.server.options import LaunchConfig, add_options
 
 
-class Command(HintingCommand):
+class Command(LongRunningCommand):
     help = "Serves HTTP and WebSockets on one port, and runs the workers that answer them."
     requires_system_checks: list[str] = []  # noqa: RUF012  (a child runs them: they import the site's code)
-
-    def run_from_argv(self, argv: list[str]) -> None:
-        leave_first_place()
-        super().run_from_argv(argv)
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument(

@@ -22,21 +22,16 @@ import dbchannels
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
-from dbchannels.management.output import HintingCommand, log_to_terminal
+from dbchannels.management.output import LongRunningCommand, log_to_terminal
 from dbchannels.processes import development, reloader
-from dbchannels.processes.first import leave_first_place
 from dbchannels.server.listeners import Address
 from dbchannels.server.options import LaunchConfig, add_options
 
 
-class Command(HintingCommand, runserver.Command):
+class Command(LongRunningCommand, runserver.Command):
     """Django's command line, for a server with WebSockets and workers."""
 
     help = "Serves the site during development, with WebSockets, consumers and static files; reloads changed code."
-
-    def run_from_argv(self, argv: list[str]) -> None:
-        leave_first_place()
-        super().run_from_argv(argv)
 
     def add_arguments(self, parser: Any) -> None:
         super().add_arguments(parser)

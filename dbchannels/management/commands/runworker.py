@@ -23,9 +23,8 @@ from dbchannels.exceptions import DBChannelsError, InvalidConfiguration
 from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
-from dbchannels.management.output import HintingCommand, log_to_terminal
+from dbchannels.management.output import LongRunningCommand, log_to_terminal
 from dbchannels.names import worker_names
-from dbchannels.processes.first import leave_first_place
 from dbchannels.processes.reloader import CodeChanges
 from dbchannels.processes.supervisor import REPLACED, has_terminal
 from dbchannels.routing.table import Routing
@@ -70,13 +69,9 @@ CHILD_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class Command(HintingCommand):
+class Command(LongRunningCommand):
     help = "Takes messages from the channel layer and runs their consumers, until SIGTERM or Ctrl-C."
     requires_system_checks: list[str] = []  # noqa: RUF012  (Django's own attribute)
-
-    def run_from_argv(self, argv: list[str]) -> None:
-        leave_first_place()
-        super().run_from_argv(argv)
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument(
