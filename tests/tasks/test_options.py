@@ -73,7 +73,7 @@ def test_a_queue_must_be_a_part_of_a_channels_name(configure):
     assert "list the queues" in sentences()[0]
 
 
-def test_two_backends_may_share_a_queue(configure):
+def test_two_backends_may_share_a_queue(jobs, configure):
     one = {"BACKEND": BACKEND, "OPTIONS": {"retries": 1}}
     configure({"default": one, "other": {**one, "OPTIONS": {"retries": 2}}})
     routes = task_routes("default")
