@@ -22,7 +22,7 @@ from contextvars import ContextVar
 from datetime import timedelta
 from fnmatch import fnmatchcase
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from django.db import connections, transaction
 
@@ -46,6 +46,9 @@ from dbchannels.layers.operations import (
 )
 from dbchannels.layers.tasks import TaskRecord
 from dbchannels.protocol import VANISHED, lost
+
+if TYPE_CHECKING:
+    from dbchannels.layers.postgresql.members import MembersSession
 
 Fields = dict[str, Any]
 
@@ -338,6 +341,10 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
     def link(self, name: str = "", listen: bool = True) -> Link:
         """Return a new link. ``name`` is for the database's list of sessions, where it has one."""
         return Link(self)
+
+    def members_session(self) -> MembersSession | None:
+        """Return a new session that tells an event loop who the members of groups are, if the layer has such ones."""
+        return None
 
     def in_transaction(self) -> bool:
         """Whether the calling thread has a transaction open in which a send would take part."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -88,15 +88,6 @@ class Link:
     ) -> tuple[list[Send], list[Delivery]]:
         """Write operations as ``apply`` does, and receive from the queues: in one round trip, where that can be."""
         return self.apply(operations), self.receive_many(queues, limit)
-
-    def members_here(
-        self, groups: Collection[str], queues: Sequence[str]
-    ) -> Mapping[str, Sequence[str]] | None:
-        """Return the members of those groups whose members all belong to these queues of the caller.
-
-        None: messages wait in the queues, which what is sent now must not overtake; or the layer does not tell.
-        """
-        return None
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
         """Write operations as ``apply`` does, if the process with this name is registered at the commit.

@@ -22,6 +22,8 @@ from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, InvalidN
 from dbchannels.layers import channel_layers
 from dbchannels.layers import relay as relay_module
 from dbchannels.layers.operations import UNFINISHED, Send
+from dbchannels.layers.postgresql import members
+from dbchannels.layers.postgresql.members import MembersSession
 from dbchannels.models import DurableMessage, Membership, Process
 from tests import kinds
 from tests.harness import until
@@ -32,6 +34,7 @@ from channels import exceptions as channels_exceptions
 
 from dbchannels.layers.channels import ChannelLayer
 from dbchannels.layers.channels import relay as module
+from dbchannels.layers.channels.local import LocalDelivery
 
 HELLO = {"type": "test.message", "text": "hello"}
 shared = kinds.only("postgresql", "sqlite")
@@ -43,7 +46,7 @@ WHERE datname = current_database() AND application_name ~ %(name)s
 """
 SESSIONS = """
 SELECT application_name FROM pg_stat_activity
-WHERE datname = current_database() AND application_name ~ 'publisher|receiver|housekeeper'
+WHERE datname = current_database() AND application_name ~ 'publisher|receiver|housekeeper|members'
 """
 
 
@@ -430,14 +433,14 @@ def test_memberships_that_others_change_count_at_once(new_channels):
 
 @on_postgresql
 def test_a_delivery_that_an_outage_interrupts_happens_once(layer, monkeypatch):
-    members_here, failures = type(layer._layer.link()).members_here, iter([True, True])
+    answer, failures = MembersSession.answer, iter([True])
 
-    def fail(link, *args):
+    def fail(session):
         if next(failures, False):
             raise LayerUnavailable("It is down.")
-        return members_here(link, *args)
+        return answer(session)
 
-    monkeypatch.setattr(type(layer._layer.link()), "members_here", fail)
+    monkeypatch.setattr(MembersSession, "answer", fail)
 
     async def test():
         channel = await layer.new_channel()
@@ -448,6 +451,110 @@ def test_a_delivery_that_an_outage_interrupts_happens_once(layer, monkeypatch):
 
     run(test())
     assert next(failures, None) is None
+
+
+@on_postgresql
+def test_no_thread_has_to_wake_up_for_what_stays_in_the_process(layer, monkeypatch):
+    async def test():
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        monkeypatch.setattr(layer._relay, "_put", None)
+        for number in range(3):
+            await layer.group_send("group", {**HELLO, "number": number})
+            assert (await layer.receive(channel))["number"] == number
+        monkeypatch.undo()
+
+    run(test())
+
+
+@on_postgresql
+def test_nothing_overtakes_what_was_popped_and_is_not_yet_delivered(layer):
+    async def test():
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        relay = layer._relay
+        with relay.popping:
+            await layer.group_send("group", {**HELLO, "number": 2})
+            relay.deliver([([channel], codec.encode({**HELLO, "number": 1}, 1000), 0.0)])
+        return [(await layer.receive(channel))["number"] for _ in range(2)]
+
+    assert run(test()) == [1, 2]
+
+
+@on_postgresql
+def test_an_event_loop_that_is_blocked_keeps_no_other_waiting(layer):
+    async def test():
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        asking = asyncio.create_task(layer.group_send("group", {**HELLO, "number": 1}))
+        await asyncio.sleep(0)
+        thread = threading.Thread(target=lambda: run(layer.group_send("group", {**HELLO, "number": 2})))
+        thread.start()
+        thread.join(20)
+        assert not asking.done() and not thread.is_alive()
+        await asking
+        assert sorted([(await layer.receive(channel))["number"] for _ in range(2)]) == [1, 2]
+
+    run(test())
+
+
+@on_postgresql
+def test_an_event_loop_that_ends_while_it_asks_takes_nothing_along(new_channels, monkeypatch):
+    layer = new_channels({"lease": 0.9})
+    channel = run(layer.new_channel())
+    run(layer.group_add("group", channel))
+    monkeypatch.setattr(LocalDelivery, "_look", lambda local, loop: None)
+    loop = asyncio.new_event_loop()
+    sends = [loop.create_task(layer.group_send("group", {**HELLO, "number": number})) for number in (1, 2)]
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    monkeypatch.undo()
+    assert not any(one.done() for one in sends)
+
+    async def test():
+        assert [(await layer.receive(channel))["number"] for _ in range(2)] == [1, 2]
+        await eventually(lambda: layer._relay._local._members.ready)
+        await layer.group_send("group", HELLO)
+        assert await layer.receive(channel) == HELLO
+
+    run(test())
+
+
+@on_postgresql
+def test_a_layer_that_is_closed_while_it_asks_writes_what_is_left(layer, monkeypatch):
+    async def test():
+        monkeypatch.setattr(LocalDelivery, "_look", lambda local, loop: loop.remove_reader(local._descriptor))
+        await layer.new_channel()
+        await layer.group_add("plain", "plain")
+        asking = [asyncio.create_task(layer.group_send("plain", HELLO)) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert layer._relay._local._asked and layer._relay._local._waiting
+        await layer.close()
+        await asyncio.gather(*asking)
+        monkeypatch.undo()
+        assert [await layer.receive("plain") for _ in range(2)] == [HELLO] * 2
+
+    run(test())
+
+
+@on_postgresql
+def test_what_is_not_answered_is_written(new_channels, monkeypatch):
+    layer = new_channels({"lease": 0.9})
+
+    def sleep(session, groups, queues):
+        yield "SELECT pg_sleep(60)", {}
+
+    async def test():
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        monkeypatch.setattr(members, "ANSWER_WITHIN", 0.1)
+        monkeypatch.setattr(MembersSession, "_questions", sleep)
+        await layer.group_send("group", HELLO)
+        assert await layer.receive(channel) == HELLO
+        monkeypatch.undo()
+        await eventually(lambda: layer._relay._local._members.ready)
+
+    run(test())
 
 
 # With dbchannels in one project.
@@ -544,7 +651,7 @@ def test_many_event_loops_of_many_threads(new_channels):
 
 
 @on_postgresql
-def test_three_sessions_whatever_the_number_of_consumers(layer):
+def test_four_sessions_whatever_the_number_of_consumers(layer):
     async def test():
         for _ in range(100):
             channel = await layer.new_channel()
@@ -552,7 +659,7 @@ def test_three_sessions_whatever_the_number_of_consumers(layer):
         assert layer._relay._groups[channel] == {"all"}
 
     run(test())
-    names = [f"dbchannels {one} {os.getpid()}" for one in ("housekeeper", "publisher", "receiver")]
+    names = [f"dbchannels {one} {os.getpid()}" for one in ("housekeeper", "members", "publisher", "receiver")]
     assert sorted(one for (one,) in query(layer, SESSIONS)) == names
 
 
@@ -574,7 +681,7 @@ def query(layer, text, **values):
 @on_postgresql
 def test_a_test_runner_can_drop_the_database(layer):
     run(layer.group_add("all", run(layer.new_channel())))
-    until(lambda: len(query(layer, SESSIONS)) == 3, "the sessions are open")
+    until(lambda: len(query(layer, SESSIONS)) == 4, "the sessions are open")
     with connections[layer._layer.database]._nodb_cursor():
         assert query(layer, SESSIONS) == []
 
@@ -649,7 +756,7 @@ def test_what_was_locked_at_a_death_is_not_cleaned_up_after_a_return(new_channel
     run(test())
 
 
-@pytest.mark.parametrize("session", ["publisher", "receiver", "housekeeper"])
+@pytest.mark.parametrize("session", ["publisher", "receiver", "housekeeper", "members"])
 @on_postgresql
 def test_a_terminated_session_is_replaced(layer, session):
     async def test():
@@ -774,7 +881,7 @@ def test_what_an_event_loop_has_left_of_a_plain_channel_goes_to_another_process(
     ended, other = new_channels(), new_channels()
     monkeypatch.setattr(module, "SLOWEST_LOOP", 0.0)
     run(ended.send("other", HELLO))
-    ended._relay._deliver([(["plain"], codec.encode(HELLO), 0.0)])
+    ended._relay.deliver([(["plain"], codec.encode(HELLO), 0.0)])
     ended._relay._let_go()
     assert run(other.receive("plain")) == HELLO
 

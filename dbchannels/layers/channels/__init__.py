@@ -2,7 +2,8 @@
 
 ``ChannelLayer`` has the coroutines that Channels documents; any number of event loops and threads may call them. The
 process behind it has one relay, see ``relay``, whatever the number of consumers: three threads with a session each, of
-which one LISTENs. A process that only sends has the publisher's session alone.
+which one LISTENs, and a session for event loops, see ``local``. A process that only sends has the publisher's session
+alone.
 """
 
 from __future__ import annotations

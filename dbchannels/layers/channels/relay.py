@@ -5,16 +5,7 @@ the process's channels come in one queue, ``specific.A!``, and wait in the *inbo
 received. A plain channel, ``thumbnails``, is the queue ``thumbnails?``, so that it has a capacity and its messages
 expire, unlike those of a durable channel of that name. Nothing is taken from it before somebody receives.
 
-The publisher delivers a batch itself, and writes nothing, if all its recipients are channels of this process. It asks
-the database each time who the members are: others may add and discard them. The order of messages stays, because
-
-* the publisher alone delivers in this way, in the order of the outbox;
-* it holds ``_popping`` from the question until all is in the inboxes, so that the reader has nothing half delivered;
-* the same question says whether a message waits in the queues of this process. All that was committed before a message
-  was put into the outbox is then in an inbox, or waits. If anything waits, the batch is written, and popped behind it.
-
-The question changes nothing, so a batch that an outage interrupts is delivered once. Capacity and expiry are those of
-the inboxes. Whatever this process does not deliver, because a member is elsewhere or the reader is at work, is written.
+What stays in this process is neither written nor read, if the layer can tell, see ``local``.
 """
 
 from __future__ import annotations
@@ -27,8 +18,8 @@ import os
 import random
 import threading
 import time
-from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextlib import suppress
 
@@ -38,6 +29,7 @@ from dbchannels import exceptions as errors
 from dbchannels import names
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
+from dbchannels.layers.channels.local import Futures, LocalDelivery, finish
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
     Delivery,
@@ -63,7 +55,6 @@ DROPPED = "%d messages were dropped, because their channels had reached their ca
 
 #: The channels that a message is for, its payload, and for how many seconds it has waited.
 Incoming = tuple[Sequence[str], bytes, float]
-Futures = Sequence[asyncio.Future[None]]
 
 
 class ChannelFull(errors.ChannelFull, channels_exceptions.ChannelFull):  # type: ignore[misc]
@@ -102,7 +93,7 @@ class ChannelsRelay(BaseRelay):
         self._capacity_of = capacity_of
         self._name = names.random_part()
         self._lock = threading.Lock()
-        self._queues: dict[str, str] = {}  # by prefix
+        self.queues: dict[str, str] = {}  # by prefix
         self._registered: set[str] = set()  # of the queues
         self._ready = threading.Event()  # cleared while a queue is not yet registered
         self._ready.set()
@@ -113,7 +104,9 @@ class ChannelsRelay(BaseRelay):
         self._groups: dict[str, set[str]] = {}
         self._sent: dict[int, asyncio.Future[None]] = {}  # by the id of an operation that waits to be written
         # Held until what was popped is in its inbox: two threads would mix up the order.
-        self._popping = threading.Lock()
+        self.popping = threading.Lock()
+        members = layer.members_session()
+        self._local = members and LocalDelivery(self, members)
         self._dropped = RateLimitedLog(log, DROPPED, None)
         self._pid = os.getpid()
         self._threads = [self._thread("publisher", self._publish)]
@@ -129,6 +122,8 @@ class ChannelsRelay(BaseRelay):
         if os.getpid() != self._pid:
             return
         ends_at = time.monotonic() + LAST_WRITES
+        if self._local:
+            self._local.close()
         self._outbox.put(None)
         self._threads[0].join(LAST_WRITES / 2)
         self.stopping.set()
@@ -147,15 +142,22 @@ class ChannelsRelay(BaseRelay):
     async def write(self, operation: Operation) -> None:
         """Return when the operation was written. Raises ChannelFull, LayerUnavailable, or what the layer raises."""
         future = asyncio.get_running_loop().create_future()
+        if not (
+            self._local and isinstance(operation, (Send, SendGroup)) and self._local.take(operation, future)
+        ):
+            self.put(operation, future)
+        await future
+
+    def put(self, operation: Operation, future: asyncio.Future[None]) -> None:
+        """Hand an operation to the publisher, which sets the future."""
         self._sent[id(operation)] = future
         try:
             self._put([operation])
         except OutboxFull:
-            del self._sent[id(operation)]
-            raise LayerUnavailable(
+            error = LayerUnavailable(
                 "Too many messages wait for the layer's database: send fewer at once, or try again later."
-            ) from None
-        await future
+            )
+            self._resolve({id(operation): error})
 
     def check_room(self, channel: str) -> None:
         """Raise ChannelFull if this channel of this process has as many messages as it may have."""
@@ -205,27 +207,23 @@ class ChannelsRelay(BaseRelay):
         A second round trip, and a second thread, would take as long again. Group changes may wait for a transaction of
         the site, so they are written apart.
         """
-        own = list(self._queues.values())
-        only_sends = all(isinstance(one, (Send, SendGroup)) for one in operations)
-        local = [names.split(one.channel)[0] in own for one in operations if isinstance(one, Send)]
-        groups = {one.group for one in operations if isinstance(one, SendGroup)}
+        own = list(self.queues.values())
         link.local_wakeups = dict.fromkeys(own, self.reply_wakeup)
-        if not (own and only_sends and (groups or any(local)) and self._popping.acquire(blocking=False)):
+        for_here = any(
+            isinstance(one, SendGroup) or names.split(one.channel)[0] in own
+            for one in operations
+            if isinstance(one, (Send, SendGroup))
+        )
+        only_sends = all(isinstance(one, (Send, SendGroup)) for one in operations)
+        if not (own and only_sends and for_here and self.popping.acquire(blocking=False)):
             return link.apply(operations), []
         try:
-            here = link.members_here(groups, own) if all(local) else None
-            if here is not None and here.keys() == groups:
-                return [], self._deliver(
-                    ([one.channel] if isinstance(one, Send) else here[one.group], one.payload, 0.0)
-                    for one in operations
-                    if isinstance(one, (Send, SendGroup))
-                )
             full, deliveries = link.exchange(operations, own, BATCH)
             if len(deliveries) == BATCH:
                 self.reply_wakeup.notify()
-            return full, self._deliver(map(incoming, deliveries))
+            return full, self.deliver(map(incoming, deliveries))
         finally:
-            self._popping.release()
+            self.popping.release()
 
     def _left_out(self, operation: Operation, error: Exception) -> None:
         self._resolve({id(operation): error})
@@ -239,13 +237,13 @@ class ChannelsRelay(BaseRelay):
 
     def open(self, prefix: str) -> str:
         """Return the queue of this process's channels that begin with this prefix."""
-        if queue := self._queues.get(prefix):
+        if queue := self.queues.get(prefix):
             return queue
         queue = names.check_channel_name(f"{prefix}.{self._name}!")
         with self._lock:
-            if prefix not in self._queues:
+            if prefix not in self.queues:
                 self._ready.clear()
-                self._queues[prefix] = queue
+                self.queues[prefix] = queue
                 self._look_now.set()
             if len(self._threads) == 1:
                 self._threads += [
@@ -259,7 +257,7 @@ class ChannelsRelay(BaseRelay):
 
     def has(self, queue: str) -> bool:
         """Whether a queue is this process's."""
-        return queue in self._queues.values()
+        return queue in self.queues.values()
 
     def _inbox(self, channel: str) -> Inbox:
         inbox = self._inboxes.get(channel)
@@ -313,15 +311,15 @@ class ChannelsRelay(BaseRelay):
             wanted = {one: len(self._inboxes[one].waiters) for one in self._plain}
         for channel, number in wanted.items():
             if number:
-                finish(self._deliver(map(incoming, link.receive_many([stored(channel)], number))))
-        queues = list(self._queues.values())
-        with self._popping:
+                finish(self.deliver(map(incoming, link.receive_many([stored(channel)], number))))
+        queues = list(self.queues.values())
+        with self.popping:
             deliveries = link.receive_many(queues, BATCH) if queues else []
-            woken = self._deliver(map(incoming, deliveries))
+            woken = self.deliver(map(incoming, deliveries))
         finish(woken)
         return len(deliveries) == BATCH
 
-    def _deliver(self, messages: Iterable[Incoming]) -> Futures:
+    def deliver(self, messages: Iterable[Incoming]) -> Futures:
         """Put messages into their inboxes; return who waits for them."""
         woken: list[asyncio.Future[None]] = []
         now, expiry = time.monotonic(), self.layer.options["expiry"]
@@ -366,10 +364,12 @@ class ChannelsRelay(BaseRelay):
             for queue in self._registered:
                 link.unregister(queue[:-1])
         link.close()
+        if self._local:
+            self._local.close()
 
     def _look(self, link: Link) -> None:
         """Renew the leases, let go what nobody receives, and clean up after dead processes."""
-        queues = list(self._queues.values())
+        queues = list(self.queues.values())
         for queue in queues:
             if queue not in self._registered:
                 link.register(queue[:-1], Process.CHANNELS, queue)
@@ -382,8 +382,11 @@ class ChannelsRelay(BaseRelay):
                 with self._lock:
                     groups = [(group, one) for one, groups in self._groups.items() for group in groups]
                 self._outbox.put([GroupAdd(group, one) for group, one in groups if one.startswith(queue)])
+        if self._local:
+            with suppress(LayerUnavailable):  # until it can be opened, everything is written
+                self._local.open()
         with self._lock:
-            if self._registered.issuperset(self._queues.values()):
+            if self._registered.issuperset(self.queues.values()):
                 self._ready.set()
         self._let_go()
         self._dropped.count(number=0)
@@ -426,26 +429,3 @@ def incoming(delivery: Delivery) -> Incoming:
     """Return a message that was popped, with the whole names of its channels."""
     channels = [delivery.channel + local for local in delivery.recipients] or [shown(delivery.channel)]
     return channels, delivery.payload, delivery.waited
-
-
-def finish(futures: Futures, raised: Mapping[asyncio.Future[None], Exception] | None = None) -> None:
-    """Set the results of futures, or their errors, from any thread: each event loop is woken once.
-
-    A broadcast has a future for each member. With a tuple for each its sender took twice as long.
-    """
-
-    def set_all(of_loop: Futures) -> None:
-        for future in of_loop:
-            if future.done():
-                continue
-            if raised and future in raised:
-                future.set_exception(raised[future])
-            else:
-                future.set_result(None)
-
-    by_loop = defaultdict(list)
-    for future in futures:
-        by_loop[future.get_loop()].append(future)
-    for loop, of_loop in by_loop.items():
-        with suppress(RuntimeError):  # it is closed
-            loop.call_soon_threadsafe(set_all, of_loop)

@@ -24,6 +24,7 @@ from dbchannels.layers.operations import Delivery, Operation, Send, SendGroup
 from dbchannels.layers.orm import DjangoLayer
 from dbchannels.layers.postgresql import sql, sql_durable, sql_groups
 from dbchannels.layers.postgresql.link import PostgreSQLLink
+from dbchannels.layers.postgresql.members import MembersSession
 from dbchannels.layers.postgresql.session import Session, one_line, session_name
 from dbchannels.layers.postgresql.statements import (
     CapacityCache,
@@ -74,8 +75,14 @@ class PostgreSQLLayer(DjangoLayer):
 
     def session(self, name: str, listen: bool = False) -> Session:
         """Return a new connection of the layer's own, not yet opened, to the database of the layer's alias."""
+        return Session(self._session_settings(), name, listen)
+
+    def members_session(self) -> MembersSession:
+        return MembersSession(self._session_settings(), session_name("members"))
+
+    def _session_settings(self) -> dict[str, Any]:
         # Django's wrapper knows the name of the test database; settings.DATABASES would not.
-        return Session({**connections[self.database].settings_dict, **self.options["direct"]}, name, listen)
+        return {**connections[self.database].settings_dict, **self.options["direct"]}
 
     def write(self, operations: Sequence[Operation], drop: bool = False) -> list[Send]:
         connection = connections[self.database]

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +30,12 @@ from dbchannels.layers.operations import (
     in_flight_lines,
     read_work,
 )
-from dbchannels.layers.postgresql import sql, sql_durable, sql_groups, sql_samples
+from dbchannels.layers.postgresql import sql, sql_durable, sql_samples
 from dbchannels.layers.postgresql.cleanup import LONGEST, Cleaner
 from dbchannels.layers.postgresql.history import Histories
 from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
 from dbchannels.layers.postgresql.session import Cancelled, Session, Statement
 from dbchannels.layers.postgresql.statements import (
-    MOST,
     ScanHints,
     acknowledged_tasks,
     failed_tasks,
@@ -68,8 +67,6 @@ class PostgreSQLLink(Link):
         self._histories = Histories(session, layer.options)
         self._lock_waits = LockWaits(self._finish)
         self._hints = ScanHints()
-        #: By group and queue: the tally of the members that were read last, and their channels.
-        self._members: dict[tuple[str, str], tuple[str, list[str]]] = {}
         self._poll_interval = layer.poll_interval()
         self._waiter = 0  # the thread that waits
         #: The registered name, and the session's generation of its lock.
@@ -194,37 +191,6 @@ class PostgreSQLLink(Link):
         if any(one[2] for one in plan) or any(isinstance(one, Disconnect) for one in operations):
             return super().exchange(operations, queues, limit)  # the last rows are those of another statement
         return [], self._pop([(text, values) for text, values, _ in plan], queues, limit)
-
-    def members_here(
-        self, groups: Collection[str], queues: Sequence[str]
-    ) -> Mapping[str, Sequence[str]] | None:
-        if self._hints.active:  # it takes long to see that nothing waits
-            return None
-        values: dict[str, Any] = {"groups": list(groups), "queues": list(queues)}
-        rows = self.session.execute([(sql_groups.MEMBERS_BY_QUEUE, values)]) if groups else []
-        if (rows or self.session.execute([(sql_groups.WAITING, values)]))[0][0]:
-            return None
-        found: dict[str, list[str]] = {group: [] for group in groups}
-        changed = set()
-        for _, group, queue, number, digest, expires in rows:
-            if queue not in queues or expires:
-                found.pop(group, None)
-            elif self._members.get((group, queue), ("",))[0] != f"{number} {digest}":
-                changed.add(group)
-        for _, group, queue, *_ in rows:
-            if group in found and group not in changed:
-                found[group] += self._members[group, queue][1]
-        if changed := changed & found.keys():
-            if len(self._members) >= MOST:
-                self._members.clear()
-            values["groups"] = list(changed)
-            for group, queue, number, digest, recipients in self.session.execute(
-                [(sql_groups.MEMBERS_IN_QUEUES, values)]
-            ):
-                channels = [queue + one for one in recipients.split()]
-                self._members[group, queue] = f"{number} {digest}", channels
-                found[group] += channels
-        return found
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
         try:

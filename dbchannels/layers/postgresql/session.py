@@ -209,14 +209,7 @@ class Session:
         self._answer_due = started + ANSWER_WITHIN
         try:
             with self._connection.cursor() as cursor:
-                parts = []
-                for text, values in statements:
-                    if text not in self._qualified:  # the search_path has no schema that others may write to
-                        self._qualified[text] = _TABLE.sub(lambda found: self._schema + found[0], text)
-                    parts.append(cursor.mogrify(self._qualified[text], values))
-                if self.pooled and self._schema and self._connection.get_transaction_status() == IDLE:
-                    parts.insert(0, sql.IN_EACH_TRANSACTION.encode())
-                cursor.execute(b";".join(parts))
+                cursor.execute(self._text(cursor, statements))
                 self._slow = self._slow or time.monotonic() - started > prepared.SLOW
                 return cursor.fetchall() if cursor.description else []
         except psycopg2.Error as error:
@@ -229,6 +222,16 @@ class Session:
             raise self._lost(error) from error
         finally:
             self._answer_due = 0.0
+
+    def _text(self, cursor: Any, statements: Sequence[Statement]) -> bytes:
+        parts = []
+        for text, values in statements:
+            if text not in self._qualified:  # the search_path has no schema that others may write to
+                self._qualified[text] = _TABLE.sub(lambda found: self._schema + found[0], text)
+            parts.append(cursor.mogrify(self._qualified[text], values))
+        if self.pooled and self._schema and self._connection.get_transaction_status() == IDLE:
+            parts.insert(0, sql.IN_EACH_TRANSACTION.encode())
+        return b";".join(parts)
 
     def _planned(self, statements: Sequence[Statement], known: set[str]) -> list[Statement]:
         """Replace hot statements by the EXECUTE of what this connection has prepared, once; see prepared.py."""
@@ -303,9 +306,7 @@ class Session:
         self.close()
         self._overdue = False
         try:
-            parameters = connection_parameters(self._settings, self._name, self._address)
-            self._connection = psycopg2.connect(**parameters)
-            self._connection.autocommit = True
+            self._connection = self._open(connection_parameters(self._settings, self._name, self._address))
             self._address = (str(self._connection.info.host), str(self._connection.info.port))
             prefer(self._address)
             self._socket = socket.socket(fileno=os.dup(self._connection.fileno()))
@@ -324,6 +325,11 @@ class Session:
         # What is set or prepared through a pooler would stay in a session that the site gets next.
         self._prepared = None if self.pooled else set()
         self.connected_at = time.monotonic()
+
+    def _open(self, parameters: dict[str, Any]) -> Any:
+        connection = psycopg2.connect(**parameters)
+        connection.autocommit = True
+        return connection
 
     def _set_up(self, cursor: Any) -> None:
         if role := self._settings.get("OPTIONS", {}).get("assume_role"):
