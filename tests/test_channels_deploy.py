@@ -103,6 +103,8 @@ def test_a_wrong_option_is_one_sentence(printed: Print) -> None:
         printed("systemd", "--bind", "nowhere:")
     with pytest.raises(CommandError, match="--max-body takes no more than --max-spool"):
         printed("docker", "--max-body", "999999999")
+    with pytest.raises(CommandError, match="--listen takes a port, such as 8080, or an address and a port"):
+        printed("nginx", "--listen", "unix:/run/site.sock")
     with pytest.raises(CommandError, match="give --name, in letters"):
         printed("nginx", "--name", "a/b")
     with pytest.raises(CommandError, match="invalid choice: 'apache'"):

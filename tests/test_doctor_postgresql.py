@@ -9,6 +9,7 @@ import psycopg2
 import pytest
 from django.db import connection, connections
 
+from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.postgresql import sql
 from dbchannels.management import doctor
 from dbchannels.management.doctor import database
@@ -138,3 +139,41 @@ def test_without_permission_to_look_it_says_so_and_goes_on(examined, layer, monk
         monkeypatch.undo()
         run("GRANT SELECT ON pg_catalog.pg_stat_activity, pg_catalog.pg_stat_user_tables TO PUBLIC")
         run("DROP ROLE plain")
+
+
+def test_a_database_that_does_not_answer_is_reported_and_what_needs_it_is_left_out(layer, monkeypatch):
+    def away():
+        raise LayerUnavailable("It is down.\nIs it running?")
+
+    monkeypatch.setattr(layer, "describe", away)
+    found = [(name, one.level, one.text) for name, one in doctor.examine(Patient(layer, 1))][-2:]
+    said = "The database 'default' does not answer (It is down.): start it, or correct DATABASES."
+    assert found == [
+        ("database", "wrong", said),
+        ("database", "note", "What needs the database was left out."),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("check", "rows", "said"),
+    [
+        ("database", [(True, True)], "The database is a standby, which nobody can write to"),
+        ("autovacuum", [("off", "on")], "autovacuum is off, so the tables"),
+        ("autovacuum", [("on", "off")], "autovacuum is off, so the tables"),
+    ],
+)
+def test_settings_of_the_server_are_reported(examined, monkeypatch, check, rows, said):
+    monkeypatch.setattr(Patient, "rows", lambda self, statement, values=None: rows)
+    status, text = examined(getattr(database, check))[-1]
+    assert status == "wrong" and text.startswith(said)
+
+
+def test_wakeups_that_are_slow_or_off_or_behind_a_pooler_are_reported(examined, layer, monkeypatch):
+    monkeypatch.setattr(database, "SLOW_WAKEUP", 0.0)
+    ((status, text),) = examined(database.wakeups)
+    assert status == "note" and text.endswith("where 1 ms is usual: the machines are busy or far apart.")
+    monkeypatch.setattr(type(layer), "behind_pooler", lambda self, session: True)
+    ((status, text),) = examined(database.wakeups)
+    assert status == "wrong" and "['OPTIONS']['direct'] = {'HOST': ..., 'PORT': ...}" in text
+    monkeypatch.setitem(layer.options, "wakeups", False)
+    assert examined(database.wakeups)[0][1].startswith("Wakeups are off (OPTIONS['wakeups']): readers look ")

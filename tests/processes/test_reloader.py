@@ -9,6 +9,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from django.apps import apps
@@ -21,6 +22,7 @@ from dbchannels.management.commands import watchcode
 from dbchannels.management.commands.runworker import uncache_templates
 from dbchannels.processes import development, reloader
 from dbchannels.processes.development import RequestLines, imported_names, own_files, settings_modules
+from tests.harness import until
 
 
 def file(folder, name, age):
@@ -61,6 +63,10 @@ def test_only_the_site_s_own_apps_are_looked_after(monkeypatch, tmp_path):
     configs = [type("Config", (), {"path": str(path)}) for path in (installed, own)]
     monkeypatch.setattr(apps, "get_app_configs", lambda: configs)
     assert list(reloader.app_files()) == [own / "inner" / "models.py"]
+    watched = []
+    watchman = SimpleNamespace(watch_dir=lambda *given: watched.append(given))
+    reloader._watch_apps(watchman)
+    assert watched == [(own, "**/*.py")]
 
 
 @pytest.fixture
@@ -177,21 +183,72 @@ def test_templates_are_read_at_each_use(monkeypatch):
     assert engine.template_loaders == loaders[0].loaders
 
 
+class Listener:
+    """Notes what a child reports."""
+
+    def __init__(self):
+        self.told = []
+
+    def ready(self):
+        self.told.append("ready")
+
+    def broken(self):
+        self.told.append("broken")
+
+    def changed(self, path):
+        self.told.append(path)
+
+
+def test_a_child_s_reports_are_passed_on_in_order(monkeypatch):
+    report = "import os, sys; os.write(int(sys.argv[3]), b'broken\\nready\\nchanged /site/a b.py\\n')"
+    monkeypatch.setattr(reloader, "manage_command", lambda: [sys.executable, "-c", report])
+    watch = reloader.CodeWatch([], listener := Listener(), once=True)
+    watch.start()
+    watch._thread.join(60)
+    assert listener.told == ["broken", "ready", "/site/a b.py"]
+
+
+def test_the_next_program_is_told_what_keeps_a_child_alive(monkeypatch):
+    waits = "import os, sys; os.write(int(sys.argv[3]), b'ready\\n'); sys.stdin.read()"
+    monkeypatch.setattr(reloader, "manage_command", lambda: [sys.executable, "-c", waits])
+    watch = reloader.CodeWatch([], listener := Listener(), once=False)
+    assert watch.hand_over() == ""
+    watch._stopping.clear()
+    watch.start()
+    until(lambda: listener.told, "the child's report")
+    descriptor, pid = map(int, watch.hand_over().split(","))
+    assert (descriptor, pid) == (watch._process.stdin.fileno(), watch._process.pid)
+    assert os.get_inheritable(descriptor) and watch._process.poll() is None
+    watch.stop()
+    assert listener.told == ["ready"]
+
+
+def test_while_no_child_can_begin_the_files_of_this_process_are_watched(monkeypatch, tmp_path):
+    def no_memory(*args, **kwargs):
+        raise OSError("no memory")
+
+    saved = file(tmp_path, "views.py", 20)
+    monkeypatch.setattr(reloader.subprocess, "Popen", no_memory)
+    monkeypatch.setattr(reloader, "LOOK_EVERY", 0.01)
+    monkeypatch.setattr(reloader, "app_files", lambda: [saved])
+    watch = reloader.CodeWatch([], listener := Listener(), once=False)
+    watch.start()
+    until(lambda: listener.told, "the failure")
+    file(tmp_path, "views.py", 0)
+    until(lambda: len(listener.told) > 2, "another try")
+    watch.stop()
+    assert listener.told[:3] == ["broken", str(saved), "broken"]
+
+
 def test_a_child_that_cannot_be_started_leaves_the_site_broken(monkeypatch, caplog):
-    told = []
-
-    class Listener:
-        def broken(self):
-            told.append("broken")
-
     def no_memory(*args, **kwargs):
         raise OSError("no memory")
 
     monkeypatch.setattr(reloader.subprocess, "Popen", no_memory)
-    watch = reloader.CodeWatch([], Listener(), once=True)
+    watch = reloader.CodeWatch([], listener := Listener(), once=True)
     watch.start()
     watch._thread.join(10)
-    assert told == ["broken"]
+    assert listener.told == ["broken"]
     assert [record.getMessage() for record in caplog.records] == ["The site cannot be watched (no memory)."]
 
 

@@ -8,8 +8,9 @@ import random
 import gevent
 import pytest
 
+from dbchannels.layers.relay import OutboxFull
 from dbchannels.server.http import body as body_module
-from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile
+from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile, BodyUpload
 from dbchannels.server.http.messages import Refused
 
 
@@ -212,3 +213,54 @@ def test_many_refusals_are_one_line_in_the_log(caplog):
         "Refused 1 bodies beyond --max-body-memory (10) and 0 beyond --max-spool (10), "
         "or beyond an address's half of it."
     )
+
+
+class Relay:
+    """What an upload sends, by its channel; the outbox is full for the first of it."""
+
+    def __init__(self):
+        self.sent, self.full = [], 1
+
+    def make_send(self, channel, message):
+        assert channel == "body"
+        return message
+
+    def send(self, message):
+        if self.full:
+            self.full -= 1
+            raise OutboxFull
+        self.sent.append(message)
+
+
+@pytest.fixture
+def uploaded(buffered, monkeypatch):
+    """Upload a body whose first 100 bytes the worker has; return what was sent."""
+    monkeypatch.setattr(body_module, "FULL_PAUSE", 0.0)
+    body = buffered(DATA)
+
+    def upload(**wanted):
+        relay = Relay()
+        made = BodyUpload(relay, "body", body)
+        made.asked(wanted)
+        made._sender.join(10)
+        return relay.sent
+
+    return upload
+
+
+DATA = bytes(range(250)) * 2
+
+
+def test_an_upload_waits_while_the_outbox_is_full_and_loses_nothing(uploaded):
+    sent = uploaded(until=400)
+    assert b"".join(one["content"] for one in sent) == DATA[100:400]
+    assert [one["offset"] for one in sent] == [100, 200, 300]
+
+
+def test_an_upload_that_cannot_be_read_ends(uploaded, monkeypatch, caplog):
+    def fail(self, position, size):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(BodyBuffer, "read", fail)
+    assert uploaded(until=400) == []
+    assert "The body of a request could not be read from the disk (Input/output error)." in caplog.text

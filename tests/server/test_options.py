@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import fields, replace
 
 import pytest
@@ -15,6 +16,7 @@ from dbchannels.server.options import (
     ServerConfig,
     WebSocketLimits,
     add_options,
+    size,
 )
 
 
@@ -99,3 +101,33 @@ def test_one_body_must_have_room_where_all_have():
 
 def test_every_option_says_what_it_is_for():
     assert all(flag["help"] for flag in FLAGS.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"takeover": True}, "--takeover needs --control PATH, the socket of the running server: give both."),
+        ({"detach": True}, "--detach has no effect without --takeover: give both."),
+        (
+            {"workers": 0, "max_messages": 9},
+            "--max-messages has no effect with --workers 0: give it to runworker.",
+        ),
+    ],
+)
+def test_an_option_that_needs_another_one_says_so(given, sentence):
+    with pytest.raises(InvalidConfiguration) as caught:
+        LaunchConfig.from_options({**DEFAULTS, **given})
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize(("text", "number"), [("7", 7), ("2k", 2048), ("64M", 67_108_864), ("1G", 2**30)])
+def test_a_size_may_have_a_unit(text, number):
+    assert size(text) == number
+
+
+@pytest.mark.parametrize("text", ["", "M", "12X", "1.5G", "five"])
+def test_what_is_no_size_is_one_sentence(text):
+    with pytest.raises(
+        argparse.ArgumentTypeError, match="^" + re.escape(f"{text!r} is not a size: write bytes, ")
+    ):
+        size(text)
