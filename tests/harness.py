@@ -45,7 +45,8 @@ TABLES = (
 
 #: Runs each line, (code, file) in JSON, in a fork that prints into the file, and answers with its exit status.
 FORKS = """
-import json, os, sys
+import gc, json, os, sys
+gc.freeze()
 for line in sys.stdin:
     code, path = json.loads(line)
     if not os.fork():
@@ -99,6 +100,7 @@ class LiveSite:
 
     def __init__(self, database: dict[str, Any], folder: Path, manage: Path = MANAGE) -> None:
         self.manage_py = manage
+        self.changes = manage != MANAGE  # whether its code does
         self.database = {key: str(value) if key == "NAME" else value for key, value in database.items()}
         self.folder = folder
         self.processes: list[Served] = []
@@ -133,14 +135,15 @@ class LiveSite:
     def shell(self, code: str) -> str:
         """Run a line of Python in the site's shell; return what it printed.
 
-        Django starts once: each line runs in a fork of that process, which has no connection to the database.
+        If its code does not change, Django starts once: each line runs in a fork of that process, which has no
+        connection to the database.
         """
-        if self.manage_py != MANAGE:  # the code of other sites changes
+        if self.changes:
             done = self.manage("shell", "--verbosity", "0", "-c", code)
             assert done.returncode == 0, done.stderr
             return done.stdout.strip()
         if self.forks is None:
-            command = [sys.executable, str(MANAGE), "shell", "--verbosity", "0", "-c", FORKS]
+            command = [sys.executable, str(self.manage_py), "shell", "--verbosity", "0", "-c", FORKS]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
             self.forks = subprocess.Popen(
                 command, env=self.environment(), start_new_session=True, bufsize=1, **pipes

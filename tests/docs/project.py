@@ -24,6 +24,7 @@ class Project(LiveSite):
             {"ENGINE": "django.db.backends.sqlite3", "NAME": str(folder / "mysite/db.sqlite3")}, folder
         )
         self.manage_py = folder / "mysite" / "manage.py"
+        self.changes = True
         self.printed: dict[str, str] = {}  # what commands printed, for a test to look at
 
     def environment(self, settings: dict[str, Any] | None = None) -> dict[str, str]:

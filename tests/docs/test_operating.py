@@ -136,7 +136,8 @@ class Shop(Project):
             file.write(f"\n{code}")
 
     def start(self) -> None:
-        """Serve it."""
+        """Serve it, as it is now."""
+        self.changes = False
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.probes = free.getsockname()[1]
         self.served = self.serve("--workers", "2", "--probe-port", str(self.probes))
