@@ -173,13 +173,13 @@ RULES = {
         "starts the time again.",
     ),
 }
-#: The options of a queue of tasks, and of a single task; ``concurrency`` is a queue's alone.
+#: The options of a consumer, of a queue of tasks, and of a single task; a task has no ``concurrency``.
 TASK_RULES = {
     **{name: RULES[name] for name in ("retries", "soft_timeout", "hard_timeout")},
     "backoff": Rule(
         None,
         lambda value: callable(value) or _seconds(0, TEN_YEARS)(value),
-        "seconds, such as 60, or a function that takes the number of the failed attempt",
+        "seconds, such as 60, at most ten years, or a function that takes the number of the failed attempt",
         "How long a failed task waits for its next attempt. By default 1, 5, 25 ... seconds.",
     ),
     "atomic": Rule(
@@ -302,7 +302,7 @@ def task_problems(where: str, options: Any, queues: Collection[Any]) -> list[str
 
 
 def task_value_problem(name: str, value: object, where: str) -> str:
-    """Return a sentence for a value that an option of a task cannot have; "" for a value that fits."""
+    """Return a sentence for a value that an option of a consumer or a task cannot have; "" for a value that fits."""
     rule = TASK_RULES.get(name)
     if rule is None or rule.fits(value):
         return ""

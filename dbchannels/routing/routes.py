@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from django.urls import URLPattern, URLResolver
 
 from dbchannels import names
-from dbchannels.conf import TEN_YEARS
+from dbchannels.conf import TASK_RULES, task_value_problem
 from dbchannels.exceptions import InvalidConfiguration, safe_repr
 from dbchannels.message import Message
 from dbchannels.routing.interval import Interval, parse_interval
@@ -24,23 +24,6 @@ Texts = Mapping[str, "str | re.Pattern[str]"]
 
 Backoff = float | Callable[[int], float]
 Every = str | timedelta
-
-MOST = 32_000  # attempts, or messages at a time: PostgreSQL stores the attempts as a smallint
-_WHOLE, _SECONDS = "a whole number", "seconds"
-#: The numbers among the options: their types, their range, and both in words.
-_NUMBERS: dict[str, tuple[Any, int, float, str, str]] = {
-    "retries": (int, 0, MOST, _WHOLE, f"from 0 to {MOST}"),
-    "concurrency": (int, 1, MOST, _WHOLE, f"from 1 to {MOST}"),
-    "soft_timeout": ((int, float), 0, TEN_YEARS, _SECONDS, "from 0 to ten years"),
-    "hard_timeout": ((int, float), 0, TEN_YEARS, _SECONDS, "from 0 to ten years"),
-    "backoff": (
-        (int, float),
-        0,
-        TEN_YEARS,
-        "seconds, or a function that returns them",
-        "from 0 to ten years",
-    ),
-}
 
 #: A consumer whose first parameter is one of these takes the message's fields as keywords (the form of the 2015 post).
 KEYWORD_FORM = frozenset({"channel", "send_channel", "path", "content", "binary"})
@@ -73,16 +56,11 @@ class ConsumerOptions:
         return cls(channel, **{key: keywords.pop(key) for key in list(keywords) if key in known})
 
     def __post_init__(self) -> None:
-        for name, (types, least, most, kind, limits) in _NUMBERS.items():
+        for name in TASK_RULES:
             value = getattr(self, name)
-            if value is None or (name == "backoff" and callable(value)):
-                continue
-            if not isinstance(value, types) or isinstance(value, bool) or value != value:  # NaN
-                self._refuse(name, kind, f"write a number, such as {name}={3 if types is int else 60}")
-            if not least <= value <= most:
-                self._refuse(name, limits, "write a number in that range")
-        if not isinstance(self.atomic, bool):
-            self._refuse("atomic", "True or False", "write one of these")
+            is_given = value is not getattr(ConsumerOptions, name)
+            if is_given and (wrong := task_value_problem(name, value, f"A route on {self.channel}")):
+                raise InvalidConfiguration(wrong)
         durable_only = (self.retries, self.backoff, self.concurrency, self.every)
         if durable_only != (None, None, None, None) and names.is_protocol(self.channel):
             raise InvalidConfiguration(
@@ -94,12 +72,6 @@ class ConsumerOptions:
     def interval(self) -> Interval | None:
         """Return ``every`` as an Interval."""
         return None if self.every is None else parse_interval(self.every, self.channel)
-
-    def _refuse(self, name: str, wanted: str, instead: str) -> None:
-        value = getattr(self, name)
-        raise InvalidConfiguration(
-            f"The {name} of a route on {self.channel} must be {wanted}, not {safe_repr(value)}: {instead}."
-        )
 
 
 class Filters:

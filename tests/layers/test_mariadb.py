@@ -17,7 +17,8 @@ from django.test import override_settings
 from django.urls import reverse
 from django.utils import timezone
 
-from dbchannels import checks, codec, conf
+from dbchannels import codec, conf
+from dbchannels.checks.site import check_mysql
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers import channel_layers, make_layer
 from dbchannels.layers.base import BaseLayer
@@ -258,11 +259,11 @@ def test_what_does_not_fit_is_reported(server, layer):
         with pytest.raises(LayerUnavailable, match="set max_allowed_packet to 2293760 or more"):
             layer.check()
         with override_settings(DBCHANNELS={"default": {"DATABASE": "mariadb"}}):
-            found = checks.check_mysql(None, databases=["mariadb"])
+            found = check_mysql(None, databases=["mariadb"])
             assert [(one.id, one.msg.partition(". ")[0]) for one in found] == [
                 ("dbchannels.W023", "The layer 'default' is on the database 'mariadb'")
             ] * 2
-            assert checks.check_mysql(None, databases=[]) == []
+            assert check_mysql(None, databases=[]) == []
     finally:
         del connection.settings_dict["OPTIONS"]["isolation_level"]
         connection.settings_dict["CONN_MAX_AGE"] = 0

@@ -169,32 +169,18 @@ RULES = {
         "Messages on body?x have no delay, priority or unique key", "body?x", deliver_at=datetime(2015, 6, 26)
     ),
     # A consumer's options.
-    "retries are whole": consumer(
-        "The retries of a route on own must be a whole number, not '5'", retries="5"
-    ),
-    "retries have a range": consumer(
-        "The retries of a route on own must be from 0 to 32000, not -1", retries=-1
-    ),
-    "retries end": consumer("from 0 to 32000, not 32001", retries=32_001),
-    "concurrency is whole": consumer(
-        "The concurrency of a route on own must be a whole number, not 1.5", concurrency=1.5
-    ),
-    "concurrency has a range": consumer(
-        "The concurrency of a route on own must be from 1 to 32000, not 0", concurrency=0
-    ),
-    "a back-off": consumer("The backoff of a route on own must be seconds, or a function", backoff="soon"),
-    "a back-off has a range": consumer(
-        "The backoff of a route on own must be from 0 to ten years, not -1", backoff=-1
-    ),
-    "atomic": consumer("The atomic of a route on own must be True or False, not 1", atomic=1),
-    "a time-out": consumer("The soft_timeout of a route on own must be seconds, not '1'", soft_timeout="1"),
-    "a time-out's range": consumer(
-        "The soft_timeout of a route on own must be from 0", soft_timeout=float("inf")
-    ),
-    "a hard time-out": consumer(
-        "The hard_timeout of a route on own must be seconds, not nan", hard_timeout=float("nan")
-    ),
-    "a hard time-out's range": consumer("The hard_timeout of a route on own must be from 0", hard_timeout=-1),
+    "retries are whole": consumer("A route on own has retries = '5': write a whole number", retries="5"),
+    "retries have a range": consumer("has retries = -1: write a whole number from 0 to 32000", retries=-1),
+    "retries end": consumer("has retries = 32001: write", retries=32_001),
+    "concurrency is whole": consumer("has concurrency = 1.5: write a whole number from 1", concurrency=1.5),
+    "concurrency has a range": consumer("A route on own has concurrency = 0: write", concurrency=0),
+    "a back-off": consumer("has backoff = 'soon': write seconds, such as 60", backoff="soon"),
+    "a back-off has a range": consumer("has backoff = -1: write seconds", backoff=-1),
+    "atomic": consumer("A route on own has atomic = 1: write True or False.", atomic=1),
+    "a time-out": consumer("has soft_timeout = '1': write seconds, such as 30", soft_timeout="1"),
+    "a time-out's range": consumer("has soft_timeout = inf: write", soft_timeout=float("inf")),
+    "a hard time-out": consumer("has hard_timeout = nan: write seconds", hard_timeout=float("nan")),
+    "a hard time-out's range": consumer("A route on own has hard_timeout = -1: write", hard_timeout=-1),
     "every": consumer("The every of a route on own must be a timedelta, or five fields", every=60),
     "every has a range": consumer(
         "The every of a route on own must be from a second to ten years", every=timedelta(0)

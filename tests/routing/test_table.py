@@ -432,7 +432,7 @@ def test_two_functions_of_one_name_are_none():
 def test_an_option_that_cannot_be_used_is_one_sentence(options):
     with raises(InvalidConfiguration) as refused:
         route("own", one, **options)
-    assert "a route on own" in refused.sentence
+    assert "A route on own" in refused.sentence
 
 
 def test_protocol_messages_are_not_tried_again():
@@ -443,9 +443,9 @@ def test_protocol_messages_are_not_tried_again():
 
 def test_an_option_of_another_type_or_range_is_told_what_fits():
     for given, advice in [
-        ({"retries": "3"}, "write a number, such as retries=3."),
-        ({"hard_timeout": "3"}, "write a number, such as hard_timeout=60."),
-        ({"retries": -1}, "must be from 0 to 32000, not -1: write a number in that range."),
+        ({"retries": "3"}, "has retries = '3': write a whole number from 0 to 32000, such as 5."),
+        ({"hard_timeout": "3"}, "write seconds, such as 600, at most ten years, or 0 for never."),
+        ({"atomic": None}, "has atomic = None: write True or False."),
     ]:
         with raises(InvalidConfiguration) as refused:
             route("own", one, **given)

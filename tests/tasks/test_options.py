@@ -9,7 +9,8 @@ import pytest
 from django.core import checks
 
 from dbchannels import tasks
-from dbchannels.checks import check_routing, check_tasks
+from dbchannels.checks.routes import check_routing
+from dbchannels.checks.site import check_tasks
 from dbchannels.exceptions import InvalidConfiguration
 from dbchannels.routing.table import load_routing
 from dbchannels.routing.tasks import task_routes
