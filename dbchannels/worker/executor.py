@@ -6,6 +6,7 @@ import difflib
 import inspect
 import logging
 import math
+import random
 import re
 import threading
 from asyncio import CancelledError
@@ -21,6 +22,7 @@ from django.db import transaction
 from django.http.response import HttpResponseBase
 
 from dbchannels import codec, names, other_libraries, signals
+from dbchannels.conf import TEN_YEARS
 from dbchannels.exceptions import (
     ConsumeLater,
     DenyConnection,
@@ -62,15 +64,17 @@ from dbchannels.protocol import (
     status_reply,
 )
 from dbchannels.redaction import Lines, RateLimitedLog
-from dbchannels.routing.routes import ConsumerOptions, Route
+from dbchannels.routing.routes import Backoff, ConsumerOptions, Route
 from dbchannels.routing.table import Routing
 from dbchannels.worker import database_connections
-from dbchannels.worker.retries import retry_delay
 from dbchannels.worker.stacks import format_error
 from dbchannels.worker.views import ApplicationViews
 
 log = logging.getLogger("dbchannels.worker")
 
+# The delays of a failed message by default: the first, what each attempt multiplies it by, and the longest.
+FIRST, FACTOR, LONGEST = 1.0, 5.0, 3600.0
+JITTER = 0.25  # of a delay, so that messages that failed together do not come back together
 NEWER_AGAIN = 10.0  # seconds until a message that needs a later release is offered to a worker again
 NEWER = "%d message(s) wait for a worker with a later release of dbchannels, the first on %s. %s"
 
@@ -313,6 +317,23 @@ class Executor:
         """Return the consumer's own option, or the layer's."""
         own = getattr(self._options, name)
         return self.layer.options[name] if own is None else own
+
+
+def backoff(attempt: int) -> float:
+    """Return the seconds after which a failed message runs again by default: 1, 5, 25, 125 ..., an hour at most."""
+    return min(LONGEST, FIRST * FACTOR ** min(attempt - 1, 6)) * random.uniform(1 - JITTER, 1 + JITTER)
+
+
+def retry_delay(attempt: int, own: Backoff | None, consumer: str) -> float:
+    """Return the seconds until the next attempt: by the consumer's own ``backoff``, if it gives a usable one."""
+    if own is None:
+        return backoff(attempt)
+    try:
+        seconds = float(own(attempt) if callable(own) else own)
+    except Exception:
+        log.exception("The backoff of %s raised; the default is used.", consumer)
+        return backoff(attempt)
+    return seconds if 0 <= seconds <= TEN_YEARS else backoff(attempt)
 
 
 #: The coroutine that each thread waits for, so that the watchdog can show where it stands.

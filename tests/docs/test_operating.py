@@ -38,7 +38,7 @@ from dbchannels.server.http import body, dispatch, reader
 from dbchannels.server.http.messages import Refused
 from dbchannels.signals import consumer_finished
 from dbchannels.testing import use_channels
-from dbchannels.worker import executor, retries
+from dbchannels.worker import executor
 from tests import kinds
 from tests.docs import pages
 from tests.docs.project import Project
@@ -577,7 +577,7 @@ def test_each_logger_is_listed() -> None:
 
 
 def test_the_pauses_between_attempts_are_as_said() -> None:
-    pauses = [retries.FIRST * retries.FACTOR**number for number in range(conf.OPTIONS["retries"])]
+    pauses = [executor.FIRST * executor.FACTOR**number for number in range(conf.OPTIONS["retries"])]
     *others, last = [f"{one:g}" for one in pauses]
     assert (
         f"after about {', '.join(others)} and {last} seconds, and is a dead letter after the sixth"

@@ -28,9 +28,9 @@ from dbchannels.protocol import CHUNK
 from dbchannels.signals import message_dead
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
 from dbchannels.wakeup import WakeupPipe, wait_readable
-from dbchannels.worker import executor, retries, worker
+from dbchannels.worker import executor, worker
 from dbchannels.worker.batch import BatchSizer
-from dbchannels.worker.retries import backoff
+from dbchannels.worker.executor import backoff
 from dbchannels.worker.worker import PROTOCOL_CHANNELS, ProcessContext, new_worker_name
 from tests import kinds
 
@@ -59,7 +59,7 @@ def at_once(monkeypatch):
         attempts.append(attempt)
         return 0.0
 
-    monkeypatch.setattr(retries, "backoff", backoff)
+    monkeypatch.setattr(executor, "backoff", backoff)
     return attempts
 
 
@@ -738,7 +738,7 @@ def test_one_that_fails_does_not_take_its_batch_along(layer, new_worker, batches
 
 
 def test_delays_between_attempts_grow_to_an_hour(monkeypatch):
-    monkeypatch.setattr(retries.random, "uniform", lambda low, high: 1.0)
+    monkeypatch.setattr(executor.random, "uniform", lambda low, high: 1.0)
     assert [backoff(attempt) for attempt in range(1, 7)] == [1, 5, 25, 125, 625, 3125]
     assert backoff(7) == backoff(30_000) == 3600
 
