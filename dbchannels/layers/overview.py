@@ -122,11 +122,6 @@ def overview(layer: DjangoLayer, most: int = MOST) -> Overview:
     return Overview(sorted(found.values(), key=lambda one: one.channel), processes, note)
 
 
-def channel_states(layer: DjangoLayer, most: int = MOST) -> list[ChannelStatus]:
-    """Return the channels of ``overview``, by name."""
-    return overview(layer, most).channels
-
-
 def process_list(layer: DjangoLayer) -> list[ProcessStatus]:
     """Return all processes on record, servers first, in one query."""
     alive = ExpressionWrapper(Q(lease_until__gte=layer.now()), output_field=BooleanField())

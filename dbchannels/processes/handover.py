@@ -32,7 +32,7 @@ from gevent import socket as gevent_socket
 from gevent.server import StreamServer
 
 from dbchannels.exceptions import DBChannelsError
-from dbchannels.server.listeners import BACKLOG, Address, Inherited, Listener, SocketPermissions, listen
+from dbchannels.server.listeners import BACKLOG, Address, Inherited, Listener
 from dbchannels.wakeup import wait_readable
 
 log = logging.getLogger("dbchannels.server")
@@ -297,11 +297,6 @@ def is_alive(pid: int) -> bool:
         return not wait_readable([process], DEAD_WITHIN)
     finally:
         os.close(process)
-
-
-def control_listener(address: Address) -> Listener:
-    """Listen at the control socket. Raises AddressInUse."""
-    return listen(address, SocketPermissions(0o600))
 
 
 def await_ready(

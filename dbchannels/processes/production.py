@@ -29,7 +29,6 @@ from dbchannels.processes.handover import (
     Predecessor,
     TakeoverFailed,
     await_ready,
-    control_listener,
 )
 from dbchannels.processes.supervisor import Supervisor, Task, has_terminal, manage_command
 from dbchannels.processes.systemd import Service
@@ -37,7 +36,7 @@ from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.server.http.direct import DirectViews
 from dbchannels.server.http.dispatch import DevelopmentFiles
 from dbchannels.server.http.response_buffer import SentFiles
-from dbchannels.server.listeners import Inherited
+from dbchannels.server.listeners import Inherited, SocketPermissions, listen
 from dbchannels.server.options import LaunchConfig
 from dbchannels.server.server import InterfaceServer
 from dbchannels.wakeup import WakeupPipe, wait_readable
@@ -114,7 +113,9 @@ class Running:
         """Start, serve, and end."""
         server, service = self.server, self.service
         if self.config.control is not None:
-            control = predecessor.control if predecessor else control_listener(self.config.control)
+            control = (
+                predecessor.control if predecessor else listen(self.config.control, SocketPermissions(0o600))
+            )
             site = identity(self.config.layer)
             self.control = ControlSocket(
                 control, lambda: server.listeners, site, service.watchdog, self.taken

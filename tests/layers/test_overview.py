@@ -9,7 +9,7 @@ from django.db import connections
 from django.test.utils import CaptureQueriesContext
 
 from dbchannels.layers.operations import BatchResult, Failure
-from dbchannels.layers.overview import channel_states, folded, overview
+from dbchannels.layers.overview import folded, overview
 from dbchannels.models import DurableMessage, Process
 from tests import kinds
 
@@ -19,7 +19,7 @@ pytestmark = kinds.on_all_databases
 def states(layer):
     """Return the states by channel, and assert that they take at most five queries."""
     with CaptureQueriesContext(connections[layer.database]) as queries:
-        found = {one.channel: one for one in channel_states(layer)}
+        found = {one.channel: one for one in overview(layer).channels}
     assert len(queries) <= 5
     return found
 
@@ -90,7 +90,7 @@ def test_what_a_worker_of_another_version_records_is_no_error(layer, new_link, w
     link = new_link(layer)
     link.register("w1", Process.WORKER)
     link.record_work("w1", work)
-    ((process,), channels) = (overview(layer).processes, channel_states(layer))
+    ((process,), channels) = (overview(layer).processes, overview(layer).channels)
     assert process.alive and process.takes == [] and channels == []
 
 

@@ -7,7 +7,7 @@ import re
 import pytest
 from django.db import connection
 
-from dbchannels.layers.overview import STATES, channel_states
+from dbchannels.layers.overview import STATES, overview
 from tests import kinds
 
 pytestmark = kinds.only("postgresql")
@@ -48,14 +48,14 @@ def many(layer):
 
 
 def test_many_that_wait_are_counted_in_indexes_and_not_to_the_end(layer, many):
-    found = {one.channel: one for one in channel_states(layer, MOST)}
+    found = {one.channel: one for one in overview(layer, MOST).channels}
     busy = found["busy"]
     assert busy.ready >= MOST and "ready" in busy.more
     assert found["b-1000"].ready == 15 and "ready" not in found["b-1000"].more
     assert found["late"].delayed + found["late"].ready == MOST and "delayed" in found["late"].more
     assert found["dead-3"].dead == 50 and not found["dead-3"].more - {"delayed"}
     assert found["http.request"].ready == MOST
-    assert all("dead" in one.more for one in channel_states(layer, most=10) if one.dead)
+    assert all("dead" in one.more for one in overview(layer, most=10).channels if one.dead)
     for statement in ("ANALYZE", "VACUUM"):
         with connection.cursor() as cursor:
             cursor.execute(

@@ -22,7 +22,6 @@ from dbchannels.processes.handover import (
     ControlSocket,
     Predecessor,
     TakeoverFailed,
-    control_listener,
 )
 from dbchannels.server.listeners import Address, Inherited, SocketPermissions, listen
 from tests.harness import HOST
@@ -41,7 +40,7 @@ def running(path):
     """A running server, as far as it hands over: its listener, a list of the workers once it was taken, and itself."""
     taken = []
     listener = listen(Address(HOST, 0), SocketPermissions())
-    control = control_listener(Address("", 0, path))
+    control = listen(Address("", 0, path), SocketPermissions())
     served = ControlSocket(control, lambda: Inherited((listener,)), PROJECT, 0, taken.append)
     served.start()
     yield listener, taken, served
@@ -236,7 +235,7 @@ class Offering:
     def __init__(self, path, then):
         self._listeners = [
             listen(Address(HOST, 0), SocketPermissions()),
-            control_listener(Address("", 0, path)),
+            listen(Address("", 0, path), SocketPermissions()),
         ]
         self.listener, self.control = self._listeners
         self._then = then
@@ -284,14 +283,14 @@ def test_the_end_of_the_connection_is_the_death_of_the_running_server_only_if_it
 
 def test_where_no_server_is_there_is_nothing_to_take_over(path):
     assert Predecessor.find(path, PROJECT) is None
-    control_listener(Address("", 0, path)).socket.close()  # as a server leaves it that was killed
+    listen(Address("", 0, path), SocketPermissions()).socket.close()  # as a server leaves it that was killed
     assert Predecessor.find(path, PROJECT) is None
     with pytest.raises(TakeoverFailed, match=r"cannot be asked to hand over: Not a directory\.$"):
         Predecessor.find(f"{path}/control", PROJECT)
 
 
 def test_an_offer_that_cannot_be_read_is_one_sentence(path):
-    with closing(control_listener(Address("", 0, path)).socket) as control:
+    with closing(listen(Address("", 0, path), SocketPermissions()).socket) as control:
 
         def serve():
             with gevent_socket.socket(fileno=os.dup(control.fileno())) as server, server.accept()[0] as sock:

@@ -9,7 +9,7 @@ from django.db import transaction
 
 from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers.base import BaseLayer
-from dbchannels.layers.overview import channel_states
+from dbchannels.layers.overview import overview
 from dbchannels.management.output import LayerCommand, ago, consumers_of, near, on_database, operator
 
 
@@ -24,7 +24,7 @@ class Command(LayerCommand):
         layer = on_database(layer)
         with transaction.atomic(using=layer.database):  # all of them or none
             paused = {name: layer.pause(name, operator()) for name in dict.fromkeys(options["channels"])}
-        found = {one.channel: one for one in channel_states(layer)}
+        found = {one.channel: one for one in overview(layer).channels}
         known = {
             one.channel for one in found.values() if one.ready or one.delayed or one.running or one.workers
         }
