@@ -10,9 +10,7 @@ from django.http.response import HttpResponseBase
 from dbchannels import names, other_libraries
 from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, safe_repr
 from dbchannels.layers import channel_layers
-from dbchannels.protocol import EVENT
-
-Fields = dict[str, Any]
+from dbchannels.protocol import EVENT, Fields
 
 _OPTIONS = frozenset({"delay", "deliver_at", "priority", "unique", "immediately", "layer"})
 _DEFAULTS: Fields = {"delay": 0, "deliver_at": None, "priority": 0, "unique": ""}
@@ -229,11 +227,16 @@ def _fields(message: Fields | HttpResponseBase | None, fields: Fields) -> Fields
         )
     if callable(getattr(response, "render", None)):
         response = response.render()
-    headers = [[name.encode("ascii"), value.encode("latin-1")] for name, value in response.items()]
-    cookies = [one.OutputString().encode("latin-1") for one in response.cookies.values()]
     return {
         "status": response.status_code,
         "reason": response.reason_phrase,
-        "headers": headers + [[b"Set-Cookie", cookie] for cookie in cookies],
+        "headers": response_headers(response),
         "content": response.content,
     }
+
+
+def response_headers(response: HttpResponseBase) -> list[list[bytes]]:
+    """Return the headers of a Django response as a message has them, its cookies among them."""
+    headers = [[name.encode("ascii"), value.encode("latin-1")] for name, value in response.items()]
+    cookies = [one.OutputString().encode("latin-1") for one in response.cookies.values()]
+    return headers + [[b"Set-Cookie", cookie] for cookie in cookies]

@@ -7,7 +7,7 @@ from typing import Any
 
 from django.http import HttpResponse
 
-from dbchannels.channel import Channel, Group
+from dbchannels.channel import Channel, Group, response_headers
 from dbchannels.exceptions import ResponseLater
 from dbchannels.protocol import EVENT_STREAM, MORE_CONTENT
 
@@ -36,15 +36,8 @@ class EventStream(HttpResponse):
         for name in ("Content-Length", "ETag"):  # of the empty content, by middleware
             self.headers.pop(name, None)
         last_id = request.headers.get(LAST_ID) or request.GET.get(LAST_ID, "")
-        headers = [[name.encode("ascii"), value.encode("latin-1")] for name, value in self.items()]
-        cookies = [[b"Set-Cookie", one.OutputString().encode("latin-1")] for one in self.cookies.values()]
-        head = {
-            "status": self.status_code,
-            "headers": headers + cookies,
-            MORE_CONTENT: True,
-            EVENT_STREAM: last_id,
-        }
-        reply_channel.send(head)
+        head = {"status": self.status_code, "headers": response_headers(self)}
+        reply_channel.send({**head, MORE_CONTENT: True, EVENT_STREAM: last_id})
         return True
 
     def __iter__(self) -> Iterator[bytes]:

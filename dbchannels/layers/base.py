@@ -45,12 +45,10 @@ from dbchannels.layers.operations import (
     history_options,
 )
 from dbchannels.layers.tasks import TaskRecord
-from dbchannels.protocol import VANISHED, lost
+from dbchannels.protocol import VANISHED, Fields, lost
 
 if TYPE_CHECKING:
     from dbchannels.layers.postgresql.members import MembersSession
-
-Fields = dict[str, Any]
 
 log = logging.getLogger("dbchannels.layer")
 
