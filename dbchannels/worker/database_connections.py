@@ -36,11 +36,10 @@ def end_message() -> None:
     connection: Any
     for connection in connections.all(initialized_only=True):
         connection.queries_log.clear()
-        if not _kept or connection.connection is None:
-            connection.close_if_unusable_or_obsolete()
-        elif connection.vendor == "sqlite":
+        kept = _kept and connection.connection is not None
+        if kept and connection.vendor == "sqlite":
             connection.close()  # to open a file again is cheap; Django keeps a database in memory
-        elif connection.vendor != "postgresql":
+        elif not kept or connection.vendor != "postgresql":
             connection.close_if_unusable_or_obsolete()
         elif _is_pooled(connection):
             raw = connection.connection
