@@ -302,18 +302,8 @@ class DurableMessageAdmin(MessageAdmin):
     list_filter = (ByState, ByDurableChannel)
     list_display = ("id", "on_channel", "line", "priority", "age", "due", "attempts", "claimed_by")
     fields = (
-        *(
-            "on_channel",
-            "holder",
-            "cancelled_by",
-            "priority",
-            "unique_key",
-            "sent_at",
-            "age",
-            "due",
-            "attempts",
-        ),
-        *("alone", "size", "message"),
+        *("on_channel", "holder", "cancelled_by", "priority", "unique_key", "sent_at", "age", "due"),
+        *("attempts", "alone", "size", "message"),
     )
     said_if_set = ("cancelled_by", "unique_key", "alone")
     search_fields = ("channel", "claimed_by")

@@ -149,13 +149,7 @@ class WebsocketConsumer(other_libraries.ForeignNames):
                 f"The route of {type(self).__qualname__} captures {sorted(taken)[0]!r}, which is another parameter of "
                 "its methods: rename the capture."
             )
-        kind = self.message.channel.name.rpartition(".")[2]
-        run = {
-            "connect": self.consume_connect,
-            "receive": self.consume_receive,
-            "event": self.consume_event,
-        }
-        return run.get(kind, self.consume_disconnect)()
+        return getattr(self, f"consume_{self.message.channel.name.rpartition('.')[2]}")()
 
     def consume_connect(self) -> Any:
         """Join the groups and run ``connect``; if it raises, neither has happened."""

@@ -160,15 +160,9 @@ def channel_line(one: ChannelStatus, consumers: Consumers) -> list[str]:
         one.channel,
         *numbers,
         "-" if one.oldest is None else short(one.oldest),
-        paused(one) if one.pause else "-",
+        f"{ago(one.pause.paused_at)} by {one.pause.paused_by or 'somebody'}" if one.pause else "-",
         takes,
     ]
-
-
-def paused(one: ChannelStatus) -> str:
-    """Return by whom a channel was paused, and how long ago."""
-    assert one.pause is not None
-    return f"{ago(one.pause.paused_at)} by {one.pause.paused_by or 'somebody'}"
 
 
 def process_line(one: ProcessStatus) -> list[str]:
