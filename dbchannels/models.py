@@ -19,6 +19,7 @@ from dbchannels.protocol import FAILED, READY, SUCCESSFUL
 
 QUEUE = "of a reply channel, the part up to and including the '!'"
 MAX_USER = 200  # characters of who did something in the admin or by a command
+HAS_TASK = models.Q(task__isnull=False)
 
 
 class WithPayload(models.Model):
@@ -159,9 +160,7 @@ class DurableMessage(WithPayload):
                 condition=models.Q(claimed_by__isnull=False),
                 name="dbchannels_durable_claims",
             ),
-            models.Index(
-                fields=["task"], condition=models.Q(task__isnull=False), name="dbchannels_durable_task"
-            ),
+            models.Index(fields=["task"], condition=HAS_TASK, name="dbchannels_durable_task"),
         )
 
     def __str__(self) -> str:
@@ -186,9 +185,7 @@ class DeadLetter(WithPayload):
         permissions = (("replay_deadletter", "Can run dead letters again"),)
         indexes = (
             models.Index(fields=["channel", "id"], name="dbchannels_dead_channel"),
-            models.Index(
-                fields=["task"], condition=models.Q(task__isnull=False), name="dbchannels_dead_task"
-            ),
+            models.Index(fields=["task"], condition=HAS_TASK, name="dbchannels_dead_task"),
         )
 
     def __str__(self) -> str:
@@ -258,6 +255,9 @@ class Membership(models.Model):
     channel = models.CharField("channel", max_length=MAX_LENGTH, help_text=QUEUE)
     recipient = models.CharField("recipient", max_length=MAX_LENGTH, default="", blank=True)
     added_at = models.DateTimeField("added", db_default=Now())
+    since = models.BigIntegerField(
+        "since", null=True, blank=True, help_text="after which position messages count as missed; empty: any"
+    )
     expires_at = models.DateTimeField("expires", null=True, blank=True)
 
     class Meta:

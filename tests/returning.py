@@ -5,14 +5,16 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from tests.harness import HOST, Socket
+from tests.harness import HOST, Socket, connect
 
 
 class ReturningSocket:
     """A WebSocket that asks for ids; ``heard`` has the texts, of all its connections."""
 
-    def __init__(self, port: Callable[[], int], path: str) -> None:
-        self._port, self._path = port, path
+    def __init__(
+        self, port: Callable[[], int], path: str, dial: Callable[[int], socket.socket] = connect
+    ) -> None:
+        self._port, self._path, self._dial = port, path, dial
         self.heard: list[str] = []
         self.gaps = 0
         self.last_id = ""
@@ -21,7 +23,9 @@ class ReturningSocket:
 
     def connect(self) -> bool:
         """Open a connection; return whether it was accepted. Raises OSError and AssertionError when it breaks."""
-        self._socket = Socket(self._port(), f"{self._path}?dbchannels-resume={self.last_id}", {}).handshake()
+        port = self._port()
+        path = f"{self._path}?dbchannels-resume={self.last_id}"
+        self._socket = Socket(port, path, {}, self._dial(port)).handshake()
         self._next_id = ""
         return self._socket.status == 101
 
@@ -59,7 +63,8 @@ class ReturningEvents(ReturningSocket):
 
     def connect(self) -> bool:
         self.cut()
-        self._raw = socket.create_connection((HOST, self._port()), timeout=60)
+        self._raw = self._dial(self._port())
+        self._raw.settimeout(60)
         header = f"Last-Event-ID: {self.last_id}\r\n" if self.last_id else ""
         self._raw.sendall(f"GET {self._path} HTTP/1.1\r\nHost: {HOST}\r\n{header}\r\n".encode())
         self._data = b""

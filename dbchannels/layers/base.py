@@ -60,7 +60,8 @@ class Buffer:
     or savepoint is rolled back, what was buffered outside it is pending again; what was sent inside it is gone.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opening: str = "") -> None:
+        self.opening = opening  # see `BaseLayer.buffered`
         self._operations: list[Operation] = []
         self._written: list[tuple[int, Callable[[], bool]]] = []
 
@@ -125,7 +126,9 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
 
     def group_add(self, group: str, channel: str, *, immediately: bool = False) -> None:
         """Add a channel to a group. Adding it again renews its expiry; it is never added twice."""
-        add = GroupAdd(names.check_group_name(group), names.check_channel_name(channel))
+        buffer = self._buffer.get()
+        is_later = buffer is None or buffer.opening != channel
+        add = GroupAdd(names.check_group_name(group), names.check_channel_name(channel), is_later)
         self._submit([add], immediately)
 
     def group_discard(self, group: str, channel: str, *, immediately: bool = False) -> None:
@@ -205,9 +208,13 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
         ]
 
     @contextmanager
-    def buffered(self) -> Iterator[Buffer]:
-        """Buffer what this context sends and adds outside ``atomic()``; the caller writes what is ``pending()``."""
-        token = self._buffer.set(buffer := Buffer())
+    def buffered(self, opening: str = "") -> Iterator[Buffer]:
+        """Buffer what this context sends and adds outside ``atomic()``; the caller writes what is ``pending()``.
+
+        ``opening`` is the reply channel of a client whose first message this is. For the groups that it joins now, its
+        last id counts.
+        """
+        token = self._buffer.set(buffer := Buffer(opening))
         try:
             yield buffer
         finally:

@@ -50,6 +50,7 @@ class GroupAdd(NamedTuple):
 
     group: str
     channel: str
+    is_later: bool = False  # than the first message of the client: its last id does not count for this group
 
 
 class GroupDiscard(NamedTuple):

@@ -103,6 +103,11 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.AddField(
+            model_name='membership',
+            name='since',
+            field=models.BigIntegerField(blank=True, help_text='after which position messages count as missed; empty: any', null=True, verbose_name='since'),
+        ),
+        migrations.AddField(
             model_name='deadletter',
             name='task',
             field=models.UUIDField(blank=True, help_text='the id of the task that the message ran', null=True, verbose_name='task'),

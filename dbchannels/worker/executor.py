@@ -125,7 +125,8 @@ class Executor:
     def _execute(self, delivery: Delivery, worker: str) -> Result:
         self._route, self._returned = None, "null"
         blocks = database_connections.open_blocks()
-        with self.layer.buffered() as buffer:
+        is_first = delivery.channel in ("websocket.connect", "http.request")
+        with self.layer.buffered(delivery.reply_channel if is_first else "") as buffer:
             try:
                 answers = self._run(delivery, worker)
                 atomic = self._options.atomic

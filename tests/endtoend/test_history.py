@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.endtoend.conftest import emptied
-from tests.harness import until
+from tests.harness import connect_slow, until
 from tests.returning import ReturningEvents, ReturningSocket
 
 SAID = 200
@@ -16,6 +16,17 @@ SAY = (
     "import time\nfrom dbchannels import Group\nfor number in range({1}):\n"
     "    Group('room-{0}', history=10_000).send(text=str(number)); time.sleep({2})"
 )
+BEFORE = """
+from dbchannels import Group
+Group("late-{0}", history=10).send(text="before")
+for number in range(60):
+    Group("room-{0}", history=60).send(text="x" * 100_000)
+"""
+JOIN = """
+from dbchannels import Group
+Group("late-{0}").add("{1}")
+Group("late-{0}", history=10).send(text="after")
+"""
 
 
 @pytest.fixture
@@ -73,6 +84,27 @@ def test_what_was_said_meanwhile_comes_first_and_in_order(any_served, room, clie
         while len(client.heard) < 101:
             client.hear()
         assert client.heard == [*map(str, range(100)), "live"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [(ReturningSocket, "/room/{0}/"), (ReturningEvents, "/room-events/{0}")]
+)
+def test_a_group_that_a_client_joins_while_it_is_behind_counts_from_then_on(any_served, room, kind, path):
+    """It has missed 6 MB and takes nothing, so it is behind until it reads."""
+    site = any_served.site
+    client = kind(lambda: any_served.port, path.format(room), connect_slow)
+    assert client.connect() and client.hear()
+    client.cut()
+    until(lambda: site.count("membership") == 0, "the client has left")
+    site.shell(BEFORE.format(room))
+    assert client.connect()
+    ((channel,),) = site.rows("SELECT channel || recipient FROM dbchannels_membership")
+    site.shell(JOIN.format(room, channel))
+    while client.heard[-1:] != ["after"]:
+        assert client.hear()
+    assert len(client.heard) == 61 and "before" not in client.heard
+    assert client.gaps == 0
+    client.cut()
 
 
 def test_an_id_that_no_server_gave_is_a_gap_and_then_all_that_is_kept(served, room):

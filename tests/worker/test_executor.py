@@ -200,6 +200,27 @@ def test_an_atomic_consumer_whose_claim_was_lost_has_done_nothing(layer, new_wor
     assert rows(layer, DurableMessage).get().attempts == 1
 
 
+# Groups.
+
+
+@pytest.mark.parametrize("channel", ["websocket.connect", "http.request", "websocket.receive"])
+def test_a_membership_tells_whether_the_clients_first_message_made_it(layer, new_worker, channel):
+    """The last id of a client that comes back counts for these groups alone."""
+
+    def join(message):
+        Group("at-once", immediately=True).add(message.reply_channel)
+        Group("group").add(message.reply_channel)
+        with transaction.atomic(using=layer.database):
+            Group("together").add(message.reply_channel)
+        Group("others").add("reply.web!b")
+
+    layer.send(channel, {"reply_channel": "reply.web!a", "path": "/", "order": 1})
+    assert new_worker(join, channel=channel).run_once()
+    found = dict(rows(layer, Membership).values_list("group", "since"))
+    own = 0 if channel == "websocket.receive" else None
+    assert found == {"at-once": own, "group": own, "together": own, "others": 0}
+
+
 # Delays.
 
 

@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from django.db import connections
-from django.db.models import Max, Q
+from django.db.models import Exists, Max, OuterRef, Q
 from django.utils import timezone
 
 from dbchannels.layers import operations as ops
@@ -68,10 +68,12 @@ class Histories:
             start = -1 if position > last else position
             member = self._current().filter(channel=queue, recipient=recipient)
             groups = list(member.values_list("group", flat=True))
-            rows = self._layer.rows(History).filter(group__in=groups, position__gt=start).order_by("position")
-            pairs = rows.values_list("position", "payload")[: limit + 1]
+            # Of groups that it has joined later only what came after that.
+            later = Exists(member.filter(group=OuterRef("group"), since__gte=OuterRef("position")))
+            rows = self._layer.rows(History).filter(~later, group__in=groups, position__gt=start)
+            pairs = rows.order_by("position").values_list("position", "payload")[: limit + 1]
             messages = [(one, bytes(payload)) for one, payload in pairs]
-            trimmed = self._layer.rows(Trimmed).filter(group__in=["", *groups])
+            trimmed = self._layer.rows(Trimmed).filter(~later, group__in=["", *groups])
             gone = trimmed.aggregate(last=Max("position"))["last"] or 0
             found[recipient] = ops.missed(messages, gone if gone > start else None, limit, size)
         return found

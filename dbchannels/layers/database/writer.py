@@ -54,7 +54,8 @@ class Writer:
                 end = None if alive else timezone.now() + timedelta(seconds=self._layer.group_expiry)
                 key = {"group": group, "channel": queue, "recipient": recipient}
                 # Not the database's default, which on MySQL is its local time.
-                made = {"expires_at": end, "added_at": timezone.now()}
+                since = self._layer.histories.position() if operation.is_later else None
+                made = {"expires_at": end, "added_at": timezone.now(), "since": since}
                 rows(Membership).update_or_create(**key, defaults={"expires_at": end}, create_defaults=made)
             case ops.GroupDiscard(group, channel):
                 queue, recipient = names.split(channel)

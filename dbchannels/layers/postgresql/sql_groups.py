@@ -1,5 +1,7 @@
 """The statements about groups; see also ``sql``."""
 
+from dbchannels.layers.postgresql.sql_history import LAST
+
 # One row for each queue that has members, however many they are: the body is stored once. The function is in migration
 # 0002, because a statement that is planned at each broadcast takes three times as long.
 SEND_GROUP = """
@@ -34,9 +36,10 @@ GROUP BY "group", channel
 
 # The membership of a channel whose server is alive does not expire. The row is updated only if that changes it, so that
 # adding a channel at each of its messages writes nothing.
-GROUP_ADD = """
-INSERT INTO dbchannels_membership ("group", channel, recipient, added_at, expires_at)
+GROUP_ADD = f"""
+INSERT INTO dbchannels_membership ("group", channel, recipient, added_at, since, expires_at)
 SELECT %(group)s::text, %(channel)s::text, %(recipient)s::text, statement_timestamp(),
+       CASE WHEN %(is_later)s::boolean THEN {LAST} END,
        CASE WHEN %(channel)s::text NOT LIKE '%%!'
                  OR NOT EXISTS (SELECT FROM dbchannels_process WHERE queue::text = %(channel)s::text)
             THEN statement_timestamp() + %(expiry)s::float * interval '1 second' END

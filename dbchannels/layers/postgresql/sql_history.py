@@ -8,10 +8,10 @@ A message is written by ``dbchannels_keep_group`` of migration 0004, in the send
 # no other lock of ours, see sql.LOCK_KEY. ``scan_from`` is a hint, and often 0, see ScanHints: while a stranger's
 # transaction is open, each message leaves an entry in the index of those without a position.
 LOCK = "SELECT pg_advisory_xact_lock(1684169833, 1)"
-_LAST = """
+LAST = """
 greatest((SELECT max(position) FROM dbchannels_history), (SELECT max(position) FROM dbchannels_trimmed), 0::bigint)
 """
-POSITION = f"SELECT {_LAST}"
+POSITION = f"SELECT {LAST}"
 NUMBER = f"""
 UPDATE dbchannels_history AS message SET position = base.last + fresh.number
 FROM (
@@ -19,7 +19,7 @@ FROM (
         SELECT id FROM dbchannels_history WHERE position IS NULL AND id > %(scan_from)s ORDER BY id LIMIT %(limit)s
     ) AS oldest
 ) AS fresh, (
-    SELECT greatest({_LAST}, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS last
+    SELECT greatest({LAST}, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) AS last
 ) AS base
 WHERE message.id = fresh.id
 """
@@ -41,24 +41,28 @@ FROM fresh JOIN here USING ("group") ORDER BY position
 """
 
 # The rows of each channel: at most ``limit``, and after the first no more than ``size`` bytes in all; one without a
-# position if there are none.
+# position if there are none. A group that it has joined later counts from then on, see the model ``Membership``.
 MISSED = f"""
-WITH known AS MATERIALIZED (SELECT {_LAST} AS last), client AS MATERIALIZED (
-    SELECT recipient, groups, CASE WHEN after > last THEN -1 ELSE after END AS start, (
-        SELECT coalesce(max(position), 0) FROM dbchannels_trimmed WHERE "group"::text = ANY(groups || ''::text)
-    ) AS trimmed
+WITH known AS MATERIALIZED (SELECT {LAST} AS last), client AS MATERIALIZED (
+    SELECT recipient, groups, starts, (
+        SELECT max(coalesce(position, 0)) FROM unnest(groups || ''::text, starts || start) AS one(name, start)
+        LEFT JOIN dbchannels_trimmed ON "group"::text = name WHERE coalesce(position, 0) > one.start
+    ) AS gap
     FROM known, unnest(%(recipients)s::text[], %(afters)s::bigint[]) AS one(recipient, after)
+    CROSS JOIN LATERAL (SELECT CASE WHEN after > last THEN -1 ELSE after END AS start) AS begin
     CROSS JOIN LATERAL (
-        SELECT coalesce(array_agg("group"::text), ARRAY[]::text[]) AS groups FROM dbchannels_membership AS member
+        SELECT coalesce(array_agg("group"::text), ARRAY[]::text[]) AS groups,
+               coalesce(array_agg(greatest(start, since)), ARRAY[]::bigint[]) AS starts
+        FROM dbchannels_membership AS member
         WHERE member.channel::text = %(queue)s::text AND member.recipient::text = one.recipient
               AND (expires_at IS NULL OR expires_at > statement_timestamp())
     ) AS joined
 )
-SELECT recipient, CASE WHEN trimmed > start THEN trimmed END, position, payload, number
+SELECT recipient, gap, position, payload, number
 FROM client LEFT JOIN LATERAL (
     SELECT position, payload, count(*) OVER () AS number,
            sum(octet_length(payload)) OVER (ORDER BY position) AS bytes, octet_length(payload) AS own
-    FROM unnest(groups) AS name CROSS JOIN LATERAL (
+    FROM unnest(groups, starts) AS joined(name, start) CROSS JOIN LATERAL (
         SELECT position, payload FROM dbchannels_history
         WHERE "group"::text = name AND position > start ORDER BY position LIMIT %(limit)s
     ) AS message

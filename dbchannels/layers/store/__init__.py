@@ -22,14 +22,7 @@ from dbchannels.layers import operations as ops
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.store import history, tasks
-from dbchannels.layers.store.rows import (
-    ConnectionRow,
-    Letter,
-    Row,
-    connection_rows,
-    rows,
-    sent_row,
-)
+from dbchannels.layers.store.rows import ConnectionRow, Letter, Member, Row, connection_rows, rows, sent_row
 from dbchannels.layers.tasks import TaskRecord, error_after, status_after
 from dbchannels.protocol import EXPIRED, READY, SUCCESSFUL, WORKER_DIED
 
@@ -37,7 +30,7 @@ __all__ = ["StoreLayer", "StoreLink"]
 
 #: The kinds of tables that ``flush`` empties. Messages by id: "waiting", one table for each queue, and "claims", one
 #: for each worker; "in_flight": by worker, (channel, reply channel) of what it has popped and not finished; "members",
-#: one for each group: when each channel leaves it; "letters": by id; "results": by the id of the task; "schedule": by
+#: one for each group: a Member by channel; "letters": by id; "results": by the id of the task; "schedule": by
 #: "CHANNEL EVERY", when a periodic message is due, and when a live worker last had it; "history": by position;
 #: "trimmed": by group, up to which position its history was deleted, see the model ``Trimmed``.
 #: The others are "connections": by reply channel; "processes": by name, (kind, queue, end of the lease); and "numbers".
@@ -119,7 +112,9 @@ class StoreLayer(BaseLayer):
                 queue, local = names.split(channel)
                 alive = local and any(process[1] == queue for process in self.table("processes").values())
                 end = inf if alive else self.clock() + self.group_expiry
-                self.table("members", group)[channel] = end
+                now = history.last_position(self) if operation.is_later else 0
+                table = self.table("members", group)
+                table[channel] = Member(end, table[channel][1] if channel in table else now)
             case ops.GroupDiscard(group, channel):
                 self.table("members", group).pop(channel, None)
             case ops.GroupClear(group):
@@ -175,7 +170,7 @@ class StoreLayer(BaseLayer):
         """Remove a channel from all groups; without ``forever`` only from those in which its membership has an end."""
         for group in self.table_names("members"):
             members = self.table("members", group)
-            if forever or members.get(channel, inf) < inf:
+            if forever or members.get(channel, (inf,))[0] < inf:
                 members.pop(channel, None)
 
     def group_channels(self, group: str) -> list[str]:
@@ -184,7 +179,7 @@ class StoreLayer(BaseLayer):
             for queue in self.table_names("waiting"):
                 self._unexpired(queue)
             now = self.clock()
-            return [channel for channel, end in self.table("members", group).items() if end > now]
+            return [channel for channel, (end, _) in self.table("members", group).items() if end > now]
 
     def group_users(self, group: str) -> list[str]:
         with self.locked():
@@ -328,7 +323,7 @@ class StoreLayer(BaseLayer):
             for queue in self.table_names("waiting"):
                 self._unexpired(queue)
             for members in [self.table("members", group) for group in self.table_names("members")]:
-                for channel in [one for one, end in members.items() if end <= self.clock()]:
+                for channel in [one for one, (end, _) in members.items() if end <= self.clock()]:
                     del members[channel]
             history.trim(self)
             tasks.expire(self)

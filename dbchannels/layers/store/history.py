@@ -42,13 +42,18 @@ def read(layer: StoreLayer, queue: str, after: int, limit: int) -> list[ops.Kept
 def missed(layer: StoreLayer, channel: str, after: int, limit: int, size: int) -> ops.Missed:
     """See ``Link.missed``, for one channel; inside ``locked()``."""
     start = -1 if after > last_position(layer) else after
-    groups = [one for one in layer.table_names("members") if channel in layer.group_channels(one)]
-    rows = (
-        row for row in history_rows(layer.table("history")) if row.position > start and row.group in groups
-    )
-    gone = max(layer.table("trimmed").get(group, 0) for group in ["", *groups])
-    messages = [(row.position, row.payload) for row in rows]
-    return ops.missed(messages, gone if gone > start else None, limit, size)
+    starts = {"": start}
+    for group in layer.table_names("members"):
+        if channel in layer.group_channels(group):
+            starts[group] = max(start, layer.table("members", group)[channel][1])
+    messages = [
+        (row.position, row.payload)
+        for row in history_rows(layer.table("history"))
+        if row.position > starts.get(row.group, row.position)
+    ]
+    trimmed = layer.table("trimmed")
+    gaps = [gone for group, after in starts.items() if (gone := trimmed.get(group, 0)) > after]
+    return ops.missed(messages, max(gaps, default=None), limit, size)
 
 
 def trim(layer: StoreLayer) -> None:

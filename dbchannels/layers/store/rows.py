@@ -55,6 +55,13 @@ class Letter(NamedTuple):
     task: str = ""  # the id of the task that it ran
 
 
+class Member(NamedTuple):
+    """A channel's place in a group."""
+
+    end: float
+    since: int  # the position after which messages count that it missed, see the model ``Membership``
+
+
 class HistoryRow(NamedTuple):
     """A message of a group's history."""
 

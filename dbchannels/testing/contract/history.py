@@ -32,6 +32,11 @@ class HistoryContract(LayerCase):
         link.register(f"history-{name}", "server", f"reply.kept-{name}!")
         return link
 
+    def join(self, layer: BaseLayer, group: str, channel: str = "reply.kept-a!x") -> None:
+        """Add a channel to a group as its client's connect consumer does."""
+        with layer.buffered(channel):
+            layer.group_add(group, channel, immediately=True)
+
     def say(self, layer: BaseLayer, *said: int, group: str = "group", history: Any = MANY) -> None:
         """Send numbers to a group with a history."""
         for number in said:
@@ -102,8 +107,8 @@ class HistoryContract(LayerCase):
         self.say(layer, 4, group="strangers")
         self.say(layer, 5)
         for group in ("group", "second"):
-            layer.group_add(group, "reply.kept-a!x")
-        layer.group_add("strangers", "reply.kept-a!y")
+            self.join(layer, group)
+        self.join(layer, "strangers", "reply.kept-a!y")
         whole = self.missed(link, start)
         assert (numbers(whole.messages), whole.gap, whole.complete) == ([1, 2, 3, 5], None, True)
         seen = whole.messages[1][0]
@@ -111,6 +116,49 @@ class HistoryContract(LayerCase):
         assert self.missed(link, whole.messages[-1][0]) == Missed([], None, True)
         assert numbers(self.missed(link, start, "y").messages) == [4]
         assert self.missed(link, start, "nobody") == Missed([], None, True)
+
+    def test_a_group_that_a_channel_joins_later_counts_from_then_on(self) -> None:
+        layer = self.layer()
+        link = self.server(layer)
+        start = link.history_position()
+        self.join(layer, "group")
+        self.say(layer, 1)
+        self.say(layer, 2, 3, group="later")
+        assert numbers(self.missed(link, start).messages) == [1]
+        with layer.buffered("reply.kept-a!y"):  # another client's consumer
+            layer.group_add("later", "reply.kept-a!x", immediately=True)
+        self.say(layer, 4, group="later")
+        self.say(layer, 5)
+        self.missed(link, start)
+        for group in ("group", "later"):  # it is there already
+            layer.group_add(group, "reply.kept-a!x")
+        self.join(layer, "later", "reply.kept-a!y")
+        found = self.missed(link, start)
+        assert (numbers(found.messages), found.gap, found.complete) == ([1, 4, 5], None, True)
+        assert numbers(self.missed(link, -1).messages) == [1, 4, 5]
+        assert numbers(self.missed(link, found.messages[1][0]).messages) == [5]
+        assert numbers(self.missed(link, start, "y").messages) == [2, 3, 4]
+        layer.group_discard("group", "reply.kept-a!x")
+        layer.group_add("group", "reply.kept-a!x")
+        assert numbers(self.missed(link, start).messages) == [4]
+
+    def test_what_is_gone_of_a_group_before_a_channel_joins_it_is_no_gap(self) -> None:
+        layer = self.layer(expiry=SOON)
+        link = self.server(layer)
+        start = link.history_position()
+        self.join(layer, "later", "reply.kept-a!y")
+
+        def is_gap(recipient: str) -> bool:
+            link.clean_up()
+            return self.missed(link, start, recipient).gap is not None
+
+        self.say(layer, 1, 2, group="later", history=1)
+        wait_until(lambda: is_gap("y"))
+        layer.group_add("later", "reply.kept-a!x")
+        assert self.missed(link, start) == Missed([], None, True)
+        self.say(layer, 3, 4, group="later", history=1)
+        wait_until(lambda: is_gap("x"))
+        assert numbers(self.missed(link, start).messages) == [4]
 
     def test_what_was_missed_comes_in_batches(self) -> None:
         layer = self.layer()
@@ -214,7 +262,7 @@ class HistoryContract(LayerCase):
 
         def trimmed() -> bool:
             link.clean_up()
-            layer.group_add("group", "reply.kept-a!x")
+            self.join(layer, "group")
             found = link.missed("reply.kept-a!", {"x": -1}, MANY, MUCH)["x"]
             return numbers(found.messages) == [2]
 
