@@ -10,7 +10,7 @@ from django.db import connection, transaction
 
 from dbchannels import codec
 from dbchannels.layers.operations import Send, SendGroup
-from dbchannels.layers.postgresql import sql_history
+from dbchannels.layers.postgresql import sql_groups, sql_history
 from dbchannels.layers.postgresql.statements import ScanHints
 from dbchannels.models import History, ProtocolMessage, Trimmed
 from dbchannels.testing.contract.case import DEADLINE, in_thread, wait_until
@@ -173,6 +173,10 @@ def test_the_statements_read_by_indexes_alone(layer, new_link):
         (sql_history.MISSED, {"recipients": ["x"], "afters": [ROWS - 10_000]}),
         (sql_history.TRIM, {"after": ROWS - 1}),
         (sql_history.FORGET, {}),
+        (
+            sql_groups.GROUP_ADD,
+            {"group": "group8", "channel": "reply.a!", "recipient": "x", "is_later": True},
+        ),
     ):
         text = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}"
         with suppress(ZeroDivisionError), link.session.transaction():
