@@ -18,9 +18,9 @@ SAY = (
 )
 BEFORE = """
 from dbchannels import Group
-Group("late-{0}", history=10).send(text="before")
 for number in range(60):
     Group("room-{0}", history=60).send(text="x" * 100_000)
+Group("late-{0}", history=10).send(text="before")
 """
 JOIN = """
 from dbchannels import Group
