@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import io
 import json
 import re
@@ -463,7 +464,14 @@ def test_the_image_is_built_where_the_list_of_packages_is(printed: Print, tmp_pa
     assert "COPY requirements.txt .\n" in printed("docker", manage=manage)
 
 
+def test_the_groups_of_web_servers_are_those_of_this_machine() -> None:
+    assert channels_deploy.is_group(grp.getgrgid(0).gr_name)
+    assert not channels_deploy.is_group("no such group")
+
+
 def test_a_container_needs_a_port(printed: Print) -> None:
+    with pytest.raises(CommandError, match="health check of a container needs --probe-port"):
+        printed("docker", "--probe-port", "")
     with pytest.raises(CommandError, match=r"give --bind 0\.0\.0\.0:8000"):
         printed("docker", "--bind", "unix:/run/site/site.sock")
     text = printed("docker", "--bind", "0.0.0.0:9000", "--probe-port", "9001")

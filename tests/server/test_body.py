@@ -9,6 +9,7 @@ import gevent
 import pytest
 
 from dbchannels.layers.relay import OutboxFull
+from dbchannels.protocol import body_ends
 from dbchannels.server.http import body as body_module
 from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile, BodyUpload
 from dbchannels.server.http.messages import Refused
@@ -216,10 +217,10 @@ def test_many_refusals_are_one_line_in_the_log(caplog):
 
 
 class Relay:
-    """What an upload sends, by its channel; the outbox is full for the first of it."""
+    """What an upload sends; the outbox is full for the first messages."""
 
-    def __init__(self):
-        self.sent, self.full = [], 1
+    def __init__(self, full):
+        self.sent, self.full = [], full
 
     def make_send(self, channel, message):
         assert channel == "body"
@@ -238,8 +239,8 @@ def uploaded(buffered, monkeypatch):
     monkeypatch.setattr(body_module, "FULL_PAUSE", 0.0)
     body = buffered(DATA)
 
-    def upload(**wanted):
-        relay = Relay()
+    def upload(full=0, **wanted):
+        relay = Relay(full)
         made = BodyUpload(relay, "body", body)
         made.asked(wanted)
         made._sender.join(10)
@@ -252,15 +253,15 @@ DATA = bytes(range(250)) * 2
 
 
 def test_an_upload_waits_while_the_outbox_is_full_and_loses_nothing(uploaded):
-    sent = uploaded(until=400)
+    sent = uploaded(full=3, until=400)
     assert b"".join(one["content"] for one in sent) == DATA[100:400]
     assert [one["offset"] for one in sent] == [100, 200, 300]
 
 
-def test_an_upload_that_cannot_be_read_ends(uploaded, monkeypatch, caplog):
+def test_the_worker_is_told_of_an_upload_that_cannot_be_read(uploaded, monkeypatch, caplog):
     def fail(self, position, size):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(BodyBuffer, "read", fail)
-    assert uploaded(until=400) == []
+    assert uploaded(until=400) == [body_ends()]
     assert "The body of a request could not be read from the disk (Input/output error)." in caplog.text
