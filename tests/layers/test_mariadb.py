@@ -154,6 +154,20 @@ def test_readers_take_each_message_once(layer):
     assert sorted(taken) == list(range(200))
 
 
+def test_a_claim_reads_little_of_what_waits(layer):
+    """Or a channel in which much waits would take the longer to empty, the more waits in it."""
+    payload = codec.encode({})
+    DurableMessage.objects.using("mariadb").bulk_create(
+        [DurableMessage(channel="work", payload=payload) for _ in range(2000)], batch_size=500
+    )
+    link = layer.link()
+    _rows("ANALYZE TABLE dbchannels_durablemessage")
+    _rows("FLUSH STATUS")
+    assert len(link.claim(["a", "work", "z"], 10, "w")) == 10
+    read = sum(int(number) for _, number in _rows("SHOW SESSION STATUS LIKE 'Handler_read%'"))
+    assert read < 200, f"{read} rows or keys were read."
+
+
 def test_a_send_that_ends_in_a_deadlock_is_sent_again(server, layer):
     channels = ["reply.a!b", "reply.a!c"]
     for channel in channels:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from django.db import OperationalError, connections, transaction
 from django.db.models import Count, Exists, F, Min, OuterRef, Q, Subquery
-from django.db.models.functions import Concat
+from django.db.models.functions import Coalesce, Concat
 from django.utils import timezone
 
 from dbchannels import names
@@ -180,7 +180,7 @@ class DatabaseLayer(DjangoLayer):
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[ops.Delivery]:
         limits, rows = at_most or {}, list[Any]()
-        due = set(self.due(channels).order_by().values_list("channel", flat=True).distinct())
+        due = self._due_channels(channels)
         for channel in [channel for channel in channels if channel in due]:
             if len(rows) < limit:
                 most = limits.get(channel)
@@ -193,24 +193,34 @@ class DatabaseLayer(DjangoLayer):
         # A message that a dead worker had in its hands runs by itself, so that it alone is blamed.
         rows = self._first([row for row in rows if row.alone][:1] or rows)
         now = timezone.now()
-        for row in rows:
-            row.attempts += 1
-            row.claimed_by, row.ready_at, row.due_at = worker, row.due_at or row.ready_at, None
-            row.claimed_at = now
-        changed = ["attempts", "claimed_by", "claimed_at", "ready_at", "due_at"]
-        self.rows(DurableMessage).bulk_update(rows, changed)
+        # In this order: MySQL computes a field from those that it has set before.
+        self.rows(DurableMessage).filter(id__in=[row.id for row in rows]).update(
+            attempts=F("attempts") + 1,
+            claimed_by=worker,
+            claimed_at=now,
+            ready_at=Coalesce("due_at", "ready_at"),
+            due_at=None,
+        )
         return [
             ops.Delivery(
                 row.channel,
                 bytes(row.payload),
                 id=row.id,
-                attempt=row.attempts,
-                waited=(now - (row.ready_at or row.sent_at)).total_seconds(),
+                attempt=row.attempts + 1,
+                waited=(now - (row.due_at or row.ready_at or row.sent_at)).total_seconds(),
                 cancelled_by=row.cancelled_by,
                 is_task=row.task is not None,
             )
             for row in rows
         ]
+
+    def _due_channels(self, channels: Sequence[str]) -> set[str]:
+        """Return the channels that have due messages, by a statement for each: DISTINCT would read all that waits."""
+        found, rest = set[str](), list(channels)
+        while rest and (first := list(self.due(rest).order_by().values_list("channel", flat=True)[:1])):
+            found.update(first)
+            rest.remove(first[0])
+        return found
 
     def claimed(self, worker: str, delivery: ops.Delivery) -> Any:
         """Return a query set of the message, empty if the worker has lost it."""
