@@ -20,6 +20,7 @@ from dbchannels.measures import DONE, SIZE
 from dbchannels.models import ChannelState, Sample
 from dbchannels.samples import read_sample, sample, site_sample
 from tests import kinds
+from tests.clocks import patch_time
 from tests.visitors import Visitor, new_session, new_user
 
 pytestmark = kinds.on_databases
@@ -195,7 +196,7 @@ def test_many_pages_read_the_channels_once(layer, operator):
 def test_a_page_asks_less_often_when_the_queries_take_long(layer, monkeypatch):
     clock = iter([1000.0, 1000.5, 1080.0, 1099.0, 1099.01])
     with monkeypatch.context() as patched:  # the end of the test looks at the clock too
-        patched.setattr(live.time, "monotonic", lambda: next(clock))
+        patch_time(patched, live, monotonic=lambda: next(clock))
         first = live.cached.get()
         assert live.cached.again == 100.0
         assert live.cached.get() is first  # after 80 s

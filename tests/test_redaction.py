@@ -14,6 +14,7 @@ import pytest
 import dbchannels
 from dbchannels import codec, redaction
 from dbchannels.redaction import SECRET_WORDS, UNREADABLE, Lines, escaped, is_secret, mask_query, message_text
+from tests.clocks import patch_time
 
 ROOT = Path(dbchannels.__file__).parent
 TREES = {path: ast.parse(path.read_text()) for path in ROOT.rglob("*.py")}
@@ -204,7 +205,7 @@ def clock(monkeypatch):
     class Clock:
         now = 1000.0
 
-    monkeypatch.setattr(redaction.time, "monotonic", lambda: Clock.now)
+    patch_time(monkeypatch, redaction, monotonic=lambda: Clock.now)
     return Clock
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -76,6 +77,14 @@ def test_rows_that_a_test_leaves_are_named(tables):
     for alias in ("default", "sqlite"):
         conftest.empty_tables(alias)
         assert conftest.with_rows(alias) == []
+
+
+def test_time_is_patched_for_one_module_alone():
+    """Threads that outlive a test would go by its clock."""
+    patched = re.compile(r"setattr\(([\w.]+\.)?time, |setattr\(\"[\w.]+\.time\.")
+    assert patched.search('monkeypatch.setattr(health.time, "sleep", print)')
+    files = [one for one in Path(__file__).parent.rglob("*.py") if one != Path(__file__)]
+    assert [one.name for one in files if patched.search(one.read_text())] == []
 
 
 def test_the_pipes_of_a_test_are_closed_and_no_others():

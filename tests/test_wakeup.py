@@ -9,6 +9,7 @@ import pytest
 
 from dbchannels import wakeup as wakeup_module
 from dbchannels.wakeup import Backoff, WakeupPipe, wait_readable
+from tests.clocks import patch_time
 
 
 @pytest.fixture
@@ -184,7 +185,7 @@ def test_they_start_anew_once_it_has_worked(steady):
 
 def test_a_long_attempt_counts_towards_the_delay_after_it(steady, monkeypatch):
     now = 100.0
-    monkeypatch.setattr(wakeup_module.time, "monotonic", lambda: now)
+    patch_time(monkeypatch, wakeup_module, monotonic=lambda: now)
     delays = Backoff(1.0, 2.0, from_start=True)
     assert delays.delay() == 1.0
     now += 1.0 + 0.5  # the delay, and an attempt

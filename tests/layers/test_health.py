@@ -11,6 +11,7 @@ from django.db import OperationalError
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers import health
 from dbchannels.layers.health import LayerHealth, await_layer, may_pass
+from tests.clocks import patch_time
 
 PASSING = [
     'connection to server at "127.0.0.1", port 1 failed: Connection refused',
@@ -61,8 +62,7 @@ class Layer:
 def slept(monkeypatch):
     """The seconds that were slept, on a clock that knows nothing else."""
     slept = []
-    monkeypatch.setattr(health.time, "sleep", slept.append)
-    monkeypatch.setattr(health.time, "monotonic", lambda: sum(slept))
+    patch_time(monkeypatch, health, sleep=slept.append, monotonic=lambda: sum(slept))
     return slept
 
 
@@ -189,7 +189,7 @@ def test_many_threads_at_once_tell_of_it_once(reported, told):
 
 def test_how_long_it_has_lasted_is_known_for_each_thread(reported, monkeypatch):
     now = [100.0]
-    monkeypatch.setattr("dbchannels.layers.health.time.monotonic", lambda: now[0])
+    patch_time(monkeypatch, health, monotonic=lambda: now[0])
     assert reported.lasted("publisher", "reader") == 0
     for thread in ("housekeeper", "publisher", "reader", "publisher"):
         fails(reported, thread)
@@ -206,7 +206,7 @@ def test_how_long_it_has_lasted_is_known_for_each_thread(reported, monkeypatch):
 
 
 def test_a_process_that_stops_tries_a_few_times_and_says_once_that_it_gives_up(reported, told, monkeypatch):
-    monkeypatch.setattr("dbchannels.layers.health.time.sleep", lambda seconds: None)
+    patch_time(monkeypatch, health, sleep=lambda seconds: None)
     stopping, tried = threading.Event(), []
 
     def attempt():

@@ -22,6 +22,7 @@ from dbchannels.management.commands import watchcode
 from dbchannels.management.commands.runworker import uncache_templates
 from dbchannels.processes import development, reloader
 from dbchannels.processes.development import RequestLines, imported_names, own_files, settings_modules
+from tests.clocks import patch_time
 from tests.harness import until
 
 
@@ -45,7 +46,7 @@ def test_a_worker_sees_a_change_of_what_it_has_imported_and_of_no_package(tmp_pa
         monkeypatch.syspath_prepend(tmp_path / folder)
         monkeypatch.setitem(sys.modules, name, importlib.import_module(name))
     since = time.time() + 5  # whatever else was imported was not saved after that
-    monkeypatch.setattr(reloader.time, "time", lambda: since + 10)
+    patch_time(monkeypatch, reloader, time=lambda: since + 10)
     changes = reloader.CodeChanges(since)
     assert not changes()
     os.utime(tmp_path / "site-packages" / "changes_installed.py", (since + 1,) * 2)

@@ -24,6 +24,7 @@ from dbchannels.server.relay import Reply
 from dbchannels.server.websocket import connection
 from dbchannels.server.websocket.connection import EVENTS, INBOX, Connection
 from dbchannels.server.websocket.handshake import Accepted, Denied
+from tests.clocks import patch_time
 from tests.server.test_server import until
 
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -1117,7 +1118,7 @@ def put_off_for_too_long(line, monkeypatch, order):
     """Let the consumer raise once more when its time is over."""
     line.reply(again=order)
     now = time.monotonic()
-    monkeypatch.setattr(time, "monotonic", lambda: now + 61)
+    patch_time(monkeypatch, connection, monotonic=lambda: now + 61)
     line.connection._is_postponed = False
     line.reply(again=order)
     monkeypatch.undo()

@@ -22,6 +22,7 @@ from dbchannels.server.listeners import Address
 from dbchannels.server.metrics import METRICS, PIECE, STALE, Metrics
 from dbchannels.server.metrics import MOST as MOST_VALUES
 from dbchannels.worker.batch import Measures
+from tests.clocks import patch_time
 from tests.harness import HOST
 from tests.server import test_server
 from tests.server.test_health import asked
@@ -229,7 +230,7 @@ def test_a_text_that_took_long_is_kept_for_longer(monkeypatch):
     spent = count(
         100.0, 0.5
     )  # seconds of this thread: in each slice, and in each pause, which does not count
-    monkeypatch.setattr(metrics_module.time, "thread_time", lambda: next(spent))
+    patch_time(monkeypatch, metrics_module, thread_time=lambda: next(spent))
     monkeypatch.setattr(metrics_module, "PIECE", 3_000)
     pieces = metrics.text()
     assert len(pieces) > 1

@@ -10,6 +10,7 @@ from dbchannels.layers.operations import read_work
 from dbchannels.server import housekeeper
 from dbchannels.server.housekeeper import Overload
 from tests import kinds
+from tests.clocks import patch_time
 
 SINCE = "2026-11-28 14:03:02"
 
@@ -35,7 +36,7 @@ class Heads:
 def look(monkeypatch, caplog):
     """Look after so many seconds: ``look(5, {"w1": work(...)}, own=[1, 2])``; returns the lines that are new."""
     clock, link, one = [0.0], Heads(), Overload()
-    monkeypatch.setattr(housekeeper.time, "monotonic", lambda: clock[0])
+    patch_time(monkeypatch, housekeeper, monotonic=lambda: clock[0])
 
     def look(seconds, workers, **waiting):
         clock[0] += seconds

@@ -16,6 +16,7 @@ from dbchannels.server.http import messages
 from dbchannels.server.wsgi_gateway import Gateway, ThreadHub, read_body, read_request
 from dbchannels.testing.contract.case import raises
 from dbchannels.worker.views import make_environ
+from tests.clocks import patch_time
 
 
 def environ(**given):
@@ -166,7 +167,7 @@ class FailingRelay:
 def test_a_relay_that_cannot_start_is_tried_again_after_a_while(monkeypatch):
     monkeypatch.setattr(wsgi_gateway, "Relay", FailingRelay)
     application = Gateway("default", http_timeout=1, max_body=1)
-    monkeypatch.setattr(wsgi_gateway.time, "monotonic", lambda: now)
+    patch_time(monkeypatch, wsgi_gateway, monotonic=lambda: now)
     now = 100.0
     for moment, starts in ((100.0, 1), (100.5, 1), (101.5, 2)):
         now = moment

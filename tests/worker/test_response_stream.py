@@ -11,6 +11,7 @@ from dbchannels.protocol import CHUNK, WINDOW
 from dbchannels.testing.contract.case import wait_until
 from dbchannels.worker import response_stream
 from dbchannels.worker.response_stream import ChunkWriter
+from tests.clocks import patch_time
 
 HEAD = {"status": 200, "headers": []}
 END = {"content": b"", "more_content": False}
@@ -227,7 +228,7 @@ def test_reports_of_one_that_is_slow_but_takes_keep_it(slow, made, monkeypatch):
             pauses.clear()
             slow.reports.append({"taken": slow.size() - WINDOW + CHUNK})
 
-    monkeypatch.setattr(response_stream.time, "sleep", pause)
+    patch_time(monkeypatch, response_stream, sleep=pause)
     slow.run(made(40, CHUNK))
     assert slow.size() == 40 * CHUNK
     assert slow.messages[-1] == END

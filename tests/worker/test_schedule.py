@@ -14,6 +14,7 @@ from dbchannels.testing.contract.case import drain
 from dbchannels.worker import schedule
 from dbchannels.worker.schedule import Timetable
 from tests import kinds
+from tests.clocks import patch_time
 
 UTC = timezone.utc
 NOON = datetime(2026, 3, 28, 12, 0, tzinfo=UTC)
@@ -33,7 +34,7 @@ class Clock:
 
     def __init__(self, monkeypatch, link):
         self.now = NOON
-        monkeypatch.setattr(schedule.time, "monotonic", lambda: (self.now - NOON).total_seconds() + 1000)
+        patch_time(monkeypatch, schedule, monotonic=lambda: (self.now - NOON).total_seconds() + 1000)
         original = link.next_time
         monkeypatch.setattr(link, "next_time", lambda *entry: (original(*entry)[0], self.now))
 
