@@ -95,6 +95,11 @@ async def eventually(condition):
     await in_thread(until, condition, "the condition", 20)
 
 
+async def session_open(layer):
+    """Wait until event loops may ask for the members of groups."""
+    await eventually(lambda: layer._relay._local._members.ready)
+
+
 async def in_thread(function, *args):
     """Call a function that uses Django's connections in a thread, which closes them."""
 
@@ -360,6 +365,7 @@ def test_what_stays_in_the_process_is_not_written(layer, monkeypatch):
     async def test():
         channel = await layer.new_channel()
         await layer.group_add("group", channel)
+        await session_open(layer)
         monkeypatch.setattr(type(layer._layer.link()), "_write", None)
         monkeypatch.setattr(type(layer._layer.link()), "_pop", None)
         layer._relay._take = lambda link: False
@@ -445,6 +451,7 @@ def test_a_delivery_that_an_outage_interrupts_happens_once(layer, monkeypatch):
     async def test():
         channel = await layer.new_channel()
         await layer.group_add("group", channel)
+        await session_open(layer)
         await layer.group_send("group", HELLO)
         assert await layer.receive(channel) == HELLO
         await nothing(layer, channel)
@@ -458,6 +465,7 @@ def test_no_thread_has_to_wake_up_for_what_stays_in_the_process(layer, monkeypat
     async def test():
         channel = await layer.new_channel()
         await layer.group_add("group", channel)
+        await session_open(layer)
         monkeypatch.setattr(layer._relay, "_put", None)
         for number in range(3):
             await layer.group_send("group", {**HELLO, "number": number})
@@ -472,6 +480,7 @@ def test_nothing_overtakes_what_was_popped_and_is_not_yet_delivered(layer):
     async def test():
         channel = await layer.new_channel()
         await layer.group_add("group", channel)
+        await session_open(layer)
         relay = layer._relay
         with relay.popping:
             await layer.group_send("group", {**HELLO, "number": 2})
@@ -486,6 +495,7 @@ def test_an_event_loop_that_is_blocked_keeps_no_other_waiting(layer):
     async def test():
         channel = await layer.new_channel()
         await layer.group_add("group", channel)
+        await session_open(layer)
         asking = asyncio.create_task(layer.group_send("group", {**HELLO, "number": 1}))
         await asyncio.sleep(0)
         thread = threading.Thread(target=lambda: run(layer.group_send("group", {**HELLO, "number": 2})))
@@ -503,6 +513,7 @@ def test_an_event_loop_that_ends_while_it_asks_takes_nothing_along(new_channels,
     layer = new_channels({"lease": 0.9})
     channel = run(layer.new_channel())
     run(layer.group_add("group", channel))
+    run(session_open(layer))
     monkeypatch.setattr(LocalDelivery, "_look", lambda local, loop: None)
     loop = asyncio.new_event_loop()
     sends = [loop.create_task(layer.group_send("group", {**HELLO, "number": number})) for number in (1, 2)]
@@ -513,7 +524,7 @@ def test_an_event_loop_that_ends_while_it_asks_takes_nothing_along(new_channels,
 
     async def test():
         assert [(await layer.receive(channel))["number"] for _ in range(2)] == [1, 2]
-        await eventually(lambda: layer._relay._local._members.ready)
+        await session_open(layer)
         await layer.group_send("group", HELLO)
         assert await layer.receive(channel) == HELLO
 
@@ -523,9 +534,10 @@ def test_an_event_loop_that_ends_while_it_asks_takes_nothing_along(new_channels,
 @on_postgresql
 def test_a_layer_that_is_closed_while_it_asks_writes_what_is_left(layer, monkeypatch):
     async def test():
-        monkeypatch.setattr(LocalDelivery, "_look", lambda local, loop: loop.remove_reader(local._descriptor))
+        monkeypatch.setattr(LocalDelivery, "_look", lambda local, loop: local._forget(loop))
         await layer.new_channel()
         await layer.group_add("plain", "plain")
+        await session_open(layer)
         asking = [asyncio.create_task(layer.group_send("plain", HELLO)) for _ in range(2)]
         await asyncio.sleep(0)
         assert layer._relay._local._asked and layer._relay._local._waiting
@@ -547,12 +559,82 @@ def test_what_is_not_answered_is_written(new_channels, monkeypatch):
     async def test():
         channel = await layer.new_channel()
         await layer.group_add("group", channel)
+        await session_open(layer)
         monkeypatch.setattr(members, "ANSWER_WITHIN", 0.1)
         monkeypatch.setattr(MembersSession, "_questions", sleep)
         await layer.group_send("group", HELLO)
         assert await layer.receive(channel) == HELLO
         monkeypatch.undo()
-        await eventually(lambda: layer._relay._local._members.ready)
+        await session_open(layer)
+
+    run(test())
+
+
+@on_postgresql
+def test_a_cancelled_send_lets_nothing_overtake_it(layer, monkeypatch):
+    async def test():
+        channel = await layer.new_channel()
+        await session_open(layer)
+        relay = layer._relay
+        goes_on, exchange = threading.Event(), relay._exchange
+        monkeypatch.setattr(relay, "_exchange", lambda *given: goes_on.wait(20) and exchange(*given))
+        with relay.popping:  # so that the publisher has to write it
+            sends = [asyncio.create_task(layer.send(channel, {**HELLO, "number": one})) for one in (1, 2)]
+            await eventually(lambda: relay._sent)
+        sends[1].cancel()
+        sends.append(asyncio.create_task(layer.send(channel, {**HELLO, "number": 3})))
+        await asyncio.sleep(0.2)  # in which it could be delivered
+        goes_on.set()
+        assert [(await layer.receive(channel))["number"] for _ in range(3)] == [1, 2, 3]
+        await asyncio.gather(*sends, return_exceptions=True)
+        assert [one.cancelled() for one in sends] == [False, True, False]
+
+    run(test())
+
+
+@on_postgresql
+def test_the_members_session_comes_back_while_messages_are_sent(new_channels):
+    layer = new_channels({"lease": 0.9})
+
+    async def test():
+        channel = await layer.new_channel()
+        local = layer._relay._local
+        await session_open(layer)
+        lost = local._members.generation
+        local._members.close()
+
+        async def talk():
+            while not (local._members.ready and local._members.generation > lost):
+                await layer.send(channel, HELLO)
+                assert await layer.receive(channel) == HELLO
+
+        await asyncio.gather(talk(), talk())
+
+    run(test())
+
+
+@on_postgresql
+def test_a_loop_forgets_the_socket_of_a_session_that_was_lost(layer, monkeypatch):
+    """Its number may be another file's before the layer is closed."""
+
+    def fail(*given):
+        raise LayerUnavailable("It is down.")
+
+    async def test():
+        channel = await layer.new_channel()
+        await session_open(layer)
+        monkeypatch.setattr(MembersSession, "answer", fail)
+        monkeypatch.setattr(layer._relay, "_exchange", fail)
+        removed, loop = [], asyncio.get_running_loop()
+        remove_reader = loop.remove_reader
+        sending = asyncio.create_task(layer.send(channel, HELLO))
+        await eventually(lambda: layer._relay._sent)
+        monkeypatch.setattr(loop, "remove_reader", lambda one: removed.append(one) or remove_reader(one))
+        await layer.close()
+        with pytest.raises(LayerUnavailable):
+            await sending
+        await asyncio.sleep(0.01)  # it is the loop's turn
+        assert removed == []
 
     run(test())
 

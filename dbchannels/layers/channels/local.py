@@ -46,21 +46,25 @@ class LocalDelivery:
         self._loop: asyncio.AbstractEventLoop | None = None  # whose question is under way
         self._asked: list[Sent] = []
         self._waiting: list[Sent] = []
-        self._descriptor = -1  # that the loop waits for
+        self._descriptor = -1  # that the loop waits for; -1: none
 
     def open(self) -> None:
         """Open the session, if that is to be done; called by the housekeeper now and then."""
-        self._free()
-        if self._loop is None and not self._closed:
+        with self._lock:
+            self._free()
+        if not self._closed:
             self._members.open()
 
     def take(self, operation: Send | SendGroup, future: asyncio.Future[None]) -> bool:
         """Deliver a message, or have it written, and set the future; False if the publisher has to do it."""
         loop = future.get_loop()
-        self._free()
         with self._lock:
-            if self._closed or self._loop not in (None, loop) or len(self._waiting) > OUTBOX:
+            self._free()
+            if self._closed or self._loop not in (None, loop):
                 return False
+            if len(self._waiting) > OUTBOX:
+                future.set_exception(self._relay.outbox_full())
+                return True
             is_first, self._loop = self._loop is None, loop
             self._waiting.append((operation, future))
         if is_first:
@@ -95,25 +99,36 @@ class LocalDelivery:
             return
         try:
             groups = {one.group for one in operations if isinstance(one, SendGroup)}
-            self._descriptor = self._members.ask(groups, queues)
-            loop.add_reader(self._descriptor, self._look, loop)
+            self._wait(loop, self._members.ask(groups, queues))
         except Exception as error:
             self._failed(loop, error)
 
+    def _wait(self, loop: asyncio.AbstractEventLoop, descriptor: int) -> None:
+        self._descriptor = descriptor
+        loop.add_reader(descriptor, self._look, loop)
+
+    def _forget(self, loop: asyncio.AbstractEventLoop) -> int:
+        """Let the loop forget the descriptor: once it is closed, its number may be another file's."""
+        descriptor, self._descriptor = self._descriptor, -1
+        if descriptor >= 0:
+            loop.remove_reader(descriptor)
+        return descriptor
+
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
         """Look for the answer. The loop knows the descriptor only while there is a question."""
-        loop.remove_reader(self._descriptor)
+        descriptor = self._forget(loop)
+        if self._loop is not loop:  # closed meanwhile
+            return
         try:
             found, members = self._members.answer()
+            if not found:
+                self._wait(loop, descriptor)
+            elif self._deliver(members, loop):
+                self._ask(loop)
+            else:
+                self._hand_over(loop)
         except Exception as error:
             self._failed(loop, error)
-            return
-        if not found:
-            loop.add_reader(self._descriptor, self._look, loop)
-        elif self._deliver(members, loop):
-            self._ask(loop)
-        else:
-            self._hand_over(loop)
 
     def _deliver(self, members: Members, loop: asyncio.AbstractEventLoop) -> bool:
         """Deliver what was asked for; return whether that is right."""
@@ -133,28 +148,33 @@ class LocalDelivery:
         return True
 
     def _failed(self, loop: asyncio.AbstractEventLoop, error: Exception) -> None:
-        self._members.close()
+        if self._members.ready:  # the session may be open again otherwise
+            self._members.close()
         self._hand_over(loop)
         if not isinstance(error, LayerUnavailable):
             log.error("The members of groups could not be read; messages are written.", exc_info=error)
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give everything to the publisher, and go on when it is written."""
+        """Give everything to the publisher, and go on when all of it is written: it may end in another order."""
         with self._lock:
             futures = self._put_all()
-        if futures:
-            futures[-1].add_done_callback(lambda _: self._ask(loop))
-        else:
-            self._ask(loop)
+        left = len(futures)
+
+        def written(_: asyncio.Future[None]) -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                self._ask(loop)
+
+        for future in futures:
+            future.add_done_callback(written)
 
     def _free(self) -> None:
-        """Let other event loops ask if the one that asks was closed meanwhile."""
+        """Let other event loops ask if the one that asks was closed meanwhile; called with the lock."""
         if self._loop is not None and self._loop.is_closed():
-            with self._lock:
-                if self._loop is not None and self._loop.is_closed():
-                    self._members.close()
-                    self._put_all()
-                    self._loop = None
+            self._members.close()
+            self._put_all()
+            self._loop = None
 
     def _put_all(self) -> Futures:
         sent, self._asked, self._waiting = [*self._asked, *self._waiting], [], []
@@ -163,7 +183,7 @@ class LocalDelivery:
         return [future for _, future in sent]
 
     def _end(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.remove_reader(self._descriptor)
+        self._forget(loop)
         self._members.close()
 
 

@@ -146,7 +146,7 @@ class ChannelsRelay(BaseRelay):
             self._local and isinstance(operation, (Send, SendGroup)) and self._local.take(operation, future)
         ):
             self.put(operation, future)
-        await future
+        await asyncio.shield(future)  # it ends when the operation is written, even if nobody waits any more
 
     def put(self, operation: Operation, future: asyncio.Future[None]) -> None:
         """Hand an operation to the publisher, which sets the future."""
@@ -154,10 +154,13 @@ class ChannelsRelay(BaseRelay):
         try:
             self._put([operation])
         except OutboxFull:
-            error = LayerUnavailable(
-                "Too many messages wait for the layer's database: send fewer at once, or try again later."
-            )
-            self._resolve({id(operation): error})
+            self._resolve({id(operation): self.outbox_full()})
+
+    def outbox_full(self) -> LayerUnavailable:
+        """Return the error for what is sent while too much waits."""
+        return LayerUnavailable(
+            "Too many messages wait for the layer's database: send fewer at once, or try again later."
+        )
 
     def check_room(self, channel: str) -> None:
         """Raise ChannelFull if this channel of this process has as many messages as it may have."""
@@ -382,14 +385,14 @@ class ChannelsRelay(BaseRelay):
                 with self._lock:
                     groups = [(group, one) for one, groups in self._groups.items() for group in groups]
                 self._outbox.put([GroupAdd(group, one) for group, one in groups if one.startswith(queue)])
-        if self._local:
-            with suppress(LayerUnavailable):  # until it can be opened, everything is written
-                self._local.open()
         with self._lock:
             if self._registered.issuperset(self.queues.values()):
                 self._ready.set()
         self._let_go()
         self._dropped.count(number=0)
+        if self._local:
+            with suppress(LayerUnavailable):  # until it can be opened, everything is written
+                self._local.open()
         link.clean_up()
 
     def _let_go(self) -> None:

@@ -46,7 +46,14 @@ class MembersSession(Session):
 
     def _open(self, parameters: dict[str, Any]) -> Any:
         connection = psycopg2.connect(**parameters, async_=True, cursor_factory=WaitingCursor)
-        wait(connection, CONNECT_WITHIN)
+        try:
+            wait(connection, CONNECT_WITHIN)
+        except psycopg2.Error:
+            self._address = (
+                "",
+                "",
+            )  # libpq has no time-out here for each of several hosts: begin with the best one
+            raise
         return connection
 
     def open(self) -> None:
@@ -57,8 +64,9 @@ class MembersSession(Session):
             self.ready = True
 
     def close(self) -> None:
-        self.ready = False
         super().close()
+        self._answer_due = 0.0
+        self.ready = False  # now it may be opened again
 
     def ask(self, groups: Collection[str], queues: Sequence[str]) -> int:
         """Send a question; return the descriptor that can be read when ``answer`` has something to look at.
