@@ -60,8 +60,7 @@ class Buffer:
     or savepoint is rolled back, what was buffered outside it is pending again; what was sent inside it is gone.
     """
 
-    def __init__(self, opening: str = "") -> None:
-        self.opening = opening  # see `BaseLayer.buffered`
+    def __init__(self) -> None:
         self._operations: list[Operation] = []
         self._written: list[tuple[int, Callable[[], bool]]] = []
 
@@ -104,6 +103,7 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
         self._threads = threading.local()
         # By context, not by thread: what an async consumer awaits sends from another thread.
         self._buffer: ContextVar[Buffer | None] = ContextVar("buffer", default=None)
+        self._opening = ContextVar("opening", default="")  # see `opening`
         self._received: dict[str, deque[tuple[str, bytes]]] = {}  # by queue: popped, and given by later calls
         self._receiving = threading.Lock()
         #: With DEBUG, in a worker: the channels that have a consumer. A send to any other is logged once.
@@ -126,8 +126,7 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
 
     def group_add(self, group: str, channel: str, *, immediately: bool = False) -> None:
         """Add a channel to a group. Adding it again renews its expiry; it is never added twice."""
-        buffer = self._buffer.get()
-        is_later = buffer is None or buffer.opening != channel
+        is_later = self._opening.get() != channel
         add = GroupAdd(names.check_group_name(group), names.check_channel_name(channel), is_later)
         self._submit([add], immediately)
 
@@ -208,17 +207,22 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
         ]
 
     @contextmanager
-    def buffered(self, opening: str = "") -> Iterator[Buffer]:
-        """Buffer what this context sends and adds outside ``atomic()``; the caller writes what is ``pending()``.
-
-        ``opening`` is the reply channel of a client whose first message this is. For the groups that it joins now, its
-        last id counts.
-        """
-        token = self._buffer.set(buffer := Buffer(opening))
+    def buffered(self) -> Iterator[Buffer]:
+        """Buffer what this context sends and adds outside ``atomic()``; the caller writes what is ``pending()``."""
+        token = self._buffer.set(buffer := Buffer())
         try:
             yield buffer
         finally:
             self._buffer.reset(token)
+
+    @contextmanager
+    def opening(self, channel: str) -> Iterator[None]:
+        """While a client's first message is handled, its last id counts for the groups that its reply channel joins."""
+        token = self._opening.set(channel)
+        try:
+            yield
+        finally:
+            self._opening.reset(token)
 
     def _submit(self, operations: Sequence[Operation], immediately: bool = False) -> None:
         """Write or buffer; with transactions open on other databases only, wait until all of them have committed.

@@ -175,7 +175,8 @@ class _LaterHandler(ClientHandler):
         context = RequestContext(Channel(later.reply_channel))
         request.environ[names.REQUEST_CONTEXT] = context  # type: ignore[attr-defined]
         try:
-            response = super().get_response(request)
+            with current_channels().layer.opening(later.reply_channel):
+                response = super().get_response(request)
         except BaseException:
             later.close()
             raise

@@ -126,7 +126,8 @@ class Executor:
         self._route, self._returned = None, "null"
         blocks = database_connections.open_blocks()
         is_first = delivery.channel in ("websocket.connect", "http.request")
-        with self.layer.buffered(delivery.reply_channel if is_first else "") as buffer:
+        opening = self.layer.opening(delivery.reply_channel if is_first else "")
+        with opening, self.layer.buffered() as buffer:
             try:
                 answers = self._run(delivery, worker)
                 atomic = self._options.atomic

@@ -62,7 +62,7 @@ OWN = {"queues": ["own"], "limit": 5, "worker": "w"}
 TOKEN = {"worker": "w3", "ids": [10, 20, 30], "attempts": [1, 1, 1]}
 POP = {"queues": ["reply.new!"], "limit": 5, "scan_from": [0], "worker": "w"}
 CLOSED = of_connections(["reply.new!7", "reply.new!8"])
-MEMBER = {"group": "small", "channel": "reply.new!", "recipient": "3", "expiry": 9.0}
+MEMBER = {"group": "small", "channel": "reply.new!", "recipient": "3", "expiry": 9.0, "is_later": True}
 QUEUES = {"groups": ["small", "missing"], "queues": ["reply.new!", "reply.other!"]}
 ONE = {
     "channels": ["own"],

@@ -34,7 +34,7 @@ class HistoryContract(LayerCase):
 
     def join(self, layer: BaseLayer, group: str, channel: str = "reply.kept-a!x") -> None:
         """Add a channel to a group as its client's connect consumer does."""
-        with layer.buffered(channel):
+        with layer.opening(channel):
             layer.group_add(group, channel, immediately=True)
 
     def say(self, layer: BaseLayer, *said: int, group: str = "group", history: Any = MANY) -> None:
@@ -125,7 +125,7 @@ class HistoryContract(LayerCase):
         self.say(layer, 1)
         self.say(layer, 2, 3, group="later")
         assert numbers(self.missed(link, start).messages) == [1]
-        with layer.buffered("reply.kept-a!y"):  # another client's consumer
+        with layer.opening("reply.kept-a!y"):  # another client's consumer
             layer.group_add("later", "reply.kept-a!x", immediately=True)
         self.say(layer, 4, group="later")
         self.say(layer, 5)
