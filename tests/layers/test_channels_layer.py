@@ -15,6 +15,7 @@ import pytest
 from asgiref.sync import async_to_sync
 from django.db import connections, transaction
 from django.test import override_settings
+from psycopg2 import OperationalError
 
 from dbchannels import Channel, Group, codec, conf
 from dbchannels.checks.site import check_channel_layers, check_leftovers
@@ -637,6 +638,38 @@ def test_a_loop_forgets_the_socket_of_a_session_that_was_lost(layer, monkeypatch
         assert removed == []
 
     run(test())
+
+
+@on_postgresql
+def test_nobody_waits_for_the_members_session(layer, monkeypatch):
+    goes_on = threading.Event()
+    monkeypatch.setattr(LocalDelivery, "open", lambda local: goes_on.wait(60))
+
+    async def test():
+        channel = await layer.new_channel()
+        await layer.group_add("group", channel)
+        await layer.group_send("group", HELLO)
+        assert await layer.receive(channel) == HELLO
+
+    try:
+        run(test(), 5)
+    finally:
+        goes_on.set()
+
+
+@on_postgresql
+def test_a_members_session_that_cannot_connect_begins_with_the_best_host(layer, monkeypatch):
+    def fail(*given):
+        raise OperationalError("The connection took too long.")
+
+    session = layer._layer.members_session()
+    session.open()
+    assert session._address != ("", "")  # of several hosts it would be the last one
+    session.close()
+    monkeypatch.setattr(members, "wait", fail)
+    with pytest.raises(LayerUnavailable):
+        session.open()
+    assert session._address == ("", "") and not session.ready
 
 
 # With dbchannels in one project.

@@ -49,10 +49,8 @@ class MembersSession(Session):
         try:
             wait(connection, CONNECT_WITHIN)
         except psycopg2.Error:
-            self._address = (
-                "",
-                "",
-            )  # libpq has no time-out here for each of several hosts: begin with the best one
+            # libpq has no time-out here for each of several hosts, so the next attempt begins with the best one.
+            self._address = ("", "")
             raise
         return connection
 
