@@ -31,7 +31,7 @@ from dbchannels.measures import (
     with_pauses,
 )
 from dbchannels.samples import GAUGES, read_sample
-from dbchannels.server.counts import OTHER, ServerCounts
+from dbchannels.server.relay import OTHER, ServerCounts
 
 STALE = 900.0  # seconds after which nobody seems to count the site any more, and its gauges are left out
 MOST = 100  # values of a label of the server's own counters

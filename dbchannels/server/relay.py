@@ -18,7 +18,7 @@ import math
 import os
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import partial
@@ -47,7 +47,6 @@ from dbchannels.protocol import (
     flow_channel,
     lost,
 )
-from dbchannels.server.counts import COUNTED, OTHER, ServerCounts
 from dbchannels.server.history import HistoryReader, Resume
 from dbchannels.server.housekeeper import Housekeeper
 from dbchannels.server.websocket.messages import Outgoing, outgoing, oversight
@@ -58,7 +57,24 @@ log = logging.getLogger("dbchannels.server")
 REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handshakes are answered 503 at once
 LAST_WRITES = 1.5  # seconds at the end for a layer that cannot be used
 
+OTHER = "other"
+#: The channels that are counted by name: those of bodies and their flow have a name for each request.
+COUNTED = frozenset((*names.WEBSOCKET, "http.request", "http.disconnect"))
+
 _ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each consumer runs once
+
+
+class ServerCounts:
+    """What the server counts since its start; ``metrics`` shows it."""
+
+    def __init__(self) -> None:
+        self.sent: Counter[str] = Counter()  # messages, by channel, see COUNTED
+        self.requests: Counter[int] = Counter()  # HTTP requests, by status
+        self.handshakes: Counter[int] = Counter()  # of WebSockets, by status: 101 has accepted
+        self.closes: Counter[int] = Counter()  # of WebSockets, by code
+        self.dropped_events = 0  # of groups, for WebSockets; no worker took them in time
+        self.wakeups = 0  # that the reader received
+        self.renewals = 0  # of the lease
 
 
 class Reply:
