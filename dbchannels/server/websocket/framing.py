@@ -360,10 +360,10 @@ class WebSocket:
         self.pongs, self.control = [], []
         return output
 
-    def ping(self, payload: bytes = b"") -> None:
-        """Put a ping in the output if the connection is open; its payload has at most 125 bytes."""
+    def ping(self) -> None:
+        """Put a ping in the output if the connection is open."""
         if self.state == "open":
-            self.control.append(encode_frame(PING, payload))
+            self.control.append(encode_frame(PING, b""))
 
     def close(self, code: int = NORMAL_CLOSURE, reason: str = "") -> None:
         """Begin to close if the connection is open; what the client sends until its own Close is dropped.
