@@ -27,7 +27,7 @@ class Timetable:
     def __init__(self, entries: Sequence[Entry], link: Link) -> None:
         self._entries = entries
         self._link = link
-        #: By time.monotonic(): before these times ``send_due`` and ``keep`` have nothing to do.
+        #: By time.monotonic(): when ``send_due`` and ``keep`` are to be called next.
         self.send_at, self.keep_at = 0.0 if entries else math.inf, 0.0
         #: By the layer's clock: the last time that ``keep`` kept, and since when it has done so without a break.
         self._kept_at: datetime | None = None
@@ -35,8 +35,6 @@ class Timetable:
 
     def send_due(self) -> None:
         """Send what is due, unless another worker does. Raises LayerUnavailable; then call it again."""
-        if time.monotonic() < self.send_at:
-            return
         sleep = LOOK_EVERY
         for channel, interval in self._entries:
             due, now = self._link.next_time(channel, str(interval))
@@ -55,8 +53,6 @@ class Timetable:
         With ``drop``, entries that no live worker has had for ABSENT_FOR are deleted. A worker counts that time only
         while it runs itself: after a downtime, an outage or a pause the others have as long to come back.
         """
-        if time.monotonic() < self.keep_at:
-            return
         now = self._link.keep_times([(entry.channel, str(entry.interval)) for entry in self._entries])
         self.keep_at = time.monotonic() + LOOK_EVERY
         if self._kept_at is None or now - self._kept_at > timedelta(seconds=2 * LOOK_EVERY):
