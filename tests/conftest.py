@@ -218,7 +218,7 @@ def tables(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
         yield
         for alias in settings.DATABASES:
             empty_tables(alias)
-        channel_layers.reset()
+        channel_layers.clear()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -573,7 +573,7 @@ def test_the_log_names_who_did_it_on_the_front_page(admin_client: Client) -> Non
 @pytest.mark.parametrize(("model", "name"), ACTS)
 def test_acts_on_another_database(settings: Any, admin_client: Client, model: type, name: str) -> None:
     settings.DBCHANNELS = {"default": {"DATABASE": "sqlite"}}
-    channel_layers.reset()
+    channel_layers.clear()
     here, other = MAKERS[model](), MAKERS[model]()
     other.delete()
     for number in range(2):
@@ -591,7 +591,7 @@ def test_acts_on_another_database(settings: Any, admin_client: Client, model: ty
     assert said(done) == [f"{act_of(model, name).title}: 2 {model._meta.verbose_name_plural}."]
     assert list(model.objects.values()) == before
     assert LogEntry.objects.count() == 1
-    channel_layers.reset()
+    channel_layers.clear()
 
 
 def test_nothing_on_the_pages_needs_an_inline_script_or_style(admin_client: Client) -> None:

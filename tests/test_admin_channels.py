@@ -277,7 +277,7 @@ def test_nothing_can_be_added_or_changed(admin_client: Client) -> None:
 @pytest.mark.django_db(databases=["default", "sqlite"])
 def test_channels_of_another_database(settings: Any, admin_client: Client) -> None:
     settings.DBCHANNELS = {"default": {"DATABASE": "sqlite"}}
-    channel_layers.reset()
+    channel_layers.clear()
     for number in range(15):
         DurableMessage(channel="there", payload=b"\x80", priority=number).save(using="sqlite")
     DeadLetter(channel="there", payload=b"\x80", attempts=1, error="x\nKeyError: 1", sent_at=after(-9)).save(
@@ -291,12 +291,12 @@ def test_channels_of_another_database(settings: Any, admin_client: Client) -> No
     confirm(admin_client, admin_client.get(one_url(ChannelState(channel="there"), "pause")))
     assert ChannelState.objects.using("sqlite").get().channel == "there"
     assert not ChannelState.objects.exists()
-    channel_layers.reset()
+    channel_layers.clear()
 
 
 def test_a_layer_in_memory_says_so(settings: Any, admin_client: Client) -> None:
     settings.DBCHANNELS = {"default": {"BACKEND": "memory"}}
-    channel_layers.reset()
+    channel_layers.clear()
     for address in (OVERVIEW, channel_url("own")):
         assert "memory of its process" in page(admin_client, address)
     rows = [durable(), durable(claimed_by="worker-1"), dead()]  # of a layer that the site had before
@@ -313,4 +313,4 @@ def test_a_layer_in_memory_says_so(settings: Any, admin_client: Client) -> None:
         assert "It stopped: The layer keeps its messages in the memory" in asked.content.decode()
     assert (DurableMessage.objects.count(), DeadLetter.objects.count()) == (2, 1)
     assert not LogEntry.objects.exists()
-    channel_layers.reset()
+    channel_layers.clear()

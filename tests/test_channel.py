@@ -24,7 +24,7 @@ def layer():
         conf.LayerSettings("default", backend, "default", None, conf.OPTIONS)
     )
     yield channel_layers["default"]
-    channel_layers.reset()
+    channel_layers.clear()
 
 
 def test_a_dict_and_keywords_send_the_same(layer):

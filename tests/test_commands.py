@@ -58,7 +58,7 @@ def memory():
     settings = conf.LayerSettings("default", conf.SHORT_BACKENDS["memory"], "default", None, conf.OPTIONS)
     channel_layers["default"] = make_layer(settings)
     yield channel_layers["default"]
-    channel_layers.reset()
+    channel_layers.clear()
 
 
 def refused(command, *arguments):
@@ -532,7 +532,7 @@ def test_a_routing_that_cannot_be_made_is_one_sentence(layer, settings):
 
 @kinds.only("sqlite")
 def test_a_setting_that_cannot_be_meant_is_one_sentence(layer, settings):
-    channel_layers.reset()
+    channel_layers.clear()
     settings.DBCHANNELS = {"default": {"ROUTNG": "x"}}
     assert "write 'ROUTING'" in refused("runworker")
 

@@ -55,7 +55,6 @@ NEVER = {
             "proxy_headers",
             "options",
             "access_log",
-            "counts",
         )
     },
 }

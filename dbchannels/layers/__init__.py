@@ -22,7 +22,10 @@ __all__ = ["ChannelLayers", "channel_layers"]
 
 
 class ChannelLayers(dict[str, BaseLayer]):
-    """The configured layers by alias. Each is made at its first use, and shared by all threads."""
+    """The configured layers by alias. Each is made at its first use, and shared by all threads.
+
+    After ``clear()`` they are made anew, from the settings of that moment.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -44,10 +47,6 @@ class ChannelLayers(dict[str, BaseLayer]):
             self.update(before)
             for alias in self.keys() - before.keys():
                 del self[alias]
-
-    def reset(self) -> None:
-        """Forget every layer: they are made anew, from the settings of that moment."""
-        self.clear()
 
 
 def layer_class(settings: conf.LayerSettings) -> type[BaseLayer]:

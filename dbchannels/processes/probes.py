@@ -10,10 +10,10 @@ import gevent
 from gevent.event import Event
 
 from dbchannels.measures import Counted, total
-from dbchannels.server.counts import ServerCounts
 from dbchannels.server.health import HealthServer
 from dbchannels.server.listeners import Address, SocketPermissions, listen
 from dbchannels.server.metrics import Metrics
+from dbchannels.server.relay import ServerCounts
 from dbchannels.worker.worker import Worker
 
 

@@ -198,8 +198,8 @@ class Together(TransactionTestCase):
     """The lock on the room's row: several workers, here threads, run consumers at the same time."""
 
     def setUp(self):
-        channel_layers.reset()
-        self.addCleanup(channel_layers.reset)
+        channel_layers.clear()
+        self.addCleanup(channel_layers.clear)
 
     @skipUnlessDBFeature("has_select_for_update")
     def test_nobody_misses_anybody_and_all_read_the_same_in_the_same_order(self):

@@ -61,7 +61,7 @@ def test_a_layer_is_made_once_for_all_threads(layers):
     for thread in threads:
         thread.join()
     assert set(map(id, found)) == {id(layers["default"])}
-    layers.reset()
+    layers.clear()
     assert layers["default"] is not found[0]
 
 
@@ -103,7 +103,7 @@ def test_channels_and_groups_name_their_layer(layers):
         assert Group("group").channels() == []
         assert Group("group", layer="other").channels() == ["own"]
     finally:
-        channel_layers.reset()
+        channel_layers.clear()
 
 
 @kinds.only("polling")

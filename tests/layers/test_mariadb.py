@@ -77,7 +77,7 @@ def mariadb_tables(server: MariaDB, django_db_blocker: Any) -> Iterator[None]:
         yield
         empty_tables("mariadb")
         connections["mariadb"].close()
-        channel_layers.reset()
+        channel_layers.clear()
 
 
 class TestMariaDBLayer(LayerContract):

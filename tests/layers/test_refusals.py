@@ -234,7 +234,7 @@ def test_no_two_rules_share_a_sentence():
     layer = make_layer(LayerSettings("default", SHORT_BACKENDS["memory"], "default", None, OPTIONS))
     channel_layers["default"] = layer
     sentences = {rule_name: sentence_of(rule, layer) for rule_name, rule in RULES.items()}
-    channel_layers.reset()
+    channel_layers.clear()
     for rule_name, rule in RULES.items():
         assert [other for other, sentence in sentences.items() if rule.words in sentence] == [rule_name]
         assert len(sentences[rule_name]) < 300

@@ -316,7 +316,7 @@ class Committing(ChannelTransactionTestCase):
 class TestSwapping:
     def test_the_layers_of_before_are_back_afterwards(self):
         with override_settings(DBCHANNELS={"default": {"BACKEND": "memory"}}):
-            channel_layers.reset()
+            channel_layers.clear()
             before = channel_layers["default"]
             with use_channels() as outer:
                 with use_channels() as inner:
@@ -325,4 +325,4 @@ class TestSwapping:
                 outer.assertNotSent("a")
                 inner.assertSent("a")
             assert channel_layers["default"] is before
-            channel_layers.reset()
+            channel_layers.clear()

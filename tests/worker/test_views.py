@@ -227,7 +227,7 @@ def layer(tables):
         conf.LayerSettings("default", backend, "default", None, conf.OPTIONS)
     )
     yield channel_layers["default"]
-    channel_layers.reset()
+    channel_layers.clear()
 
 
 class Client(Link):
