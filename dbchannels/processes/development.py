@@ -30,7 +30,7 @@ from dbchannels.processes.production import (
     tasks,
     usable_layer,
 )
-from dbchannels.processes.reloader import CHANGED, CodeWatch, release
+from dbchannels.processes.reloader import CHANGED, CodeWatch
 from dbchannels.processes.supervisor import Supervisor
 from dbchannels.protocol import DURABLE, HTTP, KINDS, WEBSOCKET
 from dbchannels.routing.table import load_routing
@@ -40,7 +40,6 @@ from dbchannels.worker.views import ApplicationViews
 from dbchannels.worker.worker import ProcessContext, Worker
 
 GRACE = 1.0  # seconds that requests and consumers have to finish at a reload, and at the end
-HANDED_OVER = "DBCHANNELS_HANDED_OVER"  # in the environment: see CodeWatch.hand_over
 WORKERS = 3  # processes: for requests, for WebSockets, for the site's own channels and WebSockets
 THREADS = 8  # that answer requests; with a layer in memory all workers are threads
 
@@ -53,7 +52,6 @@ def run(
     """Serve until Ctrl-C or SIGTERM. Raises DBChannelsError if the start fails, or if the site cannot run."""
     wakeups = {kind: WakeupPipe.new() for kind in KINDS}
     layer = usable_layer(config.layer)
-    release(os.environ.pop(HANDED_OVER, ""))
     server = make_server(config, layer, wakeups)
     stopped = stop_at_signals()
     server.start()
@@ -76,10 +74,7 @@ def run(
     watch = CodeWatch(arguments, site, once=not reload)
     watch.start()
     stopped.wait()
-    if site.restart:
-        os.environ[HANDED_OVER] = watch.hand_over()
-    else:
-        gevent.get_hub().threadpool.apply(watch.stop)
+    gevent.get_hub().threadpool.apply(watch.stop)
     server.stop(restart=site.restart)
     gevent.get_hub().threadpool.apply(site.stop)
     if site.broken_for_good:

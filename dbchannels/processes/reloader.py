@@ -176,19 +176,6 @@ class CodeWatch:
                 self._process.kill()
         self._thread.join()
 
-    def hand_over(self) -> str:
-        """Keep the child alive through an exec of this process, until the new program calls `release`.
-
-        The child keeps alive what ends with the last process of the site, such as the examples' PostgreSQL.
-        """
-        with self._lock:
-            self._stopping.set()
-            process = self._process
-        if process is None or process.stdin is None or process.stdin.closed:
-            return ""
-        os.set_inheritable(process.stdin.fileno(), True)
-        return f"{process.stdin.fileno()},{process.pid}"
-
     def _run(self) -> None:
         while not self._stopping.is_set():
             since = time.time()
@@ -241,12 +228,3 @@ class CodeWatch:
         if process.stdin:
             process.stdin.close()
         return status
-
-
-def release(handed_over: str) -> None:
-    """End the child that the program before this one has kept alive."""
-    if handed_over:
-        descriptor, pid = map(int, handed_over.split(","))
-        os.close(descriptor)
-        with suppress(ChildProcessError):
-            os.waitpid(pid, 0)

@@ -209,21 +209,6 @@ def test_a_child_s_reports_are_passed_on_in_order(monkeypatch):
     assert listener.told == ["broken", "ready", "/site/a b.py"]
 
 
-def test_the_next_program_is_told_what_keeps_a_child_alive(monkeypatch):
-    waits = "import os, sys; os.write(int(sys.argv[3]), b'ready\\n'); sys.stdin.read()"
-    monkeypatch.setattr(reloader, "manage_command", lambda: [sys.executable, "-c", waits])
-    watch = reloader.CodeWatch([], listener := Listener(), once=False)
-    assert watch.hand_over() == ""
-    watch._stopping.clear()
-    watch.start()
-    until(lambda: listener.told, "the child's report")
-    descriptor, pid = map(int, watch.hand_over().split(","))
-    assert (descriptor, pid) == (watch._process.stdin.fileno(), watch._process.pid)
-    assert os.get_inheritable(descriptor) and watch._process.poll() is None
-    watch.stop()
-    assert listener.told == ["ready"]
-
-
 def test_while_no_child_can_begin_the_files_of_this_process_are_watched(monkeypatch, tmp_path):
     def no_memory(*args, **kwargs):
         raise OSError("no memory")
