@@ -1,4 +1,4 @@
-"""What layers know of tasks: durable messages of which is kept what came of them."""
+"""What layers know of tasks: durable messages whose results are kept."""
 
 from __future__ import annotations
 

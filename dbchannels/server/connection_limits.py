@@ -35,7 +35,7 @@ KEPT = 50  # of them that no connection may have, whatever else is open: the dat
 REJECTED = "Rejected %d connections beyond --max-connections and %d beyond --max-per-address; %d may be open."
 
 _RETRY = [("Retry-After", "5")]
-FULL = refuse_response(503, "This server has as many connections as it takes: try again soon.", _RETRY)
+FULL = refuse_response(503, "This server has no room for more connections: try again soon.", _RETRY)
 TOO_MANY = refuse_response(429, "There are too many connections from this address: close some.", _RETRY)
 
 

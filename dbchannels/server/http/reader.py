@@ -262,4 +262,4 @@ def _deadline(seconds: float) -> float:
 
 
 def _stopping() -> Refused:
-    return Refused(503, "This server stops: send the request again.")
+    return Refused(503, "This server is stopping: send the request again.")
