@@ -280,10 +280,13 @@ def own_options(task: Task) -> dict[str, Any]:
 
 
 def new_id() -> str:
-    """Return a UUID of version 7, which begins with the time (RFC 9562, section 5.7)."""
-    random = int.from_bytes(os.urandom(10), "big")
-    bits = (time.time_ns() // 1_000_000 << 80 | random) & ~(0xF << 76 | 0x3 << 62) | 0x7 << 76 | 0x2 << 62
-    return str(uuid.UUID(int=bits))
+    """Return a UUID of version 7: the time in milliseconds and 12 bits of a fraction, then 62 random bits.
+
+    So ids are in the order of their making, within one process (RFC 9562, section 5.7, and method 3 of section 6.2).
+    """
+    milliseconds, rest = divmod(time.time_ns(), 1_000_000)
+    bits = milliseconds << 80 | 0x7 << 76 | (rest << 12) // 1_000_000 << 64 | 0x2 << 62
+    return str(uuid.UUID(int=bits | int.from_bytes(os.urandom(8), "big") >> 2))
 
 
 def _set(frozen: Task | TaskResult, **values: Any) -> None:
