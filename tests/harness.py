@@ -16,6 +16,7 @@ import sqlite3
 import struct
 import subprocess
 import sys
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -95,13 +96,59 @@ def _state(stat: Path) -> tuple[str, int]:
     return state, int(parent)
 
 
-class LiveSite:
+class SiteDatabase:
+    """The database of a site, an entry of DATABASES, beside the site's own processes."""
+
+    def __init__(self, database: dict[str, Any]) -> None:
+        self.database = {key: str(value) if key == "NAME" else value for key, value in database.items()}
+        self._kept: dict[int, Any] = {}  # the connection of `rows` by thread
+
+    def rows(self, query: str) -> list[tuple[Any, ...]]:
+        """Run a statement; return its rows, of an UPDATE or DELETE none.
+
+        Each thread keeps a connection until ``disconnect``: to open one costs more than most statements. One that was
+        lost meanwhile is opened again.
+        """
+        thread = threading.get_ident()
+        if thread in self._kept:
+            try:
+                return _executed(self._kept[thread], query)
+            except psycopg2.Error as error:
+                if error.pgcode:  # the server has answered
+                    raise
+        self._kept[thread] = self.connect()
+        return _executed(self._kept[thread], query)
+
+    def connect(self) -> Any:
+        """Open a connection, in autocommit."""
+        if self.database["ENGINE"].endswith("sqlite3"):
+            name = self.database["NAME"]
+            return sqlite3.connect(name, timeout=60, isolation_level=None, check_same_thread=False)
+        keys = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
+        given = {name: self.database[key] for key, name in keys.items() if self.database.get(key)}
+        connection = psycopg2.connect(**given, **self.database.get("OPTIONS", {}))
+        connection.autocommit = True
+        return connection
+
+    def disconnect(self) -> None:
+        """Close the connections of ``rows``."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+
+
+def _executed(connection: Any, query: str) -> list[tuple[Any, ...]]:
+    with closing(connection.cursor()) as cursor:
+        cursor.execute(query)
+        return list(cursor.fetchall()) if cursor.description else []
+
+
+class LiveSite(SiteDatabase):
     """The site under tests/live on one database, and the processes that serve it."""
 
     def __init__(self, database: dict[str, Any], folder: Path, manage: Path = MANAGE) -> None:
+        super().__init__(database)
         self.manage_py = manage
         self.changes = manage != MANAGE  # whether its code does
-        self.database = {key: str(value) if key == "NAME" else value for key, value in database.items()}
         self.folder = folder
         self.processes: list[Served] = []
         self.forks: subprocess.Popen[str] | None = None  # the process whose forks run `shell`
@@ -156,24 +203,6 @@ class LiveSite:
         status = self.forks.stdout.readline().strip()
         assert status == "0", f"{status}: {printed.read_text()}"
         return printed.read_text().strip()
-
-    def rows(self, query: str) -> list[tuple[Any, ...]]:
-        """Run a statement on the site's database; return its rows, of an UPDATE or DELETE none."""
-        with closing(self.connect()) as connection:
-            cursor = connection.cursor()
-            cursor.execute(query)
-            return list(cursor.fetchall()) if cursor.description else []
-
-    def connect(self) -> Any:
-        """Open a connection to the site's database, in autocommit."""
-        if self.database["ENGINE"].endswith("sqlite3"):
-            return sqlite3.connect(self.database["NAME"], timeout=20, isolation_level=None)
-        keys = {"NAME": "dbname", "USER": "user", "PASSWORD": "password", "HOST": "host", "PORT": "port"}
-        given = {name: self.database[key] for key, name in keys.items() if self.database.get(key)}
-        given |= self.database.get("OPTIONS", {})
-        connection = psycopg2.connect(**given)
-        connection.autocommit = True
-        return connection
 
     def count(self, table: str, where: str = "true") -> int:
         """Return the number of rows of one of our tables: ``count("membership")``."""
@@ -247,6 +276,7 @@ class LiveSite:
         for served in self.processes:
             served.end()
         self.processes.clear()
+        self.disconnect()
 
 
 class Served:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import os
 import re
 import signal
-import sqlite3
 import subprocess
 import sys
-from contextlib import closing, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import psycopg2
-
-from tests.harness import HOST, until
+from tests.harness import HOST, SiteDatabase, until
 
 MANAGE = Path(__file__).parents[2] / "examples" / "manage.py"
 #: What the examples' processes must not inherit: the test run's own choices.
@@ -42,11 +39,11 @@ def environment(entry: dict[str, Any]) -> dict[str, str]:
     }
 
 
-class DemoSite:
+class DemoSite(SiteDatabase):
     """A database, and the processes of ``manage.py`` that use it."""
 
     def __init__(self, entry: dict[str, Any], folder: Path) -> None:
-        self.entry = entry
+        super().__init__(entry)
         self.folder = folder
         self.commands: list[Command] = []
         self.forgiven: list[str] = []  # parts of lines of the log that had to go wrong
@@ -62,23 +59,11 @@ class DemoSite:
         """Start the examples, on a free port unless one is named."""
         return self.start("demo", f"{HOST}:{port}", *arguments, says="quit with")
 
-    def connect(self) -> Any:
-        """Open a connection. No ORM here: Django refuses it in a thread that runs Playwright's event loop."""
-        if self.entry["ENGINE"].endswith("sqlite3"):
-            return sqlite3.connect(self.entry["NAME"], timeout=60)
-        names = {"dbname": "NAME", "user": "USER", "password": "PASSWORD", "host": "HOST", "port": "PORT"}
-        return psycopg2.connect(**{name: self.entry[key] for name, key in names.items() if self.entry[key]})
-
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        """Return what a SELECT finds now."""
-        with closing(self.connect()) as connection, closing(connection.cursor()) as cursor:
-            cursor.execute(sql)
-            return list(cursor.fetchall())
-
     def end(self) -> None:
         """End what still runs, the servers with their workers."""
         for command in self.commands:
             command.end()
+        self.disconnect()
 
     # Workers.
 

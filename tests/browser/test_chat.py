@@ -93,6 +93,7 @@ def join_either(
 def locked_room(site: DemoSite, room: str) -> Iterator[None]:
     """Lock a room, so that whoever speaks in it keeps a worker waiting in the middle of the frame."""
     with closing(site.connect()) as connection, connection.cursor() as cursor:
+        connection.autocommit = False
         cursor.execute("SELECT id FROM chat_room WHERE name = %s FOR UPDATE", [room])
         assert cursor.rowcount == 1
         yield
