@@ -100,8 +100,8 @@ class ChannelsRelay(BaseRelay):
         self._look_now = threading.Event()
         self._inboxes: dict[str, Inbox] = {}
         self._plain: set[str] = set()  # the plain channels among them
-        #: By channel of this process: what it was added to here, in case that others declare this process dead.
-        self._groups: dict[str, set[str]] = {}
+        #: (group, channel of this process) that were added here, in case that others declare this process dead.
+        self._memberships: set[tuple[str, str]] = set()
         self._sent: dict[int, asyncio.Future[None]] = {}  # by the id of an operation that waits to be written
         # Held until what was popped is in its inbox: two threads would mix up the order.
         self.popping = threading.Lock()
@@ -172,11 +172,9 @@ class ChannelsRelay(BaseRelay):
         """Note that a channel of this process is, or is no longer, in a group."""
         with self._lock:
             if added and self.has(names.split(channel)[0]):
-                self._groups.setdefault(channel, set()).add(group)
-            elif channel in self._groups:
-                self._groups[channel].discard(group)
-                if not self._groups[channel]:
-                    del self._groups[channel]
+                self._memberships.add((group, channel))
+            else:
+                self._memberships.discard((group, channel))
 
     # The publisher.
 
@@ -212,12 +210,9 @@ class ChannelsRelay(BaseRelay):
         """
         own = list(self.queues.values())
         link.local_wakeups = dict.fromkeys(own, self.reply_wakeup)
-        for_here = any(
-            isinstance(one, SendGroup) or names.split(one.channel)[0] in own
-            for one in operations
-            if isinstance(one, (Send, SendGroup))
-        )
-        only_sends = all(isinstance(one, (Send, SendGroup)) for one in operations)
+        sends = [one for one in operations if isinstance(one, (Send, SendGroup))]
+        for_here = any(isinstance(one, SendGroup) or names.split(one.channel)[0] in own for one in sends)
+        only_sends = len(sends) == len(operations)
         if not (own and only_sends and for_here and self.popping.acquire(blocking=False)):
             return link.apply(operations), []
         try:
@@ -383,8 +378,8 @@ class ChannelsRelay(BaseRelay):
                 )
                 link.register(queue[:-1], Process.CHANNELS, queue)
                 with self._lock:
-                    groups = [(group, one) for one, groups in self._groups.items() for group in groups]
-                self._outbox.put([GroupAdd(group, one) for group, one in groups if one.startswith(queue)])
+                    again = [GroupAdd(*one) for one in self._memberships if one[1].startswith(queue)]
+                self._outbox.put(again)
         with self._lock:
             if self._registered.issuperset(self.queues.values()):
                 self._ready.set()
@@ -402,10 +397,10 @@ class ChannelsRelay(BaseRelay):
         """
         now = time.monotonic()
         with self._lock:
-            left = [
-                (one, inbox) for one, inbox in self._inboxes.items() if inbox.messages and not inbox.waiters
-            ]
-            for channel, inbox in left:
+            gone = set()
+            for channel, inbox in list(self._inboxes.items()):
+                if not inbox.messages or inbox.waiters:
+                    continue
                 if "!" not in channel:
                     if inbox.filled_at > now - SLOWEST_LOOP:
                         continue
@@ -413,9 +408,10 @@ class ChannelsRelay(BaseRelay):
                 elif inbox.messages[0][1] > now:
                     continue
                 else:
-                    self._groups.pop(channel, None)
+                    gone.add(channel)
                     self._outbox.put([Disconnect(channel)])
                 del self._inboxes[channel]
+            self._memberships = {one for one in self._memberships if one[1] not in gone}
 
 
 def stored(channel: str) -> str:
