@@ -198,7 +198,7 @@ def test_many_are_trimmed_in_batches(new_layer, new_link, monkeypatch):
         say(layer, *range(30), group=group, history=5)
     read(link)
     History.objects.filter(group="two").update(expires_at="2020-01-01T00:00Z")
-    link._histories.trim(until=0.0)
+    link.trim_histories(until=0.0)
     assert History.objects.count() == 50
     link.clean_up()
     assert [row.content()["number"] for row in History.objects.order_by("position")] == [25, 26, 27, 28, 29]

@@ -15,14 +15,11 @@ import psycopg2.errors
 
 from dbchannels import codec, measures, samples
 from dbchannels.exceptions import DeclaredDead
-from dbchannels.layers.link import Link
 from dbchannels.layers.operations import (
     UNFINISHED,
     BatchResult,
     Delivery,
     Disconnect,
-    Kept,
-    Missed,
     Operation,
     Send,
     SendGroup,
@@ -32,7 +29,7 @@ from dbchannels.layers.operations import (
 )
 from dbchannels.layers.postgresql import sql, sql_durable, sql_samples
 from dbchannels.layers.postgresql.cleanup import LONGEST, Cleaner
-from dbchannels.layers.postgresql.history import Histories
+from dbchannels.layers.postgresql.history import HistoryLink
 from dbchannels.layers.postgresql.lock_waits import MAY_WAIT, LockWaits
 from dbchannels.layers.postgresql.session import Cancelled, Session, Statement
 from dbchannels.layers.postgresql.statements import (
@@ -55,16 +52,14 @@ if TYPE_CHECKING:
     from dbchannels.layers.postgresql import PostgreSQLLayer
 
 
-class PostgreSQLLink(Link):
+class PostgreSQLLink(HistoryLink):
     """See Link for what the methods take and give. One thread waits; others may use it between its waits."""
 
     layer: PostgreSQLLayer
 
     def __init__(self, layer: PostgreSQLLayer, session: Session) -> None:
-        super().__init__(layer)
-        self.session = session
+        super().__init__(layer, session)
         self._cleaner = Cleaner(layer, session)
-        self._histories = Histories(session, layer.options)
         self._lock_waits = LockWaits(self._finish)
         self._hints = ScanHints()
         self._poll_interval = layer.poll_interval()
@@ -255,17 +250,6 @@ class PostgreSQLLink(Link):
         sends = plan[-1][2] if plan else []
         return without_room(self.layer, sends, rows) if sends else []
 
-    # The histories of groups.
-
-    def history_position(self) -> int:
-        return self._histories.position()
-
-    def read_history(self, queue: str, after: int, limit: int) -> list[Kept]:
-        return self._histories.read(queue, after, limit)
-
-    def missed(self, queue: str, after: Mapping[str, int], limit: int, size: int) -> dict[str, Missed]:
-        return self._histories.missed(queue, after, limit, size)
-
     # Periodic messages.
 
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
@@ -351,7 +335,7 @@ class PostgreSQLLink(Link):
     def clean_up(self) -> None:
         until = time.monotonic() + LONGEST
         self._cleaner.expire(until)
-        self._histories.trim(until)
+        self.trim_histories(until)
         self._cleaner.clean_up_closed_connections()
         if self.layer.wakeups and not self.session.listens:
             self.layer.wakeup_check.look(
