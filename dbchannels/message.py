@@ -213,7 +213,6 @@ class ClientContext:
 
     @cached_property
     def user(self) -> Any:
-        users.check_installed()
         user = users.session_user(self.http_session)
         if self._channel in WITH_HEADERS:
             return user

@@ -27,14 +27,10 @@ from dbchannels.names import MAX_LOGIN
 LOGGED_IN = "+"  # the record of a connection has it before the text of the user's primary key
 
 
-def check_installed() -> None:
-    """Raise NoClient if the site has no users."""
+def session_user(session: Any) -> Any:
+    """Return the user who is logged in to a session, or an AnonymousUser. Raises NoClient if the site has no users."""
     if not apps.is_installed("django.contrib.auth"):
         raise NoClient("The site has no users: put 'django.contrib.auth' into INSTALLED_APPS.")
-
-
-def session_user(session: Any) -> Any:
-    """Return the user who is logged in to a session, or an AnonymousUser."""
     from django.contrib.auth.models import AnonymousUser
 
     return session_users([session])[0] or AnonymousUser()
