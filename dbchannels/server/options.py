@@ -134,10 +134,10 @@ class WebSocketLimits:
     max_memory: int = number(
         2_097_152,
         "BYTES",
-        "of what a client sent and no consumer has taken, then it is not read; at least twice --ws-max-size",
+        "of unconsumed data of one client, beyond which it is not read; at least twice --ws-max-size",
     )
     send_timeout: float = number(
-        20.0, "S", "seconds in which a client that reads slowly must take something, else 1013"
+        20.0, "S", "seconds within which a client that reads slowly must read something, else 1013"
     )
     waiting_frames: int = number(64, "N", "frames that may wait for a client that reads slowly, else 1013")
     waiting_bytes: int = number(1_048_576, "BYTES", "of these frames, else 1013")
@@ -259,13 +259,15 @@ class ServerConfig:
     body_timeout: float = number(
         30.0,
         "S",
-        "seconds without a byte of a request's body, else 408; in all as many, and one for each KiB",
+        "seconds without a byte of a request's body, else 408; for the whole body as many, and one for each KiB",
     )
     keep_alive_timeout: float = number(
         60.0, "S", "seconds between two requests on one connection before it is closed", 0
     )
     write_timeout: float = number(
-        60.0, "S", "seconds in which a client must take 64 KiB of its response, else its connection is closed"
+        60.0,
+        "S",
+        "seconds within which a client must read 64 KiB of its response, else its connection is closed",
     )
     http_timeout: float = number(
         60.0, "S", "seconds for a worker's response, and between two parts of it, else 504"
@@ -320,12 +322,12 @@ class LaunchConfig:
         None, "N", "worker processes; 0: the server alone (the number of cores, but at least 4)", 0
     )
     max_messages: int | None = number(
-        None, "N", "messages after which a worker is replaced, up to a tenth fewer", 1
+        None, "N", "messages after which a worker is replaced; up to a tenth fewer, at random", 1
     )
     max_memory: int | None = number(
         None,
         "BYTES",
-        "of memory, up to a tenth less, from which on a worker is replaced after its message",
+        "of memory above which a worker is replaced after its message; up to a tenth less, at random",
         LEAST_MEMORY,
     )
     layer: str = parsed(
@@ -377,7 +379,7 @@ class LaunchConfig:
         },
         detach={
             "action": "store_true",
-            "help": "with --takeover: serve in the background, and return once it is done",
+            "help": "with --takeover: serve in the background, and return once it has taken over",
         },
     )
     access_log: bool = parsed(

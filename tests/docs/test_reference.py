@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import ast
 import inspect
-import logging
-import logging.config
 import re
 import shlex
 from pathlib import Path
@@ -65,16 +63,6 @@ def test_a_check_is_silenced_by_its_whole_name() -> None:
     )
 
 
-def test_the_access_log_goes_to_a_file(tmp_path: Path) -> None:
-    (made,) = settings_of("server")
-    handler = made["LOGGING"]["handlers"]["access"]
-    assert made["LOGGING"]["loggers"]["dbchannels.access"]["handlers"] == ["access"]
-    handler["filename"] = str(tmp_path / "access.log")
-    configured = logging.config.DictConfigurator(made["LOGGING"]).configure_handler(handler)
-    assert isinstance(configured, logging.Handler)
-    configured.close()
-
-
 def test_the_lines_of_the_access_log_have_its_format() -> None:
     shown = next(one.code for one in pages.blocks("server", "text") if "WSCONNECT" in one.code).splitlines()
     pattern = r'(\S+) - - \[.+?\] "(.+?)" (\S+) (\S+) "(.*?)" "(.*?)" (\d+) ms'
@@ -85,17 +73,6 @@ def test_the_lines_of_the_access_log_have_its_format() -> None:
         made = Access(found[1], found[2], found[3], found[4], int(found[7]) / 1000).combined()
         dated = re.sub(r"\[.+?\]", "[]", line)
         assert re.sub(r"\[.+?\]", "[]", made) == dated.replace(f'"{found[6]}"', '"-"')
-
-
-def test_each_logger_is_on_the_page() -> None:
-    package = pages.DOCS.parent / "dbchannels"
-    found = {
-        name
-        for path in package.rglob("*.py")
-        for name in re.findall(r'getLogger\("(dbchannels\.\w+)"\)', path.read_text())
-    }
-    assert len(found) > 5
-    assert {name for name in found if f"``{name}``" not in pages.text("server")} == set()
 
 
 # Other ways to serve the views.
