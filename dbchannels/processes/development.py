@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import logging
 import os
 import re
@@ -10,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from copy import copy
-from importlib.util import resolve_name
+from itertools import takewhile
 from pathlib import Path
 
 import gevent
@@ -173,42 +172,15 @@ class Site:
 
 
 def own_files() -> set[Path]:
-    """Return the files whose code this process runs: dbchannels, manage.py, the settings, and what they import.
+    """Return the files whose code this process runs: dbchannels, manage.py, and all that the settings have imported.
 
-    The apps' modules are loaded here too, but only the workers run them. So what the settings import is read from their
-    source: at run time nothing tells which module imported another.
+    The apps' models are loaded here too, but only the workers run them. Django imports the settings first and then the
+    apps, dbchannels among them, and Python keeps the modules in the order in which they were imported.
     """
-    own = [name for name in sys.modules if name.partition(".")[0] in ("dbchannels", "__main__")]
-    files = [getattr(sys.modules[name], "__file__", None) for name in [*own, *settings_modules()]]
+    before_apps = takewhile("dbchannels.apps".__ne__, list(sys.modules))
+    ours = [name for name in list(sys.modules) if name.partition(".")[0] in ("dbchannels", "__main__")]
+    files = [getattr(sys.modules[name], "__file__", None) for name in {*before_apps, *ours}]
     return {Path(file).resolve() for file in files if file}
-
-
-def settings_modules() -> set[str]:
-    """Return the names of the settings module, and of the modules of its package that it imports, even indirectly."""
-    found: set[str] = set()
-    todo = [os.environ.get("DJANGO_SETTINGS_MODULE", "")]
-    top = todo[0].partition(".")[0]
-    while todo:
-        name = todo.pop()
-        module = sys.modules.get(name)
-        file = getattr(module, "__file__", None)
-        if name in found or name.partition(".")[0] != top or module is None or file is None:
-            continue
-        found.add(name)
-        todo += [name.rpartition(".")[0], *imported_names(Path(file), module.__package__ or "")]
-    return found
-
-
-def imported_names(file: Path, package: str) -> list[str]:
-    """Return all names in a module's import statements, of modules and of what they hold."""
-    names: list[str] = []
-    for node in ast.walk(ast.parse(file.read_text(errors="replace"))):
-        if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            origin = resolve_name("." * node.level + (node.module or ""), package)
-            names += [origin, *(f"{origin}.{alias.name}" for alias in node.names)]
-    return names
 
 
 # With a layer in memory everything runs in this process, and Django's own reloader restarts it as a whole.

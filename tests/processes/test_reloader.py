@@ -6,6 +6,7 @@ import importlib
 import logging
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ import dbchannels
 from dbchannels.management.commands import watchcode
 from dbchannels.management.commands.runworker import uncache_templates
 from dbchannels.processes import development, reloader
-from dbchannels.processes.development import RequestLines, imported_names, own_files, settings_modules
+from dbchannels.processes.development import RequestLines
 from tests.clocks import patch_time
 from tests.harness import until
 
@@ -106,42 +107,43 @@ def test_a_new_file_counts_as_changed_and_one_that_is_saved_again(look, tmp_path
     assert "old.py" in look()
 
 
-@pytest.fixture
-def package(tmp_path, monkeypatch):
-    """Write modules of a package called ``shop``, and import its settings."""
-
-    def write(**files):
-        folder = tmp_path / "shop"
-        (folder / "conf").mkdir(parents=True)
-        for name in ("__init__", "conf/__init__", *files):
-            (folder / f"{name}.py").write_text(files.get(name, ""))
-        monkeypatch.syspath_prepend(tmp_path)
-        monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "shop.conf.local")
-        for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
-            monkeypatch.delitem(sys.modules, name)
-        __import__("shop.conf.local")
-        return folder
-
-    yield write
-    for name in [name for name in sys.modules if name.partition(".")[0] == "shop"]:
-        del sys.modules[name]
+ROOT = Path(dbchannels.__file__).parents[1]
+OWN_FILES = """
+import django
+django.setup()
+from dbchannels.processes.development import own_files
+print(*own_files(), sep="\\n")
+"""
 
 
-def test_the_settings_are_all_modules_that_they_are_made_of(package):
-    files = {"conf/local": "from .base import *\nimport os", "conf/base": "from shop import names\n"}
-    folder = package(**files, **{"names": "import shop.deep", "deep": "", "models": ""})
-    __import__("shop.models")
-    found = settings_modules()
-    assert found == {"shop", "shop.conf.local", "shop.conf.base", "shop.conf", "shop.names", "shop.deep"}
-    assert {folder / "conf" / "base.py", Path(dbchannels.__file__)} <= own_files()
-    assert folder / "models.py" not in own_files()
-
-
-def test_names_that_import_statements_hold(tmp_path):
-    path = tmp_path / "one.py"
-    path.write_text("import a.b, c\nfrom . import d\nfrom ..e import f as g\nif a:\n    from h import *\n")
-    wanted = {"a.b", "c", "pack.inner", "pack.inner.d", "pack.e", "pack.e.f", "h", "h.*"}
-    assert set(imported_names(path, "pack.inner")) == wanted
+def test_the_server_runs_itself_and_all_that_its_settings_import(tmp_path):
+    files = {
+        "conf/local": "from .base import *",
+        "conf/base": "from shop import names\nINSTALLED_APPS = ['dbchannels', 'shop']",
+        "names": "import shop.deep",
+    }
+    (tmp_path / "shop" / "conf").mkdir(parents=True)
+    for name in ("__init__", "conf/__init__", "deep", "models", *files):
+        (tmp_path / "shop" / f"{name}.py").write_text(files.get(name, ""))
+    own = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "DJANGO_SETTINGS_MODULE": "shop.conf.local"}
+    done = subprocess.run(
+        [sys.executable, "-c", OWN_FILES],
+        env={**os.environ, **own},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    found = set(map(Path, done.stdout.splitlines()))
+    assert Path(dbchannels.__file__) in found, done.stderr
+    of_site = {str(one.relative_to(tmp_path / "shop")) for one in found if tmp_path in one.parents}
+    assert of_site == {
+        "__init__.py",
+        "conf/__init__.py",
+        "conf/local.py",
+        "conf/base.py",
+        "names.py",
+        "deep.py",
+    }
 
 
 @pytest.mark.parametrize(
