@@ -90,4 +90,6 @@ def test_a_burst_does_not_wait_for_a_database_that_stays_away(
     with server.outage():
         assert worker.process.wait(60) == 1
     last = worker.output().strip().splitlines()[-1]
-    assert last.startswith("CommandError: The database was unavailable for longer than --wait-for-database allows (")
+    assert last.startswith(
+        "CommandError: The database was unavailable for longer than --wait-for-database allows ("
+    )

@@ -155,7 +155,8 @@ def run(workers: Sequence[Worker]) -> None:
         workers[0].run()
     except DBChannelsError as error:
         raise CommandError(
-            f"The database was unavailable for longer than --wait-for-database allows ({error}), so this burst has ended."
+            f"The database was unavailable for longer than --wait-for-database allows ({error}), "
+            "so this burst has ended."
         ) from None
     for thread in threads:
         thread.join()
