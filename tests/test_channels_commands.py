@@ -256,7 +256,7 @@ def test_what_cannot_be_sent_is_one_sentence(layer, arguments, said):
 def test_channels_are_paused_and_run_again(layer):
     said, warned = run("channels_pause", "invoices", "reports.daily")
     assert said.splitlines()[0] == (
-        "invoices is paused: run 'manage.py channels_resume invoices' to end that."
+        "invoices is paused: run 'manage.py channels_resume invoices' to resume it."
     )
     assert warned == "" and layer.paused()["invoices"].paused_by.startswith("the command line (")
     assert "invoices was paused already, by the command line (" in run("channels_pause", "invoices")[0]

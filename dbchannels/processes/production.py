@@ -379,7 +379,7 @@ def restart_at_hangup(
 
 
 def replace_workers(config: LaunchConfig, supervisor: Supervisor) -> None:
-    """Check the new code in a child, then replace the workers; if it is broken, the old workers go on."""
+    """Check the new code in a child, then replace the workers; if it is broken, the old workers keep running."""
     checks = start_checks(config)
     output = None
     while output is None:
@@ -390,7 +390,7 @@ def replace_workers(config: LaunchConfig, supervisor: Supervisor) -> None:
                 checks.kill()
     if checks.returncode and not supervisor.stopping.is_set():
         log.error(
-            "The new code is broken, so the old workers go on: correct it, and send SIGHUP again (%s).",
+            "The new code is broken, so the old workers keep running: correct it, and send SIGHUP again (%s).",
             first_error(output),
         )
     elif not checks.returncode:

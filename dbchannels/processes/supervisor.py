@@ -243,7 +243,7 @@ class Supervisor:
                     return False
                 new = self._launch(slot)
         except OSError as error:
-            log.error("A new worker cannot be started (%s), so the old ones go on.", error)
+            log.error("A new worker cannot be started (%s), so the old ones keep running.", error)
             return False
         if new.is_ready(READY_WITHIN) and self._take_over(slot, new):
             return True
@@ -256,7 +256,9 @@ class Supervisor:
         self._end(slot, new)
         if not self.stopping.is_set():
             why = f"did not get ready within {READY_WITHIN:.0f} s" if ended is None else _ending(ended)
-            log.error("The new worker %d %s, so the old ones go on: correct the code.", slot.number, why)
+            log.error(
+                "The new worker %d %s, so the old ones keep running: correct the code.", slot.number, why
+            )
         return False
 
     def _take_over(self, slot: Slot, new: WorkerProcess) -> bool:

@@ -30,7 +30,7 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 def check_health(path: str, why_not_ready: str) -> tuple[int, str]:
     """Return (status, sentence) for a path."""
     if path == "/healthz":
-        return 200, "This process lives."
+        return 200, "This process is alive."
     if path != "/readyz":
         return 404, "Ask for /healthz, /readyz or /metrics."
     if why_not_ready:

@@ -91,7 +91,7 @@ def test_workers_run_new_code_after_sighup_and_no_socket_notices(deployed):
 def test_new_code_that_is_broken_leaves_the_old_at_work_and_a_stop_goes_before_new_code(deployed):
     served = deployed.serve()
     client, before = served.socket("/deployed/"), deployed.workers(served)
-    broken = "The new code is broken, so the old workers go on"
+    broken = "The new code is broken, so the old workers keep running"
     for number, (code, words) in enumerate(
         [
             ("def (", "SyntaxError: "),
@@ -125,7 +125,9 @@ def test_a_new_worker_that_dies_at_once_leaves_the_old_ones_at_work(site):
     (site.folder / "broken").touch()
     try:
         served.process.send_signal(signal.SIGHUP)
-        served.wait_for_line("The new worker 1 ended with status 3, so the old ones go on: correct the code.")
+        served.wait_for_line(
+            "The new worker 1 ended with status 3, so the old ones keep running: correct the code."
+        )
     finally:
         (site.folder / "broken").unlink()
     assert served.workers() == before
@@ -181,7 +183,7 @@ def probes_of(served: Served) -> int:
 def test_a_server_is_ready_with_its_first_worker_and_until_it_stops(site):
     served = site.serve("--workers", "1", "--probe-port", "0")
     port = probes_of(served)
-    assert asked(port, "/healthz") == (200, "This process lives.\n")
+    assert asked(port, "/healthz") == (200, "This process is alive.\n")
     until(lambda: asked(port, "/readyz") == (200, "Ready.\n"), "it is ready")
     (site.folder / "broken").touch()
     try:

@@ -343,7 +343,7 @@ def test_a_broken_new_one_leaves_the_old_ones_at_work(shell, supervise, caplog, 
     assert pids_of(one) == old and all(map(is_running, old))
     assert len(started) == 3 and one.deaths == []
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said == f"The new worker 1 {words}, so the old ones go on: correct the code."
+    assert said == f"The new worker 1 {words}, so the old ones keep running: correct the code."
 
 
 def test_a_machine_without_room_for_another_one_keeps_the_old_ones(shell, supervise, caplog):
@@ -352,7 +352,7 @@ def test_a_machine_without_room_for_another_one_keeps_the_old_ones(shell, superv
     old = running(one, 1)
     assert not one.restart()
     assert pids_of(one) == old
-    assert "cannot be started (" in caplog.text and "so the old ones go on" in caplog.text
+    assert "cannot be started (" in caplog.text and "so the old ones keep running" in caplog.text
 
 
 def test_one_that_took_over_is_kept_running_like_the_first(shell, supervise):

@@ -29,7 +29,7 @@ def asked(address, path):
 def test_a_worker_is_ready_from_its_registration_to_its_end(layer, new_worker, run, monkeypatch):
     one = new_worker(route("own", lambda message: None), registered=False)
     with Probes(HERE, [one]) as address:
-        assert asked(address, "/healthz") == (200, "This process lives.\n")
+        assert asked(address, "/healthz") == (200, "This process is alive.\n")
         assert asked(address, "/readyz") == (503, "Not ready: the worker is starting.\n")
         run(one)
         wait_until(lambda: asked(address, "/readyz") == (200, "Ready.\n"))

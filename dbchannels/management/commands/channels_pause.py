@@ -36,6 +36,6 @@ class Command(LayerCommand):
                 who, when = one.pause.paused_by or "somebody", ago(one.pause.paused_at)
                 self.stdout.write(f"{name} was paused already, by {who}, {when}.")
                 continue
-            self.stdout.write(f"{name} is paused: run 'manage.py channels_resume {name}' to end that.")
+            self.stdout.write(f"{name} is paused: run 'manage.py channels_resume {name}' to resume it.")
             if name not in known:
                 self.warn(f"No route and no message has the channel {name}.{near(name, known)}")

@@ -120,7 +120,7 @@ def pauses(patient: Patient) -> Iterator[Finding]:
         yield Finding(
             NOTE,
             f"{one.channel} is paused, by {one.pause.paused_by or 'somebody'}: run 'manage.py channels_resume "
-            f"{one.channel}' to end that.",
+            f"{one.channel}' to resume it.",
         )
     yield from _more(NOTE, paused)
     if not paused:
