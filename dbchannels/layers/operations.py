@@ -40,10 +40,6 @@ class Send(NamedTuple):
     # connection for the end of its frame, a client for its answer. So there are no more of these than clients.
     certain: bool = False
 
-    def due_in(self) -> float:
-        """Return in how many seconds the message is due, by this host's clock; less than 0 for a past moment."""
-        return (self.due_at - datetime.now(timezone.utc)).total_seconds() if self.due_at else self.delay
-
 
 class GroupAdd(NamedTuple):
     """Add a channel to a group, or renew its membership."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
 from math import inf
 from typing import Any, NamedTuple
 
@@ -100,7 +101,8 @@ class ConnectionRow(NamedTuple):
 def sent_row(send: ops.Send, number: int, now: float) -> Row:
     """Return the row of a message that is sent now."""
     end = now + send.expiry if names.is_protocol(send.channel) else inf
-    due = now + send.due_in()
+    delay = (send.due_at - datetime.now(timezone.utc)).total_seconds() if send.due_at else send.delay
+    due = now + delay
     fields = number, send.channel, send.payload, send.reply_channel, now, due, end, send.priority, send.unique
     return Row(*fields, task=send.task)
 

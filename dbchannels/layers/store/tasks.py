@@ -34,23 +34,6 @@ class ResultRow(NamedTuple):
         started = claimed if self.started is None else self.started
         return self._replace(started=started, attempted=claimed, worker_ids=f"{self.worker_ids}{worker} ")
 
-    def ended(
-        self, message: Row, status: str, worker: str, now: float, error: str = "", return_value: str = ""
-    ) -> ResultRow:
-        """Return the row after an attempt, or without a ``worker`` after the end of a message that did not run."""
-        return (self.begun(worker, message.claimed) if worker else self)._replace(
-            priority=message.priority,
-            status=status,
-            finished=None if status == READY else now,
-            errors=self.errors[-MOST_ERRORS:] + error,
-            return_value=return_value,
-        )
-
-    def as_of(self, message: Row, worker: str) -> ResultRow:
-        """Return the row as its message makes it look, which waits, or runs if a ``worker`` has claimed it."""
-        waits = self._replace(status=READY, finished=None, return_value="")
-        return waits.begun(worker, message.claimed)._replace(status=RUNNING) if worker else waits
-
     def record(self, since: datetime) -> TaskRecord:
         """Return what a layer gives for it; ``since`` is when the layer's clock was 0."""
 
@@ -71,11 +54,20 @@ class ResultRow(NamedTuple):
 
 
 def keep(layer: StoreLayer, message: Row, status: str, worker: str = "", **ended: Any) -> None:
-    """Keep what has come of a task, inside ``locked()``; see ``ResultRow.ended``. ``seconds`` until it runs again."""
+    """Keep what has come of a task, inside ``locked()``: its ``error`` or ``return_value``, or ``seconds`` to wait.
+
+    ``worker`` is empty if the message did not run.
+    """
     results, now = layer.table("results"), layer.clock()
-    before = ResultRow._make(results.get(message.task, ResultRow(message.payload, message.priority)))
-    expires = now + ended.pop("seconds", 0.0) + layer.options["result_ttl"]
-    results[message.task] = before.ended(message, status, worker, now, **ended)._replace(expires=expires)
+    row = ResultRow._make(results.get(message.task, ResultRow(message.payload, message.priority)))
+    results[message.task] = (row.begun(worker, message.claimed) if worker else row)._replace(
+        priority=message.priority,
+        status=status,
+        finished=None if status == READY else now,
+        expires=now + ended.get("seconds", 0.0) + layer.options["result_ttl"],
+        errors=row.errors[-MOST_ERRORS:] + ended.get("error", ""),
+        return_value=ended.get("return_value", ""),
+    )
 
 
 def record(layer: StoreLayer, task: str) -> TaskRecord | None:
@@ -87,10 +79,11 @@ def record(layer: StoreLayer, task: str) -> TaskRecord | None:
         worker, message = next(found, ("", None))
         kept = layer.table("results").get(task)
         since = datetime.now(timezone.utc) - timedelta(seconds=layer.clock())
-    if message is not None:
-        result = ResultRow._make(kept or ResultRow(message.payload, message.priority))
-        return result.as_of(message, worker).record(since)
-    return None if kept is None else ResultRow._make(kept).record(since)
+    if message is None:
+        return None if kept is None else ResultRow._make(kept).record(since)
+    row = ResultRow._make(kept or ResultRow(message.payload, message.priority))
+    row = row._replace(status=READY, finished=None, return_value="")
+    return (row.begun(worker, message.claimed)._replace(status=RUNNING) if worker else row).record(since)
 
 
 def expire(layer: StoreLayer) -> None:
