@@ -14,21 +14,6 @@ from django.conf import settings
 from tests.browser.demosite import MANAGE, environment
 from tests.endtoend.conftest import sqlite_database
 
-#: Starts PostgreSQL, becomes another program, and says whether anybody still uses the server.
-REPLACED = """
-import fcntl, os, sys
-from examples.embedded_postgres import start
-if len(sys.argv) == 1:
-    folder = start().folder
-    os.execv(sys.executable, [*sys.orig_argv, folder])
-with open(sys.argv[1] + "/users.lock") as users:
-    try:
-        fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        print("nobody")
-    except BlockingIOError:
-        print("somebody")
-"""
-
 
 def manage(entry: dict[str, Any], *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a command of the examples on a database, to its end."""
@@ -36,7 +21,6 @@ def manage(entry: dict[str, Any], *arguments: str) -> subprocess.CompletedProces
     return subprocess.run(command, env=environment(entry), capture_output=True, text=True, timeout=120)
 
 
-ROOT = MANAGE.parent.parent
 APPS = ("chat", "demo", "liveblog", "longpoll", "post2015", "rooms", "thumbnails")
 
 
@@ -71,11 +55,3 @@ def test_sqlite_named_by_a_url_is_set_as_a_site_needs_it(tmp_path: Path) -> None
     )
     done = manage(sqlite_database(tmp_path), "shell", "--no-imports", "-c", code)
     assert done.stdout.split() == ["wal", "IMMEDIATE", str(tmp_path / "site.sqlite3")], done.stderr
-
-
-@pytest.mark.postgresql
-def test_postgresql_is_still_used_when_its_process_becomes_another_program() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", REPLACED], cwd=ROOT, capture_output=True, text=True, timeout=60
-    )
-    assert done.stdout == "somebody\n", done.stderr

@@ -17,6 +17,7 @@ __all__ = ["EmbeddedPostgres", "PostgresUnavailable", "database", "describe", "s
 
 CHOICE = "DBCHANNELS_POSTGRES"  # system, wheel or sqlite; goes before everything else, DATABASE_URL included
 JOIN = "DBCHANNELS_POSTGRES_JOIN"  # set for child processes: the folders whose server a parent holds
+PARENT = "DBCHANNELS_POSTGRES_PARENT"  # the process id of that parent
 
 start = EmbeddedPostgres.start
 
@@ -51,7 +52,8 @@ def _hold(folder, kind, settings):
     if server and kind in (None, server.source):
         return server
     joined = os.environ.get(JOIN, "").split(os.pathsep)
-    if folder in joined:
+    # A process that has replaced itself, as `runserver` does, is its own parent, and may start the server again.
+    if folder in joined and os.environ.get(PARENT) != str(os.getpid()):
         _held[folder] = EmbeddedPostgres.join(folder)
         return _held[folder]
     try:
@@ -63,6 +65,7 @@ def _hold(folder, kind, settings):
             say(f"SQLite is used, for this reason: {problem}")
         return None
     os.environ[JOIN] = os.pathsep.join([*filter(None, joined), folder])
+    os.environ[PARENT] = str(os.getpid())
     return _held[folder]
 
 

@@ -44,7 +44,6 @@ class EmbeddedPostgres:
         self.binaries = postgres_binaries.Binaries(state["binaries"], state["source"], state["version"])
         self.source, self.version = self.binaries.source, self.binaries.version
         self._users, self._owner = users, os.getpid()
-        os.set_inheritable(users, True)  # the server must not stop while `runserver` replaces its own process
 
     @classmethod
     def start(cls, folder=None, *, binaries=None, settings=None):

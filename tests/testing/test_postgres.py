@@ -331,6 +331,17 @@ class TestDatabase:
         process.kill()
         wait_for(lambda: not processes(folder), GONE_SECONDS)
 
+    def test_a_process_that_replaces_itself_starts_the_server_again(self, folder):
+        replace = """
+if len(sys.argv) == 1:
+    embedded_postgres.database(os.environ["FOLDER"], sqlite="site.sqlite3")
+    os.execv(sys.executable, [*sys.orig_argv, "again"])
+while os.path.exists(os.path.join(os.environ["FOLDER"], "server.json")):
+    pass
+"""
+        output, errors = run_python(replace + SETTINGS, FOLDER=folder).communicate(timeout=60)
+        assert output and json.loads(output)["entry"]["ENGINE"].endswith("postgresql"), errors
+
     def test_a_child_starts_no_server_when_its_parent_has_gone(self, folder):
         got, errors, code = settings_of(folder, **{embedded_postgres.JOIN: folder})
         assert (got, code) == (None, 1)
