@@ -53,7 +53,9 @@ class ResultRow(NamedTuple):
         )
 
 
-def keep(layer: StoreLayer, message: Row, status: str, worker: str = "", **ended: Any) -> None:
+def keep(
+    layer: StoreLayer, message: Row, status: str, worker: str = "", error: str = "", **ended: Any
+) -> None:
     """Keep what has come of a task, inside ``locked()``: its ``error`` or ``return_value``, or ``seconds`` to wait.
 
     ``worker`` is empty if the message did not run.
@@ -65,7 +67,7 @@ def keep(layer: StoreLayer, message: Row, status: str, worker: str = "", **ended
         status=status,
         finished=None if status == READY else now,
         expires=now + ended.get("seconds", 0.0) + layer.options["result_ttl"],
-        errors=row.errors[-MOST_ERRORS:] + ended.get("error", ""),
+        errors=row.errors[-MOST_ERRORS:] + error,
         return_value=ended.get("return_value", ""),
     )
 
