@@ -29,7 +29,7 @@ class Command(RowsCommand):
         super().add_arguments(parser)
         parser.add_argument("--state", choices=STATES, help="only messages in this state")
         parser.add_argument(
-            "--older-than", metavar="TIME", help="only messages sent so long ago: 90s, 10m, 12h or 30d"
+            "--older-than", metavar="TIME", help="only messages older than this: 90s, 10m, 12h or 30d"
         )
 
     def act(self, layer: BaseLayer, options: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ class Command(LayerCommand):
             "--older-than",
             required=True,
             metavar="TIME",
-            help="those that failed so long ago: 90s, 10m, 12h or 30d",
+            help="those that failed longer ago than this: 90s, 10m, 12h or 30d",
         )
         parser.add_argument(
             "--channel",

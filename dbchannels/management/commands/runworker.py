@@ -96,7 +96,7 @@ class Command(LongRunningCommand):
             help="seconds for a consumer to finish after SIGTERM (30)",
         )
         parser.add_argument(
-            "--burst", action="store_true", help="end when no message is left that is due, as for a cron job"
+            "--burst", action="store_true", help="end when no due message is left, as for a cron job"
         )
         add_options(parser, "max_messages", "max_memory", "probe_port", "layer", "wait_for_database")
         for name, keywords in CHILD_OPTIONS.items():
