@@ -14,7 +14,7 @@ from dbchannels.management.output import LayerCommand, ago, consumers_of, near, 
 
 
 class Command(LayerCommand):
-    help = "Pauses channels of the site's own: their messages wait until channels_resume. Messages that run are finished."
+    help = "Pauses channels of the site's own: their messages wait until channels_resume. Running ones are finished."
 
     def add_arguments(self, parser: Any) -> None:
         parser.add_argument("channels", nargs="+", metavar="CHANNEL", help="pause this channel")
