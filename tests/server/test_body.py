@@ -265,3 +265,16 @@ def test_the_worker_is_told_of_an_upload_that_cannot_be_read(uploaded, monkeypat
     monkeypatch.setattr(BodyBuffer, "read", fail)
     assert uploaded(until=400) == [body_ends()]
     assert "The body of a request could not be read from the disk (Input/output error)." in caplog.text
+
+
+def test_a_worker_that_missed_the_end_of_an_upload_is_told_when_it_asks_again(buffered, monkeypatch):
+    def fail(self, position, size):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(BodyBuffer, "read", fail)
+    relay = Relay(full=1)
+    upload = BodyUpload(relay, "body", buffered(DATA))
+    for sent in ([], [body_ends()]):
+        upload.asked({"until": 400})
+        upload._sender.join(10)
+        assert relay.sent == sent
