@@ -535,15 +535,17 @@ def test_an_event_loop_that_ends_while_it_asks_takes_nothing_along(new_channels,
 @on_postgresql
 def test_a_layer_that_is_closed_while_it_asks_writes_what_is_left(layer, monkeypatch):
     async def test():
-        monkeypatch.setattr(LocalDelivery, "_look", lambda local, loop: local._forget(loop))
+        monkeypatch.setattr(MembersSession, "answer", lambda session: (False, None))  # it is under way
         await layer.new_channel()
         await layer.group_add("plain", "plain")
         await session_open(layer)
         asking = [asyncio.create_task(layer.group_send("plain", HELLO)) for _ in range(2)]
         await asyncio.sleep(0)
-        assert layer._relay._local._asked and layer._relay._local._waiting
+        local = layer._relay._local
+        assert local._asked and local._waiting
         await layer.close()
         await asyncio.gather(*asking)
+        assert local._descriptor == -1 and not local._members.ready
         monkeypatch.undo()
         assert [await layer.receive("plain") for _ in range(2)] == [HELLO] * 2
 

@@ -79,7 +79,7 @@ class LocalDelivery:
             self._put_all()
         if loop is not None:
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(self._end, loop)
+                loop.call_soon_threadsafe(self._look, loop)
                 return
         self._members.close()
 
@@ -107,17 +107,16 @@ class LocalDelivery:
         self._descriptor = descriptor
         loop.add_reader(descriptor, self._look, loop)
 
-    def _forget(self, loop: asyncio.AbstractEventLoop) -> int:
-        """Let the loop forget the descriptor: once it is closed, its number may be another file's."""
+    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Look for the answer, or close the session.
+
+        The loop forgets the descriptor first: once it is closed, its number may be another file's.
+        """
         descriptor, self._descriptor = self._descriptor, -1
         if descriptor >= 0:
             loop.remove_reader(descriptor)
-        return descriptor
-
-    def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Look for the answer. The loop knows the descriptor only while there is a question."""
-        descriptor = self._forget(loop)
-        if self._loop is not loop:  # closed meanwhile
+        if self._closed:
+            self._members.close()
             return
         try:
             found, members = self._members.answer()
@@ -174,17 +173,13 @@ class LocalDelivery:
         if self._loop is not None and self._loop.is_closed():
             self._members.close()
             self._put_all()
-            self._loop = None
+            self._loop, self._descriptor = None, -1
 
     def _put_all(self) -> Futures:
         sent, self._asked, self._waiting = [*self._asked, *self._waiting], [], []
         for operation, future in sent:
             self._relay.put(operation, future)
         return [future for _, future in sent]
-
-    def _end(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._forget(loop)
-        self._members.close()
 
 
 def finish(
