@@ -52,6 +52,11 @@ class LayerCase:
         self._opened.append(link)
         return link
 
+    def layer_and_link(self, **options: Any) -> tuple[BaseLayer, Link]:
+        """Return a new, empty layer and a link to it."""
+        layer = self.layer(**options)
+        return layer, self.link(layer)
+
 
 def in_thread(layer: BaseLayer, call: Callable[[], Any]) -> threading.Thread:
     """Call the function in a thread, which then closes its database connections."""

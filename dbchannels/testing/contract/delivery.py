@@ -61,8 +61,7 @@ class DeliveryContract(LayerCase):
             assert [message["number"] for message in drain(layer, queue)] == list(range(30))
 
     def test_a_link_receives_in_order_and_no_more_than_asked(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send_many(("body?x", {"number": number}) for number in range(7))
         batches = [link.receive_many(["body?x"], 3) for _ in range(4)]
         assert [len(batch) for batch in batches] == [3, 3, 1, 0]
@@ -97,8 +96,7 @@ class DeliveryContract(LayerCase):
             sender.join(DEADLINE)
 
     def test_what_comes_between_two_waits_ends_the_next(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         link.wait(0.01)
         layer.send("http.request", {})
         started = time.monotonic()
@@ -106,8 +104,7 @@ class DeliveryContract(LayerCase):
         assert time.monotonic() - started < DEADLINE / 2
 
     def test_a_link_that_waits_returns(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         link.wait(0.01)
         sender = in_thread(layer, lambda: layer.send("http.request", {}))
 
@@ -204,8 +201,7 @@ class DeliveryContract(LayerCase):
         assert layer.receive(["own"]) == ("own", {})
 
     def test_expired_messages_make_room(self) -> None:
-        layer = self.layer(expiry=SOON, capacity=1)
-        link = self.link(layer)
+        layer, link = self.layer_and_link(expiry=SOON, capacity=1)
         layer.send("http.request", {"number": 1})
 
         def sent() -> bool:
@@ -219,8 +215,7 @@ class DeliveryContract(LayerCase):
         wait_until(sent)
 
     def test_what_is_withdrawn_is_not_received(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         for channel in ("http.request", "http.disconnect"):
             for local in ("b", "c", "d"):
                 layer.send(channel, {"reply_channel": f"reply.a!{local}"})

@@ -50,23 +50,20 @@ class DurableContract(LayerCase):
         assert layer.receive(["own"]) == (None, None)
 
     def test_a_claim_looks_at_its_channels_only(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send_many([("own", {"number": 1}), ("other", {"number": 2}), ("third", {"number": 3})])
         claimed = link.claim(["own", "third"], 10, "w1")
         assert sorted(numbers(claimed)) == [1, 3]
 
     def test_what_is_acknowledged_is_gone(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send_many([("own", {"number": number}) for number in range(2)])
         link.finish("w1", BatchResult(acknowledged=claim(link)))
         assert claim(link) == []
         assert waiting(layer, "own") == 0
 
     def test_what_failed_is_tried_again_when_it_is_due(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send_many([("own", {"number": number}) for number in range(2)])
         soon, late = claim(link)
         link.finish(
@@ -77,8 +74,7 @@ class DurableContract(LayerCase):
         assert claim(link) == []
 
     def test_what_could_not_run_waits_without_an_attempt(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0})
         link.finish("w1", BatchResult(failures=[Failure(claim(link)[0], "reason", SOON, ran=False)]))
         assert claim(link) == []
@@ -86,8 +82,7 @@ class DurableContract(LayerCase):
         assert (numbers([again]), again.attempt) == ([0], 1)
 
     def test_what_failed_for_good_is_not_tried_again(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0})
         # A traceback may hold what a database's text cannot.
         failure = Failure(claim(link)[0], "x" * 100_000 + "NUL \0, half a pair \udc80", None)
@@ -96,8 +91,7 @@ class DurableContract(LayerCase):
         assert waiting(layer, "own") == 0
 
     def test_what_was_not_started_goes_back_unattempted(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send_many([("own", {"number": number}) for number in range(3)])
         first, *rest = claim(link)
         link.finish("w1", BatchResult(acknowledged=[first], returned=rest))
@@ -106,8 +100,7 @@ class DurableContract(LayerCase):
         assert [one.attempt for one in again] == [1, 1]
 
     def test_a_lost_claim_changes_nothing(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0})
         (lost,) = claim(link, "w1")
         link.finish("w1", BatchResult(failures=[Failure(lost, "traceback", 0)]))
@@ -126,8 +119,7 @@ class DurableContract(LayerCase):
         assert again.attempt == 2
 
     def test_what_consumers_did_is_written_in_order(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0})
         operations = [
             layer.make_send("body?x", {"number": 1}),
@@ -141,8 +133,7 @@ class DurableContract(LayerCase):
         assert layer.group_channels("group") == ["reply.a!b"]
 
     def test_finishing_never_fails_for_a_full_channel(self) -> None:
-        layer = self.layer(capacity=1)
-        link = self.link(layer)
+        layer, link = self.layer_and_link(capacity=1)
         layer.send("http.full", {})
         layer.send("own", {"number": 0})
         sends = [layer.make_send(name, {}) for name in ("http.full", "http.roomy")]
@@ -151,8 +142,7 @@ class DurableContract(LayerCase):
         assert dropped == sends[:1]
 
     def test_finishing_with_room_drops_nothing(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         assert link.finish("w1", BatchResult()) == []
         sends = [layer.make_send("http.roomy", {}), layer.make_send("reply.a!b", {})]
         assert link.finish("w1", BatchResult(operations=sends)) == []
@@ -161,8 +151,7 @@ class DurableContract(LayerCase):
     # At most so many at a time.
 
     def test_of_a_limited_channel_no_more_workers_hold_some_than_may_run_it(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send_many([("own", {"number": number}) for number in range(6)])
         layer.send_many([("other", {"number": number}) for number in range(6, 8)])
         limits = {"own": 2}
@@ -175,8 +164,7 @@ class DurableContract(LayerCase):
         assert link.claim(["own"], 10, "w3", limits) == []
 
     def test_the_channels_are_served_in_the_order_in_which_they_are_asked_for(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         for priority, channel in enumerate(("a", "b", "c", "limited")):
             layer.send_many([(channel, {"number": number}) for number in range(3)])
             layer.send(channel, {"number": 3}, priority=priority)
@@ -232,8 +220,7 @@ class DurableContract(LayerCase):
         assert drain(layer, "own") == [{"number": 0}]
 
     def test_a_moment_goes_when_no_live_worker_has_had_it_for_a_while(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        link = self.link(self.layer())
         _, now = link.next_time("own", "1 s")
         for every in ("1 s", "2 s"):
             assert link.move_time("own", every, None, now, [])
@@ -248,8 +235,7 @@ class DurableContract(LayerCase):
     # Options of a send.
 
     def test_a_delayed_message_waits_for_its_time(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0}, delay=3600)
         layer.send("own", {"number": 1}, delay=timedelta(seconds=SOON))
         layer.send("own", {"number": 2}, deliver_at=timezone.now() + timedelta(hours=1))
@@ -261,16 +247,14 @@ class DurableContract(LayerCase):
         assert waiting(layer, "own") == 2
 
     def test_the_highest_priority_is_taken_first(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         for number, priority in enumerate((0, 5, -5, 5)):
             layer.send("own", {"number": number}, priority=priority)
         assert numbers(claim(link, limit=3)) == [1, 3, 0]
         assert numbers(claim(link)) == [2]
 
     def test_a_moment_of_another_age_is_now(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         east, west = tz(timedelta(hours=14)), tz(timedelta(hours=-12))
         moments = [
             datetime.min.replace(tzinfo=east),
@@ -306,8 +290,7 @@ class DurableContract(LayerCase):
         assert waiting(layer, "own") == waiting(layer, "http.request") == 0
 
     def test_a_claim_can_be_acknowledged_once_by_its_worker(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0})
         (mine,) = claim(link, "w1")
         assert not layer.acknowledge("w2", mine)
@@ -316,8 +299,7 @@ class DurableContract(LayerCase):
         assert not layer.acknowledge("w1", mine)
 
     def test_popped_and_not_started_goes_back(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send_many([("http.request", {"number": number}) for number in range(3)])
         first, *rest = link.receive_many(["http.request"], 3, "w1")
         link.finish("w1", BatchResult(returned=rest, in_flight=[first]))
@@ -328,8 +310,7 @@ class UniqueContract(LayerCase):
     """Unique keys: which messages are queued, and which are taken together."""
 
     def test_a_unique_message_is_not_queued_twice(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         for number, key in enumerate(("a", "a", "b", "")):
             layer.send("own", {"number": number}, unique=key)
         layer.send("other", {"number": 4}, unique="a")
@@ -344,8 +325,7 @@ class UniqueContract(LayerCase):
         assert numbers(claim(self.link(layer))) == [0]
 
     def test_a_unique_key_is_free_when_its_message_starts_to_run(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0}, unique="a")
         running = claim(link)
         layer.send("own", {"number": 1}, unique="a")
@@ -355,8 +335,7 @@ class UniqueContract(LayerCase):
 
     def test_of_several_with_one_key_the_first_takes_the_others_along(self) -> None:
         """The first does their work, as they were sent before it runs: they came together when it was given back."""
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0}, unique="a")
         taken = claim(link)
         for number, priority in ((1, 5), (2, 3)):
@@ -370,8 +349,7 @@ class UniqueContract(LayerCase):
         assert (waiting(layer, "own"), waiting(layer, "other")) == (0, 1)
 
     def test_one_that_is_to_be_tried_again_goes_along_too(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0}, unique="a")
         failed = claim(link)
         layer.send("own", {"number": 1}, unique="a")
@@ -380,8 +358,7 @@ class UniqueContract(LayerCase):
         assert waiting(layer, "own") == 0
 
     def test_who_receives_the_first_has_received_the_others(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0}, unique="a")
         taken = claim(link)
         layer.send_many([("own", {"number": 1})])
@@ -390,8 +367,7 @@ class UniqueContract(LayerCase):
         assert [one["number"] for one in drain(layer, "own")] == [0, 1]
 
     def test_of_a_limited_channel_too_the_first_takes_the_others_along(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send("own", {"number": 0}, unique="a")
         taken = claim(link)
         layer.send("own", {"number": 1}, unique="a", priority=5)

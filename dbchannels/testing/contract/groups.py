@@ -107,8 +107,7 @@ class GroupContract(LayerCase):
         assert counts == {"http.few": 1, "reply.full!": 1, "reply.roomy!": 3, "mail": 1}
 
     def test_a_member_that_does_not_read_leaves_its_groups(self) -> None:
-        layer = self.layer(expiry=SOON)
-        link = self.link(layer)
+        layer, link = self.layer_and_link(expiry=SOON)
         for member in ("reply.silent!a", "reply.silent!b", "own"):
             layer.group_add("group", member)
         layer.group_add("other", "reply.silent!a")
@@ -124,8 +123,7 @@ class GroupContract(LayerCase):
         assert layer.group_channels("other") == ["reply.idle!a"]
 
     def test_a_broadcast_that_nobody_reads_empties_the_group(self) -> None:
-        layer = self.layer(expiry=SOON)
-        link = self.link(layer)
+        layer, link = self.layer_and_link(expiry=SOON)
         for local in "abc":
             layer.group_add("group", f"reply.silent!{local}")
         layer.send_group("group", {})
@@ -155,8 +153,7 @@ class GroupContract(LayerCase):
     # Presence.
 
     def test_the_users_of_a_group_are_those_of_its_connections(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         users = {"a": "7", "b": "7", "c": "12", "d": "", "e": "99"}
         link.apply([Connect(f"reply.users!{local}", "server", "/") for local in users])
         for local, user in users.items():
@@ -175,8 +172,7 @@ class GroupContract(LayerCase):
         link.apply([Disconnect(f"reply.users!{local}") for local in users])
 
     def test_nobody_is_known_where_no_connection_is_recorded(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.group_add("group", "reply.late!a")
         layer.identify("reply.late!a", "7")
         layer.identify("own", "7")
@@ -188,8 +184,7 @@ class GroupContract(LayerCase):
         link.apply([Disconnect("reply.late!a")])
 
     def test_a_membership_that_has_ended_is_nobodys_presence(self) -> None:
-        layer = self.layer(group_expiry=SOON)
-        link = self.link(layer)
+        layer, link = self.layer_and_link(group_expiry=SOON)
         link.apply([Connect("reply.ended!a", "server", "/")])
         layer.identify("reply.ended!a", "7")
         layer.group_add("group", "reply.ended!a")

@@ -256,8 +256,7 @@ class HistoryContract(LayerCase):
         assert self.missed(link, last) == Missed([], None, True)
 
     def test_what_nobody_reads_is_trimmed_too(self) -> None:
-        layer = self.layer(expiry=SOON)
-        link = self.link(layer)  # no server
+        layer, link = self.layer_and_link(expiry=SOON)  # no server
         self.say(layer, 1, 2, history=1)
 
         def trimmed() -> bool:

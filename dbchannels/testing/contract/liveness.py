@@ -14,8 +14,7 @@ class LivenessContract(LayerCase):
     """Dead workers and servers, and connections that have ended."""
 
     def test_the_clients_of_a_dead_worker_get_a_reply(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         if layer.shared:
             worker = process_name("worker")
             link.register(worker, "worker")
@@ -31,8 +30,7 @@ class LivenessContract(LayerCase):
             assert finished.reply_channel == "reply.s!a"
 
     def test_the_claims_of_a_dead_worker_return_one_by_one(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         if layer.shared:
             worker = process_name("worker")
             link.register(worker, "worker")
@@ -46,8 +44,7 @@ class LivenessContract(LayerCase):
             assert claim(link, "w2") == []
 
     def test_a_worker_is_counted_by_its_queue_as_long_as_it_lives(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         if layer.shared:
             worker, server = process_name("worker"), process_name("server")
             queue = f"http.{worker}"
@@ -70,8 +67,7 @@ class LivenessContract(LayerCase):
                 link.unregister(name)
 
     def test_members_of_a_live_server_stay_and_leave_with_it(self) -> None:
-        layer = self.layer(group_expiry=SOON, expiry=60)
-        link = self.link(layer)
+        layer, link = self.layer_and_link(group_expiry=SOON, expiry=60)
         if layer.shared:
             server = process_name("server")
             queue = f"reply.{server}!"
@@ -99,8 +95,7 @@ class LivenessContract(LayerCase):
             }
 
     def test_a_disconnect_that_a_server_sent_before_it_died_is_the_only_one(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         if layer.shared:
             server, worker = process_name("server"), process_name("worker")
             queue = f"reply.{server}!"
@@ -143,8 +138,7 @@ class LivenessContract(LayerCase):
         assert waiting(layer, "http.request") == 1
 
     def test_a_process_learns_that_it_was_cleaned_up_after(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         if layer.shared:
             worker = process_name("worker")
             link.register(worker, "worker")
@@ -161,8 +155,7 @@ class ConnectionContract(LayerCase):
     """The records by which ``message.user`` and the sessions of a WebSocket are found."""
 
     def test_a_connection_is_found_by_each_of_its_fields(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         opened = [Connect("reply.k!a", "one", "/", "key-of-a"), Connect("reply.k!b", "two", "/")]
         link.apply(opened)
         a, b = Record("reply.k!a", "key-of-a", ""), Record("reply.k!b", "", "-")
@@ -183,8 +176,7 @@ class ConnectionContract(LayerCase):
         assert layer.connections(server=["one", "two"]) == []
 
     def test_what_is_kept_with_a_connection_goes_with_it(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         link.apply([Connect("reply.k!a", "server", "/", "key-of-a"), Connect("reply.k!b", "server", "/")])
         layer.keep("reply.k!a", session=b"\x00\xff")
         layer.keep("reply.k!a", login="+7")
@@ -202,8 +194,7 @@ class ConnectionContract(LayerCase):
         assert layer.connections(reply_channel=["reply.k!a", "reply.k!gone"]) == []
 
     def test_a_disconnect_of_a_dead_server_tells_what_was_kept(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         if layer.shared:
             server = process_name("server")
             channel = f"reply.{server}!a"

@@ -30,8 +30,7 @@ class OperatingContract(LayerCase):
     # Statistics.
 
     def test_what_is_claimed_is_held_until_it_is_finished(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send_many([("own", {"number": number}) for number in range(3)])
         first, second = claim(link, limit=2)
         assert statistics(layer, "own") == (1, 2)
@@ -41,8 +40,7 @@ class OperatingContract(LayerCase):
         assert statistics(layer, "own") == (2, 0)
 
     def test_what_a_worker_holds_counts_until_it_is_finished(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         worker = process_name("worker")
         link.register(worker, "worker")
         layer.send_many([("http.request", {}), ("http.request", {}), ("websocket.receive", {})])
@@ -57,8 +55,7 @@ class OperatingContract(LayerCase):
         link.unregister(worker)
 
     def test_flush_forgets_what_is_in_flight(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         layer.send_many([("own", {}), ("http.request", {})])
         assert len(claim(link)) == len(link.receive_many(["http.request"], 1, "w1")) == 1
         layer.flush()
@@ -77,8 +74,7 @@ class OperatingContract(LayerCase):
     # Dead letters that run again.
 
     def test_a_replayed_dead_letter_runs_from_the_first_attempt(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         make_dead_letters(link, 3)
         first, second, third = layer.dead_letter_ids()
         assert layer.replay([first, third]) == 2
@@ -108,8 +104,7 @@ class OperatingContract(LayerCase):
         assert layer.dead_letter_ids() == []
 
     def test_dead_letters_are_listed_by_channel(self) -> None:
-        layer = self.layer()
-        link = self.link(layer)
+        layer, link = self.layer_and_link()
         make_dead_letters(link, 1, "own")
         make_dead_letters(link, 2, "other")
         assert len(layer.dead_letter_ids(["other", "absent"])) == 2
