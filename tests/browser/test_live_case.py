@@ -21,7 +21,7 @@ class Browsing(ChannelLiveServerTestCase):
     @classmethod
     def setUpClass(cls):
         if CHROMIUM is None:
-            pytest.skip("no Chromium: install Debian's package chromium")
+            pytest.skip("no Chromium: install Debian's package chromium-headless-shell")
         super().setUpClass()
         # Playwright's event loop runs in this thread, and Django refuses its ORM there.
         unsafe = mock.patch.dict(os.environ, DJANGO_ALLOW_ASYNC_UNSAFE="true")
