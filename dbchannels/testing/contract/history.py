@@ -32,6 +32,11 @@ class HistoryContract(LayerCase):
         link.register(f"history-{name}", "server", f"reply.kept-{name}!")
         return link
 
+    def layer_and_server(self, **options: Any) -> tuple[BaseLayer, Link]:
+        """Return a new, empty layer and the link of a live server to it."""
+        layer = self.layer(**options)
+        return layer, self.server(layer)
+
     def join(self, layer: BaseLayer, group: str, channel: str = "reply.kept-a!x") -> None:
         """Add a channel to a group as its client's connect consumer does."""
         with layer.opening(channel):
@@ -79,16 +84,14 @@ class HistoryContract(LayerCase):
             assert [(number, sorted(names)) for number, names in read] == [(1, members), (2, members)]
 
     def test_a_send_without_a_history_is_not_kept(self) -> None:
-        layer = self.layer()
-        link = self.server(layer)
+        layer, link = self.layer_and_server()
         layer.group_add("group", "reply.kept-a!x")
         layer.send_group("group", {"number": 1})
         assert drain(layer, "reply.kept-a!") == [{"number": 1}]
         assert link.read_history("reply.kept-a!", 0, MANY) == []
 
     def test_a_reader_goes_on_where_it_stopped(self) -> None:
-        layer = self.layer()
-        link = self.server(layer)
+        layer, link = self.layer_and_server()
         layer.group_add("group", "reply.kept-a!x")
         self.say(layer, 1, 2, 3)
         first = link.read_history("reply.kept-a!", 0, 2)
@@ -99,8 +102,7 @@ class HistoryContract(LayerCase):
         assert link.read_history("reply.kept-a!", rest[-1].position, MANY) == []
 
     def test_a_channel_that_comes_back_gets_what_its_groups_have_had(self) -> None:
-        layer = self.layer()
-        link = self.server(layer)
+        layer, link = self.layer_and_server()
         start = link.history_position()
         self.say(layer, 1, 2)
         self.say(layer, 3, group="second")
@@ -118,8 +120,7 @@ class HistoryContract(LayerCase):
         assert self.missed(link, start, "nobody") == Missed([], None, True)
 
     def test_a_group_that_a_channel_joins_later_counts_from_then_on(self) -> None:
-        layer = self.layer()
-        link = self.server(layer)
+        layer, link = self.layer_and_server()
         start = link.history_position()
         self.join(layer, "group")
         self.say(layer, 1)
@@ -143,8 +144,7 @@ class HistoryContract(LayerCase):
         assert numbers(self.missed(link, start).messages) == [4]
 
     def test_what_is_gone_of_a_group_before_a_channel_joins_it_is_no_gap(self) -> None:
-        layer = self.layer(expiry=SOON)
-        link = self.server(layer)
+        layer, link = self.layer_and_server(expiry=SOON)
         start = link.history_position()
         self.join(layer, "later", "reply.kept-a!y")
 
@@ -161,8 +161,7 @@ class HistoryContract(LayerCase):
         assert numbers(self.missed(link, start).messages) == [4]
 
     def test_what_was_missed_comes_in_batches(self) -> None:
-        layer = self.layer()
-        link = self.server(layer)
+        layer, link = self.layer_and_server()
         layer.group_add("group", "reply.kept-a!x")
         start = link.history_position()
         self.say(layer, 1, 2, 3)
@@ -179,8 +178,7 @@ class HistoryContract(LayerCase):
         assert (numbers(whole.messages), whole.complete) == ([1, 2, 3], True)
 
     def test_a_position_that_was_never_given_is_one_before_everything(self) -> None:
-        layer = self.layer()
-        link = self.server(layer)
+        layer, link = self.layer_and_server()
         layer.group_add("group", "reply.kept-a!x")
         self.say(layer, 1, 2)
         self.missed(link, 0)
@@ -189,8 +187,7 @@ class HistoryContract(LayerCase):
             assert (numbers(found.messages), found.gap, found.complete) == ([1, 2], 0, True), bad
 
     def test_the_newest_are_kept_and_a_gap_is_told(self) -> None:
-        layer = self.layer(expiry=SOON)
-        link = self.server(layer)
+        layer, link = self.layer_and_server(expiry=SOON)
         layer.group_add("group", "reply.kept-a!x")
         layer.group_add("other", "reply.kept-a!y")
         start = link.history_position()
@@ -212,8 +209,7 @@ class HistoryContract(LayerCase):
         assert (numbers(others.messages), others.gap) == ([6, 7, 8], None)
 
     def test_what_is_too_old_goes_and_nothing_before_its_time(self) -> None:
-        layer = self.layer(expiry=SOON)
-        link = self.server(layer)
+        layer, link = self.layer_and_server(expiry=SOON)
         layer.group_add("group", "reply.kept-a!x")
         layer.group_add("long", "reply.kept-a!x")
         start = link.history_position()
@@ -228,8 +224,7 @@ class HistoryContract(LayerCase):
         assert self.missed(link, start).gap is not None
 
     def test_a_message_is_kept_as_long_as_a_server_may_take_to_read_it(self) -> None:
-        layer = self.layer(expiry=60.0)
-        link = self.server(layer)
+        layer, link = self.layer_and_server(expiry=60.0)
         layer.group_add("group", "reply.kept-a!x")
         self.say(layer, 1, 2, history=1)
         self.say(layer, 3, history=timedelta(microseconds=1))
@@ -238,8 +233,7 @@ class HistoryContract(LayerCase):
         assert numbers(self.missed(link, -1).messages) == [1, 2, 3]
 
     def test_a_group_that_nobody_sends_to_is_forgotten(self) -> None:
-        layer = self.layer(expiry=SOON, history_expiry=SOON)
-        link = self.server(layer)
+        layer, link = self.layer_and_server(expiry=SOON, history_expiry=SOON)
         layer.group_add("group", "reply.kept-a!x")
         start = link.history_position()
         self.say(layer, 1)
@@ -268,14 +262,12 @@ class HistoryContract(LayerCase):
         wait_until(trimmed)
 
     def test_a_server_begins_after_everything_that_was_committed(self) -> None:
-        layer = self.layer()
-        link = self.server(layer)
+        layer, link = self.layer_and_server()
         self.say(layer, 1, 2)
         assert link.read_history("reply.kept-a!", link.history_position(), MANY) == []
 
     def test_no_position_is_given_twice(self) -> None:
-        layer = self.layer()
-        link = self.server(layer)
+        layer, link = self.layer_and_server()
         self.say(layer, 1, 2)
         (first, second) = link.read_history("reply.kept-a!", 0, MANY)
         layer.flush()
@@ -297,8 +289,7 @@ class HistoryContract(LayerCase):
     # In transactions.
 
     def test_what_is_rolled_back_is_not_kept(self) -> None:
-        layer = self.layer()
-        link = self.server(layer)
+        layer, link = self.layer_and_server()
         layer.group_add("group", "reply.kept-a!x")
         if layer.transactional:
             try:
