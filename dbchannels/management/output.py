@@ -41,7 +41,17 @@ PROGRESS = 2.0  # seconds between two lines of progress
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
-class LongRunningCommand(BaseCommand):
+class ChannelsCommand(BaseCommand):
+    """A command that ends with one sentence when dbchannels raises an error of its own."""
+
+    def execute(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().execute(*args, **options)
+        except DBChannelsError as error:
+            raise CommandError(str(error)) from None
+
+
+class LongRunningCommand(ChannelsCommand):
     """A command that runs until it is stopped. It answers an option of another framework with the name here."""
 
     def run_from_argv(self, argv: list[str]) -> None:
@@ -95,7 +105,7 @@ def run_again(number: int) -> str:
 # Commands on the layer.
 
 
-class LayerCommand(BaseCommand):
+class LayerCommand(ChannelsCommand):
     """A command that does something with the layer of ``--layer``; what goes wrong is one sentence."""
 
     requires_system_checks: list[str] = []  # noqa: RUF012  (Django's own attribute)

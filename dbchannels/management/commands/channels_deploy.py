@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 from django.conf import settings
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 from django.template import Context, Engine
 
 from dbchannels.conf import layer_settings
-from dbchannels.exceptions import DBChannelsError
 from dbchannels.management import formats
+from dbchannels.management.output import ChannelsCommand
 from dbchannels.processes.supervisor import manage_command, worker_command
 from dbchannels.server.listeners import Address
 from dbchannels.server.options import DEFAULTS, FLAGS, LaunchConfig, add_options
@@ -144,7 +144,7 @@ def option_words(values: dict[str, Any], names: Iterable[str]) -> Iterator[str]:
             yield f"{one:g}" if isinstance(one, float) else str(one)
 
 
-class Command(BaseCommand):
+class Command(ChannelsCommand):
     help = "Prints the files that put this project on a server, with its own paths and settings."
     requires_system_checks: list[str] = []  # noqa: RUF012  (it needs no code of the site)
 
@@ -171,10 +171,7 @@ class Command(BaseCommand):
             action.default = None
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            files = self.render(options)
-        except DBChannelsError as error:
-            raise CommandError(str(error)) from None
+        files = self.render(options)
         if not options["output"]:
             self.stdout.write("\n".join(text for _, text in files), ending="")
             return

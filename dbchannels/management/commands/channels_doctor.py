@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
-from dbchannels.exceptions import DBChannelsError
 from dbchannels.layers import channel_layers
 from dbchannels.management.doctor import NOTE, OK, WRONG, Patient, examine
-from dbchannels.management.output import counted, on_database
+from dbchannels.management.output import ChannelsCommand, counted, on_database
 from dbchannels.server.options import ServerConfig, add_options
 
 WORDS = {OK: "OK   ", NOTE: "NOTE ", WRONG: "WRONG"}
 
 
-class Command(BaseCommand):
+class Command(ChannelsCommand):
     help = (
         "Looks at the settings, the database, the processes and the channels, and says for each that it is in order or "
         "what to do. The exit status is 1 if something is wrong."
@@ -35,10 +34,7 @@ class Command(BaseCommand):
         add_options(parser, "layer")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            layer = on_database(channel_layers[options["layer"]])
-        except DBChannelsError as error:
-            raise CommandError(str(error)) from None
+        layer = on_database(channel_layers[options["layer"]])
         styles = {OK: self.style.SUCCESS, NOTE: self.style.WARNING, WRONG: self.style.ERROR}
         found = []
         for number, (name, finding) in enumerate(examine(Patient(layer, options["max_connections"])), 1):

@@ -9,7 +9,6 @@ from fnmatch import fnmatchcase
 from time import sleep
 from typing import Any
 
-from django.core.management.base import CommandError
 from django.db import Error, connections
 
 from dbchannels.exceptions import DBChannelsError
@@ -69,8 +68,6 @@ class Command(LayerCommand):
         try:
             check_timeout("--watch", options["watch"])
             self.watch(options)
-        except DBChannelsError as error:
-            raise CommandError(str(error)) from None
         except KeyboardInterrupt:
             self.stdout.write("")
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from django.core.management.base import CommandError
-
-from dbchannels.exceptions import DBChannelsError
 from dbchannels.management.output import LongRunningCommand, log_to_terminal
 from dbchannels.processes import handover, production
 from dbchannels.server.access_log import use_format
@@ -43,5 +40,3 @@ class Command(LongRunningCommand):
             production.run(config, self.stdout.write, options["ready"])
         except KeyboardInterrupt:  # before it serves: it may have waited for the database
             raise SystemExit(130) from None
-        except DBChannelsError as error:
-            raise CommandError(str(error)) from None

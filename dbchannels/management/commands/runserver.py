@@ -51,21 +51,18 @@ class Command(LongRunningCommand, runserver.Command):
         """Serve. Django calls this with the address in ``self.addr`` and ``self.port``."""
         log_to_terminal(options["verbosity"])
         development.show_requests(options["force_color"])
-        try:
-            layer = channel_layers[options["layer"]]
-            if not layer.shared:
-                self.run_in_process(options)
-                return
-            development.run(
-                self.config(options),
-                self.announce,
-                self.stdout.write,
-                reload=options["use_reloader"],
-                checks=not options["skip_checks"],
-                threads=development.THREADS if options["use_threading"] else 1,
-            )
-        except DBChannelsError as error:
-            raise CommandError(str(error)) from None
+        layer = channel_layers[options["layer"]]
+        if not layer.shared:
+            self.run_in_process(options)
+            return
+        development.run(
+            self.config(options),
+            self.announce,
+            self.stdout.write,
+            reload=options["use_reloader"],
+            checks=not options["skip_checks"],
+            threads=development.THREADS if options["use_threading"] else 1,
+        )
 
     def run_in_process(self, options: dict[str, Any]) -> None:
         """Serve with a layer in memory, in the child of Django's reloader or without one; or be its parent."""

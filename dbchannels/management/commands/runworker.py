@@ -119,8 +119,6 @@ class Command(LongRunningCommand):
             probes = make_probes(options["probe_port"], workers)
         except KeyboardInterrupt:  # it may have waited for the database
             raise SystemExit(130) from None
-        except DBChannelsError as error:
-            raise CommandError(str(error)) from None
         if not child:
             self.stdout.write(
                 f"Worker {worker.name} reads {', '.join(worker.channels)} from {layer.describe()}."

@@ -7,11 +7,10 @@ from dataclasses import fields
 from fnmatch import fnmatchcase
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError
+from django.core.management.base import CommandError
 
 from dbchannels.conf import layer_settings
-from dbchannels.exceptions import DBChannelsError
-from dbchannels.management.output import aligned
+from dbchannels.management.output import ChannelsCommand, aligned
 from dbchannels.names import is_protocol
 from dbchannels.routing.routes import ConsumerOptions
 from dbchannels.routing.table import Routing, load_routing
@@ -32,7 +31,7 @@ VIEWS: Row = {
 }
 
 
-class Command(BaseCommand):
+class Command(ChannelsCommand):
     help = (
         "Lists the channels with their consumers, filters and options, in the order in which they are tried."
     )
@@ -49,10 +48,7 @@ class Command(BaseCommand):
         add_options(parser, "layer")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        try:
-            routing = load_routing(layer_settings(options["layer"]).routing, options["layer"])
-        except DBChannelsError as error:
-            raise CommandError(str(error)) from None
+        routing = load_routing(layer_settings(options["layer"]).routing, options["layer"])
         patterns = options["patterns"] or ["*"]
         rows = [
             row
