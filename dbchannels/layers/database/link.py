@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from datetime import timezone as datetime_timezone
-from typing import TYPE_CHECKING, Any
+from inspect import isfunction
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from django.conf import settings
 from django.db import Error, connections
@@ -61,6 +62,34 @@ LEAVES = "websocket.disconnect"
 utc = datetime_timezone.utc
 
 
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn an outage into LayerUnavailable, and close a broken connection; other errors of the database are raised."""
+    try:
+        yield
+    except Error as error:
+        if not is_unavailable(error):
+            raise
+        for connection in connections.all(initialized_only=True):
+            connection.close_if_unusable_or_obsolete()
+        sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
+        unreachable = LayerUnavailable(f"The layer's database cannot be used now ({sentence}).")
+        unreachable.may_pass = may_pass(error)
+        raise unreachable from error
+
+
+C = TypeVar("C", bound=type)
+
+
+def reporting_outages(of: C) -> C:
+    """Let each public method of a class turn an outage into LayerUnavailable, see ``unavailable``."""
+    for name, method in list(vars(of).items()):
+        if isfunction(method) and not name.startswith("_"):
+            setattr(of, name, unavailable()(method))
+    return of
+
+
+@reporting_outages
 class DatabaseLink(Link):
     """See Link for what the methods take and give."""
 
@@ -79,38 +108,34 @@ class DatabaseLink(Link):
     def receive_many(self, queues: Sequence[str], limit: int, worker: str = "") -> list[Delivery]:
         self._read = set(queues)
         # Looking costs SQLite no lock; taking costs its only write lock, so the link looks first.
-        with unavailable():
-            if not self.layer.anything(queues):
-                return []
-            with self.layer.atomic():
-                found = self.layer.pop(queues, limit)
-                if worker and found:
-                    fields = {"messages": in_flight_lines(found), "since": timezone.now()}
-                    self.layer.rows(InFlight).update_or_create(worker=worker, defaults=fields)
-                return found
+        if not self.layer.anything(queues):
+            return []
+        with self.layer.atomic():
+            found = self.layer.pop(queues, limit)
+            if worker and found:
+                fields = {"messages": in_flight_lines(found), "since": timezone.now()}
+                self.layer.rows(InFlight).update_or_create(worker=worker, defaults=fields)
+            return found
 
     def claim(
         self, channels: Sequence[str], limit: int, worker: str, at_most: Mapping[str, int] | None = None
     ) -> list[Delivery]:
         self._claimed_at = timezone.now()
-        with unavailable():
-            if not self.layer.anything(channels):
-                return []
-            with self.layer.atomic():
-                return self.layer.claim(channels, limit, worker, at_most)
+        if not self.layer.anything(channels):
+            return []
+        with self.layer.atomic():
+            return self.layer.claim(channels, limit, worker, at_most)
 
     def cancelled_by(self, worker: str, delivery: Delivery) -> str:
-        with unavailable():
-            claimed = self.layer.claimed(worker, delivery)
-            return claimed.values_list("cancelled_by", flat=True).first() or ""
+        claimed = self.layer.claimed(worker, delivery)
+        return claimed.values_list("cancelled_by", flat=True).first() or ""
 
     def next_due(self) -> float | None:
         if not self.layer.wakeups:
             return None  # it looks every 50 ms
-        with unavailable():
-            # What was due before the last claim is for others, or waits for something else than its time.
-            waiting = self.layer.rows(DurableMessage).filter(claimed_by=None, due_at__gt=self._claimed_at)
-            due = waiting.aggregate(due=Min("due_at"))["due"]
+        # What was due before the last claim is for others, or waits for something else than its time.
+        waiting = self.layer.rows(DurableMessage).filter(claimed_by=None, due_at__gt=self._claimed_at)
+        due = waiting.aggregate(due=Min("due_at"))["due"]
         return None if due is None else max(0.0, (due - timezone.now()).total_seconds())
 
     def wait(self, timeout: float, *others: int) -> set[str]:
@@ -140,15 +165,14 @@ class DatabaseLink(Link):
     def apply(self, operations: Sequence[Operation]) -> list[Send]:
         if not operations:
             return []
-        with unavailable():
-            refused = self.layer.write(operations, drop=True)
+        refused = self.layer.write(operations, drop=True)
         if self.layer.skips_locked:
             closed = [one.reply_channel for one in operations if isinstance(one, Disconnect)]
             self.layer.closed_connections.add(closed)
         return refused
 
     def apply_as(self, name: str, operations: Sequence[Operation]) -> list[Send]:
-        with unavailable(), self.layer.atomic():
+        with self.layer.atomic():
             process = self.layer.rows(Process).filter(name=name)
             if connections[self.layer.database].features.has_select_for_update:
                 process = process.select_for_update()
@@ -157,7 +181,7 @@ class DatabaseLink(Link):
             return self.apply(operations)
 
     def finish(self, worker: str, done: BatchResult) -> list[Send]:
-        with unavailable(), self.layer.atomic():
+        with self.layer.atomic():
             in_flight = self.layer.rows(InFlight).filter(worker=worker)  # none after a flush
             in_flight.update(messages=in_flight_lines(done.in_flight), since=timezone.now())
             return super().finish(worker, done)
@@ -165,30 +189,26 @@ class DatabaseLink(Link):
     # The histories of groups.
 
     def history_position(self) -> int:
-        with unavailable():
-            self.layer.despite_deadlocks(self.layer.histories.number)
-            return self.layer.histories.position()
+        self.layer.despite_deadlocks(self.layer.histories.number)
+        return self.layer.histories.position()
 
     def read_history(self, queue: str, after: int, limit: int) -> list[Kept]:
-        with unavailable():
-            self.layer.despite_deadlocks(self.layer.histories.number)
-            return self.layer.histories.read(queue, after, limit)
+        self.layer.despite_deadlocks(self.layer.histories.number)
+        return self.layer.histories.read(queue, after, limit)
 
     def missed(self, queue: str, after: Mapping[str, int], limit: int, size: int) -> dict[str, Missed]:
-        with unavailable():
-            return self.layer.histories.missed(queue, after, limit, size)
+        return self.layer.histories.missed(queue, after, limit, size)
 
     # Periodic messages.
 
     def next_time(self, channel: str, every: str) -> tuple[datetime | None, datetime]:
-        with unavailable():
-            entry = self.layer.rows(Schedule).filter(channel=channel, every=every).first()
+        entry = self.layer.rows(Schedule).filter(channel=channel, every=every).first()
         return entry and _loaded(entry.next_at), datetime.now(utc)
 
     def move_time(
         self, channel: str, every: str, due: datetime | None, following: datetime, sends: Sequence[Send]
     ) -> bool:
-        with unavailable(), self.layer.atomic():
+        with self.layer.atomic():
             rows = self.layer.rows(Schedule)
             if due is None:
                 first = {"next_at": _stored(following), "seen_at": _stored(datetime.now(utc))}
@@ -201,17 +221,15 @@ class DatabaseLink(Link):
 
     def keep_times(self, entries: Sequence[tuple[str, str]]) -> datetime:
         now = datetime.now(utc)
-        with unavailable():
-            for channel, every in entries:
-                self.layer.rows(Schedule).filter(channel=channel, every=every).update(seen_at=_stored(now))
+        for channel, every in entries:
+            self.layer.rows(Schedule).filter(channel=channel, every=every).update(seen_at=_stored(now))
         return now
 
     def drop_times(self, before: datetime) -> None:
-        with unavailable():
-            # Compared here: of two local times a database cannot say which was first.
-            for row in self.layer.rows(Schedule):
-                if _loaded(row.seen_at) < before:
-                    self.layer.rows(Schedule).filter(id=row.id, seen_at=row.seen_at).delete()
+        # Compared here: of two local times a database cannot say which was first.
+        for row in self.layer.rows(Schedule):
+            if _loaded(row.seen_at) < before:
+                self.layer.rows(Schedule).filter(id=row.id, seen_at=row.seen_at).delete()
 
     # Liveness. Without session locks the lease alone decides, so it is three times as long.
 
@@ -221,46 +239,40 @@ class DatabaseLink(Link):
     def register(self, name: str, kind: str, queue: str = "") -> None:
         fields = {"kind": kind, "queue": queue, "host": socket.gethostname(), "pid": os.getpid()}
         fields |= {"started_at": timezone.now(), "lease_until": self._lease_end(), "reads": codec.FORMAT}
-        with unavailable():
-            # Of a process that is back under its name: what it has now is not what it left.
-            self.layer.rows(Process).filter(name=name + UNFINISHED).delete()
-            self.layer.rows(Process).update_or_create(name=name, defaults=fields)
+        # Of a process that is back under its name: what it has now is not what it left.
+        self.layer.rows(Process).filter(name=name + UNFINISHED).delete()
+        self.layer.rows(Process).update_or_create(name=name, defaults=fields)
 
     def renew(self, name: str) -> bool:
-        with unavailable():
-            return bool(self.layer.rows(Process).filter(name=name).update(lease_until=self._lease_end()))
+        return bool(self.layer.rows(Process).filter(name=name).update(lease_until=self._lease_end()))
 
     def record_work(self, name: str, work: str) -> None:
-        with unavailable():
-            self.layer.rows(Process).filter(name=name).update(work=work)
+        self.layer.rows(Process).filter(name=name).update(work=work)
 
     def workers(self) -> dict[str, dict[str, Any]]:
-        with unavailable():
-            rows = self.layer.rows(Process).filter(kind=Process.WORKER).values_list("name", "work")
-            return {name: read_work(work) for name, work in rows}
+        rows = self.layer.rows(Process).filter(kind=Process.WORKER).values_list("name", "work")
+        return {name: read_work(work) for name, work in rows}
 
     def heads(self, channels: Sequence[str]) -> dict[str, tuple[int, int]]:
         found = {}
-        with unavailable():
-            for channel in channels:
-                if names.is_protocol(channel):
-                    rows = self.layer.rows(ProtocolMessage)
-                    waiting = rows.filter(channel=channel, expires_at__gt=timezone.now()).order_by("id")
-                else:
-                    rows = self.layer.rows(DurableMessage)
-                    waiting = self.layer.due([channel]).order_by("-priority", "id")
-                if head := waiting.first():
-                    found[channel] = (head.pk, rows.latest("id").pk)
+        for channel in channels:
+            if names.is_protocol(channel):
+                rows = self.layer.rows(ProtocolMessage)
+                waiting = rows.filter(channel=channel, expires_at__gt=timezone.now()).order_by("id")
+            else:
+                rows = self.layer.rows(DurableMessage)
+                waiting = self.layer.due([channel]).order_by("-priority", "id")
+            if head := waiting.first():
+                found[channel] = (head.pk, rows.latest("id").pk)
         return found
 
     def count_live(self, queue: str) -> tuple[int, int]:
-        with unavailable():
-            rows = self.layer.rows(Process).values_list("kind", "queue", "lease_until")
-            live = [(kind, reads) for kind, reads, end in rows if _is_to_come(end)]
+        rows = self.layer.rows(Process).values_list("kind", "queue", "lease_until")
+        live = [(kind, reads) for kind, reads, end in rows if _is_to_come(end)]
         return live.count((Process.WORKER, queue)), sum(kind == Process.SERVER for kind, _ in live)
 
     def clean_up_after(self, name: str) -> None:
-        with unavailable(), self.layer.atomic():
+        with self.layer.atomic():
             process = self.layer.rows(Process).filter(name=name).first()
             # Whoever deletes the process's row cleans up after it.
             if process is None or not self.layer.rows(Process).filter(id=process.id).delete()[0]:
@@ -315,46 +327,40 @@ class DatabaseLink(Link):
                     silent.filter(expires_at__isnull=False).delete()
 
     def clean_up(self) -> None:
-        with unavailable():
-            now = timezone.now()
-            # A look costs SQLite no lock.
-            while self.layer.rows(ProtocolMessage).filter(expires_at__lt=now).exists():
-                self._expire_messages(now)
-            if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
-                self.layer.rows(Membership).filter(expires_at__lt=now).delete()
-            self.layer.histories.trim()
-            results = self.layer.rows(TaskResult).filter(expires_at__lt=now).order_by("expires_at")
-            while expired := list(results.values_list("pk", flat=True)[:BATCH]):
-                self.layer.rows(TaskResult).filter(pk__in=expired).delete()
-            if closed := self.layer.closed_connections.take():
-                # Delete rows that were locked when these connections were closed, unless they are still locked.
-                try:
-                    parts = [names.split(one) for one in closed]
-                    queues, recipients = {queue for queue, _ in parts}, {recipient for _, recipient in parts}
-                    members = self.layer.rows(Membership).filter(channel__in=queues, recipient__in=recipients)
-                    left = {
-                        queue + recipient for queue, recipient in members.values_list("channel", "recipient")
-                    }
-                    left.update(
-                        self.layer.rows(Connection).filter(pk__in=closed).values_list("pk", flat=True)
-                    )
-                    closed = closed & left
-                    self.layer.write([Disconnect(one) for one in sorted(closed)])
-                finally:
-                    self.layer.closed_connections.add(closed)
-            leases = self.layer.rows(Process).values_list("name", "lease_until")
-            dead = [name for name, end in leases if not _is_to_come(end)]
+        now = timezone.now()
+        # A look costs SQLite no lock.
+        while self.layer.rows(ProtocolMessage).filter(expires_at__lt=now).exists():
+            self._expire_messages(now)
+        if self.layer.rows(Membership).filter(expires_at__lt=now).exists():
+            self.layer.rows(Membership).filter(expires_at__lt=now).delete()
+        self.layer.histories.trim()
+        results = self.layer.rows(TaskResult).filter(expires_at__lt=now).order_by("expires_at")
+        while expired := list(results.values_list("pk", flat=True)[:BATCH]):
+            self.layer.rows(TaskResult).filter(pk__in=expired).delete()
+        if closed := self.layer.closed_connections.take():
+            # Delete rows that were locked when these connections were closed, unless they are still locked.
+            try:
+                parts = [names.split(one) for one in closed]
+                queues, recipients = {queue for queue, _ in parts}, {recipient for _, recipient in parts}
+                members = self.layer.rows(Membership).filter(channel__in=queues, recipient__in=recipients)
+                left = {queue + recipient for queue, recipient in members.values_list("channel", "recipient")}
+                left.update(self.layer.rows(Connection).filter(pk__in=closed).values_list("pk", flat=True))
+                closed = closed & left
+                self.layer.write([Disconnect(one) for one in sorted(closed)])
+            finally:
+                self.layer.closed_connections.add(closed)
+        leases = self.layer.rows(Process).values_list("name", "lease_until")
+        dead = [name for name, end in leases if not _is_to_come(end)]
         for name in dead:
             self.clean_up_after(name)
 
     # Measuring.
 
     def write_sample(self, moment: int, source: str, data: str) -> bool:
-        with unavailable():
-            fields = {"at": self.layer.moment(moment), "source": source}
-            if self.layer.rows(Sample).filter(**fields).exists():  # a look costs SQLite no lock
-                return False
-            return bool(self.layer.rows(Sample).get_or_create({"data": data}, **fields)[1])
+        fields = {"at": self.layer.moment(moment), "source": source}
+        if self.layer.rows(Sample).filter(**fields).exists():  # a look costs SQLite no lock
+            return False
+        return bool(self.layer.rows(Sample).get_or_create({"data": data}, **fields)[1])
 
     def gauges(self) -> dict[str, Any]:
         durable, now = self.layer.rows(DurableMessage), timezone.now()
@@ -367,30 +373,25 @@ class DatabaseLink(Link):
             (4, self.layer.rows(DeadLetter), None),
         )
         rows: list[tuple[int, str, int, float]] = []
-        with unavailable():
-            for position, waiting, since in kinds:
-                first = Value(None, output_field=DateTimeField()) if since is None else since
-                counted = (
-                    waiting.values("channel").annotate(number=Count("id"), since=first).order_by("-number")
-                )
-                for at, row in enumerate(counted.values_list("channel", "number", "since")):
-                    age = max(0.0, (now - row[2]).total_seconds()) if row[2] else 0.0
-                    rows.append((position, row[0] if at < MOST else OTHERS, row[1], age))
-            leases = self.layer.rows(Process).values_list("kind", "lease_until")
-            alive = Counter(kind for kind, end in leases if _is_to_come(end))
-            rows += [(-1, kind, number, 0.0) for kind, number in alive.items()]
-            rows.append((-1, "socket", self.layer.rows(Connection).count(), 0.0))
+        for position, waiting, since in kinds:
+            first = Value(None, output_field=DateTimeField()) if since is None else since
+            counted = waiting.values("channel").annotate(number=Count("id"), since=first).order_by("-number")
+            for at, row in enumerate(counted.values_list("channel", "number", "since")):
+                age = max(0.0, (now - row[2]).total_seconds()) if row[2] else 0.0
+                rows.append((position, row[0] if at < MOST else OTHERS, row[1], age))
+        leases = self.layer.rows(Process).values_list("kind", "lease_until")
+        alive = Counter(kind for kind, end in leases if _is_to_come(end))
+        rows += [(-1, kind, number, 0.0) for kind, number in alive.items()]
+        rows.append((-1, "socket", self.layer.rows(Connection).count(), 0.0))
         return gauges(rows)
 
     def complete_sample(self, moment: int, data: str) -> None:
-        with unavailable():
-            self.layer.rows(Sample).filter(at=self.layer.moment(moment), source="").update(data=data)
-            self.layer.rows(Sample).filter(at__lt=self.layer.moment(moment - KEPT)).delete()
+        self.layer.rows(Sample).filter(at=self.layer.moment(moment), source="").update(data=data)
+        self.layer.rows(Sample).filter(at__lt=self.layer.moment(moment - KEPT)).delete()
 
     def newest_sample(self) -> str:
-        with unavailable():
-            complete = self.layer.rows(Sample).filter(source="", at__lte=self.layer.moment(time.time()))
-            return complete.exclude(data="").order_by("-at").values_list("data", flat=True).first() or ""
+        complete = self.layer.rows(Sample).filter(source="", at__lte=self.layer.moment(time.time()))
+        return complete.exclude(data="").order_by("-at").values_list("data", flat=True).first() or ""
 
     def close(self) -> None:
         self._stop_listening()
@@ -420,19 +421,3 @@ def _loaded(stored: datetime) -> datetime:
 def _is_to_come(stored: datetime) -> bool:
     """Whether a row's moment is to come. A database could not say: local times jump when clocks are changed."""
     return _loaded(stored) >= datetime.now(utc)
-
-
-@contextmanager
-def unavailable() -> Iterator[None]:
-    """Turn an outage into LayerUnavailable, and close a broken connection; other errors of the database are raised."""
-    try:
-        yield
-    except Error as error:
-        if not is_unavailable(error):
-            raise
-        for connection in connections.all(initialized_only=True):
-            connection.close_if_unusable_or_obsolete()
-        sentence = (str(error).strip() or type(error).__name__).splitlines()[0]
-        unreachable = LayerUnavailable(f"The layer's database cannot be used now ({sentence}).")
-        unreachable.may_pass = may_pass(error)
-        raise unreachable from error
