@@ -21,7 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 from dbchannels import codec, names
@@ -36,6 +36,7 @@ from dbchannels.protocol import (
     CLOSED,
     DECLARED_DEAD,
     DURABLE,
+    EVENT_STREAM,
     FROM_DESCRIPTOR,
     FULL,
     HISTORY,
@@ -49,6 +50,7 @@ from dbchannels.protocol import (
 )
 from dbchannels.server.history import HistoryReader, Resume
 from dbchannels.server.housekeeper import Housekeeper
+from dbchannels.server.http import events
 from dbchannels.server.websocket.messages import Outgoing, outgoing, oversight
 from dbchannels.wakeup import Backoff, WakeupPipe
 
@@ -61,6 +63,7 @@ OTHER = "other"
 #: The channels that are counted by name: those of bodies and their flow have a name for each request.
 COUNTED = frozenset((*names.WEBSOCKET, "http.request", "http.disconnect"))
 
+_MADE = {FROM_DESCRIPTOR, EVENT_STREAM}  # with one of these, a response needs its view no more
 _ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each consumer runs once
 
 
@@ -78,7 +81,7 @@ class ServerCounts:
 
 
 class Reply:
-    """A message from a reply channel. It may have many receivers; a WebSocket's frame is made once for all."""
+    """A message from a reply channel. It may have many receivers: a frame or an event is made once for all."""
 
     def __init__(self, message: dict[str, Any], payload: bytes = b"", position: int = 0) -> None:
         self.message, self.payload = message, payload
@@ -106,6 +109,11 @@ class Reply:
         else:
             if sentence := oversight(self.message):
                 log.warning("A message for %s on %s was not understood: %s", reply_channel, path, sentence)
+
+    @cached_property
+    def event(self) -> dict[str, Any]:
+        """The message as a part of a stream of events."""
+        return events.part(self.message, self.position)
 
 
 class Hub:
@@ -239,6 +247,10 @@ class Relay(BaseRelay):
             if isinstance(one, Send):
                 self.counts.sent[one.channel if one.channel in COUNTED else OTHER] += 1
 
+    def disconnect(self, reply_channel: str) -> None:
+        """Have a connection leave all groups, even if the outbox is full: nobody else would end its memberships."""
+        self._outbox.put([Disconnect(reply_channel)])
+
     # From any thread.
 
     @property
@@ -305,9 +317,9 @@ class Relay(BaseRelay):
                 receiver.deliver(reply)
             elif TAKEN not in reply.message:  # a consumer's notice that it has the request
                 # The connection may have been added to a group too late.
-                self._outbox.put([Disconnect(reply_channel)])
+                self.disconnect(reply_channel)
                 # A view that streams a response, or reads a body, would otherwise wait for a minute.
-                if reply.message.get(MORE_CONTENT) and FROM_DESCRIPTOR not in reply.message:
+                if reply.message.get(MORE_CONTENT) and reply.message.keys().isdisjoint(_MADE):
                     self._outbox.put([self.make_send(flow_channel(reply_channel), {CLOSED: True})])
                 if isinstance(reply.message.get(BODY), dict):
                     self._outbox.put([self.make_send(body_channel(reply_channel), body_ends())])

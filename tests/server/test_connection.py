@@ -60,6 +60,9 @@ class FakeRelay:
             raise OutboxFull
         self.operations += operations
 
+    def disconnect(self, reply_channel):
+        self.operations.append(Disconnect(reply_channel))
+
     def make_send(self, channel, message):
         return Send(channel, codec.encode(message), message["reply_channel"], 60, 0)
 

@@ -10,6 +10,7 @@ from dbchannels.layers.operations import Kept, Missed
 from dbchannels.server import history
 from dbchannels.server.history import UNKNOWN, HistoryReader, Resume, read_id
 from dbchannels.server.http import events
+from dbchannels.server.relay import Reply
 from dbchannels.server.websocket.handshake import take_parameters
 
 QUEUE = "reply.a!"
@@ -304,3 +305,12 @@ def test_what_the_site_has_written_itself_stays_as_it_is():
 
 def test_an_event_without_a_history_has_no_id():
     assert events.part({"text": "hi"}, 0)["content"] == b"data: hi\n\n"
+
+
+def test_an_event_is_made_once_for_all_streams(caplog):
+    """Else a message would be in memory, and a mistake in the log, as often as there are streams."""
+    reply = Reply({"text": "hi"}, position=7)
+    assert reply.event is reply.event
+    assert reply.event["content"] == b"id: 7\ndata: hi\n\n"
+    mistake = Reply({"bytes": b"hi"})
+    assert mistake.event is mistake.event and len(caplog.records) == 1

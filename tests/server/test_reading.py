@@ -9,7 +9,6 @@ from itertools import pairwise
 import gevent
 import pytest
 
-from dbchannels.layers.operations import Disconnect
 from dbchannels.protocol import CHUNK
 from dbchannels.server import connection_limits
 from dbchannels.server.budget import HubTime
@@ -518,10 +517,11 @@ def test_an_answer_may_come_later_than_others(new_site):
 def test_one_that_never_comes_is_a_504(new_site):
     site = new_site(later_timeout=0.05)
     site.on("http.request", lambda message, reply: reply(later=True))
-    site.relay.send, sent = (lambda *given: sent.extend(given) or send(*given)), []
-    send = type(site.relay).send.__get__(site.relay)
+    gone, disconnect = [], site.relay.disconnect
+    site.relay.disconnect = lambda channel: gone.append(channel) or disconnect(channel)
     assert site.get("/later").status == 504
-    assert [one for one in sent if isinstance(one, Disconnect)]
+    (message,) = site.messages("http.request")
+    assert gone == [message["reply_channel"]]
 
 
 def test_a_stream_that_a_group_fills_faster_than_its_client_reads_is_broken_off(site, told, monkeypatch):

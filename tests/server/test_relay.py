@@ -327,6 +327,15 @@ def test_a_reply_to_a_stranger_takes_it_out_of_its_groups_once(relay):
 
 
 @on_both
+def test_the_head_of_events_for_a_stranger_leaves_nothing(relay):
+    """No view waits to be told that nobody takes its stream."""
+    stranger = relay.queue + "stranger"
+    relay.layer.send(stranger, {"status": 200, "more_content": True, "server_sent_events": ""})
+    until(lambda: relay.harness.operations(Disconnect))
+    assert not relay.harness.operations(Send)
+
+
+@on_both
 def test_a_receiver_that_raises_harms_nobody_else(relay, told):
     class Bad(Receiver):
         def deliver(self, reply):

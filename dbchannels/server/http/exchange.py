@@ -11,7 +11,7 @@ from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
-from dbchannels.layers.operations import Disconnect, Operation, Send, Withdraw
+from dbchannels.layers.operations import Operation, Send, Withdraw
 from dbchannels.layers.relay import OutboxFull
 from dbchannels.protocol import (
     BODY,
@@ -202,7 +202,7 @@ class Exchange:
         if EVENT_STREAM in message:
             message = self._begin_events(message)
         elif self.resume is not None:
-            message = events.part(message, reply.position)
+            message = reply.event
         elif reply.position and not self._answered and "status" not in message:
             return  # it was read before the head of a stream of events, which will catch up
         self._answered = message.get(LOST) != DECLARED_DEAD  # else the request may still wait in the layer
@@ -299,13 +299,14 @@ class Exchange:
         self.buffer.close()
         if self._turn is not None:
             self._turn.leave()
-        is_unanswered = self._path is not None and not self._answered
+        was_sent = self._path is not None
+        is_unanswered = was_sent and not self._answered
         if is_unanswered:
             self.withdraw()
         if self.upload is not None:
             self.upload.close()
-        if self._in_groups or self._left:
-            self._send(Disconnect(self.reply_channel))
+        if was_sent and (self._in_groups or self._left):
+            self._relay.disconnect(self.reply_channel)
         return is_unanswered
 
     def _send(self, operation: Operation) -> None:

@@ -12,7 +12,6 @@ import random
 import sys
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -20,7 +19,7 @@ from gevent.event import AsyncResult
 
 from dbchannels import codec
 from dbchannels.auth.sessions import session_key
-from dbchannels.layers.operations import Connect, Disconnect, Send
+from dbchannels.layers.operations import Connect, Send
 from dbchannels.layers.relay import OutboxFull
 from dbchannels.protocol import (
     AGAIN,
@@ -493,5 +492,4 @@ class Connection:
     def _end(self) -> None:
         self._set_in_flight(None)
         self._relay.close(self.reply_channel)
-        with suppress(OutboxFull):
-            self._relay.send(Disconnect(self.reply_channel))
+        self._relay.disconnect(self.reply_channel)
