@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import parse_qsl
 
 from django.http import HttpResponse
 
 from dbchannels.channel import Channel, Group, response_headers
 from dbchannels.exceptions import ResponseLater
-from dbchannels.protocol import EVENT_STREAM, MORE_CONTENT
+from dbchannels.protocol import EVENT_STREAM, MORE_CONTENT, Fields
 
 LAST_ID = "last-event-id"  # the query parameter; a browser sends the header when it comes back
 
@@ -24,21 +25,22 @@ class EventStream(HttpResponse):
         self.headers.setdefault("X-Accel-Buffering", "no")  # nginx passes each event on at once
         self._is_begun = False
 
-    def begin(self, request: Any, reply_channel: Channel) -> bool:
-        """Add the request to the groups, and send the head of the response; False: it is whole already."""
+    def begin(self, request: Any, reply_channel: Channel) -> Fields | None:
+        """Add the request to the groups, and return the head of the response; None: it is whole already."""
         self._is_begun = True
         if (
             request.method == "HEAD" or self.status_code != 200
         ):  # an event stream is a 200 (HTML standard, 9.2.2)
-            return False
+            return None
         for group in self.groups:
             group.add(reply_channel)
         for name in ("Content-Length", "ETag"):  # of the empty content, by middleware
             self.headers.pop(name, None)
-        last_id = request.headers.get(LAST_ID) or request.GET.get(LAST_ID, "")
+        # Not request.GET: it raises for too many parameters, and decodes them as the client's Content-Type says.
+        parameters = dict(parse_qsl(request.META.get("QUERY_STRING", "")))
+        last_id = request.headers.get(LAST_ID) or parameters.get(LAST_ID, "")
         head = {"status": self.status_code, "headers": response_headers(self)}
-        reply_channel.send({**head, MORE_CONTENT: True, EVENT_STREAM: last_id})
-        return True
+        return {**head, MORE_CONTENT: True, EVENT_STREAM: last_id}
 
     def __iter__(self) -> Iterator[bytes]:
         if not self._is_begun:

@@ -113,7 +113,7 @@ class LaterAnswer:
             self.resume, message = events.begin(message, self._channels.server.history.position)
             self._channels.server.history.catch_up(self.reply_channel, "")
         elif self.resume is not None:
-            message = events.part(message, reply.position)
+            message = reply.event
         self._messages.append(message)
 
     def tell_gap(self, position: int) -> None:
@@ -172,11 +172,14 @@ class _LaterHandler(ClientHandler):
         if not in_use():
             return super().get_response(request)
         later = LaterAnswer(current_channels(), request.path)
-        context = RequestContext(Channel(later.reply_channel))
+        reply_channel = Channel(later.reply_channel)
+        context = RequestContext(reply_channel)
         request.environ[names.REQUEST_CONTEXT] = context  # type: ignore[attr-defined]
         try:
             with current_channels().layer.opening(later.reply_channel):
                 response = super().get_response(request)
+                if context.events_head is not None:
+                    reply_channel.send(context.events_head)
         except BaseException:
             later.close()
             raise

@@ -95,7 +95,7 @@ class ApplicationViews:
             try:
                 content = response.content
                 if context.answered_later:
-                    return [layer.reply(reply_channel, {LATER: True})]
+                    return [layer.reply(reply_channel, context.events_head or {LATER: True})]
                 if isinstance(content, bytes) and len(content) <= CHUNK:
                     return [layer.reply(reply_channel, {**response.head, "content": content})]
                 if self._files and not response.written:
@@ -184,7 +184,8 @@ class RequestContext:
 
     def __init__(self, reply_channel: Channel | None = None) -> None:
         self.reply_channel = reply_channel  # None: the request is not the layer's
-        self.answered_later = False  # the view has raised ResponseLater
+        self.answered_later = False  # the view has raised ResponseLater, or returned a stream of events
+        self.events_head: Fields | None = None  # of such a stream
         self.outage = False  # something was raised because the database cannot be used
         self.whole = False  # Django's response is not streamed
 
@@ -205,7 +206,8 @@ def teach_django() -> None:
             request.reply_channel = context.reply_channel
         response = get_response(self, request)
         if isinstance(response, EventStream) and context.reply_channel is not None:
-            context.answered_later = response.begin(request, context.reply_channel)
+            context.events_head = response.begin(request, context.reply_channel)
+            context.answered_later = context.events_head is not None
         if context.outage and response.status_code == 500 and not settings.DEBUG:
             closers = response._resource_closers  # type: ignore[attr-defined]
             response = HttpResponse(

@@ -85,6 +85,17 @@ class Later(ChannelTestCase):
                 heard = [line[6:] for line in content.split("\n") if line.startswith("data: ")]
                 assert heard == left, given
 
+    def test_a_stream_of_events_begins_whatever_a_stranger_asks(self):
+        Group("news", history=5).send(text="hi")
+        for query, headers in (
+            ("&".join(["a"] * 2000), {"Last-Event-ID": "0"}),
+            ("&".join(["a"] * 2000 + ["last-event-id=0"]), {}),
+            ("last-event-id=%ED%A0%80", {}),
+            (r"last-event-id=\ud800", {"Content-Type": "text/plain; charset=unicode_escape"}),
+        ):
+            content = self.client.get(f"/news/?{query}", headers=headers).later.content
+            assert content.endswith(b"data: hi\n\n"), query
+
     def test_other_views_answer_as_ever(self):
         assert not hasattr(self.client.get("/rows/"), "later")
         with pytest.raises(ValueError, match="view failed"):

@@ -22,7 +22,7 @@ from django.http import (
 from django.test import RequestFactory
 from django.urls import path, reverse
 
-from dbchannels import Channel, ResponseLater, channel_layers, codec, conf, route
+from dbchannels import Channel, ResponseLater, channel_layers, codec, conf, event_stream, route
 from dbchannels.layers import make_layer
 from dbchannels.layers.link import Link
 from dbchannels.protocol import CHUNK, WINDOW
@@ -191,6 +191,7 @@ def unread(request):
 
 
 urlpatterns = [
+    path("events/", lambda request: event_stream("news")),
     path("later/", later),
     path("later-in-async/", later_in_async),
     path("unread/", unread),
@@ -470,6 +471,12 @@ def test_every_status_comes_through(client, address, status):
     response = whole(client, address)
     assert response["status"] == status
     assert values(response, b"Location") == ([b"/elsewhere/"] if status == 302 else [])
+
+
+def test_the_head_of_a_stream_of_events_is_one_reply_that_always_fits(client):
+    message = {**FIELDS, "path": "/events/", "query_string": b"last-event-id=7"}
+    (head,) = ApplicationViews().respond(message, client, client.layer)
+    assert head.certain and codec.decode(head.payload)["server_sent_events"] == "7"
 
 
 def test_an_answer_that_nobody_could_give_later_says_so():
