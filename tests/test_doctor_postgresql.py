@@ -176,4 +176,4 @@ def test_wakeups_that_are_slow_or_off_or_behind_a_pooler_are_reported(examined, 
     ((status, text),) = examined(database.wakeups)
     assert status == "wrong" and "['OPTIONS']['direct'] = {'HOST': ..., 'PORT': ...}" in text
     monkeypatch.setitem(layer.options, "wakeups", False)
-    assert examined(database.wakeups)[0][1].startswith("Wakeups are off (OPTIONS['wakeups']): readers look ")
+    assert examined(database.wakeups)[0][1].startswith("Wakeups are off (OPTIONS['wakeups']): readers poll ")

@@ -87,7 +87,7 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
     shared = True
     #: Sends are part of the caller's database transaction: visible after the commit, and never after a rollback.
     transactional = True
-    #: Readers are woken when a message arrives. Otherwise they look every ``poll_interval`` seconds.
+    #: Readers are woken when a message arrives. Otherwise they poll every ``poll_interval`` seconds.
     wakeups = False
     #: What the layer offers beyond ``send`` and ``receive``, by the draft's names.
     extensions = ("groups", "flush", "statistics")
@@ -459,7 +459,7 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
 
     def describe(self) -> str:
         """Return the layer's line in the start-up banner: where it is, and how readers are woken."""
-        how = "readers are woken" if self.wakeups else f"readers look every {self.poll_interval():g} s"
+        how = "readers are woken" if self.wakeups else f"readers poll every {self.poll_interval():g} s"
         return f"{type(self).__name__}; {how}"
 
 

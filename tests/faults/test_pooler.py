@@ -45,7 +45,7 @@ def sent_by_the_site(site: LiveSite, text: str) -> None:
 def test_through_a_pooler_the_poll_delivers_and_the_start_says_why(pooled_site: LiveSite) -> None:
     served = pooled_site.serve("--workers", "2", settings=options(poll_interval=0.2))
     (line,) = [one for one in served.output().splitlines() if SAID in one]
-    assert ADVICE in line and "readers look every 0.2 s" in line
+    assert ADVICE in line and "readers poll every 0.2 s" in line
     sockets = room(served, 3)
     heard_by_all(sockets, "one", "two")
     sent_by_the_site(pooled_site, "durable")

@@ -301,7 +301,7 @@ def test_the_largest_message_fits_the_least_packet(server, layer):
 
 def test_the_layer_says_that_it_polls(layer):
     assert not layer.wakeups
-    assert layer.describe() == "MariaDB, database dbchannels; readers look every 0.05 s"
+    assert layer.describe() == "MariaDB, database dbchannels; readers poll every 0.05 s"
 
 
 @pytest.mark.django_db(databases=["default", "mariadb"])

@@ -128,4 +128,4 @@ def test_nothing_is_kept_of_what_has_gone(layer, link):
 def test_the_banner_says_how_its_readers_find_messages(layer, monkeypatch):
     assert layer.describe() == "Clocked; readers are woken"
     monkeypatch.setattr(layer, "wakeups", False)
-    assert layer.describe().startswith("Clocked; readers look every ")
+    assert layer.describe().startswith("Clocked; readers poll every ")

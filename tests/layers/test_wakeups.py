@@ -210,7 +210,7 @@ def test_a_folder_of_somebody_else_is_not_used(folder, layer, monkeypatch):
     os.chmod(folder.path, 0o777)
     assert folder.problem == f"{folder.path} is not the site's own folder"
     monkeypatch.setattr(wakeups, "_folder", lambda name: folder)
-    assert layer.describe().endswith(f"look every 0.05 s, as they cannot be woken ({folder.problem})")
+    assert layer.describe().endswith(f"poll every 0.05 s, as they cannot be woken ({folder.problem})")
 
 
 def test_a_link_that_leads_elsewhere_is_not_followed(folder, tmp_path):

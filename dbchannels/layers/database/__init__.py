@@ -369,4 +369,4 @@ class DatabaseLayer(DjangoLayer):
             return f"{connection.display_name}, database {name}; wakeups by datagrams"
         problem = self.wakeup_folder.problem if self.wakeup_folder else ""
         reason = f", as they cannot be woken ({problem})" if problem else ""
-        return f"{connection.display_name}, database {name}; readers look every {self.poll_interval():g} s{reason}"
+        return f"{connection.display_name}, database {name}; readers poll every {self.poll_interval():g} s{reason}"

@@ -132,7 +132,7 @@ class DatabaseLink(Link):
 
     def next_due(self) -> float | None:
         if not self.layer.wakeups:
-            return None  # it looks every 50 ms
+            return None  # it polls every 50 ms
         # What was due before the last claim is for others, or waits for something else than its time.
         waiting = self.layer.rows(DurableMessage).filter(claimed_by=None, due_at__gt=self._claimed_at)
         due = waiting.aggregate(due=Min("due_at"))["due"]
@@ -148,7 +148,7 @@ class DatabaseLink(Link):
                 # Earlier messages sent no wakeup, so the caller looks for all kinds.
                 self._socket = folder.listen()
             except OSError as error:
-                folder.problem = error.strerror or str(error)  # from now on the link looks every 50 ms
+                folder.problem = error.strerror or str(error)  # from now on the link polls every 50 ms
         else:
             kinds = self._socket.wait(min(timeout, self.layer.poll_interval()), *others)
             if not self._socket.exists():

@@ -48,7 +48,7 @@ NOTIFY_ROOM = 1.0  # seconds for which a sender relies on the last answer about 
 POOLER = (
     "A pooler in transaction mode stands between this process and the database: wakeups and session locks do not work "
     "through it. Connect the layer directly: DBCHANNELS[%r]['OPTIONS']['direct'] = {'HOST': ..., 'PORT': ...}. "
-    "Otherwise readers look every %g s, and only leases tell which processes are dead."
+    "Otherwise readers poll every %g s, and only leases tell which processes are dead."
 )
 
 

@@ -90,7 +90,7 @@ def wakeups(patient: Patient) -> Iterator[Finding]:
     layer = patient.layer
     if not layer.options["wakeups"]:
         yield Finding(
-            NOTE, f"Wakeups are off (OPTIONS['wakeups']): readers look every {layer.poll_interval():g} s."
+            NOTE, f"Wakeups are off (OPTIONS['wakeups']): readers poll every {layer.poll_interval():g} s."
         )
     elif not isinstance(layer, PostgreSQLLayer):
         if layer.wakeups:
