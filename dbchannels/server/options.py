@@ -16,7 +16,6 @@ from django.apps import apps
 from django.conf import settings
 
 from dbchannels.exceptions import InvalidConfiguration
-from dbchannels.server.http.parser import HeadLimits
 from dbchannels.server.listeners import Address, SocketPermissions
 from dbchannels.server.proxy_headers import LOOPBACK, Trusted
 from dbchannels.server.websocket.handshake import Origins
@@ -305,11 +304,6 @@ class ServerConfig:
                 "together: raise that too."
             )
         return cls(**values)
-
-    @property
-    def head_limits(self) -> HeadLimits:
-        """Return the limits of a request's head."""
-        return HeadLimits(self.max_line, self.max_head, self.max_headers)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import gevent
 
 from dbchannels.server.budget import HubTime
 from dbchannels.server.http.messages import Refused
-from dbchannels.server.http.parser import BodyReader, HeadReader, RequestHead
+from dbchannels.server.http.parser import BodyReader, HeadLimits, HeadReader, RequestHead
 from dbchannels.server.options import LINGERING, ServerConfig
 from dbchannels.wakeup import wait_readable
 
@@ -44,7 +44,7 @@ class RequestReader:
 
     def __init__(self, sock: Any, options: ServerConfig, hub_time: HubTime) -> None:
         self._socket, self._options, self._hub_time = sock, options, hub_time
-        self._head_limits = options.head_limits
+        self._head_limits = HeadLimits(options.max_line, options.max_head, options.max_headers)
         self._ahead = b""  # read, and not used yet
         self._is_first = True  # no request has come yet
         self._head_reader: HeadReader | None = None
