@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from dbchannels import names
-from dbchannels.layers.operations import Operation
+from dbchannels.layers.operations import Disconnect, Operation
 from dbchannels.models import Process
 from dbchannels.protocol import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
@@ -134,6 +134,10 @@ class Server:
     def send(self, *operations: Operation) -> None:
         """Write at once."""
         self.layer.write_unrecorded(operations)
+
+    def disconnect(self, reply_channel: str) -> None:
+        """Have a connection leave all groups."""
+        self.send(Disconnect(reply_channel))
 
     def call_later(self, delay: float, call: Callable[[], None]) -> None:
         """Call the function in the first ``deliver`` after so many seconds."""
