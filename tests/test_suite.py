@@ -71,12 +71,15 @@ def test_no_other_test_may_start_a_server(tmp_path):
 
 
 def test_rows_that_a_test_leaves_are_named(tables):
+    def left(alias):
+        return [one for one in conftest.with_rows(alias) if not one.startswith("dbchannels_")]
+
     User.objects.create(username="left")
     Post.objects.using("sqlite").create()
-    assert [conftest.with_rows(alias) for alias in ("default", "sqlite")] == [["auth_user"], ["blog_post"]]
+    assert [left(alias) for alias in ("default", "sqlite")] == [["auth_user"], ["blog_post"]]
     for alias in ("default", "sqlite"):
         conftest.empty_tables(alias)
-        assert conftest.with_rows(alias) == []
+        assert left(alias) == []
 
 
 def test_time_is_patched_for_one_module_alone():
