@@ -45,10 +45,10 @@ def new(budget):
     """Make buffers, begun; what they report is in their ``reports``."""
     made = []
 
-    def new(length=None, address="192.0.2.1", begun=True):
+    def new(length=None, address="192.0.2.1", begun=True, **options):
         buffer = StoredResponseBuffer(budget, address)
         buffer.reports = []
-        buffer.begins = begun and buffer.begin(buffer.reports.append, length)
+        buffer.begins = begun and buffer.begin(buffer.reports.append, length, **options)
         made.append(buffer)
         return buffer
 
@@ -248,6 +248,30 @@ def test_without_memory_nothing_large_begins(new, budget):
     budget.memory -= MEMORY
     assert [new(length).begins for length in (1, 5_000, None)] == [False] * 3
     budget.memory += MEMORY
+
+
+def test_what_no_worker_makes_begins_without_room_and_keeps_none_waiting(new, budget):
+    """A browser whose stream of events is refused never asks again."""
+    budget.may_be_waiting = 1
+    budget.take("", disk=DISK)
+    buffer = new(is_made=True)
+    assert buffer.begins
+    fill(buffer, 2_000)
+    assert not buffer._waits and new(1_001).begins  # a worker may still wait for another
+    buffer.put(END)
+    assert taken(buffer) == bytes(2_000)
+    budget.take("", disk=-DISK)
+
+
+@pytest.mark.parametrize("first", [chunk(bytes(100)), {"taken": True}], ids=["content", "a mark"])
+def test_what_no_worker_makes_ends_when_there_is_no_room_and_little_memory(new, budget, first):
+    budget.may_be_waiting = 1
+    budget.take("", memory=MEMORY, disk=DISK)
+    buffer = new(is_made=True)
+    buffer.put(first)
+    fill(buffer, 500)
+    assert buffer.get(1.0) == {"error": "broken off"}
+    budget.take("", memory=-MEMORY, disk=-DISK)
 
 
 @pytest.mark.parametrize("failing", ["new_file", "pwrite"])

@@ -65,6 +65,7 @@ class DirectExchange:
     """Runs the view of one request, and receives its response; used like `Exchange`."""
 
     reply_channel = flow_channel = ""
+    is_made = False  # a thread makes the response until its end
 
     def __init__(self, direct: DirectViews, buffer: ResponseBuffer) -> None:
         self._direct = direct

@@ -158,7 +158,7 @@ class Requests:
     ) -> bool:
         """Begin a response in chunks, or from a file. Return False when there is no room for it."""
         if FROM_DESCRIPTOR not in first or isinstance(exchange, DirectExchange):
-            return buffer.begin(exchange.report, head.length)
+            return buffer.begin(exchange.report, head.length, exchange.is_made)
         if self.files is not None:
             self.files.receive()  # it was sent before the head
         exchange.is_made = True

@@ -80,8 +80,13 @@ class ResponseBuffer:
         """The number of bytes in memory that wait for their turn."""
         return self.received - self.freed - self._in_hand
 
-    def begin(self, report: Callable[[Message], None], length: int | None) -> bool:
-        """Begin a response in chunks, of ``length`` bytes if that is known. Return False when there is no room."""
+    def begin(
+        self, report: Callable[[Message], None], length: int | None = None, is_made: bool = False
+    ) -> bool:
+        """Begin a response in chunks, of ``length`` bytes if that is known. Return False when there is no room.
+
+        With ``is_made`` it needs no worker any more, as a stream of events.
+        """
         self.report = report
         return True
 

@@ -122,12 +122,19 @@ class StoredResponseBuffer(ResponseBuffer):
         self._storer: Any = None  # the greenlet that writes to files, while too much waits
         self._is_writing = self._is_closed = self._waits = False
         self._has_failed = False  # to be stored: no more of it goes to the disk
+        self._is_made = False  # nobody has to be kept waiting for its client
 
     # From the site.
 
-    def begin(self, report: Callable[[Message], None], length: int | None) -> bool:
-        """Begin a response in chunks, of ``length`` bytes if that is known. Return False when there is no room."""
-        if not self._may_begin(length):
+    def begin(
+        self, report: Callable[[Message], None], length: int | None = None, is_made: bool = False
+    ) -> bool:
+        """Begin a response in chunks, of ``length`` bytes if that is known. Return False when there is no room.
+
+        With ``is_made`` it needs no worker any more, so it never keeps one waiting, and always begins.
+        """
+        self._is_made = is_made
+        if not is_made and not self._may_begin(length):
             self._budget.refused.count(REFUSED)
             return False
         self.report = report
@@ -251,9 +258,11 @@ class StoredResponseBuffer(ResponseBuffer):
             while self.waiting > self._most() and not self._is_closed:
                 if batch := self._next_batch():
                     self._store(batch)
-                elif self.ended or not _is_plain(*self._messages[0]):
+                elif self.ended or (not _is_plain(*self._messages[0]) and not self._is_made):
                     return  # nobody is held up any more
-                elif self._begin_to_wait():
+                elif self._is_made and not self._budget.is_tight:
+                    return  # what waits for one client in memory has a limit, see WAITING
+                elif not self._is_made and self._begin_to_wait():
                     self._took.clear()
                     self._took.wait(TELL_EVERY)
                     self.tell(TELL_EVERY)
