@@ -263,6 +263,14 @@ def test_what_no_worker_makes_begins_without_room_and_keeps_none_waiting(new, bu
     budget.take("", disk=-DISK)
 
 
+def test_tiny_events_count_by_what_they_take(new, budget):
+    buffer = new(is_made=True)
+    fill(buffer, 20, of=1)
+    assert buffer._on_disk == 20
+    buffer.put(END)
+    assert taken(buffer) == bytes(20)
+
+
 @pytest.mark.parametrize("first", [chunk(bytes(100)), {"taken": True}], ids=["content", "a mark"])
 def test_what_no_worker_makes_ends_when_there_is_no_room_and_little_memory(new, budget, first):
     budget.may_be_waiting = 1

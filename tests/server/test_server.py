@@ -278,6 +278,18 @@ def told(caplog, capfd):
 # --- requests and responses
 
 
+def test_a_large_chunk_is_sent_without_a_copy(site, monkeypatch):
+    """It may be that of an event, which goes to many clients."""
+    sent, send = [], Handler._send
+    monkeypatch.setattr(Handler, "_send", lambda handler, data: sent.append(data) or send(handler, data))
+    content = bytes(100_000)
+    site.responding(
+        {"status": 200, "content": content, "more_content": True}, {"content": b"end", "more_content": False}
+    )
+    assert site.get().content == content + b"end"
+    assert content in sent
+
+
 def test_a_request_becomes_a_message_and_its_reply_the_response(site):
     site.responding({"status": 201, "reason": "Made", "headers": [[b"X-A", b"b"]], "content": b"done"})
     response = site.client().ask("POST", "/a%20b?c=d", b"body", Cookie="e=f")

@@ -19,10 +19,9 @@ COMMENT = b":\n\n"
 
 def event(text: str, position: int = 0, kind: str = "") -> bytes:
     """Return one event; ``position`` becomes its id."""
-    lines = [f"id: {position}"] if position else []
-    lines += [f"event: {kind}"] if kind else []
-    lines += [f"data: {line}" for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-    return ("\n".join(lines) + "\n\n").encode("utf-8", "replace")
+    head = (f"id: {position}\n" if position else "") + (f"event: {kind}\n" if kind else "")
+    lines = text.replace("\r\n", "\n").replace("\r", "\n").replace("\n", "\ndata: ")
+    return f"{head}data: {lines}\n\n".encode("utf-8", "replace")
 
 
 def begin(head: dict[str, Any], now: int) -> tuple[Resume, dict[str, Any]]:

@@ -219,10 +219,11 @@ class Exchange:
             if self.upload is not None:
                 self.upload.asked(wanted)
         elif not self._broken:
-            self.buffer.put(message)
+            # What waits already counts: one message alone may be larger, however fast its client is.
             if self.buffer.waiting > WAITING:
                 self._broken = True
                 log.warning("A response was broken off: its client reads more slowly than the site sends.")
+            self.buffer.put(message)
 
     def _begin_events(self, head: Message) -> Message:
         """Begin a stream of events; its groups are on record. Return the first message of the response."""

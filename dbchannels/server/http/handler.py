@@ -199,13 +199,13 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
         try:
             for chunk in chunks:
                 if chunk:
-                    framed = b"%x\r\n%b\r\n" % (len(chunk), chunk) if in_chunks else chunk
+                    before, behind = (b"%x\r\n" % len(chunk), b"\r\n") if in_chunks else (b"", b"")
                     if len(chunk) < PIECE:
-                        framed, first = first + framed, b""
-                    if first:
-                        self._send(first)
-                        first = b""
-                    self._send(framed)
+                        self._send(first + before + chunk + behind)
+                    else:  # without a copy: other clients may be sent the same chunk
+                        for part in filter(None, (first + before, chunk, behind)):
+                            self._send(part)
+                    first = b""
                     self._body_size += len(chunk)
             self._send(first + b"0\r\n\r\n" if in_chunks else first)
         finally:

@@ -37,6 +37,9 @@ READ_BY_ALL = (
 LEAST_READ = 8_192
 WRITE = 1_048_576  # bytes written to a file at once
 SEGMENT = 16_777_216  # bytes of one file: the disk has them back when the client has taken them
+OVERHEAD = (
+    128  # bytes that a message in memory takes besides its content; of what views make, none is so small
+)
 PATIENCE = 0.05  # seconds in which a client must take IN_MEMORY, or what waits for it goes to the disk
 TELL_EVERY = (
     10.0  # seconds between two reports to a worker that waits, so that it knows that the client is there
@@ -224,6 +227,14 @@ class StoredResponseBuffer(ResponseBuffer):
             if not self._came.wait(None if deadline is None else max(0.0, deadline - time.monotonic())):
                 raise Empty
 
+    def count_message(self, message: Message) -> int:
+        """Count what a message brings. Return its bytes; parts of a stream of events may be tiny."""
+        size = super().count_message(message)
+        if self._is_made:
+            size += OVERHEAD
+            self.received += OVERHEAD
+        return size
+
     def free(self, size: int) -> None:
         """Count bytes that have left the memory, for the client or for a file."""
         self._budget.take(self._address, memory=-size)
@@ -312,7 +323,7 @@ class StoredResponseBuffer(ResponseBuffer):
             self._messages.extendleft(reversed(batch))
             self._shrink()
         else:
-            self.free(len(data))
+            self.free(sum(size for size, _ in batch))
         self._came.set()
 
     def _begin_to_wait(self) -> bool:
