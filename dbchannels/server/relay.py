@@ -176,6 +176,8 @@ class Relay(BaseRelay):
         self.name = names.random_part()
         self.queue = f"reply.{self.name}!"
         self._receivers: dict[str, Receiver] = {}  # by reply channel
+        #: Reply channels whose Disconnect waits: one is enough for all the messages that still come for them.
+        self._leaving: set[str] = set()
         self._past_queues: set[str] = set()  # of the names under which this server was declared dead
         self._wakeups = wakeups
         #: Returns the names of the workers of this process tree that take every protocol message.
@@ -249,7 +251,9 @@ class Relay(BaseRelay):
 
     def disconnect(self, reply_channel: str) -> None:
         """Have a connection leave all groups, even if the outbox is full: nobody else would end its memberships."""
-        self._outbox.put([Disconnect(reply_channel)])
+        if reply_channel not in self._leaving:
+            self._leaving.add(reply_channel)
+            self._outbox.put([Disconnect(reply_channel)])
 
     # From any thread.
 
@@ -340,6 +344,10 @@ class Relay(BaseRelay):
         A server that may have been declared dead begins and ends no connection. Only the database knows: the clock
         stands still together with the machine.
         """
+        # Before they are written, so that what was committed until now is seen by the one that waits, or by another.
+        self._leaving.difference_update(
+            one.reply_channel for one in operations if isinstance(one, Disconnect)
+        )
         self._await_renewal(link)
         link.local_wakeups = self._local_wakeups
         name, rest = self.name, [one for one in operations if not self._is_obsolete(one)]
