@@ -6,6 +6,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import gevent
@@ -229,28 +230,32 @@ class InterfaceServer:
         """Finish what is here while another server accepts; then, or once ``is_hurried``, the server is to be stopped.
 
         Requests have ``drain_timeout``. Idle connections are closed when no request comes for a while. The WebSockets
-        are closed one by one during ``drain_websockets``, so that their clients do not come back all at once.
+        and the streams of events end one by one during ``drain_websockets``, so that their clients do not come back
+        all at once.
         """
-        started = time.monotonic()
+        started, in_flight = time.monotonic(), self.requests.in_flight
         requests_until = started + self.options.drain_timeout
         while not is_hurried():
             now = time.monotonic()
             if now > started + LAST_REQUEST:
                 for reader in list(self.readers):
                     reader.close_if_idle()
-            still_open = [one for one in self.connections if not one.closing]
+            still_open = [
+                partial(one.close, SERVICE_RESTART, "") for one in self.connections if not one.closing
+            ]
+            still_open += [partial(in_flight.end_stream, one) for one in in_flight.streams]
             if not still_open and (not self.readers or now > requests_until):
                 return
             left = max(DRAIN_STEP, started + self.options.drain_websockets - now)
             number = int(
                 len(still_open) * DRAIN_STEP / left + random.random()
             )  # 0.3 sockets are one in 3 of 10 steps
-            for connection in random.sample(still_open, min(number, len(still_open))):
-                connection.close(SERVICE_RESTART, "")
+            for close in random.sample(still_open, min(number, len(still_open))):
+                close()
             gevent.sleep(DRAIN_STEP)
 
     def stop(self, restart: bool = False) -> None:
-        """Stop listening, finish the requests in flight, close the WebSockets, and let their consumers run.
+        """Stop listening, finish the requests in flight, end WebSockets and streams, and let their consumers run.
 
         After ``graceful_timeout``, requests that are not answered get 503, and responses that have begun are cut.
         """
@@ -260,6 +265,7 @@ class InterfaceServer:
         for connection in list(self.connections):
             connection.close(self._closing, "")
         in_flight = self.requests.in_flight
+        in_flight.end_streams()
         self._wait_until(lambda: in_flight.is_over, deadline)
         if not in_flight.is_over:
             in_flight.give_up()

@@ -20,7 +20,7 @@ from dbchannels import conf
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.relay import OutboxFull
-from dbchannels.protocol import REPORT_EVERY, SENTENCES
+from dbchannels.protocol import EVENT_STREAM, REPORT_EVERY, SENTENCES
 from dbchannels.server import relay, server
 from dbchannels.server.http import messages
 from dbchannels.server.http.exchange import BrokenOff, Exchange, Stream
@@ -896,6 +896,37 @@ def test_a_server_that_has_handed_over_finishes_what_it_has(new_site, monkeypatc
     assert (response.content, response.header("Connection")) == (b"in the end", "close")
     draining.get(timeout=10)
     assert not site.server.readers
+
+
+STREAM = {"status": 200, "content": b"", "more_content": True, EVENT_STREAM: ""}
+
+
+@pytest.mark.parametrize("end", ["stop", "drain"])
+def test_a_stream_of_events_ends_whole_and_holds_up_nothing(new_site, monkeypatch, end):
+    """Its client reconnects by itself."""
+    site = new_site(graceful_timeout=600.0, drain_timeout=600.0, drain_websockets=0.0).responding(STREAM)
+    monkeypatch.setattr(server, "LAST_REQUEST", 0.0)
+    client = site.client()
+    client.send_request("GET", "/")
+    response = client.head()
+    assert response.read(4) == b"id: "
+    site.server.hand_over()
+    ending = gevent.spawn(site.stop if end == "stop" else partial(site.server.drain, lambda: False))
+    assert response.read().endswith(b"\n\n")  # and the chunk that is the last
+    ending.get(timeout=10)
+    assert site.is_quiet() and not site.server.requests.in_flight.streams
+
+
+def test_a_stream_of_events_that_begins_in_a_stop_ends_at_once(new_site):
+    site = new_site(graceful_timeout=600.0).silent("http.request")
+    client = site.client()
+    client.send_request("GET", "/")
+    (message,) = until(lambda: site.messages("http.request"))
+    stopping = gevent.spawn(site.stop)
+    until(lambda: site.server.requests.in_flight.streams_end)
+    site.reply(message, **STREAM)
+    assert client.response().content.startswith(b"id: ")
+    stopping.get(timeout=10)
 
 
 @pytest.mark.parametrize("options", [{"drain_timeout": 0.0}, {}])

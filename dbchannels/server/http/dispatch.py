@@ -50,12 +50,31 @@ class InFlightRequests(dict[RequestReader, "GiveUp | None"]):
     def __init__(self) -> None:
         super().__init__()
         self.given_up = False  # from now on each is answered 503
+        self.streams: set[Exchange] = set()  # of events, which have no end of their own
+        self.streams_end = False  # from now on each ends at once
         self.lingering = 0  # clients that have their response and still send, so they may not have seen it
 
     @property
     def is_over(self) -> bool:
         """Whether every client has its response."""
         return not self and not self.lingering
+
+    def begin_stream(self, exchange: Exchange) -> None:
+        """Count a stream of events."""
+        self.streams.add(exchange)
+        if self.streams_end:
+            self.end_stream(exchange)
+
+    def end_stream(self, exchange: Exchange) -> None:
+        """End a stream of events."""
+        self.streams.discard(exchange)
+        exchange.end_events()
+
+    def end_streams(self) -> None:
+        """End all streams of events, and all that still begin."""
+        self.streams_end = True
+        for exchange in list(self.streams):
+            self.end_stream(exchange)
 
     def give_up(self) -> None:
         """Answer all that wait, and all that still begin, by 503."""
@@ -137,6 +156,8 @@ class Requests:
             if checked.get(MORE_CONTENT) and (head.has_body or FROM_DESCRIPTOR in checked):
                 if self._begin(exchange, buffer, checked, head):
                     stream = Stream(exchange, checked, head, self._options.http_timeout, ended)
+                    if isinstance(exchange, Exchange) and exchange.resume is not None:
+                        self.in_flight.begin_stream(exchange)
                     reader.answered()
                     if head.length is None:  # the response may have no end
                         reader.need_client()
@@ -184,8 +205,11 @@ class Requests:
     ) -> None:
         self.in_flight[reader] = None
         reader.unwatch()
-        if exchange.close() and isinstance(exchange, Exchange):
-            gevent.spawn_later(WITHDRAW_AGAIN, exchange.withdraw)
+        is_unanswered = exchange.close()
+        if isinstance(exchange, Exchange):
+            self.in_flight.streams.discard(exchange)
+            if is_unanswered:
+                gevent.spawn_later(WITHDRAW_AGAIN, exchange.withdraw)
         if body is not None:
             body.close()
 

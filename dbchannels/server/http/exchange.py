@@ -232,6 +232,10 @@ class Exchange:
         self._relay.history.catch_up(self.reply_channel, self._address)
         return first
 
+    def end_events(self) -> None:
+        """End a stream of events after what was sent: the server stops, and the client reconnects by itself."""
+        self.buffer.put(chunk(b"", more=False))
+
     def tell_gap(self, position: int) -> None:
         """Tell the client that messages up to a position are gone."""
         self.buffer.put(chunk(events.event(str(position), position, "gap")))
