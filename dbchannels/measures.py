@@ -1,4 +1,4 @@
-"""What workers measure: counters that add and subtract.
+"""What workers and servers measure: counters that add and subtract.
 
 Each worker counts for each channel what became of its messages, how long they had waited, and how long their consumers
 ran. Every ten seconds it writes the difference since the last time into the database, see ``samples``. The parent of
@@ -12,6 +12,7 @@ import os
 import struct
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any, TypeVar
@@ -167,3 +168,19 @@ def total(reports: Iterable[Counted], pause: Pause = None) -> Counted:
         for name, number in happened.items():
             events[name] = events.get(name, 0) + number
     return counts, events
+
+
+OTHER = "other"  # the label of what a server does not count by name
+
+
+class ServerCounts:
+    """What the server counts since its start; ``server.metrics`` shows it."""
+
+    def __init__(self) -> None:
+        self.sent: Counter[str] = Counter()  # messages, by channel, see `relay`
+        self.requests: Counter[int] = Counter()  # HTTP requests, by status
+        self.handshakes: Counter[int] = Counter()  # of WebSockets, by status: 101 has accepted
+        self.closes: Counter[int] = Counter()  # of WebSockets, by code
+        self.dropped_events = 0  # of groups, for WebSockets; no worker took them in time
+        self.wakeups = 0  # that the reader received
+        self.renewals = 0  # of the lease

@@ -9,11 +9,10 @@ from typing import Any
 import gevent
 from gevent.event import Event
 
-from dbchannels.measures import Counted, total
+from dbchannels.measures import Counted, ServerCounts, total
 from dbchannels.server.health import HealthServer
 from dbchannels.server.listeners import Address, SocketPermissions, listen
 from dbchannels.server.metrics import Metrics
-from dbchannels.server.relay import ServerCounts
 from dbchannels.worker.worker import Worker
 
 

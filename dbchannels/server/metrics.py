@@ -19,6 +19,7 @@ from dbchannels.measures import (
     DEAD,
     DONE,
     FAILED,
+    OTHER,
     RAN,
     RUNS,
     STARTED,
@@ -26,12 +27,12 @@ from dbchannels.measures import (
     WAITS,
     Counted,
     Counts,
+    ServerCounts,
     parse_report,
     total,
     with_pauses,
 )
 from dbchannels.samples import GAUGES, read_sample
-from dbchannels.server.relay import OTHER, ServerCounts
 
 STALE = 900.0  # seconds after which nobody seems to count the site any more, and its gauges are left out
 MOST = 100  # values of a label of the server's own counters

@@ -18,7 +18,7 @@ import math
 import os
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Container, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from functools import cached_property, partial
@@ -30,6 +30,7 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import Connect, Disconnect, Operation, Send, Withdraw
 from dbchannels.layers.relay import BATCH, BaseRelay
+from dbchannels.measures import OTHER, ServerCounts
 from dbchannels.models import Process
 from dbchannels.protocol import (
     BODY,
@@ -59,25 +60,11 @@ log = logging.getLogger("dbchannels.server")
 REFUSE_AFTER = 2.0  # seconds of an outage, after which new requests and handshakes are answered 503 at once
 LAST_WRITES = 1.5  # seconds at the end for a layer that cannot be used
 
-OTHER = "other"
 #: The channels that are counted by name: those of bodies and their flow have a name for each request.
 COUNTED = frozenset((*names.WEBSOCKET, "http.request", "http.disconnect"))
 
 _MADE = {FROM_DESCRIPTOR, EVENT_STREAM}  # with one of these, a response needs its view no more
 _ENDS = ("websocket.connect", "websocket.disconnect")  # of a connection: each consumer runs once
-
-
-class ServerCounts:
-    """What the server counts since its start; ``metrics`` shows it."""
-
-    def __init__(self) -> None:
-        self.sent: Counter[str] = Counter()  # messages, by channel, see COUNTED
-        self.requests: Counter[int] = Counter()  # HTTP requests, by status
-        self.handshakes: Counter[int] = Counter()  # of WebSockets, by status: 101 has accepted
-        self.closes: Counter[int] = Counter()  # of WebSockets, by code
-        self.dropped_events = 0  # of groups, for WebSockets; no worker took them in time
-        self.wakeups = 0  # that the reader received
-        self.renewals = 0  # of the lease
 
 
 class Reply:

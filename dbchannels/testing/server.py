@@ -9,13 +9,14 @@ from typing import Any
 
 from dbchannels import names
 from dbchannels.layers.operations import Disconnect, Operation
+from dbchannels.measures import ServerCounts
 from dbchannels.models import Process
 from dbchannels.protocol import TOO_LARGE, is_close_code
 from dbchannels.server.budget import Share
 from dbchannels.server.history import HistoryReader
 from dbchannels.server.http.messages import Refused, Request
 from dbchannels.server.options import LaunchConfig, ServerConfig, WebSocketLimits
-from dbchannels.server.relay import Receiver, Relay, Reply, ServerCounts
+from dbchannels.server.relay import Receiver, Relay, Reply
 from dbchannels.server.server import InterfaceServer
 from dbchannels.server.websocket import handshake
 from dbchannels.server.websocket.connection import Connection

@@ -15,11 +15,12 @@ import pytest
 from dbchannels import codec
 from dbchannels.layers.operations import Connect, Disconnect, Send
 from dbchannels.layers.relay import OutboxFull
+from dbchannels.measures import ServerCounts
 from dbchannels.protocol import DECLARED_DEAD
 from dbchannels.server import budget
 from dbchannels.server.http.messages import Request
 from dbchannels.server.options import WebSocketLimits
-from dbchannels.server.relay import Reply, ServerCounts
+from dbchannels.server.relay import Reply
 from dbchannels.server.websocket import connection
 from dbchannels.server.websocket.connection import EVENTS, INBOX, Connection
 from dbchannels.server.websocket.handshake import Accepted, Denied

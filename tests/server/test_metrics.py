@@ -13,14 +13,24 @@ from gevent.event import Event
 from prometheus_client.parser import text_string_to_metric_families
 
 from dbchannels import measures, samples
-from dbchannels.measures import ADDED_AT_ONCE, AT_ONCE, BOUNDS, DEAD, DONE, FAILED, MOST, OTHERS
+from dbchannels.measures import (
+    ADDED_AT_ONCE,
+    AT_ONCE,
+    BOUNDS,
+    DEAD,
+    DONE,
+    FAILED,
+    MOST,
+    OTHER,
+    OTHERS,
+    ServerCounts,
+)
 from dbchannels.samples import read_sample, site_sample
 from dbchannels.server import health
 from dbchannels.server import metrics as metrics_module
 from dbchannels.server.listeners import Address
 from dbchannels.server.metrics import METRICS, PIECE, STALE, Metrics
 from dbchannels.server.metrics import MOST as MOST_VALUES
-from dbchannels.server.relay import OTHER, ServerCounts
 from dbchannels.worker.batch import Measures
 from tests.clocks import patch_time
 from tests.harness import HOST

@@ -9,12 +9,11 @@ from collections.abc import Callable
 import gevent
 from gevent import subprocess
 
-from dbchannels.measures import DONE, MOST, Counted, new_report, read_report
+from dbchannels.measures import DONE, MOST, Counted, ServerCounts, new_report, read_report
 from dbchannels.samples import GAUGES, site_sample
 from dbchannels.server.health import HealthServer
 from dbchannels.server.listeners import Address, SocketPermissions, listen
 from dbchannels.server.metrics import Metrics
-from dbchannels.server.relay import ServerCounts
 from dbchannels.worker.batch import Measures
 from dbchannels.worker.sampler import Report
 from tests.harness import HOST
