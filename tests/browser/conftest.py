@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Response
 from tests.browser.demosite import DemoSite
 from tests.endtoend.conftest import postgresql_database, sqlite_database
 
-#: The shell has no windows, and takes a fifth of the processor's time.
+#: The shell has no windows, and takes much less of the processor's time.
 CHROMIUM = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 ARGUMENTS = [
     "--no-sandbox",
