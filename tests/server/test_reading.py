@@ -524,15 +524,21 @@ def test_one_that_never_comes_is_a_504(new_site):
     assert gone == [message["reply_channel"]]
 
 
-def test_one_message_that_is_larger_than_what_may_wait_reaches_its_client(site, monkeypatch):
-    """Else a client that comes back for it would never come any further."""
-    monkeypatch.setattr(exchange, "WAITING", 1_000)
+def begin_stream(site):
+    """Begin a response that other processes go on with; return its client and its request."""
     site.silent("http.request")
     client = site.client()
     client.send_request("GET", "/events")
     (message,) = until(lambda: site.messages("http.request"))
     site.reply(message, later=True)
     site.reply(message, status=200, content=b"x", more_content=True)
+    return client, message
+
+
+def test_one_message_that_is_larger_than_what_may_wait_reaches_its_client(site, monkeypatch):
+    """Else a client that comes back for it would never come any further."""
+    monkeypatch.setattr(exchange, "WAITING", 1_000)
+    client, message = begin_stream(site)
     response = client.head()
     assert response.read(1) == b"x"
     for content in (b"y" * 500_000, b"z"):
@@ -542,12 +548,7 @@ def test_one_message_that_is_larger_than_what_may_wait_reaches_its_client(site, 
 
 def test_a_stream_that_a_group_fills_faster_than_its_client_reads_is_broken_off(site, told, monkeypatch):
     monkeypatch.setattr(exchange, "WAITING", 1_000_000)
-    site.silent("http.request")
-    client = site.client()
-    client.send_request("GET", "/events")
-    (message,) = until(lambda: site.messages("http.request"))
-    site.reply(message, later=True)
-    site.reply(message, status=200, content=b"x", more_content=True)
+    client, message = begin_stream(site)
     response = client.head()  # a stream that is broken off before it has begun has none
 
     def told_of():
