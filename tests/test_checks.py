@@ -312,7 +312,7 @@ def pages(message, room, page=1, *, size):
             one,
             "message, message=...",
             "multiple values for argument 'message'",
-            "(message, message)",
+            "",
         ),
         ("/", lambda: None, "message", "it takes fewer arguments", "(message)"),
     ],
@@ -323,7 +323,8 @@ def test_e004_says_what_a_consumer_cannot_be_called_with(configured, path, consu
     assert number == "dbchannels.E004"
     assert f"cannot be called with ({call}), as by its route on websocket.connect (path={path}): " in sentence
     assert said in sentence
-    assert given == f"Let it take {hint}, or change the captures of the route."
+    let = f"Let it take {hint}, or change the captures of the route."
+    assert given == (let if hint else "Rename the capture: a consumer's first argument is the message.")
 
 
 class Channels1(WebsocketConsumer):
@@ -580,6 +581,8 @@ def test_w008_is_silent_where_they_do_not_or_may(configured, connect, receive):
 UNREAD = {
     "jobs.py": "import dbchannels\n@dbchannels.consumer('own')\ndef job(message): ...\n",
     "deep/more.py": "from dbchannels import consumer\n\n@consumer('own')\ndef job(message): ...\n",
+    "hall.py": "@route_class(path='/x/')\nclass Chat(Base): ...\n",
+    "inn.py": "class Chat(JsonWebsocketConsumer): ...\n",
     "live.py": "class Live(Binding):\n    model = None\n",
     "consumers.py": "",
     "tests.py": "@consumer('own')\ndef job(message): ...\n",
@@ -609,7 +612,7 @@ def test_w009_says_which_modules_nothing_imports(app):
             f"unread_app.{name} has consumers, and nothing imports it, so no worker runs them.",
             "Import it in unread_app.consumers, or list its consumers in the routing module.",
         )
-        for name in ("deep.more", "jobs")
+        for name in ("deep.more", "hall", "inn", "jobs")
     ] + [
         (
             "dbchannels.W009",
@@ -623,6 +626,8 @@ def test_w009_is_silent_when_consumers_import_them(app):
     (app / "consumers.py").write_text("import unread_app.jobs\n")
     (app / "live.py").unlink()
     (app / "deep" / "more.py").unlink()
+    (app / "hall.py").unlink()
+    (app / "inn.py").unlink()
     assert found() == []
 
 
@@ -630,7 +635,7 @@ def test_w009_says_it_once_of_an_app_inside_of_an_app(app, settings):
     (app / "deep" / "__init__.py").write_text("")
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "unread_app.deep"]
     said = {message.msg.split()[0]: message.hint.split(",")[0] for message in found()}
-    assert len(found()) == len(said) == 3
+    assert len(found()) == len(said) == 5
     assert said["unread_app.deep.more"] == "Import it in unread_app.deep.consumers"
 
 
@@ -792,6 +797,29 @@ def test_w014_is_silent_on_coroutines_that_are_run(configured):
     assert found() == []
 
 
+# W024: decorators above @consumer.
+
+
+def stacked(message):
+    """A consumer."""
+
+
+routed = transaction.atomic(stacked)
+atomic_twice = transaction.atomic(routed)
+routed.__qualname__ = "atomic_twice"  # as if one name had been decorated twice
+
+
+def test_w024_says_which_decorator_a_consumer_runs_without(configured):
+    configured(ROUTING=[route("own", routed), route("other", stacked), route("third", atomic_twice)])
+    number, sentence, hint = only()
+    assert number == "dbchannels.W024"
+    assert sentence == (
+        f"{__name__}.atomic_twice has a decorator above the one that routes own to it, so it runs without that "
+        "decorator."
+    )
+    assert hint == "Put @consumer on top."
+
+
 # E005: generators.
 
 
@@ -843,14 +871,40 @@ def takes_any(message, **captures):
     """A consumer of whatever is captured."""
 
 
-@pytest.mark.parametrize("text", ["^chat/$", r"^(?P<room>\w+)/$", r"[a-z]+/x", r"\Achat", "(chat)/"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "^chat/$",
+        r"^(?P<room>\w+)/$",
+        r"[a-z]+/x",
+        r"\Achat",
+        "(chat)/",
+        "^(?P<kind>chat|room)/",
+        "^chat/|^room/",
+        "ws://localhost/chat/",
+        "/chat/?room=tea",
+    ],
+)
 def test_w016_says_that_no_path_begins_so(configured, text):
     configured(ROUTING=[route("websocket.connect", takes_any, path=text)])
     assert only()[0] == "dbchannels.W016"
 
 
 @pytest.mark.parametrize(
-    "text", ["^/chat/$", "chat/<room>/", ".*chat", "[^x]chat", "c?/chat", "chat|/", "x*/", "[/a]b"]
+    "text",
+    [
+        "^/chat/$",
+        "chat/<room>/",
+        ".*chat",
+        "[^x]chat",
+        "c?/chat",
+        "chat|/",
+        "x*/",
+        "[/a]b",
+        "(chat|/room)/",
+        "(a|b)?/x",
+        "(a|b?)/",
+    ],
 )
 def test_w016_is_silent_where_one_may(configured, text):
     configured(ROUTING=[route("websocket.connect", takes_any, path=text)])
@@ -903,6 +957,12 @@ def test_w017_says_that_nothing_reads_a_setting_of_another_library(settings, nam
         f"{name} is a setting of {library}, which dbchannels does not read.",
         hint,
     )
+
+
+@pytest.mark.parametrize("name", ["DB_CHANNELS", "DBCHANNEL"])
+def test_w017_says_how_the_setting_is_called(settings, name):
+    setattr(settings, name, {})
+    assert only() == ("dbchannels.W017", f"Nothing reads the setting {name}.", "Write DBCHANNELS.")
 
 
 def test_w017_reports_each_setting_once(settings):
@@ -997,7 +1057,7 @@ class All(Demultiplexer):
 
 
 def test_w019_says_which_class_has_no_route(app):
-    for name in ("jobs.py", "live.py", "deep/more.py"):
+    for name in ("hall.py", "inn.py", "jobs.py", "live.py", "deep/more.py"):
         (app / name).unlink()
     (app / "consumers.py").write_text(CLASSES)
     assert only() == (

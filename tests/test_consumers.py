@@ -682,6 +682,21 @@ def test_the_groups_of_a_class_fit_its_route(groups, path, wrong, visitor, work_
     assert ("in this path" if unfilled else wrong) in caplog.text
 
 
+@pytest.mark.parametrize("consumers", [["chat"], {"chat": "Chat"}, {"chat": WebsocketConsumer}])
+def test_the_consumers_of_a_demultiplexer_are_classes_by_stream(consumers):
+    of = type("Of", (Demultiplexer,), {"consumers": consumers})
+    table = Routing([route_class(of, path="/")])
+    assert "its consumers are" in next(routes.check_classes(table)).msg
+    assert not list(routes.check_unrouted(table))
+
+
+@pytest.mark.parametrize("parameters", ["message", "event", "message, **captures"])
+def test_a_disconnect_that_takes_a_message_as_in_channels_is_found(parameters):
+    of = type("Of", (WebsocketConsumer,), {"disconnect": eval(f"lambda self, {parameters}: None")})
+    (error,) = routes.check_classes(Routing([route_class(of, path="/")]))
+    assert error.msg.endswith("; write disconnect(self, code).")
+
+
 def test_a_check_says_so():
     table = Routing([route_class(Chat, path="/<code>/")])
     errors = list(routes.check_classes(table))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from asgiref.sync import AsyncToSync, iscoroutinefunction
@@ -16,7 +17,7 @@ from dbchannels import conf, names, other_libraries
 from dbchannels.checks.site import is_of_the_site, unnamed_modules
 from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
 from dbchannels.consumers.websocket import RESERVED, WebsocketConsumer, takes, wrong_groups, wrong_receive
-from dbchannels.exceptions import DBChannelsError
+from dbchannels.exceptions import DBChannelsError, safe_repr
 from dbchannels.routing.patterns import misses_the_slash, stray_capture
 from dbchannels.routing.routes import BoundRoute
 from dbchannels.routing.table import Routing, load_routing
@@ -36,6 +37,7 @@ FIELDS = {
 }
 _OURS = {*Demultiplexer.__mro__, *JsonWebsocketConsumer.__mro__}
 _RUN = ("connect", "receive", "receive_json", "disconnect", "groups")
+_QUERY = re.compile(r"\?[\w-]+=")
 _NAME = re.compile(r"(?<=<)(?:\w+(?=>)|(?<=<)(\w+:)\w+(?=>))")
 
 
@@ -131,7 +133,9 @@ def check_functions(table: Routing) -> Messages:
             yield checks.Error(
                 f"{route.name} cannot be called with ({call}), as by its route on {route.channel}{_filters(bound)}: "
                 f"{told}.",
-                hint=f"Let it take ({', '.join(['message', *captures])}), or change the captures of the route.",
+                hint=f"Let it take ({', '.join(['message', *captures])}), or change the captures of the route."
+                if "message" not in captures
+                else "Rename the capture: a consumer's first argument is the message.",
                 id="dbchannels.E004",
             )
 
@@ -187,7 +191,8 @@ def check_patterns(table: Routing) -> Messages:
     """W007: A regular expression contains a capture such as ``<slug:room>``, which captures nothing there. Remove ``^``
     and ``$``, or capture by ``(?P<room>...)``.
 
-    W016: A regular expression for the path does not begin with a slash, so it matches no path. Begin it with one.
+    W016: A regular expression for the path does not begin with a slash, or contains the query string or the host, so it
+    matches no path. Write the path alone, with its first slash.
     """
     for bound in table.bound_routes():
         patterns = bound.patterns()
@@ -206,6 +211,14 @@ def check_patterns(table: Routing) -> Messages:
             yield checks.Warning(
                 f"{bound.route.name} is never run: its path={text} matches no path, as each begins with a slash.",
                 hint=f"Write path={start + '/' + text.removeprefix(start)!r}.",
+                id="dbchannels.W016",
+            )
+
+        whole = bound.shown_filters().get("path", "")
+        if "://" in whole or _QUERY.search(whole):
+            yield checks.Warning(
+                f"{bound.route.name} is never run: its path={whole} contains more than a path.",
+                hint="Write the path alone. The query string of a handshake is message['query_string'].",
                 id="dbchannels.W016",
             )
 
@@ -270,6 +283,22 @@ def check_coroutines(table: Routing) -> Messages:
             )
 
 
+def check_decorators(table: Routing) -> Messages:
+    """W024: A decorator stands above ``@consumer``, so the consumer runs without it. Put ``@consumer`` on top."""
+    for bound in table.bound_routes():
+        consumer = bound.route.consumer
+        outer = getattr(sys.modules.get(consumer.__module__), getattr(consumer, "__qualname__", ""), None)
+        while outer is not None and outer is not consumer:
+            outer = getattr(outer, "__wrapped__", None)
+            if outer is consumer:
+                yield checks.Warning(
+                    f"{bound.route.name} has a decorator above the one that routes {bound.route.channel} to it, so it "
+                    "runs without that decorator.",
+                    hint="Put @consumer on top.",
+                    id="dbchannels.W024",
+                )
+
+
 def check_unrouted(table: Routing) -> Messages:
     """W019: A consumer class in an app of the site has no route. Put ``@route_class(path="/...")`` above it, or
     ``route_class(...)`` into the routing module.
@@ -279,7 +308,7 @@ def check_unrouted(table: Routing) -> Messages:
     while todo:
         of = todo.pop()
         used.update(of.__mro__)
-        todo += of.consumers.values() if issubclass(of, Demultiplexer) else ()
+        todo += _inner(of)
     for of in _leaves(WebsocketConsumer):
         config = apps.get_containing_app_config(of.__module__)
         local = "<" in of.__qualname__
@@ -308,6 +337,8 @@ def mismatch(consumer: Callable[..., Any], channel: str, captures: Sequence[str]
     of = getattr(consumer, "consumer_class", None)
     if of is None:
         return ""
+    if wrong := _wrong_consumers(of):
+        return wrong
     if isinstance(of.groups, str):
         return f"its groups are a str; write groups = [{of.groups!r}]"
     if taken := sorted(RESERVED.intersection(captures)):
@@ -344,11 +375,27 @@ def _mismatch(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -
         try:
             signature = inspect.signature(function)
             signature.bind(None, *positional, **named)
+            if method == "disconnect" and {"message", "event"} & (
+                signature.parameters.keys() - set(captures)
+            ):
+                raise TypeError  # as in Channels: it would get the code
         except TypeError:
             wanted = ", ".join(["self", *positional, *named])
             return f"{of.__qualname__}.{method} takes {signature}; write {method}({wanted})"
-    inner = of.consumers.values() if issubclass(of, Demultiplexer) else ()
-    return next(filter(None, (_mismatch(one, kind, captures) for one in inner)), "")
+    return next(filter(None, (_mismatch(one, kind, captures) for one in _inner(of))), "")
+
+
+def _wrong_consumers(of: type[WebsocketConsumer]) -> str:
+    """Return what is wrong with the ``consumers`` of a Demultiplexer; "" if nothing is."""
+    if issubclass(of, Demultiplexer) and len(_inner(of)) < len(of.consumers):
+        return f"its consumers are {safe_repr(of.consumers)}; write consumers = {{'stream': a JsonWebsocketConsumer}}"
+    return ""
+
+
+def _inner(of: type[WebsocketConsumer]) -> list[type[WebsocketConsumer]]:
+    """Return the consumers of a Demultiplexer, as far as they can be used; of other classes none."""
+    given = of.consumers if issubclass(of, Demultiplexer) and isinstance(of.consumers, Mapping) else {}
+    return [one for one in given.values() if isinstance(one, type) and issubclass(one, JsonWebsocketConsumer)]
 
 
 def _calls(of: type[WebsocketConsumer], kind: str) -> list[tuple[str, tuple[str, ...], tuple[str, ...]]]:
@@ -375,5 +422,6 @@ TABLE_CHECKS = (
     check_names,
     check_paths,
     check_coroutines,
+    check_decorators,
     check_unrouted,
 )

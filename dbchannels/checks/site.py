@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from collections.abc import Iterator
@@ -23,7 +24,11 @@ from dbchannels.layers.addresses import addresses
 from dbchannels.layers.database import mysql
 from dbchannels.tasks import channels_backends
 
-_CONSUMER = re.compile(r"^@(?:dbchannels\.)?consumer\(", re.MULTILINE)
+_CONSUMER = re.compile(
+    r"^(?:@(?:dbchannels\.)?(?:consumer|route_class)\(|"
+    r"class \w+\((?:dbchannels\.)?(?:(?:Json)?WebsocketConsumer|Demultiplexer)\))",
+    re.MULTILINE,
+)
 _ROUTES = re.compile(
     rf"^(?:routes|{'|'.join(other_libraries.NAMES['routing'])})\s*(?::[^=]*)?=", re.MULTILINE
 )
@@ -95,7 +100,8 @@ def check_channel_layers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMe
 @checks.register("dbchannels")
 def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """W017: ``CHANNEL_LAYERS``, ``ASGI_APPLICATION`` or a ``CELERY_...`` setting is left over from Channels or Celery,
-    which the site does not import. Write what replaces it, and remove the setting.
+    which the site does not import, or the name of ``DBCHANNELS`` is misspelled. Write what replaces it, and remove the
+    setting.
     """
     channels, found = _runs_channels() or "channels" in sys.modules, []
     for name in sorted(dir(settings)):
@@ -103,6 +109,13 @@ def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage
             library = "Celery"
         elif name in ("CHANNEL_LAYERS", "ASGI_APPLICATION") and not channels:
             library = "Channels"
+        elif name != "DBCHANNELS" and difflib.get_close_matches(name, ["DBCHANNELS"], cutoff=0.85):
+            found.append(
+                checks.Warning(
+                    f"Nothing reads the setting {name}.", hint="Write DBCHANNELS.", id="dbchannels.W017"
+                )
+            )
+            continue
         else:
             continue
         told = other_libraries.advice("setting", name) or "remove it"

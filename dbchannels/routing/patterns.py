@@ -23,6 +23,8 @@ _CAPTURE = re.compile(r"<(?:([^<>:]*):)?([^<>:]*)>")
 _STRAY = re.compile(r"(?<![\\P?])<(?:(\w+):)?(\w+)>")
 #: The beginning of a regular expression whose first character is required, and is no slash.
 _NO_SLASH = re.compile(r"(?:\^|\\A)?(?:\((?:\?P<\w+>|\?:)?)*(?:[\w-]|\\[wd]|\[[^\]^/]*\])(?![*?{])")
+#: A first group of alternatives, and what follows it.
+_FIRST_GROUP = re.compile(r"(?:\^|\\A)?\((?:\?P<\w+>|\?:)?([^()\\]*)\)(?![*?{])([^|]*)\Z")
 #: The texts of each of Django's converters also match these others.
 WIDER = {
     "int": ("int", "slug", "str", "path"),
@@ -140,7 +142,14 @@ def _literal(key: str, text: str, start: int, end: int) -> str:
 
 def misses_the_slash(pattern: Pattern) -> bool:
     """Whether a regular expression is known to match no text that begins with a slash, as all paths do."""
-    return not pattern.is_path and "|" not in pattern.text and bool(_NO_SLASH.match(pattern.text))
+    text = pattern.text
+    if "|" not in text:
+        alternatives = [text]
+    elif found := _FIRST_GROUP.match(text):
+        alternatives = [one + found[2] for one in found[1].split("|")]
+    else:
+        alternatives = [] if "(" in text else text.split("|")
+    return not pattern.is_path and bool(alternatives) and all(map(_NO_SLASH.match, alternatives))
 
 
 def stray_capture(key: str, pattern: Pattern) -> str:
