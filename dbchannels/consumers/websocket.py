@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, ClassVar, NoReturn, TypeVar, overload
 
+from django.utils.functional import classproperty
+
 from dbchannels import names, other_libraries
 from dbchannels.channel import Channel, Group
 from dbchannels.exceptions import (
@@ -139,6 +141,16 @@ class WebsocketConsumer(other_libraries.ForeignNames):
         """
         WebSocketCloseException(code, reason)  # raises ValueError for a code or reason that cannot be sent
         self.reply_channel.send({"close": code, "reason": reason} if reason else {"close": code})
+
+    # Of other frameworks.
+
+    @classproperty
+    def as_asgi(cls: Any) -> NoReturn:
+        raise AttributeError(
+            f"{cls.__qualname__} is no application: write route_class({cls.__name__}, path=...)."
+        )
+
+    as_view = as_route = as_asgi
 
     # Called by the route.
 

@@ -188,6 +188,8 @@ def check_entries(entries: Any, where: str) -> Any:
 
 
 def _write_instead(entry: object) -> str:
+    if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str):
+        return f"write route({safe_repr(entry[0])}, ...)"
     if isinstance(entry, (list, tuple)):
         return "write its items one by one, or put a * in front of it"
     if isinstance(entry, (URLPattern, URLResolver)):

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -259,7 +260,7 @@ def load_routes(dotted: str) -> Sequence[Route | Include]:
     """Import the ``routes`` of a module, or the list with this dotted name."""
     _check_dotted(dotted)
     try:
-        routes = import_string(dotted + ".routes")
+        routes = _import(dotted + ".routes")
     except ImportError as error:
         routes = _imported(dotted, error)
     if not isinstance(routes, (list, tuple)):
@@ -281,11 +282,18 @@ def _check_dotted(dotted: str) -> None:
 def _imported(dotted: str, earlier: ImportError | None = None) -> Any:
     _check_dotted(dotted)
     try:
-        return import_string(dotted)
+        return _import(dotted)
     except ImportError as error:
         raise InvalidConfiguration(
             f"The routing names {dotted!r}, which cannot be imported ({earlier or error}): correct the name."
         ) from error
+
+
+def _import(dotted: str) -> Any:
+    """As Django's ``import_string``, which takes an AttributeError in the module for a name that is missing there."""
+    if "." in dotted:
+        import_module(dotted.rpartition(".")[0])
+    return import_string(dotted)
 
 
 _GAP = re.compile(r"%\((\w+)\)s")

@@ -383,6 +383,14 @@ def test_what_cannot_be_imported_is_one_sentence(load):
     assert "cannot be imported" in refused.sentence
 
 
+@pytest.mark.parametrize("load", [load_routing, include, lambda name: route("own", f"{name}.one")])
+def test_an_attribute_error_of_a_module_is_not_taken_for_a_missing_list(load, tmp_path, monkeypatch):
+    (tmp_path / "mistaken.py").write_text("import math\nmath.no_such_name\nroutes = []\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        load("mistaken")
+
+
 @pytest.mark.parametrize("attributes", [{}, {"routes": 7}, {"routes": "own"}])
 def test_a_module_without_a_list_is_one_sentence(module, attributes):
     made = module("chat.routing", **attributes)
