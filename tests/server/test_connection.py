@@ -365,6 +365,16 @@ def test_the_first_decision_counts(line):
     assert line.decision() == Accepted(None, [])
 
 
+def test_a_refusal_of_an_open_connection_is_logged(line, logged, monkeypatch):
+    monkeypatch.setattr(connection._refused_late, "_logged_at", -1e9)
+    line.open().reply(accept=False)
+    (told,) = [text for text in logged() if "refused" in text]
+    assert told.startswith(
+        "1 message(s) refused a WebSocket that is open, which does nothing: write 'close'."
+    )
+    assert not line.connection.closing
+
+
 def test_a_refused_connection_leaves_nothing(line):
     line.connect().reply(accept=False, finished=0)
     line.connection.abandon()

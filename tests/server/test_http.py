@@ -237,6 +237,12 @@ def test_content_is_bytes(content):
         checked_content({"content": content})
 
 
+def test_a_part_with_a_key_that_says_nothing_is_refused():
+    with raises(ValueError) as error:
+        checked_content({"text": "an event", "more_content": True})
+    assert error.sentence == "The key 'text' of a response means nothing: write 'content': bytes."
+
+
 @pytest.mark.parametrize("reason", ["OK\r\nX-Forged: 1", "a\nb", "a\0b", "☕", 5, b"OK"])
 def test_a_reason_cannot_begin_a_header(reason):
     assert "reason" in refused(reason=reason)

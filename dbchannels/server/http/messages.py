@@ -173,10 +173,7 @@ def response_head(message: dict[str, Any], method: str) -> ResponseHead:
     A whole response gets the Content-Length of its content, whatever the view said: a client would take what is
     beyond it, or the next response for what is missing. A response to HEAD has no content, so the view's length counts.
     """
-    for key in message.keys() - RESPONSE_KEYS:
-        near = difflib.get_close_matches(key, RESPONSE_KEYS, n=1, cutoff=0.75)
-        if told := other_libraries.advice("response", key) or (f"write {near[0]!r}" if near else ""):
-            raise ValueError(f"The key {safe_repr(key)} of a response means nothing: {told}.")
+    _check_keys(message)
     status, reason = message.get("status"), message.get("reason")
     if not isinstance(status, int) or isinstance(status, bool) or not 200 <= status <= 999:
         raise ValueError(f"The status of a response is a number from 200 to 999, not {status!r:.40}.")
@@ -204,8 +201,16 @@ def response_head(message: dict[str, Any], method: str) -> ResponseHead:
     )
 
 
+def _check_keys(message: dict[str, Any]) -> None:
+    for key in message.keys() - RESPONSE_KEYS:
+        near = difflib.get_close_matches(key, RESPONSE_KEYS, n=1, cutoff=0.75)
+        if told := other_libraries.advice("response", key) or (f"write {near[0]!r}" if near else ""):
+            raise ValueError(f"The key {safe_repr(key)} of a response means nothing: {told}.")
+
+
 def checked_content(message: dict[str, Any]) -> bytes:
     """Return the content of a response message. Raise ValueError, with one sentence, when it is not bytes."""
+    _check_keys(message)
     content = message.get("content", b"")
     if not isinstance(content, bytes):
         raise ValueError(

@@ -59,6 +59,11 @@ log = logging.getLogger("dbchannels.server")
 _dropped = RateLimitedLog(
     log, "%d event(s) were dropped, as handlers take longer than events come. The last was %s on %s.", None
 )
+_refused_late = RateLimitedLog(
+    log,
+    "%d message(s) refused a WebSocket that is open, which does nothing: write 'close'. The last was on %s.",
+    None,
+)
 
 
 class Connection:
@@ -208,6 +213,8 @@ class Connection:
             if FINISHED in message or "accept" in message:
                 self._decide(denied(500))  # the log has the error in the connect consumer's reply
         elif self._transport is not None:
+            if out.accept is False and out.close is None:
+                _refused_late.count(None, self._path)
             self._transport.send(out, id_before(self.resume, out, reply.position))
             if out.close is not None:
                 self._drop_waiting()
