@@ -9,7 +9,7 @@ from urllib.parse import parse_qsl
 from django.http import HttpResponse
 
 from dbchannels.channel import Channel, Group, response_headers
-from dbchannels.exceptions import ResponseLater
+from dbchannels.exceptions import InvalidName, ResponseLater
 from dbchannels.protocol import EVENT_STREAM, MORE_CONTENT, Fields
 
 LAST_ID = "last-event-id"  # the query parameter; a browser sends the header when it comes back
@@ -61,4 +61,6 @@ def event_stream(*groups: str, layer: str = "default") -> EventStream:
     the stream. Messages to groups with a ``history`` have ids: a browser that comes back gets what it missed. Raises
     InvalidName.
     """
+    if not groups:
+        raise InvalidName("A stream of events has no group: write event_stream('news'), for example.")
     return EventStream(*groups, layer=layer)

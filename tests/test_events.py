@@ -17,11 +17,12 @@ from dbchannels import (
     JsonWebsocketConsumer,
     WebsocketConsumer,
     consumer,
+    event_stream,
     names,
     route,
     route_class,
 )
-from dbchannels.exceptions import InvalidMessage, MessageTooLarge
+from dbchannels.exceptions import InvalidMessage, InvalidName, MessageTooLarge
 from dbchannels.protocol import is_event
 from dbchannels.routing import table
 from dbchannels.testing import ChannelClient, use_channels
@@ -234,6 +235,11 @@ def test_a_name_that_no_method_can_have_is_refused(channels, event):
         InvalidMessage, match=r"The name of an event must be that of a method, .*: write 'chat\."
     ):
         Group("a").send_event(event)
+
+
+def test_a_stream_of_events_has_a_group():
+    with pytest.raises(InvalidName, match=r"has no group: write event_stream\('news'\)"):
+        event_stream()
 
 
 def test_the_fields_of_an_event(channels):
