@@ -531,6 +531,11 @@ def test_a_routing_that_cannot_be_made_is_one_sentence(layer, settings):
 
 
 @kinds.only("sqlite")
+def test_a_worker_without_a_parent_has_one_thread(layer, workers):
+    assert "--threads is for runserver: start more workers" in refused("runworker", "--threads=4")
+
+
+@kinds.only("sqlite")
 def test_a_setting_that_cannot_be_meant_is_one_sentence(layer, settings):
     channel_layers.clear()
     settings.DBCHANNELS = {"default": {"ROUTNG": "x"}}

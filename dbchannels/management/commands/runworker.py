@@ -25,6 +25,7 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import await_layer
 from dbchannels.management.output import LongRunningCommand, log_to_terminal
 from dbchannels.names import worker_names
+from dbchannels.other_libraries import advice
 from dbchannels.processes.reloader import CodeChanges
 from dbchannels.processes.supervisor import REPLACED, has_terminal
 from dbchannels.routing.table import Routing
@@ -164,6 +165,8 @@ def load(options: dict[str, Any]) -> tuple[BaseLayer, Routing]:
     """Check the options, wait for the layer, and load the site; raises one of DBChannelsError."""
     check_timeout("--graceful-timeout", options["graceful_timeout"])
     check_timeout("--wait-for-database", options["wait_for_database"])
+    if options["threads"] != 1 and not options["child"]:
+        raise InvalidConfiguration(f"--threads is for runserver: {advice('command', '--threads')}.")
     check_number("max_messages", options["max_messages"], 1)
     check_number("max_memory", options["max_memory"], LEAST_MEMORY)
     layer = channel_layers[options["layer"]]
