@@ -13,6 +13,7 @@ from dbchannels.layers import channel_layers
 from dbchannels.protocol import EVENT, Fields
 
 _OPTIONS = frozenset({"delay", "deliver_at", "priority", "unique", "immediately", "layer"})
+_GROUP_OPTIONS = frozenset({"history", "immediately", "layer"})
 _DEFAULTS: Fields = {"delay": 0, "deliver_at": None, "priority": 0, "unique": ""}
 
 
@@ -60,7 +61,7 @@ class Channel(other_libraries.ForeignNames):
         The reply channel of an ``http.request`` also takes a Django response: ``send(JsonResponse(...))``. Raises
         InvalidMessage, MessageTooLarge or ChannelFull; then nothing was sent.
         """
-        content = _fields(message, fields)
+        content = _fields(message, fields, "Channel", _OPTIONS)
         if isinstance(message, HttpResponseBase) and "!" not in self.name:
             raise InvalidMessage(
                 f"A response can be sent to the reply channel of a request only, not to {self.name}: send a dict."
@@ -143,7 +144,7 @@ class Group(other_libraries.ForeignNames):
 
         Raises InvalidMessage or MessageTooLarge; then nothing was sent.
         """
-        content = _fields(message, fields)
+        content = _fields(message, fields, "Group", _GROUP_OPTIONS)
         kept = {} if self._history is None else {"history": self._history}
         channel_layers[self._layer].send_group(self.name, content, immediately=self._immediately, **kept)
 
@@ -208,9 +209,13 @@ def _name(channel: Channel | str) -> str:
     return channel.name if isinstance(channel, Channel) else channel
 
 
-def _fields(message: Fields | HttpResponseBase | None, fields: Fields) -> Fields:
+def _fields(
+    message: Fields | HttpResponseBase | None, fields: Fields, kind: str, options: frozenset[str]
+) -> Fields:
     for name in fields:
-        if (told := other_libraries.advice("send", name)) and (message is not None or name in _OPTIONS):
+        is_ours = name in options or name in _OPTIONS
+        told = f"write {kind}(name, {name}=...).send({{...}})" if name in options else ""
+        if (told := told or other_libraries.advice("send", name)) and (message is not None or is_ours):
             # It would be sent as a field, without any effect.
             raise InvalidMessage(f"send() takes no {name!r}: {told}; put a field of that name into a dict.")
     if message is None:
@@ -220,6 +225,10 @@ def _fields(message: Fields | HttpResponseBase | None, fields: Fields) -> Fields
     if not isinstance(message, HttpResponseBase):
         return message
     response: Any = message
+    if hasattr(response, "begin"):
+        raise InvalidMessage(
+            "A stream of events cannot be sent: return it from a view, and send to its groups."
+        )
     if response.streaming:
         raise InvalidMessage(
             "A streaming response cannot be sent as one message: send its head and its parts, each but the last with "

@@ -10,7 +10,7 @@ from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
 from django.template import engines
 from django.template.response import SimpleTemplateResponse
 
-from dbchannels import Channel, Group, InvalidMessage, InvalidName, channel_layers, conf
+from dbchannels import Channel, Group, InvalidMessage, InvalidName, channel_layers, conf, event_stream
 from dbchannels.layers import make_layer
 from dbchannels.layers.operations import Connect
 from dbchannels.testing.contract.case import raises
@@ -221,6 +221,11 @@ def test_a_template_s_response_is_rendered(layer):
             "reply.s1!c1",
             StreamingHttpResponse([b"a"]),
             "A streaming response cannot be sent as one message: send its head",
+        ),
+        (
+            "reply.s1!c1",
+            event_stream("news"),
+            "A stream of events cannot be sent: return it from a view, and send to its groups.",
         ),
     ],
 )

@@ -112,9 +112,12 @@ def test_a_keyword_of_a_channel_is_told_its_name_here(keyword):
 def test_an_option_that_is_given_to_send_is_told_where_it_belongs():
     for kind in (Channel, Group):
         with pytest.raises(
-            InvalidMessage, match=r"takes no 'immediately': write Channel\(name, immediately=\.\.\.\)"
+            InvalidMessage,
+            match=rf"takes no 'immediately': write {kind.__name__}\(name, immediately=\.\.\.\)",
         ):
             kind("own").send({"text": "hi"}, immediately=True)
+    with pytest.raises(InvalidMessage, match=r"takes no 'history': write Group\(name, history=\.\.\.\)"):
+        Group("own").send(text="hi", history=100)
     with pytest.raises(InvalidMessage, match=r"takes no 'delay'.*put a field of that name into a dict"):
         Channel("own").send(order=7, delay=60)
 
@@ -145,7 +148,8 @@ def test_an_option_of_a_route_is_told_its_name_here():
         route("own", print, quite_other=5)
 
 
-def test_a_field_of_a_message_is_no_option():
+def test_a_field_of_a_message_is_no_option(layer):
+    Channel("own").send(history="of its orders")
     known = {name for fields in FIELDS.values() for name in fields}
     for name in {*known, "currency", "entries", "kind", "room"}:
         assert list(route("own", print, **{name: "x"}).filters.patterns) == [name]
@@ -198,6 +202,7 @@ channel_routing = NOTHING_NAMED_ROUTES
 @pytest.mark.parametrize(
     ("entry", "told"),
     [
+        (("own", print), r"write route\('own', \.\.\.\)"),
         ([route("own", print)], r"write its items one by one, or put a \* in front of it"),
         ("chat.routing", r"write include\('chat.routing'\)"),
         (WebsocketConsumer, r"write route_class\(\.\.\.\) around it"),
@@ -210,6 +215,12 @@ channel_routing = NOTHING_NAMED_ROUTES
 def test_what_is_no_route_is_told_what_to_write(put, entry, told):
     with pytest.raises(InvalidConfiguration, match=f"which is not a route: {told}\\.$"):
         put([entry])
+
+
+def test_a_class_is_no_application():
+    for name in ("as_asgi", "as_view", "as_route"):
+        with pytest.raises(AttributeError, match=r"write route_class\(WebsocketConsumer, path=\.\.\.\)\.$"):
+            getattr(WebsocketConsumer, name)
 
 
 def test_the_path_of_a_view_is_no_route():
@@ -250,7 +261,13 @@ async def streams(message):
             "returned False, which does not refuse the connection: raise DenyConnection()",
         ),
         ("http.request", lambda message: HttpResponse(), "returned a response, which is not sent"),
+        ("http.request", lambda message: "hi", "returned 'hi', which is not sent"),
         ("websocket.receive", lambda message: {"text": "hi"}, "returned a dict, which is not sent"),
+        (
+            "websocket.receive",
+            lambda message: HttpResponse(),
+            "returned a response, which no WebSocket takes",
+        ),
     ],
 )
 def test_what_would_mean_nothing_fails(layer, caplog, channel, consume, told):
@@ -303,9 +320,10 @@ def test_a_refused_handshake_says_which_paths_there_are(layer, caplog, settings)
 
 
 def test_with_debug_the_log_says_once_which_channel_has_no_consumer(layer, caplog, settings):
-    for settings.DEBUG, told in ((False, 0), (True, 2)):
+    unread = ("invoces", "invoces", "quite.other", "quite.others", "websocket.send")
+    for settings.DEBUG, told in ((False, 0), (True, 4)):
         worker = Worker(layer, Routing([route("invoices", print)]))
-        for channel in ("invoces", "invoces", "invoices", "quite.other", "websocket.receive", "reply.web!a"):
+        for channel in (*unread, "invoices", "websocket.receive", "reply.web!a"):
             Channel(channel).send({})
         worker.link.close()
         assert len(caplog.messages) == told
@@ -313,4 +331,8 @@ def test_with_debug_the_log_says_once_which_channel_has_no_consumer(layer, caplo
         "A message was sent to invoces, which has no consumer, so it waits forever: write 'invoices'.",
         "A message was sent to quite.other, which has no consumer, so it waits forever: write "
         "@consumer('quite.other') above one.",
+        "A message was sent to quite.others, which has no consumer, so it waits forever: write "
+        "@consumer('quite.others') above one.",
+        "A message was sent to websocket.send, which has no consumer, so it is dropped: send it to "
+        "message.reply_channel, or to a channel of your own.",
     ]

@@ -108,6 +108,7 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
         self._receiving = threading.Lock()
         #: With DEBUG, in a worker: the channels that have a consumer. A send to any other is logged once.
         self.consumed_channels: set[str] | None = None
+        self._unread: set[str] = set()  # those others
 
     # Sending: into the caller's transaction, or the consumer's buffer.
 
@@ -158,14 +159,8 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
     def make_send(self, channel: str, message: Fields, **delivery: Any) -> Send:
         """Check and encode a message; later changes of the dict have no effect."""
         names.check_channel_name(channel)
-        consumed = self.consumed_channels
-        if consumed is not None and channel not in consumed and not names.is_protocol(channel):
-            near = difflib.get_close_matches(channel, sorted(consumed), n=1)
-            advice = f"write {near[0]!r}" if near else f"write @consumer({channel!r}) above one"
-            log.warning(
-                "A message was sent to %s, which has no consumer, so it waits forever: %s.", channel, advice
-            )
-            consumed.add(channel)
+        if self.consumed_channels is not None and channel not in self.consumed_channels:
+            self._warn_of_unread(channel, self.consumed_channels)
         options = delivery_options(channel, **delivery) if delivery else None
         if options:
             self.check_text("unique key", options["unique"])
@@ -174,6 +169,20 @@ class BaseLayer(other_libraries.ForeignNames, ABC):
         reply_channel = names.check_channel_name(reply_channel) if reply_channel is not None else ""
         send = Send(channel, payload, reply_channel, self.options["expiry"])
         return send._replace(**options) if options else send
+
+    def _warn_of_unread(self, channel: str, consumed: set[str]) -> None:
+        """Log, once for each channel, that no consumer will get its messages; replies go to a server."""
+        if channel in self._unread or "!" in channel or "?" in channel:
+            return
+        self._unread.add(channel)
+        own = sorted(one for one in consumed if not names.is_protocol(one))
+        near = difflib.get_close_matches(channel, own, n=1)
+        if names.is_protocol(channel):
+            lost, advice = "is dropped", "send it to message.reply_channel, or to a channel of your own"
+        else:
+            lost = "waits forever"
+            advice = f"write {near[0]!r}" if near else f"write @consumer({channel!r}) above one"
+        log.warning("A message was sent to %s, which has no consumer, so it %s: %s.", channel, lost, advice)
 
     # Messages that dbchannels makes itself. They are queued even on a full channel, because somebody waits for them.
 

@@ -228,9 +228,9 @@ class Executor:
         if (answers := self._answer_to_exception(delivery, error)) is not None:
             return Result(answers, None, False)
         text = format_error(error)
-        denied = isinstance(error, DenyConnection)
+        denied = isinstance(error, DenyConnection) and delivery.channel == "websocket.connect"
         result = self.failed(delivery, text, 403 if denied else 500, type(error))
-        if denied and not delivery.durable:  # it has refused a client, as it should
+        if denied:  # it has refused a client, as it should
             result = result._replace(raised=False)
         if (failure := result.failure) is not None:
             if isinstance(error, WorkerKilled):
@@ -385,6 +385,10 @@ def _check_result(route: Route, channel: str, result: Any) -> None:
         told = "False, which does not refuse the connection: raise DenyConnection() instead"
     elif channel == "http.request" and isinstance(result, HttpResponseBase):
         told = "a response, which is not sent: write message.reply_channel.send(response)"
+    elif isinstance(result, HttpResponseBase) and channel in names.WEBSOCKET:
+        told = "a response, which no WebSocket takes: write message.reply_channel.send({'text': ...})"
+    elif channel == "http.request" and isinstance(result, (str, bytes, tuple)):
+        told = f"{safe_repr(result)}, which is not sent: write message.reply_channel.send(HttpResponse(...))"
     elif isinstance(result, dict) and names.is_protocol(channel):
         told = "a dict, which is not sent: write message.reply_channel.send({...})"
     else:

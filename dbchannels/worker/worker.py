@@ -111,7 +111,7 @@ class Worker:
         self.layer, self.routing, self.name = layer, routing, name or new_worker_name()
         self.channels, self._site = selected_channels(routing, only, exclude), conf.site_mark()
         if settings.DEBUG:
-            layer.consumed_channels = set(routing.channels())
+            layer.consumed_channels = {*PROTOCOL_CHANNELS, *routing.channels()}
         # The channel that was served longest ago comes first.
         self._protocol = [channel for channel in self.channels if names.is_protocol(channel)]
         self._durable = [channel for channel in self.channels if not names.is_protocol(channel)]

@@ -14,6 +14,7 @@ from django.utils import timezone
 from dbchannels import (
     Channel,
     ConsumeLater,
+    DenyConnection,
     Group,
     WebSocketCloseException,
     WebsocketConsumer,
@@ -304,6 +305,14 @@ def test_an_exception_closes_the_connection(layer, socket, run, step, told, atom
     run(f"websocket.{step}", send_and(WebSocketCloseException(4000)), atomic=atomic)
     assert socket.told() == [told]
     assert (waiting(layer, "out"), caplog.records) == (0, [])
+
+
+def test_a_refusal_of_what_is_no_handshake_is_an_error(layer, socket, run, caplog):
+    socket.says("hi")
+    run("websocket.receive", send_and(DenyConnection))
+    layer.send("own", {})
+    run("own", send_and(DenyConnection), retries=0)
+    assert [one.getMessage().count("DenyConnection") for one in caplog.records] == [1, 1]
 
 
 def test_an_exception_closes_with_a_reason(socket, run):
