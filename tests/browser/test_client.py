@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -207,16 +208,30 @@ def test_silence_is_a_lost_connection(server: Served, new_window: Callable[[], W
         "ms >= 500 ? late.push([ms, () => act(...more)]) : set(act, ms, ...more)"
     )
     client.connect("/echo/?a=b", "{ heartbeat: 1 }").reached("connecting", "open")
-    assert client.do("late.map(([ms]) => ms)") == [10_000]
+    assert client.do("late.map(([ms]) => ms)") == [10_000] * 2
     client.do("socket.send('hi')")
     client.saw(["text", "hi"])
-    assert client.do("late.map(([ms]) => ms)") == [10_000] * 2
+    assert client.do("late.map(([ms]) => ms)") == [10_000] * 3
     client.do("window.old = socket.socket, late.at(-1)[1]()")
     client.saw(["waiting", {"seconds": 1}])
     client.do("late.at(-1)[1]()")
     client.reached("connecting", "open", "text", "waiting", "connecting", "open")
     assert client.do("old.url").endswith("/echo/?a=b&dbchannels-heartbeat=5")
     assert client.do("old.readyState > 1")
+
+
+def test_a_handshake_that_nobody_answers_is_tried_again(
+    server: Served, new_window: Callable[[], Window]
+) -> None:
+    client = Client(new_window(), server)
+    client.do(
+        "window.set = setTimeout, globalThis.setTimeout = (act, ms, ...more) => set(act, ms / 100, ...more)"
+    )
+    with socket.create_server((HOST, 0)) as silent:
+        client.connect(f"ws://{HOST}:{silent.getsockname()[1]}/", "{ heartbeat: 10 }")
+        client.saw(["connecting", {}], ["waiting", {"seconds": 1}], ["connecting", {}])
+        client.do("socket.close()")
+    client.window.forgive("WebSocket is closed before the connection is established")
 
 
 def test_heartbeats_are_kept_from_the_page(client: Client) -> None:

@@ -73,6 +73,7 @@ export class Socket {
     });
     socket.onmessage = current(({ data }) => heard() || this.#hide(data) || this.#read(data));
     socket.onclose = closed;
+    heard(); // nobody may answer the handshake either
     this.#become("connecting"); // the last: a listener may close it
   }
 
