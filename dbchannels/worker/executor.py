@@ -227,7 +227,7 @@ class Executor:
             return self.failed(delivery, "")
         if (answers := self._answer_to_exception(delivery, error)) is not None:
             return Result(answers, None, False)
-        text = format_error(error)
+        text = format_error(error) + _MISPLACED.get(type(error), "")
         denied = isinstance(error, DenyConnection) and delivery.channel == "websocket.connect"
         result = self.failed(delivery, text, 403 if denied else 500, type(error))
         if denied:  # it has refused a client, as it should
@@ -417,6 +417,11 @@ def log_unhandled(event: str, where: str, advice: str = "") -> None:
 
 MOST_UNHANDLED = 1000  # names of events that are logged
 _unhandled = set[tuple[str, str]]()
+#: What to write instead of an exception that a channel gives no meaning.
+_MISPLACED: dict[type[BaseException], str] = {
+    DenyConnection: "Only websocket.connect can be refused: raise WebSocketCloseException to close a WebSocket.\n",
+    ResponseLater: "Only http.request is answered later: send to the reply channel whenever there is something.\n",
+}
 _TAKEN = codec.encode_trusted({TAKEN: True})
 _NOT_YET = status_reply(503, "This cannot be answered yet: try again soon.", retry_after=1)
 #: As Django answers a request whose session was deleted before its end.

@@ -512,12 +512,18 @@ def test_a_request_that_nobody_can_answer_is_answered_at_once(site, reply, statu
     assert site.is_quiet()
 
 
-def test_no_worker_in_time_is_a_504(new_site):
+def test_a_consumer_that_returned_without_an_answer_is_logged(new_site, caplog):
+    site = new_site(http_timeout=0.2).responding({"taken": True})
+    assert site.client().ask("GET", "/asked").status == 504
+    assert "The consumer of '/asked' returned without an answer: send a response to" in caplog.text
+
+
+def test_no_worker_in_time_is_a_504(new_site, caplog):
     site = new_site(http_timeout=0.05).silent("http.request")
     client = site.client()
     response = client.ask("GET", "/")
     assert (response.status, response.content.decode()) == (504, SENTENCES[504] + "\n")
-    assert site.is_quiet()
+    assert site.is_quiet() and "without an answer" not in caplog.text
     site.reply(site.messages("http.request")[0], status=200, content=b"late")
     site.responding({"status": 200, "content": b"in time"})
     assert client.ask("GET", "/").content == b"in time"

@@ -16,6 +16,7 @@ from dbchannels import (
     ConsumeLater,
     DenyConnection,
     Group,
+    ResponseLater,
     WebSocketCloseException,
     WebsocketConsumer,
     channel_layers,
@@ -307,12 +308,19 @@ def test_an_exception_closes_the_connection(layer, socket, run, step, told, atom
     assert (waiting(layer, "out"), caplog.records) == (0, [])
 
 
-def test_a_refusal_of_what_is_no_handshake_is_an_error(layer, socket, run, caplog):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (DenyConnection, "raise WebSocketCloseException to close"),
+        (ResponseLater, "send to the reply channel"),
+    ],
+)
+def test_an_exception_for_other_channels_is_an_error(layer, socket, run, caplog, error, told):
     socket.says("hi")
-    run("websocket.receive", send_and(DenyConnection))
+    run("websocket.receive", send_and(error))
     layer.send("own", {})
-    run("own", send_and(DenyConnection), retries=0)
-    assert [one.getMessage().count("DenyConnection") for one in caplog.records] == [1, 1]
+    run("own", send_and(error), retries=0)
+    assert [one.getMessage().count(told) for one in caplog.records] == [1, 1]
 
 
 def test_an_exception_closes_with_a_reason(socket, run):

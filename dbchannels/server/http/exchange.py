@@ -11,6 +11,7 @@ from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any
 
+from dbchannels.exceptions import safe_repr
 from dbchannels.layers.operations import Operation, Send, Withdraw
 from dbchannels.layers.relay import OutboxFull
 from dbchannels.protocol import (
@@ -154,6 +155,7 @@ class Exchange:
         self._path: str | None = None
         self._address = ""  # of the client
         self._answered = False  # by a worker, if only in part
+        self._consumed = False  # its consumer has returned
         self._later = False  # the view has raised ResponseLater
         self._left = self._broken = False  # by the client, or because the client takes less than comes
         self._in_groups = False  # the reply channel may be in some
@@ -182,6 +184,11 @@ class Exchange:
             first = self._next(timeout)
         except Empty:
             self._in_groups = True  # its worker may still add it to some
+            if self._consumed:
+                told = "send a response to message.reply_channel, or raise ResponseLater"
+                log.warning(
+                    "The consumer of %s returned without an answer: %s.", safe_repr(self._path, 200), told
+                )
             return status_reply(503 if self._relay.unavailable else 504)
         return failure_reply(first) if is_failure(first) else first
 
@@ -214,6 +221,7 @@ class Exchange:
         if self._turn is not None:
             self._turn.leave()
             self._turn = None
+        self._consumed = self._consumed or TAKEN in message
         wanted = message.get(BODY)
         if isinstance(wanted, dict) and "status" not in message:
             if self.upload is not None:
