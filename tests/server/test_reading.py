@@ -100,6 +100,37 @@ def test_a_body_in_tiny_chunks_that_comes_faster_than_it_is_read_leaves_the_hub_
     assert max(later - before for before, later in pairwise(others)) < 10_000
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        (b"", []),
+        (b"Content-Length: 5\r\n", [b"he", b"llo"]),
+        (b"Transfer-Encoding: chunked\r\n", [b"5\r\nhe", b"llo\r\n0\r\n\r\n"]),
+    ],
+    ids=["no body", "length", "chunks"],
+)
+def test_little_is_read_of_what_a_client_sends_behind_its_request(body):
+    """It is held as long as the request waits for its response."""
+    header, pieces = body
+
+    waiting = [b"GET / HTTP/1.1\r\nHost: a\r\n" + header + b"\r\n", *pieces]
+
+    class Flooding:
+        def settimeout(self, seconds):
+            pass
+
+        def recv(self, size):
+            piece = waiting.pop(0)
+            return piece if waiting else piece + b"x" * (size - len(piece))
+
+    request, content = reader.RequestReader(Flooding(), ServerConfig(), HubTime()), bytearray()
+    request.read_head()
+    if request.unread:
+        request.read_body(content.extend)
+    assert content == (b"hello" if pieces else b"")
+    assert 0 < len(request.take_ahead()) <= 8_192
+
+
 # --- deadlines
 
 

@@ -223,7 +223,7 @@ class BodyReader:
         self._limit = self._room = limit  # bytes of content in all, and how much of that may still come
         if length is not None and length > limit:
             raise self._too_large()
-        self._left = length or 0  # bytes of the body, or of the chunk
+        self.left = length or 0  # bytes that must still come of the body, or of the chunk
         self._state: State = "size" if length is None else "whole" if length else "ended"
         self._buffer = bytearray()
         self._extras = 0
@@ -250,10 +250,10 @@ class BodyReader:
     def _step(self, position: int, content: bytearray) -> int | None:
         """Read on at a position. Return how many bytes were read, None when more must come."""
         if self._state in ("content", "whole"):
-            size = min(self._left, len(self._buffer) - position)
+            size = min(self.left, len(self._buffer) - position)
             content += memoryview(self._buffer)[position : position + size]
-            self._left -= size
-            if not self._left:
+            self.left -= size
+            if not self.left:
                 self._state = "ended" if self._state == "whole" else "content end"
             return size or None
         if self._state == "content end":
@@ -287,11 +287,11 @@ class BodyReader:
         if found is None:
             raise Refused(400, "A chunk begins with its size in hexadecimal digits.")
         self._count_extra(len(found[2]))
-        self._left = int(found[1], 16)
-        self._room -= self._left
+        self.left = int(found[1], 16)
+        self._room -= self.left
         if self._room < 0:
             raise self._too_large()
-        self._state = "content" if self._left else "trailers"
+        self._state = "content" if self.left else "trailers"
 
     def _count_extra(self, size: int) -> None:
         self._extras += size

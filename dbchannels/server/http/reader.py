@@ -18,7 +18,9 @@ from dbchannels.server.http.parser import BodyReader, HeadLimits, HeadReader, Re
 from dbchannels.server.options import LINGERING, ServerConfig
 from dbchannels.wakeup import wait_readable
 
-READ = 65_536  # bytes read at once
+READ = 65_536  # bytes of a body read at once
+# Bytes read at once where nobody knows whether so many belong to the request: what is beyond it is held meanwhile.
+READ_AHEAD = 8_192
 PIECE = 2_048  # bytes of a body that are parsed at once: they may be hundreds of chunks
 SLOWEST = 1_024  # bytes a second that a body must bring, beyond what body_timeout gives it
 LINGER = 2.0  # seconds in which a refused client may still send, so that it sees its refusal
@@ -137,7 +139,8 @@ class RequestReader:
             self._reading = gevent.getcurrent()
             try:
                 latest = started + patience + received / SLOWEST
-                data = self._receive(min(latest, time.monotonic() + patience))
+                size = min(READ, max(READ_AHEAD, reader.left))
+                data = self._receive(min(latest, time.monotonic() + patience), size)
             except TimeoutError:
                 raise Refused(408, _SLOW_BODY) from None
             finally:
@@ -155,14 +158,14 @@ class RequestReader:
         if self._reading is not None:
             self._reading.throw(_stopping())
 
-    def _receive(self, deadline: float) -> bytes:
+    def _receive(self, deadline: float, size: int = READ_AHEAD) -> bytes:
         """Return received bytes, b"" at the end of the stream. Raises TimeoutError, and ClientDisconnected."""
         left = deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
         self._socket.settimeout(left)
         try:
-            return self._socket.recv(READ)  # type: ignore[no-any-return]
+            return self._socket.recv(size)  # type: ignore[no-any-return]
         except TimeoutError:
             raise
         except OSError:
@@ -247,7 +250,7 @@ class RequestReader:
         deadline, dropped = time.monotonic() + LINGER, 0
         try:
             self._socket.shutdown(socket.SHUT_WR)
-            while dropped < LINGERING and (data := self._receive(deadline)):
+            while dropped < LINGERING and (data := self._receive(deadline, READ)):
                 dropped += len(data)
         except OSError:
             return
