@@ -76,6 +76,14 @@ def test_of_a_client_that_left_the_rest_is_an_error_and_no_end(buffered, size):
     assert isinstance(error, OSError) and "The client went away" in str(error)
 
 
+def test_the_first_part_is_held_once(buffered):
+    """The message of a request that waits for its turn has it too."""
+    buffer = buffered(b"x" * 99)
+    assert buffer.first == b"x" * 99
+    assert buffer.first is buffer.first
+    assert buffer.read(0, 10) == b"x" * 10
+
+
 # --- what all of them take together
 
 

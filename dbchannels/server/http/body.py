@@ -113,15 +113,16 @@ class BodyBuffer:
             budget.admit(expected, address)
         self.size = 0  # bytes in all
         self._budget, self._address = budget, address
-        self._first = bytearray()  # goes to the worker in the message of the request
+        self._first: bytearray | bytes = bytearray()  # goes to the worker in the message of the request
         self._memory = bytearray()  # the end of the body, while it is not in the file
         self._file: Any = None  # what is between the two
         self._in_memory = self._on_disk = 0  # bytes of the budget
 
     @property
     def first(self) -> bytes:
-        """The first part, at most CHUNK bytes."""
-        return bytes(self._first)
+        """The first part of a body that is whole, at most CHUNK bytes."""
+        self._first = bytes(self._first)  # no second copy is held, however often this is called
+        return self._first
 
     @property
     def rest(self) -> int:
