@@ -125,6 +125,20 @@ def test_what_a_worker_has_answered_is_not_taken_back(site, monkeypatch):
     assert not any(isinstance(one, Withdraw) for one in sent)
 
 
+@pytest.mark.parametrize("answer", [{"later": True}, {"status": 200, "content": b":", "more_content": True}])
+def test_what_a_worker_has_begun_to_answer_is_held_no_longer(site, answer):
+    """The response may take days, as a stream of events does."""
+    site.silent("http.request")
+    client = asks(site)
+    (message,) = until(lambda: site.messages("http.request"))
+    receiver = site.relay.receiver(message["reply_channel"])
+    assert receiver.in_layer is not None
+    site.reply(message, **answer)
+    until(lambda: receiver._sent is None)
+    client.reset()
+    until(site.is_quiet)
+
+
 def test_what_was_not_written_yet_is_never_written(no_worker, monkeypatch):
     held, written, write = threading.Event(), [], no_worker.layer.write
     monkeypatch.setattr(no_worker.relay, "_await_renewal", lambda link: held.wait(10))

@@ -151,7 +151,7 @@ class Exchange:
         self.on_later: Callable[[], None] = lambda: None
         self.upload: BodyUpload | None = None
         self.is_made = False  # the response needs no worker any more
-        self._sent: Send | None = None  # the request, and its path
+        self._sent: Send | None = None  # the request, until a worker has answered it, and its path
         self._path: str | None = None
         self._address = ""  # of the client
         self._answered = False  # by a worker, if only in part
@@ -204,7 +204,7 @@ class Exchange:
     @property
     def in_layer(self) -> Send | None:
         """The request, until a worker has answered it, if only in part."""
-        return None if self._answered else self._sent
+        return self._sent
 
     def deliver(self, reply: Reply) -> None:
         """Take one message, in the hub."""
@@ -218,6 +218,8 @@ class Exchange:
         elif reply.position and not self._answered and "status" not in message:
             return  # it was read before the head of a stream of events, which will catch up
         self._answered = message.get(LOST) != DECLARED_DEAD  # else the request may still wait in the layer
+        if self._answered:
+            self._sent = None  # a stream of events may last for days
         if self._turn is not None:
             self._turn.leave()
             self._turn = None
