@@ -103,6 +103,13 @@ def log_websocket(event: str, request: Request, status: object, seconds: float) 
         _write(_format(Access(request.client[0], line, status, "-", seconds, request)))
 
 
+def log_fields(request: Request) -> Request:
+    """Return a request with no more than the log shows: a WebSocket keeps it as long as it is open."""
+    shown = (b"referer", b"user-agent")
+    headers = [(name, value[: 2 * FIELD]) for name, value in request.headers if name in shown]
+    return request._replace(target=request.target[: 2 * LINE], headers=headers)
+
+
 def _write(line: str) -> None:
     """Hand a line to the log, without the search for the place that it comes from: there is one."""
     log.handle(log.makeRecord(log.name, logging.INFO, __file__, 0, line, (), None))

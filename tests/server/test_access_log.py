@@ -145,6 +145,21 @@ def test_long_texts_of_json_are_cut():
     assert (len(found["target"]), len(found["user_agent"])) == (LINE, FIELD)
 
 
+@pytest.mark.parametrize("form", [Access.combined, Access.json])
+def test_a_websocket_keeps_what_its_lines_show_and_no_more(form):
+    long = [(name, b"x" * 8_000) for name in (b"cookie", b"referer", b"user-agent", b"x-other")]
+    target = "/chat/?token=" + "y" * 8_000
+    request = Request("GET", target, "1.1", long, "http", ("192.0.2.1", 1), ("", 0))
+    kept = access_log.log_fields(request)
+    assert len(kept.target) + sum(len(value) for _, value in kept.headers) < 3_000
+
+    def line(one):
+        shown = form(Access("192.0.2.1", f"WSDISCONNECT {one.target} HTTP/1.1", 1001, "-", 0.1, one))
+        return re.sub(r'\[.*?\]|"time": "[^"]*"', "", shown)
+
+    assert line(kept) == line(request)
+
+
 def test_the_format_is_chosen_once(monkeypatch, caplog):
     monkeypatch.setattr(access_log, "_format", Access.combined)
     access_log.use_format("json")

@@ -655,6 +655,14 @@ def test_frames_read_ahead_are_the_first(line):
     assert line.texts() == ["ahead", "behind"]
 
 
+def test_an_open_socket_keeps_no_headers_but_those_of_its_log_line(new_line, monkeypatch):
+    headers = [(b"cookie", b"x" * 8_000), (b"user-agent", b"curl/8")]
+    monkeypatch.setattr("tests.server.test_connection.REQUEST", REQUEST._replace(headers=headers))
+    line = new_line().open()
+    assert line.sent("websocket.connect")[0][1]["headers"] == [list(pair) for pair in headers]
+    assert line.connection.request.headers == [(b"user-agent", b"curl/8")]
+
+
 def test_binary_frames_are_bytes(line):
     line.open(frame(BINARY, b"\0\xff"))
     fields = line.sent("websocket.receive")[0][1]

@@ -36,7 +36,7 @@ from dbchannels.protocol import (
     WORKER_DIED,
 )
 from dbchannels.redaction import RateLimitedLog
-from dbchannels.server.access_log import log_websocket
+from dbchannels.server.access_log import log_fields, log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
 from dbchannels.server.history import Resume
 from dbchannels.server.http.messages import Request, connect_message
@@ -159,6 +159,7 @@ class Connection:
         self._transport = self.make_transport(
             sock, self._received, self._limits, self._share, self.deflate, self.request.heartbeat
         )
+        self.request = log_fields(self.request)
         for out in self._take_early():
             self._transport.send(out)
         if self.disconnected:  # the server was declared dead since the decision
