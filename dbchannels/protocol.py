@@ -139,6 +139,12 @@ def chunk(content: bytes, more: bool = True) -> Fields:
     return {"content": content, MORE_CONTENT: more}
 
 
+def with_length(head: Fields, length: int) -> Fields:
+    """Return the head of a response that is whole, with this Content-Length in place of any other."""
+    others = [pair for pair in head["headers"] if pair[0].lower() != b"content-length"]
+    return {**head, "headers": [*others, [b"Content-Length", str(length).encode()]]}
+
+
 def body_ends() -> Fields:
     """Return the chunk that ends a request's body early, because its client has left."""
     return {**chunk(b"", more=False), CLOSED: True}

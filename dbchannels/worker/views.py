@@ -50,6 +50,7 @@ from dbchannels.protocol import (
     WINDOW,
     Fields,
     chunk,
+    with_length,
 )
 from dbchannels.routing.table import Routing, load_routing
 from dbchannels.worker.response_stream import ChunkWriter, FileSender
@@ -102,8 +103,12 @@ class ApplicationViews:
                     head = self._files.send(reply_channel, response.head, response.result)
                     if head is not None:
                         return [layer.reply(reply_channel, head)]
-                pieces = [content] if isinstance(content, bytes) else content
-                ChunkWriter(send, receive_flow).run(response.head, pieces)
+                writer = ChunkWriter(send, receive_flow)
+                if isinstance(content, bytes):
+                    # Without its length the server would take it for a stream, which may have no end.
+                    writer.run(with_length(response.head, len(content)), [content])
+                else:
+                    writer.run(response.head, content)
                 return []
             finally:
                 response.close()

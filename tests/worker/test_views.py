@@ -549,6 +549,13 @@ def test_a_large_response_goes_in_chunks(client):
     assert end == {"content": b"", "more_content": False}
 
 
+def test_a_large_response_that_is_whole_has_its_length_without_any_middleware(client, settings):
+    """Or a client that has shut down its sending half would get no answer, as from a stream."""
+    settings.MIDDLEWARE = []
+    head, *chunks, _ = respond(client, "/big/")
+    assert values(head, b"Content-Length") == [str(len(content(chunks))).encode()]
+
+
 def test_a_stream_goes_piece_by_piece(client):
     head, *chunks, end = respond(client, "/stream/")
     assert head["status"] == 200

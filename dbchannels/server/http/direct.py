@@ -31,6 +31,7 @@ from dbchannels.protocol import (
     is_failure,
     lost,
     status_reply,
+    with_length,
 )
 from dbchannels.server.connection_limits import FairQueue, Turn
 from dbchannels.server.http.exchange import BrokenOff, ResponseBuffer
@@ -170,8 +171,7 @@ def _cut(part: Message) -> Iterator[Message]:
         yield part
         return
     if "headers" in part and not part.get(MORE_CONTENT):
-        given = [pair for pair in part["headers"] if pair[0].lower() != b"content-length"]
-        part = {**part, "headers": [*given, [b"Content-Length", str(len(content)).encode()]]}
+        part = with_length(part, len(content))
     for start in range(0, len(content), PIECE):
         end = start + PIECE
         more = end < len(content) or bool(part.get(MORE_CONTENT))
