@@ -8,8 +8,14 @@ import pytest
 from django.contrib.staticfiles import finders
 from django.test import override_settings
 
-from dbchannels.server.http.dispatch import DevelopmentFiles
+from dbchannels.protocol import CHUNK
+from dbchannels.server.http import dispatch
+from dbchannels.server.http.dispatch import FILE, DevelopmentFiles
+from dbchannels.server.http.exchange import BrokenOff
 from dbchannels.server.http.messages import Request, response_head
+from tests.server import test_server
+
+new_site, site = test_server.new_site, test_server.site
 
 
 @pytest.fixture
@@ -53,6 +59,57 @@ def test_a_file_is_found_with_its_type_and_length(folder):
 )
 def test_every_name_and_every_content_is_fine(folder, target, content):
     assert get(target)[::2] == (200, content)
+
+
+@pytest.fixture
+def large(folder):
+    """A file of some pieces, and the message that its client gets."""
+    path = folder / "large"
+    path.write_bytes(b"x" * (2 * CHUNK + 5))
+    message = DevelopmentFiles()(Request("GET", "/static/large", "1.1", [], "http", ("c", 1), ("s", 2)))
+    yield path, message
+    message[FILE].close()
+
+
+def test_of_a_large_file_a_client_holds_one_piece(large):
+    _, message = large
+    assert (message["status"], message["content"], message["more_content"]) == (200, b"", True)
+    assert [len(piece) for piece in message[FILE]] == [CHUNK, CHUNK, 5]
+
+
+def test_a_large_file_that_became_shorter_is_broken_off(large):
+    path, message = large
+    path.write_bytes(b"x" * CHUNK)
+    with pytest.raises(BrokenOff):
+        list(message[FILE])
+
+
+def test_the_head_of_a_large_file_has_its_length(folder, large):
+    status, headers, content = get("/static/large", "HEAD")
+    assert (status, dict(headers)["Content-Length"], content) == (200, str(2 * CHUNK + 5), b"")
+
+
+def test_a_large_file_takes_none_of_the_descriptors_that_are_kept(folder, large, monkeypatch):
+    monkeypatch.setattr(dispatch, "first_kept", lambda: 0)
+    assert get("/static/large")[0] == 503
+
+
+def test_a_large_file_is_written_whole_and_closed(site, large):
+    path, _ = large
+    files, found = DevelopmentFiles(), []
+
+    def noted(request):
+        message = files(request)
+        found.append(message.get(FILE))
+        return message
+
+    site.server.requests.static_files = noted
+    client = site.client()
+    for method, content in [("GET", path.read_bytes()), ("HEAD", b""), ("GET", path.read_bytes())]:
+        response = client.ask(method, "/static/large")
+        assert (response.status, response.content) == (200, content)
+        assert response.header("Content-Length") == str(2 * CHUNK + 5)
+    assert [one and one._file.closed for one in found] == [True, None, True]
 
 
 @pytest.mark.parametrize("target", ["/", "/stati", "/static", "/page/static/x", "//static/x"])

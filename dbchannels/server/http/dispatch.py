@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 from urllib.parse import urlsplit
@@ -16,11 +16,26 @@ from django.core.exceptions import SuspiciousOperation
 from django.http import Http404, HttpRequest
 from django.views.static import serve
 
-from dbchannels.protocol import CLOSED, FROM_DESCRIPTOR, MORE_CONTENT, SENTENCES, status_reply
-from dbchannels.server.connection_limits import FairQueue, address_key, is_local
-from dbchannels.server.http.body import BodyBudget, BodyBuffer, BodyFile, BodyStorageError, BodyUpload
+from dbchannels.protocol import (
+    CHUNK,
+    CLOSED,
+    FROM_DESCRIPTOR,
+    MORE_CONTENT,
+    SENTENCES,
+    chunk,
+    status_reply,
+)
+from dbchannels.server.connection_limits import FairQueue, address_key, first_kept, is_local
+from dbchannels.server.http.body import (
+    BodyBudget,
+    BodyBuffer,
+    BodyFile,
+    BodyStorageError,
+    BodyUpload,
+    in_thread,
+)
 from dbchannels.server.http.direct import DirectExchange, DirectViews
-from dbchannels.server.http.exchange import Exchange, Message, Stream
+from dbchannels.server.http.exchange import BrokenOff, Exchange, Message, Stream
 from dbchannels.server.http.messages import Refused, Request, ResponseHead, checked_response, request_message
 from dbchannels.server.http.reader import RequestReader
 from dbchannels.server.http.response_buffer import ResponseBudget, SentFiles, StoredResponseBuffer
@@ -34,10 +49,12 @@ WITHDRAW_AGAIN = 0.25
 
 CROWDED = "Too many large responses are on their way to slow clients now: try again soon."
 
-#: Answers a request in a native thread: a whole response as a message, or None for the site's views.
+FILE = "file"  # in the message of a static file that is too large for it: the StaticFile
+
+#: Answers a request in a native thread: a response as a message, or None for the site's views.
 StaticFiles = Callable[[Request], "Message | None"]
 GiveUp = Callable[[], None]
-Response = tuple[ResponseHead, "list[bytes] | Stream"]
+Response = tuple[ResponseHead, "list[bytes] | StaticFile | Stream"]
 
 
 class InFlightRequests(dict[RequestReader, "GiveUp | None"]):
@@ -106,7 +123,7 @@ class Requests:
         return house.http_workers // 2 // max(1, house.servers)
 
     def respond(self, request: Request, reader: RequestReader) -> Response:
-        """Read the request's body and return its response; a `Stream` must be closed.
+        """Read the request's body and return its response, which must be closed unless it is a list.
 
         Raises Refused, after which the connection ends, and ConnectionError when the client leaves.
         """
@@ -123,10 +140,13 @@ class Requests:
             if (
                 self.static_files
                 and request.method in ("GET", "HEAD")
-                and (file := self.static_files(request))
+                and (found := self.static_files(request))
             ):
-                head, file = checked_response(file, request)
-                return head, [file["content"]] if head.has_body else []
+                file = found.pop(FILE, None)
+                head, found = checked_response(found, request)
+                if file is not None and head.has_body:
+                    return head, file
+                return head, [found["content"]] if head.has_body else []
             owned, body = body, None
             return self._exchange(request, owned, reader)
         except BodyStorageError as error:
@@ -220,6 +240,25 @@ def _share_of(request: Request) -> str:
     return "" if is_local(address) else address_key(address)
 
 
+class StaticFile:
+    """The content of a static file, which is read at its client's pace."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        self._file, self._size = file, size
+
+    def __iter__(self) -> Iterator[bytes]:
+        left = self._size
+        while left:
+            content = in_thread(self._file.read, min(CHUNK, left))
+            if not content:  # it became shorter
+                raise BrokenOff
+            left -= len(content)
+            yield content
+
+    def close(self) -> None:
+        self._file.close()
+
+
 class DevelopmentFiles:
     """Answers requests below STATIC_URL, as ``runserver`` does; all others are for the site's views."""
 
@@ -227,7 +266,7 @@ class DevelopmentFiles:
         self._prefix = urlsplit(settings.STATIC_URL).path
 
     def __call__(self, request: Request) -> dict[str, Any] | None:
-        """Return a whole response as a message, or None when the path is not below STATIC_URL."""
+        """Return a response as a message, or None when the path is not below STATIC_URL."""
         if not request.path.startswith(self._prefix):
             return None
         answer: dict[str, Any] = gevent.get_hub().threadpool.apply(self._read, (request,))
@@ -247,10 +286,19 @@ class DevelopmentFiles:
             response: Any = serve(asked, found.lstrip("/"), document_root="/")
         except (Http404, SuspiciousOperation, OSError, ValueError):  # ../ too, which leads out of the folder
             return status_reply(404, "There is no such static file.")
-        if response.streaming:
-            content = b"".join(response)
-            response.file_to_stream.close()  # not response.close(), whose signal would run the site's code here
-        else:
-            content = response.content
         headers = [[name.encode("latin-1"), value.encode("latin-1")] for name, value in response.items()]
-        return {"status": response.status_code, "headers": headers, "content": content}
+        message = {"status": response.status_code, "headers": headers}
+        if not response.streaming:
+            return {**message, "content": response.content}
+        file, size = response.file_to_stream, int(response["Content-Length"])
+        if request.method == "HEAD":
+            content = b""
+        elif size <= CHUNK:
+            content = file.read()
+        elif file.fileno() < first_kept():
+            return {**message, **chunk(b""), FILE: StaticFile(file, size)}
+        else:
+            message = status_reply(503)
+            content = message["content"]
+        file.close()  # not response.close(), whose signal would run the site's code here
+        return {**message, "content": content}

@@ -21,6 +21,7 @@ from geventwebsocket.handler import WebSocketHandler
 from dbchannels.protocol import SENTENCES
 from dbchannels.server.access_log import log_request
 from dbchannels.server.connection_limits import CountedSocket, address_of
+from dbchannels.server.http.dispatch import StaticFile
 from dbchannels.server.http.exchange import Stream
 from dbchannels.server.http.messages import Refused, Request, ResponseHead, encode_head, refuse_response
 from dbchannels.server.http.parser import RequestHead
@@ -175,7 +176,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
 
     # Responses.
 
-    def _write_response(self, head: ResponseHead, chunks: list[bytes] | Stream) -> None:
+    def _write_response(self, head: ResponseHead, chunks: list[bytes] | StaticFile | Stream) -> None:
         """Write a response, its head together with a short first chunk."""
         self._status = int(head.status[:3])
         version = self._request.http_version if self._request else "1.1"
@@ -209,7 +210,7 @@ class Handler(WebSocketHandler):  # type: ignore[misc]
                     self._body_size += len(chunk)
             self._send(first + b"0\r\n\r\n" if in_chunks else first)
         finally:
-            if isinstance(chunks, Stream):
+            if not isinstance(chunks, list):
                 chunks.close()
 
     def _write_refusal(self, refused: Refused, method: str) -> None:
