@@ -122,13 +122,17 @@ class Hub:
         self._calls.append(function)
         self.wake()
 
-    def run_all(self) -> None:
-        """Run all functions that were added."""
+    def run_all(self, seconds: float = math.inf) -> None:
+        """Run all functions that were added; after so many seconds leave the others to the next wakeup."""
+        ends_at = time.perf_counter() + seconds
         while self._calls:
             try:
                 self._calls.popleft()()
             except Exception:
                 log.exception("One reply could not be delivered and was left out.")
+            if time.perf_counter() > ends_at:
+                self.wake()
+                return
 
 
 class Receiver(Protocol):

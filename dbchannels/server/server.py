@@ -72,7 +72,8 @@ class GeventHub(Hub):
         self.wake = self._watcher.send
 
     def start(self) -> None:
-        self._watcher.start(self.run_all)
+        # Replies may come as fast as they are delivered.
+        self._watcher.start(self.run_all, SLICE)
 
 
 class SiteServer(WSGIServer):  # type: ignore[misc]

@@ -353,6 +353,23 @@ def test_the_head_of_events_for_a_stranger_leaves_nothing(relay):
     assert not relay.harness.operations(Send)
 
 
+def test_replies_that_come_faster_than_they_are_delivered_leave_the_hub_to_others():
+    hub, most, ran = GeventHub(), 1_000_000, []
+
+    def another():
+        ran.append(None)
+        if len(ran) < most:
+            hub.call(another)
+
+    hub.start()
+    hub.call(another)
+    gevent.sleep(0.001)
+    assert 0 < len(ran) < most
+    ran += [None] * most  # no more come
+    before = len(ran)
+    until(lambda: len(ran) > before)  # none is forgotten
+
+
 @on_both
 def test_a_receiver_that_raises_harms_nobody_else(relay, told):
     class Bad(Receiver):
