@@ -8,12 +8,18 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.contrib.sessions.backends.base import SessionBase
-from django.http import parse_cookie
 from django.utils.datastructures import CaseInsensitiveMapping
 
 from dbchannels import codec, conf, names, other_libraries
 from dbchannels.auth import users
-from dbchannels.auth.sessions import ChannelSession, close_session, open_session, save_session, session_key
+from dbchannels.auth.sessions import (
+    ChannelSession,
+    close_session,
+    open_session,
+    read_cookies,
+    save_session,
+    session_key,
+)
 from dbchannels.channel import received_channel
 from dbchannels.exceptions import LoginEnded, NoClient, WebSocketCloseException
 from dbchannels.layers import channel_layers
@@ -95,7 +101,7 @@ class Message(other_libraries.ForeignNames):
     @cached_property
     def cookies(self) -> dict[str, str]:
         """The cookies, as ``request.COOKIES``."""
-        return parse_cookie(self.headers.get("Cookie", "").encode("latin-1").decode("utf-8", "replace"))
+        return read_cookies(self.headers.get("Cookie", "").encode("latin-1").decode("utf-8", "replace"))
 
     @property
     def client_address(self) -> str:

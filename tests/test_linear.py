@@ -18,6 +18,7 @@ import pytest
 
 import dbchannels
 from dbchannels import codec
+from dbchannels.auth.sessions import session_key
 from dbchannels.redaction import Lines, escaped, escaped_lines, mask_query, message_text
 from dbchannels.server import proxy_headers
 from dbchannels.server.access_log import Access
@@ -280,6 +281,10 @@ def forward(text):
     proxy_headers.forwarded(request, proxy_headers.Trusted.of(proxy_headers.LOOPBACK))
 
 
+def session(text):
+    session_key([(b"cookie", f'a="{text}"; sessionid="{text}"'.encode("latin-1"))])
+
+
 def log_line(text):
     headers = [(b"referer", text.encode()), (b"user-agent", text.encode())]
     request = Request("GET", "/", "1.1", headers, "http", ("", 1), ("", 80))
@@ -291,7 +296,18 @@ def admin(text):
     message_text("http.request", codec.encode(fields))
 
 
-FUNCTIONS = [mask_query, escaped, escaped_lines, Lines, read_head, shake_hands, forward, log_line, admin]
+FUNCTIONS = [
+    mask_query,
+    escaped,
+    escaped_lines,
+    Lines,
+    read_head,
+    shake_hands,
+    forward,
+    session,
+    log_line,
+    admin,
+]
 UNITS = """?_key_ ?a=b& %25 %2525 %3Ftoken%3D token= &token ;key= aA A Aa a. , ,, a;b= a;b="c" 127.0.0.1, [::1]: %E9
     \xe9 " \\ :// a/ ../ -_. key HTTP/ ?#"""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from django.http import parse_cookie
 
-from dbchannels.auth.sessions import session_key
+from dbchannels.auth.sessions import read_cookies, session_key
 from dbchannels.layers.operations import Connect, session_digest
 
 KEY = "abcdefgh12345678"
@@ -30,6 +31,28 @@ KEY = "abcdefgh12345678"
 )
 def test_it_is_the_cookies_value(headers, key):
     assert session_key(headers) == key
+
+
+@pytest.mark.parametrize(
+    "cookies",
+    [
+        'sessionid="abcdefgh12345678"',
+        r'sessionid="abcd\"efgh\\1234\0565678\q"',
+        r'sessionid="abcdefgh12345678\"',
+        'sessionid="abcdefgh12345678',
+        "sessionid=abcdefgh=12345678==",
+        " sessionid = abcdefgh12345678 ; a",
+        "sessionid=abcdefgh12345678; sessionid=later_12345678",
+        "sessionid; sessionid=",
+        "sessionid",
+        ";;=;=a;",
+        'sessionid="',
+        'a="",b=""; c="" ; ="x"',
+        "",
+    ],
+)
+def test_cookies_are_those_that_django_finds(cookies):
+    assert read_cookies(cookies) == parse_cookie(cookies)
 
 
 def test_the_cookie_has_the_sites_name_for_it(settings):
