@@ -73,6 +73,7 @@ LATE = {
     ("tasks", "tasks.framework"),
     ("tasks", "tasks.backend"),
     ("checks.site", "tasks.framework"),
+    ("worker.database_connections", "psycopg.rows"),  # of a driver that may not be there
 }
 
 FILES = {

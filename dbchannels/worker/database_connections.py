@@ -1,9 +1,10 @@
 """Django's database connections between two messages: kept open in a worker, and as clean as new ones.
 
 A setting, a role, a temporary table, a lock, a LISTEN or a transaction of one message must not be there for the next,
-which is another client's. A new connection to PostgreSQL takes 3 to 5 ms. So psycopg's connection is set aside, and
-Django gets it back after DISCARD ALL when the next message connects. That takes 15 us, about as long as the SELECT 1 of
-a health check; Django's own set-up and the receivers of ``connection_created`` run as on a new connection. See
+which is another client's. A new connection to PostgreSQL takes 3 to 5 ms. So psycopg's connection is set aside after
+DISCARD ALL, and Django gets it back when the next message connects. That takes 15 us, about as long as the SELECT 1 of
+a health check; Django's own set-up and the receivers of ``connection_created`` run as on a new connection. A DISCARD
+ALL at the start of the next message would leave the locks of this one to a worker that has nothing to do. See
 https://www.postgresql.org/docs/current/sql-discard.html
 """
 
@@ -16,6 +17,8 @@ from typing import Any
 
 from django.core import signals
 from django.db import Error, close_old_connections, connections
+
+from dbchannels.wakeup import wait_readable
 
 # PQTRANS_IDLE, PQTRANS_INTRANS and PQTRANS_INERROR of libpq, in psycopg 2 and 3.
 _IDLE, _OPEN = 0, (2, 3)
@@ -43,7 +46,7 @@ def end_message() -> None:
             connection.close_if_unusable_or_obsolete()
         elif _is_pooled(connection):
             raw = connection.connection
-            if _is_like_new(connection, raw) and _discard_all(raw):
+            if _is_like_new(connection, raw, connection.get_connection_params()) and _discard_all(raw):
                 connection._configure_connection(raw)  # as the pool has opened it
             else:
                 raw.close()
@@ -52,8 +55,9 @@ def end_message() -> None:
             # As long as Django would keep the connection, or CONN_MAX_AGE is 0.
             max_age, close_at = connection.settings_dict["CONN_MAX_AGE"], connection.close_at
             is_young = max_age == 0 or close_at is None or time.monotonic() < close_at
-            if is_young and _is_like_new(connection, connection.connection):
-                _set_aside(connection)
+            raw, opened_by = connection.connection, connection.get_connection_params()
+            if is_young and _is_like_new(connection, raw, opened_by) and _discard_all(raw):
+                _set_aside(connection, opened_by)
             else:
                 connection.close()
 
@@ -97,8 +101,8 @@ def _is_pooled(connection: Any) -> bool:
     return bool(connection.settings_dict["OPTIONS"].get("pool"))
 
 
-def _is_like_new(connection: Any, raw: Any) -> bool:
-    """Whether nothing is left that DISCARD ALL does not undo."""
+def _is_like_new(connection: Any, raw: Any, opened_by: Mapping[str, Any]) -> bool:
+    """Whether nothing is left that DISCARD ALL does not undo: in psycopg's own object."""
     options = connection.settings_dict["OPTIONS"]
     if raw.closed or not raw.autocommit or raw.info.transaction_status != _IDLE:
         return False
@@ -107,20 +111,30 @@ def _is_like_new(connection: Any, raw: Any) -> bool:
     if added != (None, None, None):
         return False
     level = connection.isolation_level if "isolation_level" in options else None
-    # psycopg2 keeps unread notifications in a list; with psycopg 3 this is a method.
-    return raw.isolation_level == level and (callable(raw.notifies) or not raw.notifies)
+    if raw.isolation_level != level or raw.cursor_factory != opened_by["cursor_factory"]:
+        return False
+    if hasattr(raw, "row_factory"):  # psycopg 3's
+        from psycopg.rows import tuple_row
+
+        if raw.row_factory != opened_by.get("row_factory", tuple_row):
+            return False
+        names = "_notifies_backlog", "_notify_handlers", "_notice_handlers"
+        return raw.prepare_threshold == opened_by["prepare_threshold"] and not any(
+            getattr(raw, name, None) for name in names
+        )
+    raw.notices = []
+    return raw.encoding == "UTF8" and not raw.notifies
 
 
-def _set_aside(connection: Any) -> None:
+def _set_aside(connection: Any, opened_by: Mapping[str, Any]) -> None:
     """Close the connection for Django, whose next ``connect()`` gets psycopg's, if the parameters are the same."""
     raw, close_at, process = connection.connection, connection.close_at, os.getpid()
-    opened_by = connection.get_connection_params()
 
     def get_new_connection(parameters: dict[str, Any]) -> Any:
         del connection.get_new_connection
         # A child that a consumer has forked must not use its parent's connection.
         if os.getpid() == process:
-            if parameters == opened_by and _discard_all(raw):
+            if parameters == opened_by and _is_alive(raw):
                 if connection.settings_dict["CONN_MAX_AGE"]:
                     connection.close_at = close_at
                 return raw
@@ -135,8 +149,13 @@ def _set_aside(connection: Any) -> None:
     connection.get_new_connection = get_new_connection
 
 
+def _is_alive(raw: Any) -> bool:
+    """Whether the database has not ended the connection meanwhile: then its socket would be readable."""
+    return not raw.closed and (not wait_readable([raw.fileno()], 0.0) or _discard_all(raw))
+
+
 def _discard_all(raw: Any) -> bool:
-    """Make the connection as clean as new; False when the database has ended it meanwhile."""
+    """Make the connection as clean as new; False when the database has ended it."""
     try:
         with raw.cursor() as cursor:
             cursor.execute("DISCARD ALL")

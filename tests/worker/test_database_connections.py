@@ -78,6 +78,64 @@ def test_a_message_finds_its_connection_as_clean_as_a_new_one(connection, dirt):
     assert pid(connection) == first
 
 
+def test_what_a_message_holds_is_let_go_before_the_next_one(connection):
+    first, other = pid(connection), connection.copy()
+    ask(connection, "SELECT pg_advisory_lock(12345)")
+    database_connections.end_message()
+    assert ask(other, f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = {first}") == (0,)
+    other.close()
+
+
+def set_rows(connection, raw):
+    if is_psycopg3:
+        from psycopg.rows import dict_row as rows
+
+        raw.row_factory = rows
+    else:
+        from psycopg2.extras import DictCursor as rows
+
+        raw.cursor_factory = rows
+
+
+def set_encoding(connection, raw):
+    ask(connection, "SET client_encoding = 'LATIN1'") if is_psycopg3 else raw.set_client_encoding("LATIN1")
+
+
+def add_handler(connection, raw):
+    if is_psycopg3:
+        raw.add_notify_handler(print)
+        raw.add_notice_handler(print)
+
+
+def leave_notice(connection, raw):
+    ask(connection, "DO $$ BEGIN RAISE NOTICE 'of anna'; END $$")
+
+
+def leave_notification(connection, raw):
+    ask(connection, "LISTEN left_behind")
+    ask(connection, "NOTIFY left_behind, 'of anna'")
+
+
+@pytest.mark.parametrize("leave", [set_rows, set_encoding, add_handler, leave_notice, leave_notification])
+def test_nothing_stays_in_the_driver_s_own_object(connection, leave):
+    def kept():
+        connection.ensure_connection()
+        raw = connection.connection
+        names = (
+            "cursor_factory row_factory encoding notices _notify_handlers _notice_handlers _notifies_backlog"
+        )
+        return [
+            list(one) if hasattr(one, "append") else one
+            for one in (getattr(raw, name, None) for name in names.split())
+        ]
+
+    fresh = kept()
+    leave(connection, connection.connection)
+    database_connections.end_message()
+    assert kept() == fresh
+    assert ask(connection, "SELECT '\u20ac'") == ("\u20ac",)
+
+
 def test_what_the_driver_says_at_each_begin_goes_too(connection):
     connection.ensure_connection()
     for name in ("readonly" if hasattr(connection.connection, "readonly") else "read_only", "deferrable"):
