@@ -9,6 +9,8 @@ from http.client import IncompleteRead
 
 import gevent
 import pytest
+from django.utils import translation
+from django.utils.translation import get_language
 
 from dbchannels import conf
 from dbchannels.layers.memory import MemoryLayer
@@ -53,6 +55,10 @@ class Direct:
             self.closed.append(message["path"])
 
     # Views.
+
+    def translated(self, message):
+        yield {"status": 200, "headers": [], "content": get_language().encode()}
+        translation.activate("de")
 
     def whole(self, message):
         yield {
@@ -156,6 +162,12 @@ def test_a_view_runs_in_a_thread_of_its_own(site):
     until(lambda: len(site.closed) == 2)
     assert threading.get_ident() not in site.threads
     assert site.server.relay.waiting() == 0
+
+
+def test_the_language_of_one_request_is_not_there_for_the_next(new_site):
+    site = new_site(1)
+    assert [site.get("/translated").content for _ in range(2)] == [b"en-us", b"en-us"]
+    assert len(set(site.threads)) == 1
 
 
 def test_who_hangs_holds_one_thread(site):

@@ -10,10 +10,12 @@ import logging
 import queue
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
 import gevent
+from django.core.cache import caches
 from gevent.threadpool import ThreadPool
 
 from dbchannels.protocol import (
@@ -127,6 +129,11 @@ class DirectExchange:
     # In the thread.
 
     def _run(self, message: Message) -> None:
+        """Run the view in a context of its own: its language and time zone are gone for the thread's next request."""
+        caches.all()  # made in the context of a request, they would be made anew for each
+        copy_context().run(self._answer, message)
+
+    def _answer(self, message: Message) -> None:
         """Put the messages of the response, the head with the first content: a view that raises before gets a 500."""
         head: Message = {}
         try:
