@@ -10,9 +10,10 @@ import random
 import re
 import threading
 from asyncio import CancelledError
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from contextvars import copy_context
+from contextvars import Context, copy_context
+from copy import copy
 from functools import partial
 from typing import Any
 
@@ -120,7 +121,17 @@ class Executor:
             text = f"{delivery.cancelled_by} cancelled this message before it ran{again}."
             log.warning("A message on %s does not run. %s", delivery.channel, text)
             return dead(delivery, text, ran=False)
-        return copy_context().run(self._execute, delivery, worker)
+        return copied_context().run(self._execute, delivery, worker)
+
+    def call_between(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """Call receivers of signals between two messages: they leave nothing behind for the next message either."""
+        blocks = database_connections.open_blocks()
+        try:
+            copied_context().run(call, *args, **kwargs)
+        finally:
+            if left := database_connections.end_transactions(blocks):
+                log.error("After the receivers of a signal: %s", TransactionLeftOpen(left))
+            self.tidy()
 
     def _execute(self, delivery: Delivery, worker: str) -> Result:
         self._route, self._returned = None, "null"
@@ -319,6 +330,18 @@ class Executor:
         """Return the consumer's own option, or the layer's."""
         own = getattr(self._options, name)
         return self.layer.options[name] if own is None else own
+
+
+def copied_context() -> Context:
+    """Return a copy of this thread's context, with copies of the objects in it that can be copied.
+
+    Otherwise one message could change them for all others: a scope of Sentry's SDK, the context of decimal numbers.
+    """
+    context = copy_context()
+    for variable, value in list(context.items()):
+        if hasattr(value, "__copy__") or isinstance(value, (dict, list, set)):
+            context.run(variable.set, copy(value))
+    return context
 
 
 def backoff(attempt: int) -> float:

@@ -28,7 +28,7 @@ from dbchannels import conf, names, signals
 from dbchannels.exceptions import LayerUnavailable
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.health import UNREGISTER_TRIES, LayerHealth
-from dbchannels.layers.operations import Delivery
+from dbchannels.layers.operations import BatchResult, Delivery
 from dbchannels.layers.tasks import report_ended
 from dbchannels.models import Process
 from dbchannels.redaction import RateLimitedLog
@@ -152,7 +152,8 @@ class Worker:
         self._health.retry(self._register, self.stopping)
         self._watchdog.start()
         self._process.on_ready()
-        signals.worker_ready.send_robust(Worker, name=self.name, channels=list(self.channels))
+        ready = signals.worker_ready.send_robust
+        self._executor.call_between(ready, Worker, name=self.name, channels=list(self.channels))
         delays = Backoff(from_start=True)
         while not self.stopping.is_set() and not self._health.exhausted:
             try:
@@ -292,9 +293,9 @@ class Worker:
             if dropped:
                 self._dropped.count(None, names.split(dropped[-1].channel)[0], number=len(dropped))
             self._written_at = time.monotonic()
-        if dropped is not None and (result.acknowledged or result.failures):
-            signals.send_dead(Worker, result.failures)
-            report_ended(result)
+        dead = any(one.retry_in is None for one in result.failures)
+        if dropped is not None and (dead or any(one.is_task for one in result.acknowledged)):
+            self._executor.call_between(_send_ended, result)
 
     # What the watchdog calls, in its thread.
 
@@ -382,6 +383,12 @@ def selected_channels(routing: Routing, only: Sequence[str], exclude: Sequence[s
         if (not only or any(fnmatchcase(channel, pattern) for pattern in only))
         and not any(fnmatchcase(channel, pattern) for pattern in exclude)
     ]
+
+
+def _send_ended(result: BatchResult) -> None:
+    """Send the signals of messages that were stored as dead letters, and of tasks that have ended."""
+    signals.send_dead(Worker, result.failures)
+    report_ended(result)
 
 
 def new_worker_name() -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import decimal
 import os
 import threading
 import time
+import uuid
 from collections import Counter
 from contextvars import ContextVar
 
@@ -23,9 +25,10 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.memory import MemoryLayer
 from dbchannels.layers.operations import Send
 from dbchannels.layers.store import StoreLayer
+from dbchannels.layers.tasks import task_failed
 from dbchannels.models import DeadLetter, DurableMessage, InFlight, Process
 from dbchannels.protocol import CHUNK
-from dbchannels.signals import message_dead
+from dbchannels.signals import message_dead, worker_ready
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
 from dbchannels.wakeup import WakeupPipe, wait_readable
 from dbchannels.worker import executor, worker
@@ -1321,6 +1324,55 @@ def test_the_language_and_the_like_of_one_message_are_not_there_for_the_next(lay
         layer.send("sees", {})
         work(one)
         assert seen.pop() == before == surroundings()
+
+
+@kinds.only("memory")
+def test_what_the_process_has_in_its_context_is_not_shared_by_its_messages(layer, new_worker):
+    """As a scope of Sentry's SDK, or the context of decimal numbers: objects that anybody can change."""
+    seen = []
+
+    def change(message):
+        seen.append(decimal.getcontext().prec)
+        decimal.getcontext().prec = 5
+
+    one = new_worker(route("changes", change))
+
+    def begin():
+        decimal.getcontext()  # is made when it is first asked for
+        one.run()
+
+    layer.send_many([("changes", {}), ("changes", {})])
+    thread = in_thread(layer, begin)
+    wait_until(lambda: len(seen) == 2)
+    one.stop()
+    thread.join()
+    assert seen == [28, 28]
+
+
+@pytest.mark.parametrize("signal", [message_dead, task_failed, worker_ready])
+@kinds.on_databases
+def test_receivers_of_signals_between_two_messages_leave_nothing_either(
+    layer, new_worker, run, caplog, signal
+):
+    seen, before = [], surroundings()
+
+    def leave(**_):
+        layer.send("sees", {})
+        set_surroundings()
+        transaction.atomic(using=layer.database).__enter__()
+
+    def see(message):
+        seen.append((surroundings(), connections[layer.database].in_atomic_block))
+
+    layer.write([layer.make_send("fails", {}, task=str(uuid.uuid4()))])
+    signal.connect(leave, dispatch_uid=1)
+    try:
+        run(new_worker(route("fails", boom, retries=0), route("sees", see), registered=False))
+        wait_until(lambda: seen)
+    finally:
+        signal.disconnect(dispatch_uid=1)
+    assert seen == [(before, False)]
+    assert "A transaction was left open on the database" in caplog.text
 
 
 @kinds.on_databases

@@ -4,10 +4,12 @@ import json
 import os
 
 import sentry_sdk
+from django.dispatch import receiver
 from django.http import HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path, reverse
 
 from dbchannels import Channel, ResponseLater
+from dbchannels.signals import consumer_started
 from livesite.models import Entry
 
 REPORTS = []
@@ -18,6 +20,14 @@ def keep(event, hint):
 
 
 sentry_sdk.init(dsn="http://key@127.0.0.1:9/1", before_send=keep, default_integrations=True)
+sentry_sdk.set_tag("site", "live")
+
+
+@receiver(consumer_started)
+def tag(**_):
+    """What one consumer notes must be in no report on another message."""
+    sentry_sdk.set_tag("visitor", "bob")
+    sentry_sdk.add_breadcrumb(message="bob was here")
 
 
 def tagged(request):
