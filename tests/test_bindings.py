@@ -758,6 +758,12 @@ class LiveModelsInTests(ChannelTestCase):
         ({"fields": ["titel"]}, "names 'titel', which is not a field of blog.Post: write 'title'."),
         ({"exclude": ["zzz"]}, "names 'zzz', which is not a field of blog.Post: it has id, title, blog, "),
         ({"fields": "title"}, "must be a list of names, not a str: write ['title']."),
+        ({"fields": ["title"]}, "has no groups(self, instance, action): add it."),
+        ({"fields": ["title"], "groups": ["tea"]}, "write def groups(self, instance, action)."),
+        (
+            {"fields": ["title"], "groups": lambda self, instance: []},
+            "write def groups(self, instance, action).",
+        ),
     ],
 )
 def test_what_cannot_be_sent_is_one_sentence(attributes, said):
@@ -812,6 +818,14 @@ def test_groups_must_be_said():
         NotImplementedError, match=r"Binding has no groups\(self, instance, action\): add it\."
     ):
         Binding().groups(None, "create")
+
+
+@pytest.mark.parametrize("given", ["tea", None, 7])
+def test_groups_are_a_list(given):
+    of = type("Of", (Binding,), {"groups": lambda self, instance, action: given})
+    with raises(InvalidConfiguration) as refused:
+        of().audience(None, "create")
+    assert refused.sentence == f"Of.groups returned {given!r}: return a list of names."
 
 
 @on_both

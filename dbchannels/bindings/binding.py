@@ -33,7 +33,7 @@ from django.utils.encoding import is_protected_type
 
 from dbchannels.bindings.receivers import CREATE, DELETE, UPDATE, Audience, Following
 from dbchannels.channel import Channel, Group
-from dbchannels.exceptions import InvalidConfiguration, InvalidMessage
+from dbchannels.exceptions import InvalidConfiguration, InvalidMessage, safe_repr
 
 __all__ = ["CREATE", "DELETE", "UPDATE", "Binding"]
 
@@ -122,7 +122,12 @@ class Binding:
 
     def audience(self, instance: Any, action: str) -> Audience:
         """Return the names of the groups to send to; with ``permitted``, groups of single users."""
-        groups = list(self.groups(instance, action))
+        groups = self.groups(instance, action)
+        if isinstance(groups, str) or not isinstance(groups, Iterable):
+            raise InvalidConfiguration(
+                f"{type(self).__name__}.groups returned {safe_repr(groups)}: return a list of names."
+            )
+        groups = list(groups)
         if not self._asks_permission():
             return frozenset(groups)
         return frozenset(
@@ -263,8 +268,21 @@ class Binding:
     def connect(cls) -> None:
         """Connect to the model's signals; a subclass with a model does so by itself."""
         cls._serialize = make_serializer(cls, cls._model())
+        cls._check_groups()
         cls._following = Following(cls(), cls._model())
         cls._following.connect()
+
+    @classmethod
+    def _check_groups(cls) -> None:
+        """Raise InvalidConfiguration if ``groups`` is missing, or cannot be called."""
+        if (cls.groups, cls.audience) == (Binding.groups, Binding.audience):
+            raise InvalidConfiguration(f"{cls.__name__} has no groups(self, instance, action): add it.")
+        try:
+            inspect.signature(cls.groups).bind(None, None, None)
+        except TypeError:
+            raise InvalidConfiguration(
+                f"{cls.__name__}.groups cannot be called: write def groups(self, instance, action)."
+            ) from None
 
     @classmethod
     def disconnect(cls) -> None:
