@@ -207,6 +207,7 @@ CHANNEL_LAYER: dict[str, Any] = {
     "channel_capacity": {},
     "layer": "default",
 }
+_TASKS_KEYS = ("BACKEND", "QUEUES", "OPTIONS", "ENQUEUE_ON_COMMIT")  # the last is an older django-tasks'
 _KEYS: dict[str, Any] = {"BACKEND": None, "DATABASE": "default", "ROUTING": None, "OPTIONS": {}}
 
 
@@ -275,8 +276,10 @@ def problems() -> list[str]:
     return found
 
 
-def task_problems(where: str, options: Any, queues: Collection[Any]) -> list[str]:
-    """Return one sentence for each mistake in OPTIONS of a backend of tasks; ``where`` is its entry of TASKS."""
+def task_problems(where: str, options: Any, queues: Collection[Any], keys: Collection[str] = ()) -> list[str]:
+    """Return one sentence for each mistake in a backend of tasks; ``where`` is its entry of TASKS, with these keys."""
+    if found := _unknown(dict.fromkeys(keys), dict.fromkeys(_TASKS_KEYS), where):
+        return found
     if not queues:
         return [
             f"{where}['QUEUES'] is empty, so no worker would read a queue: list the queues, or leave it out."

@@ -112,6 +112,21 @@ NAMES: dict[str, dict[str, str]] = {
         "group_send": "write Group(name).send({...})",
         "as_websocket": "write send({'text': ...})",
     },
+    # Attributes of a task of Django.
+    "task": {
+        **dict.fromkeys(("delay", "s", "si"), "write enqueue(...)"),
+        "apply_async": "write using(priority=..., run_after=..., queue_name=...).enqueue(...)",
+        "retry": "raise any exception: the task comes again",
+    },
+    # Attributes of a test case and of its client.
+    "test": {
+        "get_next_message": "write assertSent(channel), or drain() to run its consumer",
+        **dict.fromkeys(
+            ("send_and_consume", "consume"),
+            "write socket = self.client.ws(path) and socket.send(text), or drain()",
+        ),
+        "join_group": "write Group(name).add(socket.reply_channel)",
+    },
     # Attributes of a Group.
     "group": {
         "group_send": "write send({...})",

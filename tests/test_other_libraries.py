@@ -29,6 +29,7 @@ from dbchannels.layers.base import BaseLayer
 from dbchannels.routing import table
 from dbchannels.routing.table import OPTIONS, Routing, load_routes
 from dbchannels.server.websocket.messages import KEYS
+from dbchannels.testing import ChannelClient, ChannelTestCase
 from dbchannels.worker.worker import Worker
 
 MESSAGE = Message(
@@ -39,6 +40,7 @@ THINGS = {
     "message": MESSAGE,
     "channel": Channel("own"),
     "group": Group("room"),
+    "test": ChannelTestCase(),
 }
 
 
@@ -59,6 +61,11 @@ def test_another_attribute_is_not_there_as_always(place):
     with pytest.raises(AttributeError, match=r"has no attribute 'quite_other'$"):
         THINGS[place].quite_other  # noqa: B018
     assert not hasattr(THINGS[place], "quite_other")
+
+
+def test_an_attribute_of_a_tests_client_is_told_its_name_here():
+    with pytest.raises(AttributeError, match=r"write socket = self\.client\.ws\(path\)"):
+        ChannelClient().send_and_consume  # noqa: B018
 
 
 def test_an_attribute_of_a_layer_is_told_its_name_here(layer):

@@ -12,7 +12,7 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from functools import partial
 from inspect import iscoroutine
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
@@ -25,6 +25,7 @@ from dbchannels.layers import channel_layers
 from dbchannels.layers.base import BaseLayer
 from dbchannels.layers.tasks import ReturnValue, running, task_failed
 from dbchannels.message import Message
+from dbchannels.other_libraries import ForeignNames
 from dbchannels.tasks.framework import (
     BaseTaskBackend,
     InvalidTask,
@@ -46,8 +47,10 @@ PREFIX = "tasks."  # of the channels
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ChannelTask(Task):
+class ChannelTask(ForeignNames, Task):
     """A task with options of its own, as ``@task(retries=2)``; None stands for those of its queue."""
+
+    _place: ClassVar[str] = "task"
 
     retries: int | None = None
     backoff: float | Callable[[int], float] | None = None
@@ -69,7 +72,8 @@ class ChannelsBackend(BaseTaskBackend):
     @property
     def layer_alias(self) -> str:
         """The alias of the layer that carries the messages."""
-        return str(self.options.get("layer", "default"))
+        options = self.options if isinstance(self.options, dict) else {}  # `problems` reports others
+        return str(options.get("layer", "default"))
 
     @property
     def layer(self) -> BaseLayer:
@@ -83,7 +87,7 @@ class ChannelsBackend(BaseTaskBackend):
     def problems(self) -> list[str]:
         """Return one sentence for each mistake in the backend's entry of TASKS."""
         where = f"TASKS[{self.alias!r}]"
-        found = conf.task_problems(where, self.options, self.queues)
+        found = conf.task_problems(where, self.options, self.queues, settings.TASKS.get(self.alias, {}))
         for queue in sorted(self.queues, key=str):
             try:
                 names.check_channel_name(self.channel(queue))

@@ -10,14 +10,16 @@ from typing import Any
 from django.test import TestCase, TransactionTestCase
 
 from dbchannels.channel import Channel, Group
+from dbchannels.other_libraries import ForeignNames
 from dbchannels.testing.channels import Channels, use_channels
 from dbchannels.testing.client import ChannelClient
 from dbchannels.testing.sent import SentMessage, SentMessages
 
 
-class ChannelTestMixin:
+class ChannelTestMixin(ForeignNames):
     """Gives each test channels of its own, and their methods. Put it before a test case of Django's."""
 
+    _place = "test"
     client_class: Any = ChannelClient
     client: Any  # a ChannelClient
     channels: Channels

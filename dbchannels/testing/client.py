@@ -14,6 +14,7 @@ from django.test.client import ClientHandler
 
 from dbchannels import names
 from dbchannels.channel import Channel
+from dbchannels.other_libraries import ForeignNames
 from dbchannels.protocol import EVENT_STREAM, MORE_CONTENT, chunk, is_event
 from dbchannels.server.history import Resume
 from dbchannels.server.http import events
@@ -28,11 +29,13 @@ from dbchannels.worker.views import RequestContext, teach_django
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="  # RFC 6455 section 1.3's
 
 
-class ChannelClient(Client):
+class ChannelClient(ForeignNames, Client):
     """Django's test client, which opens WebSockets too, with the same sessions, logins and default headers.
 
     A view that raises ResponseLater gives an empty response with the attribute ``later``, see LaterAnswer.
     """
+
+    _place = "test"
 
     def __init__(self, enforce_csrf_checks: bool = False, *arguments: Any, **options: Any) -> None:
         super().__init__(enforce_csrf_checks, *arguments, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import uuid
 from datetime import timedelta
@@ -13,7 +14,7 @@ from django.db import connection, connections, transaction
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from dbchannels import Channel, route
+from dbchannels import Channel, other_libraries, route
 from dbchannels.exceptions import InvalidMessage
 from dbchannels.layers.operations import BatchResult
 from dbchannels.layers.postgresql import sql_durable
@@ -67,6 +68,12 @@ def test_the_result_is_found_by_its_id_alone(jobs, layer):
     for unknown in (str(uuid.uuid4()), "no id", ""):
         with pytest.raises(TaskResultDoesNotExist):
             jobs.add.get_result(unknown)
+
+
+def test_a_name_of_celery_is_told_its_name_here(jobs):
+    for name, told in other_libraries.NAMES["task"].items():
+        with pytest.raises(AttributeError, match=re.escape(f"has no attribute {name!r}: {told}.")):
+            getattr(jobs.add, name)
 
 
 def test_a_result_of_another_task_is_refused(jobs, layer):

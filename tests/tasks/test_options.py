@@ -74,6 +74,19 @@ def test_a_queue_must_be_a_part_of_a_channels_name(configure):
     assert "list the queues" in sentences()[0]
 
 
+def test_an_entry_has_no_other_keys(configure):
+    configure({"default": {"BACKEND": BACKEND, "retries": 3}})
+    assert sentences() == [
+        "TASKS['default'] has the unknown key 'retries': it takes BACKEND, QUEUES, OPTIONS, ENQUEUE_ON_COMMIT."
+    ]
+
+
+def test_options_that_are_no_dict_are_one_sentence(configure):
+    configure({"default": {"BACKEND": BACKEND, "OPTIONS": ["retries"]}})
+    assert sentences() == ["TASKS['default']['OPTIONS'] must be a dict, such as {'retries': 3}."]
+    assert [one.id for one in check_routing(None)] == ["dbchannels.E002"]
+
+
 def test_two_backends_may_share_a_queue(jobs, configure):
     one = {"BACKEND": BACKEND, "OPTIONS": {"retries": 1}}
     configure({"default": one, "other": {**one, "OPTIONS": {"retries": 2}}})
