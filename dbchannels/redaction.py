@@ -28,10 +28,10 @@ from dbchannels import codec, names
 from dbchannels.protocol import MORE_CONTENT
 
 _WORDS = (
-    "accesstoken apikey assertion auth authorization authtoken bearer code cookie credential credentials csrf "
-    "csrfmiddlewaretoken csrftoken cvc cvv hmac idtoken jsessionid jwt key oauth otp pass passcode passphrase passwd "
-    "password passwords phpsessid pin pw pwd refreshtoken saml secret secrets session sessionid sessionkey sig "
-    "signature ticket token totp xsrf xsrftoken"
+    "accesskey accesstoken apikey assertion auth authorization authtoken bearer code cookie credential credentials "
+    "csrf csrfmiddlewaretoken csrftoken cvc cvv hmac idtoken jsessionid jwt key mfa oauth otp pass passcode passphrase "
+    "passwd password passwords phpsessid pin privatekey pw pwd refreshtoken saml secret secretkey secrets sessid "
+    "session sessionid sessionkey sid sig signature ticket token totp xsrf xsrftoken"
 )
 SECRET_WORDS = frozenset(_WORDS.split())
 #: Secret headers: browsers' scripts can set no other header of a WebSocket, so sites put tokens into it.

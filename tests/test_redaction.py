@@ -27,7 +27,7 @@ LEVELS = {"debug", "info", "warning", "error", "exception", "critical", "log"}
 SECRET = """Authorization Cookie Proxy-Authorization Set-Cookie X-Api-Key X-Auth-Token X-CSRF-Token X-CSRFToken
     X-Amz-Security-Token Sec-WebSocket-Protocol Cf-Access-Jwt-Assertion accessToken resetToken token[] x%5Ftoken
     user[password] pass pin csrfmiddlewaretoken user_pass api.key APIKey SAMLResponse ID_TOKEN access-token token2
-    sessionid code clientSecret x%5ftoken reset+token"""
+    sessionid code clientSecret x%5ftoken reset+token PRIVATEKEY mfa sessid sid"""
 SHOWN = """passenger pinned postcode keyword monkey author tokens compass spin X-Forwarded-For Host state next q encoder
     authorName Content-Type sessions_count tokenizer"""
 
