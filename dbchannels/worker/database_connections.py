@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from django.core import signals
@@ -60,6 +61,13 @@ def end_message() -> None:
                 _set_aside(connection, opened_by)
             else:
                 connection.close()
+        # An engine of its own may keep on its wrapper what the message has set, as django-tenants keeps the tenant.
+        if (
+            _kept
+            and connection.vendor == "postgresql"
+            and not type(connection).__module__.startswith("django.")
+        ):
+            _renew(connection)
 
 
 def open_blocks() -> dict[str, int]:
@@ -128,25 +136,40 @@ def _is_like_new(connection: Any, raw: Any, opened_by: Mapping[str, Any]) -> boo
 
 def _set_aside(connection: Any, opened_by: Mapping[str, Any]) -> None:
     """Close the connection for Django, whose next ``connect()`` gets psycopg's, if the parameters are the same."""
-    raw, close_at, process = connection.connection, connection.close_at, os.getpid()
-
-    def get_new_connection(parameters: dict[str, Any]) -> Any:
-        del connection.get_new_connection
-        # A child that a consumer has forked must not use its parent's connection.
-        if os.getpid() == process:
-            if parameters == opened_by and _is_alive(raw):
-                if connection.settings_dict["CONN_MAX_AGE"]:
-                    connection.close_at = close_at
-                return raw
-            raw.close()
-        return connection.get_new_connection(parameters)
-
+    aside = connection.connection, opened_by, connection.close_at, os.getpid()
     connection._close = lambda: None  # everything else that close() does, a subclass's too, is done
     try:
         connection.close()
     finally:
         del connection._close
-    connection.get_new_connection = get_new_connection
+    connection.get_new_connection = partial(_reconnect, connection, *aside)
+
+
+def _reconnect(
+    connection: Any,
+    raw: Any,
+    opened_by: Mapping[str, Any],
+    close_at: float | None,
+    process: int,
+    parameters: dict[str, Any],
+) -> Any:
+    del connection.get_new_connection
+    # A child that a consumer has forked must not use its parent's connection.
+    if os.getpid() == process:
+        if parameters == opened_by and _is_alive(raw):
+            if connection.settings_dict["CONN_MAX_AGE"]:
+                connection.close_at = close_at
+            return raw
+        raw.close()
+    return connection.get_new_connection(parameters)
+
+
+def _renew(connection: Any) -> None:
+    """Put a new wrapper in the place of a connection's; it has the connection that was set aside."""
+    new: Any = connections.create_connection(connection.alias)
+    connections[connection.alias] = new
+    if (aside := vars(connection).get("get_new_connection")) is not None:
+        new.get_new_connection = partial(_reconnect, new, *aside.args[1:])
 
 
 def _is_alive(raw: Any) -> bool:

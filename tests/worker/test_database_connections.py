@@ -8,6 +8,7 @@ import time
 import pytest
 from django.core import signals
 from django.db import close_old_connections, connections, transaction
+from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 
@@ -210,7 +211,7 @@ def test_a_child_that_is_forked_leaves_its_parent_s_alone(connection, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(os, "getpid", lambda: -1)
         assert pid(connection) != first
-    (raw,) = [cell.cell_contents for cell in aside.__closure__ if hasattr(cell.cell_contents, "closed")]
+    raw = aside.args[1]
     assert not raw.closed  # the parent's
     raw.close()
 
@@ -231,6 +232,31 @@ def test_a_subclass_of_a_connection_sees_it_closed(connection, monkeypatch):
     connection.ensure_connection()
     database_connections.end_message()
     assert closed == [1]
+
+
+class TenantsWrapper(DatabaseWrapper):
+    """Keeps a tenant until another one is set, as that of django-tenants does."""
+
+    tenant = "public"
+
+
+def test_a_tenant_that_an_engine_of_its_own_keeps_is_not_there_for_the_next(connection, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            connections, "create_connection", lambda alias: TenantsWrapper(connection.settings_dict, alias)
+        )
+        connections["default"] = connections.create_connection("default")
+        try:
+            first = pid(connections["default"])
+            for uses_it in (True, False, True):
+                connections["default"].tenant = "anna"
+                assert not uses_it or pid(connections["default"]) == first
+                database_connections.end_message()
+                assert connections["default"].tenant == "public"
+        finally:
+            connections["default"].close()
+            vars(connections["default"]).pop("get_new_connection").args[1].close()
+            connections["default"] = connection
 
 
 def leave_atomic(connection):
