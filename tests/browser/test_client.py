@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Error, Page, expect
 
 import dbchannels
 from tests.browser.conftest import Window
@@ -105,6 +105,12 @@ def test_json_and_what_is_none(client: Client) -> None:
         ["text", '{"a":[1,null]}'], ["json", {"a": [1, None]}], ["text", "{"], ["json", None], ["text", ""]
     )
     assert client.names().count("json") == 2
+
+
+def test_an_event_that_never_comes_is_refused(client: Client) -> None:
+    client.connect("/echo/").reached("connecting", "open")
+    with pytest.raises(Error, match="There is no event message, but connecting,open,"):
+        client.do("socket.on('message', () => 0)")
 
 
 def test_binary(client: Client) -> None:

@@ -4,6 +4,7 @@ const SHORTEST = 500; // ms before coming back, at least
 const LONGEST = 10_000; // ms, at most
 const GOOD = 5_000; // ms that a connection has to last before waits are short again
 const HIDDEN = /^\0(heartbeat|id|start|gap)(?: (\d+))?$/; // what the server tells this script
+const EVENTS = "connecting,open,waiting,closed,unauthorized,text,json,binary,gap".split(",");
 
 // Not when the site is done with us (1000, 1008), or has a reason of its own; 4401: logged out.
 export const comesBack = (code) => code !== 1000 && code !== 1008 && !(code >= 4000 && code <= 4999);
@@ -20,6 +21,7 @@ export class Socket {
   // "connecting", "open", "waiting" ({ seconds }), "closed" and "unauthorized" ({ code, reason }); "text",
   // "json" (each text that is JSON, as its value), "binary" (an ArrayBuffer), "gap" (messages are lost).
   on(event, listener) {
+    if (!EVENTS.includes(event)) throw TypeError(`There is no event ${event}, but ${EVENTS}.`);
     (this.listeners[event] ??= []).push(listener);
     return this;
   }
