@@ -395,3 +395,4 @@ def test_a_layer_of_no_database_is_one_sentence(layer, monkeypatch):
     memory = conf.LayerSettings("default", conf.SHORT_BACKENDS["memory"], "default", None, conf.OPTIONS)
     with channel_layers.swapped({"default": make_layer(memory)}):
         assert "is not on a database of the site" in refused("channels_status")
+        assert "lives in one process" in refused("channels_send", "own", "a=1")

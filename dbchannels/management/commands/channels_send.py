@@ -40,6 +40,8 @@ class Command(LayerCommand):
         super().add_arguments(parser)
 
     def act(self, layer: BaseLayer, options: dict[str, Any]) -> None:
+        if not layer.shared:
+            raise CommandError("This layer lives in one process, which this is not: use a database layer.")
         words, group = list(options["words"]), options["to_group"]
         if not group and (not words or "=" in words[0]):
             raise CommandError("Name the channel first: manage.py channels_send NAME key=value.")
