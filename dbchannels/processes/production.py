@@ -101,7 +101,7 @@ class Running:
     ) -> None:
         self.config, self.server, self.supervisor, self.service = config, server, supervisor, service
         self.write = write
-        self.stopping = stop_at_signals(supervisor.kill)
+        self.stopping = stop_at_signals(supervisor.stop_now)
         self.control: ControlSocket | None = None
         self._workers_end: Any = None  # the result of their end, while this server still drains
         if config.workers:
@@ -335,16 +335,16 @@ class Stopping(Event):  # type: ignore[misc]
     signalled = False
 
 
-def stop_at_signals(kill: Callable[[], None] = lambda: None) -> Stopping:
+def stop_at_signals(stop_now: Callable[[], None] = lambda: None) -> Stopping:
     """Return an event that SIGTERM and SIGINT set, and SIGUSR1 before a restart.
 
-    A second signal ends the process at once, after a call of ``kill``, which ends the child processes.
+    A second signal ends the process at once, after a call of ``stop_now``, which ends the child processes.
     """
     stopping = Stopping()
 
     def stop(restart: bool) -> None:
         if stopping.signalled:
-            kill()
+            stop_now()
             os._exit(1)
         stopping.restart, stopping.signalled = restart or stopping.taken, True
         stopping.set()

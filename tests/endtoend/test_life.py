@@ -278,6 +278,19 @@ def test_what_does_not_end_ends_with_its_worker_and_is_asked_for_or_given_back_a
     assert site.count("process") == site.count("inflight") == 0
 
 
+def test_a_second_signal_ends_all_now_and_what_runs_is_given_back(site):
+    served = site.serve("--workers", "2", "--graceful-timeout", "600")
+    site.send("stream", {"text": "long", "sleep": 3600})
+    until(lambda: "long" in site.entries(), "it runs")
+    workers = served.workers(2)
+    served.process.terminate()
+    served.wait_for_line("Stopping.")
+    assert served.terminate() == 1
+    assert not any(map(is_running, workers))
+    rows = site.rows("SELECT claimed_by, attempts, alone FROM dbchannels_durablemessage")
+    assert rows == [(None, 0, False)]
+
+
 def test_a_worker_whose_parent_is_killed_finishes_what_it_runs_and_ends(site):
     served = site.serve("--workers", "1")
     site.send("stream", {"text": "a while", "sleep": 1})
