@@ -77,7 +77,7 @@ def decode(payload: bytes | memoryview) -> dict[str, Any]:
         # The limit of 64 levels is for encoding; msgpack's decoder has its own limit of 1,024.
         message = msgpack.unpackb(payload, raw=False, strict_map_key=True)
     except Exception as error:  # msgpack's own errors, ValueError, TypeError
-        raise UnreadableMessage(error or type(error).__name__) from None
+        raise UnreadableMessage(str(error) or type(error).__name__) from None
     if not isinstance(message, dict):
         raise UnreadableMessage(f"it is {_kind(message)}, not a dict")
     return message

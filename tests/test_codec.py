@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dbchannels import codec
-from dbchannels.exceptions import InvalidMessage, MessageTooLarge
+from dbchannels.exceptions import InvalidMessage, MessageTooLarge, UnreadableMessage
 from dbchannels.testing.contract.case import raises
 from dbchannels.testing.contract.messages import REFUSED, VALUES, Color, exact
 
@@ -153,3 +153,9 @@ def test_foreign_bytes_are_a_value_error(payload):
         pass
     except msgpack.exceptions.UnpackException as error:
         pytest.fail(f"{error!r} is no ValueError")
+
+
+def test_an_error_without_words_is_named():
+    with raises(UnreadableMessage) as refused:
+        codec.decode(b"\xc1")
+    assert refused.sentence.startswith("The payload cannot be decoded ('FormatError')")
