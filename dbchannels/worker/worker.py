@@ -331,7 +331,10 @@ class Worker:
             self._dropped.count(number=0)
         if not self._wakeups and now - self._cleaned_at > every:
             self._cleaned_at = now
-            self.link.clean_up()
+            try:
+                self.link.clean_up()
+            finally:
+                self._executor.tidy()  # its check of the wakeups is on Django's connection
         self.measures.events["outages"] = self._health.outages
         report = self._process.report
         if report is not None and now >= report.due_at:

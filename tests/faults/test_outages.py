@@ -11,6 +11,7 @@ from examples.embedded_postgres import EmbeddedPostgres
 from tests.harness import LiveSite, is_running, until
 from tests.proxy import proxied
 from tests.soak import outages
+from tests.soak.sites import options
 
 START = 1.0  # seconds that the interpreter's own end may take on a slow machine
 
@@ -51,6 +52,15 @@ def test_it_is_two_lines_of_each_process_and_new_requests_are_503_at_once(
         names = re.findall(line, served.output())
         assert len(names) == len(set(names)) == 3, served.output()
         assert {name.split("-")[0] for name in names} == {"server", "worker"}
+
+
+def test_no_message_meets_a_connection_that_was_ended_while_its_worker_was_idle(site: LiveSite) -> None:
+    served = site.serve("--workers", "0")
+    site.work(settings=options(lease=0.6))
+    sessions = "FROM pg_stat_activity WHERE application_name LIKE 'site %'"
+    until(lambda: site.rows(f"SELECT pid {sessions} AND query LIKE '%pg_notification_queue_usage%'"), "it checks")
+    assert site.rows(f"SELECT pg_terminate_backend(pid, 5000) {sessions}") == [(True,)]
+    assert served.get("/visits").status == 200
 
 
 # The end of a server meanwhile.
