@@ -853,6 +853,26 @@ def test_it_outlives_an_outage_of_the_layer_and_says_so_in_two_lines(
     assert failures[3] - failures[0] >= 0.05  # three pauses, none shorter than 0.025 s
 
 
+@kinds.only("memory")
+def test_an_outage_lasts_as_long_as_nothing_can_be_written(layer, new_worker, run, monkeypatch, caplog):
+    one = new_worker(route("own", quiet), name="w1")
+    renew, tries = one.link.renew, []
+
+    def broken(name):
+        tries.append(len(caplog.records))
+        if len(tries) < 5:
+            raise LayerUnavailable("The database can only be read.")
+        return renew(name)
+
+    run(one)
+    wait_until(lambda: one._work_on_record)
+    monkeypatch.setattr(one.link, "renew", broken)
+    one._renewed_at = 0.0  # long ago
+    wait_until(lambda: "again, after" in caplog.text)
+    assert tries == [0, 0, 1, 1, 1]
+    assert len(caplog.records) == 2
+
+
 def test_what_consumers_did_is_written_after_an_outage(layer, new_worker, monkeypatch):
     layer.send("own", {})
     one = new_worker(route("own", lambda message: Channel("out").send({"number": 1})))
