@@ -24,10 +24,11 @@ UNREGISTER_TRIES = 3  # in about half a second; if all fail, the lease ends and 
 log = logging.getLogger("dbchannels.layer")
 
 # A refused connection has no SQLSTATE, neither with psycopg2 nor with psycopg 3, so only its text says why it was
-# refused. PostgreSQL's texts, SQLite's, then MySQL's; a text in another language counts as one that may pass.
+# refused. The texts of PostgreSQL, PgBouncer, SQLite and MySQL; one in another language counts as one that may pass.
 _FINAL = re.compile(
     r"does not exist|authentication failed|no password supplied|no pg_hba\.conf entry|permission denied"
-    r"|not permitted to log in|unable to open database file|Access denied|Unknown database"
+    r"|not permitted to log in|no such database|no such user|bouncer config error|unable to open database file"
+    r"|Access denied|Unknown database"
 )
 
 

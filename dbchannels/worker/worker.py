@@ -171,7 +171,9 @@ class Worker:
                 self._wait()
             except LayerUnavailable as error:
                 self._health.failed(error)
-                self._renewed_at = 0.0  # the next look begins with a write: a database may answer, and take none
+                self._renewed_at = (
+                    0.0  # the next look begins with a write: a database may answer, and take none
+                )
                 self._wake.wait(delays.delay())
         self._watchdog.stop()  # or it could put the worker on record again
         self._dropped.flush()

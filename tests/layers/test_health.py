@@ -32,6 +32,8 @@ FINAL = [
     'FATAL:  no pg_hba.conf entry for host "192.0.2.1"',
     'FATAL:  permission denied for database "site"',
     'FATAL:  role "site" is not permitted to log in',
+    "FATAL:  no such database: site",
+    "FATAL:  bouncer config error",
     "unable to open database file",
     "(1045, \"Access denied for user 'site'@'localhost'\")",
 ]
