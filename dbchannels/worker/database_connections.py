@@ -33,6 +33,9 @@ def keep() -> None:
     _kept = True
     for signal in (signals.request_started, signals.request_finished):
         signal.disconnect(close_old_connections)
+    for connection in connections.all():
+        if connection.vendor == "postgresql" and _is_pooled(connection):
+            _reset_in_pool(connection)
 
 
 def end_message() -> None:
@@ -47,9 +50,7 @@ def end_message() -> None:
             connection.close_if_unusable_or_obsolete()
         elif _is_pooled(connection):
             raw = connection.connection
-            if _is_like_new(connection, raw, connection.get_connection_params()) and _discard_all(raw):
-                connection._configure_connection(raw)  # as the pool has opened it
-            else:
+            if not _is_like_new(connection, raw, connection.get_connection_params()):
                 raw.close()
             connection.close()  # the pool has it back
         else:
@@ -109,6 +110,24 @@ def _is_pooled(connection: Any) -> bool:
     return bool(connection.settings_dict["OPTIONS"].get("pool"))
 
 
+def _reset_in_pool(connection: Any) -> None:
+    """Have psycopg's pool reset what comes back, whoever returns it: a consumer, or a thread of a consumer's, too."""
+    options = connection.settings_dict["OPTIONS"]
+    pool = {} if options["pool"] is True else options["pool"]
+
+    def reset(raw: Any) -> None:
+        if (own := pool.get("reset")) is not None:
+            own(raw)
+        wrapper: Any = connections[connection.alias]  # this thread is the pool's
+        if not (_is_like_new(wrapper, raw, wrapper.get_connection_params()) and _discard_all(raw)):
+            raise Error("This connection is not as it was opened.")  # so the pool opens another one
+        wrapper._configure_connection(raw)  # as the pool has opened it
+
+    connection.close()
+    connection.close_pool()
+    options["pool"] = {**pool, "reset": reset}
+
+
 def _is_like_new(connection: Any, raw: Any, opened_by: Mapping[str, Any]) -> bool:
     """Whether nothing is left that DISCARD ALL does not undo: in psycopg's own object."""
     options = connection.settings_dict["OPTIONS"]
@@ -118,8 +137,10 @@ def _is_like_new(connection: Any, raw: Any, opened_by: Mapping[str, Any]) -> boo
     added = getattr(raw, "read_only", None), getattr(raw, "readonly", None), raw.deferrable
     if added != (None, None, None):
         return False
-    level = connection.isolation_level if "isolation_level" in options else None
-    if raw.isolation_level != level or raw.cursor_factory != opened_by["cursor_factory"]:
+    if (
+        raw.isolation_level != options.get("isolation_level")
+        or raw.cursor_factory != opened_by["cursor_factory"]
+    ):
         return False
     if hasattr(raw, "row_factory"):  # psycopg 3's
         from psycopg.rows import tuple_row

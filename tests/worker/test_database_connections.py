@@ -327,14 +327,19 @@ if is_psycopg3:  # see tests/layers/test_psycopg3.py
         monkeypatch.setitem(
             pooled.settings_dict, "OPTIONS", {**pooled.settings_dict["OPTIONS"], "pool": {"min_size": 1}}
         )
-        monkeypatch.setattr(connections, "all", lambda initialized_only: [pooled])
+        monkeypatch.setattr(connections, "all", lambda initialized_only=False: [pooled])
         try:
+            database_connections.keep()
             fresh, first = ask(pooled, STATE), pid(pooled)
             for dirt in (*DIRT, "SELECT 1"):
-                ask(pooled, dirt)
-                database_connections.end_message()
-                assert pooled.connection is None
-                assert (ask(pooled, STATE), pid(pooled)) == (fresh, first)
+                for end in (
+                    database_connections.end_message,
+                    pooled.close,
+                ):  # the other by the consumer itself
+                    ask(pooled, dirt)
+                    end()
+                    assert pooled.connection is None
+                    assert (ask(pooled, STATE), pid(pooled)) == (fresh, first)
             leave_begin(pooled)
             assert database_connections.end_transactions({}) == ["default"]
             assert ask(pooled, STATE) == fresh
