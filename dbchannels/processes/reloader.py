@@ -15,7 +15,6 @@ import sysconfig
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -37,20 +36,25 @@ NO_CODE = {"__pycache__", "locale", "media", "node_modules", "static", "template
 class CodeChanges:
     """Whether a file of the site that this process has imported was saved after ``since`` (of ``time.time``).
 
+    A file that was replaced by an older one counts too, as ``cp -p`` and ``rsync -t`` keep the time of the last save.
     Installed packages are left out: a worker asks before each message, and packages have thousands of files.
     """
 
     def __init__(self, since: float) -> None:
         self._since = since
         self._modules = 0
-        self._files: list[Path] = []
+        self._files: dict[Path, float | None] = {}  # when each was saved, at first sight
+        self()
 
     def __call__(self) -> bool:
         if len(sys.modules) != self._modules:
             self._modules = len(sys.modules)
             found = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-            self._files = [Path(file) for file in found if file and is_own(Path(file))]
-        return bool(changed_since(self._since, self._files))
+            paths = [Path(file) for file in found if file and is_own(Path(file))]
+            self._files = {path: self._files.get(path, saved_at(path)) for path in paths}
+        now = time.time()
+        times = ((saved_at(path), before) for path, before in self._files.items())
+        return any(saved and (saved != before or self._since < saved <= now) for saved, before in times)
 
 
 def is_own(path: Path) -> bool:
@@ -62,13 +66,23 @@ def is_own(path: Path) -> bool:
 
 
 class Reloader(autoreload.StatReloader):
-    """Django's reloader, which also sees new files of the apps, and files saved while the site was imported."""
+    """Django's reloader, which also sees new files of the apps, files that were replaced by older ones, and files saved
+    while the site was imported.
+    """
 
     SLEEP_TIME = LOOK_EVERY  # type: ignore[assignment]
 
     def __init__(self, since: float) -> None:
         super().__init__()
         self._since = since
+        self._seen: dict[Path, tuple[float, int]] = {}
+
+    def snapshot_files(self) -> Iterator[tuple[Path, int]]:
+        """Yield each file with a number that grows at each change; a time may go back."""
+        for path, mtime in super().snapshot_files():
+            before, number = self._seen.get(path, (mtime, 0))
+            self._seen[path] = mtime, number + (mtime != before)
+            yield path, self._seen[path][1]
 
     def watched_files(self, include_globs: bool = True) -> Iterator[Path]:
         yield from super().watched_files(include_globs)
@@ -128,12 +142,16 @@ def app_files() -> Iterator[Path]:
 
 def changed_since(moment: float, paths: Iterable[Path]) -> list[Path]:
     """Return the paths that were changed after a moment, but not in the future."""
-    now, changed = time.time(), []
-    for path in paths:
-        with suppress(OSError):  # it is gone
-            if moment < path.stat().st_mtime <= now:
-                changed.append(path)
-    return changed
+    now = time.time()
+    return [path for path in paths if (saved := saved_at(path)) and moment < saved <= now]
+
+
+def saved_at(path: Path) -> float | None:
+    """Return when a file was saved; None if it is gone."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return None
 
 
 # In the server.

@@ -56,6 +56,17 @@ def test_a_worker_sees_a_change_of_what_it_has_imported_and_of_no_package(tmp_pa
     assert changes()
 
 
+def test_a_worker_sees_a_file_that_was_replaced_by_an_older_one(tmp_path, monkeypatch):
+    path = file(tmp_path, "replaced_own.py", 20)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "replaced_own", importlib.import_module("replaced_own"))
+    changes = reloader.CodeChanges(time.time() + 5)
+    path.rename(tmp_path / "gone")
+    assert not changes()
+    file(tmp_path, "replaced_own.py", 60)
+    assert changes()
+
+
 def test_only_the_site_s_own_apps_are_looked_after(monkeypatch, tmp_path):
     installed = tmp_path / "site-packages" / "shop"
     own = tmp_path / "chat"
@@ -105,6 +116,9 @@ def test_a_new_file_counts_as_changed_and_one_that_is_saved_again(look, tmp_path
     assert look() == ["new.py"]
     file(tmp_path, "old.py", 1)
     assert "old.py" in look()
+    file(tmp_path, "old.py", 60)  # by cp -p, for example
+    assert "old.py" in look()
+    assert "old.py" not in look()
 
 
 ROOT = Path(dbchannels.__file__).parents[1]
