@@ -14,7 +14,7 @@ from datetime import timezone as datetime_timezone
 
 from dbchannels.layers.link import Link
 from dbchannels.layers.operations import periodic
-from dbchannels.routing.interval import Entry
+from dbchannels.routing.interval import LONGEST_CHANGE, Entry
 
 UTC = datetime_timezone.utc
 ABSENT_FOR = timedelta(minutes=10)  # a line that is taken out and put back in a deploy is still the same
@@ -44,6 +44,10 @@ class Timetable:
                 if due is not None:  # else it is new on the timetable, and due for the first time later
                     sends = [periodic(channel, str(interval), due)]
                 self._link.move_time(channel, str(interval), due, following, sends)
+            elif due - now > LONGEST_CHANGE and due - LONGEST_CHANGE > interval.following(now, now):
+                # It was worked out by a clock that has been corrected since.
+                following = interval.following(now, now)
+                self._link.move_time(channel, str(interval), due, following, [])
             sleep = min(sleep, (following - now).total_seconds())
         self.send_at = time.monotonic() + sleep
 

@@ -154,6 +154,19 @@ def test_what_was_missed_is_sent_once(layer, link, clock):
 
 
 @kinds.on_databases
+@pytest.mark.parametrize("every", [timedelta(hours=1), "0 * * * *"])
+def test_a_clock_that_is_set_back_by_days_delays_no_run_for_days(layer, link, clock, every):
+    hourly = timetable(link, every)
+    hourly.send_due()
+    clock.pass_by(days=-30)
+    hourly.send_due()
+    assert drain(layer, "own") == []
+    clock.pass_by(hours=1)
+    hourly.send_due()
+    assert drain(layer, "own") == [{"scheduled_at": clock.now.isoformat()}]
+
+
+@kinds.on_databases
 def test_it_is_not_queued_while_the_one_before_waits(layer, link, clock):
     tables = timetable(link, timedelta(hours=1), timedelta(hours=2))
     for _ in range(5):
