@@ -11,6 +11,7 @@ https://www.postgresql.org/docs/current/sql-discard.html
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 
 from django.core import signals
 from django.db import Error, close_old_connections, connections
+from django.db.backends.signals import connection_created
 
 from dbchannels.wakeup import wait_readable
 
@@ -25,6 +27,8 @@ from dbchannels.wakeup import wait_readable
 _IDLE, _OPEN = 0, (2, 3)
 
 _kept = False  # in a worker's process
+# Of threads that are not a worker's: a consumer's own, or those in which a coroutine asks the database.
+_of_threads: dict[Any, threading.Thread] = {}
 
 
 def keep() -> None:
@@ -33,13 +37,30 @@ def keep() -> None:
     _kept = True
     for signal in (signals.request_started, signals.request_finished):
         signal.disconnect(close_old_connections)
+    connection_created.connect(_note_thread)
     for connection in connections.all():
         if connection.vendor == "postgresql" and _is_pooled(connection):
             _reset_in_pool(connection)
 
 
+def _note_thread(connection: Any, **_: Any) -> None:
+    _of_threads[connection] = threading.current_thread()
+
+
+def _close_of_ended_threads() -> None:
+    """Close what threads have left open that have ended: its locks would be held until Python frees the objects."""
+    for connection, thread in list(_of_threads.items()):
+        ended = not thread.is_alive()
+        if ended or thread is threading.current_thread():
+            noted = _of_threads.pop(connection, None)  # None: another worker's thread was faster
+            if ended and noted is not None:
+                connection.inc_thread_sharing()  # or only its own thread may close it
+                connection.close()
+
+
 def end_message() -> None:
     """Leave the calling thread's connections for the next message."""
+    _close_of_ended_threads()
     connection: Any
     for connection in connections.all(initialized_only=True):
         connection.queries_log.clear()

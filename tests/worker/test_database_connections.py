@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+from contextlib import closing
 
 import pytest
 from django.core import signals
@@ -12,6 +14,7 @@ from django.db.backends.postgresql.base import DatabaseWrapper
 from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.signals import connection_created
 
+from dbchannels.testing.contract.case import wait_until
 from dbchannels.worker import database_connections
 
 pytestmark = pytest.mark.postgresql
@@ -53,6 +56,8 @@ def connection(tables):
     one.ensure_connection()
     one.close()  # what was set aside would keep the test database from going
     database_connections._kept = False
+    connection_created.disconnect(database_connections._note_thread)
+    database_connections._of_threads.clear()
     for signal in (signals.request_started, signals.request_finished):
         signal.connect(close_old_connections)
 
@@ -135,6 +140,26 @@ def test_nothing_stays_in_the_driver_s_own_object(connection, leave):
     database_connections.end_message()
     assert kept() == fresh
     assert ask(connection, "SELECT '\u20ac'") == ("\u20ac",)
+
+
+def test_what_a_thread_of_a_consumer_has_left_open_is_closed(connection):
+    found = []
+
+    def work():
+        found.append(pid(connections["default"]))
+        ask(connections["default"], "SELECT pg_advisory_lock(12345)")
+
+    with closing(connection.copy()) as other:
+        for _ in range(3):  # each would wait for the lock of the one before
+            thread = threading.Thread(target=work, daemon=True)
+            thread.start()
+            thread.join(10)
+            assert not thread.is_alive()
+            pid(connection)
+            database_connections.end_message()
+            held = f"SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = {found[-1]}"
+            wait_until(lambda held=held: ask(other, held) == (0,))
+    assert not database_connections._of_threads
 
 
 def test_what_the_driver_says_at_each_begin_goes_too(connection):
