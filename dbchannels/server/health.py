@@ -20,6 +20,7 @@ from dbchannels.server.listeners import Listener
 from dbchannels.server.metrics import Metrics
 
 MOST = 32  # connections at once
+ACCEPTED = 4  # in one turn of the hub's loop: those that they replace are closed in a later one
 DEADLINE = (
     5.0  # seconds for a request, and for its response; not for the time that it takes to make the metrics
 )
@@ -46,6 +47,7 @@ class HealthServer:
         self._text: Any = None  # the greenlet that makes the metrics' text, or has made it
         self.listener = listener
         self._server = StreamServer(listener.socket, self._serve)
+        self._server.max_accept = ACCEPTED
         self._open: dict[Any, None] = {}  # the greenlet of each connection, the oldest first
         self.start = self._server.start
 

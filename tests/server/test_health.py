@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket as blocking_socket
 import time
 from contextlib import ExitStack
 from types import SimpleNamespace
@@ -112,6 +114,26 @@ def test_those_who_come_at_once_go_at_once(site):
         for one in pair:
             one.close()
     gevent.joinall(greenlets)
+
+
+def test_those_who_come_at_once_take_few_descriptors(site, monkeypatch):
+    """They are accepted few at a time, or the server would have no descriptor left until the first ones are closed."""
+    served, found = site.server._health._server, []
+    handle, before = served.do_handle, len(os.listdir("/proc/self/fd"))
+
+    def counted(*given):
+        found.append(len(os.listdir("/proc/self/fd")) - before - len(silent))
+        handle(*given)
+
+    monkeypatch.setattr(served, "do_handle", counted)
+    address = ("127.0.0.1", site.server.health_address.port)
+    # The kernel takes them all before the hub, which is in this thread, has a turn.
+    silent = [blocking_socket.create_connection(address) for _ in range(3 * health.MOST)]
+    until(lambda: len(found) == len(silent))
+    for one in silent:
+        one.close()
+    assert max(found) <= health.MOST + 4 * health.ACCEPTED
+    until(lambda: not site.server._health._open)
 
 
 def test_slow_clients_share_the_text_of_the_metrics(site, monkeypatch):
