@@ -1,4 +1,4 @@
-"""The limits that all WebSockets share: the server's memory, in both directions, and the time of the hub.
+"""The limits that all WebSockets share: the server's memory, in both directions, the time of the hub, and the workers'.
 
 Without them, each socket could hold as much as one may, and a few sockets with thousands of tiny frames would delay all
 others. Nothing here knows sockets, frames or consumers.
@@ -16,6 +16,7 @@ import gevent
 from gevent.hub import Waiter
 
 from dbchannels.protocol import TRY_AGAIN
+from dbchannels.server.connection_limits import FairQueue
 
 SPARE = 8  # this fraction of the total is kept for copies, which are not counted
 RESERVED = 4096  # bytes that each connection may hold even when the others hold all
@@ -35,7 +36,9 @@ class MemoryBudget:
     RESERVED bytes for each connection.
     """
 
-    def __init__(self, total: int, per_connection: int) -> None:
+    def __init__(self, total: int, per_connection: int, turns: FairQueue | None = None) -> None:
+        """``turns``: a frame goes to the layer when it is its address's turn."""
+        self.turns = turns or FairQueue(None)
         self.total, self.per_connection, self.used = total - total // SPARE, per_connection, 0
         self.hub_time = HubTime()
         self.unsent = UnsentFrames(total)

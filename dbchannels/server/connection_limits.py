@@ -1,10 +1,10 @@
-"""How much one client may have of the server: connections, and requests that run at once.
+"""How much one client may have of the server: connections, and requests and frames that run at once.
 
 A client counts by its ``address_key``: an IPv6 client can choose its addresses from a whole /64. Rejecting a connection
 needs no greenlet: a flood of connections must cost less than the requests that it keeps out.
 
-Workers answer requests in the order in which these reach the layer, so a request there delays all others. Therefore
-each address may have only so many there, and addresses take turns. The others wait in the server, where a request
+Workers run requests and frames in the order in which these reach the layer, so each there delays all others. Therefore
+an address may have only so many there, and addresses take turns. The others wait in the server, where a request
 whose client leaves costs nothing.
 """
 
@@ -30,6 +30,7 @@ log = logging.getLogger("dbchannels.server")
 CONNECTIONS = 1_000  # of one address, by default
 REQUESTS = 32  # of one address that are in the layer and unanswered, by default
 TOGETHER = 4  # times as many requests of all addresses
+FRAMES_TOGETHER = 16  # the same of frames: these are short, and workers are fastest with many at once
 RESERVED = 200  # descriptors for all but connections: the database, workers, log files, bodies on disk
 KEPT = 50  # of them that no connection may have, whatever else is open: the database must be reached again
 REJECTED = "Rejected %d connections beyond --max-connections and %d beyond --max-per-address; %d may be open."
@@ -95,16 +96,21 @@ class ConnectionLimits:
 
 
 class FairQueue:
-    """Starts requests, handshakes, or reads of histories, when it is their address's turn; used in the hub alone.
+    """Starts requests, handshakes, frames, or reads of histories, when it is their address's turn; used in the hub.
 
     ``per_address`` None allows REQUESTS, and any number from this machine; an address that ``is_proxy`` may have any
     number too.
     """
 
-    def __init__(self, per_address: int | None, is_proxy: Callable[[str], bool] | None = None) -> None:
+    def __init__(
+        self,
+        per_address: int | None,
+        is_proxy: Callable[[str], bool] | None = None,
+        together: int = TOGETHER,
+    ) -> None:
         self._per_address = per_address
         self._is_proxy = is_proxy
-        self.room = TOGETHER * (per_address or REQUESTS)  # for so many more
+        self.room = together * (per_address or REQUESTS)  # for so many more
         self._addresses: dict[str, _Address] = {}
         #: The addresses that have a request waiting and may start it, the next one first.
         self._next: OrderedDict[str, _Address] = OrderedDict()
@@ -174,6 +180,30 @@ class Turn:
         queue, self._queue = self._queue, None
         if queue is not None:
             queue.leave(self)
+
+
+class FrameTurn:
+    """The turn of a WebSocket's frame, one after another."""
+
+    def __init__(self, queue: FairQueue, client: str) -> None:
+        self._queue, self._client = queue, client
+        self._turn: Turn | None = None
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is a frame that has not started."""
+        return self._turn is not None and not self._turn.started
+
+    def enter(self, start: Callable[[], None]) -> None:
+        """Call ``start`` when it is the turn of the next frame, see ``FairQueue.enter``."""
+        self.leave()
+        self._turn = self._queue.enter(self._client, start)
+
+    def leave(self) -> None:
+        """End the turn, if there is one."""
+        turn, self._turn = self._turn, None
+        if turn is not None:
+            turn.leave()
 
 
 class _Address:

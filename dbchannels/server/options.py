@@ -229,7 +229,7 @@ class ServerConfig:
     max_waiting_per_address: int | None = number(
         None,
         "N",
-        "unanswered requests of one address in the layer; others wait (32; from this machine any number)",
+        "unanswered requests, and frames, of one address in the layer; others wait (32; from this machine any number)",
     )
     max_requests: int = number(0, "N", "requests on one connection before it is closed; 0: any number", 0)
 

@@ -20,6 +20,7 @@ from dbchannels.redaction import escaped
 from dbchannels.server.access_log import log_websocket
 from dbchannels.server.budget import SLICE, MemoryBudget
 from dbchannels.server.connection_limits import (
+    FRAMES_TOGETHER,
     ConnectionLimits,
     FairQueue,
     address_of,
@@ -159,11 +160,15 @@ class InterfaceServer:
         self.options = options
         self.relay = Relay(layer, wakeups, GeventHub())
         is_proxy = options.proxies.believes if options.proxies else None
-        # Two queues: a worker is kept free for WebSockets, so their handshakes need not wait for requests.
+        # A worker is kept free for WebSockets, so these need not wait for requests.
         self.requests = Requests(self.relay, options, FairQueue(options.max_waiting_per_address, is_proxy))
         self._handshakes = FairQueue(options.max_waiting_per_address, is_proxy)
         self.connection_limits = ConnectionLimits(options.max_connections, options.max_per_address, is_proxy)
-        self._budget = MemoryBudget(options.max_websocket_memory, options.websocket.max_memory)
+        self._budget = MemoryBudget(
+            options.max_websocket_memory,
+            options.websocket.max_memory,
+            FairQueue(options.max_waiting_per_address, is_proxy, FRAMES_TOGETHER),
+        )
         self.hub_time = self._budget.hub_time
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops

@@ -366,7 +366,7 @@ def test_the_first_decision_counts(line):
 
 
 def test_a_refusal_of_an_open_connection_is_logged(line, logged, monkeypatch):
-    monkeypatch.setattr(connection._refused_late, "_logged_at", -1e9)
+    monkeypatch.setattr(connection.refused_late, "_logged_at", -1e9)
     line.open().reply(accept=False)
     (told,) = [text for text in logged() if "refused" in text]
     assert told.startswith(
@@ -499,7 +499,7 @@ def test_frames_are_read_while_events_wait(line):
 
 
 def test_more_events_than_may_wait_are_dropped_and_counted(line, logged, monkeypatch):
-    monkeypatch.setattr(connection._dropped, "_logged_at", -1e9)
+    monkeypatch.setattr(connection.dropped_events, "_logged_at", -1e9)
     line.open()
     for number in range(EVENTS + 4):
         line.reply(type="line.written", number=number)
@@ -566,7 +566,7 @@ def test_an_event_whose_worker_died_closes_as_a_frame_does(line):
 def test_an_event_that_no_worker_takes_in_time_is_dropped_and_the_next_message_goes_on(
     line, logged, monkeypatch, why
 ):
-    monkeypatch.setattr(connection._dropped, "_logged_at", -1e9)
+    monkeypatch.setattr(connection.dropped_events, "_logged_at", -1e9)
     monkeypatch.setattr(connection, "FULL_DEADLINE" if why == "full" else "RETRY_DEADLINE", -1.0)
     line.open().reply(type="line.written")
     line.say("hi")

@@ -343,6 +343,23 @@ def test_handshakes_wait_for_their_turn_too_and_not_for_requests(crowded):
     assert sorted(client.status for client in (clients[0], clients[1], clients[3])) == [101, 101, 403]
 
 
+def test_frames_wait_for_their_turn_too(crowded):
+    clients = []
+    for address in ["192.0.2.7"] * 4 + ["192.0.2.8"]:
+        clients.append(asks(crowded, X_Forwarded_For=address, **HANDSHAKE))
+        until(lambda: in_layer(crowded, "websocket.connect"))
+        crowded.reply(crowded.layer.receive(["websocket.connect"])[1], finished=0)
+        clients[-1].handshake()
+    for number, client in enumerate(clients):
+        client.say(str(number))
+    until(lambda: in_layer(crowded, "websocket.receive") == 3)
+    taken = [crowded.layer.receive(["websocket.receive"])[1] for _ in range(3)]
+    assert "4" in [message["text"] for message in taken]  # behind two of the others at most
+    for message in taken:
+        crowded.reply(message, finished=message["order"])
+    until(lambda: in_layer(crowded, "websocket.receive") == 2)
+
+
 def test_handshakes_whose_clients_leave_at_once_have_no_more_turns(crowded):
     for number in range(5):
         client = asks(crowded, f"/{number}", X_Forwarded_For="192.0.2.7", **HANDSHAKE)

@@ -7,7 +7,6 @@ work is not read.
 
 from __future__ import annotations
 
-import logging
 import random
 import sys
 import time
@@ -35,16 +34,16 @@ from dbchannels.protocol import (
     VANISHED,
     WORKER_DIED,
 )
-from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.access_log import log_fields, log_websocket
 from dbchannels.server.budget import MemoryBudget, Share
+from dbchannels.server.connection_limits import FrameTurn
 from dbchannels.server.history import Resume
 from dbchannels.server.http.messages import Request, connect_message
 from dbchannels.server.options import ServerConfig, WebSocketLimits
 from dbchannels.server.relay import Relay, Reply
 from dbchannels.server.websocket.framing import Closed, Deflate, Event
 from dbchannels.server.websocket.handshake import Accepted, Denied, denied
-from dbchannels.server.websocket.messages import WORKERS_KEYS, Outgoing
+from dbchannels.server.websocket.messages import WORKERS_KEYS, Outgoing, dropped_events, refused_late
 from dbchannels.server.websocket.transport import GAP, START, Transport, id_before, position_frame
 from dbchannels.wakeup import Backoff
 
@@ -55,15 +54,7 @@ FULL_DEADLINE = 20.0  # seconds in which a full channel must take a message
 RETRY_FIRST, RETRY_MOST = 0.1, 5.0  # seconds until a message whose consumer raised ConsumeLater is sent again
 RETRY_DEADLINE = 60.0  # seconds for which a consumer may postpone a message: the default expiry
 
-log = logging.getLogger("dbchannels.server")
-_dropped = RateLimitedLog(
-    log, "%d event(s) were dropped, as handlers take longer than events come. The last was %s on %s.", None
-)
-_refused_late = RateLimitedLog(
-    log,
-    "%d message(s) refused a WebSocket that is open, which does nothing: write 'close'. The last was on %s.",
-    None,
-)
+Waiting = tuple[bool, bytes] | Reply  # whether a text, and the payload; or an event
 
 
 class Connection:
@@ -88,12 +79,11 @@ class Connection:
         # Towards the layer.
         budget = budget or MemoryBudget(ServerConfig.max_websocket_memory, limits.max_memory)
         self._share = Share(budget)
-        self._inbox: list[
-            tuple[bool, bytes] | Reply
-        ] = []  # what waits: whether a text, and the payload; or an event
+        self._inbox: list[Waiting] = []
         self._events = 0  # how many of them are events
         self._last: dict[str, Any] | None = None  # the fields of websocket.disconnect while it waits
-        self._in_flight: Send | None = None  # the message in the layer
+        self._in_flight: Send | None = None  # the message in the layer, or a frame that waits for its turn
+        self._turn = FrameTurn(budget.turns, request.client[0])
         self._in_flight_size = 0  # bytes of it that count against the share
         self._order = 0  # of the last message that was sent to the layer
         self._abandoned = False
@@ -113,10 +103,9 @@ class Connection:
 
     def connect(self) -> None:
         """Record the connection and send its connect message; give up if the outbox is full."""
-        fields = connect_message(self.request, self.reply_channel)
         key = session_key(self.request.headers)
         record = Connect(self.reply_channel, self._relay.name, self._path[:2000], key)
-        send = self._relay.make_send("websocket.connect", fields)
+        send = self._relay.make_send("websocket.connect", connect_message(self.request, self.reply_channel))
         try:
             self._relay.send(record, send)
         except OutboxFull:
@@ -196,8 +185,8 @@ class Connection:
 
     @property
     def in_layer(self) -> Send | None:
-        """The message that a worker has to consume; None while its consumer has postponed it."""
-        return None if self._is_postponed else self._in_flight
+        """The message that a worker has to consume; None while its consumer has postponed it, or it waits."""
+        return None if self._is_postponed or self._turn.waits else self._in_flight
 
     def deliver(self, reply: Reply) -> None:
         """Take a reply: data, a decision on the handshake, or what became of the message in the layer."""
@@ -215,7 +204,7 @@ class Connection:
                 self._decide(denied(500))  # the log has the error in the connect consumer's reply
         elif self._transport is not None:
             if out.accept is False and out.close is None:
-                _refused_late.count(None, self._path)
+                refused_late.count(None, self._path)
             self._transport.send(out, id_before(self.resume, out, reply.position))
             if out.close is not None:
                 self._drop_waiting()
@@ -301,7 +290,7 @@ class Connection:
 
     def _drop_event(self, name: object) -> None:
         self._relay.counts.dropped_events += 1
-        _dropped.count(None, name, self._path)
+        dropped_events.count(None, name, self._path)
 
     def _send_event(self, reply: Reply) -> None:
         event = {key: one for key, one in reply.message.items() if key not in WORKERS_KEYS}
@@ -341,6 +330,7 @@ class Connection:
             self._retries, self._retry_until = Backoff(RETRY_FIRST, RETRY_MOST), now + RETRY_DEADLINE
         if now <= self._retry_until:
             self._is_postponed = True
+            self._turn.leave()
             self.call_later(self._retries.delay(), self._send_again, self._in_flight)
         elif self._in_flight.channel == "websocket.disconnect":
             self._end()
@@ -354,7 +344,7 @@ class Connection:
     def _send_again(self, send: Send) -> None:
         if send is self._in_flight:
             self._is_postponed = False
-            self._send_in_flight()
+            self._send_in_turn()
 
     def _lost(self, why: str, channel: str | None) -> None:
         """The message in the layer will not be consumed; ``channel`` None: whichever message it is."""
@@ -428,14 +418,9 @@ class Connection:
 
     def _send(self, channel: str, fields: dict[str, Any]) -> None:
         self._order += 1
-        fields = {
-            "reply_channel": self.reply_channel,
-            "path": self._path,
-            "order": self._order,
-            **fields,
-        }
-        self._set_in_flight(self._relay.make_send(channel, fields))
-        self._send_in_flight()
+        own = {"reply_channel": self.reply_channel, "path": self._path, "order": self._order}
+        self._set_in_flight(self._relay.make_send(channel, {**own, **fields}))
+        self._send_in_turn()
 
     def _set_in_flight(self, send: Send | None) -> None:
         # The limits of a request's head bound a connect message, so it does not count.
@@ -443,11 +428,15 @@ class Connection:
         self._share.hold(size - self._in_flight_size)
         self._in_flight, self._in_flight_size = send, size
         self._refused_at, self._retries, self._is_postponed = None, None, False
+        if send is None:
+            self._turn.leave()
 
     def _drop_waiting(self) -> None:
         """Consume nothing more but the disconnect: the server has closed, or the client is lost."""
         while self._inbox:
             self._take_waiting()
+        if self._turn.waits:
+            self._set_in_flight(None)
         if self._transport is not None:
             self._transport.read()
 
@@ -467,7 +456,7 @@ class Connection:
         if self._transport is not None and self._transport.paused and frames < INBOX // 2:
             self._transport.read()
 
-    def _take_waiting(self) -> tuple[bool, bytes] | Reply:
+    def _take_waiting(self) -> Waiting:
         """Return the first of what waits."""
         first = self._inbox.pop(0)
         if isinstance(first, Reply):
@@ -476,6 +465,12 @@ class Connection:
         else:
             self._share.hold(-ENTRY - len(first[1]))
         return first
+
+    def _send_in_turn(self) -> None:
+        if self._in_flight is not None and self._in_flight.channel == "websocket.receive":
+            self._turn.enter(self._send_in_flight)
+        else:
+            self._send_in_flight()
 
     def _send_in_flight(self) -> None:
         if self._in_flight is None:

@@ -6,11 +6,13 @@ The messages are those of the public WebSocket channel format; see docs/messages
 from __future__ import annotations
 
 import difflib
+import logging
 from typing import Any, NamedTuple
 
 from dbchannels import other_libraries
 from dbchannels.exceptions import safe_repr
 from dbchannels.protocol import AGAIN, EVENT, FINISHED, NORMAL_CLOSURE, is_close_code
+from dbchannels.redaction import RateLimitedLog
 from dbchannels.server.websocket.framing import BINARY, TEXT, encode_frame
 
 #: The keys of a reply. ``content`` with ``binary`` is the same as ``text`` or ``bytes``.
@@ -19,6 +21,16 @@ KEYS = frozenset(
 )
 #: The keys that a worker adds to a reply, or sends alone.
 WORKERS_KEYS = frozenset({FINISHED, AGAIN})
+
+log = logging.getLogger("dbchannels.server")
+dropped_events = RateLimitedLog(
+    log, "%d event(s) were dropped, as handlers take longer than events come. The last was %s on %s.", None
+)
+refused_late = RateLimitedLog(
+    log,
+    "%d message(s) refused a WebSocket that is open, which does nothing: write 'close'. The last was on %s.",
+    None,
+)
 
 
 class Outgoing(NamedTuple):
