@@ -6,6 +6,7 @@ Checks and errors take their advice from this one table. A name that works the s
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
@@ -311,11 +312,13 @@ def refuse_keywords(place: str, function: str, keywords: dict[str, Any]) -> NoRe
 
 
 def module_names(module: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module, which gives advice when a name of another framework is imported."""
+    """Return the ``__getattr__`` of a module, which gives advice for an import of what is elsewhere, or is not here."""
 
     def missing(name: str) -> Any:
         if told := advice("import", name):
             raise ImportError(f"{module} has no {name!r}: {told}.", name=name)
+        if name in getattr(sys.modules["dbchannels"], "__all__", ()):
+            raise ImportError(f"{module} has no {name!r}: write from dbchannels import {name}.", name=name)
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return missing

@@ -108,6 +108,13 @@ def test_an_import_is_told_its_name_here(module):
     assert not hasattr(where, "quite_other")
 
 
+def test_an_import_from_the_module_that_has_it_in_channels_is_told_where_it_is():
+    with pytest.raises(
+        ImportError, match=r"dbchannels\.routing has no 'route': write from dbchannels import route"
+    ):
+        from dbchannels.routing import route  # noqa: F401
+
+
 @pytest.mark.parametrize("keyword", ["countdown", "eta", "queue"])
 def test_a_keyword_of_a_channel_is_told_its_name_here(keyword):
     with pytest.raises(TypeError, match=rf"Channel.__init__\(\) takes no '{keyword}': "):
