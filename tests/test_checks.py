@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from datetime import timedelta
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -513,6 +514,27 @@ def test_the_fields_are_those_of_the_documents():
     for channel, fields in FIELDS.items():
         (told,) = re.findall(rf"^``{channel}``\n((?:    .*\n|\n)+)", page, re.MULTILINE)
         assert set(fields) <= set(re.findall(r"``(\w+)``", told)), channel
+
+
+# E008: periodic messages.
+
+
+def test_e008_says_that_no_route_takes_periodic_messages(configured):
+    configured(ROUTING=[route("own", one, kind="a"), route("own", other, kind="b", every="0 7 * * *")])
+    assert only() == (
+        "dbchannels.E008",
+        "The periodic messages on own reach no consumer: they have the field 'scheduled_at' alone, and each route "
+        "on own filters on others.",
+        "Remove the filters, or add a route without any.",
+    )
+
+
+def test_e008_is_silent_when_a_route_takes_them(configured):
+    every = timedelta(hours=1)
+    configured(
+        ROUTING=[route("own", one, kind="a", every=every), route("own", other, scheduled_at=".*T07:.*")]
+    )
+    assert found() == []
 
 
 # W007: mixed patterns.

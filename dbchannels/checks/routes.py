@@ -187,6 +187,21 @@ def check_fields(table: Routing) -> Messages:
                 )
 
 
+def check_periodic(table: Routing) -> Messages:
+    """E008: No route on a channel takes the channel's own periodic messages, because all routes have filters. Remove
+    the filters, or add a route without any.
+    """
+    for channel in dict.fromkeys(entry.channel for entry in table.timetable()):
+        routes = [bound for bound in table.bound_routes() if bound.route.channel == channel]
+        if all(bound.patterns().keys() - {"scheduled_at"} for bound in routes):
+            yield checks.Error(
+                f"The periodic messages on {channel} reach no consumer: they have the field 'scheduled_at' alone, and "
+                f"each route on {channel} filters on others.",
+                hint="Remove the filters, or add a route without any.",
+                id="dbchannels.E008",
+            )
+
+
 def check_patterns(table: Routing) -> Messages:
     """W007: A regular expression contains a capture such as ``<slug:room>``, which captures nothing there. Remove ``^``
     and ``$``, or capture by ``(?P<room>...)``.
@@ -418,6 +433,7 @@ TABLE_CHECKS = (
     check_generators,
     check_channels,
     check_fields,
+    check_periodic,
     check_patterns,
     check_names,
     check_paths,

@@ -10,7 +10,7 @@ import random
 import re
 import threading
 from asyncio import CancelledError
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import nullcontext
 from contextvars import Context, copy_context
 from copy import copy
@@ -147,6 +147,8 @@ class Executor:
                 sent = buffer.pending()
                 if left := database_connections.end_transactions(blocks):
                     raise TransactionLeftOpen(left)
+                if delivery.channel == "http.request":
+                    _check_answers(sent, delivery.reply_channel)
                 operations = _merged(sent, answers) if sent and answers else sent or answers
                 return Result(operations, None, not atomic, return_value=self._returned)
             except BaseException as error:  # SystemExit and asyncio's CancelledError too
@@ -400,6 +402,16 @@ def is_generator(consumer: Any) -> bool:
     if isinstance(inner, partial):
         return is_generator(inner)
     return inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
+
+
+def _check_answers(sent: Sequence[Operation], reply_channel: str) -> None:
+    """Log it when a request's consumer has sent more than one response: its client gets the first alone."""
+    own = [one for one in sent if isinstance(one, Send) and one.channel == reply_channel]
+    if len(own) > 1 and sum("status" in codec.decode(one.payload) for one in own) > 1:
+        log.warning(
+            "A consumer of http.request has sent more than one response, and the client gets the first: send one, or "
+            "its parts with 'more_content': True."
+        )
 
 
 def _check_result(route: Route, channel: str, result: Any) -> None:

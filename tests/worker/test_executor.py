@@ -284,6 +284,31 @@ def test_a_request_that_is_wanted_later_is_asked_to_come_again(layer, run):
     assert answer["status"] == 503 and [b"Retry-After", b"1"] in answer["headers"]
 
 
+@pytest.mark.parametrize(
+    ("answers", "is_logged"),
+    [
+        ([{"status": 200}, {"status": 404}], True),
+        (
+            [
+                {"status": 200, "more_content": True},
+                {"content": b"a", "more_content": True},
+                {"content": b""},
+            ],
+            False,
+        ),
+    ],
+)
+def test_a_second_response_to_a_request_is_logged(layer, run, caplog, answers, is_logged):
+    def consume(message):
+        for answer in answers:
+            message.reply_channel.send(answer)
+
+    layer.send("http.request", {"reply_channel": "reply.v1!r", "path": "/", "headers": []})
+    run("http.request", consume)
+    assert ("has sent more than one response" in caplog.text) == is_logged
+    assert drain(layer, "reply.v1!")[: len(answers)] == answers
+
+
 def test_a_disconnect_that_nobody_can_bring_again_is_an_error(layer, run, caplog):
     gone = {"reply_channel": "reply.v1!r", "path": "/", "code": 1006, "order": -1}
     layer.send("websocket.disconnect", gone)
