@@ -16,6 +16,7 @@ import time
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from django.core import signals
 from django.db import Error, close_old_connections, connections
@@ -29,6 +30,8 @@ _IDLE, _OPEN = 0, (2, 3)
 _kept = False  # in a worker's process
 # Of threads that are not a worker's: a consumer's own, or those in which a coroutine asks the database.
 _of_threads: dict[Any, threading.Thread] = {}
+#: The cursor_factory with which each of psycopg's connections was opened: OpenTelemetry, for one, gives its own.
+_factories: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def keep() -> None:
@@ -37,14 +40,16 @@ def keep() -> None:
     _kept = True
     for signal in (signals.request_started, signals.request_finished):
         signal.disconnect(close_old_connections)
-    connection_created.connect(_note_thread)
+    connection_created.connect(_note)
     for connection in connections.all():
         if connection.vendor == "postgresql" and _is_pooled(connection):
             _reset_in_pool(connection)
 
 
-def _note_thread(connection: Any, **_: Any) -> None:
+def _note(connection: Any, **_: Any) -> None:
     _of_threads[connection] = threading.current_thread()
+    if connection.vendor == "postgresql":
+        _factories.setdefault(connection.connection, connection.connection.cursor_factory)
 
 
 def _close_of_ended_threads() -> None:
@@ -158,10 +163,7 @@ def _is_like_new(connection: Any, raw: Any, opened_by: Mapping[str, Any]) -> boo
     added = getattr(raw, "read_only", None), getattr(raw, "readonly", None), raw.deferrable
     if added != (None, None, None):
         return False
-    if (
-        raw.isolation_level != options.get("isolation_level")
-        or raw.cursor_factory != opened_by["cursor_factory"]
-    ):
+    if (raw.isolation_level, raw.cursor_factory) != (options.get("isolation_level"), _factories.get(raw)):
         return False
     if hasattr(raw, "row_factory"):  # psycopg 3's
         from psycopg.rows import tuple_row

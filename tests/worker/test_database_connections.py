@@ -56,7 +56,7 @@ def connection(tables):
     one.ensure_connection()
     one.close()  # what was set aside would keep the test database from going
     database_connections._kept = False
-    connection_created.disconnect(database_connections._note_thread)
+    connection_created.disconnect(database_connections._note)
     database_connections._of_threads.clear()
     for signal in (signals.request_started, signals.request_finished):
         signal.connect(close_old_connections)
@@ -140,6 +140,22 @@ def test_nothing_stays_in_the_driver_s_own_object(connection, leave):
     database_connections.end_message()
     assert kept() == fresh
     assert ask(connection, "SELECT '\u20ac'") == ("\u20ac",)
+
+
+def test_a_cursor_of_a_tracer_is_no_reason_to_open_another_connection(connection, monkeypatch):
+    """OpenTelemetry gives each connection a subclass of the cursor_factory that Django asks for."""
+    connect = connection.Database.connect
+
+    def traced(**parameters):
+        return connect(
+            **{**parameters, "cursor_factory": type("Traced", (parameters["cursor_factory"],), {})}
+        )
+
+    connection.close()
+    monkeypatch.setattr(connection.Database, "connect", traced)
+    first = pid(connection)
+    database_connections.end_message()
+    assert pid(connection) == first
 
 
 def test_what_a_thread_of_a_consumer_has_left_open_is_closed(connection):
