@@ -11,7 +11,7 @@ import re
 import threading
 from asyncio import CancelledError
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import Context, copy_context
 from copy import copy
 from functools import partial
@@ -341,8 +341,9 @@ def copied_context() -> Context:
     """
     context = copy_context()
     for variable, value in list(context.items()):
-        if hasattr(value, "__copy__") or isinstance(value, (dict, list, set)):
-            context.run(variable.set, copy(value))
+        if hasattr(type(value), "__copy__") or isinstance(value, (dict, list, set)):
+            with suppress(Exception):  # a Context of OpenTelemetry, for one, is a dict that nobody can fill
+                context.run(variable.set, copy(value))
     return context
 
 

@@ -1369,6 +1369,26 @@ def test_what_the_process_has_in_its_context_is_not_shared_by_its_messages(layer
     assert seen == [28, 28]
 
 
+@kinds.only("memory")
+def test_what_cannot_be_copied_is_shared(layer, new_worker):
+    class Immutable(dict):
+        """As a Context of OpenTelemetry."""
+
+        def __setitem__(self, key, value):
+            raise ValueError
+
+    kept, seen = ContextVar("kept"), []
+    one = new_worker(route("own", lambda message: seen.append(kept.get())))
+
+    def begin():
+        kept.set(Immutable(a=1))
+        one.run_once()
+
+    layer.send("own", {})
+    in_thread(layer, begin).join(20)
+    assert seen == [{"a": 1}]
+
+
 @pytest.mark.parametrize("signal", [message_dead, task_failed, worker_ready])
 @kinds.on_databases
 def test_receivers_of_signals_between_two_messages_leave_nothing_either(
