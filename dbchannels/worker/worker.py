@@ -143,9 +143,8 @@ class Worker:
             self._executor.views.load()
 
     def run(self) -> None:
-        """Work until ``stop`` is called; finish what runs, hand back the rest, and leave no record behind.
-
-        Raises LayerUnavailable if an outage has lasted too long.
+        """Work until ``stop`` is called; finish what runs, hand back the rest, and leave no record behind. Raises
+        LayerUnavailable if an outage has lasted too long.
         """
         set_script_prefix(self._script_prefix)
         caches.all()  # kept in a ContextVar: made in the context of a message, they would be made anew for each
@@ -171,9 +170,7 @@ class Worker:
                 self._wait()
             except LayerUnavailable as error:
                 self._health.failed(error)
-                self._renewed_at = (
-                    0.0  # the next look begins with a write: a database may answer, and take none
-                )
+                self._renewed_at = 0.0  # begin with a write: a database may answer, and take none
                 self._wake.wait(delays.delay())
         self._watchdog.stop()  # or it could put the worker on record again
         self._dropped.flush()
@@ -332,12 +329,13 @@ class Worker:
                 self._write()  # and so put on record again what runs, or its clients are told that it is lost
             self._record_work()
             self._dropped.count(number=0)
+            self._executor.tidy()  # a consumer's thread may have ended after its message
         if not self._wakeups and now - self._cleaned_at > every:
             self._cleaned_at = now
             try:
                 self.link.clean_up()
             finally:
-                self._executor.tidy()  # its check of the wakeups is on Django's connection
+                self._executor.tidy()  # the check of the wakeups uses Django's connection
         self.measures.events["outages"] = self._health.outages
         report = self._process.report
         if report is not None and now >= report.due_at:

@@ -10,6 +10,7 @@ import time
 import uuid
 from collections import Counter
 from contextvars import ContextVar
+from unittest.mock import Mock
 
 import pytest
 from django.db import connections, transaction
@@ -31,7 +32,7 @@ from dbchannels.protocol import CHUNK
 from dbchannels.signals import message_dead, worker_ready
 from dbchannels.testing.contract.case import drain, in_thread, wait_until, waiting
 from dbchannels.wakeup import WakeupPipe, wait_readable
-from dbchannels.worker import executor, worker
+from dbchannels.worker import database_connections, executor, worker
 from dbchannels.worker.batch import BatchSizer
 from dbchannels.worker.executor import backoff
 from dbchannels.worker.worker import PROTOCOL_CHANNELS, ProcessContext, new_worker_name
@@ -1387,6 +1388,23 @@ def test_what_cannot_be_copied_is_shared(layer, new_worker):
     layer.send("own", {})
     in_thread(layer, begin).join(20)
     assert seen == [{"a": 1}]
+
+
+@kinds.only("memory")
+def test_what_a_thread_leaves_open_after_its_message_is_closed_without_another_message(
+    layer, new_worker, run, monkeypatch
+):
+    left, thread = Mock(), threading.Thread(target=int)
+    thread.start()
+    thread.join()
+    one = new_worker(route("own", quiet), process=ProcessContext(wakeups=[WakeupPipe.new()]))
+    layer.send("own", {})
+    run(one)
+    wait_until(lambda: one.consumed)
+    monkeypatch.setitem(database_connections._of_threads, left, thread)
+    one._renewed_at = 0.0  # long ago
+    wait_until(lambda: left.close.called)
+    assert not database_connections._of_threads
 
 
 @pytest.mark.parametrize("signal", [message_dead, task_failed, worker_ready])
