@@ -52,8 +52,8 @@ def _note(connection: Any, **_: Any) -> None:
         _factories.setdefault(connection.connection, connection.connection.cursor_factory)
 
 
-def _close_of_ended_threads() -> None:
-    """Close what threads have left open that have ended: its locks would be held until Python frees the objects."""
+def _close_orphans() -> None:
+    """Close the connections of threads that have ended: their locks would be held until Python frees the objects."""
     for connection, thread in list(_of_threads.items()):
         ended = not thread.is_alive()
         if ended or thread is threading.current_thread():
@@ -65,20 +65,16 @@ def _close_of_ended_threads() -> None:
 
 def end_message() -> None:
     """Leave the calling thread's connections for the next message."""
-    _close_of_ended_threads()
+    _close_orphans()
     connection: Any
     for connection in connections.all(initialized_only=True):
         connection.queries_log.clear()
         kept = _kept and connection.connection is not None
-        if kept and connection.vendor == "sqlite":
-            connection.close()  # to open a file again is cheap; Django keeps a database in memory
+        if kept and (connection.vendor == "sqlite" or _is_pooled(connection)):
+            # To open a file again is cheap; Django keeps a database in memory. The pool resets what it has back.
+            connection.close()
         elif not kept or connection.vendor != "postgresql":
             connection.close_if_unusable_or_obsolete()
-        elif _is_pooled(connection):
-            raw = connection.connection
-            if not _is_like_new(connection, raw, connection.get_connection_params()):
-                raw.close()
-            connection.close()  # the pool has it back
         else:
             # As long as Django would keep the connection, or CONN_MAX_AGE is 0.
             max_age, close_at = connection.settings_dict["CONN_MAX_AGE"], connection.close_at
@@ -89,11 +85,8 @@ def end_message() -> None:
             else:
                 connection.close()
         # An engine of its own may keep on its wrapper what the message has set, as django-tenants keeps the tenant.
-        if (
-            _kept
-            and connection.vendor == "postgresql"
-            and not type(connection).__module__.startswith("django.")
-        ):
+        is_own = not type(connection).__module__.startswith("django.")
+        if _kept and is_own and connection.vendor == "postgresql":
             _renew(connection)
 
 
@@ -212,7 +205,7 @@ def _renew(connection: Any) -> None:
     """Put a new wrapper in the place of a connection's; it has the connection that was set aside."""
     new: Any = connections.create_connection(connection.alias)
     connections[connection.alias] = new
-    if (aside := vars(connection).get("get_new_connection")) is not None:
+    if (aside := vars(connection).pop("get_new_connection", None)) is not None:
         new.get_new_connection = partial(_reconnect, new, *aside.args[1:])
 
 
