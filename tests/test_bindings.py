@@ -813,6 +813,14 @@ def test_one_that_is_declared_before_the_models_are_ready_is_connected_then(site
     assert len(site.sent()) == 1 and binding._pending == []
 
 
+@pytest.mark.parametrize(
+    "groups",
+    [classmethod(lambda cls, instance, action: [action]), staticmethod(lambda instance, action: [action])],
+)
+def test_groups_may_be_a_method_of_any_kind(bind, groups):
+    assert bind(groups=groups)().audience(None, "create") == {"create"}
+
+
 def test_groups_must_be_said():
     with pytest.raises(
         NotImplementedError, match=r"Binding has no groups\(self, instance, action\): add it\."

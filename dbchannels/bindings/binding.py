@@ -278,7 +278,7 @@ class Binding:
         if (cls.groups, cls.audience) == (Binding.groups, Binding.audience):
             raise InvalidConfiguration(f"{cls.__name__} has no groups(self, instance, action): add it.")
         try:
-            inspect.signature(cls.groups).bind(None, None, None)
+            inspect.signature(cls().groups).bind(None, None)
         except TypeError:
             raise InvalidConfiguration(
                 f"{cls.__name__}.groups cannot be called: write def groups(self, instance, action)."
