@@ -605,6 +605,7 @@ UNREAD = {
     "deep/more.py": "from dbchannels import consumer\n\n@consumer('own')\ndef job(message): ...\n",
     "hall.py": "@route_class(path='/x/')\nclass Chat(Base): ...\n",
     "inn.py": "class Chat(JsonWebsocketConsumer): ...\n",
+    "channels_own.py": "from channels.generic.websocket import WebsocketConsumer\nclass A(WebsocketConsumer): ...\n",
     "live.py": "class Live(Binding):\n    model = None\n",
     "consumers.py": "",
     "tests.py": "@consumer('own')\ndef job(message): ...\n",
@@ -926,6 +927,8 @@ def test_w016_says_that_no_path_begins_so(configured, text):
         "(chat|/room)/",
         "(a|b)?/x",
         "(a|b?)/",
+        r"^/(?P<one>\w+)/(?P=one)/$",
+        "/proxy/https://<path:other>",
     ],
 )
 def test_w016_is_silent_where_one_may(configured, text):
@@ -985,6 +988,11 @@ def test_w017_says_that_nothing_reads_a_setting_of_another_library(settings, nam
 def test_w017_says_how_the_setting_is_called(settings, name):
     setattr(settings, name, {})
     assert only() == ("dbchannels.W017", f"Nothing reads the setting {name}.", "Write DBCHANNELS.")
+
+
+def test_w017_is_silent_on_a_setting_of_the_sites_own(settings):
+    settings.CHANNELS = ["mail", "post"]
+    assert found() == []
 
 
 def test_w017_reports_each_setting_once(settings):

@@ -697,6 +697,11 @@ def test_a_disconnect_that_takes_a_message_as_in_channels_is_found(parameters):
     assert error.msg.endswith("; write disconnect(self, code).")
 
 
+def test_a_disconnect_may_have_a_parameter_of_such_a_name_besides():
+    of = type("Of", (WebsocketConsumer,), {"disconnect": lambda self, code, message="", event=None: None})
+    assert not list(routes.check_classes(Routing([route_class(of, path="/")])))
+
+
 def test_a_check_says_so():
     table = Routing([route_class(Chat, path="/<code>/")])
     errors = list(routes.check_classes(table))

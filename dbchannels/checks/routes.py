@@ -37,7 +37,7 @@ FIELDS = {
 }
 _OURS = {*Demultiplexer.__mro__, *JsonWebsocketConsumer.__mro__}
 _RUN = ("connect", "receive", "receive_json", "disconnect", "groups")
-_QUERY = re.compile(r"\?[\w-]+=")
+_MORE = re.compile(r"\A(?:\^|\\A)?/?\w+://|\?(?!P=)[\w-]+=")  # than a path: a host, or a query string
 _NAME = re.compile(r"(?<=<)(?:\w+(?=>)|(?<=<)(\w+:)\w+(?=>))")
 
 
@@ -230,7 +230,7 @@ def check_patterns(table: Routing) -> Messages:
             )
 
         whole = bound.shown_filters().get("path", "")
-        if "://" in whole or _QUERY.search(whole):
+        if _MORE.search(whole):
             yield checks.Warning(
                 f"{bound.route.name} is never run: its path={whole} contains more than a path.",
                 hint="Write the path alone. The query string of a handshake is message['query_string'].",
@@ -390,9 +390,7 @@ def _mismatch(of: type[WebsocketConsumer], kind: str, captures: Sequence[str]) -
         try:
             signature = inspect.signature(function)
             signature.bind(None, *positional, **named)
-            if method == "disconnect" and {"message", "event"} & (
-                signature.parameters.keys() - set(captures)
-            ):
+            if method == "disconnect" and [*signature.parameters][1:2] in (["message"], ["event"]):
                 raise TypeError  # as in Channels: it would get the code
         except TypeError:
             wanted = ", ".join(["self", *positional, *named])

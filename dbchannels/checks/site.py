@@ -109,7 +109,7 @@ def check_leftovers(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage
             library = "Celery"
         elif name in ("CHANNEL_LAYERS", "ASGI_APPLICATION") and not channels:
             library = "Channels"
-        elif name != "DBCHANNELS" and difflib.get_close_matches(name, ["DBCHANNELS"], cutoff=0.85):
+        elif name != "DBCHANNELS" and difflib.get_close_matches(name, ["DBCHANNELS"], cutoff=0.9):
             found.append(
                 checks.Warning(
                     f"Nothing reads the setting {name}.", hint="Write DBCHANNELS.", id="dbchannels.W017"
@@ -365,7 +365,7 @@ def check_modules(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
             if not its_own or module in sys.modules or _is_elsewhere(path.relative_to(root)):
                 continue
             text = _source(path)
-            if _CONSUMER.search(text):
+            if _CONSUMER.search(text) and "from channels." not in text:
                 what, hint = (
                     "consumers, and nothing imports it, so no worker runs them",
                     f"Import it in {config.name}.consumers, or list its consumers in the routing module.",
