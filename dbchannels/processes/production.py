@@ -344,8 +344,10 @@ def stop_at_signals(stop_now: Callable[[], None] = lambda: None) -> Stopping:
 
     def stop(restart: bool) -> None:
         if stopping.signalled:
-            stop_now()
-            os._exit(1)
+            try:
+                stop_now()
+            finally:
+                os._exit(1)
         stopping.restart, stopping.signalled = restart or stopping.taken, True
         stopping.set()
 

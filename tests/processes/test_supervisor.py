@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 import types
+from functools import partial
 
 import pytest
 
 from dbchannels.measures import DONE, new_report, parse_report, total
-from dbchannels.processes import supervisor
+from dbchannels.processes import production, supervisor
 from dbchannels.processes.supervisor import Supervisor, Task, WorkerProcess, manage_command, start_worker
 from dbchannels.testing.contract.case import wait_until
 from dbchannels.wakeup import WakeupPipe
@@ -658,3 +659,19 @@ def test_a_death_is_told_from_a_thread_that_goes_on(shell, supervise):
     one = supervise(on_death=lambda name: told.set())
     assert told.wait(10)
     wait_until(lambda: len(started) == 2 and pids_of(one))
+
+
+def test_a_second_signal_ends_the_process_before_its_workers_are_started_too(monkeypatch):
+    handlers, ended = {}, []
+
+    def handle(number, call, *given):
+        handlers[number] = partial(call, *given)
+
+    monkeypatch.setattr(production.gevent, "signal_handler", handle)
+    monkeypatch.setattr(os, "_exit", ended.append)
+    stopping = production.stop_at_signals(Supervisor([Task((), {})], print, 1.0).stop_now)
+    handlers[signal.SIGTERM]()
+    assert stopping.is_set() and not ended
+    with pytest.raises(RuntimeError):
+        handlers[signal.SIGTERM]()
+    assert ended == [1]
