@@ -28,9 +28,8 @@ log = logging.getLogger("dbchannels.worker")
 
 # Django's keys have 32 letters and digits; a session in a cookie has up to 4 KiB of printable ASCII.
 _KEY = re.compile(r"\A[!-~]{8,4096}\Z")
-_QUOTED = re.compile(
-    r"\\(?:([0-3][0-7][0-7])|(.))"
-)  # in a quoted value: an octal number, or the character itself
+# In a quoted value: an octal number, or the character itself.
+_QUOTED = re.compile(r"\\(?:([0-3][0-7][0-7])|(.))")
 
 
 def session_key(headers: Iterable[Sequence[bytes]]) -> str:
@@ -41,7 +40,7 @@ def session_key(headers: Iterable[Sequence[bytes]]) -> str:
 
 
 def read_cookies(text: str) -> dict[str, str]:
-    """Return the cookies of a header, as Django's ``parse_cookie``.
+    """Return the cookies of a header, as Django's ``parse_cookie`` does.
 
     That function asks Python's to unquote the values, which takes seconds for 32 kB of backslashes in Python 3.11.9,
     3.12.5 and before (CVE-2024-7592). The interface server, which serves all clients in one thread, calls this one.
@@ -50,10 +49,11 @@ def read_cookies(text: str) -> dict[str, str]:
     for part in text.split(";"):
         name, equals, value = part.partition("=")
         name, value = (name.strip(), value.strip()) if equals else ("", part.strip())
+        if not (name or value):
+            continue
         if len(value) > 1 and value[0] == value[-1] == '"':
             value = _QUOTED.sub(lambda match: chr(int(match[1], 8)) if match[1] else match[2], value[1:-1])
-        if name or value:
-            found[name] = value
+        found[name] = value
     return found
 
 

@@ -48,6 +48,7 @@ def test_it_is_the_cookies_value(headers, key):
         ";;=;=a;",
         'sessionid="',
         'a="",b=""; c="" ; ="x"',
+        '""',
         "",
     ],
 )
