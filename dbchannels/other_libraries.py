@@ -117,7 +117,7 @@ NAMES: dict[str, dict[str, str]] = {
     "task": {
         **dict.fromkeys(("delay", "s", "si"), "write enqueue(...)"),
         "apply_async": "write using(priority=..., run_after=..., queue_name=...).enqueue(...)",
-        "retry": "raise any exception: the task comes again",
+        "retry": "raise any exception: the task runs again",
     },
     # Attributes of a test case and of its client.
     "test": {
@@ -312,7 +312,7 @@ def refuse_keywords(place: str, function: str, keywords: dict[str, Any]) -> NoRe
 
 
 def module_names(module: str) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a module, which gives advice for an import of what is elsewhere, or is not here."""
+    """Return the ``__getattr__`` of a module, which says what to write instead of a name that is not there."""
 
     def missing(name: str) -> Any:
         if told := advice("import", name):

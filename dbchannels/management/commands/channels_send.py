@@ -41,7 +41,7 @@ class Command(LayerCommand):
 
     def act(self, layer: BaseLayer, options: dict[str, Any]) -> None:
         if not layer.shared:
-            raise CommandError("This layer lives in one process, which this is not: use a database layer.")
+            raise CommandError("This layer lives in one process: channels_send needs one on a database.")
         words, group = list(options["words"]), options["to_group"]
         if not group and (not words or "=" in words[0]):
             raise CommandError("Name the channel first: manage.py channels_send NAME key=value.")
