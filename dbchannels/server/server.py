@@ -160,15 +160,12 @@ class InterfaceServer:
         self.options = options
         self.relay = Relay(layer, wakeups, GeventHub())
         is_proxy = options.proxies.believes if options.proxies else None
+        turns = partial(FairQueue, options.max_waiting_per_address, is_proxy)
         # A worker is kept free for WebSockets, so these need not wait for requests.
-        self.requests = Requests(self.relay, options, FairQueue(options.max_waiting_per_address, is_proxy))
-        self._handshakes = FairQueue(options.max_waiting_per_address, is_proxy)
+        self.requests, self._handshakes = Requests(self.relay, options, turns()), turns()
         self.connection_limits = ConnectionLimits(options.max_connections, options.max_per_address, is_proxy)
-        self._budget = MemoryBudget(
-            options.max_websocket_memory,
-            options.websocket.max_memory,
-            FairQueue(options.max_waiting_per_address, is_proxy, FRAMES_TOGETHER),
-        )
+        memory, of_one = options.max_websocket_memory, options.websocket.max_memory
+        self._budget = MemoryBudget(memory, of_one, turns(FRAMES_TOGETHER))
         self.hub_time = self._budget.hub_time
         self.connections: set[Connection] = set()
         self._closing: int | None = None  # the close code, once the server stops
