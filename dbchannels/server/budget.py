@@ -11,12 +11,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
 import gevent
 from gevent.hub import Waiter
 
 from dbchannels.protocol import TRY_AGAIN
-from dbchannels.server.connection_limits import FairQueue
+from dbchannels.server.connection_limits import FairQueue, address_key, is_local
 
 SPARE = 8  # this fraction of the total is kept for copies, which are not counted
 RESERVED = 4096  # bytes that each connection may hold even when the others hold all
@@ -30,10 +31,10 @@ SOCKET_SLICE = 0.001  # seconds of them for one socket, before others have their
 class MemoryBudget:
     """Counts the bytes that connections hold; called in the hub.
 
-    A connection may hold as many bytes as are free, but never more than ``per_connection``, so any number of them
-    leaves room for the next one. If all waited for the rest of their messages, nothing would ever be freed, so the
-    first one that waits may go on up to ``per_connection``. Together they hold at most ``total``, one message, and
-    RESERVED bytes for each connection.
+    The connections of an address together may hold as many bytes as are free, so any number of them leaves as much for
+    others; those from this machine count one by one. None may hold more than ``per_connection``. If all waited for the
+    rest of their messages, nothing would ever be freed, so the first one that waits may go on up to
+    ``per_connection``. Together they hold at most ``total``, one message, and RESERVED bytes for each connection.
     """
 
     def __init__(self, total: int, per_connection: int, turns: FairQueue | None = None) -> None:
@@ -43,12 +44,15 @@ class MemoryBudget:
         self.hub_time = HubTime()
         self.unsent = UnsentFrames(total)
         self.first: Share | None = None  # the connection that may go on without room
+        self._addresses: WeakValueDictionary[str, AddressMemory] = WeakValueDictionary()
         self._waiting: dict[Share, Callable[[], None]] = {}  # in the order of their arrival
         self._resuming = False
 
-    def fair_share(self) -> int:
-        """Return how many bytes any connection may hold now."""
-        return max(RESERVED, min(self.per_connection, self.total - self.used))
+    def of_address(self, client: str) -> AddressMemory:
+        """Return the count that the connections of a client's address have in common."""
+        if is_local(client):
+            return AddressMemory()
+        return self._addresses.setdefault(address_key(client), AddressMemory())
 
     def wait(self, share: Share, resume: Callable[[], None]) -> None:
         """Call the function when the connection may go on, which may be soon."""
@@ -57,7 +61,7 @@ class MemoryBudget:
 
     def freed(self, share: Share) -> None:
         """A connection holds less than before."""
-        if share is self.first and share.held <= self.fair_share():
+        if share is self.first and share.held <= share.fair():
             self.first = None
         if self._waiting:
             self._resume_later()
@@ -78,31 +82,46 @@ class MemoryBudget:
                 self._waiting.pop(self.first)()
 
 
+class AddressMemory:
+    """What the connections of one address hold together."""
+
+    __slots__ = ("__weakref__", "held")
+
+    def __init__(self) -> None:
+        self.held = 0  # bytes
+
+
 class Share:
-    """What one connection holds."""
+    """What one connection holds; ``client`` is its address."""
 
-    __slots__ = ("budget", "held")
+    __slots__ = ("_together", "budget", "held")
 
-    def __init__(self, budget: MemoryBudget) -> None:
+    def __init__(self, budget: MemoryBudget, client: str = "") -> None:
         self.budget = budget
         self.held = 0  # bytes
+        self._together = budget.of_address(client)
 
     def hold(self, size: int) -> None:
         """Count more bytes, or fewer if the number is negative."""
         self.held += size
+        self._together.held += size
         self.budget.used += size
         if size < 0:
             self.budget.freed(self)
 
     def room(self) -> int:
         """Return how many more bytes the connection may hold."""
-        budget = self.budget
-        limit = budget.per_connection if self is budget.first else budget.fair_share()
-        return limit - self.held
+        return (self.budget.per_connection if self is self.budget.first else self.fair()) - self.held
 
     def has_room(self) -> bool:
-        """Whether the connection holds no more than any connection may."""
-        return self.budget.fair_share() - self.held >= LEAST_ROOM
+        """Whether the connection may hold more, without being the first that waits."""
+        return self.fair() - self.held >= LEAST_ROOM
+
+    def fair(self) -> int:
+        """Return how many bytes the connection may hold now."""
+        budget = self.budget
+        free = budget.total - budget.used - (self._together.held - self.held)
+        return max(RESERVED, min(budget.per_connection, free))
 
 
 class SlowSocket(Protocol):

@@ -92,6 +92,20 @@ def test_each_may_hold_what_is_free_and_no_more_than_its_share():
     assert (budget.used, other.room()) == (RESERVED, 40 * KIB - RESERVED)
 
 
+def test_one_address_leaves_as_much_as_it_holds():
+    budget = budget_of(100 * KIB, 40 * KIB)
+    crowd = [Share(budget, f"2001:db8::{number}") for number in range(1000)]  # one network
+    for share in crowd[:3] * 40:
+        share.hold(KIB if share.has_room() else 0)
+    assert budget.used == 50 * KIB
+    assert (crowd[0].has_room(), crowd[-1].room()) == (False, RESERVED)
+    assert [Share(budget, client).room() for client in ("192.0.2.1", "127.0.0.1", "")] == [40 * KIB] * 3
+    crowd[0].hold(-crowd[0].held)
+    assert crowd[1].has_room()
+    del crowd, share
+    assert not budget._addresses
+
+
 def test_who_waits_goes_on_when_there_is_room_and_the_first_may_finish():
     budget = budget_of(100 * KIB, 60 * KIB)
     shares, went_on = [Share(budget) for _ in range(4)], []

@@ -78,7 +78,7 @@ class Connection:
         self._relay, self._limits = relay, limits
         # Towards the layer.
         budget = budget or MemoryBudget(ServerConfig.max_websocket_memory, limits.max_memory)
-        self._share = Share(budget)
+        self._share = Share(budget, request.client[0])
         self._inbox: list[Waiting] = []
         self._events = 0  # how many of them are events
         self._last: dict[str, Any] | None = None  # the fields of websocket.disconnect while it waits
