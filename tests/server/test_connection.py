@@ -367,7 +367,9 @@ def test_the_first_decision_counts(line):
 
 def test_a_refusal_of_an_open_connection_is_logged(line, logged, monkeypatch):
     monkeypatch.setattr(connection.refused_late, "_logged_at", -1e9)
-    line.open().reply(accept=False)
+    line.open().reply(accept=False, status=500, finished=0)  # the connect consumer has raised afterwards
+    assert not [text for text in logged() if "refused" in text]
+    line.reply(accept=False)
     (told,) = [text for text in logged() if "refused" in text]
     assert told.startswith(
         "1 message(s) refused a WebSocket that is open, which does nothing: write 'close'."

@@ -203,7 +203,8 @@ class Connection:
             if FINISHED in message or "accept" in message:
                 self._decide(denied(500))  # the log has the error in the connect consumer's reply
         elif self._transport is not None:
-            if out.accept is False and out.close is None:
+            # A connect consumer that raised after it had accepted is in the log already.
+            if out.accept is False and out.close is None and message.get(FINISHED) != 0:
                 refused_late.count(None, self._path)
             self._transport.send(out, id_before(self.resume, out, reply.position))
             if out.close is not None:
