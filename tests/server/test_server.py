@@ -513,7 +513,7 @@ def test_a_request_that_nobody_can_answer_is_answered_at_once(site, reply, statu
 
 
 def test_a_consumer_that_returned_without_an_answer_is_logged(new_site, caplog):
-    site = new_site(http_timeout=0.2).responding({"taken": True})
+    site = new_site(http_timeout=1.0).responding({"taken": True})
     assert site.client().ask("GET", "/asked").status == 504
     assert "The consumer of '/asked' returned without an answer: send a response to" in caplog.text
 
