@@ -304,8 +304,11 @@ class Worker:
         self._wake_others()
 
     def _look_after(self) -> None:
-        with suppress(LayerUnavailable):  # the main thread logs it
+        try:
             self._keep_alive()
+        except LayerUnavailable:  # the main thread logs it
+            # Try again soon: half a lease after a crash of the database, servers look for what nobody has on record.
+            self._renewed_at -= self.layer.options["lease"] / 4
 
     def _cancelled_by(self, delivery: Delivery) -> str:
         return self.link.cancelled_by(self.name, delivery)
