@@ -654,6 +654,13 @@ def test_w009_is_silent_when_consumers_import_them(app):
     assert found() == []
 
 
+def test_w009_is_silent_when_the_routing_module_imports_them(app, configured):
+    (app / "table.py").write_text("import unread_app.jobs\n\nroutes = []\n")
+    configured(ROUTING="unread_app.table")
+    assert "unread_app.jobs" not in sys.modules
+    assert "unread_app.jobs" not in {message.msg.split()[0] for message in found()}
+
+
 def test_w009_says_it_once_of_an_app_inside_of_an_app(app, settings):
     (app / "deep" / "__init__.py").write_text("")
     settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "unread_app.deep"]

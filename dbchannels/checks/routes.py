@@ -14,7 +14,7 @@ from django.apps import apps
 from django.core import checks
 
 from dbchannels import conf, names, other_libraries
-from dbchannels.checks.site import is_of_the_site, unnamed_modules
+from dbchannels.checks.site import is_of_the_site, unimported_modules, unnamed_modules
 from dbchannels.consumers.json import Demultiplexer, JsonWebsocketConsumer
 from dbchannels.consumers.websocket import RESERVED, WebsocketConsumer, takes, wrong_groups, wrong_receive
 from dbchannels.exceptions import DBChannelsError, safe_repr
@@ -46,7 +46,7 @@ def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
     """E002: The routing is invalid: a name cannot be imported, or a filter or an option cannot be used. Correct what
     the message names.
 
-    If it is valid, TABLE_CHECKS and W018 follow.
+    If it is valid, and so all that it names is imported, TABLE_CHECKS, W009 and W018 follow.
     """
     found: list[checks.CheckMessage] = []
     is_broken = False
@@ -63,7 +63,7 @@ def check_routing(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
         for message in messages:
             if message not in (before if message.is_serious() else found):
                 found.append(message)
-    return found if is_broken else found + list(unnamed_modules())
+    return found if is_broken else [*found, *unimported_modules(), *unnamed_modules()]
 
 
 def check_reach(table: Routing) -> Messages:

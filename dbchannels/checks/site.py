@@ -15,7 +15,6 @@ from django.conf import settings
 from django.core import checks
 from django.core.management import get_commands
 from django.db import DatabaseError, connections
-from django.utils.module_loading import autodiscover_modules
 
 from dbchannels import conf, other_libraries
 from dbchannels.exceptions import InvalidConfiguration
@@ -347,16 +346,10 @@ def check_addresses(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage
 # Consumers and bindings in the sources of apps, that nothing imports.
 
 
-@checks.register("dbchannels")
-def check_modules(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
+def unimported_modules() -> Iterator[checks.CheckMessage]:
     """W009: A module of an app has a consumer or a binding, and nothing imports it. Import it in the app's
     ``consumers.py``, or a binding's in ``AppConfig.ready()``.
     """
-    try:
-        autodiscover_modules("consumers")
-    except Exception:  # any error of a module of the site: check_routing reports it
-        return []
-    found: list[checks.CheckMessage] = []
     for config in filter(is_of_the_site, apps.get_app_configs()):
         root = Path(config.path)
         for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
@@ -377,8 +370,7 @@ def check_modules(app_configs: Any, **kwargs: Any) -> list[checks.CheckMessage]:
                 )
             else:
                 continue
-            found.append(checks.Warning(f"{module} has {what}.", hint=hint, id="dbchannels.W009"))
-    return found
+            yield checks.Warning(f"{module} has {what}.", hint=hint, id="dbchannels.W009")
 
 
 def unnamed_modules() -> Iterator[checks.CheckMessage]:
