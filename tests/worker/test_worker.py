@@ -959,6 +959,28 @@ def test_the_lease_is_renewed_while_a_consumer_runs(new_layer, new_worker, run):
     released.set()
 
 
+def test_a_lease_that_was_not_renewed_in_an_outage_is_renewed_well_before_servers_look(
+    new_layer, new_worker, monkeypatch
+):
+    """Half a lease after a crash of the database a server takes what no worker has on record for lost."""
+    new_layer(lease=12.0)
+    one, tries = new_worker(route("own", quiet)), []
+
+    def away(name):
+        tries.append(name)
+        raise LayerUnavailable("away")
+
+    monkeypatch.setattr(one.link, "renew", away)
+    one._renewed_at = 0.0  # long ago
+    one._look_after()
+    one._look_after()
+    assert len(tries) == 1  # not at each look
+    now = time.monotonic()
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now + 1.1)
+    one._look_after()
+    assert len(tries) == 2
+
+
 def test_the_lease_is_renewed_while_nothing_comes_however_rare_the_poll(new_layer, new_worker, run):
     new_layer(lease=0.15, poll_interval=3600)
     renewals = []
