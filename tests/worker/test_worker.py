@@ -37,6 +37,7 @@ from dbchannels.worker.batch import BatchSizer
 from dbchannels.worker.executor import backoff
 from dbchannels.worker.worker import PROTOCOL_CHANNELS, ProcessContext, new_worker_name
 from tests import kinds
+from tests.clocks import patch_time
 
 REPLIES = "reply.s1!"
 CLIENT = "reply.s1!c1"
@@ -976,7 +977,7 @@ def test_a_lease_that_was_not_renewed_in_an_outage_is_renewed_well_before_server
     one._look_after()
     assert len(tries) == 1  # not at each look
     now = time.monotonic()
-    monkeypatch.setattr(worker.time, "monotonic", lambda: now + 1.1)
+    patch_time(monkeypatch, worker, monotonic=lambda: now + 1.1)
     one._look_after()
     assert len(tries) == 2
 
